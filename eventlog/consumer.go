@@ -1,0 +1,76 @@
+package eventlog
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Consumer is one named reader of topics: a read model or a policy. Exactly
+// one of Each, Batch and Rows is set. All events handed over count under the
+// reader rule; claims and SEENs are left out.
+//
+// Events of one partition arrive in offset order, those of one key one after
+// the other, also through retries.
+type Consumer struct {
+	Name       string // stable: names the group, the checkpoints, the retry and dead letter topics
+	Generation int    // of a read model's tables, 1 and up; 0 for a policy
+	Topics     []string
+
+	// Each handles one event whose effect is outside and idempotent. Lanes is
+	// how many keys of one partition may be under way at once (default 16).
+	Each  func(ctx context.Context, e Event) error
+	Lanes int
+	// Batch handles many events of one partition at once, idempotently.
+	Batch func(ctx context.Context, events []Event) error
+	// Rows applies many events of one partition to a read model, in the
+	// transaction that also moves the checkpoint. It only writes rows.
+	Rows func(ctx context.Context, tx pgx.Tx, events []Event) error
+
+	MaxBatch int           // events per Batch or Rows call; default 1,000
+	Backlog  time.Duration // where a consumer without checkpoint starts: 0 = the first record, else this far back
+}
+
+// ErrAway marks a failure of something that the handler depends on (a shard
+// without owner, Postgres, the gateway). It is no attempt: the lane waits with
+// backoff and its lag shows. Wrap with Away.
+var ErrAway = errors.New("dependency away")
+
+// ErrPoison marks an event that no retry can help: straight to the dead
+// letters. Wrap with Poison. A panic in a handler is the same.
+var ErrPoison = errors.New("poison")
+
+type classified struct{ class, err error }
+
+func (c classified) Error() string   { return c.err.Error() }
+func (c classified) Unwrap() []error { return []error{c.class, c.err} }
+
+// Away says that err is the absence of a dependency. nil stays nil.
+func Away(err error) error {
+	if err == nil {
+		return nil
+	}
+	return classified{ErrAway, err}
+}
+
+// Poison says that err will not go away. nil stays nil.
+func Poison(err error) error {
+	if err == nil {
+		return nil
+	}
+	return classified{ErrPoison, err}
+}
+
+// Runtime runs consumers: what it needs, the same for all of them.
+type Runtime struct {
+	Kafka      Config
+	Partitions int32
+	DB         *pgxpool.Pool
+	Registry   prometheus.Registerer
+	Log        *slog.Logger
+}

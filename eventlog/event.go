@@ -1,0 +1,148 @@
+package eventlog
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// The record types of aggregate topics that concern no aggregate: they have
+// neither key nor version.
+const (
+	ShardClaimed = "SHARD_CLAIMED"
+	ShardSeen    = "SHARD_SEEN"
+)
+
+// Event is one record in CloudEvents 1.0 Kafka binary mode: attributes in
+// headers, data in the value (github.com/cloudevents/spec, kafka-protocol-binding).
+// On aggregate topics it has a version, a term and a seq; on others these are 0.
+type Event struct {
+	ID            string    // ce_id
+	Source        string    // ce_source
+	Type          string    // ce_type
+	Time          time.Time // ce_time, UTC
+	Subject       string    // ce_subject and record key: the aggregate id; "" for claims and SEENs
+	Version       int64     // of the aggregate, after this event; 0 for claims and SEENs
+	Term          int64     // of the writer's claim on this partition
+	Seq           int64     // within the term on this partition; 0 for claims
+	CausationID   string    // ce_causationid, where known
+	CorrelationID string    // ce_correlationid, where known
+	Traceparent   string    // W3C trace context, where known
+	Idempotency   string    // "<scope>.<body>.<status>" of the command, where it carried a key
+	Data          []byte    // compact JSON
+
+	// Where the record stands; set on reading.
+	Topic     string
+	Partition int32
+	Offset    int64
+	Timestamp time.Time // the record's own
+	Record    *kgo.Record
+}
+
+// Header names. version, term and seq are plain decimal text.
+const (
+	hdrSpecVersion = "ce_specversion"
+	hdrID          = "ce_id"
+	hdrSource      = "ce_source"
+	hdrType        = "ce_type"
+	hdrTime        = "ce_time"
+	hdrSubject     = "ce_subject"
+	hdrContentType = "content-type"
+	hdrVersion     = "version"
+	hdrTerm        = "term"
+	hdrSeq         = "seq"
+	hdrCausation   = "ce_causationid"
+	hdrCorrelation = "ce_correlationid"
+	hdrTraceparent = "traceparent"
+	hdrIdempotency = "idempotency"
+)
+
+// NewRecord returns e as a record for topic and partition. Aggregate topics
+// (Version or Term set) carry version, term and seq; others do not.
+func (e *Event) NewRecord(topic string, partition int32) *kgo.Record {
+	h := make([]kgo.RecordHeader, 0, 14)
+	add := func(k, v string) {
+		if v != "" {
+			h = append(h, kgo.RecordHeader{Key: k, Value: []byte(v)})
+		}
+	}
+	add(hdrSpecVersion, "1.0")
+	add(hdrID, e.ID)
+	add(hdrSource, e.Source)
+	add(hdrType, e.Type)
+	add(hdrTime, e.Time.UTC().Format(time.RFC3339Nano))
+	add(hdrSubject, e.Subject)
+	add(hdrContentType, "application/json")
+	if e.Version > 0 {
+		add(hdrVersion, strconv.FormatInt(e.Version, 10))
+	}
+	if e.Term > 0 {
+		add(hdrTerm, strconv.FormatInt(e.Term, 10))
+		add(hdrSeq, strconv.FormatInt(e.Seq, 10))
+	}
+	add(hdrCausation, e.CausationID)
+	add(hdrCorrelation, e.CorrelationID)
+	add(hdrTraceparent, e.Traceparent)
+	add(hdrIdempotency, e.Idempotency)
+	r := &kgo.Record{Topic: topic, Partition: partition, Headers: h, Value: e.Data, Timestamp: e.Time}
+	if e.Subject != "" {
+		r.Key = []byte(e.Subject)
+	}
+	return r
+}
+
+// ParseRecord reads a record as an event. It fails on a record that is not
+// one: no type, or a number that is none. The data is not looked into.
+func ParseRecord(r *kgo.Record) (Event, error) {
+	e := Event{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Timestamp: r.Timestamp, Data: r.Value, Record: r}
+	var err error
+	num := func(v []byte) int64 {
+		n, perr := strconv.ParseInt(string(v), 10, 64)
+		if perr != nil && err == nil {
+			err = perr
+		}
+		return n
+	}
+	for i := range r.Headers {
+		v := r.Headers[i].Value
+		switch r.Headers[i].Key {
+		case hdrID:
+			e.ID = string(v)
+		case hdrSource:
+			e.Source = string(v)
+		case hdrType:
+			e.Type = string(v)
+		case hdrTime:
+			t, perr := time.Parse(time.RFC3339Nano, string(v))
+			if perr != nil && err == nil {
+				err = perr
+			}
+			e.Time = t.UTC()
+		case hdrSubject:
+			e.Subject = string(v)
+		case hdrVersion:
+			e.Version = num(v)
+		case hdrTerm:
+			e.Term = num(v)
+		case hdrSeq:
+			e.Seq = num(v)
+		case hdrCausation:
+			e.CausationID = string(v)
+		case hdrCorrelation:
+			e.CorrelationID = string(v)
+		case hdrTraceparent:
+			e.Traceparent = string(v)
+		case hdrIdempotency:
+			e.Idempotency = string(v)
+		}
+	}
+	if e.Type == "" && err == nil {
+		err = fmt.Errorf("no %s header", hdrType)
+	}
+	if err != nil {
+		return e, fmt.Errorf("record %s/%d@%d is no event: %w", r.Topic, r.Partition, r.Offset, err)
+	}
+	return e, nil
+}

@@ -1,0 +1,98 @@
+package eventlog
+
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// TopicPartition names one log.
+type TopicPartition struct {
+	Topic     string
+	Partition int32
+}
+
+// Token is a set of log positions: for each log the offset that a reader must
+// have passed (its next offset is higher). It is the content of the
+// Consistency-Token header. A nil Token asks for nothing.
+type Token map[TopicPartition]int64
+
+// Add raises the token to at least offset in the given log.
+func (t Token) Add(topic string, partition int32, offset int64) {
+	tp := TopicPartition{topic, partition}
+	if old, ok := t[tp]; !ok || offset > old {
+		t[tp] = offset
+	}
+}
+
+// Merge raises the token to at least other.
+func (t Token) Merge(other Token) {
+	for tp, o := range other {
+		t.Add(tp.Topic, tp.Partition, o)
+	}
+}
+
+const maxTokenEntries = 64
+
+// tokenTopics numbers the topics inside a token. Append only: tokens are
+// short-lived, but two builds may meet during a rolling restart.
+var tokenTopics = []string{Orders, Payments, Riders, Restaurants, RiderLocations, PaymentWebhooks, Feed}
+
+// String returns the token as [A-Za-z0-9_-]*: base64url of varint triples
+// (topic number, partition, offset), sorted.
+func (t Token) String() string {
+	b := make([]byte, 0, 8*len(t))
+	keys := slices.SortedFunc(maps.Keys(t), func(a, c TopicPartition) int {
+		if d := slices.Index(tokenTopics, a.Topic) - slices.Index(tokenTopics, c.Topic); d != 0 {
+			return d
+		}
+		return int(a.Partition - c.Partition)
+	})
+	for _, tp := range keys {
+		i := slices.Index(tokenTopics, tp.Topic)
+		if i < 0 {
+			continue
+		}
+		b = binary.AppendUvarint(b, uint64(i))
+		b = binary.AppendUvarint(b, uint64(tp.Partition))
+		b = binary.AppendUvarint(b, uint64(t[tp]))
+	}
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+// ParseToken reads what String wrote. It fails on anything else; the error is
+// fit for a client.
+func ParseToken(s string) (Token, error) {
+	if s == "" {
+		return nil, nil
+	}
+	b, err := base64.RawURLEncoding.DecodeString(s)
+	if err != nil {
+		return nil, errors.New("not a Consistency-Token that this service made")
+	}
+	t := Token{}
+	next := func() uint64 {
+		v, n := binary.Uvarint(b)
+		if n <= 0 {
+			err = errors.New("not a Consistency-Token that this service made")
+			b = nil
+			return 0
+		}
+		b = b[n:]
+		return v
+	}
+	for len(b) > 0 {
+		topic, part, off := next(), next(), next()
+		if err != nil {
+			return nil, err
+		}
+		if topic >= uint64(len(tokenTopics)) || part > 1<<20 || off > 1<<62 || len(t) >= maxTokenEntries {
+			return nil, fmt.Errorf("not a Consistency-Token that this service made")
+		}
+		t[TopicPartition{tokenTopics[topic], int32(part)}] = int64(off)
+	}
+	return t, nil
+}
