@@ -1,0 +1,92 @@
+package order
+
+import (
+	"slices"
+	"time"
+)
+
+// Evolve returns the state after e, which happened at time at. It refuses
+// nothing: an event is a fact.
+func Evolve(s State, e Event, at time.Time) State {
+	s.Version++
+	s.UpdatedAt = at
+	switch e := e.(type) {
+	case OrderPlaced:
+		s.ID, s.Status = e.OrderID, Placed
+		s.CustomerID, s.RestaurantID = e.CustomerID, e.RestaurantID
+		s.Items, s.Amount, s.Currency = e.Items, e.Amount, e.Currency
+		s.PickUp, s.DeliverTo, s.ExternalReference = e.PickUp, e.DeliverTo, e.ExternalReference
+		s.PaymentDueAt, s.CreatedAt = e.PaymentDueAt, at
+	case OrderPaid:
+		s.PaymentID, s.AcceptBy = e.PaymentID, e.AcceptBy
+	case OrderExpired:
+		s.Status = Expired
+	case OrderAccepted:
+		s.Status, s.ReadyAt = Accepted, e.ReadyAt
+	case OrderRejected:
+		s.Status, s.Reason, s.By = Rejected, e.Reason, e.By
+	case OrderPreparing:
+		s.Status = Preparing
+	case OrderReadyForRider:
+		s.Status, s.Round, s.ReadyAt = ReadyForRider, e.Round, at
+	case OrderOffered:
+		s.Offers = slices.Clone(s.Offers)
+		for _, r := range e.Riders {
+			o := RiderOffer{RiderID: r.RiderID, Wave: e.Wave, DistanceMeters: r.DistanceMeters, State: OfferOpen}
+			if old := s.offer(r.RiderID); old != nil {
+				*old = o
+			} else {
+				s.Offers = append(s.Offers, o)
+			}
+		}
+		s.Wave, s.WaveOpen, s.WaveEndsAt = e.Wave, true, e.ExpiresAt
+	case OfferDeclinedEvent:
+		s.Offers = slices.Clone(s.Offers)
+		if o := s.offer(e.RiderID); o != nil {
+			o.State = OfferDeclined
+		}
+		if e.WaveOver {
+			s.WaveOpen = false
+		}
+	case OffersExpired:
+		s.endOffers()
+	case RiderAssignedEvent:
+		s.endOffers()
+		s.Status = RiderAssigned
+		s.RiderID, s.RiderName, s.ClaimID = e.RiderID, e.RiderName, e.ClaimID
+	case RiderUnassigned:
+		s.Drops = append(slices.Clip(s.Drops), Drop{RiderID: e.RiderID, ClaimID: e.ClaimID, Round: e.Round})
+		s.Status = ReadyForRider
+		s.RiderID, s.RiderName, s.ClaimID = "", "", 0
+		s.newRound(e.Round)
+	case DispatchExhausted:
+		s.Exhausted = true
+	case DispatchRequested:
+		s.newRound(e.Round)
+	case OrderPickedUp:
+		s.Status = PickedUp
+	case OrderDelivered:
+		s.Status = Delivered
+	case OrderCancelled:
+		s.endOffers()
+		s.Status, s.Reason, s.By = Cancelled, e.Reason, e.By
+	}
+	if s.Status.Closed() && s.ClosedAt.IsZero() {
+		s.ClosedAt = at
+	}
+	return s
+}
+
+func (s *State) endOffers() {
+	s.WaveOpen = false
+	s.Offers = slices.Clone(s.Offers)
+	for i := range s.Offers {
+		if s.Offers[i].State == OfferOpen {
+			s.Offers[i].State = OfferEnded
+		}
+	}
+}
+
+func (s *State) newRound(round int) {
+	s.Round, s.Wave, s.WaveOpen, s.Exhausted, s.Offers = round, 0, false, false, nil
+}

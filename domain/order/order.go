@@ -1,0 +1,222 @@
+// Package order is the order aggregate: what a customer wants from a
+// restaurant, until it is delivered or closed otherwise.
+package order
+
+import (
+	"slices"
+	"time"
+
+	"tomato/domain"
+)
+
+// Status is where an order is on its way. The zero value is "not placed".
+type Status string
+
+// The statuses. Delivered, Cancelled, Rejected and Expired are final.
+const (
+	Placed        Status = "placed"
+	Accepted      Status = "accepted"
+	Preparing     Status = "preparing"
+	ReadyForRider Status = "ready_for_rider"
+	RiderAssigned Status = "rider_assigned"
+	PickedUp      Status = "picked_up"
+	Delivered     Status = "delivered"
+	Cancelled     Status = "cancelled"
+	Rejected      Status = "rejected"
+	Expired       Status = "expired"
+)
+
+// Statuses are all of them, in the order of an order's way.
+var Statuses = []Status{Placed, Accepted, Preparing, ReadyForRider, RiderAssigned, PickedUp, Delivered, Cancelled, Rejected, Expired}
+
+// Closed says whether nothing can happen to the order any more.
+func (s Status) Closed() bool {
+	return s == Delivered || s.Ended()
+}
+
+// Ended says whether the order closed without delivery: booked money goes back.
+func (s Status) Ended() bool {
+	return s == Cancelled || s == Rejected || s == Expired
+}
+
+// progress is the position on the way to delivery, for "the order has passed
+// it already". Ended orders have none.
+func (s Status) progress() int {
+	return slices.Index(Statuses[:7], s)
+}
+
+// Item is one line of an order, priced from the menu when it was placed.
+type Item struct {
+	ItemID    string `json:"itemId"`
+	Name      string `json:"name"`
+	UnitPrice int64  `json:"unitPrice"` // minor units of the order's currency
+	Quantity  int    `json:"quantity"`
+}
+
+// PickUp is where the rider fetches the order: the restaurant as it was at placing.
+type PickUp struct {
+	Name     string       `json:"name"`
+	Location domain.Point `json:"location"`
+	Address  string       `json:"address,omitempty"`
+}
+
+// DeliverTo is where the order goes.
+type DeliverTo struct {
+	Location     domain.Point `json:"location"`
+	Address      string       `json:"address"`
+	Instructions string       `json:"instructions,omitempty"`
+}
+
+// OfferState is what became of an offer to one rider in this round.
+type OfferState string
+
+// The offer states.
+const (
+	OfferOpen     OfferState = "open"
+	OfferDeclined OfferState = "declined" // by the rider: not again in this round
+	OfferEnded    OfferState = "ended"    // its wave is over, or the order went to another
+)
+
+// RiderOffer is the order offered to one rider in the present round.
+type RiderOffer struct {
+	RiderID        string     `json:"riderId"`
+	Wave           int        `json:"wave"` // the last in which it was offered
+	DistanceMeters int        `json:"distanceMeters"`
+	State          OfferState `json:"state"`
+}
+
+// Drop is a rider who gave the order back.
+type Drop struct {
+	RiderID string `json:"riderId"`
+	ClaimID int64  `json:"claimId"`
+	Round   int    `json:"round"` // the round that began with it, without them
+}
+
+// State is an order as its events have made it. It is a value: Evolve never
+// changes a slice in place, so a copy may be read by anyone at any time.
+type State struct {
+	ID                string    `json:"orderId"`
+	Version           int64     `json:"version"`
+	Status            Status    `json:"status"`
+	CustomerID        string    `json:"customerId"`
+	RestaurantID      string    `json:"restaurantId"`
+	Items             []Item    `json:"items"`
+	Amount            int64     `json:"amount"` // minor units
+	Currency          string    `json:"currency"`
+	PickUp            PickUp    `json:"pickUp"`
+	DeliverTo         DeliverTo `json:"deliverTo"`
+	ExternalReference string    `json:"externalReference,omitempty"`
+	PaymentID         string    `json:"paymentId,omitempty"` // the payment that paid it; "" while unpaid
+	PaymentDueAt      time.Time `json:"paymentDueAt,omitzero"`
+	AcceptBy          time.Time `json:"acceptBy,omitzero"`
+	ReadyAt           time.Time `json:"readyAt,omitzero"` // expected from the preparation time, then actual
+
+	Round      int          `json:"round,omitempty"` // of dispatch, 1 from ready_for_rider on
+	Wave       int          `json:"wave,omitempty"`  // last wave offered in the round
+	WaveOpen   bool         `json:"waveOpen,omitempty"`
+	WaveEndsAt time.Time    `json:"waveEndsAt,omitzero"`
+	Offers     []RiderOffer `json:"offers,omitempty"` // of this round, one per rider
+	Drops      []Drop       `json:"drops,omitempty"`
+	Exhausted  bool         `json:"exhausted,omitempty"`
+
+	RiderID   string `json:"riderId,omitempty"`
+	RiderName string `json:"riderName,omitempty"`
+	ClaimID   int64  `json:"claimId,omitempty"` // of the assigned rider; kept when the order closes
+
+	Reason    string      `json:"reason,omitempty"`
+	By        domain.Role `json:"by,omitempty"`
+	CreatedAt time.Time   `json:"createdAt,omitzero"`
+	UpdatedAt time.Time   `json:"updatedAt,omitzero"`
+	ClosedAt  time.Time   `json:"closedAt,omitzero"`
+}
+
+// Exists says whether the order was placed.
+func (s *State) Exists() bool { return s.Version > 0 }
+
+// Paid says whether ORDER_PAID happened.
+func (s *State) Paid() bool { return s.PaymentID != "" }
+
+// Payable says whether money may still pay it.
+func (s *State) Payable() bool { return s.Status == Placed && !s.Paid() }
+
+func (s *State) offer(riderID string) *RiderOffer {
+	for i := range s.Offers {
+		if s.Offers[i].RiderID == riderID {
+			return &s.Offers[i]
+		}
+	}
+	return nil
+}
+
+func (s *State) openOffers() (riders []string) {
+	for _, o := range s.Offers {
+		if o.State == OfferOpen {
+			riders = append(riders, o.RiderID)
+		}
+	}
+	return riders
+}
+
+// DropBy returns the last drop by this rider.
+func (s *State) DropBy(riderID string) (Drop, bool) {
+	for _, d := range slices.Backward(s.Drops) {
+		if d.RiderID == riderID {
+			return d, true
+		}
+	}
+	return Drop{}, false
+}
+
+// OfferedTo says whether the rider has an open offer.
+func (s *State) OfferedTo(riderID string) bool {
+	o := s.offer(riderID)
+	return s.Status == ReadyForRider && s.WaveOpen && o != nil && o.State == OfferOpen
+}
+
+// Unavailable are the riders that a further offer of this round leaves out:
+// who declined, and who dropped it when the round began.
+func (s *State) Unavailable() (riders []string) {
+	for _, o := range s.Offers {
+		if o.State == OfferDeclined {
+			riders = append(riders, o.RiderID)
+		}
+	}
+	for _, d := range s.Drops {
+		if d.Round == s.Round {
+			riders = append(riders, d.RiderID)
+		}
+	}
+	return riders
+}
+
+// Party says whether the actor has to do with the order: its customer, its
+// restaurant, its rider, a rider offered it in this round or who dropped it,
+// ops, and the system itself. For anyone else the order does not exist.
+func (s *State) Party(a domain.Actor) bool {
+	switch a.Role {
+	case domain.Ops, domain.System:
+		return true
+	case domain.Customer:
+		return a.Sub == s.CustomerID
+	case domain.Restaurant:
+		return a.RestaurantID == s.RestaurantID
+	case domain.Rider:
+		_, dropped := s.DropBy(a.Sub)
+		return dropped || a.Sub == s.RiderID && a.Sub != "" || s.offer(a.Sub) != nil
+	}
+	return false
+}
+
+// NextDeadline returns the command that the order's owner issues by itself
+// when time at is reached, or nil when nothing is due.
+func (s *State) NextDeadline() (at time.Time, command domain.Command) {
+	switch {
+	case s.Payable():
+		return s.PaymentDueAt, Expire{}
+	case s.Status == Placed:
+		return s.AcceptBy, CancelUnaccepted{}
+	case s.Status == ReadyForRider && s.WaveOpen:
+		return s.WaveEndsAt, EndWave{Round: s.Round, Wave: s.Wave}
+	}
+	return time.Time{}, nil
+}

@@ -1,0 +1,122 @@
+package order
+
+import (
+	"time"
+
+	"tomato/domain"
+)
+
+// PaymentStatus is how far the money of an order is.
+type PaymentStatus string
+
+// The payment statuses.
+const (
+	PaymentPending       PaymentStatus = "pending"
+	PaymentPaid          PaymentStatus = "paid"
+	PaymentFailed        PaymentStatus = "failed"
+	PaymentRefundPending PaymentStatus = "refund_pending"
+	PaymentRefunded      PaymentStatus = "refunded"
+)
+
+// PaymentFacts is what the order's payment contributes to its payment status.
+// The zero value is an order without payment.
+type PaymentFacts struct {
+	Booked            bool // captured money is booked on the order
+	RefundRequested   bool // of the booked payment
+	RefundSucceeded   bool // of the booked payment
+	LastAttemptFailed bool
+}
+
+// PaymentStatusOf derives the payment status; the first match counts.
+func PaymentStatusOf(s *State, p PaymentFacts) PaymentStatus {
+	switch {
+	case p.RefundSucceeded:
+		return PaymentRefunded
+	case p.RefundRequested, p.Booked && s.Status.Ended():
+		return PaymentRefundPending
+	case s.Paid():
+		return PaymentPaid
+	case p.LastAttemptFailed:
+		return PaymentFailed
+	}
+	return PaymentPending
+}
+
+// Dispatch is how far the search for a rider is. Restaurant and ops see it.
+type Dispatch struct {
+	Round     int  `json:"round"`
+	Wave      int  `json:"wave"`
+	Exhausted bool `json:"exhausted"`
+}
+
+// RiderLocation is where the rider is while the order is being delivered.
+type RiderLocation struct {
+	RiderID    string       `json:"riderId"`
+	Location   domain.Point `json:"location"`
+	RecordedAt time.Time    `json:"recordedAt"`
+}
+
+// View is the order as clients see it: the answer of commands and queries, the
+// payload of order:new.
+type View struct {
+	OrderID           string         `json:"orderId"`
+	Version           int64          `json:"version"`
+	Status            Status         `json:"status"`
+	PaymentStatus     PaymentStatus  `json:"paymentStatus"`
+	CustomerID        string         `json:"customerId,omitempty"`
+	RestaurantID      string         `json:"restaurantId"`
+	RiderID           string         `json:"riderId,omitempty"`
+	Items             []Item         `json:"items,omitempty"`
+	Amount            int64          `json:"amount"`
+	Currency          string         `json:"currency"`
+	PickUp            PickUp         `json:"pickUp"`
+	DeliverTo         *DeliverTo     `json:"deliverTo,omitempty"`
+	ExternalReference string         `json:"externalReference,omitempty"`
+	RiderName         string         `json:"riderName,omitempty"`
+	PaymentDueAt      time.Time      `json:"paymentDueAt,omitzero"`
+	AcceptBy          time.Time      `json:"acceptBy,omitzero"`
+	ReadyAt           time.Time      `json:"readyAt,omitzero"`
+	Dispatch          *Dispatch      `json:"dispatch,omitempty"`
+	Reason            string         `json:"reason,omitempty"`
+	By                domain.Role    `json:"by,omitempty"`
+	RiderLocation     *RiderLocation `json:"riderLocation,omitempty"` // queries only
+	CreatedAt         time.Time      `json:"createdAt"`
+	UpdatedAt         time.Time      `json:"updatedAt"`
+}
+
+// NewView makes the full view of an order.
+func NewView(s *State, payment PaymentStatus) View {
+	deliverTo := s.DeliverTo
+	v := View{
+		OrderID: s.ID, Version: s.Version, Status: s.Status, PaymentStatus: payment,
+		CustomerID: s.CustomerID, RestaurantID: s.RestaurantID, RiderID: s.RiderID, RiderName: s.RiderName,
+		Items: s.Items, Amount: s.Amount, Currency: s.Currency, PickUp: s.PickUp, DeliverTo: &deliverTo,
+		ExternalReference: s.ExternalReference, Reason: s.Reason, By: s.By,
+		CreatedAt: s.CreatedAt, UpdatedAt: s.UpdatedAt, ReadyAt: s.ReadyAt,
+	}
+	if s.Payable() {
+		v.PaymentDueAt = s.PaymentDueAt
+	}
+	if s.Status == Placed && s.Paid() {
+		v.AcceptBy = s.AcceptBy
+	}
+	if s.Round > 0 {
+		v.Dispatch = &Dispatch{Round: s.Round, Wave: s.Wave, Exhausted: s.Exhausted}
+	}
+	return v
+}
+
+// For returns the view as this role may see it: dispatch is for restaurant and
+// ops.
+func (v View) For(role domain.Role) View {
+	if role != domain.Restaurant && role != domain.Ops {
+		v.Dispatch = nil
+	}
+	return v
+}
+
+// WithoutParties returns the view for a rider who just gave the order back.
+func (v View) WithoutParties() View {
+	v.CustomerID, v.Items, v.DeliverTo = "", nil, nil
+	return v
+}

@@ -1,0 +1,157 @@
+package payment
+
+import (
+	"fmt"
+	"time"
+
+	"tomato/domain"
+	"tomato/domain/order"
+)
+
+// Decide returns the event that the command makes of the payment, nil where it
+// is already so, or a *domain.Refusal.
+func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
+	switch c := c.(type) {
+	case RequestPayment:
+		return requestPayment(s, c)
+	case RecordCaptured:
+		return recordCaptured(s, c)
+	case RecordFailed:
+		if !s.AwaitsMoney() {
+			return nil, nil
+		}
+		if a, ok := s.Attempt(c.PaymentID); ok && (s.Status == Failed || a.State != AttemptFailed) {
+			return nil, nil // known: a repeat, or a failure told after the capture
+		}
+		return PaymentFailed{OrderID: s.OrderID, PaymentID: c.PaymentID, Amount: c.Amount, Currency: c.Currency,
+			GatewayOrderID: c.GatewayOrderID, Reason: c.Reason, Ctx: s.ctx(order.PaymentFailed)}, nil
+	case RecordUnmatched:
+		if _, ok := s.Attempt(c.PaymentID); ok {
+			return nil, nil
+		}
+		return PaymentUnmatched{PaymentID: c.PaymentID, Amount: c.Amount, Currency: c.Currency,
+			GatewayOrderID: c.GatewayOrderID, Reason: c.Reason}, nil
+	case RequestRefund:
+		return requestRefund(s, c)
+	case RecordRefund:
+		return recordRefund(s, c)
+	case Resolve:
+		return resolve(s, c)
+	}
+	return nil, fmt.Errorf("payment: unknown command %T", c)
+}
+
+func requestPayment(s *State, c RequestPayment) (Event, error) {
+	switch {
+	case c.Order.Ended || s.Status == Refunded:
+		return nil, invalid("payment", c.Order.Status)
+	case s.Booked != "" || !c.Order.Payable:
+		return nil, domain.Refuse(domain.OrderAlreadyPaid, "the order is paid")
+	case s.AwaitsMoney() || c.GatewayOrderID == "":
+		return nil, nil
+	}
+	return PaymentRequested{OrderID: c.OrderID, Provider: c.Provider, GatewayOrderID: c.GatewayOrderID,
+		Amount: c.Order.Amount, Currency: c.Order.Currency,
+		Ctx: domain.Ctx{CustomerID: c.Order.CustomerID, RestaurantID: c.Order.RestaurantID}}, nil
+}
+
+func recordCaptured(s *State, c RecordCaptured) (Event, error) {
+	a, known := s.Attempt(c.PaymentID)
+	switch {
+	case s.Status == None:
+		return nil, domain.Refuse(domain.PaymentNotRequested, "no payment was asked for")
+	case s.Booked == c.PaymentID:
+		return nil, nil
+	case known && a.State != AttemptFailed:
+		return nil, nil // unmatched already, whatever became of it
+	}
+	reason := ""
+	switch {
+	case c.Amount != s.Amount || c.Currency != s.Currency || c.GatewayOrderID != s.GatewayOrderID:
+		reason = ReasonAmountMismatch
+	case s.Booked != "":
+		reason = ReasonAlreadyPaid
+	}
+	if reason != "" {
+		return PaymentUnmatched{OrderID: s.OrderID, PaymentID: c.PaymentID, Amount: c.Amount, Currency: c.Currency,
+			GatewayOrderID: c.GatewayOrderID, Reason: reason, Ctx: s.ctx("")}, nil
+	}
+	var shown order.PaymentStatus // paid only from ORDER_PAID on; on an order that ended the money is on its way back
+	if c.Order.Ended {
+		shown = order.PaymentRefundPending
+	}
+	return PaymentSuccess{OrderID: s.OrderID, PaymentID: c.PaymentID, Amount: c.Amount, Currency: c.Currency,
+		GatewayOrderID: c.GatewayOrderID, Booked: true, Ctx: s.ctx(shown)}, nil
+}
+
+func requestRefund(s *State, c RequestRefund) (Event, error) {
+	if c.PaymentID == "" {
+		c.PaymentID = s.Booked
+	}
+	a, ok := s.Attempt(c.PaymentID)
+	if !ok {
+		return nil, domain.Refuse(domain.PaymentUnsettled, "there is no captured payment to refund")
+	}
+	booked := c.PaymentID == s.Booked
+	if !booked && a.State != AttemptUnmatched {
+		if a.State == AttemptRefunded {
+			return nil, nil
+		}
+		return nil, domain.Refuse(domain.PaymentUnsettled, "this payment is %s: there is nothing to refund", a.State)
+	}
+	if r, ok := s.RefundOf(c.PaymentID); ok && (r.Status != RefundFailedStatus || !c.ByOps) {
+		return nil, nil // once per payment; again only by ops after a failure
+	}
+	e := RefundRequested{OrderID: s.OrderID, PaymentID: c.PaymentID, RefundID: c.RefundID, Amount: a.Amount, Currency: a.Currency,
+		Reason: c.Reason, Booked: booked, Ctx: s.ctx("")}
+	if booked {
+		e.Ctx.PaymentStatus = string(order.PaymentRefundPending)
+	}
+	return e, nil
+}
+
+func recordRefund(s *State, c RecordRefund) (Event, error) {
+	r, ok := s.Refund(c.RefundID)
+	if !ok || r.Status == RefundSucceeded || r.Status == RefundFailedStatus && !c.Succeeded {
+		return nil, nil
+	}
+	booked := r.PaymentID == s.Booked
+	if !c.Succeeded {
+		return RefundFailed{OrderID: s.OrderID, PaymentID: r.PaymentID, RefundID: r.RefundID, Amount: r.Amount, Currency: r.Currency,
+			Reason: c.Reason, Booked: booked, Ctx: s.ctx("")}, nil
+	}
+	e := RefundSuccess{OrderID: s.OrderID, PaymentID: r.PaymentID, RefundID: r.RefundID, Amount: r.Amount, Currency: r.Currency,
+		Booked: booked, Ctx: s.ctx("")}
+	if booked {
+		e.Ctx.PaymentStatus = string(order.PaymentRefunded)
+	}
+	return e, nil
+}
+
+func resolve(s *State, c Resolve) (Event, error) {
+	a, ok := s.Attempt(c.PaymentID)
+	if !ok {
+		return nil, domain.Refuse(domain.NotFound, "no such payment")
+	}
+	switch a.State {
+	case AttemptResolved:
+		return nil, nil
+	case AttemptUnmatched:
+	default:
+		return nil, domain.Refuse(domain.PaymentUnsettled, "only an unmatched payment can be resolved; this one is %s", a.State)
+	}
+	if r, ok := s.RefundOf(c.PaymentID); ok && r.Status == RefundRequestedStatus {
+		return nil, domain.Refuse(domain.PaymentUnsettled, "a refund of this payment is under way")
+	}
+	return PaymentResolved{OrderID: s.OrderID, PaymentID: c.PaymentID, Reason: c.Reason, By: c.By, Ctx: s.ctx("")}, nil
+}
+
+func invalid(what, status string) error {
+	r := domain.Refuse(domain.InvalidTransition, "%s is not possible while the order is %s", what, status)
+	r.CurrentStatus = status
+	return r
+}
+
+func (s *State) ctx(shown order.PaymentStatus) domain.Ctx {
+	return domain.Ctx{CustomerID: s.CustomerID, RestaurantID: s.RestaurantID, PaymentStatus: string(shown)}
+}

@@ -1,0 +1,129 @@
+// Package payment is the payment aggregate of an order: what was asked for at
+// the gateway, what came, and what went back. Its key is the order's id; money
+// that belongs to no order is an aggregate of its own, by the gateway's payment id.
+package payment
+
+import (
+	"slices"
+	"time"
+
+	"tomato/domain/order"
+)
+
+// Status is how far the booked money is. The zero value is "none".
+type Status string
+
+// The statuses.
+const (
+	None          Status = ""
+	Requested     Status = "requested"
+	Failed        Status = "failed"
+	Paid          Status = "paid"
+	RefundPending Status = "refund_pending"
+	Refunded      Status = "refunded"
+)
+
+// AttemptState is what Tomato made of one payment at the gateway.
+type AttemptState string
+
+// The attempt states.
+const (
+	AttemptBooked    AttemptState = "booked"
+	AttemptFailed    AttemptState = "failed"
+	AttemptUnmatched AttemptState = "unmatched" // captured, but does not pay the order
+	AttemptResolved  AttemptState = "resolved"  // unmatched, closed by an operator
+	AttemptRefunded  AttemptState = "refunded"  // unmatched, sent back
+)
+
+// Attempt is one payment at the gateway.
+type Attempt struct {
+	PaymentID     string       `json:"paymentId"`
+	Amount        int64        `json:"amount"` // minor units
+	Currency      string       `json:"currency"`
+	State         AttemptState `json:"state"`
+	GatewayStatus string       `json:"gatewayStatus"` // captured or failed, as last heard
+	Reason        string       `json:"reason,omitempty"`
+}
+
+// RefundStatus is how far a refund is.
+type RefundStatus string
+
+// The refund statuses.
+const (
+	RefundRequestedStatus RefundStatus = "requested"
+	RefundSucceeded       RefundStatus = "succeeded"
+	RefundFailedStatus    RefundStatus = "failed"
+)
+
+// Refund is money on its way back.
+type Refund struct {
+	RefundID  string       `json:"refundId"` // ours: the gateway's idempotency key
+	PaymentID string       `json:"paymentId"`
+	Amount    int64        `json:"amount"`
+	Currency  string       `json:"currency"`
+	Status    RefundStatus `json:"status"`
+}
+
+// State is a payment as its events have made it. Evolve never changes a slice
+// in place.
+type State struct {
+	ID             string    `json:"id"`                // order id, or the gateway payment id of money without an order
+	OrderID        string    `json:"orderId,omitempty"` // "" for money without an order
+	Version        int64     `json:"version"`
+	Status         Status    `json:"status,omitempty"`
+	Provider       string    `json:"provider,omitempty"`
+	GatewayOrderID string    `json:"gatewayOrderId,omitempty"`
+	Amount         int64     `json:"amount,omitempty"` // asked for, minor units
+	Currency       string    `json:"currency,omitempty"`
+	CustomerID     string    `json:"customerId,omitempty"`
+	RestaurantID   string    `json:"restaurantId,omitempty"`
+	Booked         string    `json:"booked,omitempty"` // the payment id that pays the order
+	Attempts       []Attempt `json:"attempts,omitempty"`
+	Refunds        []Refund  `json:"refunds,omitempty"`
+	CreatedAt      time.Time `json:"createdAt,omitzero"`
+	UpdatedAt      time.Time `json:"updatedAt,omitzero"`
+}
+
+// Exists says whether anything happened.
+func (s *State) Exists() bool { return s.Version > 0 }
+
+// Attempt returns the attempt with this payment id.
+func (s *State) Attempt(paymentID string) (Attempt, bool) {
+	if i := slices.IndexFunc(s.Attempts, func(a Attempt) bool { return a.PaymentID == paymentID }); i >= 0 {
+		return s.Attempts[i], true
+	}
+	return Attempt{}, false
+}
+
+// Refund returns the refund with this id.
+func (s *State) Refund(refundID string) (Refund, bool) {
+	if i := slices.IndexFunc(s.Refunds, func(r Refund) bool { return r.RefundID == refundID }); i >= 0 {
+		return s.Refunds[i], true
+	}
+	return Refund{}, false
+}
+
+// RefundOf returns the last refund of a payment.
+func (s *State) RefundOf(paymentID string) (Refund, bool) {
+	for _, r := range slices.Backward(s.Refunds) {
+		if r.PaymentID == paymentID {
+			return r, true
+		}
+	}
+	return Refund{}, false
+}
+
+// Facts returns what the order's payment status is derived from.
+func (s *State) Facts() order.PaymentFacts {
+	f := order.PaymentFacts{Booked: s.Booked != "", LastAttemptFailed: s.Status == Failed}
+	if f.Booked {
+		if r, ok := s.RefundOf(s.Booked); ok {
+			f.RefundRequested = true
+			f.RefundSucceeded = r.Status == RefundSucceeded
+		}
+	}
+	return f
+}
+
+// AwaitsMoney says whether the order has a gateway order on which nothing was booked.
+func (s *State) AwaitsMoney() bool { return s.Status == Requested || s.Status == Failed }
