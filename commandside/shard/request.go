@@ -1,0 +1,63 @@
+package shard
+
+import (
+	"context"
+	"errors"
+
+	"tomato/domain"
+	"tomato/domain/order"
+	"tomato/domain/payment"
+	"tomato/domain/restaurant"
+	"tomato/domain/rider"
+	"tomato/eventlog"
+)
+
+// Request is one command on one aggregate. It is data, not code: it can be
+// carried to the instance that owns the aggregate's shard.
+type Request struct {
+	Topic   string         // the aggregate's type, by its topic: eventlog.Orders, …
+	ID      string         // of the aggregate; "" only for order.Place, whose key (or chance) names the shard
+	Actor   domain.Actor   // who asks; domain.SystemActor for policies
+	Command domain.Command // a value, never a pointer
+
+	IdempotencyKey string // "" = none
+	BodyHash       string // of what the key stands for
+	IfMatch        int64  // the version that the resource must have; 0 = any
+	CausationID    string // the event that made a policy ask
+	CorrelationID  string
+	Traceparent    string
+	After          eventlog.Token // the caller has seen this much: wait for it where the command reads other views (menus)
+}
+
+// Result is what a command came to. The states are values that nobody changes
+// any more; those that concern the command are set.
+type Result struct {
+	Event    domain.Event // what was appended; nil where it was already so
+	Repeated bool         // the idempotency key was known: Status is the first answer's
+	Status   int          // HTTP status of the (first) answer: 201 where something began, else 200
+
+	Order      *order.State // of commands on topics orders and payments, where the order is held
+	Payment    *payment.State
+	Rider      *rider.State
+	Restaurant *restaurant.State
+	Token      eventlog.Token // position of what the answer rests on
+}
+
+// Executor decides commands where their shard is. It returns when the outcome
+// is on Kafka and known to count: a Result, a *domain.Refusal, or an error that
+// is ErrUnavailable. Safe for concurrent use.
+type Executor interface {
+	Execute(ctx context.Context, r Request) (Result, error)
+}
+
+// ErrUnavailable says that the command's outcome is not known, or that nobody
+// could decide it now: no owner, a full queue, a deadline, a deposed owner. A
+// retry is safe. It is an eventlog.ErrAway too.
+var ErrUnavailable = errors.New("the shard cannot answer now")
+
+// Refusals of the write side itself, beside those of the domain.
+const (
+	VersionMismatch       domain.Code = "version_mismatch"        // 412
+	IdempotencyKeyReused  domain.Code = "idempotency_key_reused"  // 422
+	IdempotencyInProgress domain.Code = "idempotency_in_progress" // 409 with Retry-After
+)

@@ -1,0 +1,93 @@
+// Package commandside turns REST commands and policies' wishes into events.
+//
+// REST handlers and policies build a shard.Request and hand it to the shards
+// (package shard), which decide and append. What spans aggregates is done by
+// policies, here too: each is a consumer that turns events into commands or
+// outside effects, idempotently.
+package commandside
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/commandside/gateway"
+	"tomato/commandside/shard"
+	"tomato/domain"
+	"tomato/eventlog"
+)
+
+// Config are the times and limits of the contract.
+type Config struct {
+	PaymentTTL      time.Duration
+	PaymentGrace    time.Duration
+	AcceptTTL       time.Duration
+	OfferTTL        time.Duration
+	OfferRadii      []int // meters, one per wave
+	OfferLimit      int   // riders in one wave
+	PositionMaxAge  time.Duration
+	ArchiveAfter    time.Duration
+	InternalKey     string   // of POST /api/v1/internal/emit
+	WebhookSecrets  []string // newest first
+	CommandDeadline time.Duration
+}
+
+// Side is the command side of one process. All fields are set before use.
+type Side struct {
+	Config
+	Commands   shard.Executor
+	Gateway    gateway.Gateway
+	Producer   *kgo.Client // for what is no aggregate: inbox, positions, feed
+	Kafka      eventlog.Config
+	Partitions int32
+	DB         *pgxpool.Pool
+	Log        *slog.Logger
+
+	GatewayOrders GatewayOrders
+	Search        RiderSearch
+}
+
+// GatewayOrders finds the order of a gateway order in the payments read model.
+type GatewayOrders interface {
+	// OrderOf returns the order id; ok is false where the read model, having
+	// passed after, knows none.
+	OrderOf(ctx context.Context, gatewayOrderID string, after eventlog.Token) (orderID string, ok bool, err error)
+}
+
+// Search is the wish for riders near one order.
+type Search struct {
+	OrderID      string
+	Point        domain.Point
+	RadiusMeters int
+	Limit        int
+	Without      []string // rider ids
+}
+
+// Candidate is a rider found.
+type Candidate struct {
+	RiderID        string
+	DistanceMeters int
+}
+
+// WaitingOrder is an order whose running wave a rider came in reach of.
+type WaitingOrder struct {
+	OrderID        string
+	RiderID        string
+	DistanceMeters int
+	Round, Wave    int
+}
+
+// RiderSearch is what dispatch asks of the riders and orders read models.
+type RiderSearch interface {
+	// Nearest answers all searches in one round trip: for each, free, verified
+	// riders with a fresh position within its radius, nearest first. The riders
+	// read model has passed after.
+	Nearest(ctx context.Context, searches []Search, maxAge time.Duration, after eventlog.Token) ([][]Candidate, error)
+	// Waiting returns, for riders that became eligible, the orders with a
+	// running wave within whose radius (radii[wave-1], the last one for later
+	// waves) they are. Both read models have passed after.
+	Waiting(ctx context.Context, riderIDs []string, radii []int, maxAge time.Duration, after eventlog.Token) ([]WaitingOrder, error)
+}
