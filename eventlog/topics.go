@@ -1,5 +1,18 @@
 package eventlog
 
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+)
+
 // The topics. Names are fixed by the contract.
 const (
 	Orders          = "orders"
@@ -26,12 +39,388 @@ func IsAggregate(topic string) bool {
 	return false
 }
 
-// DefaultPartitions is the partition count of every co-partitioned topic. It
-// is chosen once, at creation.
+// The topics where one consumer parks the records of one topic that failed.
+const (
+	Retry5s    = "retry-5s"
+	Retry30s   = "retry-30s"
+	DeadLetter = "dlq"
+)
+
+// ParkedTopic returns the name of the topic where consumer parks records of
+// topic; stage is Retry5s, Retry30s or DeadLetter.
+func ParkedTopic(topic, consumer, stage string) string {
+	return topic + "." + consumer + "." + stage
+}
+
+// DefaultPartitions is the partition count of every topic. It is chosen once,
+// at creation.
 const DefaultPartitions = 12
 
 // PartitionFor returns the partition of a key: murmur2 as Kafka's own default
 // partitioner has it, so that any client finds the same one.
 func PartitionFor(key string, partitions int32) int32 {
 	return int32(murmur2([]byte(key))&0x7fffffff) % partitions
+}
+
+// forever is the retention of what is never deleted.
+const forever time.Duration = -1
+
+// A topic is one row of the table of topics.
+type topic struct {
+	name    string
+	compact bool          // keep the last record of each key
+	keep    time.Duration // how long records stay; forever, or with compact and forever: only the last of each key
+	lossy   bool          // an operator may keep less: nothing but comfort is lost
+	maxByte int           // of one batch; 0 = the broker's default
+}
+
+// table declares every topic. Partition count, replication, min.insync.replicas
+// and unclean leader election are the same for all and stand in Ensure.
+func (l Layout) table() []topic {
+	const day = 24 * time.Hour
+	ts := []topic{
+		{name: Orders, keep: forever},
+		{name: Payments, keep: forever},
+		{name: Riders, keep: forever},
+		{name: Restaurants, keep: forever},
+		{name: RiderLocations, compact: true, keep: 7 * day, lossy: true},
+		{name: PaymentWebhooks, keep: 30 * day},
+		{name: Feed, keep: day, lossy: true},
+		{name: ShardSnapshots, compact: true, keep: forever},
+		{name: ShardOwners, compact: true, keep: forever},
+	}
+	for _, s := range l.Consumers {
+		for _, t := range s.Topics {
+			// A parked record is the source record and its reasons, so its
+			// topic must take more than the source's did.
+			const maxByte = 2 << 20
+			ts = append(ts,
+				topic{name: ParkedTopic(t, s.Name, Retry5s), keep: 30 * day, maxByte: maxByte},
+				topic{name: ParkedTopic(t, s.Name, Retry30s), keep: 30 * day, maxByte: maxByte},
+				topic{name: ParkedTopic(t, s.Name, DeadLetter), keep: forever, maxByte: maxByte})
+		}
+	}
+	return ts
+}
+
+// configs returns the topic's settings as they are at creation.
+func (t topic) configs(replication int16) map[string]*string {
+	policy := "delete"
+	if t.compact {
+		policy = "compact"
+		if t.keep != forever {
+			policy = "compact,delete"
+		}
+	}
+	ms := int64(-1)
+	if t.keep != forever {
+		ms = t.keep.Milliseconds()
+	}
+	insync := "1"
+	if replication > 1 {
+		insync = "2"
+	}
+	c := map[string]*string{
+		"cleanup.policy": &policy,
+		// Also where the policy is compact alone: the embedded broker would
+		// otherwise apply its default of 7 days, which Kafka does not.
+		"retention.ms":                   kadm.StringPtr(strconv.FormatInt(ms, 10)),
+		"retention.bytes":                kadm.StringPtr("-1"),
+		"message.timestamp.type":         kadm.StringPtr("CreateTime"),
+		"min.insync.replicas":            &insync,
+		"unclean.leader.election.enable": kadm.StringPtr("false"),
+	}
+	if t.maxByte > 0 {
+		c["max.message.bytes"] = kadm.StringPtr(strconv.Itoa(t.maxByte))
+	}
+	return c
+}
+
+// Subscription names a consumer and the topics it reads, which fixes the
+// names of its retry and dead letter topics.
+type Subscription struct {
+	Name   string
+	Topics []string
+}
+
+// Layout is what the topics of one installation look like.
+type Layout struct {
+	// Partitions of each topic. 0 means DefaultPartitions. It cannot be
+	// changed later: keys would move to other shards.
+	Partitions int32
+	// Replication is the number of copies of each partition, used at creation.
+	// 0 means three, or as many as there are brokers.
+	Replication int16
+	// Consumers that have retry and dead letter topics.
+	Consumers []Subscription
+}
+
+func (l Layout) partitions() int32 {
+	if l.Partitions == 0 {
+		return DefaultPartitions
+	}
+	return l.Partitions
+}
+
+// TopicRow is what Describe tells of one topic.
+type TopicRow struct {
+	Topic         string   `json:"topic"`
+	Missing       bool     `json:"missing,omitempty"`
+	Partitions    int      `json:"partitions"`
+	Replication   int      `json:"replication"`
+	CleanupPolicy string   `json:"cleanupPolicy,omitempty"`
+	RetentionMS   int64    `json:"retentionMs"` // -1: for ever
+	MinInsync     int      `json:"minInsyncReplicas"`
+	Records       int64    `json:"records"` // end offsets less start offsets: with markers, and with what compaction took out
+	Problems      []string `json:"problems,omitempty"`
+}
+
+// Ensure creates the topics of the layout that are missing and verifies those
+// that exist. Nothing that exists is changed, and nothing is created while
+// something is wrong: the error lists every mismatch with its remedy. Safe to
+// run from several processes at once.
+func Ensure(ctx context.Context, adm *kadm.Client, l Layout) error {
+	rows, err := describe(ctx, adm, l)
+	if err != nil {
+		return err
+	}
+	if err := mismatches(rows); err != nil {
+		return err
+	}
+	missing := 0
+	for _, r := range rows {
+		if r.Missing {
+			missing++
+		}
+	}
+	if missing == 0 {
+		return nil
+	}
+	if err := create(ctx, adm, l, rows); err != nil {
+		return err
+	}
+	// Metadata follows the controller's answer with a delay; until then a
+	// producer would be told that the topic is unknown.
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		rows, err = describe(ctx, adm, l)
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(rows, func(r TopicRow) bool { return r.Missing }) {
+			// Another process with another layout may have been faster.
+			return mismatches(rows)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("topics were created but do not show: %w", ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+func create(ctx context.Context, adm *kadm.Client, l Layout, rows []TopicRow) error {
+	replication := l.Replication
+	if replication == 0 {
+		brokers, err := adm.ListBrokers(ctx)
+		if err != nil {
+			return fmt.Errorf("listing brokers: %w", err)
+		}
+		replication = int16(min(3, len(brokers)))
+	}
+	table := l.table()
+	var errs []error
+	for len(table) > 0 {
+		// One request for all that have the settings of the first.
+		like := table[0]
+		var names []string
+		table = slices.DeleteFunc(table, func(t topic) bool {
+			name := t.name
+			t.name, like.name = "", ""
+			if t != like {
+				return false
+			}
+			if slices.ContainsFunc(rows, func(r TopicRow) bool { return r.Topic == name && r.Missing }) {
+				names = append(names, name)
+			}
+			return true
+		})
+		if len(names) == 0 {
+			continue
+		}
+		resp, err := adm.CreateTopics(ctx, l.partitions(), replication, like.configs(replication), names...)
+		if err != nil {
+			return fmt.Errorf("creating topics: %w", err)
+		}
+		for _, r := range resp.Sorted() {
+			if r.Err != nil && !errors.Is(r.Err, kerr.TopicAlreadyExists) {
+				errs = append(errs, fmt.Errorf("creating topic %s (%d partitions, replication %d): %w %s", r.Topic, l.partitions(), replication, r.Err, r.ErrMessage))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Describe tells how the topics of the layout are, in the order of the table.
+// What Ensure would refuse stands in Problems.
+func Describe(ctx context.Context, adm *kadm.Client, l Layout) ([]TopicRow, error) {
+	rows, err := describe(ctx, adm, l)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, r := range rows {
+		if !r.Missing {
+			names = append(names, r.Topic)
+		}
+	}
+	if len(names) == 0 {
+		return rows, nil
+	}
+	starts, err := adm.ListStartOffsets(ctx, names...)
+	if err != nil {
+		return nil, fmt.Errorf("listing start offsets: %w", err)
+	}
+	ends, err := adm.ListEndOffsets(ctx, names...)
+	if err != nil {
+		return nil, fmt.Errorf("listing end offsets: %w", err)
+	}
+	for i := range rows {
+		r := &rows[i]
+		ends.Each(func(end kadm.ListedOffset) {
+			if end.Topic != r.Topic {
+				return
+			}
+			start, _ := starts.Lookup(end.Topic, end.Partition)
+			if err := errors.Join(start.Err, end.Err); err != nil {
+				r.Problems = append(r.Problems, fmt.Sprintf("partition %d has no offsets: %v", end.Partition, err))
+				return
+			}
+			r.Records += end.Offset - start.Offset
+		})
+	}
+	return rows, nil
+}
+
+func describe(ctx context.Context, adm *kadm.Client, l Layout) ([]TopicRow, error) {
+	table := l.table()
+	names := make([]string, len(table))
+	for i, t := range table {
+		names[i] = t.name
+	}
+	details, err := adm.ListTopics(ctx, names...)
+	if err != nil {
+		return nil, fmt.Errorf("listing topics: %w", err)
+	}
+	rows := make([]TopicRow, len(table))
+	var present []string
+	for i, t := range table {
+		rows[i].Topic = t.name
+		d, ok := details[t.name]
+		switch {
+		case !ok || errors.Is(d.Err, kerr.UnknownTopicOrPartition):
+			rows[i].Missing = true
+			continue
+		case d.Err != nil:
+			return nil, fmt.Errorf("topic %s: %w", t.name, d.Err)
+		}
+		rows[i].Partitions = len(d.Partitions)
+		rows[i].Replication = d.Partitions.NumReplicas()
+		present = append(present, t.name)
+	}
+	if len(present) == 0 {
+		return rows, nil
+	}
+	configs, err := adm.DescribeTopicConfigs(ctx, present...)
+	if err != nil {
+		return nil, fmt.Errorf("describing topics: %w", err)
+	}
+	byName := make(map[string]map[string]string, len(configs))
+	for _, c := range configs {
+		if errors.Is(c.Err, kerr.UnknownTopicOrPartition) {
+			continue // created a moment ago, or being deleted
+		}
+		if c.Err != nil {
+			return nil, fmt.Errorf("describing topic %s: %w %s", c.Name, c.Err, c.ErrMessage)
+		}
+		m := make(map[string]string, len(c.Configs))
+		for _, kv := range c.Configs {
+			m[kv.Key] = kv.MaybeValue()
+		}
+		byName[c.Name] = m
+	}
+	for i, t := range table {
+		r := &rows[i]
+		if r.Missing {
+			continue
+		}
+		c, ok := byName[t.name]
+		if !ok {
+			*r = TopicRow{Topic: t.name, Missing: true}
+			continue
+		}
+		r.CleanupPolicy = c["cleanup.policy"]
+		r.RetentionMS = number(c["retention.ms"], -1)
+		r.MinInsync = int(number(c["min.insync.replicas"], 1))
+		r.Problems = t.verify(l, *r, c)
+	}
+	return rows, nil
+}
+
+func number(s string, unset int64) int64 {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		return unset
+	}
+	return n
+}
+
+// verify returns what is wrong with an existing topic and what to do about it.
+func (t topic) verify(l Layout, r TopicRow, c map[string]string) (problems []string) {
+	bad := func(format string, a ...any) { problems = append(problems, fmt.Sprintf(format, a...)) }
+	if want := int(l.partitions()); r.Partitions != want {
+		// More partitions would send known keys to other shards, so there is no
+		// way but the configured count, or a copy to new topics.
+		bad("has %d partitions, not %d: set the partition count to what was chosen at creation; a topic is never repartitioned", r.Partitions, want)
+	}
+	if c["unclean.leader.election.enable"] == "true" {
+		bad("allows unclean leader election, which loses acknowledged records: set unclean.leader.election.enable=false")
+	}
+	if r.Replication > 1 && r.MinInsync < 2 {
+		bad("has replication %d with min.insync.replicas=%d, so that one broker alone may acknowledge: set min.insync.replicas=2", r.Replication, r.MinInsync)
+	}
+	compacts, deletes := strings.Contains(r.CleanupPolicy, "compact"), strings.Contains(r.CleanupPolicy, "delete")
+	switch {
+	case t.lossy:
+	case t.compact && !compacts:
+		bad("has cleanup.policy=%s: set cleanup.policy=compact", r.CleanupPolicy)
+	case !t.compact && compacts:
+		bad("has cleanup.policy=%s, which deletes records of a key that has newer ones: set cleanup.policy=delete", r.CleanupPolicy)
+	case deletes:
+		if r.RetentionMS >= 0 && (t.keep == forever || r.RetentionMS < t.keep.Milliseconds()) {
+			want := int64(-1)
+			if t.keep != forever {
+				want = t.keep.Milliseconds()
+			}
+			bad("deletes records after %s: set retention.ms=%d", time.Duration(r.RetentionMS)*time.Millisecond, want)
+		}
+		if n := number(c["retention.bytes"], -1); n >= 0 {
+			bad("deletes records above %d bytes: set retention.bytes=-1", n)
+		}
+	}
+	return problems
+}
+
+func mismatches(rows []TopicRow) error {
+	var lines []string
+	for _, r := range rows {
+		for _, p := range r.Problems {
+			lines = append(lines, "topic "+r.Topic+" "+p)
+		}
+	}
+	if len(lines) == 0 {
+		return nil
+	}
+	return fmt.Errorf("the topics on the brokers are not as they must be; nothing was created or changed:\n  %s", strings.Join(lines, "\n  "))
 }

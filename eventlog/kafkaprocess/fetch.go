@@ -1,0 +1,153 @@
+package kafkaprocess
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// pom names the jars: Kafka, and a logger for what it reports.
+//
+//go:embed pom.xml
+var pom []byte
+
+// Home returns the folder of the jars: $TOMATO_KAFKA_HOME, else one in the
+// user's cache directory.
+func Home() (string, error) {
+	if h := os.Getenv("TOMATO_KAFKA_HOME"); h != "" {
+		return filepath.Abs(h)
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("no place for Kafka's jars: %w; set TOMATO_KAFKA_HOME", err)
+	}
+	return filepath.Join(cache, "tomato", "kafka-"+Version), nil
+}
+
+// Fetch sees to it that home has Kafka's jars in libs/, with Maven where they
+// are absent. Of many processes that call it at once one fetches. It fails with
+// ErrAbsent when there is no Maven or it cannot reach a repository.
+func Fetch(ctx context.Context, home string) error {
+	libs := filepath.Join(home, "libs")
+	if _, err := os.Stat(libs); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(home, 0o755); err != nil {
+		return err
+	}
+	unlock, err := lock(ctx, filepath.Join(home, "lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := os.Stat(libs); err == nil {
+		return nil // another process was faster
+	}
+	mvn, err := exec.LookPath("mvn")
+	if err != nil {
+		return fmt.Errorf("%w: %s has no jars and there is no mvn on PATH to fetch them: install Maven (Debian: apt-get install maven) or run .ci/setup test", ErrAbsent, home)
+	}
+	if err := os.WriteFile(filepath.Join(home, "pom.xml"), pom, 0o644); err != nil {
+		return err
+	}
+	// Into a folder beside, renamed when whole: libs exists or it does not.
+	part := libs + ".part"
+	if err := os.RemoveAll(part); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, mvn, "-B", "-q", "-f", filepath.Join(home, "pom.xml"),
+		"dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory="+part)
+	cmd.Dir = home
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: fetching the jars with Maven: %w\n%s", ErrAbsent, err, out[max(0, len(out)-1000):])
+	}
+	return os.Rename(part, libs)
+}
+
+// format makes dir/data the storage of a new cluster. The tool takes a second,
+// so what it writes is kept in home; it is the same for every new directory.
+func format(ctx context.Context, java, home, dir string) error {
+	unlock, err := lock(ctx, filepath.Join(home, "lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	blank := filepath.Join(home, "formatted")
+	if _, err := os.Stat(blank); err != nil {
+		tmp, err := os.MkdirTemp(home, "format-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(tmp)
+		if err := os.Mkdir(filepath.Join(tmp, "data"), 0o755); err != nil {
+			return err
+		}
+		if _, err := writeProperties(tmp, Options{}); err != nil {
+			return err
+		}
+		cmd := exec.CommandContext(ctx, java, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", filepath.Join(home, "libs", "*"), "kafka.tools.StorageTool",
+			"format", "--cluster-id", "dG9tYXRvLXRvbWF0by1r", "--config", filepath.Join(tmp, "server.properties"))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("formatting Kafka's storage: %w\n%s", err, out)
+		}
+		if err := os.Rename(filepath.Join(tmp, "data"), blank); err != nil {
+			return err
+		}
+	}
+	data := filepath.Join(dir, "data")
+	entries, err := os.ReadDir(blank)
+	if err != nil {
+		return err
+	}
+	// meta.properties last: it says that the storage is formatted.
+	var errs []error
+	for _, e := range entries {
+		if e.Type().IsRegular() && e.Name() != "meta.properties" {
+			errs = append(errs, copyFile(filepath.Join(blank, e.Name()), filepath.Join(data, e.Name())))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return copyFile(filepath.Join(blank, "meta.properties"), filepath.Join(data, "meta.properties"))
+}
+
+func copyFile(from, to string) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, b, 0o600)
+}
+
+// lock waits for an exclusive lock between processes.
+func lock(ctx context.Context, path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			f.Close()
+			return nil, fmt.Errorf("locking %s: %w", path, err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("waiting for %s: %w", path, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,345 @@
+// Package kafkaprocess runs Apache Kafka as a child process: one node, broker
+// and controller in one (KRaft), on 127.0.0.1. It is for tests, benchmarks and
+// trying out on a machine without containers; a real installation brings its
+// own brokers.
+//
+// A process is running until Kill, Stop, or until it ends by itself (Done). Its
+// directory holds everything else (settings, ports, data, log) and may be
+// started again, with the same address, after any of these. Whatever way this
+// process ends, on Linux its Kafka ends with it.
+package kafkaprocess
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// Version is the release of Apache Kafka that is fetched and run.
+const Version = "4.3.1"
+
+// ErrAbsent says that Kafka cannot run on this machine: there is no Java, or
+// no jars and no Maven to fetch them. The error's text says what to install.
+var ErrAbsent = errors.New("Apache Kafka cannot be started here")
+
+// Options of a process. The zero value is fit for use.
+type Options struct {
+	// Port that clients connect to. 0 takes that of the directory's previous
+	// process, or a free one.
+	Port int
+	// HeapMB is the size of the Java heap in MiB. 0 means 1,024.
+	HeapMB int
+	// QuickStart spares the second compiler: up sooner, slower under load. For
+	// tests; not for benchmarks.
+	QuickStart bool
+	// Home holds the jars. "" means $TOMATO_KAFKA_HOME, else a folder in the
+	// user's cache directory. If it has none they are fetched once with Maven.
+	Home string
+	// Properties are broker settings on top of those chosen here, and win.
+	Properties map[string]string
+}
+
+// Process is a running Kafka. Its methods may be called concurrently.
+type Process struct {
+	dir  string
+	addr string
+	cmd  *exec.Cmd
+	done chan struct{} // closed when the process has ended and been reaped
+
+	mu  sync.Mutex
+	err error // how it ended; read after done
+}
+
+// Start runs Kafka in dir, created and formatted if need be, and returns when
+// it answers. It fails with ErrAbsent where Kafka cannot run. ctx bounds the
+// start alone; one minute is ample, fetching the jars (44 MB) aside.
+func Start(ctx context.Context, dir string, opts Options) (*Process, error) {
+	java, err := exec.LookPath("java")
+	if err != nil {
+		return nil, fmt.Errorf("%w: no java on PATH: install a Java runtime, 17 or later (Debian: apt-get install default-jre-headless)", ErrAbsent)
+	}
+	home := opts.Home
+	if home == "" {
+		if home, err = Home(); err != nil {
+			return nil, err
+		}
+	}
+	if err := Fetch(ctx, home); err != nil {
+		return nil, err
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "data"), 0o700); err != nil {
+		return nil, err
+	}
+	addr, err := writeProperties(dir, opts)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(filepath.Join(dir, "data", "meta.properties")); errors.Is(err, fs.ErrNotExist) {
+		if err := format(ctx, java, home, dir); err != nil {
+			return nil, err
+		}
+	}
+	log, err := os.OpenFile(filepath.Join(dir, "kafka.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	heap := opts.HeapMB
+	if heap == 0 {
+		heap = 1024
+	}
+	args := []string{fmt.Sprintf("-Xmx%dm", heap), "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+		"-Dorg.slf4j.simpleLogger.showDateTime=true", "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS"}
+	if opts.QuickStart {
+		args = append(args, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+	}
+	args = append(args, "-cp", filepath.Join(home, "libs", "*"), "kafka.Kafka", filepath.Join(dir, "server.properties"))
+	cmd := exec.Command(java, args...)
+	cmd.Dir = dir
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = childAttr()
+	p := &Process{dir: dir, addr: addr, cmd: cmd, done: make(chan struct{})}
+	if err := p.start(); err != nil {
+		return nil, fmt.Errorf("starting Kafka: %w", err)
+	}
+	if err := p.ready(ctx); err != nil {
+		p.Kill()
+		return nil, fmt.Errorf("Kafka in %s on %s did not come up: %w; its log ends in:\n%s", dir, addr, err, p.LogTail(2<<10))
+	}
+	return p, nil
+}
+
+// start starts and reaps the process on a thread of its own: Linux sends the
+// parent-death signal when the thread that forked ends, not the process.
+func (p *Process) start() error {
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := p.cmd.Start()
+		started <- err
+		if err != nil {
+			return
+		}
+		err = p.cmd.Wait()
+		p.mu.Lock()
+		p.err = err
+		p.mu.Unlock()
+		close(p.done)
+	}()
+	return <-started
+}
+
+// ready waits until the broker is registered with its controller and serves.
+func (p *Process) ready(ctx context.Context) error {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		// A port that nobody listens on would make the client back off for
+		// longer than the start takes.
+		if conn, err := net.DialTimeout("tcp", p.addr, time.Second); err == nil {
+			conn.Close()
+			break
+		}
+		if err := p.wait(ctx, tick); err != nil {
+			return err
+		}
+	}
+	client, err := kgo.NewClient(kgo.SeedBrokers(p.addr), kgo.MetadataMinAge(10*time.Millisecond),
+		kgo.RetryBackoffFn(func(int) time.Duration { return 50 * time.Millisecond }))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	adm := kadm.NewClient(client)
+	for {
+		try, cancel := context.WithTimeout(ctx, 5*time.Second)
+		m, err := adm.BrokerMetadata(try)
+		cancel()
+		if err == nil && len(m.Brokers) == 1 {
+			return nil
+		}
+		if err := p.wait(ctx, tick); err != nil {
+			return err
+		}
+	}
+}
+
+func (p *Process) wait(ctx context.Context, tick *time.Ticker) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-p.done:
+		return fmt.Errorf("it ended: %w", p.Err())
+	case <-tick.C:
+		return nil
+	}
+}
+
+// Addr returns the host:port that clients connect to.
+func (p *Process) Addr() string { return p.addr }
+
+// Dir returns the directory, for a start anew.
+func (p *Process) Dir() string { return p.dir }
+
+// Done is closed when the process has ended, for whatever reason.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Err returns how the process ended; nil while it runs or after a clean end.
+func (p *Process) Err() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err
+}
+
+// Kill ends the process at once (SIGKILL) and returns when it has ended.
+func (p *Process) Kill() {
+	p.signal(syscall.SIGKILL)
+	<-p.done
+}
+
+// Stop shuts Kafka down in order and returns when it has ended; when ctx ends
+// first it is killed.
+func (p *Process) Stop(ctx context.Context) error {
+	p.signal(syscall.SIGCONT) // a paused process cannot stop
+	p.signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+		return nil
+	case <-ctx.Done():
+		p.Kill()
+		return fmt.Errorf("Kafka did not stop in time and was killed: %w", ctx.Err())
+	}
+}
+
+// Pause stops the process where it stands (SIGSTOP), as a long garbage
+// collection or a frozen machine would: connections stay, nothing answers.
+func (p *Process) Pause() error { return p.signal(syscall.SIGSTOP) }
+
+// Resume lets a paused process go on.
+func (p *Process) Resume() error { return p.signal(syscall.SIGCONT) }
+
+func (p *Process) signal(s os.Signal) error {
+	select {
+	case <-p.done:
+		return os.ErrProcessDone
+	default:
+		return p.cmd.Process.Signal(s)
+	}
+}
+
+// LogTail returns at most max bytes of the end of the log.
+func (p *Process) LogTail(max int64) string {
+	f, err := os.Open(filepath.Join(p.dir, "kafka.log"))
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	if size, err := f.Seek(0, io.SeekEnd); err == nil {
+		f.Seek(size-min(size, max), io.SeekStart)
+	}
+	b, err := io.ReadAll(f)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
+// writeProperties writes server.properties and returns the clients' address.
+// Ports stay those of the directory's first start unless asked otherwise.
+func writeProperties(dir string, opts Options) (addr string, err error) {
+	path := filepath.Join(dir, "ports")
+	var port, controller int
+	if b, err := os.ReadFile(path); err == nil {
+		if _, err := fmt.Sscan(string(b), &port, &controller); err != nil {
+			return "", fmt.Errorf("%s: want two port numbers: %w", path, err)
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	if opts.Port != 0 {
+		port = opts.Port
+	}
+	if port == 0 || controller == 0 {
+		free, err := freePorts(2)
+		if err != nil {
+			return "", err
+		}
+		if port == 0 {
+			port = free[0]
+		}
+		if controller == 0 {
+			controller = free[1]
+		}
+	}
+	if err := os.WriteFile(path, fmt.Appendf(nil, "%d %d\n", port, controller), 0o600); err != nil {
+		return "", err
+	}
+	addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	props := map[string]string{
+		"process.roles":              "broker,controller",
+		"node.id":                    "1",
+		"controller.quorum.voters":   fmt.Sprintf("1@127.0.0.1:%d", controller),
+		"controller.listener.names":  "CONTROLLER",
+		"listeners":                  fmt.Sprintf("PLAINTEXT://%s,CONTROLLER://127.0.0.1:%d", addr, controller),
+		"advertised.listeners":       "PLAINTEXT://" + addr,
+		"log.dirs":                   filepath.Join(dir, "data"),
+		"auto.create.topics.enable":  "false",
+		"num.network.threads":        "2",
+		"num.io.threads":             "4",
+		"num.partitions":             "1",
+		"log.cleaner.threads":        "1",
+		"default.replication.factor": "1",
+		// The default takes 128 MB of the heap for compaction.
+		"log.cleaner.dedupe.buffer.size":                   "16777216",
+		"offsets.topic.replication.factor":                 "1",
+		"offsets.topic.num.partitions":                     "4",
+		"transaction.state.log.replication.factor":         "1",
+		"transaction.state.log.min.isr":                    "1",
+		"transaction.state.log.num.partitions":             "4",
+		"share.coordinator.state.topic.replication.factor": "1",
+		"share.coordinator.state.topic.min.isr":            "1",
+		// The default makes the first member of every group wait 3 s for more.
+		"group.initial.rebalance.delay.ms": "0",
+	}
+	for k, v := range opts.Properties {
+		props[k] = v
+	}
+	var b strings.Builder
+	for k, v := range props {
+		fmt.Fprintf(&b, "%s=%s\n", k, strings.ReplaceAll(v, `\`, `\\`))
+	}
+	return addr, os.WriteFile(filepath.Join(dir, "server.properties"), []byte(b.String()), 0o600)
+}
+
+// freePorts returns n ports that nobody listened on a moment ago.
+func freePorts(n int) ([]int, error) {
+	ports := make([]int, n)
+	for i := range ports {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close() // all open until all are found, so that they differ
+		ports[i] = l.Addr().(*net.TCPAddr).Port
+	}
+	return ports, nil
+}
