@@ -1,0 +1,177 @@
+// Package postgrestest gives each test a database of its own, with PostGIS.
+//
+// The databases are on a private cluster that starts with the first test that
+// asks and ends with the test binary. Its directory is kept, so that only the
+// very first start on a machine has to make it; binaries that run at the same
+// time take one each. Nothing is synced to disk. TOMATO_TEST_DATABASE_URL, when
+// set, names a server to use instead: a superuser's URL.
+package postgrestest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"tomato/migrations/cluster"
+)
+
+// New returns a pool of connections to an empty database with PostGIS in
+// public. Pool and database go when t ends. Without PostGIS on the machine t is
+// skipped; with TOMATO_REQUIRE_POSTGIS=1 it fails.
+func New(t testing.TB) *pgxpool.Pool {
+	t.Helper()
+	config, err := pgxpool.ParseConfig(URL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.MaxConns = 10 // tests run in parallel on a server of 200
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return pool
+}
+
+// URL is New for who connects by himself.
+func URL(t testing.TB) string {
+	t.Helper()
+	start.Do(func() { server, startErr = startServer() })
+	if errors.Is(startErr, cluster.ErrAbsent) && os.Getenv("TOMATO_REQUIRE_POSTGIS") != "1" {
+		t.Skipf("no PostGIS: %v", startErr)
+	}
+	if startErr != nil {
+		t.Fatal(startErr)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	name := fmt.Sprintf("test_%d_%d", os.Getpid(), count.Add(1))
+	// Copying the template's files beats copying through the log: nothing here
+	// is synced.
+	if err := admin(ctx, server, "CREATE DATABASE "+name+" TEMPLATE "+template+" STRATEGY FILE_COPY"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := admin(ctx, server, "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
+			t.Error(err)
+		}
+	})
+	return withDatabase(server, name)
+}
+
+// template is the database that the others are copies of.
+const template = "tomato_test_template"
+
+var (
+	start    sync.Once
+	server   string // URL
+	startErr error
+	count    atomic.Int64
+)
+
+func startServer() (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	server := os.Getenv("TOMATO_TEST_DATABASE_URL")
+	own := server == ""
+	if own {
+		c, err := startCluster(ctx)
+		if err != nil {
+			return "", err
+		}
+		server = c.URL()
+	}
+	return server, makeTemplate(ctx, server, own)
+}
+
+// startCluster starts the first cluster that no other test binary has. It is
+// not stopped: it ends with the process (and where the system cannot do that,
+// the next owner of the directory ends it).
+func startCluster(ctx context.Context) (*cluster.Cluster, error) {
+	base := filepath.Join(os.TempDir(), "tomato-postgrestest-"+strconv.Itoa(os.Getuid()))
+	for i := range 64 {
+		c, err := cluster.Start(ctx, filepath.Join(base, strconv.Itoa(i)), cluster.Options{Settings: map[string]string{
+			"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "wal_level": "minimal", "max_wal_senders": "0", "autovacuum": "off",
+		}})
+		if !errors.Is(err, cluster.ErrInUse) {
+			return c, err
+		}
+	}
+	return nil, errors.New("64 test clusters are running")
+}
+
+// makeTemplate makes the template unless it is there, and on an own server
+// drops the databases that killed tests left.
+func makeTemplate(ctx context.Context, server string, own bool) error {
+	conn, err := pgx.Connect(ctx, server)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	// Other test binaries may be at the same on a shared server. The template
+	// gets its name when it is complete.
+	const part = template + "_part"
+	if _, err := conn.Exec(ctx, "SELECT pg_advisory_lock(7310577)"); err != nil {
+		return err
+	}
+	if own {
+		rows, err := conn.Query(ctx, `SELECT datname FROM pg_database WHERE datname LIKE 'test\_%'`)
+		if err != nil {
+			return err
+		}
+		left, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			return err
+		}
+		for _, name := range left {
+			if _, err := conn.Exec(ctx, "DROP DATABASE "+pgx.Identifier{name}.Sanitize()+" WITH (FORCE)"); err != nil {
+				return err
+			}
+		}
+	}
+	var exists bool
+	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", template).Scan(&exists); err != nil || exists {
+		return err
+	}
+	for _, sql := range []string{"DROP DATABASE IF EXISTS " + part + " WITH (FORCE)", "CREATE DATABASE " + part} {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return err
+		}
+	}
+	if err := admin(ctx, withDatabase(server, part), "CREATE EXTENSION postgis SCHEMA public"); err != nil {
+		return err
+	}
+	_, err = conn.Exec(ctx, "ALTER DATABASE "+part+" RENAME TO "+template)
+	return err
+}
+
+func admin(ctx context.Context, server, sql string) error {
+	conn, err := pgx.Connect(ctx, server)
+	if err != nil {
+		return err
+	}
+	_, err = conn.Exec(ctx, sql)
+	return errors.Join(err, conn.Close(ctx))
+}
+
+func withDatabase(server, name string) string {
+	u, err := url.Parse(server)
+	if err != nil {
+		return server // pgx will say what is wrong with it
+	}
+	u.Path = "/" + name
+	return u.String()
+}
