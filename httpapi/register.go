@@ -1,0 +1,635 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"encoding"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-chi/chi/v5"
+
+	"tomato/domain"
+)
+
+const (
+	maxBodyBytes    = 1 << 20
+	bodyReadTimeout = 10 * time.Second
+)
+
+// Register adds an operation to the router and to the OpenAPI document. It
+// panics on a programming error, such as a field of a type it cannot read.
+//
+// roles are who may call it; none: no token is needed. The checks are those of
+// the package comment; the handler gets a valid request only, and Actor(ctx)
+// tells who calls.
+//
+// I is a struct with the fields of the request; embedded structs count as
+// theirs:
+//
+//   - `path:"id"`, `query:"limit"`, `header:"If-Match"`: strings, numbers,
+//     booleans, time.Time, encoding.TextUnmarshaler, pointers to them (nil when
+//     absent) and, for query, slices of them (repeated parameters);
+//     `required:"true"` and `default:"50"` as in huma (no defaults in a Body);
+//   - Body: JSON. No body, or an empty one, is read as {};
+//   - RawBody []byte: the bytes as they came. Without Body they are anything:
+//     neither the media type nor the syntax is checked.
+//
+// Fields take huma's tags (minimum, maxLength, pattern, enum, doc …). Field names
+// of a body are exact, unknown ones are faults, and so is null; unknown query
+// parameters are ignored. If *I has the method Faults() []FieldError, it is
+// asked when all else is good: for what one field alone cannot tell.
+//
+// O is a struct with a field Body (JSON; a []byte goes out as it is), `header`
+// fields (empty ones are left out) and Status int (0: op.DefaultStatus, which
+// is 200 unless set, or 204 without Body).
+//
+// Of op, Method and Path are needed. op.Errors lists what the handler may
+// answer beyond 400, 401, 403, 413, 415, 422, 500 and 503, which are documented
+// where they can occur. A further success status is documented by an empty entry
+// in op.Responses.
+func Register[I, O any](a *API, op huma.Operation, roles []domain.Role, handler func(context.Context, *I) (*O, error)) {
+	in := readRequest(a, &op, reflect.TypeFor[I]())
+	out := readResponse(a, &op, reflect.TypeFor[O]())
+	checkFaults := reflect.TypeFor[*I]().Implements(reflect.TypeFor[faulter]())
+
+	a.Handle(op, roles, func(w http.ResponseWriter, r *http.Request) {
+		var i I
+		if p := in.bind(w, r, reflect.ValueOf(&i).Elem()); p != nil {
+			a.fail(w, r, p)
+			return
+		}
+		if checkFaults {
+			if faults := any(&i).(faulter).Faults(); len(faults) > 0 {
+				a.fail(w, r, Invalid(faults...))
+				return
+			}
+		}
+		o, err := handler(r.Context(), &i)
+		if err != nil {
+			a.fail(w, r, FromError("resource", err))
+			return
+		}
+		if o == nil {
+			w.WriteHeader(out.status)
+			return
+		}
+		if err := out.write(w, reflect.ValueOf(o).Elem()); err != nil {
+			a.fail(w, r, FromError("", err))
+		}
+	})
+}
+
+type faulter interface{ Faults() []FieldError }
+
+// Handle adds an operation that reads and answers by itself, with the checks of
+// token and role, and documents op as it is, but for security and errors. A GET
+// takes HEAD as well.
+func (a *API) Handle(op huma.Operation, roles []domain.Role, h http.HandlerFunc) {
+	if len(roles) > 0 {
+		if a.auth == nil {
+			panic("httpapi: " + op.Path + " has roles, but there is no Authenticator")
+		}
+		next := h
+		h = func(w http.ResponseWriter, r *http.Request) {
+			actor, _, err := a.auth.Authenticate(TokenFromRequest(r))
+			if err != nil {
+				a.fail(w, r, FromError("", err))
+				return
+			}
+			if !slices.Contains(roles, actor.Role) {
+				a.fail(w, r, NewProblem(http.StatusForbidden, "forbidden", "The role "+string(actor.Role)+" may not do this."))
+				return
+			}
+			next(w, r.WithContext(WithActor(r.Context(), actor)))
+		}
+	}
+	if !op.Hidden {
+		a.document(&op, roles)
+	}
+	a.Router.Method(op.Method, op.Path, h)
+	if op.Method == http.MethodGet {
+		a.Router.Method(http.MethodHead, op.Path, h)
+	}
+}
+
+// request knows how to fill an input struct.
+type request struct {
+	registry huma.Registry
+	params   []param
+	query    bool // there are query parameters
+	body     []int
+	rawBody  []int
+	schema   *huma.Schema // of the body; nil: not JSON, or not read at all
+	maxBytes int64
+}
+
+type param struct {
+	index    []int
+	in, name string
+	schema   *huma.Schema
+	kind     string // of the schema, or of the items of an array
+	required bool
+	fallback []string
+}
+
+var (
+	timeType            = reflect.TypeFor[time.Time]()
+	textUnmarshalerType = reflect.TypeFor[encoding.TextUnmarshaler]()
+)
+
+func readRequest(a *API, op *huma.Operation, t reflect.Type) *request {
+	if op.Method == "" || op.Path == "" || t.Kind() != reflect.Struct {
+		panic("httpapi: an operation needs a method, a path and an input struct")
+	}
+	if op.OperationID == "" {
+		op.OperationID = strings.Trim(strings.Map(func(r rune) rune {
+			if r == '/' || r == '{' || r == '}' {
+				return '-'
+			}
+			return r
+		}, strings.ToLower(op.Method)+op.Path), "-")
+	}
+	in := &request{registry: a.OpenAPI.Components.Schemas, maxBytes: op.MaxBodyBytes}
+	if in.maxBytes <= 0 {
+		in.maxBytes = maxBodyBytes
+	}
+	in.fields(op, t, nil)
+	command := op.Method == http.MethodPost || op.Method == http.MethodPut || op.Method == http.MethodPatch
+	if in.body == nil && in.rawBody == nil && command {
+		in.schema = &huma.Schema{Type: huma.TypeObject, AdditionalProperties: false}
+	}
+	if in.schema != nil {
+		s := in.schema
+		if s.Ref != "" {
+			s = in.registry.SchemaFromRef(s.Ref)
+		}
+		op.RequestBody = &huma.RequestBody{Required: len(s.Required) > 0, Content: map[string]*huma.MediaType{"application/json": {Schema: in.schema}}}
+		op.Errors = append(op.Errors, http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity)
+	} else if in.rawBody != nil {
+		op.Errors = append(op.Errors, http.StatusRequestEntityTooLarge)
+	}
+	if len(in.params) > 0 {
+		op.Errors = append(op.Errors, http.StatusUnprocessableEntity)
+	}
+	return in
+}
+
+func (in *request) fields(op *huma.Operation, t reflect.Type, at []int) {
+	for i := range t.NumField() {
+		f := t.Field(i)
+		index := append(slices.Clone(at), i)
+		if f.Anonymous && f.Type.Kind() == reflect.Struct {
+			in.fields(op, f.Type, index)
+			continue
+		}
+		if !f.IsExported() {
+			continue
+		}
+		switch f.Name {
+		case "Body":
+			in.body = index
+			in.schema = huma.SchemaFromField(in.registry, f, op.OperationID+"-request")
+			continue
+		case "RawBody":
+			in.rawBody = index
+			if op.RequestBody == nil {
+				op.RequestBody = &huma.RequestBody{Content: map[string]*huma.MediaType{"*/*": {Schema: &huma.Schema{}}}}
+			}
+			continue
+		}
+		p := param{index: index}
+		for _, in := range []string{"path", "query", "header"} {
+			if name := f.Tag.Get(in); name != "" {
+				p.in = in
+				p.name, _, _ = strings.Cut(name, ",")
+			}
+		}
+		if p.in == "" {
+			continue
+		}
+		p.schema = huma.SchemaFromField(in.registry, f, "")
+		p.required = p.in == "path" || f.Tag.Get("required") == "true"
+		base := f.Type
+		if base.Kind() == reflect.Pointer {
+			base = base.Elem()
+		}
+		p.kind = p.schema.Type
+		if p.kind == huma.TypeArray {
+			if p.in != "query" {
+				panic("httpapi: only query parameters can be repeated: " + p.name)
+			}
+			base, p.kind = base.Elem(), p.schema.Items.Type
+		}
+		switch p.kind {
+		case huma.TypeString, huma.TypeBoolean, huma.TypeInteger, huma.TypeNumber:
+		default:
+			panic(fmt.Sprintf("httpapi: parameter %s has a type that cannot be read: %s", p.name, f.Type))
+		}
+		if base.Kind() == reflect.Struct && base != timeType && !reflect.PointerTo(base).Implements(textUnmarshalerType) {
+			panic(fmt.Sprintf("httpapi: parameter %s has a type that cannot be read: %s", p.name, f.Type))
+		}
+		if d := f.Tag.Get("default"); d != "" {
+			p.fallback = []string{d}
+		}
+		in.query = in.query || p.in == "query"
+		in.params = append(in.params, p)
+		doc := &huma.Param{Name: p.name, In: p.in, Required: p.required, Description: p.schema.Description, Schema: p.schema}
+		if p.schema.Type == huma.TypeArray {
+			explode := true
+			doc.Explode = &explode
+		}
+		op.Parameters = append(op.Parameters, doc)
+	}
+}
+
+// bind reads the request into the input struct v.
+func (in *request) bind(w http.ResponseWriter, r *http.Request, v reflect.Value) *Problem {
+	var tree any
+	var body []byte
+	if in.schema != nil || in.rawBody != nil {
+		var p *Problem
+		if body, p = in.read(w, r); p != nil {
+			return p
+		}
+	}
+	if in.rawBody != nil {
+		v.FieldByIndex(in.rawBody).SetBytes(body)
+	}
+	if in.schema != nil {
+		if len(body) == 0 {
+			body = []byte("{}")
+		}
+		var ok bool
+		if tree, ok = readJSON(body); !ok || !utf8.Valid(body) {
+			return NewProblem(http.StatusBadRequest, "malformed_json", "The body is not one JSON value in UTF-8.")
+		}
+	}
+
+	check := validation{registry: in.registry}
+	if len(in.params) > 0 {
+		var query url.Values
+		if in.query && r.URL.RawQuery != "" {
+			var err error
+			if query, err = url.ParseQuery(r.URL.RawQuery); err != nil {
+				check.at = append(check.at[:0], "query"...)
+				check.fault("malformed query string")
+			}
+		}
+		for i := range in.params {
+			in.params[i].bind(&check, r, query, v)
+		}
+	}
+	if in.schema != nil {
+		check.at = append(check.at[:0], "body"...)
+		check.value(in.schema, tree)
+	}
+	if len(check.faults) > 0 {
+		return Invalid(check.faults...)
+	}
+	if in.body != nil {
+		// The bytes are read once more, into the struct. What the schema
+		// takes the struct takes; what is left is a name given twice with
+		// different types, of which the tree has seen the last only.
+		if err := json.Unmarshal(body, v.FieldByIndex(in.body).Addr().Interface()); err != nil {
+			return Invalid(FieldError{"body", "not readable: a value has the wrong type or range"})
+		}
+	}
+	return nil
+}
+
+// read returns the body, nil if there is none.
+func (in *request) read(w http.ResponseWriter, r *http.Request) ([]byte, *Problem) {
+	if r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0 {
+		return nil, nil
+	}
+	tooLarge := func() *Problem {
+		w.Header().Set("Connection", "close") // rather than read it all
+		return NewProblem(http.StatusRequestEntityTooLarge, "body_too_large", "The body is larger than "+strconv.FormatInt(in.maxBytes, 10)+" bytes.")
+	}
+	if r.ContentLength > 0 && in.schema != nil && !isJSON(r.Header) {
+		return nil, unsupported()
+	}
+	if r.ContentLength > in.maxBytes {
+		return nil, tooLarge()
+	}
+	// Where the writer has no deadlines (tests), there are none.
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Now().Add(bodyReadTimeout))
+	var b []byte
+	var err error
+	if r.ContentLength > 0 {
+		b = make([]byte, r.ContentLength)
+		_, err = io.ReadFull(r.Body, b)
+	} else if b, err = io.ReadAll(io.LimitReader(r.Body, in.maxBytes+1)); err == nil && int64(len(b)) > in.maxBytes {
+		return nil, tooLarge()
+	}
+	if err != nil {
+		w.Header().Set("Connection", "close")
+		if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
+			return nil, NewProblem(http.StatusRequestTimeout, "body_unreadable", "The body came too slowly.")
+		}
+		return nil, NewProblem(http.StatusBadRequest, "body_unreadable", "The body ended early.")
+	}
+	_ = control.SetReadDeadline(time.Time{})
+	if len(b) > 0 && in.schema != nil && !isJSON(r.Header) {
+		return nil, unsupported()
+	}
+	return b, nil
+}
+
+func unsupported() *Problem {
+	return NewProblem(http.StatusUnsupportedMediaType, "unsupported_media_type", "A body needs Content-Type: application/json, in UTF-8 and without Content-Encoding.")
+}
+
+func isJSON(h http.Header) bool {
+	if e := h.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
+		return false
+	}
+	ct := h.Get("Content-Type")
+	if ct == "application/json" {
+		return true
+	}
+	mediaType, params, err := mime.ParseMediaType(ct)
+	charset, given := params["charset"]
+	return err == nil && mediaType == "application/json" && (!given || strings.EqualFold(charset, "utf-8"))
+}
+
+func (p *param) bind(check *validation, r *http.Request, query url.Values, v reflect.Value) {
+	var values []string
+	switch p.in {
+	case "query":
+		values = query[p.name]
+	case "header":
+		values = r.Header.Values(p.name)
+		if len(values) == 1 && values[0] == "" {
+			values = nil
+		}
+	case "path":
+		s := chi.URLParam(r, p.name)
+		if r.URL.RawPath != "" { // then chi matches the escaped path
+			if u, err := url.PathUnescape(s); err == nil {
+				s = u
+			}
+		}
+		values = []string{s}
+	}
+	check.at = append(append(append(check.at[:0], p.in...), '.'), p.name...)
+	if len(values) == 0 {
+		if p.required {
+			check.fault("required")
+			return
+		}
+		if values = p.fallback; values == nil {
+			return
+		}
+	}
+	for _, s := range values {
+		if !utf8.ValidString(s) {
+			check.fault("expected UTF-8")
+			return
+		}
+	}
+	before := len(check.faults)
+	if p.schema.Type == huma.TypeArray {
+		list := make([]any, len(values))
+		for i, s := range values {
+			list[i] = p.typed(s)
+		}
+		check.value(p.schema, list)
+	} else if len(values) > 1 {
+		check.fault("given more than once")
+	} else {
+		check.value(p.schema, p.typed(values[0]))
+	}
+	if len(check.faults) > before {
+		return
+	}
+	f := v.FieldByIndex(p.index)
+	if f.Kind() == reflect.Pointer {
+		f.Set(reflect.New(f.Type().Elem()))
+		f = f.Elem()
+	}
+	if p.schema.Type != huma.TypeArray {
+		if message := set(f, values[0]); message != "" {
+			check.fault(message)
+		}
+		return
+	}
+	f.Set(reflect.MakeSlice(f.Type(), len(values), len(values)))
+	for i, s := range values {
+		if message := set(f.Index(i), s); message != "" {
+			check.fault(message)
+			return
+		}
+	}
+}
+
+// typed gives the value that the schema is checked against.
+func (p *param) typed(s string) any {
+	switch p.kind {
+	case huma.TypeInteger, huma.TypeNumber:
+		if _, err := strconv.ParseFloat(s, 64); err == nil || errors.Is(err, strconv.ErrRange) {
+			return json.Number(s)
+		}
+	case huma.TypeBoolean:
+		if s == "true" || s == "false" {
+			return s == "true"
+		}
+		return nil // a fault
+	}
+	return s
+}
+
+// set parses s into f and returns the fault's message, or "".
+func set(f reflect.Value, s string) string {
+	if f.Type() == timeType {
+		t, err := time.Parse(time.RFC3339Nano, s)
+		if err != nil {
+			return "expected string to be RFC 3339 date-time"
+		}
+		f.Set(reflect.ValueOf(t))
+		return ""
+	}
+	if u, ok := f.Addr().Interface().(encoding.TextUnmarshaler); ok {
+		err := u.UnmarshalText([]byte(s))
+		var ours fault
+		if errors.As(err, &ours) {
+			return ours.Error()
+		}
+		if err != nil { // its text may quote the value
+			return "not valid"
+		}
+		return ""
+	}
+	switch f.Kind() {
+	case reflect.String:
+		f.SetString(s)
+	case reflect.Bool:
+		f.SetBool(s == "true")
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		n, err := strconv.ParseInt(s, 10, f.Type().Bits())
+		if err != nil {
+			return "expected integer in range"
+		}
+		f.SetInt(n)
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		n, err := strconv.ParseUint(s, 10, f.Type().Bits())
+		if err != nil {
+			return "expected integer in range"
+		}
+		f.SetUint(n)
+	default: // floats: the registration lets nothing else through
+		n, err := strconv.ParseFloat(s, f.Type().Bits())
+		if err != nil {
+			return "expected number in range"
+		}
+		f.SetFloat(n)
+	}
+	return ""
+}
+
+// response knows how to write an output struct.
+type response struct {
+	status      int
+	headers     []outHeader
+	statusIndex []int
+	body        []int
+	raw         bool // the body is []byte
+}
+
+type outHeader struct {
+	index []int
+	name  string
+}
+
+func readResponse(a *API, op *huma.Operation, t reflect.Type) *response {
+	if t.Kind() != reflect.Struct {
+		panic("httpapi: an operation needs an output struct")
+	}
+	out := &response{}
+	headers := map[string]*huma.Param{}
+	var content map[string]*huma.MediaType
+	for _, f := range reflect.VisibleFields(t) {
+		switch name := f.Tag.Get("header"); {
+		case f.Anonymous || !f.IsExported():
+		case f.Name == "Status":
+			out.statusIndex = f.Index
+		case f.Name == "Body":
+			out.body = f.Index
+			out.raw = f.Type == reflect.TypeFor[[]byte]()
+			mediaType := f.Tag.Get("contentType")
+			if mediaType == "" {
+				mediaType = "application/json"
+			}
+			content = map[string]*huma.MediaType{mediaType: {}}
+			if !out.raw {
+				content[mediaType].Schema = huma.SchemaFromField(a.OpenAPI.Components.Schemas, f, op.OperationID+"-response")
+			}
+		case name != "":
+			switch f.Type.Kind() {
+			case reflect.String, reflect.Int, reflect.Int64:
+			default:
+				panic("httpapi: the header " + name + " is neither string nor int")
+			}
+			out.headers = append(out.headers, outHeader{f.Index, http.CanonicalHeaderKey(name)})
+			s := huma.SchemaFromField(a.OpenAPI.Components.Schemas, f, "")
+			headers[name] = &huma.Param{Schema: s, Description: s.Description}
+		}
+	}
+	if out.status = op.DefaultStatus; out.status == 0 {
+		out.status = http.StatusOK
+		if out.body == nil {
+			out.status = http.StatusNoContent
+		}
+	}
+	responses := map[string]*huma.Response{strconv.Itoa(out.status): {}}
+	for status, r := range op.Responses {
+		responses[status] = r
+	}
+	for status, r := range responses {
+		if status[0] != '2' {
+			continue
+		}
+		n, _ := strconv.Atoi(status)
+		if r.Description == "" {
+			r.Description = http.StatusText(n)
+		}
+		if r.Content == nil && n != http.StatusNoContent {
+			r.Content = content
+		}
+		if r.Headers == nil && len(headers) > 0 {
+			r.Headers = headers
+		}
+	}
+	op.Responses = responses
+	return out
+}
+
+var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+const maxPooledBytes = 64 << 10
+
+// write answers with the output struct v. On an error nothing has been written.
+func (out *response) write(w http.ResponseWriter, v reflect.Value) error {
+	status := out.status
+	if out.statusIndex != nil {
+		if s := int(v.FieldByIndex(out.statusIndex).Int()); s != 0 {
+			status = s
+		}
+	}
+	var body []byte
+	switch {
+	case out.body == nil || status == http.StatusNoContent:
+	case out.raw:
+		body = v.FieldByIndex(out.body).Bytes()
+	default:
+		buf := buffers.Get().(*bytes.Buffer)
+		defer func() {
+			if buf.Cap() <= maxPooledBytes {
+				buf.Reset()
+				buffers.Put(buf)
+			}
+		}()
+		e := json.NewEncoder(buf)
+		e.SetEscapeHTML(false)
+		if err := e.Encode(v.FieldByIndex(out.body).Addr().Interface()); err != nil {
+			buf.Reset()
+			return fmt.Errorf("the answer cannot be written: %w", err)
+		}
+		body = buf.Bytes()
+		w.Header().Set("Content-Type", "application/json")
+	}
+	h := w.Header()
+	for _, o := range out.headers {
+		f := v.FieldByIndex(o.index)
+		switch {
+		case f.Kind() == reflect.String && f.Len() > 0:
+			h.Set(o.name, f.String())
+		case f.CanInt() && f.Int() != 0:
+			h.Set(o.name, strconv.FormatInt(f.Int(), 10))
+		}
+	}
+	if out.body != nil && status != http.StatusNoContent {
+		h.Set("Content-Length", strconv.Itoa(len(body)))
+	}
+	w.WriteHeader(status)
+	if len(body) > 0 {
+		_, _ = w.Write(body) // the caller has left: nobody to tell
+	}
+	return nil
+}
