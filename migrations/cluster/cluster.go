@@ -16,8 +16,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -75,9 +73,8 @@ type Cluster struct {
 // ErrAbsent when Postgres or PostGIS is missing and with ErrInUse when another
 // process has dir.
 //
-// Postgres refuses to run as root; then it runs as the system user postgres. If
-// that user cannot reach dir, the data goes to that user's home directory,
-// under a name made of dir's, and dir/LOCATION says where.
+// Postgres refuses to run as root; then it runs as the system user postgres,
+// which on Linux need not be able to reach dir: it is handed the data opened.
 func Start(ctx context.Context, dir string, opts Options) (_ *Cluster, err error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
@@ -98,10 +95,7 @@ func Start(ctx context.Context, dir string, opts Options) (_ *Cluster, err error
 	if err != nil {
 		return nil, err
 	}
-	data, err := dataDir(ctx, dir, who)
-	if err != nil {
-		return nil, err
-	}
+	data := filepath.Join(dir, "data")
 	bin, err := binaries(data)
 	if err != nil {
 		return nil, err
@@ -204,15 +198,17 @@ func (c *Cluster) start(ctx context.Context, bin, data, dir, password string, wh
 	for k, v := range opts.Settings {
 		settings[k] = v
 	}
-	args := []string{"-D", data}
+	var args []string
 	for k, v := range settings {
 		args = append(args, "-c", k+"="+v)
 	}
-	c.cmd = exec.Command(filepath.Join(bin, "postgres"), args...)
-	c.cmd.Dir = data
-	c.cmd.Stdout, c.cmd.Stderr = log, log
-	c.cmd.SysProcAttr = who.attr()
-	c.cmd.Env = environment()
+	cmd, release, err := who.command(context.Background(), filepath.Join(bin, "postgres"), data, args...)
+	if err != nil {
+		return err
+	}
+	defer release()
+	cmd.Stdout, cmd.Stderr = log, log
+	c.cmd = cmd
 	c.done, c.err = make(chan struct{}), nil
 	if err := c.run(); err != nil {
 		return fmt.Errorf("starting Postgres: %w", err)
@@ -292,10 +288,6 @@ func prepare(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
-// environment is all that Postgres gets of ours, which may hold secrets, and
-// PG… variables that it would take for settings.
-func environment() []string { return []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"} }
-
 // initialise makes the cluster's files if they are not there, and returns the
 // owner's password.
 func initialise(ctx context.Context, bin, data, passwordFile string, who *identity) (string, error) {
@@ -321,20 +313,33 @@ func initialise(ctx context.Context, bin, data, passwordFile string, who *identi
 	if err := os.Mkdir(part, 0o700); err != nil {
 		return "", err
 	}
-	if err := who.own(part); err != nil {
+	f, err := os.Open(part)
+	if err != nil {
 		return "", err
 	}
-	// A copy for initdb's user. (A pipe of ours it may not open by name.)
-	copied := data + ".password"
-	defer os.Remove(copied)
-	if err := errors.Join(os.WriteFile(copied, []byte(password+"\n"), 0o600), who.own(copied)); err != nil {
+	if err := errors.Join(who.own(f), f.Close()); err != nil {
 		return "", err
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(bin, "initdb"), "-D", part, "-U", owner, "--pwfile="+copied,
+	pipe, writePipe, err := os.Pipe()
+	if err != nil {
+		return "", err
+	}
+	defer pipe.Close()
+	_, err = writePipe.WriteString(password + "\n") // far less than a pipe holds
+	if err := errors.Join(err, writePipe.Close()); err != nil {
+		return "", err
+	}
+	// It cannot open by name a pipe that another user made, so it owns this one.
+	if err := who.own(pipe); err != nil {
+		return "", err
+	}
+	cmd, release, err := who.command(ctx, filepath.Join(bin, "initdb"), part, "-U", owner, "--pwfile=/dev/stdin",
 		"--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions")
-	cmd.Dir = part
-	cmd.SysProcAttr = who.attr()
-	cmd.Env = environment()
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	cmd.Stdin = pipe
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("initdb: %w\n%s", err, out)
@@ -452,10 +457,7 @@ func isPostmaster(pid int, data string) bool {
 }
 
 // identity is the user that Postgres runs as; nil means ourselves.
-type identity struct {
-	uid, gid uint32
-	home     string
-}
+type identity struct{ uid, gid uint32 }
 
 func runAs() (*identity, error) {
 	if os.Getuid() != 0 {
@@ -473,48 +475,44 @@ func runAs() (*identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &identity{uint32(uid), uint32(gid), u.HomeDir}, nil
+	return &identity{uid: uint32(uid), gid: uint32(gid)}, nil
 }
 
-func (i *identity) attr() *syscall.SysProcAttr {
-	a := childAttr()
-	if i != nil {
-		a.Credential = &syscall.Credential{Uid: i.uid, Gid: i.gid, Groups: []uint32{i.gid}}
-	}
-	return a
-}
-
-func (i *identity) own(path string) error {
+// own makes the open file or directory belong to the identity.
+func (i *identity) own(f *os.File) error {
 	if i == nil {
 		return nil
 	}
-	return os.Chown(path, int(i.uid), int(i.gid))
+	return f.Chown(int(i.uid), int(i.gid))
 }
 
-// dataDir returns where the cluster's files are: dir/data, or elsewhere if the
-// user that Postgres runs as cannot reach that.
-func dataDir(ctx context.Context, dir string, who *identity) (string, error) {
-	if who == nil {
-		return filepath.Join(dir, "data"), nil
+// command returns a command of Postgres that works on the directory data, as
+// the identity. Call release when it has been started.
+func (i *identity) command(ctx context.Context, path, data string, args ...string) (cmd *exec.Cmd, release func(), err error) {
+	cmd = exec.CommandContext(ctx, path, args...)
+	release = func() {}
+	cmd.SysProcAttr = childAttr()
+	if i != nil {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: i.uid, Gid: i.gid, Groups: []uint32{i.gid}}
 	}
-	// Asked of the system as that user, for access may rest on more than bits.
-	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", `cd -- "$1"`, "sh", dir)
+	if i != nil && runtime.GOOS == "linux" {
+		// The directory may lie where that user cannot go: below /root, or in a
+		// temporary directory of root's. An open directory it can enter, for
+		// /proc/self/fd leads there without a look at the parents.
+		f, err := os.Open(data)
+		if err != nil {
+			return nil, nil, err
+		}
+		release = func() { f.Close() }
+		cmd.ExtraFiles = []*os.File{f}
+		data = "/proc/self/fd/3"
+	}
+	cmd.Args = append([]string{path, "-D", data}, args...)
 	cmd.Dir = "/"
-	cmd.SysProcAttr = who.attr()
-	if cmd.Run() == nil {
-		return filepath.Join(dir, "data"), nil
-	}
-	sum := sha256.Sum256([]byte(dir))
-	elsewhere := filepath.Join(who.home, "tomato-"+hex.EncodeToString(sum[:8]))
-	if err := os.MkdirAll(elsewhere, 0o700); err != nil {
-		return "", fmt.Errorf("user postgres cannot reach %s, and for a place elsewhere: %w", dir, err)
-	}
-	if err := who.own(elsewhere); err != nil {
-		return "", err
-	}
-	data := filepath.Join(elsewhere, "data")
-	note := "The user postgres cannot reach this directory, so the database's files are in\n" + data + "\nRemove both together.\n"
-	return data, os.WriteFile(filepath.Join(dir, "LOCATION"), []byte(note), 0o644)
+	// That is all it gets of our environment, which may hold secrets, and PG…
+	// variables that it would take for settings.
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"}
+	return cmd, release, nil
 }
 
 // choosePort returns the port of the last start, so that who knows it finds
