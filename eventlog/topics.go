@@ -309,7 +309,9 @@ func describe(ctx context.Context, adm *kadm.Client, l Layout) ([]TopicRow, erro
 	for i, t := range table {
 		names[i] = t.name
 	}
-	details, err := adm.ListTopics(ctx, names...)
+	// Asking for the authorized operations is the way around the client's cache,
+	// in which a topic that exists by now may be unknown.
+	details, err := adm.ListTopics(kadm.WithAuthorizedOps(ctx), names...)
 	if err != nil {
 		return nil, fmt.Errorf("listing topics: %w", err)
 	}

@@ -317,6 +317,10 @@ func writeProperties(dir string, opts Options) (addr string, err error) {
 		"transaction.state.log.num.partitions":             "4",
 		"share.coordinator.state.topic.replication.factor": "1",
 		"share.coordinator.state.topic.min.isr":            "1",
+		// A broker that was killed may register again only when its controller
+		// has given it up; the default is 9 s.
+		"broker.session.timeout.ms":    "3000",
+		"broker.heartbeat.interval.ms": "500",
 		// The default makes the first member of every group wait 3 s for more.
 		"group.initial.rebalance.delay.ms": "0",
 	}
