@@ -72,12 +72,13 @@ type Candidate struct {
 	DistanceMeters int
 }
 
-// WaitingOrder is an order whose running wave a rider came in reach of.
+// WaitingOrder is an order in reach of which a rider came.
 type WaitingOrder struct {
 	OrderID        string
 	RiderID        string
 	DistanceMeters int
 	Round, Wave    int
+	Open           bool // the wave runs; false: dispatch is about to offer the next one
 }
 
 // RiderSearch is what dispatch asks of the riders and orders read models.
@@ -86,8 +87,9 @@ type RiderSearch interface {
 	// riders with a fresh position within its radius, nearest first. The riders
 	// read model has passed after.
 	Nearest(ctx context.Context, searches []Search, maxAge time.Duration, after eventlog.Token) ([][]Candidate, error)
-	// Waiting returns, for riders that became eligible, the orders with a
-	// running wave within whose radius (radii[wave-1], the last one for later
-	// waves) they are. Both read models have passed after.
+	// Waiting returns, for riders that became eligible, the orders that wait
+	// for a rider (not exhausted) within whose radius they are: that of the
+	// running wave, or of the next one where none runs (radii[wave-1], the last
+	// one for later waves). Both read models have passed after.
 	Waiting(ctx context.Context, riderIDs []string, radii []int, maxAge time.Duration, after eventlog.Token) ([]WaitingOrder, error)
 }

@@ -83,3 +83,11 @@ func (Point) Schema(huma.Registry) *huma.Schema {
 		},
 	}
 }
+
+// OrderID is the id of an order: a UUID in its lower-case text form.
+type OrderID string
+
+// Schema describes an order id.
+func (OrderID) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{Type: huma.TypeString, Pattern: "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"}
+}

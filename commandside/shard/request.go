@@ -40,6 +40,7 @@ type Result struct {
 	Payment    *payment.State
 	Rider      *rider.State
 	Restaurant *restaurant.State
+	Known      []bool         // of Known
 	Token      eventlog.Token // position of what the answer rests on
 }
 

@@ -1,0 +1,258 @@
+package commandside
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"tomato/commandside/shard"
+	"tomato/domain"
+	"tomato/domain/order"
+	"tomato/eventlog"
+)
+
+// Dispatch is the policy that finds riders for ready orders.
+//
+// An order that became ready, lost its rider or saw its wave end is searched
+// for: the nearest free riders within the next wave's radius are offered it. A
+// wave that finds nobody is skipped, but the last is always recorded, empty if
+// need be, so that an order is never forgotten between two searches. After the
+// last wave dispatch looks once more, for riders who were not asked yet, and
+// then says that it is exhausted.
+//
+// A rider who becomes eligible while orders nearby wait is added to their
+// running waves. No such wake-up is lost: a search begins by taking the ends of
+// the topics that make riders eligible, and waits until the riders read model
+// has passed them; what comes later is an event of its own that dispatch
+// handles, waiting in turn for the orders read model. Where it then finds an
+// order whose next wave is just being searched for, it waits for that wave.
+//
+// What dispatch knows may be old; what counts is decided by order.Decide: an
+// offer names its round and wave, and is dropped where the order has moved on.
+func (s *Side) Dispatch() eventlog.Consumer {
+	d := &dispatch{Side: s, seen: map[string]time.Time{}}
+	return eventlog.Consumer{Name: "dispatch", Topics: []string{eventlog.Orders, eventlog.Riders, eventlog.RiderLocations}, Batch: d.handle, MaxBatch: 500}
+}
+
+type dispatch struct {
+	*Side
+	mu   sync.Mutex
+	seen map[string]time.Time // rider id → recordedAt of their last position
+}
+
+// errSearching says that an order's next wave is being searched for.
+var errSearching = errors.New("an order near the rider is about to be offered")
+
+// concurrentCommands bounds the commands of one batch under way at once.
+const concurrentCommands = 128
+
+func (d *dispatch) handle(ctx context.Context, events []eventlog.Event) error {
+	orders := map[string]eventlog.Event{} // to search for, with the event that asks
+	woken := map[string]eventlog.Event{}  // riders who became eligible
+	for _, e := range events {
+		switch e.Type {
+		case "ORDER_READY_FOR_RIDER", "OFFERS_EXPIRED", "RIDER_UNASSIGNED", "DISPATCH_REQUESTED":
+			orders[e.Subject] = e
+		case "OFFER_DECLINED":
+			var declined order.OfferDeclinedEvent
+			if err := json.Unmarshal(e.Data, &declined); err != nil {
+				return eventlog.Poison(err)
+			}
+			if declined.WaveOver {
+				orders[e.Subject] = e
+			}
+		case "RIDER_ONLINE", "RIDER_RELEASED":
+			woken[e.Subject] = e
+		case "RIDER_LOCATION":
+			var p Position
+			if err := json.Unmarshal(e.Data, &p); err != nil {
+				return eventlog.Poison(err)
+			}
+			if d.firstFresh(p) {
+				woken[e.Subject] = e
+			}
+		}
+	}
+	if len(orders) == 0 && len(woken) == 0 {
+		return nil
+	}
+	// Everything that made riders eligible, or orders wait, before now.
+	ends, err := eventlog.EndOffsets(ctx, d.Producer, eventlog.Riders, eventlog.RiderLocations, eventlog.Orders)
+	if err != nil {
+		return eventlog.Away(err)
+	}
+	after := eventlog.Token{}
+	for tp, end := range ends {
+		if end > 0 {
+			after.Add(tp.Topic, tp.Partition, end-1)
+		}
+	}
+	if err := d.searchFor(ctx, orders, after); err != nil {
+		return err
+	}
+	return d.wake(ctx, woken, after)
+}
+
+// firstFresh says whether the position is the first after a time without a
+// fresh one. After a restart every rider's first position is.
+func (d *dispatch) firstFresh(p Position) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	last := d.seen[p.RiderID]
+	if p.RecordedAt.After(last) {
+		d.seen[p.RiderID] = p.RecordedAt
+	}
+	now := time.Now()
+	return now.Sub(p.RecordedAt) < d.PositionMaxAge && now.Sub(last) >= d.PositionMaxAge
+}
+
+// want is one order on its way through a search.
+type want struct {
+	cause eventlog.Event
+	state *order.State
+	wave  int // to be offered next
+}
+
+// radius is that of a wave; beyond the last it stays the last one's.
+func (d *dispatch) radius(wave int) int { return d.OfferRadii[min(wave, len(d.OfferRadii))-1] }
+
+func (d *dispatch) searchFor(ctx context.Context, orders map[string]eventlog.Event, after eventlog.Token) error {
+	wants, err := d.look(ctx, orders)
+	if err != nil {
+		return err
+	}
+	last := len(d.OfferRadii)
+	for len(wants) > 0 {
+		searches := make([]Search, len(wants))
+		for i, w := range wants {
+			without := w.state.Unavailable()
+			if w.wave > last { // only who was not asked in this round
+				for _, o := range w.state.Offers {
+					without = append(without, o.RiderID)
+				}
+			}
+			searches[i] = Search{OrderID: w.state.ID, Point: w.state.PickUp.Location, RadiusMeters: d.radius(w.wave), Limit: d.OfferLimit, Without: without}
+		}
+		found, err := d.Search.Nearest(ctx, searches, d.PositionMaxAge, after)
+		if err != nil {
+			return eventlog.Away(err)
+		}
+		var wider []*want
+		g, gctx := errgroup.WithContext(ctx)
+		g.SetLimit(concurrentCommands)
+		for i, w := range wants {
+			var command domain.Command
+			switch {
+			case len(found[i]) > 0 || w.wave == last:
+				command = order.Offer{Round: w.state.Round, Wave: w.wave, Riders: offered(found[i]), TTL: d.OfferTTL, Limit: d.OfferLimit}
+			case w.wave < last:
+				w.wave++
+				wider = append(wider, w)
+				continue
+			default:
+				command = order.Exhaust{Round: w.state.Round, LastWave: last}
+			}
+			g.Go(func() error { return d.command(gctx, &w.cause, w.state.ID, command) })
+		}
+		if err := g.Wait(); err != nil {
+			return err
+		}
+		wants = wider
+	}
+	return nil
+}
+
+// look takes the orders' present state from their shards: who waits for a search.
+func (d *dispatch) look(ctx context.Context, orders map[string]eventlog.Event) ([]*want, error) {
+	var mu sync.Mutex
+	var wants []*want
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(concurrentCommands)
+	for id, cause := range orders {
+		g.Go(func() error {
+			res, err := d.policy(gctx, &cause, eventlog.Orders, id, shard.Look{})
+			if err != nil {
+				return err
+			}
+			if o := res.Order; o != nil && o.Status == order.ReadyForRider && !o.WaveOpen && !o.Exhausted {
+				mu.Lock()
+				wants = append(wants, &want{cause, o, o.Wave + 1})
+				mu.Unlock()
+			}
+			return nil
+		})
+	}
+	return wants, g.Wait()
+}
+
+// wake adds riders who became eligible to the running waves near them.
+func (d *dispatch) wake(ctx context.Context, woken map[string]eventlog.Event, after eventlog.Token) error {
+	if len(woken) == 0 {
+		return nil
+	}
+	ids := make([]string, 0, len(woken))
+	for id := range woken {
+		ids = append(ids, id)
+	}
+	waiting, err := d.Search.Waiting(ctx, ids, d.OfferRadii, d.PositionMaxAge, after)
+	if err != nil {
+		return eventlog.Away(err)
+	}
+	type waveKey struct {
+		orderID     string
+		round, wave int
+	}
+	waves := map[waveKey][]Candidate{}
+	cause := map[string]eventlog.Event{}
+	searching := false
+	for _, w := range waiting {
+		if !w.Open {
+			searching = true
+			continue
+		}
+		k := waveKey{w.OrderID, w.Round, w.Wave}
+		waves[k] = append(waves[k], Candidate{w.RiderID, w.DistanceMeters})
+		cause[w.OrderID] = woken[w.RiderID]
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(concurrentCommands)
+	for k, riders := range waves {
+		slices.SortFunc(riders, func(a, b Candidate) int { return a.DistanceMeters - b.DistanceMeters })
+		c := cause[k.orderID]
+		g.Go(func() error {
+			return d.command(gctx, &c, k.orderID, order.Offer{Round: k.round, Wave: k.wave, Riders: offered(riders), TTL: d.OfferTTL, Limit: d.OfferLimit})
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if searching {
+		return eventlog.Away(errSearching)
+	}
+	return nil
+}
+
+func (d *dispatch) command(ctx context.Context, cause *eventlog.Event, orderID string, c domain.Command) error {
+	_, err := d.policy(ctx, cause, eventlog.Orders, orderID, c)
+	if domain.RefusedWith(err) != "" {
+		return nil // the order is gone: nothing to offer
+	}
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", c.CommandName(), orderID, err)
+	}
+	return nil
+}
+
+func offered(found []Candidate) []order.OfferedRider {
+	riders := make([]order.OfferedRider, len(found))
+	for i, c := range found {
+		riders[i] = order.OfferedRider{RiderID: c.RiderID, DistanceMeters: c.DistanceMeters}
+	}
+	return riders
+}

@@ -1,0 +1,222 @@
+package commandside
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"tomato/commandside/shard"
+	"tomato/domain"
+	"tomato/domain/order"
+	"tomato/domain/restaurant"
+	"tomato/domain/rider"
+	"tomato/eventlog"
+	"tomato/httpapi"
+)
+
+type orderInput struct {
+	commandInput
+	ID httpapi.OrderID `path:"id"`
+}
+
+type reasonInput struct {
+	orderInput
+	Body struct {
+		Reason httpapi.Text `json:"reason"`
+	}
+}
+
+type placeInput struct {
+	commandInput
+	Body struct {
+		RestaurantID httpapi.ID `json:"restaurantId"`
+		Items        []struct {
+			ItemID   httpapi.ID `json:"itemId"`
+			Quantity int        `json:"quantity" minimum:"1" maximum:"100"`
+		} `json:"items" minItems:"1" maxItems:"100"`
+		DeliverTo struct {
+			Location     domain.Point `json:"location"`
+			Address      httpapi.Text `json:"address"`
+			Instructions httpapi.Text `json:"instructions,omitempty"`
+		} `json:"deliverTo"`
+		ExternalReference httpapi.Text `json:"externalReference,omitempty"`
+	}
+}
+
+type acceptOrderInput struct {
+	orderInput
+	Body struct {
+		PrepMinutes int `json:"prepMinutes,omitempty" minimum:"1" maximum:"240"`
+	}
+}
+
+func (s *Side) orderRoutes(api *httpapi.API) {
+	place := operation("POST", "/v1/orders", "placeOrder", "Place an order, priced from the menu")
+	place.DefaultStatus = 201
+	httpapi.Register(api, place, []domain.Role{domain.Customer}, s.placeOrder)
+
+	httpapi.Register(api, operation("POST", "/v1/orders/{id}/accept-order", "acceptOrder", "The restaurant takes the order", 410), []domain.Role{domain.Restaurant},
+		func(ctx context.Context, in *acceptOrderInput) (*orderOutput, error) {
+			return s.orderCommand(ctx, in.orderInput, in.Body, order.AcceptOrder{PrepMinutes: in.Body.PrepMinutes})
+		})
+	httpapi.Register(api, operation("POST", "/v1/orders/{id}/reject", "rejectOrder", "The restaurant refuses the order", 410), []domain.Role{domain.Restaurant},
+		func(ctx context.Context, in *reasonInput) (*orderOutput, error) {
+			return s.orderCommand(ctx, in.orderInput, in.Body, order.Reject{Reason: string(in.Body.Reason)})
+		})
+	s.step(api, "preparing", "prepareOrder", "The kitchen begins", []domain.Role{domain.Restaurant}, order.Prepare{})
+	s.step(api, "ready", "orderReady", "The order can be fetched: riders are asked", []domain.Role{domain.Restaurant}, order.Ready{})
+	s.step(api, "pick-up", "pickUpOrder", "The rider has it", []domain.Role{domain.Rider}, order.PickUpOrder{})
+	s.step(api, "dispatch", "dispatchOrder", "Ask riders again after exhaustion", []domain.Role{domain.Ops}, order.RequestDispatch{})
+
+	httpapi.Register(api, operation("POST", "/v1/orders/{id}/accept", "acceptOffer", "The rider takes the order", 410), []domain.Role{domain.Rider}, s.acceptOffer)
+	httpapi.Register(api, operation("POST", "/v1/orders/{id}/decline", "declineOffer", "The rider does not want the order", 410), []domain.Role{domain.Rider},
+		func(ctx context.Context, in *orderInput) (*orderOutput, error) {
+			out, err := s.orderCommand(ctx, *in, nil, order.Decline{RiderID: httpapi.Actor(ctx).Sub})
+			if err == nil {
+				out.Body = out.Body.WithoutParties()
+			}
+			return out, err
+		})
+	httpapi.Register(api, operation("POST", "/v1/orders/{id}/deliver", "deliverOrder", "The customer has it", 410), []domain.Role{domain.Rider},
+		func(ctx context.Context, in *orderInput) (*orderOutput, error) {
+			return s.endingCommand(ctx, *in, nil, order.Deliver{})
+		})
+	httpapi.Register(api, operation("POST", "/v1/orders/{id}/drop", "dropOrder", "The rider gives it back before pick-up", 410), []domain.Role{domain.Rider, domain.Ops},
+		func(ctx context.Context, in *reasonInput) (*orderOutput, error) {
+			out, err := s.endingCommand(ctx, in.orderInput, in.Body, order.DropOrder{By: httpapi.Actor(ctx), Reason: string(in.Body.Reason)})
+			if err == nil {
+				out.Body = out.Body.WithoutParties()
+			}
+			return out, err
+		})
+	httpapi.Register(api, operation("POST", "/v1/orders/{id}/cancel", "cancelOrder", "End the order; booked money goes back", 410), []domain.Role{domain.Customer, domain.Restaurant, domain.Ops},
+		func(ctx context.Context, in *reasonInput) (*orderOutput, error) {
+			return s.endingCommand(ctx, in.orderInput, in.Body, order.Cancel{By: httpapi.Actor(ctx), Reason: string(in.Body.Reason)})
+		})
+}
+
+// step registers a command without a body.
+func (s *Side) step(api *httpapi.API, name, id, summary string, roles []domain.Role, c domain.Command) {
+	httpapi.Register(api, operation("POST", "/v1/orders/{id}/"+name, id, summary, 410), roles,
+		func(ctx context.Context, in *orderInput) (*orderOutput, error) {
+			return s.orderCommand(ctx, *in, nil, c)
+		})
+}
+
+func (s *Side) orderCommand(ctx context.Context, in orderInput, body any, c domain.Command) (*orderOutput, error) {
+	res, err := s.execute(ctx, in.commandInput, body, shard.Request{Topic: eventlog.Orders, ID: string(in.ID), Command: c})
+	if err != nil {
+		return nil, err
+	}
+	return orderAnswer(res, httpapi.Actor(ctx)), nil
+}
+
+func (s *Side) placeOrder(ctx context.Context, in *placeInput) (*orderOutput, error) {
+	b := in.Body
+	c := shard.Place{
+		CustomerID: httpapi.Actor(ctx).Sub, RestaurantID: string(b.RestaurantID), ExternalReference: string(b.ExternalReference),
+		DeliverTo:  order.DeliverTo{Location: b.DeliverTo.Location, Address: string(b.DeliverTo.Address), Instructions: string(b.DeliverTo.Instructions)},
+		PaymentTTL: s.PaymentTTL,
+	}
+	for _, i := range b.Items {
+		c.Lines = append(c.Lines, restaurant.Line{ItemID: string(i.ItemID), Quantity: i.Quantity})
+	}
+	res, err := s.execute(ctx, in.commandInput, b, shard.Request{Topic: eventlog.Orders, Command: c})
+	if err != nil {
+		return nil, err
+	}
+	out := orderAnswer(res, httpapi.Actor(ctx))
+	out.Location = "/v1/orders/" + res.Order.ID
+	return out, nil
+}
+
+// endingCommand runs a command that may end an assignment, and frees the rider
+// before it answers. A repeat frees them too, where the first try died between.
+func (s *Side) endingCommand(ctx context.Context, in orderInput, body any, c domain.Command) (*orderOutput, error) {
+	res, err := s.execute(ctx, in.commandInput, body, shard.Request{Topic: eventlog.Orders, ID: string(in.ID), Command: c})
+	if err != nil {
+		return nil, err
+	}
+	riderID, claimID := res.Order.RiderID, res.Order.ClaimID
+	if drop, ok := c.(order.DropOrder); ok {
+		riderID, claimID = "", 0
+		if e, ok := res.Event.(order.RiderUnassigned); ok {
+			riderID, claimID = e.RiderID, e.ClaimID
+		} else if d, ok := res.Order.DropBy(drop.By.Sub); ok {
+			riderID, claimID = d.RiderID, d.ClaimID
+		}
+	}
+	if claimID != 0 {
+		if _, err := s.system(ctx, eventlog.Riders, riderID, rider.Release{ClaimID: claimID, OrderID: res.Order.ID}); err != nil {
+			return nil, problem(eventlog.Riders, err)
+		}
+	}
+	return orderAnswer(res, httpapi.Actor(ctx)), nil
+}
+
+// acceptTries bounds how many unsettled claims one accept settles.
+const acceptTries = 8
+
+// acceptOffer gives the order to the rider, over two aggregates: the order is
+// asked whether it is still open to them, the rider is claimed, and the order
+// assigned in the very round and wave that it was claimed for. A rider held by
+// another claim is settled first: that claim's own assign is repeated, and says
+// whether it holds.
+func (s *Side) acceptOffer(ctx context.Context, in *orderInput) (*orderOutput, error) {
+	actor := httpapi.Actor(ctx)
+	for range acceptTries {
+		open, err := s.execute(ctx, commandInput{Traceparent: in.Traceparent}, nil,
+			shard.Request{Topic: eventlog.Orders, ID: string(in.ID), Command: order.Accept{RiderID: actor.Sub}})
+		if err != nil {
+			return nil, err
+		}
+		o := open.Order
+		if o.Status != order.ReadyForRider {
+			return orderAnswer(open, actor), nil // theirs already
+		}
+		claimed, err := s.system(ctx, eventlog.Riders, actor.Sub, rider.ClaimFor{OrderID: o.ID, Round: o.Round, Wave: o.Wave,
+			CustomerID: o.CustomerID, RestaurantID: o.RestaurantID})
+		if domain.RefusedWith(err) == domain.RiderBusy && claimed.Rider != nil && claimed.Rider.Claim != nil {
+			holds, serr := s.settle(ctx, claimed.Rider.ID, claimed.Rider.Name, *claimed.Rider.Claim)
+			if serr != nil {
+				return nil, problem(eventlog.Riders, serr)
+			}
+			if !holds {
+				continue // that claim was void and is released: the rider is free
+			}
+		}
+		if err != nil {
+			return nil, problem(eventlog.Riders, err)
+		}
+		assigned, err := s.execute(ctx, commandInput{IfMatch: in.IfMatch, Traceparent: in.Traceparent}, nil,
+			shard.Request{Topic: eventlog.Orders, ID: o.ID, Command: order.Assign{RiderID: actor.Sub, RiderName: claimed.Rider.Name,
+				ClaimID: claimed.Rider.Claim.ID, Round: o.Round, Wave: o.Wave}})
+		if err == nil {
+			return orderAnswer(assigned, actor), nil
+		}
+		var p *httpapi.Problem
+		if !errors.As(err, &p) || p.Status >= 500 {
+			return nil, err // not known: the claims policy repeats exactly this step
+		}
+		// A definite no. The loser is free before the answer leaves.
+		if _, rerr := s.system(ctx, eventlog.Riders, actor.Sub, rider.Release{ClaimID: claimed.Rider.Claim.ID, OrderID: o.ID}); rerr != nil {
+			return nil, problem(eventlog.Riders, rerr)
+		}
+		return nil, err
+	}
+	return nil, problem(eventlog.Riders, fmt.Errorf("%w: the rider's other accepts are undecided", shard.ErrUnavailable))
+}
+
+// settle repeats a claim's own assign. Taken, now or before: the claim holds.
+// Refused: it never will, and the rider is released from it.
+func (s *Side) settle(ctx context.Context, riderID, riderName string, c rider.Claim) (holds bool, err error) {
+	_, err = s.system(ctx, eventlog.Orders, c.OrderID, order.Assign{RiderID: riderID, RiderName: riderName, ClaimID: c.ID, Round: c.Round, Wave: c.Wave})
+	if err == nil {
+		return true, nil
+	}
+	if domain.RefusedWith(err) == "" {
+		return false, err
+	}
+	_, err = s.system(ctx, eventlog.Riders, riderID, rider.Release{ClaimID: c.ID, OrderID: c.OrderID})
+	return false, err
+}

@@ -1,0 +1,146 @@
+package commandside
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/google/uuid"
+
+	"tomato/commandside/shard"
+	"tomato/domain"
+	"tomato/domain/order"
+	"tomato/eventlog"
+	"tomato/httpapi"
+)
+
+// Routes registers all commands.
+func (s *Side) Routes(api *httpapi.API) {
+	s.orderRoutes(api)
+	s.riderRoutes(api)
+	s.locationRoutes(api)
+	s.restaurantRoutes(api)
+	s.paymentRoutes(api)
+	s.emitRoutes(api)
+}
+
+// commandInput are the headers that every command takes.
+type commandInput struct {
+	IdempotencyKey   httpapi.IdempotencyKey `header:"Idempotency-Key"`
+	IfMatch          httpapi.IfMatch        `header:"If-Match"`
+	ConsistencyToken string                 `header:"Consistency-Token" doc:"Of an earlier answer: the command sees at least that much."`
+	Traceparent      string                 `header:"traceparent" doc:"W3C trace context; kept in the event."`
+}
+
+// execute runs a command on behalf of the request's caller. body is what the
+// idempotency key stands for. The error is an *httpapi.Problem.
+func (s *Side) execute(ctx context.Context, in commandInput, body any, r shard.Request) (shard.Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.CommandDeadline)
+	defer cancel()
+	r.Actor = httpapi.Actor(ctx)
+	r.IdempotencyKey = string(in.IdempotencyKey)
+	if in.IfMatch.Set {
+		r.IfMatch = in.IfMatch.Version
+	}
+	r.Traceparent = in.Traceparent
+	after, err := eventlog.ParseToken(in.ConsistencyToken)
+	if err != nil {
+		return shard.Result{}, httpapi.Invalid(httpapi.FieldError{Location: "header.Consistency-Token", Message: err.Error()})
+	}
+	r.After = after
+	if r.IdempotencyKey != "" && body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return shard.Result{}, err
+		}
+		r.BodyHash = string(b)
+	}
+	res, err := s.Commands.Execute(ctx, r)
+	if err != nil {
+		return res, problem(r.Topic, err)
+	}
+	return res, nil
+}
+
+// nouns of the topics, for <noun>_not_found.
+var nouns = map[string]string{eventlog.Orders: "order", eventlog.Payments: "payment", eventlog.Riders: "rider", eventlog.Restaurants: "restaurant"}
+
+// problem is what the caller sees of a shard's error.
+func problem(topic string, err error) error {
+	if errors.Is(err, shard.ErrUnavailable) {
+		return httpapi.Unavailable("unavailable", "The command could not be decided now, or its outcome is not known. A repeat is safe, best with an Idempotency-Key.", time.Second)
+	}
+	switch domain.RefusedWith(err) {
+	case shard.VersionMismatch:
+		return httpapi.NewProblem(http.StatusPreconditionFailed, "precondition_failed", err.Error())
+	case shard.IdempotencyKeyReused:
+		return httpapi.NewProblem(http.StatusUnprocessableEntity, string(shard.IdempotencyKeyReused), "This Idempotency-Key was used with another body.")
+	case shard.IdempotencyInProgress:
+		p := httpapi.NewProblem(http.StatusConflict, string(shard.IdempotencyInProgress), "The first request with this Idempotency-Key is still running.")
+		p.RetryAfter = time.Second
+		return p
+	}
+	return httpapi.FromError(nouns[topic], err)
+}
+
+// system runs a command of the system's own as part of a request.
+func (s *Side) system(ctx context.Context, topic, id string, c domain.Command) (shard.Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.CommandDeadline)
+	defer cancel()
+	return s.Commands.Execute(ctx, shard.Request{Topic: topic, ID: id, Actor: domain.SystemActor, Command: c})
+}
+
+// policy runs a command that a policy derives from an event. Its errors are
+// refusals, or eventlog.ErrAway where the shard could not answer.
+func (s *Side) policy(ctx context.Context, cause *eventlog.Event, topic, id string, c domain.Command) (shard.Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.CommandDeadline)
+	defer cancel()
+	res, err := s.Commands.Execute(ctx, shard.Request{Topic: topic, ID: id, Actor: domain.SystemActor, Command: c,
+		CausationID: cause.ID, CorrelationID: cause.CorrelationID, Traceparent: cause.Traceparent})
+	if errors.Is(err, shard.ErrUnavailable) {
+		err = eventlog.Away(err)
+	}
+	return res, err
+}
+
+// publish appends an event to a topic that is no aggregate's, and returns when
+// it is acknowledged.
+func (s *Side) publish(ctx context.Context, topic, key, eventType string, data []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, s.CommandDeadline)
+	defer cancel()
+	e := eventlog.Event{ID: uuid.NewString(), Source: "/tomato/commandside", Type: eventType, Subject: key, Time: domain.Time(time.Now()), Data: data}
+	return s.Producer.ProduceSync(ctx, e.NewRecord(topic, eventlog.PartitionFor(key, s.Partitions))).FirstErr()
+}
+
+// operation describes a command for the OpenAPI document.
+func operation(method, path, id, summary string, responses ...int) huma.Operation {
+	return huma.Operation{Method: method, Path: path, OperationID: id, Summary: summary, Errors: append([]int{404, 409, 412}, responses...)}
+}
+
+type orderOutput struct {
+	Status   int
+	ETag     string `header:"ETag"`
+	Token    string `header:"Consistency-Token"`
+	Location string `header:"Location"`
+	Body     order.View
+}
+
+func orderAnswer(res shard.Result, actor domain.Actor) *orderOutput {
+	return &orderOutput{Status: res.Status, ETag: httpapi.ETag(res.Order.Version), Token: res.Token.String(), Body: viewOf(res).For(actor.Role)}
+}
+
+// viewOf is the order as an answer shows it.
+func viewOf(res shard.Result) order.View {
+	var facts order.PaymentFacts
+	if res.Payment != nil {
+		facts = res.Payment.Facts()
+	}
+	return order.NewView(res.Order, order.PaymentStatusOf(res.Order, facts))
+}
+
+// unkept says that something could not be appended: the caller may try again.
+func unkept(err error) error { return fmt.Errorf("%w: %w", shard.ErrUnavailable, err) }

@@ -1,0 +1,72 @@
+package commandside
+
+import (
+	"context"
+
+	"tomato/commandside/shard"
+	"tomato/domain"
+	"tomato/domain/rider"
+	"tomato/eventlog"
+	"tomato/httpapi"
+)
+
+type riderInput struct {
+	commandInput
+	ID httpapi.ID `path:"id"`
+}
+
+type putRiderInput struct {
+	riderInput
+	Body struct {
+		Name    httpapi.Text `json:"name"`
+		Vehicle httpapi.Text `json:"vehicle,omitempty"`
+	}
+}
+
+type riderOutput struct {
+	Status int
+	ETag   string `header:"ETag"`
+	Token  string `header:"Consistency-Token"`
+	Body   rider.View
+}
+
+func (s *Side) riderRoutes(api *httpapi.API) {
+	put := operation("PUT", "/v1/riders/{id}", "putRider", "Register a rider, or change what is known of them")
+	httpapi.Register(api, put, []domain.Role{domain.Ops, domain.Rider}, func(ctx context.Context, in *putRiderInput) (*riderOutput, error) {
+		return s.riderCommand(ctx, in.riderInput, in.Body, rider.Put{RiderID: string(in.ID), Name: string(in.Body.Name), Vehicle: string(in.Body.Vehicle)})
+	})
+	for _, c := range []struct {
+		name, id, summary string
+		role              domain.Role
+		command           domain.Command
+	}{
+		{"verify", "verifyRider", "Let the rider work", domain.Ops, rider.Verify{}},
+		{"suspend", "suspendRider", "Stop the rider; an order under way is finished", domain.Ops, rider.Suspend{}},
+		{"online", "riderOnline", "The rider can be offered orders", domain.Rider, rider.GoOnline{}},
+		{"offline", "riderOffline", "The rider gets no offers", domain.Rider, rider.GoOffline{}},
+	} {
+		httpapi.Register(api, operation("POST", "/v1/riders/{id}/"+c.name, c.id, c.summary), []domain.Role{c.role},
+			func(ctx context.Context, in *riderInput) (*riderOutput, error) {
+				return s.riderCommand(ctx, *in, nil, c.command)
+			})
+	}
+}
+
+func (s *Side) riderCommand(ctx context.Context, in riderInput, body any, c domain.Command) (*riderOutput, error) {
+	if err := self(ctx, string(in.ID)); err != nil {
+		return nil, err
+	}
+	res, err := s.execute(ctx, in.commandInput, body, shard.Request{Topic: eventlog.Riders, ID: string(in.ID), Command: c})
+	if err != nil {
+		return nil, err
+	}
+	return &riderOutput{Status: res.Status, ETag: httpapi.ETag(res.Rider.Version), Token: res.Token.String(), Body: rider.NewView(res.Rider)}, nil
+}
+
+// self refuses a rider who is not this one.
+func self(ctx context.Context, riderID string) error {
+	if a := httpapi.Actor(ctx); a.Role == domain.Rider && a.Sub != riderID {
+		return httpapi.FromError("rider", domain.Refuse(domain.Forbidden, "a rider may do this only for themselves"))
+	}
+	return nil
+}

@@ -1,0 +1,147 @@
+package shard
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/domain/restaurant"
+	"tomato/eventlog"
+)
+
+// Menus is the table of all restaurants, the same on every instance: it
+// follows topic restaurants from its start with the reader rule. Orders are
+// priced from it. Safe for concurrent use.
+type Menus struct {
+	mu         sync.RWMutex
+	held       map[string]*restaurant.State
+	next       map[int32]int64
+	progressed chan struct{} // closed and replaced whenever next moves
+	ready      chan struct{}
+}
+
+// NewMenus returns an empty table; Run fills it.
+func NewMenus() *Menus {
+	return &Menus{held: map[string]*restaurant.State{}, next: map[int32]int64{}, progressed: make(chan struct{}), ready: make(chan struct{})}
+}
+
+// Ready is closed once the table has what was there at the start.
+func (m *Menus) Ready() <-chan struct{} { return m.ready }
+
+// Restaurant returns one restaurant. The state is not changed any more.
+func (m *Menus) Restaurant(id string) (*restaurant.State, bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	s, ok := m.held[id]
+	return s, ok
+}
+
+// WaitFor returns when the table has passed the token's positions of topic
+// restaurants, or with ctx's error.
+func (m *Menus) WaitFor(ctx context.Context, t eventlog.Token) error {
+	for {
+		behind := false
+		m.mu.RLock()
+		for tp, offset := range t {
+			behind = behind || tp.Topic == eventlog.Restaurants && m.next[tp.Partition] <= offset
+		}
+		progressed := m.progressed
+		m.mu.RUnlock()
+		if !behind {
+			return nil
+		}
+		select {
+		case <-progressed:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: the menus have not caught up", ErrUnavailable)
+		}
+	}
+}
+
+// Run follows the topic until ctx ends. A broken connection is waited out; a
+// corrupt log is an error.
+func (m *Menus) Run(ctx context.Context, cfg eventlog.Config, log *slog.Logger) error {
+	client, err := cfg.NewClient(kgo.ConsumeTopics(eventlog.Restaurants), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	var ends map[eventlog.TopicPartition]int64
+	for ends == nil {
+		if ends, err = eventlog.EndOffsets(ctx, client, eventlog.Restaurants); err != nil {
+			log.Warn("menus wait for the broker", "err", err)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(time.Second):
+			}
+		}
+	}
+	rules := map[int32]*eventlog.Rule{}
+	for {
+		if ends != nil && m.passed(ends) {
+			close(m.ready)
+			ends = nil
+		}
+		fetches := client.PollFetches(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		for _, fe := range fetches.Errors() {
+			log.Warn("menus: fetch failed", "partition", fe.Partition, "err", fe.Err)
+		}
+		m.mu.Lock()
+		for iter := fetches.RecordIter(); !iter.Done(); {
+			r := iter.Next()
+			rule := rules[r.Partition]
+			if rule == nil {
+				rule = &eventlog.Rule{}
+				rules[r.Partition] = rule
+			}
+			if err := m.fold(r, rule); err != nil {
+				m.mu.Unlock()
+				return err
+			}
+			m.next[r.Partition] = r.Offset + 1
+		}
+		close(m.progressed)
+		m.progressed = make(chan struct{})
+		m.mu.Unlock()
+	}
+}
+
+func (m *Menus) passed(ends map[eventlog.TopicPartition]int64) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for tp, end := range ends {
+		if m.next[tp.Partition] < end {
+			return false
+		}
+	}
+	return true
+}
+
+func (m *Menus) fold(r *kgo.Record, rule *eventlog.Rule) error {
+	e, err := eventlog.ParseRecord(r)
+	if err != nil {
+		return err
+	}
+	if !rule.Counts(&e) || e.Subject == "" {
+		return nil
+	}
+	ev, err := restaurant.Decode(e.Type, e.Data)
+	if err != nil {
+		return fmt.Errorf("restaurants/%d@%d: %w", e.Partition, e.Offset, err)
+	}
+	var before restaurant.State
+	if s := m.held[e.Subject]; s != nil {
+		before = *s
+	}
+	after := restaurant.Evolve(before, ev, e.Time)
+	m.held[e.Subject] = &after
+	return nil
+}

@@ -1,0 +1,145 @@
+package shard
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/domain"
+	"tomato/eventlog"
+)
+
+// claimData is the data of SHARD_CLAIMED.
+type claimData struct {
+	Term  int64  `json:"term"`
+	Owner string `json:"owner"`
+	Build string `json:"build,omitempty"`
+}
+
+const (
+	readLimit  = 10 * time.Minute // for the replay of a shard's logs
+	claimLimit = 30 * time.Second // for a claim to be acknowledged
+)
+
+// open takes shard p over: it reads the four logs to their ends, folding what
+// counts, then appends a claim to each and returns when all four count.
+func (s *Shards) open(ctx context.Context, p int32) (*shard, error) {
+	s.mu.Lock()
+	producer := s.producer
+	s.mu.Unlock()
+	sh := &shard{
+		owner: s, partition: p, producer: producer, log: s.Log,
+		queue: make(chan *call, queueLength), internal: make(chan *call, 64), closed: make(chan struct{}),
+		ackWake: make(chan struct{}, 1), agg: newAggregates(), seenInterval: seenIntervalLo,
+	}
+	for i, topic := range eventlog.AggregateTopics {
+		sh.logs[i] = partitionLog{topic: topic, lastOff: -1}
+	}
+	ends, err := eventlog.EndOffsets(ctx, producer, eventlog.AggregateTopics[:]...)
+	if err != nil {
+		return nil, err
+	}
+	ranges := map[eventlog.TopicPartition]eventlog.Range{}
+	for i, topic := range eventlog.AggregateTopics {
+		tp := eventlog.TopicPartition{Topic: topic, Partition: p}
+		ranges[tp] = eventlog.Range{To: ends[tp]}
+		sh.logs[i].next = ends[tp]
+	}
+	rctx, cancel := context.WithTimeout(ctx, readLimit)
+	defer cancel()
+	if err := eventlog.Read(rctx, s.Kafka, ranges, sh.fold); err != nil {
+		return nil, err
+	}
+	if err := sh.claim(ctx); err != nil {
+		return nil, err
+	}
+	sh.agg.scheduleAll()
+	return sh, nil
+}
+
+// fold takes one record of the log in, if it counts.
+func (s *shard) fold(e *eventlog.Event) error {
+	l := &s.logs[logOf(e.Topic)]
+	if !l.rule.Counts(e) {
+		s.owner.metrics.void.WithLabelValues(l.topic).Inc()
+		return nil
+	}
+	l.lastOff = e.Offset
+	return s.agg.replay(e)
+}
+
+// claim appends SHARD_CLAIMED with the next term to each log. A claim that
+// landed where expected counts; otherwise what stands between is read and
+// folded, and it counts if no other claim went before it.
+func (s *shard) claim(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, claimLimit)
+	defer cancel()
+	records := make([]*kgo.Record, logCount)
+	ids := make([]string, logCount)
+	for i := range s.logs {
+		l := &s.logs[i]
+		term := l.rule.Term + 1
+		data, err := json.Marshal(claimData{Term: term, Owner: s.owner.Instance, Build: s.owner.Build})
+		if err != nil {
+			return err
+		}
+		// A claim has an id of its own: two owners may claim the same term, and
+		// an earlier try of this one may still land.
+		ids[i] = uuid.NewString()
+		e := eventlog.Event{ID: ids[i], Source: s.owner.source, Type: eventlog.ShardClaimed,
+			Time: domain.Time(time.Now()), Term: term, Data: data}
+		records[i] = e.NewRecord(l.topic, s.partition)
+	}
+	results := make(chan kgo.ProduceResult, logCount)
+	for _, r := range records {
+		// Not bound to ctx: what may have landed is never given up.
+		s.producer.Produce(context.WithoutCancel(ctx), r, func(r *kgo.Record, err error) { results <- kgo.ProduceResult{Record: r, Err: err} })
+	}
+	for range records {
+		select {
+		case r := <-results:
+			if r.Err != nil {
+				s.owner.replaceProducer(s.producer)
+				return fmt.Errorf("claiming %s/%d: %w", r.Record.Topic, s.partition, r.Err)
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("claiming shard %d: %w", s.partition, ctx.Err())
+		}
+	}
+	for i, r := range records {
+		l := &s.logs[i]
+		if r.Offset == l.next {
+			l.rule.Term, l.rule.Seq = l.rule.Term+1, 0
+		} else if err := s.readClaim(ctx, l, r.Offset, ids[i]); err != nil {
+			return err
+		}
+		l.next, l.lastOff = r.Offset+1, r.Offset
+	}
+	s.term = s.logs[orders].rule.Term
+	return nil
+}
+
+func (s *shard) readClaim(ctx context.Context, l *partitionLog, landed int64, id string) error {
+	tp := eventlog.TopicPartition{Topic: l.topic, Partition: s.partition}
+	mine := false
+	err := eventlog.Read(ctx, s.owner.Kafka, map[eventlog.TopicPartition]eventlog.Range{tp: {From: l.next, To: landed + 1}}, func(e *eventlog.Event) error {
+		term := l.rule.Term
+		if err := s.fold(e); err != nil {
+			return err
+		}
+		if l.rule.Term != term {
+			mine = e.ID == id
+		} else if mine && e.ID != id && l.rule.Seq > 0 {
+			return fmt.Errorf("%w: an event counts under a claim that has appended none", errBroken)
+		}
+		return nil
+	})
+	if err == nil && !mine {
+		err = fmt.Errorf("claiming %s/%d: %w", l.topic, s.partition, errDeposed)
+	}
+	return err
+}

@@ -1,0 +1,771 @@
+package shard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/domain"
+	"tomato/domain/order"
+	"tomato/domain/payment"
+	"tomato/domain/restaurant"
+	"tomato/domain/rider"
+	"tomato/eventlog"
+)
+
+const (
+	queueLength    = 4096                  // commands waiting for the loop; more are refused with ErrUnavailable
+	maxInFlight    = 8192                  // unacknowledged appends of one shard, over which it takes no more commands
+	stallLimit     = 5 * time.Second       // oldest unacknowledged append, over which new commands are refused at once
+	drainLimit     = 2 * time.Second       // for appends in flight when the shard is handed over
+	verifyLimit    = 10 * time.Second      // to read what stands between an expected and an actual offset
+	seenIntervalLo = 2 * time.Millisecond  // between two SHARD_SEEN while the shard writes
+	seenIntervalHi = 50 * time.Millisecond // between two while it writes nothing else
+	closedFor      = 24 * time.Hour        // after which a closed order takes no commands
+)
+
+// Why a shard stopped serving.
+var (
+	errDeposed   = errors.New("deposed by a higher claim")
+	errBroken    = errors.New("an append failed")
+	errHandedOff = errors.New("handed over")
+)
+
+// call is a command on its way through the loop.
+type call struct {
+	ctx     context.Context
+	req     Request
+	done    chan answer // buffered, written once
+	settled bool        // answered; loop only
+	quiet   bool        // a deadline: nobody waits for the answer
+}
+
+type answer struct {
+	res Result
+	err error
+}
+
+func (c *call) reply(res Result, err error) {
+	if !c.settled {
+		c.settled = true
+		c.done <- answer{res, err}
+	}
+}
+
+// waiter holds an answer back until the appends it waits for are acknowledged.
+type waiter struct {
+	call *call
+	res  Result
+	err  error
+	left int
+}
+
+// pending is an append on its way.
+type pending struct {
+	ordinal int64
+	seq     int64
+	at      time.Time
+	waiters []*waiter
+}
+
+// ack is what the producer says of one append.
+type ack struct {
+	log     int
+	ordinal int64
+	offset  int64
+	err     error
+}
+
+// partitionLog is the shard's end of one of its four logs.
+type partitionLog struct {
+	topic    string
+	rule     eventlog.Rule // as of next: the prefix that is known
+	next     int64         // offset at which the oldest append in flight must land
+	seq      int64         // last sent under this claim
+	ordinal  int64         // last sent by this owner, of any kind
+	acked    int64         // last ordinal acknowledged
+	inFlight []*pending    // oldest first
+	lastOff  int64         // offset of the last append known to count: what an answer's token names
+	// awaiting are answers that rest on this log as it was when their command
+	// came in: the next append of anything confirms them.
+	awaiting []*waiter
+	deferred []deferral // commands that wait for this log's own appends, ordinal ascending
+}
+
+type deferral struct {
+	ordinal int64
+	call    *call
+}
+
+// shard owns one partition of the four aggregate topics under one claim. Its
+// fields belong to the loop (serve); queue and the acks are how others reach it.
+type shard struct {
+	owner     *Shards
+	partition int32
+	term      int64 // of the claim on orders; the four may differ
+	producer  *kgo.Client
+	log       *slog.Logger
+
+	queue    chan *call
+	internal chan *call // deadlines and returned commands: not bounded by the queue
+	closed   chan struct{}
+
+	ackMu   sync.Mutex
+	acks    []ack
+	ackWake chan struct{}
+
+	agg          *aggregates
+	logs         [logCount]partitionLog
+	lastSeen     time.Time
+	seenInterval time.Duration
+	seenAt       time.Time // when the next SHARD_SEEN is due; zero = nobody waits
+	failed       error
+}
+
+// serve is the loop. It returns why it stopped; all callers have their answer then.
+func (s *shard) serve(ctx context.Context) error {
+	defer s.abandon()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	done := ctx.Done()
+	var drain <-chan time.Time
+	for s.failed == nil {
+		queue := s.queue
+		if s.unacked() >= maxInFlight || drain != nil {
+			queue = nil
+		}
+		s.arm(timer)
+		select {
+		case c := <-queue:
+			s.handle(c)
+			for n := 0; n < 256 && s.failed == nil; n++ {
+				select {
+				case c := <-queue:
+					s.handle(c)
+					continue
+				default:
+				}
+				break
+			}
+		case c := <-s.internal:
+			s.handle(c)
+		case <-s.ackWake:
+			s.settle(ctx)
+		case now := <-timer.C:
+			s.tick(now)
+		case <-done:
+			done, drain = nil, time.After(drainLimit)
+		case <-drain:
+			s.failed = errHandedOff
+		}
+		if drain != nil && s.unacked() == 0 {
+			s.failed = errHandedOff
+		}
+	}
+	return s.failed
+}
+
+func (s *shard) fail(err error) {
+	if s.failed == nil {
+		s.failed = err
+	}
+}
+
+func (s *shard) unacked() (n int) {
+	for i := range s.logs {
+		n += len(s.logs[i].inFlight)
+	}
+	return n
+}
+
+// abandon answers everybody who still waits: their command may or may not
+// take effect, a retry finds out.
+func (s *shard) abandon() {
+	close(s.closed)
+	for i := range s.logs {
+		l := &s.logs[i]
+		for _, p := range l.inFlight {
+			s.abandonAll(p.waiters)
+		}
+		s.abandonAll(l.awaiting)
+		for _, d := range l.deferred {
+			d.call.reply(Result{}, fmt.Errorf("%w: %w", ErrUnavailable, s.failed))
+		}
+	}
+	for {
+		select {
+		case c := <-s.queue:
+			c.reply(Result{}, fmt.Errorf("%w: %w", ErrUnavailable, s.failed))
+		case c := <-s.internal:
+			c.reply(Result{}, fmt.Errorf("%w: %w", ErrUnavailable, s.failed))
+		default:
+			return
+		}
+	}
+}
+
+func (s *shard) abandonAll(ws []*waiter) {
+	for _, w := range ws {
+		w.call.reply(Result{}, fmt.Errorf("%w: %w", ErrUnavailable, s.failed))
+	}
+}
+
+// arm sets the timer to what is due first.
+func (s *shard) arm(timer *time.Timer) {
+	at, ok := s.agg.due.next()
+	if !s.seenAt.IsZero() && (!ok || s.seenAt.Before(at)) {
+		at, ok = s.seenAt, true
+	}
+	wait := time.Hour
+	if ok {
+		wait = max(0, time.Until(at))
+	}
+	timer.Reset(wait)
+}
+
+func (s *shard) tick(now time.Time) {
+	if !s.seenAt.IsZero() && !now.Before(s.seenAt) {
+		s.appendSeen(now)
+	}
+	for n := 0; n < 256; n++ {
+		d, ok := s.agg.due.pop(now)
+		if !ok {
+			break
+		}
+		s.deadlineDue(d, now)
+	}
+	s.agg.keys.forget(now)
+}
+
+// deadlineDue issues the order's own command, if the deadline still holds.
+func (s *shard) deadlineDue(d deadline, now time.Time) {
+	e := s.agg.orders[d.orderID]
+	if e == nil {
+		return
+	}
+	at, command := e.state.NextDeadline()
+	if command == nil || !at.Equal(d.at) {
+		return
+	}
+	req := Request{Topic: eventlog.Orders, ID: d.orderID, Actor: domain.SystemActor, Command: command}
+	if _, expiring := command.(order.Expire); expiring {
+		p := s.agg.payments[d.orderID]
+		if p != nil && p.state.AwaitsMoney() && now.Sub(at) < s.owner.PaymentGrace {
+			s.expireWhenInboxPassed(req, p.state.GatewayOrderID, d)
+			return
+		}
+	}
+	s.handle(deadlineCall(req))
+}
+
+func deadlineCall(req Request) *call {
+	return &call{ctx: context.Background(), req: req, done: make(chan answer, 1), quiet: true}
+}
+
+// expireWhenInboxPassed asks, outside the loop, whether every webhook that came
+// before now is recorded: money that is already here pays the order. Where it
+// is not, or cannot be known, the deadline is looked at again in a second.
+func (s *shard) expireWhenInboxPassed(req Request, gatewayOrderID string, d deadline) {
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		passed, err := s.owner.InboxPassed(ctx, gatewayOrderID)
+		if err == nil && passed {
+			s.post(deadlineCall(req))
+			return
+		}
+		select {
+		case <-s.closed:
+		case <-time.After(time.Second):
+			s.post(deadlineCall(Request{Command: again{d}}))
+		}
+	}()
+}
+
+// again puts a deadline back on the heap, from outside the loop.
+type again struct{ d deadline }
+
+func (again) CommandName() string { return "again" }
+
+// post hands a call to the loop from another goroutine of the shard's own.
+func (s *shard) post(c *call) {
+	select {
+	case s.internal <- c:
+	case <-s.closed:
+	}
+}
+
+// handle decides one command: lookup, rights, idempotency key, decision, If-Match.
+func (s *shard) handle(c *call) {
+	if c.ctx.Err() != nil {
+		c.reply(Result{}, fmt.Errorf("%w: the caller's deadline passed in the queue", ErrUnavailable))
+		return
+	}
+	now := time.Now()
+	if !c.quiet && s.stalled(now) {
+		c.reply(Result{}, fmt.Errorf("%w: appends are not acknowledged", ErrUnavailable))
+		return
+	}
+	switch cmd := c.req.Command.(type) {
+	case again:
+		s.deadlineDue(cmd.d, now)
+		return
+	case Known:
+		c.reply(s.known(cmd), nil)
+		return
+	}
+	kind := logOf(c.req.Topic)
+	if kind < 0 {
+		c.reply(Result{}, fmt.Errorf("%q is no aggregate topic", c.req.Topic))
+		return
+	}
+	if _, ok := c.req.Command.(Look); ok {
+		c.reply(s.result(kind, &c.req, nil), nil)
+		return
+	}
+	if err := s.authorize(kind, &c.req, now); err != nil {
+		s.confirm(c, kind, Result{}, err)
+		return
+	}
+	var scope keyScope
+	keyed := c.req.IdempotencyKey != ""
+	if keyed {
+		scope = scopeOf(&c.req)
+		if used, ok := s.agg.keys.known[scope]; ok && now.Sub(used.at) <= keyTTL {
+			s.repeat(c, kind, used)
+			return
+		}
+	}
+	ev, err := s.decide(kind, c, now)
+	if errors.Is(err, errDeferred) {
+		return
+	}
+	if c.req.IfMatch != 0 && c.req.IfMatch != s.version(kind, c.req.ID) && (ev != nil || err != nil && !badReference(err)) {
+		ev, err = nil, domain.Refuse(VersionMismatch, "the resource has version %d", s.version(kind, c.req.ID))
+	}
+	if ev == nil && c.quiet {
+		return
+	}
+	if _, asks := c.req.Command.(order.Accept); asks && err == nil && stateOf(s.agg.orders, c.req.ID).Status == order.ReadyForRider {
+		c.reply(s.result(kind, &c.req, nil), nil) // open: Assign decides, and it is what must be confirmed
+		return
+	}
+	if ev == nil {
+		s.confirm(c, kind, s.result(kind, &c.req, nil), err)
+		return
+	}
+	s.append(c, kind, ev, scope, keyed, now)
+}
+
+// badReference says whether a refusal goes before If-Match: 404, and 422 of
+// what the body names.
+func badReference(err error) bool {
+	switch domain.RefusedWith(err) {
+	case domain.NotFound, domain.UnknownRestaurant, domain.UnknownItem, domain.CurrencyMismatch:
+		return true
+	}
+	return false
+}
+
+func (s *shard) stalled(now time.Time) bool {
+	for i := range s.logs {
+		if f := s.logs[i].inFlight; len(f) > 0 && now.Sub(f[0].at) > stallLimit {
+			return true
+		}
+	}
+	return false
+}
+
+// authorize looks at what is held and at the caller's part in it.
+func (s *shard) authorize(kind int, r *Request, now time.Time) error {
+	switch kind {
+	case orders, payments:
+		e := s.agg.orders[r.ID]
+		if e == nil {
+			if kind == payments || isPlace(r.Command) {
+				return nil
+			}
+			return domain.Refuse(domain.NotFound, "no such order")
+		}
+		if err := order.Authorize(e.state, r.Command, r.Actor); err != nil {
+			return err
+		}
+		if kind == orders && r.Actor.Role != domain.System && e.state.Status.Closed() && now.Sub(e.state.ClosedAt) > closedFor {
+			return domain.Refuse(domain.OrderArchived, "the order closed more than 24 hours ago")
+		}
+	}
+	return nil
+}
+
+// errDeferred says that the command waits for its own shard's appends.
+var errDeferred = errors.New("deferred")
+
+// decide calls the aggregate's Decide on the speculative state. A decision that
+// looks at another log of the shard waits until what it sees there is
+// acknowledged: it would otherwise count although its premise does not.
+func (s *shard) decide(kind int, c *call, now time.Time) (domain.Event, error) {
+	r := &c.req
+	switch kind {
+	case orders:
+		command := r.Command
+		switch cmd := command.(type) {
+		case Place:
+			placed, err := s.price(cmd, r.ID)
+			if err != nil {
+				return nil, err
+			}
+			command = placed
+		case order.Expire:
+			if e := s.agg.payments[r.ID]; e != nil {
+				if s.deferUntil(payments, e.last, c) {
+					return nil, errDeferred
+				}
+				cmd.PaymentPaid = e.state.Booked != ""
+				command = cmd
+			}
+		}
+		return event(order.Decide(stateOf(s.agg.orders, r.ID), command, now))
+	case payments:
+		if e := s.agg.orders[r.ID]; e != nil && s.deferUntil(orders, e.last, c) {
+			return nil, errDeferred
+		}
+		if _, asks := r.Command.(payment.RequestPayment); asks && s.agg.orders[r.ID] == nil {
+			return nil, domain.Refuse(domain.NotFound, "no such order")
+		}
+		command := payment.WithOrder(r.Command, s.agg.orderFacts(r.ID))
+		return event(payment.Decide(stateOf(s.agg.payments, r.ID), command, now))
+	case riders:
+		return event(rider.Decide(stateOf(s.agg.riders, r.ID), r.Command, now))
+	default:
+		return event(restaurant.Decide(stateOf(s.agg.restaurants, r.ID), r.Command, now))
+	}
+}
+
+// event makes one interface type of the aggregates' own, keeping nil nil.
+func event[E domain.Event](ev E, err error) (domain.Event, error) {
+	if any(ev) == nil {
+		return nil, err
+	}
+	return ev, err
+}
+
+func stateOf[S any](held map[string]*entry[S], id string) *S {
+	if e := held[id]; e != nil {
+		return e.state
+	}
+	return new(S)
+}
+
+// deferUntil parks the call until the log's append with this ordinal is
+// acknowledged; false where it is already.
+func (s *shard) deferUntil(log int, ordinal int64, c *call) bool {
+	l := &s.logs[log]
+	if ordinal <= l.acked {
+		return false
+	}
+	l.deferred = append(l.deferred, deferral{ordinal, c})
+	return true
+}
+
+// repeat answers a known idempotency key: the first status with the present
+// resource, once the first event is acknowledged.
+func (s *shard) repeat(c *call, kind int, used keyUse) {
+	if used.body != bodyOf(&c.req) {
+		s.confirm(c, kind, Result{}, domain.Refuse(IdempotencyKeyReused, "this Idempotency-Key was used with another body"))
+		return
+	}
+	c.req.ID = used.id
+	res := s.result(kind, &c.req, nil)
+	res.Repeated, res.Status = true, used.status
+	s.confirm(c, kind, res, nil)
+}
+
+func (s *shard) append(c *call, kind int, ev domain.Event, scope keyScope, keyed bool, now time.Time) {
+	at := domain.Time(now)
+	data, err := encode(ev)
+	if err != nil {
+		c.reply(Result{}, fmt.Errorf("encoding %s: %w", ev.EventType(), err))
+		return
+	}
+	l := &s.logs[kind]
+	l.ordinal++
+	l.seq++
+	before := s.version(kind, c.req.ID)
+	version := s.agg.evolve(kind, c.req.ID, ev, at, l.ordinal)
+	e := eventlog.Event{
+		ID:     fmt.Sprintf("%s-%d-%d-%d", l.topic, s.partition, l.rule.Term, l.seq),
+		Source: s.owner.source, Type: ev.EventType(), Time: at, Subject: c.req.ID,
+		Version: version, Term: l.rule.Term, Seq: l.seq, Data: data,
+		CausationID: c.req.CausationID, CorrelationID: c.req.CorrelationID, Traceparent: c.req.Traceparent,
+	}
+	res := s.result(kind, &c.req, ev)
+	if before == 0 && (isPlace(c.req.Command) || isPut(c.req.Command)) {
+		res.Status = 201
+	}
+	if keyed {
+		use := keyUse{body: bodyOf(&c.req), status: res.Status, id: c.req.ID, ordinal: l.ordinal, at: at}
+		e.Idempotency = use.header(scope)
+		s.agg.keys.add(scope, use)
+	}
+	w := &waiter{call: c, res: res, left: 1}
+	s.produce(kind, &e, now, w)
+	if kind == orders || kind == payments {
+		s.awaitOther(kind, c.req.ID, w)
+	}
+	s.seenInterval = seenIntervalLo
+}
+
+// awaitOther makes an answer that shows order and payment wait for the other
+// one's unacknowledged appends too.
+func (s *shard) awaitOther(kind int, id string, w *waiter) {
+	other, last := payments, int64(0)
+	if kind == payments {
+		other = orders
+		if e := s.agg.orders[id]; e != nil {
+			last = e.last
+		}
+	} else if e := s.agg.payments[id]; e != nil {
+		last = e.last
+	}
+	l := &s.logs[other]
+	if last <= l.acked {
+		return
+	}
+	for _, p := range l.inFlight {
+		if p.ordinal == last {
+			w.left++
+			p.waiters = append(p.waiters, w)
+			return
+		}
+	}
+}
+
+// produce sends an event of this claim without waiting. The answers that
+// awaited any append of this log are confirmed by this one.
+func (s *shard) produce(kind int, e *eventlog.Event, now time.Time, w *waiter) {
+	l := &s.logs[kind]
+	p := &pending{ordinal: l.ordinal, seq: l.seq, at: now, waiters: l.awaiting}
+	if w != nil {
+		p.waiters = append(p.waiters, w)
+	}
+	l.awaiting = nil
+	l.inFlight = append(l.inFlight, p)
+	ordinal := l.ordinal
+	s.producer.Produce(context.Background(), e.NewRecord(l.topic, s.partition), func(r *kgo.Record, err error) {
+		s.acknowledge(ack{kind, ordinal, r.Offset, err})
+	})
+	s.rearmSeen(now)
+}
+
+func (s *shard) acknowledge(a ack) {
+	s.ackMu.Lock()
+	s.acks = append(s.acks, a)
+	s.ackMu.Unlock()
+	select {
+	case s.ackWake <- struct{}{}:
+	default:
+	}
+}
+
+// confirm holds an answer that appends nothing until something appended after
+// its command came in is acknowledged, in every log that the answer rests on:
+// only that proves that this owner was not deposed, and that the state it rests
+// on counts.
+func (s *shard) confirm(c *call, kind int, res Result, err error) {
+	w := &waiter{call: c, res: res, err: err, left: 1}
+	s.logs[kind].awaiting = append(s.logs[kind].awaiting, w)
+	if _, ok := c.req.Command.(payment.RequestPayment); ok {
+		w.left++
+		s.logs[orders].awaiting = append(s.logs[orders].awaiting, w)
+	} else if (kind == orders || kind == payments) && err == nil {
+		s.awaitOther(kind, c.req.ID, w)
+	}
+	s.rearmSeen(time.Now())
+}
+
+// rearmSeen sets when the next SHARD_SEEN is due: never where nobody waits.
+func (s *shard) rearmSeen(now time.Time) {
+	for i := range s.logs {
+		if len(s.logs[i].awaiting) > 0 {
+			if s.seenAt.IsZero() {
+				s.seenAt = s.lastSeen.Add(s.seenInterval)
+				if s.seenAt.Before(now) {
+					s.seenAt = now
+				}
+			}
+			return
+		}
+	}
+	s.seenAt = time.Time{}
+}
+
+func (s *shard) appendSeen(now time.Time) {
+	s.seenAt = time.Time{}
+	s.lastSeen = now
+	for i := range s.logs {
+		l := &s.logs[i]
+		if len(l.awaiting) == 0 {
+			continue
+		}
+		l.ordinal++
+		l.seq++
+		s.produce(i, &eventlog.Event{
+			ID:     fmt.Sprintf("%s-%d-%d-%d", l.topic, s.partition, l.rule.Term, l.seq),
+			Source: s.owner.source, Type: eventlog.ShardSeen, Time: domain.Time(now),
+			Term: l.rule.Term, Seq: l.seq, Data: []byte("{}"),
+		}, now, nil)
+		s.owner.metrics.seen.Inc()
+	}
+	s.seenInterval = min(2*s.seenInterval, seenIntervalHi)
+}
+
+// settle takes the producer's acknowledgements in.
+func (s *shard) settle(ctx context.Context) {
+	s.ackMu.Lock()
+	acks := s.acks
+	s.acks = nil
+	s.ackMu.Unlock()
+	for _, a := range acks {
+		if s.failed != nil {
+			return
+		}
+		l := &s.logs[a.log]
+		switch {
+		case a.err != nil:
+			s.log.Error("append failed; the shard is claimed anew", "topic", l.topic, "partition", s.partition, "err", a.err)
+			s.owner.replaceProducer(s.producer)
+			s.fail(fmt.Errorf("%w: %w", errBroken, a.err))
+		case a.offset < l.next:
+			// Read past already, while an earlier answer was verified.
+		case a.offset == l.next && len(l.inFlight) > 0 && l.inFlight[0].ordinal == a.ordinal:
+			// It landed where it must: nothing stands between, so no higher
+			// claim does. It counts, for ever.
+			l.next = a.offset + 1
+			s.settled(l, a.offset)
+		default:
+			s.verify(ctx, a)
+		}
+	}
+}
+
+// settled acknowledges the oldest append in flight.
+func (s *shard) settled(l *partitionLog, offset int64) {
+	p := l.inFlight[0]
+	l.inFlight = l.inFlight[1:]
+	l.rule.Seq = p.seq
+	l.acked = p.ordinal
+	l.lastOff = offset
+	for _, w := range p.waiters {
+		w.left--
+		if w.left == 0 {
+			w.res.Token = s.token(&w.call.req, w.res)
+			w.call.reply(w.res, w.err)
+		}
+	}
+	n := 0
+	for n < len(l.deferred) && l.deferred[n].ordinal <= l.acked {
+		c := l.deferred[n].call
+		n++
+		s.handle(c)
+	}
+	l.deferred = l.deferred[n:]
+}
+
+// verify reads what stands between the expected and the actual offset, with
+// the reader rule. What counts is acknowledged (a first copy of a record that
+// was sent twice included); behind another's claim the shard is deposed; an
+// append that does not count has left a hole, and the shard is claimed anew.
+func (s *shard) verify(ctx context.Context, a ack) {
+	l := &s.logs[a.log]
+	s.owner.metrics.verified.Inc()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), verifyLimit)
+	defer cancel()
+	tp := eventlog.TopicPartition{Topic: l.topic, Partition: s.partition}
+	term := l.rule.Term
+	err := eventlog.Read(ctx, s.owner.Kafka, map[eventlog.TopicPartition]eventlog.Range{tp: {From: l.next, To: a.offset + 1}}, func(e *eventlog.Event) error {
+		l.next = e.Offset + 1
+		if !l.rule.Counts(e) {
+			s.owner.metrics.void.WithLabelValues(l.topic).Inc()
+			return nil
+		}
+		if l.rule.Term != term {
+			return errDeposed
+		}
+		if len(l.inFlight) == 0 || l.inFlight[0].seq != e.Seq {
+			return fmt.Errorf("%w: seq %d counts but was not in flight", errBroken, e.Seq)
+		}
+		s.settled(l, e.Offset)
+		return nil
+	})
+	switch {
+	case err != nil:
+		s.fail(err)
+	case a.ordinal > l.acked:
+		s.fail(fmt.Errorf("%w: the append at %s@%d is void", errBroken, l.topic, a.offset))
+	}
+}
+
+// token names the positions that an answer rests on.
+func (s *shard) token(r *Request, res Result) eventlog.Token {
+	t := eventlog.Token{}
+	add := func(log int) {
+		if l := &s.logs[log]; l.lastOff >= 0 {
+			t.Add(l.topic, s.partition, l.lastOff)
+		}
+	}
+	add(logOf(r.Topic))
+	if res.Payment != nil {
+		add(orders)
+		add(payments)
+	}
+	return t
+}
+
+func (s *shard) version(kind int, id string) int64 {
+	switch kind {
+	case orders:
+		return stateOf(s.agg.orders, id).Version
+	case payments:
+		return stateOf(s.agg.payments, id).Version
+	case riders:
+		return stateOf(s.agg.riders, id).Version
+	default:
+		return stateOf(s.agg.restaurants, id).Version
+	}
+}
+
+// result collects the states that an answer shows.
+func (s *shard) result(kind int, r *Request, ev domain.Event) Result {
+	res := Result{Event: ev, Status: 200}
+	switch kind {
+	case orders, payments:
+		if e := s.agg.orders[r.ID]; e != nil {
+			res.Order = e.state
+		}
+		if e := s.agg.payments[r.ID]; e != nil {
+			res.Payment = e.state
+		}
+	case riders:
+		if e := s.agg.riders[r.ID]; e != nil {
+			res.Rider = e.state
+		}
+	case restaurants:
+		if e := s.agg.restaurants[r.ID]; e != nil {
+			res.Restaurant = e.state
+		}
+	}
+	return res
+}
+
+func (s *shard) known(k Known) (res Result) {
+	res.Known = make([]bool, len(k.RiderIDs))
+	for i, id := range k.RiderIDs {
+		res.Known[i] = s.agg.riders[id] != nil
+	}
+	return res
+}

@@ -1,0 +1,393 @@
+// Package shard is the write side: one writer per partition of the aggregate
+// topics, its aggregates' state in memory, and appends that are checked
+// afterwards.
+//
+// A shard is partition p of orders, payments, riders and restaurants. It is
+//
+//	assigned   by the consumer group command-shards, which subscribes to
+//	           orders alone and fetches nothing;
+//	opening    reading its four logs to their ends and folding what counts,
+//	           then appending a claim to each with the next term;
+//	serving    once all four claims are known to count;
+//	stopped    deposed by a higher claim, broken (an append that failed or is
+//	           void), or handed over. It is opened again only after the group
+//	           has confirmed that it is still assigned here, with backoff.
+//
+// The log is authoritative: what counts is decided by eventlog.Rule over the
+// log's prefix, for this owner as for everyone else. The group only says who
+// should try. Two instances that both think they own a shard cannot both be
+// acknowledged: the lower claim's appends are void and land where its owner
+// did not expect them, so it notices and acknowledges none of them.
+//
+// Failure: a lost acknowledgement, a record that landed twice or a pause show
+// as an unexpected landing offset and are resolved by reading what stands
+// between. A caller whose outcome is not known gets ErrUnavailable; the command
+// id in the event answers the retry.
+package shard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"tomato/eventlog"
+)
+
+// Group is the consumer group that spreads the shards over the instances.
+const Group = "command-shards"
+
+// Config says what the shards of one instance need.
+type Config struct {
+	Kafka        eventlog.Config
+	Partitions   int32
+	Instance     string // of this process, unique; made up where empty
+	Build        string // shown in claims
+	PaymentGrace time.Duration
+	Menus        *Menus
+	// InboxPassed says whether every webhook of the gateway order that is in
+	// the inbox now has been recorded, with nothing parked.
+	InboxPassed func(ctx context.Context, gatewayOrderID string) (bool, error)
+	Registry    prometheus.Registerer
+	Log         *slog.Logger
+}
+
+// Shards are the shards of one instance. Safe for concurrent use.
+type Shards struct {
+	Config
+	source  string
+	metrics *metrics
+
+	mu       sync.Mutex
+	serving  map[int32]*shard
+	assigned map[int32]*assignment
+	changed  chan struct{} // closed and replaced whenever serving changes
+	producer *kgo.Client
+	group    *kgo.Client
+	stopped  bool
+}
+
+// assignment is one shard's worker, from being assigned to being taken away.
+type assignment struct {
+	stop context.CancelFunc
+	done chan struct{}
+}
+
+type metrics struct {
+	void, opened, stops      *prometheus.CounterVec
+	seen, verified, appended prometheus.Counter
+	serving                  prometheus.Gauge
+	openSeconds              prometheus.Histogram
+}
+
+// NewShards returns the shards of one instance; Run makes them serve.
+func NewShards(cfg Config) (*Shards, error) {
+	if cfg.Instance == "" {
+		cfg.Instance = uuid.NewString()
+	}
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+		cfg.Registry.MustRegister(c)
+		return c
+	}
+	counters := func(name, help, label string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
+		cfg.Registry.MustRegister(c)
+		return c
+	}
+	s := &Shards{
+		Config: cfg, source: "/tomato/commandside/" + cfg.Instance,
+		serving: map[int32]*shard{}, assigned: map[int32]*assignment{}, changed: make(chan struct{}),
+		metrics: &metrics{
+			void:     counters("tomato_shard_void_records_total", "Records that a shard read and that do not count.", "topic"),
+			opened:   counters("tomato_shard_take_overs_total", "Shards opened, by outcome.", "outcome"),
+			stops:    counters("tomato_shard_stops_total", "Shards that stopped serving, by reason.", "reason"),
+			seen:     counter("tomato_shard_seen_total", "SHARD_SEEN records appended."),
+			verified: counter("tomato_shard_verified_total", "Acknowledgements with an unexpected offset that were verified by reading."),
+			serving:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "tomato_shards_serving", Help: "Shards that this instance serves."}),
+			openSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "tomato_shard_take_over_seconds",
+				Help: "Time from being assigned to serving.", Buckets: prometheus.ExponentialBuckets(0.01, 2, 14)}),
+		},
+	}
+	cfg.Registry.MustRegister(s.metrics.serving, s.metrics.openSeconds)
+	var err error
+	if s.producer, err = s.newProducer(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// newProducer returns the client through which all shards append. An append
+// that may have landed is never given up: callers have deadlines of their own,
+// and it settles later.
+func (s *Shards) newProducer() (*kgo.Client, error) {
+	return s.Kafka.NewClient(
+		kgo.RequiredAcks(kgo.AllISRAcks()),
+		kgo.RecordPartitioner(kgo.ManualPartitioner()),
+		kgo.ProducerLinger(0),
+		kgo.StopProducerOnDataLossDetected(),
+		kgo.MaxBufferedRecords(int(s.Partitions)*(maxInFlight+1)), // never blocks the loops
+		kgo.ProducerBatchCompression(kgo.NoCompression()),
+	)
+}
+
+// replaceProducer puts a fresh client in the place of one that failed. Its
+// shards hear of it by their own appends failing, and claim anew.
+func (s *Shards) replaceProducer(failed *kgo.Client) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.producer != failed || s.stopped {
+		return
+	}
+	fresh, err := s.newProducer()
+	if err != nil {
+		s.Log.Error("no new producer", "err", err)
+		return
+	}
+	s.producer = fresh
+	go failed.Close() // fails what it still holds
+}
+
+// Run joins the group and serves what it is assigned until ctx ends; then it
+// drains, leaves the group and returns.
+func (s *Shards) Run(ctx context.Context) error {
+	select { // pricing needs the menus before the first command
+	case <-s.Menus.Ready():
+	case <-ctx.Done():
+		return nil
+	}
+	group, err := s.Kafka.NewClient(
+		kgo.ConsumerGroup(Group), kgo.ConsumeTopics(eventlog.Orders), kgo.DisableAutoCommit(),
+		kgo.Balancers(kgo.CooperativeStickyBalancer()),
+		kgo.HeartbeatInterval(200*time.Millisecond), kgo.SessionTimeout(6*time.Second), kgo.RebalanceTimeout(10*time.Second),
+		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.assign(m[eventlog.Orders]) }),
+		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.take(m[eventlog.Orders]) }),
+		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.take(m[eventlog.Orders]) }),
+	)
+	if err != nil {
+		return err
+	}
+	group.PauseFetchTopics(eventlog.Orders) // the group assigns; it fetches nothing
+	s.mu.Lock()
+	s.group = group
+	s.mu.Unlock()
+	<-ctx.Done()
+	s.mu.Lock()
+	s.stopped = true
+	var all []int32
+	for p := range s.assigned {
+		all = append(all, p)
+	}
+	s.mu.Unlock()
+	s.take(all)
+	group.Close() // leaves
+	s.producer.Close()
+	return nil
+}
+
+func (s *Shards) assign(partitions []int32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range partitions {
+		if s.assigned[p] != nil || s.stopped {
+			continue
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		a := &assignment{stop: cancel, done: make(chan struct{})}
+		s.assigned[p] = a
+		go func() {
+			defer close(a.done)
+			s.run(ctx, p)
+		}()
+	}
+}
+
+// take stops shards and waits until they have: revoked, lost or shutting down.
+func (s *Shards) take(partitions []int32) {
+	var gone []*assignment
+	s.mu.Lock()
+	for _, p := range partitions {
+		if a := s.assigned[p]; a != nil {
+			delete(s.assigned, p)
+			a.stop()
+			gone = append(gone, a)
+		}
+	}
+	s.mu.Unlock()
+	for _, a := range gone {
+		<-a.done
+	}
+}
+
+// run opens and serves one shard, again and again, while it is assigned here.
+func (s *Shards) run(ctx context.Context, p int32) {
+	for try := 0; ctx.Err() == nil; {
+		start := time.Now()
+		sh, err := s.open(ctx, p)
+		if err != nil {
+			if ctx.Err() != nil {
+				return
+			}
+			s.metrics.opened.WithLabelValues("failed").Inc()
+			s.Log.Error("shard not opened", "partition", p, "err", err)
+			try++
+			s.pause(ctx, try)
+			s.confirmAssigned(ctx)
+			continue
+		}
+		s.metrics.opened.WithLabelValues("serving").Inc()
+		s.metrics.openSeconds.Observe(time.Since(start).Seconds())
+		s.Log.Info("shard serving", "partition", p, "term", sh.term, "took", time.Since(start).Round(time.Millisecond))
+		s.setServing(p, sh)
+		err = sh.serve(ctx)
+		s.setServing(p, nil)
+		switch {
+		case errors.Is(err, errHandedOff):
+			s.metrics.stops.WithLabelValues("handed_over").Inc()
+			return
+		case errors.Is(err, errDeposed):
+			s.metrics.stops.WithLabelValues("deposed").Inc()
+		default:
+			s.metrics.stops.WithLabelValues("broken").Inc()
+		}
+		s.Log.Warn("shard stopped", "partition", p, "term", sh.term, "err", err)
+		if time.Since(start) > time.Minute {
+			try = 0
+		}
+		try++
+		s.pause(ctx, try)
+		s.confirmAssigned(ctx)
+	}
+}
+
+// pause waits before the next claim, longer each time, with jitter: two owners
+// must not depose each other in turns.
+func (s *Shards) pause(ctx context.Context, try int) {
+	limit := min(100*time.Millisecond<<min(try, 6), 5*time.Second)
+	select {
+	case <-ctx.Done():
+	case <-time.After(limit/2 + rand.N(limit/2)):
+	}
+}
+
+// confirmAssigned returns when a heartbeat of the group was answered without
+// error: this member's generation is the present one, so what the callbacks
+// have left assigned is its whole current assignment.
+func (s *Shards) confirmAssigned(ctx context.Context) {
+	for try := 1; ctx.Err() == nil; try++ {
+		s.mu.Lock()
+		group := s.group
+		s.mu.Unlock()
+		if group != nil {
+			member, generation := group.GroupMetadata()
+			req := kmsg.NewPtrHeartbeatRequest()
+			req.Group, req.MemberID, req.Generation = Group, member, generation
+			hctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+			resp, err := req.RequestWith(hctx, group)
+			cancel()
+			if err == nil && resp.ErrorCode == 0 {
+				return
+			}
+		}
+		s.pause(ctx, min(try, 3))
+	}
+}
+
+func (s *Shards) setServing(p int32, sh *shard) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sh == nil {
+		delete(s.serving, p)
+	} else {
+		s.serving[p] = sh
+	}
+	s.metrics.serving.Set(float64(len(s.serving)))
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// Serving returns how many shards this instance serves, and how many it is assigned.
+func (s *Shards) Serving() (serving, assigned int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.serving), len(s.assigned)
+}
+
+// shardOf waits until this instance serves the partition, or ctx ends.
+func (s *Shards) shardOf(ctx context.Context, p int32) (*shard, error) {
+	for {
+		s.mu.Lock()
+		sh, changed := s.serving[p], s.changed
+		s.mu.Unlock()
+		if sh != nil {
+			return sh, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: shard %d is not served here", ErrUnavailable, p)
+		}
+	}
+}
+
+// Execute implements Executor.
+func (s *Shards) Execute(ctx context.Context, r Request) (Result, error) {
+	if r.After != nil {
+		if err := s.Menus.WaitFor(ctx, r.After); err != nil {
+			return Result{}, err
+		}
+	}
+	p := s.partitionOf(&r)
+	sh, err := s.shardOf(ctx, p)
+	if err != nil {
+		return Result{}, err
+	}
+	c := &call{ctx: ctx, req: r, done: make(chan answer, 1)}
+	select {
+	case sh.queue <- c:
+	default:
+		return Result{}, fmt.Errorf("%w: the queue of shard %d is full", ErrUnavailable, p)
+	}
+	select {
+	case a := <-c.done:
+		return a.res, a.err
+	case <-ctx.Done():
+		return Result{}, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+	case <-sh.closed:
+		select {
+		case a := <-c.done:
+			return a.res, a.err
+		case <-time.After(100 * time.Millisecond): // abandon is answering
+		}
+		return Result{}, fmt.Errorf("%w: the shard stopped", ErrUnavailable)
+	}
+}
+
+// partitionOf names the request's shard, and draws the id of a new order: a
+// UUIDv7 of that shard. An idempotency key names the shard of an order that
+// has no id yet.
+func (s *Shards) partitionOf(r *Request) int32 {
+	if !isPlace(r.Command) {
+		return eventlog.PartitionFor(r.ID, s.Partitions)
+	}
+	if r.IdempotencyKey == "" {
+		r.ID = newOrderID()
+		return eventlog.PartitionFor(r.ID, s.Partitions)
+	}
+	p := eventlog.PartitionFor(r.Actor.Sub+"\x00"+r.IdempotencyKey, s.Partitions)
+	for {
+		if r.ID = newOrderID(); eventlog.PartitionFor(r.ID, s.Partitions) == p {
+			return p
+		}
+	}
+}
+
+func newOrderID() string { return uuid.Must(uuid.NewV7()).String() }
