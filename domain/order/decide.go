@@ -2,6 +2,7 @@ package order
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"tomato/domain"
@@ -252,13 +253,17 @@ func decline(s *State, c Decline) (Event, error) {
 }
 
 func drop(s *State, c DropOrder) (Event, error) {
-	_, dropped := s.DropBy(c.By.Sub)
-	dropped = dropped && c.By.Role == domain.Rider
+	var dropped bool // by who asks, before
+	if c.By.Role == domain.Rider {
+		_, dropped = s.DropBy(c.By.Sub)
+	} else {
+		dropped = slices.ContainsFunc(s.Drops, func(d Drop) bool { return d.By == c.By.Role })
+	}
 	switch {
 	case s.Status == ReadyForRider && dropped:
 		return nil, nil
-	case s.Status == RiderAssigned && dropped && c.By.Sub != s.RiderID:
-		return nil, nil
+	case s.Status == RiderAssigned && dropped && c.By.Role == domain.Rider && c.By.Sub != s.RiderID:
+		return nil, nil // ops means the present rider, whomever they took it from before
 	case s.Status == RiderAssigned:
 		e := RiderUnassigned{OrderID: s.ID, RiderID: s.RiderID, ClaimID: s.ClaimID, Reason: c.Reason, By: c.By.Role,
 			Round: s.Round + 1, Location: s.PickUp.Location, Ctx: s.ctx(ReadyForRider)}

@@ -55,7 +55,7 @@ func Evolve(s State, e Event, at time.Time) State {
 		s.Status = RiderAssigned
 		s.RiderID, s.RiderName, s.ClaimID = e.RiderID, e.RiderName, e.ClaimID
 	case RiderUnassigned:
-		s.Drops = append(slices.Clip(s.Drops), Drop{RiderID: e.RiderID, ClaimID: e.ClaimID, Round: e.Round})
+		s.Drops = append(slices.Clip(s.Drops), Drop{RiderID: e.RiderID, ClaimID: e.ClaimID, Round: e.Round, By: e.By})
 		s.Status = ReadyForRider
 		s.RiderID, s.RiderName, s.ClaimID = "", "", 0
 		s.newRound(e.Round)

@@ -85,11 +85,12 @@ type RiderOffer struct {
 	State          OfferState `json:"state"`
 }
 
-// Drop is a rider who gave the order back.
+// Drop is a rider who gave the order back, or from whom ops took it.
 type Drop struct {
-	RiderID string `json:"riderId"`
-	ClaimID int64  `json:"claimId"`
-	Round   int    `json:"round"` // the round that began with it, without them
+	RiderID string      `json:"riderId"`
+	ClaimID int64       `json:"claimId"`
+	Round   int         `json:"round"` // the round that began with it, without them
+	By      domain.Role `json:"by"`    // the rider, or ops
 }
 
 // State is an order as its events have made it. It is a value: Evolve never

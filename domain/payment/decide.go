@@ -20,8 +20,8 @@ func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 		if !s.AwaitsMoney() {
 			return nil, nil
 		}
-		if a, ok := s.Attempt(c.PaymentID); ok && (s.Status == Failed || a.State != AttemptFailed) {
-			return nil, nil // known: a repeat, or a failure told after the capture
+		if _, ok := s.Attempt(c.PaymentID); ok {
+			return nil, nil // a repeat, or a failure told after the capture
 		}
 		return PaymentFailed{OrderID: s.OrderID, PaymentID: c.PaymentID, Amount: c.Amount, Currency: c.Currency,
 			GatewayOrderID: c.GatewayOrderID, Reason: c.Reason, Ctx: s.ctx(order.PaymentFailed)}, nil
@@ -77,8 +77,11 @@ func recordCaptured(s *State, c RecordCaptured) (Event, error) {
 			GatewayOrderID: c.GatewayOrderID, Reason: reason, Ctx: s.ctx("")}, nil
 	}
 	var shown order.PaymentStatus // paid only from ORDER_PAID on; on an order that ended the money is on its way back
-	if c.Order.Ended {
+	switch {
+	case c.Order.Ended:
 		shown = order.PaymentRefundPending
+	case s.Status == Failed:
+		shown = order.PaymentPending
 	}
 	return PaymentSuccess{OrderID: s.OrderID, PaymentID: c.PaymentID, Amount: c.Amount, Currency: c.Currency,
 		GatewayOrderID: c.GatewayOrderID, Booked: true, Ctx: s.ctx(shown)}, nil
@@ -89,7 +92,7 @@ func requestRefund(s *State, c RequestRefund) (Event, error) {
 		c.PaymentID = s.Booked
 	}
 	a, ok := s.Attempt(c.PaymentID)
-	if !ok {
+	if !ok || s.Status == None { // money without an order is an operator's, never refunded from here
 		return nil, domain.Refuse(domain.PaymentUnsettled, "there is no captured payment to refund")
 	}
 	booked := c.PaymentID == s.Booked
@@ -98,6 +101,9 @@ func requestRefund(s *State, c RequestRefund) (Event, error) {
 			return nil, nil
 		}
 		return nil, domain.Refuse(domain.PaymentUnsettled, "this payment is %s: there is nothing to refund", a.State)
+	}
+	if _, ok := s.Refund(c.RefundID); ok || s.WasRefunded(c.PaymentID) {
+		return nil, nil
 	}
 	if r, ok := s.RefundOf(c.PaymentID); ok && (r.Status != RefundFailedStatus || !c.ByOps) {
 		return nil, nil // once per payment; again only by ops after a failure
@@ -112,8 +118,8 @@ func requestRefund(s *State, c RequestRefund) (Event, error) {
 
 func recordRefund(s *State, c RecordRefund) (Event, error) {
 	r, ok := s.Refund(c.RefundID)
-	if !ok || r.Status == RefundSucceeded || r.Status == RefundFailedStatus && !c.Succeeded {
-		return nil, nil
+	if !ok || s.WasRefunded(r.PaymentID) || r.Status == RefundFailedStatus && !c.Succeeded {
+		return nil, nil // the money is back: what another refund of it comes to changes nothing
 	}
 	booked := r.PaymentID == s.Booked
 	if !c.Succeeded {

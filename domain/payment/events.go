@@ -15,6 +15,7 @@ type (
 		GatewayOrderID string     `json:"gatewayOrderId"`
 		Amount         int64      `json:"amount"`
 		Currency       string     `json:"currency"`
+		Booked         bool       `json:"booked"`
 		Ctx            domain.Ctx `json:"ctx"`
 	}
 	PaymentSuccess struct { // PAYMENT_SUCCESS

@@ -113,14 +113,18 @@ func (s *State) RefundOf(paymentID string) (Refund, bool) {
 	return Refund{}, false
 }
 
+// WasRefunded says whether a refund of the payment succeeded. One that was told
+// as failed may succeed late, beside the one that ops asked for after it.
+func (s *State) WasRefunded(paymentID string) bool {
+	return slices.ContainsFunc(s.Refunds, func(r Refund) bool { return r.PaymentID == paymentID && r.Status == RefundSucceeded })
+}
+
 // Facts returns what the order's payment status is derived from.
 func (s *State) Facts() order.PaymentFacts {
 	f := order.PaymentFacts{Booked: s.Booked != "", LastAttemptFailed: s.Status == Failed}
 	if f.Booked {
-		if r, ok := s.RefundOf(s.Booked); ok {
-			f.RefundRequested = true
-			f.RefundSucceeded = r.Status == RefundSucceeded
-		}
+		_, f.RefundRequested = s.RefundOf(s.Booked)
+		f.RefundSucceeded = s.WasRefunded(s.Booked)
 	}
 	return f
 }

@@ -219,6 +219,9 @@ func Evolve(s State, e Event, at time.Time) State {
 	case MenuItemRemoved:
 		s.Menu = maps.Clone(s.Menu)
 		delete(s.Menu, e.ItemID)
+		if len(s.Menu) == 0 {
+			s.Menu = nil // as it is read back from JSON
+		}
 	}
 	return s
 }

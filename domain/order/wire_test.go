@@ -1,0 +1,51 @@
+package order_test
+
+import (
+	"testing"
+	"time"
+
+	"tomato/domain"
+	"tomato/domain/domaintest"
+	"tomato/domain/order"
+)
+
+func TestWire(t *testing.T) {
+	t.Parallel()
+	const id = "019b7c1e-8e3c-7b1a-9d55-0a1b2c3d4e5f"
+	at := domain.Point{Lng: 77.5946, Lat: 12.9716}
+	items := []order.Item{{ItemID: "dosa", Name: "Masala Dosa", UnitPrice: 15000, Quantity: 3}}
+	pickUp := order.PickUp{Name: "Udupi Hut", Location: at, Address: "12 MG Road"}
+	deliverTo := order.DeliverTo{Location: domain.Point{Lng: 77.6101, Lat: 12.9352}, Address: "4 Church Street", Instructions: "ring twice"}
+	ctx := func(status order.Status) domain.Ctx {
+		return domain.Ctx{CustomerID: "cust-9", RestaurantID: "res-17", Status: string(status)}
+	}
+	with := func(status order.Status) domain.Ctx { c := ctx(status); c.RiderID = "rider-5"; return c }
+	domaintest.Golden[order.Event](t, order.Decode, []string{
+		"ORDER_PLACED", "ORDER_PAID", "ORDER_EXPIRED", "ORDER_ACCEPTED", "ORDER_REJECTED", "ORDER_PREPARING", "ORDER_READY_FOR_RIDER", "ORDER_OFFERED",
+		"OFFER_DECLINED", "OFFERS_EXPIRED", "RIDER_ASSIGNED", "RIDER_UNASSIGNED", "DISPATCH_EXHAUSTED", "DISPATCH_REQUESTED", "ORDER_PICKED_UP",
+		"ORDER_DELIVERED", "ORDER_CANCELLED",
+	},
+		order.OrderPlaced{OrderID: id, CustomerID: "cust-9", RestaurantID: "res-17", Items: items, Amount: 45000, Currency: "INR",
+			PickUp: pickUp, DeliverTo: deliverTo, ExternalReference: "till-3", PaymentDueAt: t0.Add(15 * time.Minute), Ctx: ctx(order.Placed)},
+		order.OrderPaid{OrderID: id, PaymentID: "pay_Nx2", AcceptBy: t0.Add(10 * time.Minute), Order: order.View{
+			OrderID: id, Version: 2, Status: order.Placed, PaymentStatus: order.PaymentPaid, CustomerID: "cust-9", RestaurantID: "res-17",
+			Items: items, Amount: 45000, Currency: "INR", PickUp: pickUp, DeliverTo: &deliverTo, ExternalReference: "till-3",
+			AcceptBy: t0.Add(10 * time.Minute), CreatedAt: t0.Add(-time.Minute), UpdatedAt: t0.Add(123 * time.Millisecond)}, Ctx: ctx(order.Placed)},
+		order.OrderExpired{OrderID: id, Ctx: ctx(order.Expired)},
+		order.OrderAccepted{OrderID: id, PrepMinutes: 20, ReadyAt: t0.Add(20 * time.Minute), Ctx: ctx(order.Accepted)},
+		order.OrderRejected{OrderID: id, Reason: "out of batter", By: domain.Restaurant, PaymentID: "pay_Nx2", Ctx: ctx(order.Rejected)},
+		order.OrderPreparing{OrderID: id, Ctx: ctx(order.Preparing)},
+		order.OrderReadyForRider{OrderID: id, RestaurantID: "res-17", Location: at, Round: 1, Ctx: ctx(order.ReadyForRider)},
+		order.OrderOffered{OrderID: id, Round: 1, Wave: 1, Riders: []order.OfferedRider{{RiderID: "rider-5", DistanceMeters: 420}, {RiderID: "rider-6", DistanceMeters: 1310}},
+			Location: at, ExpiresAt: t0.Add(30 * time.Second), Ctx: ctx(order.ReadyForRider)},
+		order.OfferDeclinedEvent{OrderID: id, RiderID: "rider-6", Round: 1, Wave: 1, Location: at, Ctx: ctx(order.ReadyForRider)},
+		order.OffersExpired{OrderID: id, Round: 1, Wave: 1, Riders: []string{"rider-5"}, Location: at, Ctx: ctx(order.ReadyForRider)},
+		order.RiderAssignedEvent{OrderID: id, RiderID: "rider-5", RiderName: "Una Rao", ClaimID: 4, Round: 1, Wave: 2, Riders: []string{"rider-6"}, Ctx: with(order.RiderAssigned)},
+		order.RiderUnassigned{OrderID: id, RiderID: "rider-5", ClaimID: 4, Reason: "flat tyre", By: domain.Rider, Round: 2, Location: at, Ctx: with(order.ReadyForRider)},
+		order.DispatchExhausted{OrderID: id, Round: 1, Waves: 3, Ctx: ctx(order.ReadyForRider)},
+		order.DispatchRequested{OrderID: id, Round: 2, Location: at, Ctx: ctx(order.ReadyForRider)},
+		order.OrderPickedUp{OrderID: id, RiderID: "rider-5", Ctx: with(order.PickedUp)},
+		order.OrderDelivered{OrderID: id, RiderID: "rider-5", ClaimID: 4, Ctx: with(order.Delivered)},
+		order.OrderCancelled{OrderID: id, Reason: "kitchen fire", By: domain.Restaurant, PaymentID: "pay_Nx2", RiderID: "rider-5", ClaimID: 4, Riders: []string{}, Ctx: with(order.Cancelled)},
+	)
+}

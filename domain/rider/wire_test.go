@@ -1,0 +1,27 @@
+package rider_test
+
+import (
+	"testing"
+
+	"tomato/domain"
+	"tomato/domain/domaintest"
+	"tomato/domain/rider"
+)
+
+func TestWire(t *testing.T) {
+	t.Parallel()
+	free := domain.Ctx{RiderID: "rider-5"}
+	with := domain.Ctx{CustomerID: "cust-9", RestaurantID: "res-17", RiderID: "rider-5"}
+	domaintest.Golden[rider.Event](t, rider.Decode, []string{
+		"RIDER_REGISTERED", "RIDER_UPDATED", "RIDER_VERIFIED", "RIDER_SUSPENDED", "RIDER_ONLINE", "RIDER_OFFLINE", "RIDER_CLAIMED", "RIDER_RELEASED",
+	},
+		rider.Registered{RiderID: "rider-5", Name: "Una Rao", Vehicle: "scooter", Ctx: free},
+		rider.Updated{RiderID: "rider-5", Name: "Una Rao", Vehicle: "bicycle", Ctx: free},
+		rider.VerifiedEvent{RiderID: "rider-5", Ctx: free},
+		rider.SuspendedEvent{RiderID: "rider-5", Ctx: with},
+		rider.WentOnline{RiderID: "rider-5", Ctx: free},
+		rider.WentOffline{RiderID: "rider-5", Ctx: free},
+		rider.Claimed{RiderID: "rider-5", RiderName: "Una Rao", ClaimID: 4, OrderID: "019b7c1e-8e3c-7b1a-9d55-0a1b2c3d4e5f", Round: 1, Wave: 2, Ctx: with},
+		rider.Released{RiderID: "rider-5", ClaimID: 4, OrderID: "019b7c1e-8e3c-7b1a-9d55-0a1b2c3d4e5f", Ctx: with},
+	)
+}
