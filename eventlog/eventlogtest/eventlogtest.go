@@ -63,8 +63,8 @@ func Kafka(t testing.TB) eventlog.Config {
 }
 
 // KafkaProcess is Kafka for tests that kill, pause and restart the broker
-// (kafkaprocess.Start on its Dir, with the options Options returns). What runs
-// in that directory at the end of the test is killed with it.
+// (kafkaprocess.Start on its Dir, with Options; what the test itself starts it
+// kills itself, in a Cleanup).
 func KafkaProcess(t testing.TB) *kafkaprocess.Process {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -72,7 +72,7 @@ func KafkaProcess(t testing.TB) *kafkaprocess.Process {
 	dir := filepath.Join(t.TempDir(), "kafka")
 	p, err := kafkaprocess.Start(ctx, dir, Options)
 	if errors.Is(err, kafkaprocess.ErrAbsent) && os.Getenv("TOMATO_REQUIRE_KAFKA") != "1" {
-		t.Skipf("no Apache Kafka: %v", err)
+		t.Skip(err)
 	}
 	if err != nil {
 		t.Fatal(err)
