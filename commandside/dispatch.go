@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -204,35 +205,39 @@ func (d *dispatch) wake(ctx context.Context, woken map[string]eventlog.Event, af
 	if err != nil {
 		return eventlog.Away(err)
 	}
-	type waveKey struct {
-		orderID     string
-		round, wave int
-	}
-	waves := map[waveKey][]Candidate{}
+	riders := map[string][]Candidate{}
 	cause := map[string]eventlog.Event{}
-	searching := false
 	for _, w := range waiting {
-		if !w.Open {
-			searching = true
-			continue
-		}
-		k := waveKey{w.OrderID, w.Round, w.Wave}
-		waves[k] = append(waves[k], Candidate{w.RiderID, w.DistanceMeters})
+		riders[w.OrderID] = append(riders[w.OrderID], Candidate{w.RiderID, w.DistanceMeters})
 		cause[w.OrderID] = woken[w.RiderID]
 	}
+	var searching atomic.Bool
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(concurrentCommands)
-	for k, riders := range waves {
-		slices.SortFunc(riders, func(a, b Candidate) int { return a.DistanceMeters - b.DistanceMeters })
-		c := cause[k.orderID]
+	for id, found := range riders {
+		slices.SortFunc(found, func(a, b Candidate) int { return a.DistanceMeters - b.DistanceMeters })
+		c := cause[id]
 		g.Go(func() error {
-			return d.command(gctx, &c, k.orderID, order.Offer{Round: k.round, Wave: k.wave, Riders: offered(riders), TTL: d.OfferTTL, Limit: d.OfferLimit})
+			// The read model says who may be waiting; the shard, where it stands.
+			res, err := d.policy(gctx, &c, eventlog.Orders, id, shard.Look{})
+			if err != nil {
+				return err
+			}
+			o := res.Order
+			switch {
+			case o == nil || o.Status != order.ReadyForRider || o.Exhausted:
+				return nil
+			case !o.WaveOpen:
+				searching.Store(true)
+				return nil
+			}
+			return d.command(gctx, &c, id, order.Offer{Round: o.Round, Wave: o.Wave, Riders: offered(found), TTL: d.OfferTTL, Limit: d.OfferLimit})
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if searching {
+	if searching.Load() {
 		return eventlog.Away(errSearching)
 	}
 	return nil

@@ -77,8 +77,6 @@ type WaitingOrder struct {
 	OrderID        string
 	RiderID        string
 	DistanceMeters int
-	Round, Wave    int
-	Open           bool // the wave runs; false: dispatch is about to offer the next one
 }
 
 // RiderSearch is what dispatch asks of the riders and orders read models.

@@ -1,0 +1,258 @@
+package shard_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/commandside/shard"
+	"tomato/domain"
+	"tomato/domain/order"
+	"tomato/domain/payment"
+	"tomato/domain/restaurant"
+	"tomato/domain/rider"
+	"tomato/eventlog"
+	"tomato/eventlog/eventlogtest"
+)
+
+const partitions = 3
+
+var customer = domain.Actor{Sub: "c1", Role: domain.Customer}
+var kitchen = domain.Actor{Sub: "r1-staff", Role: domain.Restaurant, RestaurantID: "r1"}
+
+// instance is one running set of shards.
+type instance struct {
+	*shard.Shards
+	stop func()
+}
+
+func ensureTopics(t testing.TB, cfg eventlog.Config) {
+	t.Helper()
+	client, err := cfg.NewClient()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if err := eventlog.Ensure(t.Context(), kadm.NewClient(client), eventlog.Layout{Partitions: partitions}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func startInstance(t testing.TB, cfg eventlog.Config) *instance {
+	t.Helper()
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	menus := shard.NewMenus()
+	s, err := shard.NewShards(shard.Config{Kafka: cfg, Partitions: partitions, Menus: menus, PaymentGrace: time.Hour,
+		InboxPassed: func(context.Context, string) (bool, error) { return true, nil },
+		Registry:    prometheus.NewRegistry(), Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := menus.Run(ctx, cfg, log); err != nil {
+			t.Error(err)
+		}
+	})
+	wg.Go(func() {
+		if err := s.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	stop := sync.OnceFunc(func() { cancel(); wg.Wait() })
+	t.Cleanup(stop)
+	return &instance{s, stop}
+}
+
+func (i *instance) do(t testing.TB, actor domain.Actor, topic, id string, c domain.Command) (shard.Result, error) {
+	t.Helper()
+	return i.exec(t, shard.Request{Actor: actor, Topic: topic, ID: id, Command: c})
+}
+
+func (i *instance) exec(t testing.TB, r shard.Request) (shard.Result, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	return i.Execute(ctx, r)
+}
+
+func (i *instance) must(t testing.TB, actor domain.Actor, topic, id string, c domain.Command) shard.Result {
+	t.Helper()
+	res, err := i.do(t, actor, topic, id, c)
+	if err != nil {
+		t.Fatalf("%s %s: %v", c.CommandName(), id, err)
+	}
+	return res
+}
+
+// openRestaurant registers r1 with one item and returns a token that covers it.
+func (i *instance) openRestaurant(t testing.TB) eventlog.Token {
+	t.Helper()
+	i.must(t, domain.SystemActor, eventlog.Restaurants, "r1", restaurant.Put{RestaurantID: "r1", Name: "Dosa Corner", Location: domain.Point{Lng: 77.6, Lat: 12.9}})
+	i.must(t, domain.SystemActor, eventlog.Restaurants, "r1", restaurant.SetMenuItem{Item: restaurant.MenuItem{ItemID: "dosa", Name: "Dosa", Price: domain.Money{Amount: 12000, Currency: "INR"}, Available: true}})
+	return i.must(t, domain.SystemActor, eventlog.Restaurants, "r1", restaurant.Open{}).Token
+}
+
+func placeRequest(after eventlog.Token, key string) shard.Request {
+	return shard.Request{Topic: eventlog.Orders, Actor: customer, IdempotencyKey: key, BodyHash: "b", After: after,
+		Command: shard.Place{CustomerID: "c1", RestaurantID: "r1", Lines: []restaurant.Line{{ItemID: "dosa", Quantity: 2}}, PaymentTTL: 15 * time.Minute}}
+}
+
+func TestAnOrderGoesItsWayAndSurvivesARestart(t *testing.T) {
+	t.Parallel()
+	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
+		ensureTopics(t, cfg)
+		a := startInstance(t, cfg)
+		after := a.openRestaurant(t)
+		placed, err := a.exec(t, placeRequest(after, "k1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := placed.Order.ID
+		if placed.Status != 201 || placed.Order.Amount != 24000 || placed.Order.Version != 1 {
+			t.Fatalf("placed: status %d, %+v", placed.Status, placed.Order)
+		}
+		again, err := a.exec(t, placeRequest(after, "k1"))
+		if err != nil || again.Order.ID != id || again.Status != 201 || again.Event != nil {
+			t.Fatalf("the repeat: %+v, %v", again, err)
+		}
+		other := placeRequest(after, "k1")
+		other.BodyHash = "another"
+		if _, err := a.exec(t, other); domain.RefusedWith(err) != shard.IdempotencyKeyReused {
+			t.Fatalf("another body under the same key: %v", err)
+		}
+		if _, err := a.do(t, kitchen, eventlog.Orders, id, order.AcceptOrder{}); domain.RefusedWith(err) != domain.OrderNotPaid {
+			t.Fatalf("accepting an unpaid order: %v", err)
+		}
+		a.must(t, customer, eventlog.Payments, id, payment.RequestPayment{OrderID: id, Provider: "simulated", GatewayOrderID: "g1"})
+		a.must(t, domain.SystemActor, eventlog.Payments, id, payment.RecordCaptured{PaymentID: "p1", GatewayOrderID: "g1", Amount: 24000, Currency: "INR"})
+		a.must(t, domain.SystemActor, eventlog.Orders, id, order.MarkPaid{PaymentID: "p1", AcceptTTL: 10 * time.Minute})
+		a.must(t, kitchen, eventlog.Orders, id, order.AcceptOrder{PrepMinutes: 10})
+		a.must(t, kitchen, eventlog.Orders, id, order.Prepare{})
+		if _, err := a.exec(t, shard.Request{Topic: eventlog.Orders, ID: id, Actor: kitchen, Command: order.Ready{}, IfMatch: 1}); domain.RefusedWith(err) != shard.VersionMismatch {
+			t.Fatalf("ready with an old version: %v", err)
+		}
+		a.stop()
+
+		b := startInstance(t, cfg)
+		again, err = b.exec(t, placeRequest(after, "k1"))
+		if err != nil || again.Order.ID != id || again.Status != 201 || again.Order.Status != order.Preparing || again.Order.Version != 4 {
+			t.Fatalf("the repeat after a restart: %+v, %v", again, err)
+		}
+		ready := b.must(t, kitchen, eventlog.Orders, id, order.Ready{})
+		if ready.Order.Status != order.ReadyForRider || ready.Order.Version != 5 {
+			t.Fatalf("ready: %+v", ready.Order)
+		}
+		if res := b.must(t, kitchen, eventlog.Orders, id, order.Ready{}); res.Event != nil {
+			t.Fatal("ready twice appended twice")
+		}
+		if _, err := b.do(t, domain.Actor{Sub: "c2", Role: domain.Customer}, eventlog.Orders, id, order.Cancel{}); domain.RefusedWith(err) != domain.NotFound {
+			t.Fatalf("a foreign customer: %v", err)
+		}
+	})
+}
+
+// Two instances: the shards are spread, a stopped one's are taken over, and
+// commands on both are one history.
+func TestShardsMoveBetweenInstances(t *testing.T) {
+	t.Parallel()
+	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
+		ensureTopics(t, cfg)
+		a := startInstance(t, cfg)
+		a.must(t, domain.SystemActor, eventlog.Riders, "x1", rider.Put{RiderID: "x1", Name: "A"})
+		b := startInstance(t, cfg)
+		eventually(t, func() bool { n, _ := b.Serving(); return n > 0 })
+		a.stop()
+		eventually(t, func() bool { n, _ := b.Serving(); return n == partitions })
+		for n := range 30 {
+			id := fmt.Sprintf("x%d", n)
+			res := b.must(t, domain.SystemActor, eventlog.Riders, id, rider.Put{RiderID: id, Name: "B"})
+			if want := map[bool]int64{true: 2, false: 1}[n == 1]; res.Rider.Version != want {
+				t.Fatalf("%s has version %d", id, res.Rider.Version)
+			}
+		}
+	})
+}
+
+// A foreign claim with a higher term deposes the owner: its append in flight is
+// void, the caller gets ErrUnavailable and no lie, and the shard claims anew.
+func TestADeposedOwnerAcknowledgesNothing(t *testing.T) {
+	t.Parallel()
+	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
+		ensureTopics(t, cfg)
+		a := startInstance(t, cfg)
+		a.must(t, domain.SystemActor, eventlog.Riders, "x1", rider.Put{RiderID: "x1", Name: "A"})
+		p := eventlog.PartitionFor("x1", partitions)
+		client, err := cfg.NewClient(kgo.RecordPartitioner(kgo.ManualPartitioner()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		claim := eventlog.Event{ID: "usurper", Source: "/test", Type: eventlog.ShardClaimed, Time: time.Now(), Term: 2, Data: []byte(`{"term":2}`)}
+		if err := client.ProduceSync(t.Context(), claim.NewRecord(eventlog.Riders, p)).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.do(t, domain.SystemActor, eventlog.Riders, "x1", rider.Put{RiderID: "x1", Name: "void"}); !errors.Is(err, shard.ErrUnavailable) {
+			t.Fatalf("an append behind a higher claim was answered: %v", err)
+		}
+		res := a.must(t, domain.SystemActor, eventlog.Riders, "x1", rider.Put{RiderID: "x1", Name: "B"})
+		if res.Rider.Version != 2 || res.Rider.Name != "B" {
+			t.Fatalf("after the new claim: %+v", res.Rider)
+		}
+	})
+}
+
+func eventually(t testing.TB, ok func() bool) {
+	t.Helper()
+	deadline := time.After(30 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-deadline:
+			t.Fatal("it did not come to pass within 30 s")
+		case <-tick.C:
+		}
+	}
+}
+
+func BenchmarkAppend(b *testing.B) {
+	cfg := eventlogtest.Embedded(b)
+	if os.Getenv("BENCH_KAFKA") != "" {
+		cfg = eventlogtest.Kafka(b)
+	}
+	ensureTopics(b, cfg)
+	a := startInstance(b, cfg)
+	for _, callers := range []int{1, 256} {
+		b.Run(fmt.Sprint(callers, "callers"), func(b *testing.B) {
+			b.SetParallelism(callers / 2)
+			if callers == 1 {
+				for n := 0; b.Loop(); n++ {
+					a.must(b, domain.SystemActor, eventlog.Riders, fmt.Sprint("r", n%1000), rider.Put{RiderID: fmt.Sprint("r", n%1000), Name: fmt.Sprint(n)})
+				}
+				return
+			}
+			var mu sync.Mutex
+			next := 0
+			b.RunParallel(func(pb *testing.PB) {
+				mu.Lock()
+				next++
+				id := fmt.Sprint("p", next)
+				mu.Unlock()
+				for n := 0; pb.Next(); n++ {
+					a.must(b, domain.SystemActor, eventlog.Riders, id, rider.Put{RiderID: id, Name: fmt.Sprint(b.N, n)})
+				}
+			})
+		})
+	}
+}
