@@ -1,0 +1,2 @@
+DROP TABLE read_models;
+DROP TABLE generations;

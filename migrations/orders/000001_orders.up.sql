@@ -1,0 +1,42 @@
+-- Both tables are written by the lanes of topic orders.
+--
+-- Most events change version, status and state only, which no index and no
+-- index predicate mentions: such an update stays on its page and touches no
+-- index (HOT), for which the fillfactor leaves room. So there is no index on
+-- status: closed, which changes once, does for it.
+CREATE TABLE orders (
+    id            text                   PRIMARY KEY,
+    version       bigint                 NOT NULL,
+    status        text                   NOT NULL,
+    closed        text                   NOT NULL, -- the final status; '' before
+    customer_id   text                   NOT NULL,
+    restaurant_id text                   NOT NULL,
+    rider_id      text                   NOT NULL, -- '' without one
+    exhausted     boolean                NOT NULL, -- ready, and dispatch has given up
+    pick_up       geography(Point, 4326) NOT NULL,
+    round         integer                NOT NULL,
+    wave          integer                NOT NULL,
+    wave_open     boolean                NOT NULL,
+    asked         text[]                 NOT NULL, -- while a wave is open: riders who are in it, declined, or dropped the order in this round
+    created_at    timestamptz            NOT NULL,
+    state         text                   NOT NULL  -- the whole order as JSON
+) WITH (fillfactor = 60);
+CREATE INDEX orders_by_customer   ON orders (customer_id, created_at DESC, id DESC);
+CREATE INDEX orders_by_restaurant ON orders (restaurant_id, closed, created_at DESC, id DESC);
+CREATE INDEX orders_by_rider      ON orders (rider_id, created_at DESC, id DESC) WHERE rider_id <> '';
+CREATE INDEX orders_by_closed     ON orders (closed, created_at DESC, id DESC);
+CREATE INDEX orders_exhausted     ON orders (created_at DESC, id DESC) WHERE exhausted;
+CREATE INDEX orders_waiting       ON orders USING gist (pick_up) WHERE wave_open;
+-- The pending list is read by every search: it is kept short.
+CREATE INDEX orders_asked         ON orders USING gin (asked) WITH (gin_pending_list_limit = 64) WHERE wave_open;
+
+-- The orders' events, as they came. data is text because jsonb would be parsed
+-- once more on the way in, and nobody searches inside.
+CREATE TABLE order_events (
+    order_id text        NOT NULL,
+    version  bigint      NOT NULL,
+    type     text        NOT NULL,
+    at       timestamptz NOT NULL,
+    data     text        NOT NULL,
+    PRIMARY KEY (order_id, version)
+);

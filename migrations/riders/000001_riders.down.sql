@@ -1,0 +1,2 @@
+DROP TABLE rider_positions;
+DROP TABLE riders;

@@ -1,0 +1,419 @@
+package projections
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"tomato/eventlog"
+)
+
+// fillWorkers is how many partitions a rebuild reads at once.
+const fillWorkers = 4
+
+// progressEvery is how many records pass between two reports on a partition.
+const progressEvery = 2000
+
+// RebuildOptions say how a rebuild is done.
+type RebuildOptions struct {
+	// Runtime catches up from the targets to the present. Needed.
+	Runtime *eventlog.Runtime
+	// DropOld drops the generation that served before, when nothing looks at it
+	// any more. Else it stays, is kept up to date, and Switch goes back to it.
+	DropOld bool
+	// Progress, if set, is told how far it is; one call at a time, which holds
+	// the rebuild up.
+	Progress func(Progress)
+}
+
+// Phase is a part of a rebuild.
+type Phase string
+
+// The phases of a rebuild, in order.
+const (
+	Filling    Phase = "filling"     // up to the targets
+	CatchingUp Phase = "catching up" // to the present
+	Switched   Phase = "switched"    // the new generation serves
+)
+
+// Progress is how far a rebuild is. The targets are the end offsets at its
+// start and never move, so neither share nor time left can lie. In CatchingUp
+// and Switched only Generation and Phase are set.
+type Progress struct {
+	Generation
+	Phase     Phase
+	Topic     string
+	Partition int32
+	Done      int64 // offset reached in the partition
+	Target    int64
+}
+
+// Rebuild folds the log anew into the next generation of the read model, beside
+// the one that serves, and lets it serve once it has caught up. Queries go on
+// meanwhile and see one or the other, both current. It fails with ErrRunning
+// while another process is at it. If it fails or is killed before the switch,
+// everything is as before, but for a generation that the next rebuild removes.
+//
+// Rider positions are no fold: they are copied from the serving generation
+// together with their checkpoint.
+func (m *ReadModels) Rebuild(ctx context.Context, model string, o RebuildOptions) (Generation, error) {
+	byTopic := tables(model)
+	if byTopic == nil {
+		return Generation{}, fmt.Errorf("there is no read model %q; there are %v", model, Models)
+	}
+	unlock, err := m.lock(ctx, model, false)
+	if err != nil {
+		return Generation{}, err
+	}
+	defer unlock()
+	if err := m.Refresh(ctx); err != nil {
+		return Generation{}, err
+	}
+	before, err := m.Serving(ctx, model)
+	if err != nil {
+		return Generation{}, err
+	}
+	if err := m.removeUnfinished(ctx, model); err != nil {
+		return Generation{}, err
+	}
+
+	client, err := m.Kafka.NewClient()
+	if err != nil {
+		return Generation{}, err
+	}
+	defer client.Close()
+	var folded []string
+	for topic, t := range byTopic {
+		if t.filler("") != nil {
+			folded = append(folded, topic)
+		}
+	}
+	starts, err := eventlog.StartOffsets(ctx, client, folded...)
+	if err != nil {
+		return Generation{}, err
+	}
+	targets, err := eventlog.EndOffsets(ctx, client, folded...)
+	if err != nil {
+		return Generation{}, err
+	}
+	g, err := m.create(ctx, model, targets)
+	if err != nil {
+		return Generation{}, err
+	}
+	if err := m.fill(ctx, g, byTopic, starts, targets, o.Progress); err != nil {
+		return g, fmt.Errorf("filling %s: %w", g, err)
+	}
+	if model == Riders {
+		if err := m.copyPositions(ctx, before, g); err != nil {
+			return g, fmt.Errorf("copying positions to %s: %w", g, err)
+		}
+	}
+	for _, t := range byTopic {
+		for _, name := range t.names() {
+			// Plans made for empty tables would search them from end to end.
+			if _, err := m.DB.Exec(ctx, `ANALYZE `+g.Schema()+`.`+name); err != nil {
+				return g, err
+			}
+		}
+	}
+
+	// From here on the ordinary consumer goes on: here until the switch, and in
+	// every process that projects, which take over when this one leaves.
+	if _, err := m.DB.Exec(ctx, `UPDATE tomato.generations SET state = 'live' WHERE model = $1 AND generation = $2`, g.Model, g.Number); err != nil {
+		return g, err
+	}
+	announced := time.Now()
+	report(o.Progress, Progress{Generation: g, Phase: CatchingUp})
+	if err := m.catchUpAndSwitch(ctx, g, o, announced); err != nil {
+		return g, err
+	}
+	if o.DropOld {
+		if err := m.drop(ctx, before); err != nil {
+			return g, fmt.Errorf("%s serves, but dropping %s failed: %w", g, before, err)
+		}
+	}
+	return g, m.Refresh(ctx)
+}
+
+func report(progress func(Progress), p Progress) {
+	if progress != nil {
+		progress(p)
+	}
+}
+
+// create makes the next generation with its empty tables.
+func (m *ReadModels) create(ctx context.Context, model string, targets map[eventlog.TopicPartition]int64) (Generation, error) {
+	at := make(map[string]int64, len(targets))
+	for tp, o := range targets {
+		at[fmt.Sprintf("%s/%d", tp.Topic, tp.Partition)] = o
+	}
+	g := Generation{Model: model}
+	err := pgx.BeginFunc(ctx, m.DB, func(tx pgx.Tx) error {
+		if err := tx.QueryRow(ctx, `UPDATE tomato.read_models SET last = last + 1 WHERE model = $1 RETURNING last`, model).Scan(&g.Number); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `INSERT INTO tomato.generations (model, generation, state, targets) VALUES ($1, $2, 'filling', $3)`, model, g.Number, at)
+		return err
+	})
+	if err != nil {
+		return g, fmt.Errorf("next generation of %s: %w", model, err)
+	}
+	return g, m.migrate(ctx, g)
+}
+
+// fill folds every partition up to its target, a few at a time.
+func (m *ReadModels) fill(ctx context.Context, g Generation, byTopic map[string]table, starts, targets map[eventlog.TopicPartition]int64, progress func(Progress)) error {
+	var mu sync.Mutex // one report at a time
+	eg, ctx := errgroup.WithContext(ctx)
+	eg.SetLimit(fillWorkers)
+	tps := slices.SortedFunc(maps.Keys(targets), func(a, b eventlog.TopicPartition) int { return int(a.Partition - b.Partition) })
+	for _, tp := range tps {
+		p := Progress{Generation: g, Phase: Filling, Topic: tp.Topic, Partition: tp.Partition, Target: targets[tp]}
+		tell := func(done int64) {
+			mu.Lock()
+			defer mu.Unlock()
+			p.Done = done
+			report(progress, p)
+		}
+		eg.Go(func() error {
+			tell(starts[tp])
+			return m.fillPartition(ctx, g, tp, byTopic[tp.Topic].filler(g.Schema()), eventlog.Range{From: starts[tp], To: targets[tp]}, tell)
+		})
+	}
+	return eg.Wait()
+}
+
+// fillPartition folds one partition in memory and writes it by COPY, with the
+// checkpoint in the same transaction; one that is too large for memory in
+// several such steps. At an event that cannot be folded it stops: the consumer
+// goes on from there, and parks.
+func (m *ReadModels) fillPartition(ctx context.Context, g Generation, tp eventlog.TopicPartition, f filler, r eventlog.Range, tell func(done int64)) error {
+	taken, err := eventlog.TakeCheckpoints(ctx, m.DB, g.Model, g.Number, map[eventlog.TopicPartition]int64{tp: r.From}, time.Time{})
+	if err != nil {
+		return err
+	}
+	cp := taken[tp]
+	mark := cp.Mark
+	tx, err := m.DB.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after Commit it does nothing
+	commit := func() error {
+		if err := f.flush(ctx, tx); err != nil {
+			return err
+		}
+		if mark.Next > cp.Next {
+			if err := cp.Move(ctx, tx, mark); err != nil {
+				return err
+			}
+		}
+		if err := tx.Commit(ctx); err != nil {
+			return err
+		}
+		cp.Mark = mark
+		return nil
+	}
+	var broken error // of the database: the rebuild fails
+	err = eventlog.Read(ctx, m.Kafka, map[eventlog.TopicPartition]eventlog.Range{tp: r}, func(e *eventlog.Event) error {
+		rule := mark.Rule
+		if rule.Counts(e) && e.Version > 0 {
+			if err := f.fold(ctx, tx, e); err != nil {
+				if !errors.Is(err, eventlog.ErrPoison) {
+					broken = err
+				}
+				return err
+			}
+		}
+		mark = eventlog.Mark{Next: e.Offset + 1, Rule: rule, Time: e.Timestamp}
+		if f.full() {
+			if broken = commit(); broken == nil {
+				tx, broken = m.DB.Begin(ctx)
+			}
+			if broken != nil {
+				return broken
+			}
+		}
+		if mark.Next%progressEvery == 0 {
+			tell(mark.Next)
+		}
+		return nil
+	})
+	switch {
+	case broken != nil:
+		return broken
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		m.log().Warn("a rebuild leaves the rest of a partition to the consumer", "generation", g.String(), "topic", tp.Topic, "partition", tp.Partition,
+			"offset", mark.Next, "error", err)
+	}
+	if err := commit(); err != nil {
+		return err
+	}
+	tell(mark.Next)
+	return nil
+}
+
+// copyPositions copies rider positions and their checkpoint as of one moment.
+func (m *ReadModels) copyPositions(ctx context.Context, from, to Generation) error {
+	return pgx.BeginTxFunc(ctx, m.DB, pgx.TxOptions{IsoLevel: pgx.RepeatableRead}, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO tomato.checkpoints (consumer, generation, topic, partition, next_offset, term, seq, event_time, since)
+			SELECT consumer, $3, topic, partition, next_offset, term, seq, event_time, since FROM tomato.checkpoints
+			WHERE consumer = $1 AND generation = $2 AND topic = $4`, from.Model, from.Number, to.Number, eventlog.RiderLocations)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `INSERT INTO `+to.Schema()+`.rider_positions (rider_id, location, recorded_at)
+			SELECT rider_id, location, recorded_at FROM `+from.Schema()+`.rider_positions`)
+		return err
+	})
+}
+
+// catchUpAndSwitch runs the generation's consumer until it has passed what is
+// in the log now, and lets it serve.
+func (m *ReadModels) catchUpAndSwitch(ctx context.Context, g Generation, o RebuildOptions, announced time.Time) error {
+	own, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- o.Runtime.Run(own, g.Consumer()) }()
+	defer func() {
+		stop()
+		<-ended
+	}()
+	client, err := m.Kafka.NewClient()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	topics := Topics(g.Model)
+	ends, err := eventlog.EndOffsets(ctx, client, topics...)
+	if err != nil {
+		return err
+	}
+	token := eventlog.Token{}
+	for tp, end := range ends {
+		if end > 0 {
+			token.Add(tp.Topic, tp.Partition, end-1)
+		}
+	}
+	if err := m.Positions.WaitFor(ctx, g.Model, g.Number, topics, token); err != nil {
+		return fmt.Errorf("%s catching up: %w", g, err)
+	}
+	if err := m.Switch(ctx, g); err != nil {
+		return err
+	}
+	report(o.Progress, Progress{Generation: g, Phase: Switched})
+	// Leave when the processes that project have had the time to join.
+	return pause(ctx, time.Until(announced.Add(2*pollInterval)))
+}
+
+// Switch lets a live generation serve, the one before included: a roll back.
+func (m *ReadModels) Switch(ctx context.Context, g Generation) error {
+	tag, err := m.DB.Exec(ctx, `UPDATE tomato.read_models SET serving = $2 WHERE model = $1
+		AND EXISTS (SELECT FROM tomato.generations WHERE model = $1 AND generation = $2 AND state = 'live')`, g.Model, g.Number)
+	if err != nil {
+		return fmt.Errorf("switching to %s: %w", g, err)
+	}
+	if tag.RowsAffected() != 1 {
+		return fmt.Errorf("%s is not live", g)
+	}
+	return m.Refresh(ctx)
+}
+
+// Drop removes a generation that does not serve.
+func (m *ReadModels) Drop(ctx context.Context, g Generation) error {
+	unlock, err := m.lock(ctx, g.Model, false)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return m.drop(ctx, g)
+}
+
+func (m *ReadModels) drop(ctx context.Context, g Generation) error {
+	// A serving one is held by its row in read_models.
+	if _, err := m.DB.Exec(ctx, `DELETE FROM tomato.generations WHERE model = $1 AND generation = $2`, g.Model, g.Number); err != nil {
+		return fmt.Errorf("dropping %s: %w", g, err)
+	}
+	if err := m.Refresh(ctx); err != nil {
+		return err
+	}
+	// Consumers and queries of other processes notice within a poll.
+	if err := pause(ctx, 2*pollInterval); err != nil {
+		return err
+	}
+	return m.remove(ctx, g)
+}
+
+// removeUnfinished removes what rebuilds that were killed have left. Nobody
+// follows a filling generation, and the lock says that nobody fills it.
+func (m *ReadModels) removeUnfinished(ctx context.Context, model string) error {
+	rows, err := m.DB.Query(ctx, `DELETE FROM tomato.generations WHERE model = $1 AND state = 'filling' RETURNING generation`, model)
+	if err != nil {
+		return err
+	}
+	numbers, err := pgx.CollectRows(rows, pgx.RowTo[int])
+	if err != nil {
+		return err
+	}
+	for _, n := range numbers {
+		if err := m.remove(ctx, Generation{model, n}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// remove removes tables, checkpoints and parked rows.
+func (m *ReadModels) remove(ctx context.Context, g Generation) error {
+	batch := &pgx.Batch{}
+	batch.Queue(`DROP SCHEMA IF EXISTS ` + g.Schema() + ` CASCADE`)
+	batch.Queue(`DELETE FROM tomato.checkpoints WHERE consumer = $1 AND generation = $2`, g.Model, g.Number)
+	batch.Queue(`DELETE FROM tomato.parked WHERE consumer = $1 AND generation = $2`, g.Model, g.Number)
+	if err := m.DB.SendBatch(ctx, batch).Close(); err != nil {
+		return fmt.Errorf("removing %s: %w", g, err)
+	}
+	return nil
+}
+
+// Compare returns how many rows of the tables of a and b are not in the other,
+// positions aside. 0 means that both are the same fold, if both have passed the
+// same events.
+func (m *ReadModels) Compare(ctx context.Context, a, b Generation) (differences int64, err error) {
+	if a.Model != b.Model {
+		return 0, fmt.Errorf("%s and %s are of different read models", a, b)
+	}
+	for _, t := range tables(a.Model) {
+		for _, name := range t.names() {
+			x, y := `TABLE `+a.Schema()+`.`+name, `TABLE `+b.Schema()+`.`+name
+			var n int64
+			err := m.DB.QueryRow(ctx, `SELECT count(*) FROM ((`+x+` EXCEPT ALL `+y+`) UNION ALL (`+y+` EXCEPT ALL `+x+`)) AS d`).Scan(&n)
+			if err != nil {
+				return 0, fmt.Errorf("comparing %s and %s: %w", a, b, err)
+			}
+			differences += n
+		}
+	}
+	return differences, nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

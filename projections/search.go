@@ -1,0 +1,158 @@
+package projections
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"tomato/domain"
+	"tomato/eventlog"
+)
+
+// OrderOf returns the order of a gateway order; ok is false where the payments
+// read model, having passed after, knows none.
+func (m *ReadModels) OrderOf(ctx context.Context, gatewayOrderID string, after eventlog.Token) (orderID string, ok bool, err error) {
+	err = m.Read(ctx, after, []string{Payments}, func(schemas []string) error {
+		err := m.DB.QueryRow(ctx, `SELECT order_id FROM `+schemas[0]+`.payments WHERE gateway_order_id = $1 AND order_id <> '' LIMIT 1`,
+			gatewayOrderID).Scan(&orderID)
+		if errors.Is(err, pgx.ErrNoRows) {
+			orderID, err = "", nil
+		}
+		return err
+	})
+	return orderID, orderID != "", err
+}
+
+// Search is the wish for riders near one order.
+type Search struct {
+	OrderID      string
+	Point        domain.Point
+	RadiusMeters int
+	Limit        int
+	Without      []string // rider ids
+}
+
+// Candidate is a rider found.
+type Candidate struct {
+	RiderID        string
+	DistanceMeters int
+}
+
+// nearest answers many searches in one statement. For each, the index on places
+// is walked by distance, and each position passed is looked up among the free
+// riders; the walk ends with the last one wanted, or at the edge of the box
+// around the circle: without the box, a search where nobody is free would walk
+// through every position there is. The circle itself is cut outside, where it
+// costs nothing. <-> is the distance on the sphere.
+func nearest(schema string) string {
+	return `SELECT s.i, c.rider_id, c.meters
+		FROM unnest($1::int[], $2::float8[], $3::float8[], $4::float8[], $5::int[], $6::text[]) AS s(i, lng, lat, radius, n, without)
+		CROSS JOIN LATERAL (
+			SELECT p.rider_id, p.location <-> ST_MakePoint(s.lng, s.lat)::geography AS meters
+			FROM ` + schema + `.rider_positions p
+			JOIN ` + schema + `.riders r ON r.id = p.rider_id
+			WHERE p.location && _ST_Expand(ST_MakePoint(s.lng, s.lat)::geography, s.radius)
+			  AND p.recorded_at > $7 AND r.eligible AND r.id <> ALL (s.without::text[])
+			ORDER BY p.location <-> ST_MakePoint(s.lng, s.lat)::geography
+			LIMIT $8
+		) c
+		WHERE c.meters <= s.radius
+		ORDER BY s.i, c.meters, c.rider_id`
+}
+
+// Nearest answers all searches in one round trip: for each, free, verified
+// riders with a position younger than maxAge within its radius, nearest first.
+// The riders read model has passed after.
+func (m *ReadModels) Nearest(ctx context.Context, searches []Search, maxAge time.Duration, after eventlog.Token) ([][]Candidate, error) {
+	if len(searches) == 0 {
+		return nil, nil
+	}
+	n := len(searches)
+	index, lngs, lats, radii := make([]int32, n), make([]float64, n), make([]float64, n), make([]float64, n)
+	limits, without, most := make([]int32, n), make([]string, n), 0
+	for i, s := range searches {
+		index[i], lngs[i], lats[i], radii[i] = int32(i), s.Point.Lng, s.Point.Lat, float64(s.RadiusMeters)
+		limits[i], without[i] = int32(s.Limit), arrayText(s.Without)
+		most = max(most, s.Limit)
+	}
+	var found [][]Candidate
+	err := m.Read(ctx, after, []string{Riders}, func(schemas []string) error {
+		found = make([][]Candidate, n)
+		rows, err := m.DB.Query(ctx, nearest(schemas[0]), index, lngs, lats, radii, limits, without, time.Now().Add(-maxAge), most)
+		if err != nil {
+			return err
+		}
+		var i int
+		var c Candidate
+		var meters float64
+		_, err = pgx.ForEachRow(rows, []any{&i, &c.RiderID, &meters}, func() error {
+			if len(found[i]) < searches[i].Limit { // LIMIT is the largest of the batch
+				c.DistanceMeters = int(math.Round(meters))
+				found[i] = append(found[i], c)
+			}
+			return nil
+		})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("search riders: %w", err)
+	}
+	return found, nil
+}
+
+// WaitingOrder is an order whose running wave a rider came in reach of.
+type WaitingOrder struct {
+	OrderID        string
+	RiderID        string
+	DistanceMeters int
+	Round, Wave    int
+}
+
+// Waiting returns, for riders that became eligible, the orders with a running
+// wave within whose radius (radii[wave-1], the last one for later waves) they
+// are, without those whose wave they are in already, and those that they
+// declined or dropped in this round. Both read models have passed after.
+func (m *ReadModels) Waiting(ctx context.Context, riderIDs []string, radii []int, maxAge time.Duration, after eventlog.Token) ([]WaitingOrder, error) {
+	if len(riderIDs) == 0 || len(radii) == 0 {
+		return nil, nil
+	}
+	meters, widest := make([]float64, len(radii)), 0.0
+	for i, r := range radii {
+		meters[i] = float64(r)
+		widest = max(widest, meters[i])
+	}
+	var found []WaitingOrder
+	err := m.Read(ctx, after, []string{Riders, Orders}, func(schemas []string) error {
+		rows, err := m.DB.Query(ctx, `
+			SELECT o.id, r.id, o.meters, o.round, o.wave
+			FROM `+schemas[0]+`.riders r
+			JOIN `+schemas[0]+`.rider_positions p ON p.rider_id = r.id
+			CROSS JOIN LATERAL (
+				SELECT o.id, o.round, o.wave, o.pick_up <-> p.location AS meters
+				FROM `+schemas[1]+`.orders o
+				WHERE o.wave_open AND o.pick_up && _ST_Expand(p.location, $3) AND r.id <> ALL (o.asked)
+			) o
+			WHERE r.id = ANY ($1) AND r.eligible AND p.recorded_at > $4
+			  AND o.meters <= ($2::float8[])[least(greatest(o.wave, 1), cardinality($2::float8[]))]
+			ORDER BY r.id, o.meters, o.id`,
+			riderIDs, meters, widest, time.Now().Add(-maxAge))
+		if err != nil {
+			return err
+		}
+		found, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (w WaitingOrder, err error) {
+			var meters float64
+			err = row.Scan(&w.OrderID, &w.RiderID, &meters, &w.Round, &w.Wave)
+			w.DistanceMeters = int(math.Round(meters))
+			return w, err
+		})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("search waiting orders: %w", err)
+	}
+	return found, nil
+}

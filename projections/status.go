@@ -1,0 +1,142 @@
+package projections
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"tomato/eventlog"
+)
+
+// Status is how one generation of a read model is doing, whichever process
+// fills it.
+type Status struct {
+	Generation
+	State           string  // serving, live or filling
+	LagEvents       int64   // records in the log that it has not passed
+	LagSeconds      float64 // age of the last record that it has passed, where it lags; at most the age of the oldest it has not
+	EventsPerSecond float64 // passed lately; 0 where Follow does not run
+}
+
+// rates remembers how far the consumers of read models were at two moments.
+type rates struct {
+	mu          sync.Mutex
+	at          time.Time
+	passed      map[Generation]int64
+	perSecond   map[Generation]float64
+	sampleEvery time.Duration // 0: 5 s
+}
+
+// sample is called with every poll and looks now and then.
+func (m *ReadModels) sample(ctx context.Context) error {
+	r := &m.rates
+	r.mu.Lock()
+	every := cmp.Or(r.sampleEvery, 5*time.Second)
+	elapsed := time.Since(r.at)
+	r.mu.Unlock()
+	if elapsed < every {
+		return nil
+	}
+	rows, err := m.DB.Query(ctx, `SELECT consumer, generation, sum(next_offset)::bigint FROM tomato.checkpoints WHERE generation > 0 GROUP BY 1, 2`)
+	if err != nil {
+		return err
+	}
+	passed, at := map[Generation]int64{}, time.Now()
+	var g Generation
+	var n int64
+	if _, err := pgx.ForEachRow(rows, []any{&g.Model, &g.Number, &n}, func() error { passed[g] = n; return nil }); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	perSecond := map[Generation]float64{}
+	for g, n := range passed {
+		if before, ok := r.passed[g]; ok && n > before {
+			perSecond[g] = float64(n-before) / at.Sub(r.at).Seconds()
+		}
+	}
+	r.at, r.passed, r.perSecond = at, passed, perSecond
+	return nil
+}
+
+// Status returns the generations of all read models, by model and number.
+func (m *ReadModels) Status(ctx context.Context) ([]Status, error) {
+	if err := m.Refresh(ctx); err != nil {
+		return nil, err
+	}
+	known := m.seen.Load()
+	client, err := m.Kafka.NewClient()
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	var topics []string
+	for _, model := range Models {
+		topics = append(topics, Topics(model)...)
+	}
+	ends, err := eventlog.EndOffsets(ctx, client, topics...)
+	if err != nil {
+		return nil, fmt.Errorf("read the ends of the logs: %w", err)
+	}
+	starts, err := eventlog.StartOffsets(ctx, client, topics...)
+	if err != nil {
+		return nil, fmt.Errorf("read the starts of the logs: %w", err)
+	}
+	type position struct {
+		next int64
+		at   *time.Time
+	}
+	positions := map[Generation]map[eventlog.TopicPartition]position{}
+	rows, err := m.DB.Query(ctx, `SELECT consumer, generation, topic, partition, next_offset, event_time FROM tomato.checkpoints WHERE generation > 0`)
+	if err != nil {
+		return nil, fmt.Errorf("read checkpoints: %w", err)
+	}
+	var g Generation
+	var tp eventlog.TopicPartition
+	var p position
+	_, err = pgx.ForEachRow(rows, []any{&g.Model, &g.Number, &tp.Topic, &tp.Partition, &p.next, &p.at}, func() error {
+		if positions[g] == nil {
+			positions[g] = map[eventlog.TopicPartition]position{}
+		}
+		positions[g][tp] = p
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read checkpoints: %w", err)
+	}
+
+	m.rates.mu.Lock()
+	perSecond := m.rates.perSecond
+	m.rates.mu.Unlock()
+	out := make([]Status, 0, len(known.state))
+	for g, state := range known.state {
+		s := Status{Generation: g, State: state, EventsPerSecond: perSecond[g]}
+		if known.serving[g.Model] == g.Number {
+			s.State = "serving"
+		}
+		own := Topics(g.Model)
+		for tp, end := range ends {
+			if !slices.Contains(own, tp.Topic) {
+				continue
+			}
+			p, ok := positions[g][tp]
+			if !ok {
+				p.next = starts[tp]
+			}
+			if lag := end - max(p.next, starts[tp]); lag > 0 {
+				s.LagEvents += lag
+				if p.at != nil {
+					s.LagSeconds = max(s.LagSeconds, time.Since(*p.at).Seconds())
+				}
+			}
+		}
+		out = append(out, s)
+	}
+	slices.SortFunc(out, func(a, b Status) int { return cmp.Or(cmp.Compare(a.Model, b.Model), cmp.Compare(a.Number, b.Number)) })
+	return out, nil
+}
