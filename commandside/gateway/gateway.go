@@ -5,6 +5,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"regexp"
 )
 
 // Order is a payment opened at the gateway.
@@ -18,11 +19,27 @@ type Order struct {
 // Payment is a payment at the gateway.
 type Payment struct {
 	PaymentID      string
-	GatewayOrderID string
-	Amount         int64 // minor units
+	GatewayOrderID string // "" for money that was not asked for through an order
+	Amount         int64  // minor units
 	Currency       string
 	Status         string // created, authorized, captured, refunded, failed
-	Reason         string
+	Reason         string // why it failed, in the gateway's words
+}
+
+// The payment statuses that Tomato looks at.
+const (
+	StatusCaptured = "captured"
+	StatusFailed   = "failed"
+	StatusRefunded = "refunded"
+)
+
+// Refund is the wish to send captured money back. A repeat has the same four
+// values, so that its body on the wire is the same to the byte.
+type Refund struct {
+	PaymentID   string
+	RefundID    string // ours, a UUID: the gateway's idempotency key
+	AggregateID string // of our payment; comes back in webhooks
+	Amount      int64  // minor units
 }
 
 // RefundState is how far a refund is at the gateway.
@@ -52,11 +69,22 @@ type Gateway interface {
 	KeyID() string
 	// Order returns the receipt of a gateway order, or ErrUnknown.
 	Order(ctx context.Context, gatewayOrderID string) (receipt string, err error)
+	// Payment returns one payment, or ErrUnknown.
+	Payment(ctx context.Context, paymentID string) (Payment, error)
 	// Payments lists the payments of a gateway order, or ErrUnknown.
 	Payments(ctx context.Context, gatewayOrderID string) ([]Payment, error)
-	// Refund sends money back. refundID makes it happen once; a repeat answers
-	// with the same refund.
-	Refund(ctx context.Context, paymentID, refundID string, amount int64) (RefundState, error)
-	// RefundState polls a refund that was asked for.
+	// Refund sends money back. The refund id makes it happen once; a repeat
+	// answers with the same refund.
+	Refund(ctx context.Context, r Refund) (RefundState, error)
+	// RefundState polls a refund that was asked for, or ErrUnknown.
 	RefundState(ctx context.Context, paymentID, refundID string) (RefundState, error)
 }
+
+// Both gateways.
+var (
+	_ Gateway = (*Razorpay)(nil)
+	_ Gateway = (*Simulated)(nil)
+)
+
+// gatewayID is what an id of the gateway may look like: it goes into a path.
+var gatewayID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)

@@ -1,0 +1,255 @@
+package gateway
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// The webhook events that Tomato acts on. All others are counted and skipped.
+const (
+	PaymentAuthorized = "payment.authorized"
+	PaymentCaptured   = "payment.captured"
+	PaymentFailed     = "payment.failed"
+	OrderPaid         = "order.paid"
+	RefundProcessedEv = "refund.processed"
+	RefundFailedEv    = "refund.failed"
+)
+
+// Webhook is what a webhook says. Payment is set for the payment events and
+// order.paid, Refund for the refund events.
+type Webhook struct {
+	Event   string
+	Payment *Payment
+	Refund  *RefundNotice
+}
+
+// RefundNotice is a refund in a webhook. RefundID and AggregateID are empty for
+// a refund that was not asked for by us.
+type RefundNotice struct {
+	GatewayRefundID string
+	PaymentID       string
+	GatewayOrderID  string // where the webhook holds the payment too
+	RefundID        string
+	AggregateID     string
+	Amount          int64 // minor units
+	Reason          string
+}
+
+// The wire, as the vendor documents it. Only what is read or simulated.
+type (
+	wireWebhook struct {
+		Entity    string      `json:"entity"`
+		AccountID string      `json:"account_id"`
+		Event     string      `json:"event"`
+		Contains  []string    `json:"contains"`
+		Payload   wirePayload `json:"payload"`
+		CreatedAt int64       `json:"created_at"` // Unix seconds
+	}
+	wirePayload struct {
+		Payment *wireIn[wirePayment] `json:"payment,omitempty"`
+		Order   *wireIn[wireOrder]   `json:"order,omitempty"`
+		Refund  *wireIn[wireRefund]  `json:"refund,omitempty"`
+	}
+	wireIn[T any] struct {
+		Entity T `json:"entity"`
+	}
+	wirePayment struct {
+		ID               string  `json:"id"`
+		Entity           string  `json:"entity"`
+		Amount           int64   `json:"amount"`
+		Currency         string  `json:"currency"`
+		Status           string  `json:"status"`
+		OrderID          *string `json:"order_id"`
+		Method           string  `json:"method"`
+		Captured         bool    `json:"captured"`
+		AmountRefunded   int64   `json:"amount_refunded"`
+		RefundStatus     *string `json:"refund_status"`
+		Notes            notes   `json:"notes"`
+		ErrorCode        *string `json:"error_code"`
+		ErrorDescription *string `json:"error_description"`
+		CreatedAt        int64   `json:"created_at"`
+	}
+	wireOrder struct {
+		ID         string  `json:"id"`
+		Entity     string  `json:"entity"`
+		Amount     int64   `json:"amount"`
+		AmountPaid int64   `json:"amount_paid"`
+		AmountDue  int64   `json:"amount_due"`
+		Currency   string  `json:"currency"`
+		Receipt    *string `json:"receipt"`
+		Status     string  `json:"status"`
+		Attempts   int     `json:"attempts"`
+		Notes      notes   `json:"notes"`
+		CreatedAt  int64   `json:"created_at"`
+	}
+	wireRefund struct {
+		ID        string  `json:"id"`
+		Entity    string  `json:"entity"`
+		Amount    int64   `json:"amount"`
+		Currency  string  `json:"currency"`
+		PaymentID string  `json:"payment_id"`
+		Notes     notes   `json:"notes"`
+		Receipt   *string `json:"receipt"`
+		Status    string  `json:"status"`
+		CreatedAt int64   `json:"created_at"`
+	}
+)
+
+// notes is an object of strings, or [] when there are none. A value that is no
+// string is none of ours and is left out.
+type notes map[string]string
+
+func (n *notes) UnmarshalJSON(b []byte) error {
+	*n = nil
+	var m map[string]json.RawMessage
+	if json.Unmarshal(b, &m) != nil {
+		return nil // [], null, or something else that holds nothing of ours
+	}
+	for k, v := range m {
+		var s string
+		if json.Unmarshal(v, &s) == nil {
+			if *n == nil {
+				*n = notes{}
+			}
+			(*n)[k] = s
+		}
+	}
+	return nil
+}
+
+func (n notes) MarshalJSON() ([]byte, error) {
+	if len(n) == 0 {
+		return []byte("[]"), nil
+	}
+	return json.Marshal(map[string]string(n))
+}
+
+// The notes that carry our ids.
+const (
+	noteOrder  = "orderId"
+	noteRefund = "refundId"
+)
+
+// ParseWebhook reads the body of a webhook. It fails on what is no webhook, and
+// on one of the events above without what the event must hold; other events
+// have their name and nothing else.
+func ParseWebhook(body []byte) (Webhook, error) {
+	var head struct {
+		Event   string          `json:"event"`
+		Payload json.RawMessage `json:"payload"`
+	}
+	if err := json.Unmarshal(body, &head); err != nil {
+		return Webhook{}, fmt.Errorf("webhook: %w", err)
+	}
+	if head.Event == "" {
+		return Webhook{}, errors.New("webhook: no event")
+	}
+	w := Webhook{Event: head.Event}
+	var p wirePayload
+	switch head.Event {
+	case PaymentAuthorized, PaymentCaptured, PaymentFailed, OrderPaid, RefundProcessedEv, RefundFailedEv:
+		if len(head.Payload) == 0 {
+			return w, fmt.Errorf("webhook %s: no payload", w.Event)
+		}
+		if err := json.Unmarshal(head.Payload, &p); err != nil {
+			return w, fmt.Errorf("webhook %s: %w", w.Event, err)
+		}
+	default:
+		return w, nil
+	}
+	switch head.Event {
+	case RefundProcessedEv, RefundFailedEv:
+		if p.Refund == nil || p.Refund.Entity.PaymentID == "" {
+			return w, fmt.Errorf("webhook %s: no refund of a payment", w.Event)
+		}
+		r := p.Refund.Entity
+		if !gatewayID.MatchString(r.PaymentID) {
+			return w, fmt.Errorf("webhook %s: the payment id is none", w.Event)
+		}
+		w.Refund = &RefundNotice{GatewayRefundID: r.ID, PaymentID: r.PaymentID, Amount: r.Amount,
+			RefundID: r.Notes[noteRefund], AggregateID: r.Notes[noteOrder]}
+		if w.Refund.RefundID == "" && r.Receipt != nil {
+			w.Refund.RefundID = *r.Receipt
+		}
+		if p.Payment != nil {
+			w.Refund.GatewayOrderID = deref(p.Payment.Entity.OrderID)
+			w.Refund.Reason = text(deref(p.Payment.Entity.ErrorDescription))
+		}
+	default:
+		if p.Payment == nil || p.Payment.Entity.ID == "" {
+			return w, fmt.Errorf("webhook %s: no payment", w.Event)
+		}
+		w.Payment = p.Payment.Entity.payment()
+		if w.Payment.GatewayOrderID == "" && p.Order != nil {
+			w.Payment.GatewayOrderID = p.Order.Entity.ID
+		}
+		if err := w.Payment.check(); err != nil {
+			return w, fmt.Errorf("webhook %s: %w", w.Event, err)
+		}
+		if w.Payment.Status == "" {
+			w.Payment.Status = map[string]string{PaymentAuthorized: "authorized", PaymentFailed: StatusFailed,
+				PaymentCaptured: StatusCaptured, OrderPaid: StatusCaptured}[w.Event]
+		}
+	}
+	return w, nil
+}
+
+// InboxKey returns what the webhook's record is keyed by: the gateway order, so
+// that all about one order stays in sequence; else the payment; else "".
+func (w *Webhook) InboxKey() string {
+	switch {
+	case w.Payment != nil && w.Payment.GatewayOrderID != "":
+		return w.Payment.GatewayOrderID
+	case w.Payment != nil:
+		return w.Payment.PaymentID
+	case w.Refund != nil && w.Refund.GatewayOrderID != "":
+		return w.Refund.GatewayOrderID
+	case w.Refund != nil:
+		return w.Refund.PaymentID
+	}
+	return ""
+}
+
+func (p *wirePayment) payment() *Payment {
+	return &Payment{PaymentID: p.ID, GatewayOrderID: deref(p.OrderID), Amount: p.Amount, Currency: p.Currency,
+		Status: p.Status, Reason: text(deref(p.ErrorDescription))}
+}
+
+var currencyCode = regexp.MustCompile(`^[A-Za-z]{3}$`)
+
+// check refuses what could be no payment: its ids become keys and paths, its
+// amount may be sent back.
+func (p *Payment) check() error {
+	switch {
+	case !gatewayID.MatchString(p.PaymentID), p.GatewayOrderID != "" && !gatewayID.MatchString(p.GatewayOrderID):
+		return errors.New("an id is none")
+	case p.Amount <= 0 || !currencyCode.MatchString(p.Currency):
+		return errors.New("amount or currency is none")
+	}
+	return nil
+}
+
+const maxTextChars = 500
+
+// text is a text from outside, fit for an event.
+func text(s string) string {
+	r := []rune(strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", ""), ""))
+	return string(r[:min(len(r), maxTextChars)])
+}
+
+func deref(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}
+
+func ref(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}

@@ -1,0 +1,2 @@
+DROP SCHEMA simulated_gateway CASCADE;
+DROP TABLE timers;
