@@ -1,0 +1,282 @@
+// Package realtime turns the logs into feed messages, as they are appended.
+//
+// Every instance with feeds runs one Projector. It has two states: catching up,
+// from its start to the ends that the logs had then, and following. Sink.Ready
+// tells of the change; feeds are not opened before it, so whoever has joined a
+// room is told of everything that is appended afterwards.
+//
+// The logs are authoritative. What a Projector holds (the reader rule's state
+// per partition, who brings which order) is derived, and made anew by the next
+// Run. Messages come from one pure function, Rooms, so all instances make the
+// same of the same log.
+//
+// It keeps no checkpoint: it starts where the read models stand, or earlier,
+// as its Loader says; what is older, clients read from the read models.
+//
+// Failure: while the brokers are away it waits, and the feeds are silent. A
+// record that cannot be decoded is logged, counted and passed over, for a feed
+// may not wait for anybody. Run ends with an error where going on could leave
+// something out (a log that is shorter than it was, say); started again it
+// begins anew, and the sink sends its clients away to reconnect.
+package realtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/domain/feed"
+	"tomato/eventlog"
+)
+
+// Topics are what a Projector reads. Topic riders is not among them: orders has
+// all that rooms are told, and who brings an order.
+var Topics = []string{eventlog.Orders, eventlog.Payments, eventlog.RiderLocations, eventlog.Feed}
+
+// Start is where a Projector begins.
+type Start struct {
+	// Marks are places in the logs of orders and payments, with the reader
+	// rule's state there: of the read models' checkpoints, or older. What has
+	// none is read from its beginning. The older they are, the longer ago
+	// clients may have left and still resume.
+	Marks map[eventlog.TopicPartition]eventlog.Mark
+	// Assigned are the orders under way with their riders, as of the marks or
+	// any time later.
+	Assigned []Assignment
+}
+
+// Loader asks the read models for a start. Its error ends Run.
+type Loader interface {
+	FeedStart(ctx context.Context) (Start, error)
+}
+
+// Sink takes what a Projector makes, from one goroutine.
+type Sink interface {
+	// Begin says where the projector begins: in each log everything up to and
+	// with this offset (-1: nothing) is passed and will not come.
+	Begin(passed map[eventlog.TopicPartition]int64)
+	// Publish takes one record that counts, with the messages that it means,
+	// perhaps none. Records of one log come in order. appended is the record's
+	// timestamp.
+	Publish(tp eventlog.TopicPartition, offset int64, appended time.Time, messages []feed.Message)
+	// Ready says that the logs have been read to the ends they had at the start.
+	Ready()
+}
+
+// Projector reads the logs for one sink. All fields but Registry and Log are needed.
+type Projector struct {
+	Kafka    eventlog.Config
+	Loader   Loader
+	Sink     Sink
+	Backlog  time.Duration         // how far back positions and emitted messages are read at the start; 0: 5 minutes
+	Registry prometheus.Registerer // nil: no metrics
+	Log      *slog.Logger          // nil: slog.Default()
+}
+
+const defaultBacklog = 5 * time.Minute
+
+// Run reads until ctx ends (then it returns nil) or it cannot go on.
+func (p *Projector) Run(ctx context.Context) error {
+	log := p.Log
+	if log == nil {
+		log = slog.Default()
+	}
+	m, err := newMetrics(p.Registry)
+	if err != nil {
+		return err
+	}
+	err = p.run(ctx, log, m)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func (p *Projector) run(ctx context.Context, log *slog.Logger, m *metrics) error {
+	start, err := p.Loader.FeedStart(ctx)
+	if err != nil {
+		return fmt.Errorf("feed start: %w", err)
+	}
+	client, err := p.Kafka.NewClient(
+		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
+		// Brokers answer as soon as there is one record; this is only how long
+		// an empty fetch waits.
+		kgo.FetchMaxWait(time.Second),
+		kgo.FetchMinBytes(1),
+	)
+	if err != nil {
+		return fmt.Errorf("feed: %w", err)
+	}
+	defer client.Close()
+	next, ends, err := p.positions(ctx, client, start)
+	if err != nil {
+		return fmt.Errorf("feed start: %w", err)
+	}
+
+	rules := map[eventlog.TopicPartition]*eventlog.Rule{}
+	passed := make(map[eventlog.TopicPartition]int64, len(next))
+	consume := map[string]map[int32]kgo.Offset{}
+	for tp, o := range next {
+		if eventlog.IsAggregate(tp.Topic) {
+			rule := start.Marks[tp].Rule
+			rules[tp] = &rule
+		}
+		passed[tp] = o - 1
+		if consume[tp.Topic] == nil {
+			consume[tp.Topic] = map[int32]kgo.Offset{}
+		}
+		consume[tp.Topic][tp.Partition] = kgo.NewOffset().At(o)
+	}
+	riders := newAssignments(start.Assigned)
+	p.Sink.Begin(passed)
+
+	behind := make(map[eventlog.TopicPartition]int64) // logs to be read up to here before we are ready
+	for tp, end := range ends {
+		if next[tp] < end {
+			behind[tp] = end
+		}
+	}
+	ready := len(behind) == 0
+	if ready {
+		p.Sink.Ready()
+	}
+	client.AddConsumePartitions(consume)
+	for {
+		fetches := client.PollFetches(ctx)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		for _, fe := range fetches.Errors() {
+			if errors.Is(fe.Err, kerr.OffsetOutOfRange) || errors.Is(fe.Err, kgo.ErrClientClosed) || dataLoss(fe.Err) {
+				return fmt.Errorf("reading %s/%d: %w", fe.Topic, fe.Partition, fe.Err)
+			}
+			log.Warn("the feed cannot read now", "topic", fe.Topic, "partition", fe.Partition, "error", fe.Err)
+		}
+		fetches.EachPartition(func(ft kgo.FetchTopicPartition) {
+			tp := eventlog.TopicPartition{Topic: ft.Topic, Partition: ft.Partition}
+			for _, r := range ft.Records {
+				p.record(tp, r, rules[tp], riders, log, m)
+			}
+			if end, ok := behind[tp]; ok && len(ft.Records) > 0 && ft.Records[len(ft.Records)-1].Offset >= end-1 {
+				delete(behind, tp)
+			}
+		})
+		if !ready && len(behind) == 0 {
+			ready = true
+			p.Sink.Ready()
+		}
+	}
+}
+
+// record applies the reader rule to one record and hands on what it means.
+func (p *Projector) record(tp eventlog.TopicPartition, r *kgo.Record, rule *eventlog.Rule, riders *assignments, log *slog.Logger, m *metrics) {
+	e, err := eventlog.ParseRecord(r)
+	if rule != nil {
+		// What is no event cannot count: Counts would not have it either.
+		if err != nil || !rule.Counts(&e) {
+			m.void.Inc()
+			log.Warn("a record does not count", "topic", tp.Topic, "partition", tp.Partition, "offset", r.Offset, "type", e.Type, "term", e.Term, "seq", e.Seq)
+			return
+		}
+		if e.Type == eventlog.ShardClaimed || e.Type == eventlog.ShardSeen {
+			p.Sink.Publish(tp, r.Offset, r.Timestamp, nil)
+			return
+		}
+	}
+	var all []feed.Message
+	if err == nil {
+		all, err = p.messages(&e, riders)
+	}
+	if err != nil {
+		m.undecodable.Inc()
+		log.Error("the feed passes over an event that it cannot decode", "topic", tp.Topic, "partition", tp.Partition, "offset", r.Offset, "type", e.Type, "error", err)
+		all = nil
+	}
+	p.Sink.Publish(tp, r.Offset, r.Timestamp, all)
+	m.records.Inc()
+}
+
+func (p *Projector) messages(e *eventlog.Event, riders *assignments) ([]feed.Message, error) {
+	if e.Topic == eventlog.RiderLocations {
+		return riders.position(e)
+	}
+	all, err := Rooms(e)
+	if err != nil || e.Topic != eventlog.Orders {
+		return all, err
+	}
+	more, err := riders.order(e)
+	return append(all, more...), err
+}
+
+// positions says where each log is read from, and where it ends now.
+func (p *Projector) positions(ctx context.Context, client *kgo.Client, start Start) (next, ends map[eventlog.TopicPartition]int64, err error) {
+	ends, err = eventlog.EndOffsets(ctx, client, Topics...)
+	if err != nil {
+		return nil, nil, err
+	}
+	backlog := p.Backlog
+	if backlog == 0 {
+		backlog = defaultBacklog
+	}
+	since, err := kadm.NewClient(client).ListOffsetsAfterMilli(ctx, time.Now().Add(-backlog).UnixMilli(), eventlog.RiderLocations, eventlog.Feed)
+	if err == nil {
+		err = since.Error()
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	next = make(map[eventlog.TopicPartition]int64, len(ends))
+	for tp, end := range ends {
+		if eventlog.IsAggregate(tp.Topic) {
+			if next[tp] = start.Marks[tp].Next; next[tp] > end {
+				return nil, nil, fmt.Errorf("%s/%d ends at %d, before the read model's %d: is it the same log?", tp.Topic, tp.Partition, end, next[tp])
+			}
+			continue
+		}
+		next[tp] = end
+		if o, ok := since.Lookup(tp.Topic, tp.Partition); ok && o.Offset >= 0 && o.Offset < end {
+			next[tp] = o.Offset
+		}
+	}
+	return next, ends, nil
+}
+
+func dataLoss(err error) bool {
+	var lost *kgo.ErrDataLoss
+	return errors.As(err, &lost)
+}
+
+type metrics struct {
+	records, void, undecodable prometheus.Counter
+}
+
+// newMetrics registers the metrics, or finds those of an earlier Run.
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	counter := func(name, help string) (prometheus.Counter, error) {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+		if reg == nil {
+			return c, nil
+		}
+		if err := reg.Register(c); err != nil {
+			var old prometheus.AlreadyRegisteredError
+			if !errors.As(err, &old) {
+				return nil, err
+			}
+			c = old.ExistingCollector.(prometheus.Counter)
+		}
+		return c, nil
+	}
+	var m metrics
+	var errs [3]error
+	m.records, errs[0] = counter("tomato_feed_records_total", "Records that the feed's projector has taken in.")
+	m.void, errs[1] = counter("tomato_feed_void_records_total", "Records that do not count by the reader rule, as the feed has met them.")
+	m.undecodable, errs[2] = counter("tomato_feed_undecodable_total", "Records that the feed has passed over because they could not be decoded.")
+	return &m, errors.Join(errs[:]...)
+}

@@ -1,0 +1,224 @@
+package realtime
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"tomato/domain"
+	"tomato/domain/feed"
+	"tomato/domain/order"
+	"tomato/domain/payment"
+	"tomato/eventlog"
+)
+
+// PositionType is the type of the records on topic rider-locations.
+const PositionType = "RIDER_LOCATION"
+
+// Position is the data of a RIDER_LOCATION record.
+type Position struct {
+	RiderID    string       `json:"riderId"`
+	Location   domain.Point `json:"location"`
+	RecordedAt time.Time    `json:"recordedAt"`
+}
+
+// Payloads of the contract's table.
+type (
+	updatePayload struct {
+		OrderID       string `json:"orderId"`
+		Status        string `json:"status,omitempty"`
+		PaymentStatus string `json:"paymentStatus,omitempty"`
+		Version       int64  `json:"version,omitempty"`
+	}
+	availablePayload struct {
+		OrderID        string       `json:"orderId"`
+		RestaurantID   string       `json:"restaurantId"`
+		Location       domain.Point `json:"location"`
+		DistanceMeters int          `json:"distanceMeters"`
+		ExpiresAt      time.Time    `json:"expiresAt"`
+	}
+	takenPayload struct {
+		OrderID string `json:"orderId"`
+		Reason  string `json:"reason"`
+	}
+	assignedPayload struct {
+		OrderID   string `json:"orderId"`
+		RiderID   string `json:"riderId"`
+		RiderName string `json:"riderName"`
+	}
+	exhaustedPayload struct {
+		OrderID string `json:"orderId"`
+		Waves   int    `json:"waves"`
+	}
+)
+
+// Rooms is the contract's feed table: the messages that one event means, in
+// the table's order, each with its rooms in the table's order. It is pure, so
+// every instance makes the same messages of the same log. Only rider:location
+// needs more than the event: see Assignments.
+//
+// The error is of an event that cannot be decoded.
+func Rooms(e *eventlog.Event) ([]feed.Message, error) {
+	switch e.Topic {
+	case eventlog.Orders:
+		return orderRooms(e)
+	case eventlog.Payments:
+		return paymentRooms(e)
+	case eventlog.Feed:
+		return emitRooms(e)
+	}
+	return nil, nil
+}
+
+func orderRooms(e *eventlog.Event) ([]feed.Message, error) {
+	decoded, err := order.Decode(e.Type, e.Data)
+	if err != nil {
+		return nil, err
+	}
+	m := messages{at: e.Time}
+	switch o := decoded.(type) {
+	case order.OrderPlaced:
+		m.update(e, o.OrderID, o.Ctx, "", false)
+	case order.OrderPaid:
+		m.add("order:new", o.Ctx, o.Order, feed.RestaurantRoom(o.Ctx.RestaurantID))
+		m.update(e, o.OrderID, o.Ctx, string(order.PaymentPaid), false)
+	case order.OrderExpired:
+		m.update(e, o.OrderID, o.Ctx, "", false)
+	case order.OrderAccepted:
+		m.update(e, o.OrderID, o.Ctx, "", false)
+	case order.OrderRejected:
+		m.update(e, o.OrderID, o.Ctx, "", false)
+	case order.OrderPreparing:
+		m.update(e, o.OrderID, o.Ctx, "", false)
+	case order.OrderReadyForRider:
+		m.update(e, o.OrderID, o.Ctx, "", false)
+	case order.OrderOffered:
+		for _, r := range o.Riders {
+			m.add("order:available", o.Ctx, availablePayload{o.OrderID, o.Ctx.RestaurantID, o.Location, r.DistanceMeters, o.ExpiresAt}, feed.UserRoom(r.RiderID))
+		}
+	case order.OffersExpired:
+		m.taken(o.OrderID, o.Ctx, "expired", o.Riders)
+	case order.RiderAssignedEvent:
+		m.update(e, o.OrderID, o.Ctx, "", false)
+		m.taken(o.OrderID, o.Ctx, "assigned", o.Riders)
+		m.add("order:rider_assigned", o.Ctx, assignedPayload{o.OrderID, o.RiderID, o.RiderName},
+			userRoom(o.Ctx.CustomerID), feed.RestaurantRoom(o.Ctx.RestaurantID), feed.OrderRoom(o.OrderID))
+	case order.RiderUnassigned:
+		m.update(e, o.OrderID, o.Ctx, "", true)
+	case order.DispatchExhausted:
+		m.add("dispatch:exhausted", o.Ctx, exhaustedPayload{o.OrderID, o.Waves}, feed.RestaurantRoom(o.Ctx.RestaurantID), feed.OpsRoom)
+	case order.OrderPickedUp:
+		m.update(e, o.OrderID, o.Ctx, "", false)
+	case order.OrderDelivered:
+		m.update(e, o.OrderID, o.Ctx, "", true)
+	case order.OrderCancelled:
+		m.update(e, o.OrderID, o.Ctx, "", true)
+		m.taken(o.OrderID, o.Ctx, "cancelled", o.Riders)
+	}
+	return m.all, m.err
+}
+
+func paymentRooms(e *eventlog.Event) ([]feed.Message, error) {
+	decoded, err := payment.Decode(e.Type, e.Data)
+	if err != nil {
+		return nil, err
+	}
+	var orderID string
+	var ctx domain.Ctx
+	switch p := decoded.(type) {
+	case payment.PaymentRequested:
+		orderID, ctx = p.OrderID, p.Ctx
+	case payment.PaymentSuccess:
+		orderID, ctx = p.OrderID, p.Ctx
+	case payment.PaymentFailed:
+		orderID, ctx = p.OrderID, p.Ctx
+	case payment.PaymentUnmatched:
+		orderID, ctx = p.OrderID, p.Ctx
+	case payment.PaymentResolved:
+		orderID, ctx = p.OrderID, p.Ctx
+	case payment.RefundRequested:
+		orderID, ctx = p.OrderID, p.Ctx
+	case payment.RefundSuccess:
+		orderID, ctx = p.OrderID, p.Ctx
+	case payment.RefundFailed:
+		orderID, ctx = p.OrderID, p.Ctx
+	}
+	if orderID == "" || ctx.PaymentStatus == "" {
+		return nil, nil
+	}
+	m := messages{at: e.Time}
+	m.add("order:update", ctx, updatePayload{OrderID: orderID, PaymentStatus: ctx.PaymentStatus}, orderParties(orderID, ctx)...)
+	return m.all, m.err
+}
+
+func emitRooms(e *eventlog.Event) ([]feed.Message, error) {
+	if e.Type != feed.Emitted {
+		return nil, nil
+	}
+	var emit feed.Emit
+	if err := json.Unmarshal(e.Data, &emit); err != nil {
+		return nil, err
+	}
+	if !feed.ValidEvent(emit.Event) || !feed.ValidRoom(emit.Room) || len(emit.Payload) == 0 {
+		return nil, fmt.Errorf("a %s without a valid event, room or payload", feed.Emitted)
+	}
+	var payload bytes.Buffer // on one line, as Server-Sent Events need it
+	if err := json.Compact(&payload, emit.Payload); err != nil {
+		return nil, err
+	}
+	return []feed.Message{{Event: emit.Event, Rooms: []string{emit.Room}, Payload: payload.Bytes(), Timestamp: e.Time}}, nil
+}
+
+// messages collects what one event means.
+type messages struct {
+	at  time.Time
+	all []feed.Message
+	err error
+}
+
+// add appends a message to the rooms; those named "" are left out.
+func (m *messages) add(event string, ctx domain.Ctx, payload any, rooms ...string) {
+	b, err := json.Marshal(payload)
+	if err != nil {
+		m.err = err
+		return
+	}
+	rooms = slices.DeleteFunc(rooms, func(r string) bool { return r == "" })
+	m.all = append(m.all, feed.Message{Event: event, Rooms: rooms, Payload: b, Timestamp: m.at,
+		Customer: ctx.CustomerID, Restaurant: ctx.RestaurantID, Rider: ctx.RiderID})
+}
+
+func (m *messages) update(e *eventlog.Event, orderID string, ctx domain.Ctx, paymentStatus string, final bool) {
+	m.add("order:update", ctx, updatePayload{orderID, ctx.Status, paymentStatus, e.Version}, orderParties(orderID, ctx)...)
+	if n := len(m.all); n > 0 {
+		m.all[n-1].Final = final
+	}
+}
+
+func (m *messages) taken(orderID string, ctx domain.Ctx, reason string, riders []string) {
+	if len(riders) == 0 {
+		return
+	}
+	rooms := make([]string, len(riders))
+	for i, r := range riders {
+		rooms[i] = feed.UserRoom(r)
+	}
+	m.add("order:taken", ctx, takenPayload{orderID, reason}, rooms...)
+}
+
+func orderParties(orderID string, ctx domain.Ctx) []string {
+	rooms := []string{userRoom(ctx.CustomerID), feed.RestaurantRoom(ctx.RestaurantID), feed.OrderRoom(orderID), userRoom(ctx.RiderID)}
+	if ctx.RiderID == ctx.CustomerID {
+		rooms = rooms[:3] // one person as both: one room
+	}
+	return rooms
+}
+
+func userRoom(id string) string {
+	if id == "" {
+		return ""
+	}
+	return feed.UserRoom(id)
+}

@@ -1,0 +1,199 @@
+package realtime
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"tomato/domain/feed"
+	"tomato/eventlog"
+)
+
+const (
+	theOrder = "019b7c1e-8e3c-7b1a-9d55-0a1b2c3d4e5f"
+	parties  = "user:cust-9 restaurant:res-17 order:" + theOrder
+)
+
+var at = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+func update(rooms, more string) string {
+	return `order:update [` + rooms + `] {"orderId":"` + theOrder + `",` + more + `}`
+}
+
+// What each event of the domain means, in its golden wire form, as
+// "event [rooms] payload".
+var table = map[string][]string{
+	"ORDER_PLACED": {update(parties, `"status":"placed","version":7`)},
+	"ORDER_PAID": {
+		`order:new [restaurant:res-17] ORDER`,
+		update(parties, `"status":"placed","paymentStatus":"paid","version":7`),
+	},
+	"ORDER_EXPIRED":         {update(parties, `"status":"expired","version":7`)},
+	"ORDER_ACCEPTED":        {update(parties, `"status":"accepted","version":7`)},
+	"ORDER_REJECTED":        {update(parties, `"status":"rejected","version":7`)},
+	"ORDER_PREPARING":       {update(parties, `"status":"preparing","version":7`)},
+	"ORDER_READY_FOR_RIDER": {update(parties, `"status":"ready_for_rider","version":7`)},
+	"ORDER_OFFERED": {
+		`order:available [user:rider-5] {"orderId":"` + theOrder + `","restaurantId":"res-17","location":{"type":"Point","coordinates":[77.5946,12.9716]},"distanceMeters":420,"expiresAt":"2026-01-02T03:04:35Z"}`,
+		`order:available [user:rider-6] {"orderId":"` + theOrder + `","restaurantId":"res-17","location":{"type":"Point","coordinates":[77.5946,12.9716]},"distanceMeters":1310,"expiresAt":"2026-01-02T03:04:35Z"}`,
+	},
+	"OFFER_DECLINED": nil,
+	"OFFERS_EXPIRED": {`order:taken [RIDERS] {"orderId":"` + theOrder + `","reason":"expired"}`},
+	"RIDER_ASSIGNED": {
+		update(parties+" user:rider-5", `"status":"rider_assigned","version":7`),
+		`order:taken [user:rider-6] {"orderId":"` + theOrder + `","reason":"assigned"}`,
+		`order:rider_assigned [` + parties + `] {"orderId":"` + theOrder + `","riderId":"rider-5","riderName":"Una Rao"}`,
+	},
+	"RIDER_UNASSIGNED":   {update(parties+" user:rider-5", `"status":"ready_for_rider","version":7`)},
+	"DISPATCH_EXHAUSTED": {`dispatch:exhausted [restaurant:res-17 ops] {"orderId":"` + theOrder + `","waves":3}`},
+	"DISPATCH_REQUESTED": nil,
+	"ORDER_PICKED_UP":    {update(parties+" user:rider-5", `"status":"picked_up","version":7`)},
+	"ORDER_DELIVERED":    {update(parties+" user:rider-5", `"status":"delivered","version":7`)},
+	"ORDER_CANCELLED":    {update(parties+" user:rider-5", `"status":"cancelled","version":7`)},
+}
+
+func TestRoomsOfEveryOrderEvent(t *testing.T) {
+	t.Parallel()
+	for _, eventType := range golden(t, "order") {
+		t.Run(eventType, func(t *testing.T) {
+			t.Parallel()
+			want, ok := table[eventType]
+			if !ok {
+				t.Fatal("the table does not say what this event means")
+			}
+			data := wire(t, "order", eventType)
+			got := said(t, eventlog.Orders, eventType, data)
+			var raw struct {
+				Riders []string        `json:"riders"`
+				Order  json.RawMessage `json:"order"`
+			}
+			_ = json.Unmarshal(data, &raw) // riders of an offer are of another shape
+			want = append([]string(nil), want...)
+			for i := range want {
+				want[i] = strings.Replace(want[i], " ORDER", " "+string(raw.Order), 1)
+				want[i] = strings.Replace(want[i], "RIDERS", "user:"+strings.Join(raw.Riders, " user:"), 1)
+			}
+			if d := cmp.Diff(want, got); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
+// The status that clients are told of comes with the payment event in ctx;
+// where ctx has none the order's payment status did not change.
+func TestRoomsOfEveryPaymentEvent(t *testing.T) {
+	t.Parallel()
+	for _, eventType := range golden(t, "payment") {
+		t.Run(eventType, func(t *testing.T) {
+			t.Parallel()
+			var e map[string]any
+			if err := json.Unmarshal(wire(t, "payment", eventType), &e); err != nil {
+				t.Fatal(err)
+			}
+			ctx := e["ctx"].(map[string]any)
+			e["orderId"] = theOrder
+			ctx["customerId"], ctx["restaurantId"], ctx["paymentStatus"] = "cust-9", "res-17", "refund_pending"
+			want := []string{update(parties, `"paymentStatus":"refund_pending"`)}
+			if d := cmp.Diff(want, said(t, eventlog.Payments, eventType, marshal(t, e))); d != "" {
+				t.Error(d)
+			}
+			delete(ctx, "paymentStatus")
+			if got := said(t, eventlog.Payments, eventType, marshal(t, e)); got != nil {
+				t.Errorf("without a payment status: %v", got)
+			}
+			delete(e, "orderId")
+			ctx["paymentStatus"] = "refunded"
+			if got := said(t, eventlog.Payments, eventType, marshal(t, e)); got != nil {
+				t.Errorf("without an order: %v", got)
+			}
+		})
+	}
+}
+
+func TestRoomsOfCancelledOffers(t *testing.T) {
+	t.Parallel()
+	data := []byte(`{"orderId":"` + theOrder + `","reason":"closed","by":"ops","riders":["rider-5","rider-6"],"ctx":{"customerId":"cust-9","restaurantId":"res-17","status":"cancelled"}}`)
+	want := []string{
+		update(parties, `"status":"cancelled","version":7`),
+		`order:taken [user:rider-5 user:rider-6] {"orderId":"` + theOrder + `","reason":"cancelled"}`,
+	}
+	if d := cmp.Diff(want, said(t, eventlog.Orders, "ORDER_CANCELLED", data)); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestRoomsOfEmitted(t *testing.T) {
+	t.Parallel()
+	got := said(t, eventlog.Feed, feed.Emitted, []byte(`{"event":"promo:new","room":"user:u1","payload":{"a":
+1}}`))
+	if d := cmp.Diff([]string{`promo:new [user:u1] {"a":1}`}, got); d != "" {
+		t.Error(d)
+	}
+	for _, bad := range []string{`{`, `{"event":"feed:reset","room":"user:u1","payload":1}`, `{"event":"x","room":"nowhere","payload":1}`, `{"event":"x","room":"ops"}`} {
+		if m, err := Rooms(&eventlog.Event{Topic: eventlog.Feed, Type: feed.Emitted, Data: []byte(bad)}); err == nil {
+			t.Errorf("%s means %v", bad, m)
+		}
+	}
+}
+
+func TestRoomsOfOtherTopics(t *testing.T) {
+	t.Parallel()
+	for _, topic := range []string{eventlog.Riders, eventlog.Restaurants, eventlog.PaymentWebhooks} {
+		if m, err := Rooms(&eventlog.Event{Topic: topic, Type: "ANY"}); err != nil || m != nil {
+			t.Errorf("%s: %v, %v", topic, m, err)
+		}
+	}
+}
+
+func said(t *testing.T, topic, eventType string, data []byte) []string {
+	t.Helper()
+	all, err := Rooms(&eventlog.Event{Topic: topic, Type: eventType, Version: 7, Time: at, Data: data})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lines(all)
+}
+
+func lines(all []feed.Message) []string {
+	var out []string
+	for _, m := range all {
+		out = append(out, m.Event+" ["+strings.Join(m.Rooms, " ")+"] "+string(m.Payload))
+	}
+	return out
+}
+
+func golden(t *testing.T, aggregate string) []string {
+	t.Helper()
+	files, err := filepath.Glob("../../domain/" + aggregate + "/testdata/*.v1.json")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no golden wire files", err)
+	}
+	for i := range files {
+		files[i] = strings.TrimSuffix(filepath.Base(files[i]), ".v1.json")
+	}
+	return files
+}
+
+func wire(t *testing.T, aggregate, eventType string) []byte {
+	t.Helper()
+	b, err := os.ReadFile("../../domain/" + aggregate + "/testdata/" + eventType + ".v1.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func marshal(t *testing.T, v any) []byte {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
