@@ -1,0 +1,95 @@
+// Command tomato is the whole system in one binary: serve runs its roles, the
+// rest are tools beside it.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+// Exit codes.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+type cli struct {
+	Serve    serveCmd    `cmd:"" help:"Run the roles of this process."`
+	Broker   brokerCmd   `cmd:"" help:"Run the embedded broker by itself."`
+	Simulate simulateCmd `cmd:"" help:"Play customers, restaurants, riders and the gateway against a running serve."`
+	Rebuild  rebuildCmd  `cmd:"" help:"Fill a new generation of a read model beside the serving one, and switch to it."`
+	DLQ      dlqCmd      `cmd:"" name:"dlq" help:"Look at records that a consumer could not handle, replay or discard them."`
+	Topics   topicsCmd   `cmd:"" help:"Create and verify the topics."`
+	Token    tokenCmd    `cmd:"" help:"Print a token for development."`
+	Bench    benchCmd    `cmd:"" help:"Measure, beside the physical limit of the same run."`
+	Migrate  migrateCmd  `cmd:"" help:"Bring the database up to date."`
+	Version  versionCmd  `cmd:"" help:"Print the version."`
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	os.Exit(run(ctx, os.Args[1:]))
+}
+
+// run parses args and runs the command. It returns the exit code.
+func run(ctx context.Context, args []string) int {
+	var c cli
+	parser, err := kong.New(&c, kong.Name("tomato"), kong.Description("Event-sourced food delivery on Kafka and PostGIS."),
+		kong.UsageOnError(), kong.BindTo(ctx, (*context.Context)(nil)))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "tomato:", err)
+		return exitFailed
+	}
+	k, err := parser.Parse(args)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "tomato:", err)
+		return exitUsage
+	}
+	err = k.Run()
+	var usage usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &usage):
+		fmt.Fprintln(os.Stderr, "tomato:", err)
+		return exitUsage
+	}
+	fmt.Fprintln(os.Stderr, "tomato:", err)
+	return exitFailed
+}
+
+// usageError is a fault in how the command was called or configured.
+type usageError struct{ error }
+
+func usage(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// build describes the running binary.
+func build() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	version := info.Main.Version
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && len(s.Value) >= 12 && (version == "" || version == "(devel)") {
+			version = s.Value[:12]
+		}
+	}
+	return version
+}
+
+type versionCmd struct{}
+
+func (versionCmd) Run() error {
+	fmt.Println("tomato", build())
+	return nil
+}

@@ -1,0 +1,462 @@
+package main
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/exaring/otelpgx"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/commandside"
+	"tomato/commandside/gateway"
+	"tomato/commandside/shard"
+	"tomato/domain"
+	"tomato/eventlog"
+	"tomato/httpapi"
+	"tomato/migrations"
+	"tomato/migrations/cluster"
+	"tomato/projections"
+	"tomato/projections/realtime"
+	"tomato/queryside"
+)
+
+// The roles.
+const (
+	roleCommand = "command"
+	roleQuery   = "query"
+	roleFeed    = "feed"
+	roleProject = "project"
+	roleReact   = "react"
+)
+
+type serveCmd struct {
+	dirFlags
+	kafkaFlags
+	databaseFlags
+	secretFlags
+	Role         []string `default:"command,query,feed,project,react" enum:"command,query,feed,project,react" help:"What this process does."`
+	Dev          bool     `help:"Make up secrets although a broker or a database is configured."`
+	HTTPAddr     string   `name:"http-addr" env:"TOMATO_HTTP_ADDR" default:"127.0.0.1:8080" help:"Where to listen."`
+	Advertised   string   `name:"advertised-url" env:"TOMATO_ADVERTISED_URL" help:"Where other instances reach this one. Default: the listening address."`
+	JWTIssuer    string   `name:"jwt-issuer" env:"TOMATO_JWT_ISSUER" help:"Tokens must have this iss."`
+	JWTAudience  string   `name:"jwt-audience" env:"TOMATO_JWT_AUDIENCE" help:"Tokens must have this aud."`
+	KeyID        string   `name:"razorpay-key-id" env:"TOMATO_RAZORPAY_KEY_ID" help:"Of Razorpay. Unset: a simulated gateway."`
+	KeySecret    string   `name:"razorpay-key-secret" env:"TOMATO_RAZORPAY_KEY_SECRET" help:"Of Razorpay."`
+	PaymentTTL   duration `name:"payment-ttl" env:"TOMATO_PAYMENT_TTL" default:"15m" help:"An unpaid order expires after this."`
+	PaymentGrace duration `name:"payment-grace" env:"TOMATO_PAYMENT_GRACE" default:"1h" help:"It waits at most this much longer for webhooks that are not recorded yet."`
+	AcceptTTL    duration `name:"accept-ttl" env:"TOMATO_ACCEPT_TTL" default:"10m" help:"A paid order that is not accepted is cancelled after this."`
+	OfferTTL     duration `name:"offer-ttl" env:"TOMATO_OFFER_TTL" default:"30s" help:"How long a wave of offers lasts."`
+	OfferRadii   []int    `name:"offer-radii" env:"TOMATO_OFFER_RADII" default:"5000,8000,12000" help:"Meters, one per wave."`
+	OfferLimit   int      `name:"offer-limit" env:"TOMATO_OFFER_LIMIT" default:"50" help:"Riders in one wave."`
+	PositionAge  duration `name:"position-max-age" env:"TOMATO_POSITION_MAX_AGE" default:"5m" help:"Riders with an older position get no offers."`
+	ArchiveAfter duration `name:"archive-after" env:"TOMATO_ARCHIVE_AFTER" default:"720h" help:"Closed orders leave the write side after this; at least 24h."`
+	Origins      []string `name:"allowed-origins" env:"TOMATO_ALLOWED_ORIGINS" help:"For CORS and websockets."`
+}
+
+// duration is a time.Duration that must be positive.
+type duration time.Duration
+
+// UnmarshalText reads 90s, 15m, 720h.
+func (d *duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	if err == nil && v <= 0 {
+		err = errors.New("must be more than 0")
+	}
+	*d = duration(v)
+	return err
+}
+
+func (c serveCmd) validate() error {
+	switch {
+	case time.Duration(c.ArchiveAfter) < 24*time.Hour:
+		return usage("TOMATO_ARCHIVE_AFTER must be at least 24h: closed orders answer for a day")
+	case len(c.OfferRadii) == 0 || slices.Min(c.OfferRadii) < 1 || slices.Max(c.OfferRadii) > 50_000 || !slices.IsSorted(c.OfferRadii):
+		return usage("TOMATO_OFFER_RADII must be 1 to 50000 meters, each at least the one before")
+	case c.OfferLimit < 1 || c.OfferLimit > 1000:
+		return usage("TOMATO_OFFER_LIMIT must be 1 to 1000")
+	case c.Partitions < 1 || c.Partitions > 1024:
+		return usage("--partitions must be 1 to 1024")
+	case (c.KeyID == "") != (c.KeySecret == ""):
+		return usage("TOMATO_RAZORPAY_KEY_ID and TOMATO_RAZORPAY_KEY_SECRET go together")
+	case (c.has(roleReact) || c.has(roleFeed)) && !c.has(roleCommand):
+		return usage("roles react and feed issue commands: run them with role command in the same process")
+	}
+	return nil
+}
+
+func (c serveCmd) has(role string) bool { return slices.Contains(c.Role, role) }
+
+// Run serves until ctx ends, then drains.
+func (c serveCmd) Run(ctx context.Context) error {
+	s, err := startServer(ctx, c)
+	if err != nil {
+		return err
+	}
+	s.greet()
+	select {
+	case <-ctx.Done():
+	case err = <-s.failed:
+	}
+	return errors.Join(err, s.close())
+}
+
+// server is a running process: what it started, to be stopped in reverse.
+type server struct {
+	cmd      serveCmd
+	log      *slog.Logger
+	url      string
+	devMade  bool
+	failed   chan error // a part that cannot go on; the process ends
+	stops    []func(context.Context) error
+	shards   *shard.Shards
+	side     *commandside.Side
+	models   *projections.ReadModels
+	db       *pgxpool.Pool
+	runtime  *eventlog.Runtime
+	registry *prometheus.Registry
+}
+
+// stopLimit is how long a shutdown may take.
+const stopLimit = 18 * time.Second
+
+func (s *server) onStop(f func(context.Context) error) { s.stops = append(s.stops, f) }
+
+// background runs a part until the server stops; its error ends the process.
+func (s *server) background(name string, run func(context.Context) error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := run(ctx); err != nil && ctx.Err() == nil {
+			select {
+			case s.failed <- fmt.Errorf("%s: %w", name, err):
+			default:
+			}
+		}
+	}()
+	s.onStop(func(ctx context.Context) error {
+		cancel()
+		select {
+		case <-done:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("%s did not stop in time", name)
+		}
+	})
+}
+
+func (s *server) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
+	defer cancel()
+	var errs []error
+	for _, stop := range slices.Backward(s.stops) {
+		errs = append(errs, stop(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+func brokerDir(dataDir string) string { return filepath.Join(dataDir, "broker") }
+
+// startServer starts every part and returns when it listens. What it needs and
+// is not configured, it starts itself.
+func startServer(ctx context.Context, c serveCmd) (_ *server, err error) {
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	s := &server{cmd: c, log: c.logger(), failed: make(chan error, 1), registry: prometheus.NewRegistry()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+		return nil, err
+	}
+	private := len(c.Brokers) == 0 && c.DatabaseURL == ""
+	if s.devMade, err = s.cmd.develop(c.DataDir, private || c.Dev); err != nil {
+		return nil, err
+	}
+	if s.devMade {
+		s.log.Warn("using development secrets", "file", secretsFile(c.DataDir))
+	}
+	if err := s.startBroker(); err != nil {
+		return nil, err
+	}
+	if err := s.startDatabase(ctx); err != nil {
+		return nil, err
+	}
+	kafka := s.cmd.kafkaFlags.config("tomato")
+	if err := s.ensureTopics(ctx, kafka); err != nil {
+		return nil, err
+	}
+	if err := migrations.Core(ctx, s.cmd.DatabaseURL); err != nil {
+		return nil, fmt.Errorf("migrating: %w", err)
+	}
+	listener, err := net.Listen("tcp", c.HTTPAddr)
+	if err != nil {
+		return nil, err
+	}
+	s.url = "http://" + listener.Addr().String()
+	if s.cmd.Advertised == "" {
+		s.cmd.Advertised = s.url
+	}
+	if err := s.startRoles(ctx, kafka, listener); err != nil {
+		_ = listener.Close()
+		return nil, err
+	}
+	run := running{PID: os.Getpid(), Brokers: s.cmd.Brokers, DatabaseURL: s.cmd.DatabaseURL, URL: s.url}
+	if err := run.write(c.DataDir); err != nil {
+		return nil, err
+	}
+	s.onStop(func(context.Context) error { return os.Remove(runningFile(c.DataDir)) })
+	return s, nil
+}
+
+func (s *server) startBroker() error {
+	if len(s.cmd.Brokers) > 0 {
+		return nil
+	}
+	b, err := eventlog.StartBroker(brokerDir(s.cmd.DataDir), "127.0.0.1:0")
+	if err != nil {
+		return fmt.Errorf("the embedded broker: %w", err)
+	}
+	s.onStop(func(context.Context) error { b.Close(); return nil })
+	s.cmd.Brokers = []string{b.Addr()}
+	return nil
+}
+
+func (s *server) startDatabase(ctx context.Context) error {
+	if s.cmd.DatabaseURL == "" {
+		pg, err := cluster.Start(ctx, filepath.Join(s.cmd.DataDir, "postgres"), cluster.Options{})
+		if err != nil {
+			return fmt.Errorf("the private Postgres: %w", err)
+		}
+		s.onStop(pg.Stop)
+		s.cmd.DatabaseURL = pg.URL()
+	}
+	cfg, err := pgxpool.ParseConfig(s.cmd.DatabaseURL)
+	if err != nil {
+		return usage("DATABASE_URL: %w", err)
+	}
+	cfg.MaxConns = max(cfg.MaxConns, 48) // every partition of every consumer may hold one
+	cfg.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithDisableSQLStatementInAttributes())
+	if s.db, err = pgxpool.NewWithConfig(context.WithoutCancel(ctx), cfg); err != nil {
+		return err
+	}
+	s.onStop(func(context.Context) error { s.db.Close(); return nil })
+	return nil
+}
+
+func (s *server) ensureTopics(ctx context.Context, kafka eventlog.Config) error {
+	client, err := kafka.NewClient()
+	if err != nil {
+		return usageError{err}
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	layout := eventlog.Layout{Partitions: s.cmd.Partitions, Replication: s.cmd.Replication, Consumers: subscriptions()}
+	if err := eventlog.Ensure(ctx, kadm.NewClient(client), layout); err != nil {
+		return fmt.Errorf("topics: %w", err)
+	}
+	return nil
+}
+
+// startRoles starts what the roles need and serves.
+func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener net.Listener) error {
+	c := &s.cmd
+	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: c.JWTSecret, JWKSURL: c.JWKSURL, Issuer: c.JWTIssuer, Audience: c.JWTAudience, Log: s.log})
+	if err != nil {
+		return usageError{err}
+	}
+	s.onStop(func(context.Context) error { auth.Close(); return nil })
+	api := httpapi.New(httpapi.Options{Auth: auth, AllowedOrigins: c.Origins, Log: s.log, Registry: s.registry, Title: "Tomato", Version: build()})
+	positions := eventlog.NewPositions(s.db)
+	s.models = &projections.ReadModels{DB: s.db, DatabaseURL: c.DatabaseURL, Kafka: kafka, Positions: positions, Log: s.log}
+	if err := s.models.Ensure(ctx); err != nil {
+		return fmt.Errorf("read models: %w", err)
+	}
+	s.background("following the read models", func(ctx context.Context) error { s.models.Follow(ctx); return nil })
+	s.runtime = &eventlog.Runtime{Kafka: kafka, Partitions: c.Partitions, DB: s.db, Registry: s.registry, Log: s.log}
+	var health health
+
+	if c.has(roleCommand) {
+		if err := s.startCommands(kafka, positions, &health); err != nil {
+			return err
+		}
+		s.side.Routes(api)
+	}
+	if c.has(roleProject) {
+		s.background("projections", func(ctx context.Context) error { return s.models.Project(ctx, s.runtime) })
+	}
+	if c.has(roleReact) {
+		s.background("policies", func(ctx context.Context) error { return s.runtime.Run(ctx, s.side.Policies()...) })
+		s.background("timers", s.side.RunTimers)
+		if g, ok := s.side.Gateway.(*gateway.Simulated); ok {
+			s.background("simulated gateway", g.Run)
+		}
+	}
+	if c.has(roleQuery) {
+		q := &queryside.Side{Models: s.models, Log: s.log, Consumers: s.runtime, DeadLetters: &eventlog.DeadLetters{DB: s.db, Kafka: kafka}}
+		q.Routes(api)
+	}
+	if c.has(roleFeed) {
+		if err := s.startFeed(kafka, auth, api, &health); err != nil {
+			return err
+		}
+	}
+	health.add("consumers", func(context.Context) error {
+		if stopped := s.runtime.Stopped(); len(stopped) > 0 {
+			return fmt.Errorf("standing still: %s", strings.Join(stopped, ", "))
+		}
+		return nil
+	})
+	health.add("database", func(ctx context.Context) error { return s.db.Ping(ctx) })
+	api.Router.Get("/healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
+	api.Router.Get("/readyz", health.serve)
+	api.Router.Handle("/metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}))
+
+	httpServer := httpapi.NewServer(api)
+	go func() {
+		if err := httpServer.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			s.failed <- err
+		}
+	}()
+	s.onStop(httpServer.Shutdown)
+	return nil
+}
+
+func (s *server) startCommands(kafka eventlog.Config, positions *eventlog.Positions, health *health) error {
+	c := &s.cmd
+	producer, err := kafka.NewClient(kgo.RequiredAcks(kgo.AllISRAcks()), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0))
+	if err != nil {
+		return err
+	}
+	s.onStop(func(context.Context) error { producer.Close(); return nil })
+	s.side = &commandside.Side{
+		Config: commandside.Config{
+			PaymentTTL: time.Duration(c.PaymentTTL), PaymentGrace: time.Duration(c.PaymentGrace), AcceptTTL: time.Duration(c.AcceptTTL),
+			OfferTTL: time.Duration(c.OfferTTL), OfferRadii: c.OfferRadii, OfferLimit: c.OfferLimit,
+			PositionMaxAge: time.Duration(c.PositionAge), ArchiveAfter: time.Duration(c.ArchiveAfter),
+			InternalKey: c.InternalKey, WebhookSecrets: c.WebhookSecrets, CommandDeadline: 5 * time.Second,
+		},
+		Producer: producer, Kafka: kafka, Partitions: c.Partitions, DB: s.db, Log: s.log,
+		GatewayOrders: s.models, Search: riderSearch{s.models}, Inbox: positions,
+		WebhooksHandled: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_webhooks_handled_total", Help: "Webhooks of the inbox, by event and outcome."}, []string{"event", "outcome"}),
+	}
+	s.registry.MustRegister(s.side.WebhooksHandled)
+	if c.KeyID != "" {
+		s.side.Gateway = gateway.NewRazorpay(c.KeyID, c.KeySecret, gateway.RazorpayOptions{})
+	} else {
+		s.log.Warn("no Razorpay key is set: payments go to a simulated gateway")
+		s.side.Gateway = gateway.NewSimulated(s.db, s.url+"/v1/webhooks/razorpay", c.WebhookSecrets, s.log)
+	}
+	menus := shard.NewMenus()
+	s.background("menus", func(ctx context.Context) error { return menus.Run(ctx, kafka, s.log) })
+	s.shards, err = shard.NewShards(shard.Config{Kafka: kafka, Partitions: c.Partitions, Build: build(), Menus: menus,
+		PaymentGrace: time.Duration(c.PaymentGrace), InboxPassed: s.side.InboxPassed, Registry: s.registry, Log: s.log})
+	if err != nil {
+		return err
+	}
+	s.side.Commands = s.shards
+	s.background("shards", s.shards.Run)
+	health.add("shards", func(context.Context) error {
+		if serving, assigned := s.shards.Serving(); serving < assigned || assigned == 0 {
+			return fmt.Errorf("%d of %d assigned shards are served", serving, assigned)
+		}
+		return nil
+	})
+	return nil
+}
+
+func (s *server) startFeed(kafka eventlog.Config, auth *httpapi.Authenticator, api *httpapi.API, health *health) error {
+	mac := hmac.New(sha256.New, []byte(s.cmd.InternalKey))
+	mac.Write([]byte("feed cursor"))
+	hub, err := queryside.NewHub(queryside.HubConfig{Key: mac.Sum(nil), Registry: s.registry})
+	if err != nil {
+		return err
+	}
+	feed := &queryside.Feed{Hub: hub, Auth: auth, Orders: s.models, Locations: locations{s.side}, AllowedOrigins: s.cmd.Origins, Log: s.log}
+	feed.Routes(api)
+	projector := &realtime.Projector{Kafka: kafka, Loader: s.models, Sink: hub, Registry: s.registry, Log: s.log}
+	s.background("feed", projector.Run)
+	s.onStop(hub.Drain)
+	health.add("feed", func(context.Context) error {
+		if !hub.IsReady() {
+			return errors.New("catching up")
+		}
+		return nil
+	})
+	return nil
+}
+
+// health is what /readyz asks: every check, each time.
+type health struct {
+	mu     sync.Mutex
+	checks []check
+}
+
+type check struct {
+	name string
+	ask  func(context.Context) error
+}
+
+func (h *health) add(name string, ask func(context.Context) error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.checks = append(h.checks, check{name, ask})
+}
+
+func (h *health) serve(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+	defer cancel()
+	h.mu.Lock()
+	checks := h.checks
+	h.mu.Unlock()
+	var reasons []string
+	for _, c := range checks {
+		if err := c.ask(ctx); err != nil {
+			reasons = append(reasons, c.name+": "+err.Error())
+		}
+	}
+	if len(reasons) > 0 {
+		httpapi.WriteProblem(w, httpapi.Unavailable("not_ready", strings.Join(reasons, "; "), time.Second))
+		return
+	}
+	_, _ = w.Write([]byte("ready\n"))
+}
+
+// greet tells a newcomer where to go and how to get in.
+func (s *server) greet() {
+	fmt.Printf("tomato %s serves %s at %s\n", build(), strings.Join(s.cmd.Role, ", "), s.url)
+	if !s.devMade {
+		return
+	}
+	fmt.Println("development tokens, valid for 24 hours:")
+	for _, a := range []domain.Actor{{Sub: "ops1", Role: domain.Ops}, {Sub: "staff1", Role: domain.Restaurant, RestaurantID: "rest1"},
+		{Sub: "rider1", Role: domain.Rider}, {Sub: "cust1", Role: domain.Customer}} {
+		token, err := httpapi.MintToken(s.cmd.JWTSecret, a, 24*time.Hour)
+		if err != nil {
+			return // tokens come from elsewhere (JWKS)
+		}
+		fmt.Printf("  %s=%s\n", strings.ToUpper(string(a.Role)), token)
+	}
+}

@@ -1,0 +1,55 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"tomato/cmd/tomato/simulate"
+)
+
+type simulateCmd struct {
+	dirFlags
+	Orders    int           `help:"How many; default 100, with a dataset all of it."`
+	Riders    int           `help:"How many; default 50, with a dataset those in it."`
+	Rate      float64       `help:"Orders placed per second at most; 0: as fast as the system follows."`
+	Dataset   string        `type:"existingfile" help:"Replay these deliveries (CSV)."`
+	URL       string        `help:"Of a running serve; several separated by commas. Default: the one with this data directory."`
+	Seed      int64         `default:"1" help:"Same seed, same plans."`
+	Timeout   time.Duration `default:"2m" help:"Longest time without progress."`
+	JSON      bool          `name:"json" help:"The report as JSON."`
+	JWTSecret string        `env:"TOMATO_JWT_SECRET" help:"Unset: the development secret in the data directory."`
+	Issuer    string        `env:"TOMATO_JWT_ISSUER" help:"iss of the tokens."`
+	Audience  string        `env:"TOMATO_JWT_AUDIENCE" help:"aud of the tokens."`
+}
+
+func (c simulateCmd) Run(ctx context.Context) error {
+	secret := c.JWTSecret
+	if secret == "" {
+		s, err := readSecrets(c.DataDir)
+		if errors.Is(err, fs.ErrNotExist) {
+			return usage("no development secret in %s: run `tomato serve` beside this, or set TOMATO_JWT_SECRET", c.DataDir)
+		}
+		if err != nil {
+			return err
+		}
+		secret = s.JWTSecret
+	}
+	if c.URL == "" {
+		if r, err := readRunning(c.DataDir); err == nil {
+			c.URL = r.URL
+		}
+	}
+	report, err := simulate.Run(ctx, simulate.Options{Orders: c.Orders, Riders: c.Riders, Rate: c.Rate, Dataset: c.Dataset, URL: c.URL,
+		JWTSecret: secret, JWTIssuer: c.Issuer, JWTAudience: c.Audience, Seed: c.Seed, Timeout: c.Timeout, JSON: c.JSON, Out: os.Stdout})
+	if err != nil {
+		return err
+	}
+	if n := report.Broken(); n > 0 {
+		return fmt.Errorf("%d broken promises", n)
+	}
+	return nil
+}

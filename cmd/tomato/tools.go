@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"tomato/domain"
+	"tomato/eventlog"
+	"tomato/httpapi"
+	"tomato/migrations"
+)
+
+type brokerCmd struct {
+	dirFlags
+	Addr string `default:"127.0.0.1:9092" help:"Where to listen."`
+}
+
+func (c brokerCmd) Run(ctx context.Context) error {
+	b, err := eventlog.StartBroker(brokerDir(c.DataDir), c.Addr)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	fmt.Println("broker listening on", b.Addr())
+	<-ctx.Done()
+	return nil
+}
+
+type topicsCmd struct {
+	Ensure   topicsEnsureCmd   `cmd:"" help:"Create the topics that are missing and verify the others."`
+	Describe topicsDescribeCmd `cmd:"" help:"Show the topics and what is wrong with them."`
+}
+
+type topicsEnsureCmd struct{ toolFlags }
+
+func (c topicsEnsureCmd) Run(ctx context.Context) error {
+	return c.withAdmin(func(adm *kadm.Client) error {
+		if err := eventlog.Ensure(ctx, adm, c.layout()); err != nil {
+			return err
+		}
+		fmt.Println("all topics are there and as they must be")
+		return nil
+	})
+}
+
+type topicsDescribeCmd struct {
+	toolFlags
+	JSON bool `name:"json" help:"As JSON."`
+}
+
+func (c topicsDescribeCmd) Run(ctx context.Context) error {
+	return c.withAdmin(func(adm *kadm.Client) error {
+		rows, err := eventlog.Describe(ctx, adm, c.layout())
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			return json.NewEncoder(os.Stdout).Encode(rows)
+		}
+		w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
+		fmt.Fprintln(w, "TOPIC\tPARTITIONS\tREPLICATION\tPOLICY\tRETENTION\tRECORDS\tPROBLEMS")
+		for _, r := range rows {
+			keep := "for ever"
+			if r.RetentionMS >= 0 {
+				keep = (time.Duration(r.RetentionMS) * time.Millisecond).String()
+			}
+			if r.Missing {
+				keep = "missing"
+			}
+			fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%d\t%v\n", r.Topic, r.Partitions, r.Replication, r.CleanupPolicy, keep, r.Records, r.Problems)
+		}
+		return w.Flush()
+	})
+}
+
+func (f *toolFlags) layout() eventlog.Layout {
+	return eventlog.Layout{Partitions: f.Partitions, Replication: f.Replication, Consumers: subscriptions()}
+}
+
+func (f toolFlags) withAdmin(do func(*kadm.Client) error) error {
+	if len(f.Brokers) == 0 {
+		if err := f.resolve(); err != nil {
+			return err
+		}
+	}
+	client, err := f.kafkaFlags.config("tomato-tool").NewClient()
+	if err != nil {
+		return usageError{err}
+	}
+	defer client.Close()
+	return do(kadm.NewClient(client))
+}
+
+type tokenCmd struct {
+	dirFlags
+	JWTSecret  string        `env:"TOMATO_JWT_SECRET" help:"Unset: the development secret in the data directory."`
+	Issuer     string        `env:"TOMATO_JWT_ISSUER" help:"iss of the token."`
+	Audience   string        `env:"TOMATO_JWT_AUDIENCE" help:"aud of the token."`
+	Role       string        `required:"" enum:"customer,restaurant,rider,ops" help:"customer, restaurant, rider or ops."`
+	Sub        string        `required:"" help:"Who: the customer's or rider's id."`
+	Restaurant string        `help:"The restaurant's id, for role restaurant."`
+	TTL        time.Duration `default:"24h" help:"How long it is valid."`
+}
+
+func (c tokenCmd) Run() error {
+	secret := c.JWTSecret
+	if secret == "" {
+		s, err := readSecrets(c.DataDir)
+		if errors.Is(err, fs.ErrNotExist) {
+			return usage("no development secret in %s: run `tomato serve` once, or set TOMATO_JWT_SECRET", c.DataDir)
+		}
+		if err != nil {
+			return err
+		}
+		secret = s.JWTSecret
+	}
+	token, err := mint(secret, domain.Actor{Sub: c.Sub, Role: domain.Role(c.Role), RestaurantID: c.Restaurant}, c.TTL)
+	if err != nil {
+		return usageError{err}
+	}
+	fmt.Println(token)
+	return nil
+}
+
+func mint(secret string, a domain.Actor, ttl time.Duration) (string, error) {
+	return httpapi.MintToken(secret, a, ttl)
+}
+
+type migrateCmd struct{ toolFlags }
+
+func (c migrateCmd) Run(ctx context.Context) error {
+	if c.DatabaseURL == "" {
+		if err := c.resolve(); err != nil {
+			return err
+		}
+	}
+	if err := migrations.Core(ctx, c.DatabaseURL); err != nil {
+		return err
+	}
+	fmt.Println("the database is up to date")
+	return nil
+}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"tomato/commandside"
+	"tomato/domain"
+	"tomato/eventlog"
+	"tomato/projections"
+)
+
+// The sides do not know one another. These adapters join what one needs of
+// another.
+
+// riderSearch is the riders read model as dispatch asks it.
+type riderSearch struct{ models *projections.ReadModels }
+
+func (r riderSearch) Nearest(ctx context.Context, searches []commandside.Search, maxAge time.Duration, after eventlog.Token) ([][]commandside.Candidate, error) {
+	asked := make([]projections.Search, len(searches))
+	for i, s := range searches {
+		asked[i] = projections.Search(s)
+	}
+	found, err := r.models.Nearest(ctx, asked, maxAge, after)
+	if err != nil {
+		return nil, err
+	}
+	out := make([][]commandside.Candidate, len(found))
+	for i, cs := range found {
+		out[i] = make([]commandside.Candidate, len(cs))
+		for j, c := range cs {
+			out[i][j] = commandside.Candidate(c)
+		}
+	}
+	return out, nil
+}
+
+func (r riderSearch) Waiting(ctx context.Context, riderIDs []string, radii []int, maxAge time.Duration, after eventlog.Token) ([]commandside.WaitingOrder, error) {
+	found, err := r.models.Waiting(ctx, riderIDs, radii, maxAge, after)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]commandside.WaitingOrder, len(found))
+	for i, w := range found {
+		out[i] = commandside.WaitingOrder{OrderID: w.OrderID, RiderID: w.RiderID, DistanceMeters: w.DistanceMeters}
+	}
+	return out, nil
+}
+
+// locations takes positions that riders send over their feed.
+type locations struct{ side *commandside.Side }
+
+func (l locations) ReportLocation(ctx context.Context, riderID string, at domain.Point) error {
+	return l.side.ReportLocation(ctx, riderID, at, time.Time{})
+}
+
+// subscriptions are all consumers with the topics they read: what has retry
+// and dead letter topics.
+func subscriptions() []eventlog.Subscription {
+	var all []eventlog.Subscription
+	for _, c := range new(commandside.Side).Policies() {
+		all = append(all, eventlog.Subscription{Name: c.Name, Topics: c.Topics})
+	}
+	for _, model := range projections.Models {
+		all = append(all, eventlog.Subscription{Name: model, Topics: projections.Topics(model)})
+	}
+	return all
+}
