@@ -1,0 +1,82 @@
+package domain_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"tomato/domain"
+)
+
+func TestPoint(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		in   string
+		want domain.Point
+		out  string // "" where it is refused
+	}{
+		{`{"type":"Point","coordinates":[77.5946,12.9716]}`, domain.Point{Lng: 77.5946, Lat: 12.9716}, `{"type":"Point","coordinates":[77.5946,12.9716]}`},
+		{`{"type":"Point","coordinates":[-180,90,920.5]}`, domain.Point{Lng: -180, Lat: 90}, `{"type":"Point","coordinates":[-180,90]}`},
+		{`{"type":"Point","coordinates":[1e-7,0]}`, domain.Point{Lng: 1e-7}, `{"type":"Point","coordinates":[1e-07,0]}`},
+		{`{"type":"Point","coordinates":[180.01,0]}`, domain.Point{}, ""},
+		{`{"type":"Point","coordinates":[12.9716,-90.1]}`, domain.Point{}, ""},
+		{`{"type":"Point","coordinates":[1]}`, domain.Point{}, ""},
+		{`{"type":"Point","coordinates":[1,2,3,4]}`, domain.Point{}, ""},
+		{`{"type":"Point"}`, domain.Point{}, ""},
+		{`{"type":"LineString","coordinates":[1,2]}`, domain.Point{}, ""},
+		{`{"coordinates":[1,2]}`, domain.Point{}, ""},
+		{`[1,2]`, domain.Point{}, ""},
+	} {
+		var p domain.Point
+		err := json.Unmarshal([]byte(c.in), &p)
+		if (err == nil) != (c.out != "") {
+			t.Errorf("%s: %v", c.in, err)
+			continue
+		}
+		if err != nil {
+			continue
+		}
+		if out, err := json.Marshal(p); p != c.want || err != nil || string(out) != c.out {
+			t.Errorf("%s: got %+v, written %s (%v)", c.in, p, out, err)
+		}
+	}
+	for _, p := range []domain.Point{{Lng: math.NaN()}, {Lat: math.NaN()}, {Lng: math.Inf(1)}, {Lat: -91}} {
+		if p.Valid() {
+			t.Errorf("%+v is valid", p)
+		}
+	}
+}
+
+func TestValidID(t *testing.T) {
+	t.Parallel()
+	for id, want := range map[string]bool{
+		"a": true, "A-Za_z0-9": true, strings.Repeat("x", 64): true,
+		"": false, strings.Repeat("x", 65): false, "a b": false, "a/b": false, "é": false, "a\n": false, "a.b": false, "order:1": false,
+	} {
+		if domain.ValidID(id) != want {
+			t.Errorf("ValidID(%q) = %v", id, !want)
+		}
+	}
+}
+
+func TestRefusal(t *testing.T) {
+	t.Parallel()
+	err := fmt.Errorf("while deciding: %w", domain.Refuse(domain.RiderBusy, "has %s", "o1"))
+	if domain.RefusedWith(err) != domain.RiderBusy || !strings.HasSuffix(err.Error(), "rider_busy: has o1") {
+		t.Error(err)
+	}
+	if domain.RefusedWith(nil) != "" || domain.RefusedWith(fmt.Errorf("broken")) != "" {
+		t.Error("what is no refusal has a code")
+	}
+}
+
+func TestTime(t *testing.T) {
+	t.Parallel()
+	in := time.Date(2026, 1, 2, 3, 4, 5, 6_007_008, time.FixedZone("IST", 19800))
+	if got, want := domain.Time(in), time.Date(2026, 1, 1, 21, 34, 5, 6_000_000, time.UTC); got != want {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
