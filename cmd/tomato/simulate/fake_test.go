@@ -1,6 +1,7 @@
 package simulate
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -557,7 +558,8 @@ func (f *fake) feed(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer conn.CloseNow()
-	ctx := r.Context()
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
 	write := func(v any) bool {
 		b, _ := json.Marshal(v)
 		return conn.Write(ctx, websocket.MessageText, b) == nil
@@ -578,7 +580,7 @@ func (f *fake) feed(w http.ResponseWriter, r *http.Request) {
 		for {
 			_, b, err := conn.Read(ctx)
 			if err != nil {
-				conn.CloseNow()
+				cancel()
 				return
 			}
 			var op struct{ Op, Room string }

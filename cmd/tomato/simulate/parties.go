@@ -16,13 +16,7 @@ import (
 )
 
 const (
-	// feedPatience is how long a party waits for its feed before it acts on
-	// what it reads by REST. The missing message is judged at the end.
-	feedPatience = 10 * time.Second
-	// webhookPatience is how long a customer waits before the gateway is made
-	// to send a webhook again that was lost on purpose.
-	webhookPatience = 2 * time.Second
-	pollEvery       = 5 * time.Second
+	pollEvery = 5 * time.Second
 	// maxRacers is how many riders of one wave accept an order at once; the
 	// others look again when it is still open.
 	maxRacers    = 4
@@ -265,7 +259,7 @@ func (s *sim) pay(ctx context.Context, r *record, c *customer) {
 		send(id, "captured", r.amount, "")
 	case payDroppedGone:
 		send(id, "captured", r.amount, faults[p])
-		r.await(ctx, webhookPatience, paid)
+		r.await(ctx, s.opt.webhookPatience, paid)
 		s.cancel(ctx, r, c.token, "no confirmation")
 	case payWrongAmount:
 		send(id, "captured", max(1, r.amount+r.plan.wrongBy), "")
@@ -288,7 +282,7 @@ func (s *sim) pay(ctx context.Context, r *record, c *customer) {
 		send(id, "captured", r.amount, faults[p])
 		// The gateway sends the same payment's webhook again until it is taken.
 		for range 5 {
-			if r.await(ctx, webhookPatience, paid) || ctx.Err() != nil {
+			if r.await(ctx, s.opt.webhookPatience, paid) || ctx.Err() != nil {
 				break
 			}
 			send(id, "captured", r.amount, "")
@@ -334,7 +328,7 @@ func (s *sim) follow(ctx context.Context, r *record, c *customer) {
 		r.mu.Lock()
 		start := r.payment == "paid" && r.status == "placed"
 		r.mu.Unlock()
-		if start && r.await(ctx, feedPatience, func() bool { return r.status != "placed" }) {
+		if start && r.await(ctx, s.opt.feedPatience, func() bool { return r.status != "placed" }) {
 			continue
 		}
 		if start && r.cooking.CompareAndSwap(false, true) {
@@ -417,14 +411,14 @@ func (s *sim) cook(ctx context.Context, r *record, k *restaurant) {
 		return
 	case r.plan.end == endCustomerPaid:
 		// The customer cancels a paid order that nobody has accepted yet.
-		if r.await(ctx, feedPatience, func() bool { return closed(r.status) }) {
+		if r.await(ctx, s.opt.feedPatience, func() bool { return closed(r.status) }) {
 			return
 		}
 	}
 	if _, ok := s.command(ctx, r, k.token, "accept-order", "", object{"prepMinutes": 5}, s.voidable(r)...); !ok {
 		return
 	}
-	if r.plan.end == endCustomerAccepted && r.await(ctx, feedPatience, func() bool { return closed(r.status) }) {
+	if r.plan.end == endCustomerAccepted && r.await(ctx, s.opt.feedPatience, func() bool { return closed(r.status) }) {
 		return
 	}
 	if _, ok := s.command(ctx, r, k.token, "preparing", "", nil, s.voidable(r)...); !ok {
@@ -599,7 +593,7 @@ func (d *rider) accept(ctx context.Context, s *sim, r *record, two bool) bool {
 	r.mu.Unlock()
 	allowed = append(allowed, r.newRound()...)
 	d.mu.Lock()
-	if two || time.Since(d.freed) < feedPatience {
+	if two || time.Since(d.freed) < s.opt.feedPatience {
 		// Two accepts at once, or a cancel under way that frees the rider.
 		allowed = append(allowed, "rider_busy")
 	}
@@ -640,7 +634,7 @@ func (d *rider) carry(ctx context.Context, s *sim, r *record) {
 		return
 	}
 	d.feed.locate(ctx, r.pickUp)
-	if r.plan.end == endOpsAssigned && r.await(ctx, feedPatience, func() bool { return closed(r.status) }) {
+	if r.plan.end == endOpsAssigned && r.await(ctx, s.opt.feedPatience, func() bool { return closed(r.status) }) {
 		return
 	}
 	if _, ok := s.command(ctx, r, d.token, "pick-up", d.id, nil, s.voidable(r)...); !ok {

@@ -57,6 +57,13 @@ type Options struct {
 	Timeout  time.Duration // longest time without progress, default 2 min
 	RetryFor time.Duration // longest time for one call with its retries, default 1 min
 
+	// feedPatience is how long a party waits for its feed before it acts on
+	// what it reads by REST; the missing message is judged at the end. Default 10 s.
+	feedPatience time.Duration
+	// webhookPatience is how long a customer waits before the gateway is made
+	// to send a webhook again that was lost on purpose. Default 2 s.
+	webhookPatience time.Duration
+
 	JSON     bool      // the report as one JSON object
 	Out      io.Writer // of the report, default os.Stdout
 	Progress io.Writer // bar on a terminal, lines elsewhere; default os.Stderr
@@ -77,6 +84,12 @@ func (o Options) withDefaults() Options {
 	}
 	if o.RetryFor <= 0 {
 		o.RetryFor = time.Minute
+	}
+	if o.feedPatience <= 0 {
+		o.feedPatience = 10 * time.Second
+	}
+	if o.webhookPatience <= 0 {
+		o.webhookPatience = 2 * time.Second
 	}
 	if o.Out == nil {
 		o.Out = os.Stdout
