@@ -1,0 +1,500 @@
+package queryside
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/google/uuid"
+	"golang.org/x/time/rate"
+
+	"tomato/domain"
+	"tomato/domain/feed"
+	"tomato/eventlog"
+	"tomato/httpapi"
+)
+
+// OrderParties asks the orders read model.
+type OrderParties interface {
+	// OrderParty says whether actor is a party of the order: its customer, its
+	// restaurant, its rider, or a rider whom it is offered to. Of an order that
+	// the read model does not have it is false.
+	OrderParty(ctx context.Context, orderID string, actor domain.Actor) (bool, error)
+}
+
+// LocationReporter takes positions of riders, as PUT /v1/riders/{id}/location
+// does; a zero recordedAt is now. An error that is eventlog.ErrAway may pass.
+type LocationReporter interface {
+	ReportLocation(ctx context.Context, riderID string, at domain.Point, recordedAt time.Time) error
+}
+
+// Feed is the endpoints of the realtime feeds: GET /v1/feed as websocket and
+// GET /v1/feed/sse. The hub and what the contract says of rooms is common to
+// both; an SSE client names further rooms in the query (?room=order:<id>,
+// repeatable), as a websocket client may, too.
+//
+// Beside the contract: the answer's header Feed-Cursor is the cursor at the
+// time of the joining; feed:joined, feed:reset and feed:left carry one, and so
+// does feed:ping, which goes out every PingEvery. A cursor holds the rooms joined
+// beside those of the token, so a client that resumes is in them again.
+// Close codes: see closing.
+type Feed struct {
+	Hub            *Hub
+	Auth           *httpapi.Authenticator
+	Orders         OrderParties
+	Locations      LocationReporter // nil: refused as not_configured
+	AllowedOrigins []string         // beside the server's own: https://app.example, *.example, or * for any
+	Log            *slog.Logger     // nil: slog.Default()
+
+	PingEvery    time.Duration // 0: 25 s
+	PongWithin   time.Duration // 0: 10 s; a websocket that does not answer a ping is cut off
+	WriteTimeout time.Duration // 0: 10 s; of one write to a connection
+}
+
+// Limits of one connection.
+const (
+	maxOpBytes      = 4 << 10
+	opsPerSecond    = 20
+	opsBurst        = 100
+	locationsPerSec = 10
+	locationsBurst  = 20
+	floodAfter      = 200 // refused operations in a row
+	maxTakeBytes    = 64 << 10
+	maxQueryRooms   = 64
+
+	tokenWait  = 5 * time.Second         // for a Consistency-Token
+	cursorWait = 2 * time.Second         // for the hub to reach a cursor of an instance that is ahead
+	partyWait  = 1500 * time.Millisecond // for the read model to have a fresh order
+	partyEvery = 50 * time.Millisecond
+	opTimeout  = 5 * time.Second
+)
+
+// Routes adds the endpoints.
+func (f *Feed) Routes(api *httpapi.API) {
+	query := func(name, doc string) *huma.Param {
+		return &huma.Param{Name: name, In: "query", Description: doc, Schema: &huma.Schema{Type: huma.TypeString}}
+	}
+	params := func() []*huma.Param {
+		return []*huma.Param{
+			query("token", "The bearer token, where no header can be set."),
+			query("cursor", "The cursor of the last message that was received: the first message is feed:resumed, then what was missed, or feed:reset."),
+			query("room", "A room to join beside those of the token; repeatable."),
+			{Name: "Consistency-Token", In: "header", Description: "The feed waits until it has passed it.", Schema: &huma.Schema{Type: huma.TypeString}},
+		}
+	}
+	errs := []int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusUnprocessableEntity, http.StatusServiceUnavailable}
+	api.Handle(huma.Operation{Method: http.MethodGet, Path: "/v1/feed", OperationID: "feed", Tags: []string{"feed"},
+		Summary: "Realtime feed as websocket", Description: "Messages are described in /asyncapi.json. The token may also be the subprotocol bearer.<token>.",
+		Parameters: params(), Errors: append([]int{http.StatusUpgradeRequired}, errs...),
+		Responses: map[string]*huma.Response{"101": {Description: "A websocket; the token's rooms are joined."}}}, nil, f.websocket)
+	api.Handle(huma.Operation{Method: http.MethodGet, Path: "/v1/feed/sse", OperationID: "feed-sse", Tags: []string{"feed"},
+		Summary: "Realtime feed as Server-Sent Events", Description: "Each event's data is a message as on the websocket, its id the cursor.",
+		Parameters: append(params(), &huma.Param{Name: "Last-Event-ID", In: "header", Description: "As cursor; it goes before it.", Schema: &huma.Schema{Type: huma.TypeString}}),
+		Errors:     errs,
+		Responses: map[string]*huma.Response{"200": {Description: "The stream; the token's rooms are joined.",
+			Content: map[string]*huma.MediaType{"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString}}}}}}, nil, f.sse)
+}
+
+// session is a connection that has joined its rooms, before its answer leaves.
+type session struct {
+	*subscriber
+	cursor  string // at the joining
+	expires time.Time
+}
+
+// session does what both endpoints have in common, up to the joining, for an
+// actor whose token is good until expires. The error is a *httpapi.Problem.
+func (f *Feed) session(r *http.Request, actor domain.Actor, expires time.Time, cursor string) (*session, error) {
+	q := r.URL.Query()
+	rooms := slices.Compact(q["room"])
+	if len(rooms) > maxQueryRooms {
+		return nil, httpapi.Invalid(httpapi.FieldError{Location: "query.room", Message: "at most " + strconv.Itoa(maxQueryRooms) + " rooms"})
+	}
+	for _, room := range rooms {
+		if !feed.ValidRoom(room) {
+			return nil, httpapi.Invalid(httpapi.FieldError{Location: "query.room", Message: "not the name of a room"})
+		}
+	}
+	after, err := eventlog.ParseToken(cmp.Or(r.Header.Get("Consistency-Token"), q.Get("consistencyToken")))
+	if err != nil {
+		return nil, httpapi.Invalid(httpapi.FieldError{Location: "header.Consistency-Token", Message: err.Error()})
+	}
+	if after != nil {
+		ctx, cancel := context.WithTimeout(r.Context(), tokenWait)
+		defer cancel()
+		if f.Hub.passed(ctx, after) != nil {
+			return nil, httpapi.Unavailable("consistency_token_not_ready", "The feed has not reached the Consistency-Token in time.", time.Second)
+		}
+	}
+	for _, room := range rooms {
+		if p := f.mayJoin(r.Context(), actor, room); p != nil {
+			return nil, p
+		}
+	}
+	if cursor != "" {
+		ctx, cancel := context.WithTimeout(r.Context(), cursorWait)
+		defer cancel()
+		_ = f.Hub.reachedCursor(ctx, cursor, actor) // if not, open says feed:reset
+	}
+	s, at, err := f.Hub.open(actor, rooms, cursor)
+	if err != nil {
+		return nil, httpapi.Unavailable("unavailable", "No feed can be opened here now: "+err.Error()+".", time.Second)
+	}
+	return &session{subscriber: s, cursor: at, expires: expires}, nil
+}
+
+// mayJoin says why actor may not join the room, or nil.
+func (f *Feed) mayJoin(ctx context.Context, actor domain.Actor, room string) *httpapi.Problem {
+	if actor.Role == domain.Ops || slices.Contains(feed.RoomsOf(actor), room) {
+		return nil
+	}
+	id, ok := feed.OrderOf(room)
+	if !ok {
+		return httpapi.NewProblem(http.StatusForbidden, "forbidden", "The room is not for this token.")
+	}
+	notFound := httpapi.NewProblem(http.StatusNotFound, "order_not_found", "There is no such order, or the caller is no party to it.")
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	tick := time.NewTicker(partyEvery)
+	defer tick.Stop()
+	for until := time.Now().Add(partyWait); ; {
+		// The hub has seen a fresh order before the read model has; what it
+		// knows of an older one is only what happened lately.
+		is, known := f.Hub.party(actor, id)
+		if is {
+			return nil
+		}
+		if known && actor.Role != domain.Rider {
+			return notFound // customer and restaurant never change
+		}
+		is, err := f.Orders.OrderParty(ctx, id, actor)
+		if err != nil {
+			f.log().Warn("the feed cannot ask for an order's parties", "error", err)
+			return httpapi.Unavailable("unavailable", "The order's parties cannot be looked up now.", time.Second)
+		}
+		if is {
+			return nil
+		}
+		if !time.Now().Before(until) || !fresh(id) && actor.Role != domain.Rider {
+			return notFound
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return httpapi.FromError("order", ctx.Err())
+		}
+	}
+}
+
+// fresh says whether an order was placed so lately that the read model may not
+// have it: its id is a UUIDv7, with the time inside.
+func fresh(orderID string) bool {
+	u, err := uuid.Parse(orderID)
+	if err != nil || u.Version() != 7 {
+		return false
+	}
+	sec, nsec := u.Time().UnixTime()
+	return time.Since(time.Unix(sec, nsec)) < time.Minute
+}
+
+const subprotocolPrefix = "bearer."
+
+// websocket serves GET /v1/feed.
+func (f *Feed) websocket(w http.ResponseWriter, r *http.Request) {
+	token, subprotocol := cmp.Or(httpapi.TokenFromRequest(r), r.URL.Query().Get("token")), ""
+	for _, list := range r.Header.Values("Sec-WebSocket-Protocol") {
+		for p := range strings.SplitSeq(list, ",") {
+			p = strings.TrimSpace(p)
+			if t, ok := strings.CutPrefix(p, subprotocolPrefix); ok {
+				// Echoed also where the token came otherwise: a client that
+				// offers one fails the connection if none is chosen.
+				token, subprotocol = cmp.Or(token, t), p
+			}
+		}
+	}
+	actor, expires, err := f.Auth.Authenticate(token)
+	if err != nil {
+		httpapi.WriteProblem(w, httpapi.FromError("feed", err))
+		return
+	}
+	if p := f.upgradeFault(w, r); p != nil {
+		httpapi.WriteProblem(w, p)
+		return
+	}
+	s, err := f.session(r, actor, expires, cmp.Or(r.URL.Query().Get("cursor"), r.Header.Get("Last-Event-ID")))
+	if err != nil {
+		httpapi.WriteProblem(w, httpapi.FromError("feed", err))
+		return
+	}
+	defer f.Hub.leave(s.subscriber)
+	w.Header().Set("Feed-Cursor", s.cursor)
+	corked := &corkWriter{ResponseWriter: w, timeout: cmp.Or(f.WriteTimeout, 10*time.Second)}
+	opts := &websocket.AcceptOptions{InsecureSkipVerify: true} // upgradeFault has checked the origin
+	if subprotocol != "" {
+		opts.Subprotocols = []string{subprotocol}
+	}
+	conn, err := websocket.Accept(corked, r, opts)
+	if err != nil {
+		f.log().Warn("a feed could not be upgraded", "error", err)
+		return
+	}
+	defer conn.CloseNow()
+	conn.SetReadLimit(maxOpBytes)
+	// Not the request's context: its end is unspecified once the connection is
+	// taken over.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
+	writerDone := make(chan struct{})
+	go func() {
+		defer close(writerDone)
+		f.writeWebsocket(ctx, conn, corked.conn, s)
+	}()
+	f.readOps(ctx, conn, s)
+	cancel()
+	<-writerDone
+}
+
+// upgradeFault says why the request cannot become a websocket, or nil.
+func (f *Feed) upgradeFault(w http.ResponseWriter, r *http.Request) *httpapi.Problem {
+	has := func(header, token string) bool {
+		for _, v := range r.Header.Values(header) {
+			for t := range strings.SplitSeq(v, ",") {
+				if strings.EqualFold(strings.TrimSpace(t), token) {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	if r.Method != http.MethodGet || !r.ProtoAtLeast(1, 1) || r.ProtoMajor != 1 || !has("Connection", "Upgrade") || !has("Upgrade", "websocket") {
+		w.Header().Set("Connection", "Upgrade")
+		w.Header().Set("Upgrade", "websocket")
+		return httpapi.NewProblem(http.StatusUpgradeRequired, "upgrade_required", "This is a websocket; /v1/feed/sse is the same as Server-Sent Events.")
+	}
+	keys := r.Header.Values("Sec-WebSocket-Key")
+	if len(keys) != 1 || r.Header.Get("Sec-WebSocket-Version") != "13" {
+		w.Header().Set("Sec-WebSocket-Version", "13")
+		return httpapi.NewProblem(http.StatusBadRequest, "bad_handshake", "A websocket handshake of version 13 with one Sec-WebSocket-Key is needed.")
+	}
+	if k, err := base64.StdEncoding.DecodeString(strings.TrimSpace(keys[0])); err != nil || len(k) != 16 {
+		return httpapi.NewProblem(http.StatusBadRequest, "bad_handshake", "Sec-WebSocket-Key is 16 bytes in base64.")
+	}
+	if !f.originAllowed(r) {
+		return httpapi.NewProblem(http.StatusForbidden, "origin_not_allowed", "The page's origin may not open feeds here.")
+	}
+	return nil
+}
+
+// originAllowed guards against foreign pages: no other request of a browser
+// crosses origins unasked. Programs send no Origin.
+func (f *Feed) originAllowed(r *http.Request) bool {
+	origin := r.Header.Get("Origin")
+	if origin == "" {
+		return true
+	}
+	u, err := url.Parse(origin)
+	if err != nil {
+		return false
+	}
+	if strings.EqualFold(u.Host, r.Host) {
+		return true
+	}
+	for _, allowed := range f.AllowedOrigins {
+		target := u.Host
+		if strings.Contains(allowed, "://") {
+			target = u.Scheme + "://" + u.Host
+		}
+		if allowed == "*" {
+			return true
+		}
+		if ok, err := path.Match(strings.ToLower(allowed), strings.ToLower(target)); err == nil && ok && u.Host != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// pump moves messages from the queue to the connection until it ends. It
+// returns why the server ends it, or nil when the client or ctx did.
+func (f *Feed) pump(ctx context.Context, s *session, write func([]item) error, ping func()) *closing {
+	pings := time.NewTicker(cmp.Or(f.PingEvery, 25*time.Second))
+	defer pings.Stop()
+	expiry := time.NewTimer(time.Until(s.expires))
+	defer expiry.Stop()
+	var items []item
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-pings.C:
+			f.Hub.ping(s.subscriber)
+			ping()
+		case <-expiry.C:
+			s.close(&closeExpired)
+		case <-s.wake:
+			var end *closing
+			items, end = s.take(items, maxTakeBytes)
+			if len(items) > 0 {
+				if write(items) != nil {
+					return nil
+				}
+				clear(items)
+			} else if end != nil {
+				return end
+			}
+		}
+	}
+}
+
+func (f *Feed) writeWebsocket(ctx context.Context, conn *websocket.Conn, cork *corkConn, s *session) {
+	var buf []byte
+	end := f.pump(ctx, s, func(items []item) error {
+		cork.cork()
+		for i := range items {
+			buf = items[i].appendJSON(buf[:0])
+			if err := conn.Write(ctx, websocket.MessageText, buf); err != nil {
+				return err
+			}
+		}
+		if cap(buf) > maxTakeBytes {
+			buf = nil
+		}
+		return cork.flush()
+	}, func() {
+		go func() {
+			ctx, cancel := context.WithTimeout(ctx, cmp.Or(f.PongWithin, 10*time.Second))
+			defer cancel()
+			if conn.Ping(ctx) != nil {
+				conn.CloseNow()
+			}
+		}()
+	})
+	if end == nil {
+		conn.CloseNow()
+		return
+	}
+	f.Hub.metrics.closes.WithLabelValues(end.label).Inc()
+	_ = conn.Close(websocket.StatusCode(end.code), end.reason)
+}
+
+// op is what a client may send.
+type op struct {
+	Op       string          `json:"op"`
+	Room     string          `json:"room"`
+	Location json.RawMessage `json:"location"`
+}
+
+// readOps does what the client asks for until the connection ends.
+func (f *Feed) readOps(ctx context.Context, conn *websocket.Conn, s *session) {
+	ops, locations, flood := rate.NewLimiter(opsPerSecond, opsBurst), rate.NewLimiter(locationsPerSec, locationsBurst), 0
+	for {
+		kind, b, err := conn.Read(ctx)
+		if err != nil {
+			return
+		}
+		if kind != websocket.MessageText {
+			s.close(&closeText)
+			continue
+		}
+		if !ops.Allow() {
+			if flood++; flood > floodAfter {
+				s.close(&closeFlood)
+			}
+			s.fail("", httpapi.NewProblem(http.StatusTooManyRequests, "too_many_requests", "Too many operations."))
+			continue
+		}
+		flood = 0
+		var o op
+		if err := json.Unmarshal(b, &o); err != nil {
+			s.fail("", httpapi.NewProblem(http.StatusBadRequest, "malformed_json", "The operation is not a JSON object of op, room and location."))
+			continue
+		}
+		if p := f.do(ctx, s, o, locations); p != nil {
+			s.fail(o.Room, p)
+		}
+	}
+}
+
+func (f *Feed) do(ctx context.Context, s *session, o op, locations *rate.Limiter) *httpapi.Problem {
+	invalid := func(why string) *httpapi.Problem {
+		return httpapi.NewProblem(http.StatusUnprocessableEntity, "validation_failed", why)
+	}
+	switch o.Op {
+	case "join", "leave":
+		if !feed.ValidRoom(o.Room) {
+			return invalid("room is not the name of a room.")
+		}
+		if o.Op == "leave" {
+			f.Hub.part(s.subscriber, o.Room)
+			return nil
+		}
+		if p := f.mayJoin(ctx, s.actor, o.Room); p != nil {
+			return p
+		}
+		if errors.Is(f.Hub.join(s.subscriber, o.Room), errRooms) {
+			return httpapi.NewProblem(http.StatusTooManyRequests, "too_many_rooms", "The connection has joined as many rooms as it may; leave one.")
+		}
+		return nil
+	case "location":
+		if s.actor.Role != domain.Rider {
+			return httpapi.NewProblem(http.StatusForbidden, "forbidden", "Only riders report a location.")
+		}
+		if f.Locations == nil {
+			return httpapi.NewProblem(http.StatusNotFound, "not_configured", "This instance takes no locations.")
+		}
+		if !locations.Allow() {
+			return httpapi.NewProblem(http.StatusTooManyRequests, "too_many_requests", "Too many locations.")
+		}
+		var at domain.Point
+		if len(o.Location) == 0 {
+			return invalid("location is needed.")
+		}
+		if err := json.Unmarshal(o.Location, &at); err != nil {
+			return invalid("location is a GeoJSON Point: longitude -180 to 180, latitude -90 to 90.")
+		}
+		ctx, cancel := context.WithTimeout(ctx, opTimeout)
+		defer cancel()
+		if err := f.Locations.ReportLocation(ctx, s.actor.Sub, at, time.Time{}); errors.Is(err, eventlog.ErrAway) {
+			return httpapi.Unavailable("unavailable", "The location cannot be taken now.", time.Second)
+		} else if err != nil {
+			p := httpapi.FromError("rider", err)
+			if p.Status == http.StatusInternalServerError {
+				f.log().Error("a location could not be taken", "error", err)
+			}
+			return p
+		}
+		return nil
+	}
+	return httpapi.NewProblem(http.StatusBadRequest, "unknown_op", "op is join, leave or location.")
+}
+
+// fail queues feed:error.
+func (s *subscriber) fail(room string, p *httpapi.Problem) {
+	b, err := json.Marshal(struct {
+		Event  string `json:"event"`
+		Code   string `json:"code"`
+		Detail string `json:"detail,omitempty"`
+		Room   string `json:"room,omitempty"`
+	}{"feed:error", p.Code, p.Detail, room})
+	if err == nil { // strings only: always
+		s.push(item{head: b})
+	}
+}
+
+func (f *Feed) log() *slog.Logger {
+	if f.Log != nil {
+		return f.Log
+	}
+	return slog.Default()
+}

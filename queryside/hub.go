@@ -1,0 +1,621 @@
+package queryside
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"tomato/domain"
+	"tomato/domain/feed"
+	"tomato/eventlog"
+)
+
+// HubConfig are the limits of a hub. Zero values take the defaults.
+type HubConfig struct {
+	// Key of the cursors' MAC; needed, the same on all instances. Derived from
+	// a secret and the cluster's id, it makes cursors of another cluster void.
+	Key []byte
+	// QueueBytes may wait for one connection; over it the connection is closed
+	// to resume with its cursor. Default 1 MiB. It is the bound of what a
+	// resuming client may have missed, too.
+	QueueBytes int
+	// WindowBytes of past messages are kept for resuming clients. Default 64 MiB.
+	WindowBytes int
+	// MaxConnections at once. Default 50,000.
+	MaxConnections int
+	// MaxRooms that a connection may join beside its own. Default 64: they are
+	// in its cursors.
+	MaxRooms int
+	Registry prometheus.Registerer // nil: no metrics
+}
+
+func (c *HubConfig) defaults() {
+	c.QueueBytes = cmp.Or(c.QueueBytes, 1<<20)
+	c.WindowBytes = cmp.Or(c.WindowBytes, 64<<20)
+	c.MaxConnections = cmp.Or(c.MaxConnections, 50_000)
+	c.MaxRooms = cmp.Or(c.MaxRooms, 64)
+}
+
+// Hub hands feed messages to the connections that have joined their rooms.
+//
+// It is fed by one projector (Begin, Publish, Ready) and has three states: not
+// ready, until the projector has caught up (no connection is taken); open; and
+// draining, until every connection is gone.
+//
+// One mutex orders everything: a message is either published before a join,
+// and then it is in the window, or after it, and then it is in the connection's
+// queue. So everything that is appended after a join arrives, and a resuming
+// client gets what it missed, in order and once. Nothing blocks under it.
+//
+// Nothing here is authoritative. The window, messages of the recent past,
+// is bounded in bytes; a client that was away for longer, or comes with a
+// cursor that was not made here, is told feed:reset and reloads over REST. A
+// projector that begins anew sends all connections away to reconnect.
+type Hub struct {
+	cfg     HubConfig
+	metrics *hubMetrics
+
+	mu       sync.Mutex // guards all below, and what subscriber says
+	ready    bool
+	draining bool
+	subs     map[*subscriber]struct{}
+	rooms    map[string]map[*subscriber]struct{}
+	serial   uint64 // of the last message handed out
+	cursors  *cursors
+	at       place  // what has been published
+	text     []byte // at as cursor; nil: not written yet
+	floor    []int64
+	window   []*entry // oldest first, from windowAt on
+	windowAt int
+	bytes    int
+	byRoom   map[string][]*entry // of the window, oldest first
+	latest   map[string]*entry   // room → its last Latest message; not in the window
+	waiters  map[*waiter]struct{}
+	gone     chan struct{} // closed when draining and the last is gone
+}
+
+// entry is a message of the past.
+type entry struct {
+	number uint64 // of the message, in the order of publishing
+	log    int
+	offset int64
+	i, n   int // the i-th of the n messages of its record
+	feed.Message
+	mark *subscriber // while one resumes: it has it already
+}
+
+func (e *entry) size() int {
+	n := 256 + len(e.Payload)
+	for _, r := range e.Rooms {
+		n += 2*len(r) + 48
+	}
+	return n
+}
+
+type waiter struct {
+	ok func() bool // under Hub.mu
+	ch chan struct{}
+}
+
+// NewHub makes a hub that is not ready.
+func NewHub(cfg HubConfig) (*Hub, error) {
+	if len(cfg.Key) < 16 {
+		return nil, errors.New("the feed needs a cursor key of 16 bytes or more")
+	}
+	cfg.defaults()
+	m, err := newHubMetrics(cfg.Registry)
+	if err != nil {
+		return nil, err
+	}
+	return &Hub{cfg: cfg, metrics: m, subs: map[*subscriber]struct{}{}, rooms: map[string]map[*subscriber]struct{}{},
+		cursors: newCursors(cfg.Key), waiters: map[*waiter]struct{}{}, gone: make(chan struct{})}, nil
+}
+
+// Begin says where the projector begins. What the hub knew is void, and
+// connections are sent away to reconnect.
+func (h *Hub) Begin(passed map[eventlog.TopicPartition]int64) {
+	partitions := int32(1)
+	for tp := range passed {
+		partitions = max(partitions, tp.Partition+1)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.ready = false
+	h.at, h.text = newPlace(int(partitions)), nil
+	for tp, o := range passed {
+		if l := h.at.log(tp); l != noLog {
+			h.at.done[l] = o
+		}
+	}
+	h.floor = slices.Clone(h.at.done)
+	h.window, h.windowAt, h.bytes = nil, 0, 0
+	h.byRoom, h.latest = map[string][]*entry{}, map[string]*entry{}
+	for s := range h.subs {
+		s.close(&closeRestart)
+	}
+}
+
+// Ready opens the hub.
+func (h *Hub) Ready() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.ready = true
+	h.wakeWaiters()
+}
+
+// Publish takes a record with the messages that it means. Called by one
+// goroutine, the records of one log in order.
+func (h *Hub) Publish(tp eventlog.TopicPartition, offset int64, appended time.Time, all []feed.Message) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	log := h.at.log(tp)
+	if log == noLog {
+		return
+	}
+	if h.ready {
+		h.metrics.lag.Observe(time.Since(appended).Seconds())
+	}
+	for i := range all {
+		if i == len(all)-1 {
+			h.at.partial, h.at.done[log] = noLog, offset
+		} else {
+			h.at.partial, h.at.offset, h.at.messages = log, offset, i+1
+		}
+		h.text = nil
+		h.serial++
+		e := &entry{number: h.serial, log: log, offset: offset, i: i, n: len(all), Message: all[i]}
+		h.keep(e)
+		h.send(e)
+	}
+	if len(all) == 0 {
+		h.at.done[log], h.text = offset, nil
+	}
+	if len(h.waiters) > 0 {
+		h.wakeWaiters()
+	}
+}
+
+// keep puts a message in the window, and what no longer fits out of it.
+func (h *Hub) keep(e *entry) {
+	if e.Final {
+		for _, r := range e.Rooms {
+			delete(h.latest, r)
+		}
+	}
+	if e.Latest {
+		for _, r := range e.Rooms {
+			h.latest[r] = e
+		}
+		return
+	}
+	h.window = append(h.window, e)
+	h.bytes += e.size()
+	for _, r := range e.Rooms {
+		h.byRoom[r] = append(h.byRoom[r], e)
+	}
+	for h.bytes > h.cfg.WindowBytes {
+		old := h.window[h.windowAt]
+		h.window[h.windowAt] = nil
+		h.windowAt++
+		h.bytes -= old.size()
+		h.floor[old.log] = old.offset
+		for _, r := range old.Rooms {
+			if rest := h.byRoom[r][1:]; len(rest) > 0 {
+				h.byRoom[r] = rest
+			} else {
+				delete(h.byRoom, r)
+			}
+		}
+	}
+	if h.windowAt > 1024 && h.windowAt > len(h.window)/2 {
+		h.window = append([]*entry(nil), h.window[h.windowAt:]...)
+		h.windowAt = 0
+	}
+}
+
+// send queues a message to all who have joined one of its rooms, to each once.
+func (h *Hub) send(e *entry) {
+	for _, room := range e.Rooms {
+		subs := h.rooms[room]
+		if len(subs) == 0 {
+			continue
+		}
+		var it item
+		for s := range subs {
+			if s.mark == e.number || !e.VisibleTo(s.actor, room) {
+				continue
+			}
+			s.mark = e.number
+			if it.head == nil {
+				it = item{head: e.head(room), cursor: h.cursor()}
+				if e.Latest {
+					it.latest = e.Event + " " + room
+				}
+			}
+			it.rooms = s.suffix
+			s.push(it)
+			h.metrics.messages.Inc()
+		}
+	}
+}
+
+// head is the message up to its cursor. Names of events and rooms hold nothing
+// that JSON would escape.
+func (e *entry) head(room string) []byte {
+	b := make([]byte, 0, len(e.Payload)+len(e.Event)+len(room)+96)
+	b = append(b, `{"event":`...)
+	b = strconv.AppendQuote(b, e.Event)
+	b = append(b, `,"room":`...)
+	b = strconv.AppendQuote(b, room)
+	b = append(b, `,"payload":`...)
+	b = append(b, e.Payload...)
+	b = append(b, `,"timestamp":"`...)
+	b = e.Timestamp.UTC().AppendFormat(b, time.RFC3339Nano)
+	return append(b, `","cursor":"`...)
+}
+
+// cursor is the present place as text.
+func (h *Hub) cursor() []byte {
+	if h.text == nil {
+		h.text = h.cursors.place(&h.at)
+	}
+	return h.text
+}
+
+var (
+	errNotReady    = errors.New("the feed is starting")
+	errDraining    = errors.New("the feed is shutting down")
+	errConnections = errors.New("too many connections")
+	errRooms       = errors.New("too many rooms")
+)
+
+// open joins a new connection to its rooms: from then on everything published
+// there is in its queue. With a cursor, the first message is feed:resumed,
+// followed by what it missed, or feed:reset. The cursor returned is the present
+// one. leave must be called in the end.
+func (h *Hub) open(actor domain.Actor, rooms []string, cursor string) (*subscriber, string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.draining:
+		return nil, "", errDraining
+	case !h.ready:
+		return nil, "", errNotReady
+	case len(h.subs) >= h.cfg.MaxConnections:
+		return nil, "", errConnections
+	}
+	s := &subscriber{actor: actor, wake: make(chan struct{}, 1), limit: h.cfg.QueueBytes, total: h.metrics.queued, own: feed.RoomsOf(actor)}
+	for _, r := range rooms {
+		if err := h.addRoom(s, r); err != nil {
+			return nil, "", err
+		}
+	}
+	if cursor != "" {
+		from, before, ok := h.cursors.parse(cursor, actor)
+		if ok {
+			for _, r := range before {
+				ok = ok && h.addRoom(s, r) == nil
+			}
+			s.suffix = h.cursors.rooms(actor, s.joined)
+			ok = ok && h.resume(s, from)
+		}
+		s.suffix = h.cursors.rooms(actor, s.joined)
+		if !ok {
+			s.push(item{head: []byte(`{"event":"feed:reset","cursor":"`), cursor: h.cursor(), rooms: s.suffix})
+		}
+		h.metrics.resume(ok)
+	}
+	s.suffix = h.cursors.rooms(actor, s.joined)
+	for _, r := range slices.Concat(s.own, s.joined) {
+		h.enter(s, r)
+	}
+	h.subs[s] = struct{}{}
+	h.metrics.connections.Inc()
+	return s, string(h.cursor()) + string(s.suffix), nil
+}
+
+func (h *Hub) addRoom(s *subscriber, room string) error {
+	if slices.Contains(s.own, room) || slices.Contains(s.joined, room) {
+		return nil
+	}
+	if len(s.joined) >= h.cfg.MaxRooms {
+		return errRooms
+	}
+	s.joined = append(s.joined, room)
+	return nil
+}
+
+func (h *Hub) enter(s *subscriber, room string) {
+	if h.rooms[room] == nil {
+		h.rooms[room] = map[*subscriber]struct{}{}
+	}
+	h.rooms[room][s] = struct{}{}
+}
+
+func (h *Hub) exit(s *subscriber, room string) {
+	delete(h.rooms[room], s)
+	if len(h.rooms[room]) == 0 {
+		delete(h.rooms, room)
+	}
+}
+
+// resume queues what the rooms of s were told after from, or says that it
+// cannot.
+func (h *Hub) resume(s *subscriber, from place) bool {
+	if from.partitions != h.at.partitions || !h.at.reached(&from) {
+		return false
+	}
+	for l, floor := range h.floor {
+		if floor > from.done[l] && cursorTopics[l/from.partitions] != eventlog.RiderLocations {
+			return false
+		}
+	}
+	type missed struct {
+		*entry
+		room string
+	}
+	var all []missed
+	size := 0
+	look := func(e *entry, own []string) {
+		if e.mark == s || from.has(e.log, e.offset, e.i) {
+			return
+		}
+		for _, room := range e.Rooms {
+			if slices.Contains(own, room) && e.VisibleTo(s.actor, room) {
+				e.mark = s
+				all = append(all, missed{e, room})
+				size += e.size() + 2*len(h.cursor()) + len(s.suffix)
+				return
+			}
+		}
+	}
+	own := slices.Concat(s.own, s.joined)
+	for _, room := range own {
+		for _, e := range h.byRoom[room] {
+			look(e, own)
+		}
+		if e := h.latest[room]; e != nil {
+			look(e, own)
+		}
+	}
+	for _, m := range all {
+		m.mark = nil
+	}
+	if size > s.limit {
+		return false
+	}
+	slices.SortFunc(all, func(a, b missed) int {
+		// What is left of a record that was sent in part goes first: the cursors
+		// of what follows say that all of it was sent.
+		aPart, bPart := a.log == from.partial && a.offset == from.offset, b.log == from.partial && b.offset == from.offset
+		switch {
+		case aPart && !bPart:
+			return -1
+		case bPart && !aPart:
+			return 1
+		}
+		return cmp.Compare(a.number, b.number)
+	})
+	s.push(item{head: []byte(`{"event":"feed:resumed"}`)})
+	// The cursor of each is where the client was, and what it has been sent
+	// since. The hub's own place then is no good: the client may have come from
+	// an instance that had read the logs in another order.
+	at := from.clone()
+	for _, m := range all {
+		if at.partial != noLog && (at.partial != m.log || at.offset != m.offset) {
+			at.done[at.partial] = max(at.done[at.partial], at.offset) // the rest of that record is for others
+			at.partial = noLog
+		}
+		if m.i == m.n-1 {
+			at.partial, at.done[m.log] = noLog, m.offset
+		} else {
+			at.partial, at.offset, at.messages = m.log, m.offset, m.i+1
+		}
+		it := item{head: m.head(m.room), cursor: h.cursors.place(&at), rooms: s.suffix}
+		if m.Latest {
+			it.latest = m.Event + " " + m.room
+		}
+		s.push(it)
+		h.metrics.messages.Inc()
+	}
+	return true
+}
+
+// join adds a room and queues the answer.
+func (h *Hub) join(s *subscriber, room string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err := h.addRoom(s, room); err != nil {
+		return err
+	}
+	s.suffix = h.cursors.rooms(s.actor, s.joined)
+	h.enter(s, room)
+	h.tell(s, "feed:joined", room)
+	return nil
+}
+
+// part takes a room away and queues the answer. A room of the token comes back
+// with the next connection.
+func (h *Hub) part(s *subscriber, room string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	is := func(r string) bool { return r == room }
+	s.own = slices.DeleteFunc(slices.Clone(s.own), is)
+	s.joined = slices.DeleteFunc(s.joined, is)
+	s.suffix = h.cursors.rooms(s.actor, s.joined)
+	h.exit(s, room)
+	h.tell(s, "feed:left", room)
+}
+
+// tell queues a message of the feed's own with the present cursor.
+func (h *Hub) tell(s *subscriber, event, room string) {
+	b := append([]byte(`{"event":`), strconv.Quote(event)...)
+	if room != "" {
+		b = append(append(b, `,"room":`...), strconv.Quote(room)...)
+	}
+	s.push(item{head: append(b, `,"cursor":"`...), cursor: h.cursor(), rooms: s.suffix})
+}
+
+// ping queues the present cursor, so that the one of a quiet room does not age.
+func (h *Hub) ping(s *subscriber) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.tell(s, "feed:ping", "")
+}
+
+// leave ends a connection.
+func (h *Hub) leave(s *subscriber) {
+	s.discard()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, ok := h.subs[s]; !ok {
+		return
+	}
+	delete(h.subs, s)
+	for _, r := range slices.Concat(s.own, s.joined) {
+		h.exit(s, r)
+	}
+	h.metrics.connections.Dec()
+	if h.draining && len(h.subs) == 0 {
+		close(h.gone)
+	}
+}
+
+// Drain sends all connections away to reconnect elsewhere and waits until they
+// are gone or ctx ends. New ones are refused from then on. Call it once.
+func (h *Hub) Drain(ctx context.Context) error {
+	h.mu.Lock()
+	h.draining = true
+	none := len(h.subs) == 0
+	for s := range h.subs {
+		s.close(&closeDrain)
+	}
+	h.wakeWaiters()
+	h.mu.Unlock()
+	if none {
+		return nil
+	}
+	select {
+	case <-h.gone:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// IsReady says whether connections are taken.
+func (h *Hub) IsReady() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.ready && !h.draining
+}
+
+// passed waits until all that the token names has been published.
+func (h *Hub) passed(ctx context.Context, t eventlog.Token) error {
+	return h.wait(ctx, func() bool {
+		if !h.ready {
+			return false
+		}
+		for tp, o := range t {
+			if l := h.at.log(tp); l != noLog && h.at.done[l] < o {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// reachedCursor waits until this hub is not behind the one that made the
+// cursor. A bad cursor waits for nothing.
+func (h *Hub) reachedCursor(ctx context.Context, cursor string, actor domain.Actor) error {
+	h.mu.Lock()
+	p, _, ok := h.cursors.parse(cursor, actor)
+	h.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	return h.wait(ctx, func() bool { return h.ready && (p.partitions != h.at.partitions || h.at.reached(&p)) })
+}
+
+func (h *Hub) wait(ctx context.Context, ok func() bool) error {
+	h.mu.Lock()
+	if ok() {
+		h.mu.Unlock()
+		return nil
+	}
+	w := &waiter{ok: ok, ch: make(chan struct{})}
+	h.waiters[w] = struct{}{}
+	h.mu.Unlock()
+	select {
+	case <-w.ch:
+		return nil
+	case <-ctx.Done():
+		h.mu.Lock()
+		delete(h.waiters, w)
+		h.mu.Unlock()
+		return ctx.Err()
+	}
+}
+
+func (h *Hub) wakeWaiters() {
+	for w := range h.waiters {
+		if h.draining || w.ok() {
+			close(w.ch)
+			delete(h.waiters, w)
+		}
+	}
+}
+
+// party says what the window knows of the order's parties: whether actor is
+// one, and whether it knows the order at all. It is ahead of the read models.
+func (h *Hub) party(actor domain.Actor, orderID string) (is, known bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, e := range slices.Backward(h.byRoom[feed.OrderRoom(orderID)]) {
+		if e.Customer != "" && cursorTopics[e.log/h.at.partitions] == eventlog.Orders {
+			return e.Party(actor), true
+		}
+	}
+	return false, false
+}
+
+type hubMetrics struct {
+	connections, queued prometheus.Gauge
+	messages            prometheus.Counter
+	closes, resumes     *prometheus.CounterVec
+	lag                 prometheus.Histogram
+}
+
+func newHubMetrics(reg prometheus.Registerer) (*hubMetrics, error) {
+	m := &hubMetrics{
+		connections: prometheus.NewGauge(prometheus.GaugeOpts{Name: "tomato_feed_connections", Help: "Feed connections that are open."}),
+		queued:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "tomato_feed_queued_bytes", Help: "Bytes that wait in the queues of all connections."}),
+		messages:    prometheus.NewCounter(prometheus.CounterOpts{Name: "tomato_feed_messages_total", Help: "Messages queued to connections, one per receiver."}),
+		closes:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_feed_closes_total", Help: "Connections that the server ended, by reason."}, []string{"reason"}),
+		resumes:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_feed_resumes_total", Help: "Connections with a cursor: resumed, or reset."}, []string{"result"}),
+		lag: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "tomato_feed_lag_seconds", Help: "Time from a record's timestamp until its messages are queued.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60}}),
+	}
+	if reg == nil {
+		return m, nil
+	}
+	var errs []error
+	for _, c := range []prometheus.Collector{m.connections, m.queued, m.messages, m.closes, m.resumes, m.lag} {
+		errs = append(errs, reg.Register(c))
+	}
+	return m, errors.Join(errs...)
+}
+
+func (m *hubMetrics) resume(ok bool) {
+	result := "reset"
+	if ok {
+		result = "resumed"
+	}
+	m.resumes.WithLabelValues(result).Inc()
+}

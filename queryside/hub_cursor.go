@@ -1,0 +1,229 @@
+package queryside
+
+import (
+	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"hash"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"tomato/domain"
+	"tomato/domain/feed"
+	"tomato/eventlog"
+)
+
+// cursorTopics are the logs that feed messages come from, in the order in which
+// a cursor numbers them. Another order or another topic needs another
+// cursorVersion: old cursors are then answered with feed:reset.
+var cursorTopics = [...]string{eventlog.Orders, eventlog.Payments, eventlog.RiderLocations, eventlog.Feed}
+
+const (
+	cursorVersion  = 1
+	cursorMACBytes = 8 // at least; up to two more, so that the next part begins on a base64 boundary
+	maxCursorChars = 8 << 10
+	maxPartitions  = 1024
+	noLog          = -1
+)
+
+// A place is a set of positions in the logs: what a client has been sent. Per
+// log, in the order of cursorTopics and then of partitions, the last record
+// that counted and is done with, -1 for none; and of one record more, perhaps,
+// its first messages, for one record can mean several.
+type place struct {
+	partitions int
+	done       []int64
+	partial    int   // log of the record that is done in part, or noLog
+	offset     int64 // of that record
+	messages   int   // of it that are done
+}
+
+func newPlace(partitions int) place {
+	p := place{partitions: partitions, done: make([]int64, len(cursorTopics)*partitions), partial: noLog}
+	for i := range p.done {
+		p.done[i] = -1
+	}
+	return p
+}
+
+func (p *place) clone() place {
+	c := *p
+	c.done = slices.Clone(p.done)
+	return c
+}
+
+// log is the number of a log, or noLog.
+func (p *place) log(tp eventlog.TopicPartition) int {
+	for i, t := range cursorTopics {
+		if t == tp.Topic && tp.Partition >= 0 && int(tp.Partition) < p.partitions {
+			return i*p.partitions + int(tp.Partition)
+		}
+	}
+	return noLog
+}
+
+// has says whether the i-th message of a record has been sent.
+func (p *place) has(log int, offset int64, i int) bool {
+	return offset <= p.done[log] || log == p.partial && offset == p.offset && i < p.messages
+}
+
+// reached says whether everything in other has been sent here too.
+func (p *place) reached(other *place) bool {
+	for i, o := range other.done {
+		if p.done[i] < o {
+			return false
+		}
+	}
+	return other.partial == noLog || p.done[other.partial] >= other.offset
+}
+
+// A cursor is the text of a place, for clients: opaque, [A-Za-z0-9_-].
+//
+// It has two parts, each with its own truncated HMAC-SHA256. The first is the
+// place, the same for all connections of an instance, so it is written once per
+// message: version, partitions, per topic the least position and each one's
+// distance from it, the record done in part; varints. The second is absent for
+// most: the rooms that this connection joined beside those of its token; its MAC
+// covers the actor too, so nobody resumes in the rooms of another.
+type cursors struct {
+	mac  hash.Hash
+	body []byte // scratch
+}
+
+func newCursors(key []byte) *cursors {
+	return &cursors{mac: hmac.New(sha256.New, key)}
+}
+
+func (c *cursors) sum(kind string, body []byte) []byte {
+	c.mac.Reset()
+	c.mac.Write([]byte(kind))
+	c.mac.Write(body)
+	return c.mac.Sum(nil)
+}
+
+// macLen makes body and MAC together a multiple of three bytes.
+func macLen(body int) int { return cursorMACBytes + (3-(body+cursorMACBytes)%3)%3 }
+
+// place writes the first part.
+func (c *cursors) place(p *place) []byte {
+	b := append(c.body[:0], cursorVersion)
+	b = binary.AppendUvarint(b, uint64(p.partitions))
+	for t := range cursorTopics {
+		part := p.done[t*p.partitions : (t+1)*p.partitions]
+		least := slices.Min(part)
+		b = binary.AppendUvarint(b, uint64(least+1))
+		for _, o := range part {
+			b = binary.AppendUvarint(b, uint64(o-least))
+		}
+	}
+	b = binary.AppendUvarint(b, uint64(p.partial+1))
+	if p.partial != noLog {
+		b = binary.AppendUvarint(b, uint64(p.offset-p.done[p.partial]))
+		b = binary.AppendUvarint(b, uint64(p.messages))
+	}
+	b = append(b, c.sum("place", b)[:macLen(len(b))]...)
+	c.body = b
+	return base64.RawURLEncoding.AppendEncode(make([]byte, 0, base64.RawURLEncoding.EncodedLen(len(b))), b)
+}
+
+// rooms writes the second part; of no rooms it is empty.
+func (c *cursors) rooms(actor domain.Actor, rooms []string) []byte {
+	if len(rooms) == 0 {
+		return nil
+	}
+	var b []byte
+	for _, r := range rooms {
+		if id, ok := feed.OrderOf(r); ok {
+			if u, err := uuid.Parse(id); err == nil && u.String() == id {
+				b = append(append(b, 1), u[:]...)
+				continue
+			}
+		}
+		b = append(append(b, byte(len(r))), r...) // 3 to 80
+	}
+	b = append(b, c.sum(actorKind(actor), b)[:cursorMACBytes]...)
+	return base64.RawURLEncoding.AppendEncode(nil, b)
+}
+
+func actorKind(a domain.Actor) string {
+	return "rooms\x00" + string(a.Role) + "\x00" + a.Sub + "\x00" + a.RestaurantID + "\x00"
+}
+
+// parse reads both parts. ok is false for whatever was not written here for
+// this actor.
+func (c *cursors) parse(s string, actor domain.Actor) (p place, rooms []string, ok bool) {
+	if len(s) > maxCursorChars {
+		return p, nil, false
+	}
+	b, err := base64.RawURLEncoding.DecodeString(s)
+	if err != nil || len(b) == 0 || b[0] != cursorVersion {
+		return p, nil, false
+	}
+	at, bad := 1, false
+	next := func() int64 {
+		v, n := binary.Uvarint(b[at:])
+		if n <= 0 || v > 1<<62 {
+			bad = true
+			return 0
+		}
+		at += n
+		return int64(v)
+	}
+	partitions := next()
+	if bad || partitions < 1 || partitions > maxPartitions {
+		return p, nil, false
+	}
+	p = newPlace(int(partitions))
+	for t := range cursorTopics {
+		least := next() - 1
+		for i := range p.partitions {
+			p.done[t*p.partitions+i] = least + next()
+		}
+	}
+	if l := next() - 1; l != noLog {
+		if bad || l >= int64(len(p.done)) {
+			return p, nil, false
+		}
+		p.partial = int(l)
+		p.offset = p.done[l] + next()
+		p.messages = int(next())
+	}
+	if bad {
+		return p, nil, false
+	}
+	end := at + macLen(at)
+	if end > len(b) || !hmac.Equal(b[at:end], c.sum("place", b[:at])[:end-at]) {
+		return p, nil, false
+	}
+	rest := b[end:]
+	if len(rest) == 0 {
+		return p, nil, true
+	}
+	if len(rest) < cursorMACBytes {
+		return p, nil, false
+	}
+	body, sum := rest[:len(rest)-cursorMACBytes], rest[len(rest)-cursorMACBytes:]
+	if !hmac.Equal(sum, c.sum(actorKind(actor), body)[:cursorMACBytes]) {
+		return p, nil, false
+	}
+	for r := bytes.NewBuffer(body); r.Len() > 0; {
+		n, _ := r.ReadByte()
+		if n == 1 {
+			u, err := uuid.FromBytes(r.Next(16))
+			if err != nil {
+				return p, nil, false
+			}
+			rooms = append(rooms, feed.OrderRoom(u.String()))
+			continue
+		}
+		room := string(r.Next(int(n)))
+		if !feed.ValidRoom(room) {
+			return p, nil, false
+		}
+		rooms = append(rooms, room)
+	}
+	return p, rooms, true
+}

@@ -1,0 +1,540 @@
+package queryside
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+	"go.uber.org/goleak"
+	"pgregory.net/rapid"
+
+	"tomato/domain"
+	"tomato/domain/feed"
+	"tomato/eventlog"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	testKey = []byte("0123456789abcdef")
+	ops     = domain.Actor{Sub: "op", Role: domain.Ops}
+)
+
+func customer(id string) domain.Actor { return domain.Actor{Sub: id, Role: domain.Customer} }
+
+func newHub(t interface{ Fatal(...any) }, cfg HubConfig) *Hub {
+	cfg.Key = testKey
+	h, err := NewHub(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// openHub is a hub that is ready, of so many partitions.
+func openHub(t interface{ Fatal(...any) }, cfg HubConfig, partitions int32) *Hub {
+	h := newHub(t, cfg)
+	h.Begin(none(partitions))
+	h.Ready()
+	return h
+}
+
+func none(partitions int32) map[eventlog.TopicPartition]int64 {
+	passed := map[eventlog.TopicPartition]int64{}
+	for _, topic := range cursorTopics {
+		for p := range partitions {
+			passed[eventlog.TopicPartition{Topic: topic, Partition: p}] = -1
+		}
+	}
+	return passed
+}
+
+// got is a message as a client reads it.
+type got struct {
+	Event, Room, Cursor, Code string
+	Payload                   json.RawMessage
+}
+
+func (g got) String() string { return g.Event + " " + g.Room + " " + string(g.Payload) }
+
+func decodeItem(t interface{ Fatal(...any) }, it item) got {
+	var g got
+	if err := json.Unmarshal(it.appendJSON(nil), &g); err != nil {
+		t.Fatal(string(it.appendJSON(nil)), err)
+	}
+	return g
+}
+
+// received takes all that waits.
+func received(t interface{ Fatal(...any) }, s *subscriber) []got {
+	var all []got
+	for {
+		items, _ := s.take(nil, maxTakeBytes)
+		if len(items) == 0 {
+			return all
+		}
+		for _, it := range items {
+			all = append(all, decodeItem(t, it))
+		}
+	}
+}
+
+// A logged record is what a log holds, for a simulated projector.
+type logged struct {
+	tp     eventlog.TopicPartition
+	offset int64
+	all    []feed.Message
+}
+
+// The heart of the promise: whatever the interleaving of logs on an instance,
+// whichever instance a client comes back to, and wherever it was cut off, it
+// has in the end received every message of its rooms once, those of one log in
+// order.
+func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		const partitions = 2
+		rooms := []string{"user:u1", "user:u2", "restaurant:r1", "order:o1", "ops"}
+		var logs [len(cursorTopics) * partitions][]logged
+		n := 0
+		for l := range logs {
+			tp := eventlog.TopicPartition{Topic: cursorTopics[l/partitions], Partition: int32(l % partitions)}
+			if tp.Topic == eventlog.RiderLocations {
+				continue // conflated: tested by itself
+			}
+			offset := int64(-1)
+			for range rapid.IntRange(0, 12).Draw(t, "records") {
+				offset += int64(rapid.IntRange(1, 3).Draw(t, "gap")) // void ones between
+				r := logged{tp: tp, offset: offset}
+				for range rapid.IntRange(0, 3).Draw(t, "messages") {
+					n++
+					r.all = append(r.all, feed.Message{Event: "e", Payload: fmt.Appendf(nil, `%d`, n),
+						Rooms: rapid.Permutation(rooms).Draw(t, "rooms")[:rapid.IntRange(1, 3).Draw(t, "n")]})
+				}
+				logs[l] = append(logs[l], r)
+			}
+		}
+		// Instances read the same logs, each interleaved in its own way.
+		hubs := []*Hub{openHub(t, HubConfig{}, partitions), openHub(t, HubConfig{}, partitions)}
+		next := [2][len(logs)]int{}
+		publish := func(h int) bool {
+			var open []int
+			for l := range logs {
+				if next[h][l] < len(logs[l]) {
+					open = append(open, l)
+				}
+			}
+			if len(open) == 0 {
+				return false
+			}
+			l := rapid.SampledFrom(open).Draw(t, "log")
+			r := logs[l][next[h][l]]
+			next[h][l]++
+			hubs[h].Publish(r.tp, r.offset, time.Time{}, r.all)
+			return true
+		}
+		actor := customer("u1")
+		if rapid.Bool().Draw(t, "ops") {
+			actor = ops
+		}
+		join := rapid.SliceOfNDistinct(rapid.SampledFrom(rooms), 0, 2, rapid.ID[string]).Draw(t, "join")
+		mine := append(feed.RoomsOf(actor), join...)
+
+		var seen []got
+		h := 0
+		s, cursor, err := hubs[h].open(actor, join, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range rapid.IntRange(1, 60).Draw(t, "steps") {
+			switch rapid.IntRange(0, 4).Draw(t, "do") {
+			case 0, 1:
+				publish(0)
+			case 2:
+				publish(1)
+			case 3: // take a few
+				items, _ := s.take(nil, rapid.IntRange(1, 1000).Draw(t, "bytes"))
+				for _, it := range items {
+					g := decodeItem(t, it)
+					seen = append(seen, g)
+					cursor = g.Cursor
+				}
+			case 4: // cut off; what was queued is lost; come back anywhere
+				hubs[h].leave(s)
+				h = rapid.IntRange(0, 1).Draw(t, "hub")
+				for !reached(hubs[h], cursor, actor) {
+					if !publish(h) {
+						t.Fatal("the cursor is ahead of all logs")
+					}
+				}
+				if s, _, err = hubs[h].open(actor, nil, cursor); err != nil {
+					t.Fatal(err)
+				}
+				items, _ := s.take(nil, 1)
+				if g := decodeItem(t, items[0]); g.Event != "feed:resumed" {
+					t.Fatal("not resumed", g)
+				}
+			}
+		}
+		for publish(h) {
+		}
+		seen = append(seen, received(t, s)...)
+
+		var want []string
+		for _, log := range logs {
+			for _, r := range log {
+				for _, m := range r.all {
+					for _, room := range m.Rooms {
+						if slices.Contains(mine, room) {
+							want = append(want, room+" "+string(m.Payload))
+							break
+						}
+					}
+				}
+			}
+		}
+		// Numbers grow along each log; sorted stably by log they must be want.
+		logOf := map[string]int{}
+		for l := range logs {
+			for _, r := range logs[l] {
+				for _, m := range r.all {
+					logOf[string(m.Payload)] = l
+				}
+			}
+		}
+		slices.SortStableFunc(seen, func(a, b got) int { return logOf[string(a.Payload)] - logOf[string(b.Payload)] })
+		var have []string
+		for _, g := range seen {
+			have = append(have, g.Room+" "+string(g.Payload))
+		}
+		if d := cmp.Diff(want, have); d != "" {
+			t.Fatal(d)
+		}
+	})
+}
+
+func reached(h *Hub, cursor string, actor domain.Actor) bool {
+	p, _, ok := h.cursors.parse(cursor, actor)
+	return ok && h.at.reached(&p)
+}
+
+func TestCursorsReadBackAndNothingElse(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		c := newCursors(testKey)
+		p := newPlace(rapid.IntRange(1, 16).Draw(t, "partitions"))
+		for i := range p.done {
+			p.done[i] = rapid.Int64Range(-1, 1<<40).Draw(t, "offset")
+		}
+		if rapid.Bool().Draw(t, "partial") {
+			p.partial = rapid.IntRange(0, len(p.done)-1).Draw(t, "log")
+			p.offset = p.done[p.partial] + rapid.Int64Range(1, 5).Draw(t, "ahead")
+			p.messages = rapid.IntRange(1, 60).Draw(t, "messages")
+		}
+		var rooms []string
+		for range rapid.IntRange(0, 3).Draw(t, "rooms") {
+			rooms = append(rooms, rapid.SampledFrom([]string{"ops", "order:" + uuid.Must(uuid.NewV7()).String(), "order:x", "restaurant:" + strings.Repeat("r", 64)}).Draw(t, "room"))
+		}
+		actor := customer("u1")
+		text := string(c.place(&p)) + string(c.rooms(actor, rooms))
+		if strings.Trim(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-") != "" {
+			t.Fatal(text)
+		}
+		back, backRooms, ok := c.parse(text, actor)
+		if !ok || !slices.Equal(back.done, p.done) || back.partial != p.partial || p.partial != noLog && (back.offset != p.offset || back.messages != p.messages) || !slices.Equal(backRooms, rooms) {
+			t.Fatalf("%+v %v came back as %+v %v %v", p, rooms, back, backRooms, ok)
+		}
+		if _, _, ok := newCursors([]byte("another key 1234")).parse(text, actor); ok {
+			t.Fatal("another key reads it")
+		}
+		if _, _, ok := c.parse(text, customer("u2")); ok && len(rooms) > 0 {
+			t.Fatal("another actor gets the rooms")
+		}
+		b := []byte(text)
+		i := rapid.IntRange(0, len(b)-1).Draw(t, "at")
+		b[i] = rapid.SampledFrom([]byte("ABCxyz019-_")).Draw(t, "char")
+		if q, r, ok := c.parse(string(b), actor); ok && string(b) != text && !(slices.Equal(q.done, p.done) && slices.Equal(r, rooms)) {
+			t.Fatal("a changed cursor was taken")
+		}
+		c.parse(rapid.String().Draw(t, "noise"), actor)
+	})
+}
+
+func TestCursorsAreShort(t *testing.T) {
+	t.Parallel()
+	p := newPlace(12)
+	for i := range p.done {
+		p.done[i] = 1_000_000 + int64(i*7919)%20_000
+	}
+	if n := len(newCursors(testKey).place(&p)); n > 300 {
+		t.Errorf("%d characters for 48 logs of a million records", n)
+	}
+}
+
+func msg(rooms ...string) []feed.Message {
+	return []feed.Message{{Event: "e", Rooms: rooms, Payload: []byte(`1`)}}
+}
+
+var orders0 = eventlog.TopicPartition{Topic: eventlog.Orders}
+
+func TestOneEventReachesAConnectionOnceInTheFirstRoom(t *testing.T) {
+	t.Parallel()
+	h := openHub(t, HubConfig{}, 1)
+	s, _, err := h.open(ops, []string{"order:o1", "restaurant:r1", "ops"}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Publish(orders0, 0, time.Time{}, msg("user:u1", "restaurant:r1", "order:o1"))
+	if r := received(t, s); len(r) != 1 || r[0].Room != "restaurant:r1" {
+		t.Errorf("received %v", r)
+	}
+}
+
+func TestASlowConnectionIsClosedAndHoldsNobodyUp(t *testing.T) {
+	t.Parallel()
+	h := openHub(t, HubConfig{QueueBytes: 4096}, 1)
+	slow, _, _ := h.open(customer("u1"), nil, "")
+	quick, _, _ := h.open(customer("u1"), nil, "")
+	n := 0
+	for i := range int64(100) {
+		h.Publish(orders0, i, time.Time{}, msg("user:u1"))
+		n += len(received(t, quick))
+	}
+	if n != 100 {
+		t.Errorf("the quick one received %d of 100", n)
+	}
+	items, end := slow.take(nil, maxTakeBytes)
+	if len(items) != 0 || end != &closeSlow {
+		t.Errorf("the slow one has %d messages and is closed with %v", len(items), end)
+	}
+	h.leave(slow)
+	h.leave(quick)
+	if slow.bytes != 0 || quick.bytes != 0 {
+		t.Error("bytes are still counted")
+	}
+}
+
+func location(offset int64) (eventlog.TopicPartition, int64, time.Time, []feed.Message) {
+	return eventlog.TopicPartition{Topic: eventlog.RiderLocations}, offset, time.Time{},
+		[]feed.Message{{Event: "rider:location", Rooms: []string{"order:o1"}, Payload: fmt.Appendf(nil, `%d`, offset), Latest: true}}
+}
+
+// The latest position takes the slot, and the cursor, of the one that waits: a
+// later cursor would make a client that is cut off there skip what stands
+// between.
+func TestPositionsAreConflated(t *testing.T) {
+	t.Parallel()
+	h := openHub(t, HubConfig{}, 1)
+	s, _, _ := h.open(ops, []string{"order:o1"}, "")
+	h.Publish(location(0))
+	h.Publish(orders0, 0, time.Time{}, msg("order:o1"))
+	h.Publish(location(1))
+	h.Publish(location(2))
+	items, _ := s.take(nil, 1)
+	if g := decodeItem(t, items[0]); string(g.Payload) != "2" {
+		t.Fatalf("first came %v", g)
+	} else if p, _, _ := h.cursors.parse(g.Cursor, ops); p.done[0] != -1 {
+		t.Error("its cursor is past the message behind it")
+	}
+	h.Publish(location(3)) // the slot is taken: a new one
+	var have []string
+	for _, g := range received(t, s) {
+		have = append(have, g.String())
+	}
+	if d := cmp.Diff([]string{"e order:o1 1", "rider:location order:o1 3"}, have); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestResumingGivesTheLatestPositionOfARiderUnderWay(t *testing.T) {
+	t.Parallel()
+	h := openHub(t, HubConfig{}, 1)
+	s, cursor, _ := h.open(ops, []string{"order:o1"}, "")
+	h.leave(s)
+	for o := range int64(5) {
+		h.Publish(location(o))
+	}
+	s, _, _ = h.open(ops, nil, cursor)
+	if r := received(t, s); len(r) != 2 || r[0].Event != "feed:resumed" || string(r[1].Payload) != "4" {
+		t.Errorf("received %v", r)
+	}
+	final := msg("order:o1")
+	final[0].Final = true
+	h.Publish(orders0, 0, time.Time{}, final)
+	s, _, _ = h.open(ops, nil, cursor)
+	if r := received(t, s); len(r) != 2 || r[1].Event != "e" {
+		t.Errorf("after the end: %v", r)
+	}
+}
+
+func TestWhatIsNoLongerHeldIsReset(t *testing.T) {
+	t.Parallel()
+	h := openHub(t, HubConfig{WindowBytes: 3000}, 1)
+	s, early, _ := h.open(customer("u1"), nil, "")
+	for o := range int64(100) {
+		h.Publish(orders0, o, time.Time{}, msg("user:u1"))
+	}
+	all := received(t, s)
+	last := all[len(all)-2].Cursor
+	first := func(actor domain.Actor, cursor string) string {
+		s, _, err := h.open(actor, nil, cursor)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.leave(s)
+		r := received(t, s)
+		if r[0].Event == "feed:reset" {
+			if len(r) != 1 || r[0].Cursor == "" {
+				t.Errorf("after feed:reset: %v", r)
+			}
+		}
+		return r[0].Event
+	}
+	for name, c := range map[string]struct{ cursor, want string }{
+		"recent":                {last, "feed:resumed"},
+		"too old":               {early, "feed:reset"},
+		"garbage":               {"garbage", "feed:reset"},
+		"of a longer log":       {string(newCursors(testKey).place(&place{partitions: 1, done: []int64{200, -1, -1, -1}, partial: noLog})), "feed:reset"},
+		"of more partitions":    {string(newCursors(testKey).place(func() *place { p := newPlace(2); return &p }())), "feed:reset"},
+		"longer than any is":    {strings.Repeat("A", maxCursorChars+1), "feed:reset"},
+		"with a foreign suffix": {last + string(newCursors(testKey).rooms(customer("u2"), []string{"order:o1"})), "feed:reset"},
+	} {
+		if got := first(customer("u1"), c.cursor); got != c.want {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+}
+
+// Rights in an order's room are those of the event: a rider who dropped the
+// order sees nothing of it any more, live or resumed, and all from before.
+func TestRightsInAnOrdersRoomAreThoseOfTheEvent(t *testing.T) {
+	t.Parallel()
+	rider := domain.Actor{Sub: "k1", Role: domain.Rider}
+	of := func(rider, payload string) []feed.Message {
+		return []feed.Message{{Event: "e", Rooms: []string{"order:o1"}, Payload: []byte(payload), Customer: "u1", Restaurant: "r1", Rider: rider}}
+	}
+	h := openHub(t, HubConfig{}, 1)
+	s, cursor, _ := h.open(rider, []string{"order:o1"}, "")
+	c, _, _ := h.open(customer("u1"), []string{"order:o1"}, "")
+	foreign, _, _ := h.open(customer("u2"), []string{"order:o1"}, "")
+	h.Publish(orders0, 0, time.Time{}, of("k1", "1"))
+	h.Publish(orders0, 1, time.Time{}, of("", "2"))
+	h.Publish(orders0, 2, time.Time{}, of("k2", "3"))
+	again, _, _ := h.open(rider, nil, cursor)
+	for name, w := range map[string]struct {
+		s *subscriber
+		n int
+	}{"rider": {s, 1}, "customer": {c, 3}, "foreign": {foreign, 0}, "rider, resumed": {again, 2}} {
+		if r := received(t, w.s); len(r) != w.n {
+			t.Errorf("%s received %v", name, r)
+		}
+	}
+	if is, known := h.party(customer("u1"), "o1"); !is || !known {
+		t.Error("the window does not know the customer")
+	}
+	if is, known := h.party(rider, "o1"); is || !known {
+		t.Error("the dropped rider is a party")
+	}
+}
+
+func TestJoinAndLeave(t *testing.T) {
+	t.Parallel()
+	h := openHub(t, HubConfig{MaxRooms: 1}, 1)
+	s, _, _ := h.open(customer("u1"), nil, "")
+	if err := h.join(s, "order:o1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.join(s, "order:o2"); !errors.Is(err, errRooms) {
+		t.Error("more rooms than it may:", err)
+	}
+	h.Publish(orders0, 0, time.Time{}, msg("order:o1"))
+	h.part(s, "order:o1")
+	h.Publish(orders0, 1, time.Time{}, msg("order:o1"))
+	h.part(s, "user:u1")
+	h.Publish(orders0, 2, time.Time{}, msg("user:u1"))
+	var have []string
+	for _, g := range received(t, s) {
+		have = append(have, strings.TrimSpace(g.String()))
+	}
+	if d := cmp.Diff([]string{"feed:joined order:o1", "e order:o1 1", "feed:left order:o1", "feed:left user:u1"}, have); d != "" {
+		t.Error(d)
+	}
+	h.leave(s)
+	h.leave(s)
+	if len(h.rooms) != 0 || len(h.subs) != 0 {
+		t.Error("something is left of it")
+	}
+}
+
+func TestAHubTakesNobodyUnlessItIsOpen(t *testing.T) {
+	t.Parallel()
+	h := newHub(t, HubConfig{MaxConnections: 1})
+	refused := func(want error) {
+		t.Helper()
+		if _, _, err := h.open(ops, nil, ""); !errors.Is(err, want) {
+			t.Errorf("%v, want %v", err, want)
+		}
+	}
+	refused(errNotReady)
+	h.Begin(none(1))
+	refused(errNotReady)
+	h.Ready()
+	s, _, err := h.open(ops, nil, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused(errConnections)
+	h.Begin(none(1)) // the projector began anew
+	if _, end := s.take(nil, 1); end != &closeRestart {
+		t.Errorf("closed with %v", end)
+	}
+	refused(errNotReady)
+	h.Ready()
+	ctx, cancel := context.WithCancel(t.Context())
+	drained := make(chan error)
+	go func() { drained <- h.Drain(ctx) }()
+	for h.IsReady() {
+		if _, end := s.take(nil, 1); end == &closeDrain {
+			break
+		}
+	}
+	refused(errDraining)
+	h.leave(s)
+	if err := <-drained; err != nil {
+		t.Error(err)
+	}
+	cancel()
+}
+
+func TestWaitingForATokenEndsWhenItIsPassed(t *testing.T) {
+	t.Parallel()
+	h := openHub(t, HubConfig{}, 1)
+	token := eventlog.Token{}
+	token.Add(eventlog.Orders, 0, 3)
+	token.Add(eventlog.Restaurants, 0, 99) // no log of the feed
+	done := make(chan error, 1)
+	go func() { done <- h.passed(t.Context(), token) }()
+	h.Publish(orders0, 2, time.Time{}, nil)
+	select {
+	case err := <-done:
+		t.Fatal("too early", err)
+	default:
+	}
+	h.Publish(orders0, 3, time.Time{}, nil)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	token.Add(eventlog.Orders, 0, 4)
+	if err := h.passed(ctx, token); err == nil || len(h.waiters) != 0 {
+		t.Error("it waited for ever:", err)
+	}
+}
