@@ -40,12 +40,14 @@ type acceptedOutput struct{ Status int }
 
 type locationsInput struct {
 	Body struct {
-		Positions []struct {
-			RiderID    httpapi.ID   `json:"riderId"`
-			Location   domain.Point `json:"location"`
-			RecordedAt time.Time    `json:"recordedAt,omitzero"`
-		} `json:"positions" minItems:"1" maxItems:"10000"`
+		Positions []positionReport `json:"positions" minItems:"1" maxItems:"10000"`
 	}
+}
+
+type positionReport struct {
+	RiderID    httpapi.ID   `json:"riderId"`
+	Location   domain.Point `json:"location"`
+	RecordedAt time.Time    `json:"recordedAt,omitzero"`
 }
 
 type rejectedPosition struct {

@@ -29,18 +29,22 @@ type reasonInput struct {
 type placeInput struct {
 	commandInput
 	Body struct {
-		RestaurantID httpapi.ID `json:"restaurantId"`
-		Items        []struct {
-			ItemID   httpapi.ID `json:"itemId"`
-			Quantity int        `json:"quantity" minimum:"1" maximum:"100"`
-		} `json:"items" minItems:"1" maxItems:"100"`
-		DeliverTo struct {
-			Location     domain.Point `json:"location"`
-			Address      httpapi.Text `json:"address"`
-			Instructions httpapi.Text `json:"instructions,omitempty"`
-		} `json:"deliverTo"`
+		RestaurantID      httpapi.ID   `json:"restaurantId"`
+		Items             []orderLine  `json:"items" minItems:"1" maxItems:"100"`
+		DeliverTo         deliverTo    `json:"deliverTo"`
 		ExternalReference httpapi.Text `json:"externalReference,omitempty"`
 	}
+}
+
+type orderLine struct {
+	ItemID   httpapi.ID `json:"itemId"`
+	Quantity int        `json:"quantity" minimum:"1" maximum:"100"`
+}
+
+type deliverTo struct {
+	Location     domain.Point `json:"location"`
+	Address      httpapi.Text `json:"address"`
+	Instructions httpapi.Text `json:"instructions,omitempty"`
 }
 
 type acceptOrderInput struct {

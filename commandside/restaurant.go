@@ -32,13 +32,15 @@ type menuItemInput struct {
 type putMenuItemInput struct {
 	menuItemInput
 	Body struct {
-		Name  httpapi.Text `json:"name"`
-		Price struct {
-			Amount   int64  `json:"amount" minimum:"1" maximum:"100000000" doc:"Minor units."`
-			Currency string `json:"currency" pattern:"^[A-Z]{3}$" doc:"ISO 4217."`
-		} `json:"price"`
-		Available bool `json:"available"`
+		Name      httpapi.Text `json:"name"`
+		Price     price        `json:"price"`
+		Available bool         `json:"available"`
 	}
+}
+
+type price struct {
+	Amount   int64  `json:"amount" minimum:"1" maximum:"100000000" doc:"Minor units."`
+	Currency string `json:"currency" pattern:"^[A-Z]{3}$" doc:"ISO 4217."`
 }
 
 type restaurantOutput struct {

@@ -394,7 +394,7 @@ func (s *server) startFeed(kafka eventlog.Config, auth *httpapi.Authenticator, a
 	if err != nil {
 		return err
 	}
-	feed := &queryside.Feed{Hub: hub, Auth: auth, Orders: s.models, Locations: locations{s.side}, AllowedOrigins: s.cmd.Origins, Log: s.log}
+	feed := &queryside.Feed{Hub: hub, Auth: auth, Orders: s.models, Locations: s.side, AllowedOrigins: s.cmd.Origins, Log: s.log}
 	feed.Routes(api)
 	projector := &realtime.Projector{Kafka: kafka, Loader: s.models, Sink: hub, Registry: s.registry, Log: s.log}
 	s.background("feed", projector.Run)

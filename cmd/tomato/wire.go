@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"tomato/commandside"
-	"tomato/domain"
 	"tomato/eventlog"
 	"tomato/projections"
 )
@@ -45,13 +44,6 @@ func (r riderSearch) Waiting(ctx context.Context, riderIDs []string, radii []int
 		out[i] = commandside.WaitingOrder{OrderID: w.OrderID, RiderID: w.RiderID, DistanceMeters: w.DistanceMeters}
 	}
 	return out, nil
-}
-
-// locations takes positions that riders send over their feed.
-type locations struct{ side *commandside.Side }
-
-func (l locations) ReportLocation(ctx context.Context, riderID string, at domain.Point) error {
-	return l.side.ReportLocation(ctx, riderID, at, time.Time{})
 }
 
 // subscriptions are all consumers with the topics they read: what has retry
