@@ -1,0 +1,101 @@
+package commandside
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/domain"
+	"tomato/domain/feed"
+	"tomato/eventlog"
+	"tomato/httpapi"
+)
+
+// emitBody is what internal/emit is asked to send.
+type emitBody struct {
+	Event   string          `json:"event" minLength:"1" maxLength:"100" doc:"Letters, digits, _ . - and colons between. Names that begin with feed: are refused."`
+	Room    string          `json:"room" minLength:"3" maxLength:"80" doc:"user:<id>, restaurant:<id>, order:<id> or ops."`
+	Payload json.RawMessage `json:"payload" doc:"Any JSON but null."`
+}
+
+// emitRoutes adds POST /api/v1/internal/emit: a message straight to a room. It
+// is 202 when the record is on topic feed; feeds of all instances send it from
+// there. A repeat sends it again.
+func (s *Side) emitRoutes(api *httpapi.API) {
+	type input struct {
+		Key  string `header:"x-internal-key"`
+		Body emitBody
+	}
+	type output struct{}
+	// The key is checked before the body is looked at.
+	keyed := *api
+	keyed.Router = api.Router.With(s.internalKey)
+	httpapi.Register(&keyed, huma.Operation{
+		Method: http.MethodPost, Path: "/api/v1/internal/emit", OperationID: "emit", Tags: []string{"internal"},
+		Summary: "Send a message to a room", DefaultStatus: http.StatusAccepted, Errors: []int{http.StatusUnauthorized, http.StatusServiceUnavailable},
+	}, nil, func(ctx context.Context, in *input) (*output, error) {
+		return nil, s.emit(ctx, in.Body)
+	})
+}
+
+func (s *Side) emit(ctx context.Context, b emitBody) error {
+	var faults []httpapi.FieldError
+	if !feed.ValidEvent(b.Event) {
+		faults = append(faults, httpapi.FieldError{Location: "body.event", Message: "expected letters, digits, _ . - and colons between, not beginning with feed:"})
+	}
+	if !feed.ValidRoom(b.Room) {
+		faults = append(faults, httpapi.FieldError{Location: "body.room", Message: "expected user:<id>, restaurant:<id>, order:<id> or ops"})
+	}
+	if len(b.Payload) == 0 || string(b.Payload) == "null" {
+		faults = append(faults, httpapi.FieldError{Location: "body.payload", Message: "expected a JSON value other than null"})
+	}
+	if len(faults) > 0 {
+		return httpapi.Invalid(faults...)
+	}
+	data, err := json.Marshal(feed.Emit{Event: b.Event, Room: b.Room, Payload: b.Payload}) // compacts the payload
+	if err != nil {
+		return err
+	}
+	id, err := uuid.NewV7()
+	if err != nil {
+		return err
+	}
+	e := eventlog.Event{ID: id.String(), Source: "/tomato/commandside/emit", Type: feed.Emitted, Time: domain.Time(time.Now()), Subject: b.Room, Data: data}
+	done := make(chan error, 1)
+	s.Producer.Produce(context.WithoutCancel(ctx), e.NewRecord(eventlog.Feed, eventlog.PartitionFor(b.Room, s.Partitions)), func(_ *kgo.Record, err error) { done <- err })
+	deadline := time.NewTimer(s.CommandDeadline)
+	defer deadline.Stop()
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-deadline.C:
+		err = context.DeadlineExceeded
+	}
+	if err != nil {
+		s.Log.Warn("an emitted message is not on Kafka in time", "error", err)
+		return httpapi.Unavailable("unavailable", "The message could not be kept in time; it may still be sent.", time.Second)
+	}
+	return nil
+}
+
+// internalKey lets only those pass who know the internal key.
+func (s *Side) internalKey(next http.Handler) http.Handler {
+	want := sha256.Sum256([]byte(s.InternalKey))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got := sha256.Sum256([]byte(r.Header.Get("x-internal-key")))
+		if s.InternalKey == "" || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
+			w.Header().Set("WWW-Authenticate", `Internal-Key realm="tomato"`)
+			httpapi.WriteProblem(w, httpapi.NewProblem(http.StatusUnauthorized, "unauthorized", "The header x-internal-key is missing or wrong."))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
