@@ -67,11 +67,17 @@ func (s *Side) locationRoutes(api *httpapi.API) {
 	one := operation("PUT", "/v1/riders/{id}/location", "putRiderLocation", "Where the rider is")
 	one.DefaultStatus = 202
 	httpapi.Register(api, one, []domain.Role{domain.Rider}, func(ctx context.Context, in *locationInput) (*acceptedOutput, error) {
-		if err := self(ctx, string(in.ID)); err != nil {
-			return nil, err
-		}
 		if in.Body.RecordedAt.After(time.Now().Add(maxClockSkew)) {
 			return nil, httpapi.Invalid(httpapi.FieldError{Location: "body.recordedAt", Message: futureMessage})
+		}
+		if httpapi.Actor(ctx).Sub != string(in.ID) { // 404 goes before 403
+			known, err := s.knownRiders(ctx, []string{string(in.ID)})
+			if err == nil && known[string(in.ID)] {
+				err = domain.Refuse(domain.Forbidden, "a rider may do this only for themselves")
+			} else if err == nil {
+				err = domain.Refuse(domain.NotFound, "no such rider")
+			}
+			return nil, problem(eventlog.Riders, err)
 		}
 		if err := s.ReportLocation(ctx, string(in.ID), in.Body.Location, in.Body.RecordedAt); err != nil {
 			return nil, problem(eventlog.Riders, err)

@@ -372,7 +372,7 @@ func (s *server) startCommands(kafka eventlog.Config, positions *eventlog.Positi
 	menus := shard.NewMenus()
 	s.background("menus", func(ctx context.Context) error { return menus.Run(ctx, kafka, s.log) })
 	s.shards, err = shard.NewShards(shard.Config{Kafka: kafka, Partitions: c.Partitions, Build: build(), Menus: menus,
-		PaymentGrace: time.Duration(c.PaymentGrace), InboxPassed: s.side.InboxPassed, Registry: s.registry, Log: s.log})
+		PaymentGrace: time.Duration(c.PaymentGrace), ArchiveAfter: time.Duration(c.ArchiveAfter), InboxPassed: s.side.InboxPassed, Registry: s.registry, Log: s.log})
 	if err != nil {
 		return err
 	}

@@ -2,12 +2,15 @@ package shard
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/domain"
@@ -43,6 +46,7 @@ type call struct {
 	done    chan answer // buffered, written once
 	settled bool        // answered; loop only
 	quiet   bool        // a deadline: nobody waits for the answer
+	first   atomic.Bool // a repeat whose first run is not acknowledged yet
 }
 
 type answer struct {
@@ -387,8 +391,11 @@ func (s *shard) authorize(kind int, r *Request, now time.Time) error {
 	case orders, payments:
 		e := s.agg.orders[r.ID]
 		if e == nil {
-			if kind == payments || isPlace(r.Command) {
+			switch {
+			case kind == payments || isPlace(r.Command):
 				return nil
+			case now.Sub(placedAt(r.ID)) > s.owner.ArchiveAfter:
+				return domain.Refuse(domain.OrderArchived, "the order is older than commands reach")
 			}
 			return domain.Refuse(domain.NotFound, "no such order")
 		}
@@ -398,8 +405,36 @@ func (s *shard) authorize(kind int, r *Request, now time.Time) error {
 		if kind == orders && r.Actor.Role != domain.System && e.state.Status.Closed() && now.Sub(e.state.ClosedAt) > closedFor {
 			return domain.Refuse(domain.OrderArchived, "the order closed more than 24 hours ago")
 		}
+	case riders:
+		return own(s.agg.riders[r.ID] != nil || isPut(r.Command), r.Actor.Role == domain.Rider && r.Actor.Sub != r.ID)
+	case restaurants:
+		return own(s.agg.restaurants[r.ID] != nil || isPut(r.Command), r.Actor.Role == domain.Restaurant && r.Actor.RestaurantID != r.ID)
 	}
 	return nil
+}
+
+// own refuses what is not there, then what is another's: riders and
+// restaurants are no secret.
+func own(there, foreign bool) error {
+	switch {
+	case !there:
+		return domain.Refuse(domain.NotFound, "there is none with this id")
+	case foreign:
+		return domain.Refuse(domain.Forbidden, "only they themselves may do this")
+	}
+	return nil
+}
+
+// placedAt is the time inside an order id (UUIDv7, RFC 9562: the first 48 bits
+// are Unix milliseconds); now for what is none.
+func placedAt(orderID string) time.Time {
+	id, err := uuid.Parse(orderID)
+	if err != nil || id.Version() != 7 {
+		return time.Now()
+	}
+	var ms [8]byte
+	copy(ms[2:], id[:6])
+	return time.UnixMilli(int64(binary.BigEndian.Uint64(ms[:])))
 }
 
 // errDeferred says that the command waits for its own shard's appends.
@@ -479,6 +514,7 @@ func (s *shard) repeat(c *call, kind int, used keyUse) {
 		s.confirm(c, kind, Result{}, domain.Refuse(IdempotencyKeyReused, "this Idempotency-Key was used with another body"))
 		return
 	}
+	c.first.Store(used.ordinal > s.logs[kind].acked)
 	c.req.ID = used.id
 	res := s.result(kind, &c.req, nil)
 	res.Repeated, res.Status = true, used.status

@@ -51,7 +51,7 @@ func startInstance(t testing.TB, cfg eventlog.Config) *instance {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	menus := shard.NewMenus()
-	s, err := shard.NewShards(shard.Config{Kafka: cfg, Partitions: partitions, Menus: menus, PaymentGrace: time.Hour,
+	s, err := shard.NewShards(shard.Config{Kafka: cfg, Partitions: partitions, Menus: menus, PaymentGrace: time.Hour, ArchiveAfter: 720 * time.Hour,
 		InboxPassed: func(context.Context, string) (bool, error) { return true, nil },
 		Registry:    prometheus.NewRegistry(), Log: log})
 	if err != nil {

@@ -39,6 +39,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"tomato/domain"
 	"tomato/eventlog"
 )
 
@@ -52,6 +53,7 @@ type Config struct {
 	Instance     string // of this process, unique; made up where empty
 	Build        string // shown in claims
 	PaymentGrace time.Duration
+	ArchiveAfter time.Duration // closed orders leave memory after it; unknown ids that are older are archived
 	Menus        *Menus
 	// InboxPassed says whether every webhook of the gateway order that is in
 	// the inbox now has been recorded, with nothing parked.
@@ -360,6 +362,9 @@ func (s *Shards) Execute(ctx context.Context, r Request) (Result, error) {
 	case a := <-c.done:
 		return a.res, a.err
 	case <-ctx.Done():
+		if c.first.Load() {
+			return Result{}, domain.Refuse(IdempotencyInProgress, "the first request with this key is still running")
+		}
 		return Result{}, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
 	case <-sh.closed:
 		select {
