@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/commandside/gateway"
@@ -48,6 +49,19 @@ type Side struct {
 
 	GatewayOrders GatewayOrders
 	Search        RiderSearch
+	Inbox         InboxProgress
+
+	// WebhooksHandled counts the webhooks of the inbox by event and outcome; nil: not counted.
+	WebhooksHandled *prometheus.CounterVec
+
+	inbox inboxMarks
+}
+
+// InboxProgress says how far record-payment is.
+type InboxProgress interface {
+	// Passed says whether the consumer has passed offset in the partition and
+	// has nothing parked of key there.
+	Passed(ctx context.Context, consumer, topic string, partition int32, offset int64, key string) (bool, error)
 }
 
 // GatewayOrders finds the order of a gateway order in the payments read model.

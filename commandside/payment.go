@@ -1,0 +1,415 @@
+package commandside
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"regexp"
+	"slices"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/commandside/gateway"
+	"tomato/commandside/shard"
+	"tomato/domain"
+	"tomato/domain/payment"
+	"tomato/eventlog"
+	"tomato/httpapi"
+)
+
+const (
+	// webhookReceived is the type of the records in the inbox: the raw body of
+	// a webhook whose signature was good.
+	webhookReceived = "WEBHOOK_RECEIVED"
+	inboxSource     = "/tomato/webhooks/razorpay"
+
+	inboxTimeout   = 4 * time.Second // the gateway gives us five
+	gatewayTimeout = 8 * time.Second // for /payment to open the gateway order
+	maxEventID     = 255             // bytes of the gateway's event id that are kept
+)
+
+// paymentRoutes registers what customers, operators and the gateway do with
+// payments.
+func (s *Side) paymentRoutes(api *httpapi.API) {
+	open := operation(http.MethodPost, "/v1/orders/{id}/payment", "open-payment", "Open the payment of an order", http.StatusBadGateway)
+	open.Description = "Repeats with the same gateway order while the order is payable. If-Match and ETag are the order's."
+	httpapi.Register(api, open, []domain.Role{domain.Customer}, s.openPayment)
+
+	httpapi.Register(api, huma.Operation{Method: http.MethodPost, Path: "/v1/webhooks/razorpay", OperationID: "take-webhook", DefaultStatus: http.StatusOK,
+		Summary:     "Take a webhook of the gateway",
+		Description: "Authenticated by its signature. 200 once it is kept, whatever it holds; 503 only when it could not be kept.",
+		Errors:      []int{http.StatusUnauthorized}}, nil, s.takeWebhook)
+
+	httpapi.Register(api, huma.Operation{Method: http.MethodPost, Path: "/v1/simulated-gateway/orders/{gatewayOrderId}/pay", OperationID: "simulate-payment", DefaultStatus: http.StatusAccepted,
+		Summary:     "Make the simulated gateway act",
+		Description: "404 with a real gateway. With a delay the payment itself happens later.",
+		Errors:      []int{http.StatusNotFound}}, []domain.Role{domain.Customer, domain.Ops}, s.simulatePayment)
+
+	refund := operation(http.MethodPost, "/v1/payments/{orderId}/refund", "refund-payment", "Refund, or refund again after a failure")
+	refund.Description = "Without paymentId: the payment whose refund failed or is under way, else the one that paid the order."
+	httpapi.Register(api, refund, []domain.Role{domain.Ops}, s.refundPayment)
+	httpapi.Register(api, operation(http.MethodPost, "/v1/ops/payments/{paymentId}/resolve", "resolve-payment", "Close an unmatched payment"),
+		[]domain.Role{domain.Ops}, s.resolvePayment)
+}
+
+type openPaymentInput struct {
+	commandInput
+	ID string `path:"id"`
+}
+
+type openPaymentOutput struct {
+	ETag             string `header:"ETag"`
+	ConsistencyToken string `header:"Consistency-Token"`
+	Body             struct {
+		Provider       string `json:"provider" enum:"razorpay,simulated"`
+		GatewayOrderID string `json:"gatewayOrderId"`
+		KeyID          string `json:"keyId"`
+		Amount         int64  `json:"amount"`
+		Currency       string `json:"currency"`
+	}
+}
+
+// openPayment asks the shard first: what is refused, or open already, makes no
+// gateway order. A gateway order made for a request that then fails is never
+// shown to anybody, so nobody can pay on it.
+func (s *Side) openPayment(ctx context.Context, in *openPaymentInput) (*openPaymentOutput, error) {
+	match := in.IfMatch // the order's version, which a command on the payment does not look at
+	in.IfMatch = httpapi.IfMatch{}
+	ask := payment.RequestPayment{OrderID: in.ID, Provider: s.Gateway.Provider()}
+	request := shard.Request{Topic: eventlog.Payments, ID: in.ID, Command: ask}
+	res, err := s.execute(ctx, in.commandInput, nil, request)
+	if err != nil {
+		var p *httpapi.Problem
+		if res.Order != nil && errors.As(err, &p) && p.Status == http.StatusConflict && p.RetryAfter == 0 {
+			if err := match.Check(res.Order.Version); err != nil {
+				return nil, err
+			}
+		}
+		return nil, notFoundAs("order", err)
+	}
+	if res.Payment == nil || res.Payment.GatewayOrderID == "" {
+		if res.Order == nil {
+			return nil, httpapi.NewProblem(http.StatusNotFound, "order_not_found", "There is no such order.")
+		}
+		if err := match.Check(res.Order.Version); err != nil {
+			return nil, err
+		}
+		gctx, cancel := context.WithTimeout(ctx, gatewayTimeout)
+		opened, err := s.Gateway.CreateOrder(gctx, in.ID, res.Order.Amount, res.Order.Currency)
+		cancel()
+		if err != nil {
+			return nil, s.gatewayProblem("open a gateway order", err)
+		}
+		ask.GatewayOrderID = opened.GatewayOrderID
+		request.Command = ask
+		if res, err = s.execute(ctx, in.commandInput, nil, request); err != nil {
+			return nil, notFoundAs("order", err)
+		}
+	}
+	out := &openPaymentOutput{ConsistencyToken: res.Token.String()}
+	if res.Order != nil {
+		out.ETag = httpapi.ETag(res.Order.Version)
+	}
+	p := res.Payment // of another request, where that was faster
+	out.Body.Provider, out.Body.GatewayOrderID, out.Body.Amount, out.Body.Currency = p.Provider, p.GatewayOrderID, p.Amount, p.Currency
+	out.Body.KeyID = s.Gateway.KeyID()
+	return out, nil
+}
+
+// gatewayProblem is what a caller sees of a gateway's failure. Its text is for
+// the log only: it may name amounts and accounts.
+func (s *Side) gatewayProblem(doing string, err error) error {
+	s.Log.Warn("the payment gateway failed", "doing", doing, "error", err)
+	if errors.Is(err, gateway.ErrRefused) || errors.Is(err, gateway.ErrUnknown) {
+		return httpapi.NewProblem(http.StatusBadGateway, "gateway_refused", "The payment gateway does not take this payment.")
+	}
+	return httpapi.Unavailable("unavailable", "The payment gateway cannot be reached now.", time.Second)
+}
+
+// notFoundAs gives a 404 the noun of the path.
+func notFoundAs(noun string, err error) error {
+	var p *httpapi.Problem
+	if errors.As(err, &p) && p.Status == http.StatusNotFound {
+		return httpapi.NewProblem(http.StatusNotFound, noun+"_not_found", "There is no such "+noun+".")
+	}
+	return err
+}
+
+type webhookInput struct {
+	Signature string `header:"X-Razorpay-Signature"`
+	EventID   string `header:"X-Razorpay-Event-Id"`
+	RawBody   []byte
+}
+
+// takeWebhook keeps a webhook in the inbox. Nothing is decided here: what it
+// means is record-payment's to find out.
+func (s *Side) takeWebhook(ctx context.Context, in *webhookInput) (*struct{}, error) {
+	if !gateway.Verify(s.WebhookSecrets, in.RawBody, in.Signature) {
+		return nil, httpapi.NewProblem(http.StatusUnauthorized, "unauthorized", "The webhook's signature is missing or wrong.")
+	}
+	ctx, cancel := context.WithTimeout(ctx, inboxTimeout)
+	defer cancel()
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, err
+	}
+	key := id.String()
+	w, err := gateway.ParseWebhook(in.RawBody)
+	if k := w.InboxKey(); err == nil && k != "" {
+		key = k
+	}
+	// A payment is known at the gateway before anybody hears of it: a refund of
+	// it may be asked for as soon as the record below is there.
+	if sim, ok := s.Gateway.(*gateway.Simulated); ok && err == nil && w.Payment != nil {
+		if err := sim.Accepted(ctx, *w.Payment); err != nil {
+			return nil, s.notKept(err)
+		}
+	}
+	now := time.Now().UTC()
+	e := eventlog.Event{ID: id.String(), Source: inboxSource, Type: webhookReceived, Time: domain.Time(now), Subject: key, Data: in.RawBody}
+	rec := e.NewRecord(eventlog.PaymentWebhooks, eventlog.PartitionFor(key, s.Partitions))
+	if in.EventID != "" && len(in.EventID) <= maxEventID {
+		rec.Headers = append(rec.Headers, kgo.RecordHeader{Key: "x-razorpay-event-id", Value: []byte(in.EventID)})
+	}
+	if err := s.Producer.ProduceSync(ctx, rec).FirstErr(); err != nil {
+		if errors.Is(err, kerr.MessageTooLarge) {
+			return nil, httpapi.NewProblem(http.StatusRequestEntityTooLarge, "body_too_large", "The body is larger than the inbox takes.")
+		}
+		return nil, s.notKept(err)
+	}
+	return nil, nil
+}
+
+func (s *Side) notKept(err error) error {
+	s.Log.Error("a webhook could not be kept; the gateway will send it again", "error", err)
+	return httpapi.Unavailable("unavailable", "The webhook could not be kept.", time.Second)
+}
+
+type simulateInput struct {
+	GatewayOrderID string `path:"gatewayOrderId"`
+	Body           struct {
+		Outcome   string          `json:"outcome" enum:"captured,authorized,failed"`
+		Amount    int64           `json:"amount,omitempty" minimum:"1" maximum:"100000000" doc:"Minor units; what the order asks for unless given."`
+		Currency  string          `json:"currency,omitempty" pattern:"^[A-Z]{3}$" doc:"The order's unless given."`
+		PaymentID string          `json:"paymentId,omitempty" pattern:"^[A-Za-z0-9_-]{1,64}$" doc:"A new one unless given. The same one again is the same payment going on."`
+		Delay     string          `json:"delay,omitempty" pattern:"^([0-9]+(\\.[0-9]+)?(ms|s|m|h))+$" doc:"Until it happens: 250ms, 20m. At most 720h." example:"250ms"`
+		Faults    []gateway.Fault `json:"faults,omitempty" enum:"duplicate,reordered,dropped,wrong_signature,old_secret" maxItems:"5"`
+	}
+	delay time.Duration
+}
+
+// Faults checks the delay.
+func (in *simulateInput) Faults() []httpapi.FieldError {
+	if in.Body.Delay == "" {
+		return nil
+	}
+	d, err := time.ParseDuration(in.Body.Delay)
+	if err != nil || d < 0 || d > gateway.MaxDelay {
+		return []httpapi.FieldError{{Location: "body.delay", Message: "expected a duration from 0s to 720h, such as 250ms"}}
+	}
+	in.delay = d
+	return nil
+}
+
+type simulateOutput struct {
+	Body struct {
+		PaymentID string `json:"paymentId"`
+	}
+}
+
+func (s *Side) simulatePayment(ctx context.Context, in *simulateInput) (*simulateOutput, error) {
+	sim, ok := s.Gateway.(*gateway.Simulated)
+	if !ok {
+		return nil, httpapi.NewProblem(http.StatusNotFound, "not_configured", "A real payment gateway is configured; nothing is simulated.")
+	}
+	unknown := httpapi.NewProblem(http.StatusNotFound, "gateway_order_not_found", "There is no such gateway order.")
+	if actor := httpapi.Actor(ctx); actor.Role != domain.Ops {
+		orderID, err := sim.Order(ctx, in.GatewayOrderID)
+		if errors.Is(err, gateway.ErrUnknown) {
+			return nil, unknown
+		} else if err != nil {
+			return nil, s.gatewayProblem("find a gateway order", err)
+		}
+		state, err := s.paymentState(ctx, nil, orderID)
+		switch {
+		case domain.RefusedWith(err) != "":
+			return nil, unknown
+		case err != nil:
+			return nil, httpapi.Unavailable("unavailable", "The order cannot be asked now.", time.Second)
+		case state == nil || state.CustomerID != actor.Sub:
+			return nil, unknown
+		}
+	}
+	id, err := sim.Pay(ctx, in.GatewayOrderID, gateway.Pay{Outcome: in.Body.Outcome, Amount: in.Body.Amount, Currency: in.Body.Currency,
+		PaymentID: in.Body.PaymentID, Delay: in.delay, Faults: in.Body.Faults})
+	switch {
+	case errors.Is(err, gateway.ErrUnknown):
+		return nil, unknown
+	case errors.Is(err, gateway.ErrPaymentTaken):
+		return nil, httpapi.Invalid(httpapi.FieldError{Location: "body.paymentId", Message: "belongs to another gateway order"})
+	case err != nil:
+		return nil, s.gatewayProblem("simulate a payment", err)
+	}
+	out := &simulateOutput{}
+	out.Body.PaymentID = id
+	return out, nil
+}
+
+// paymentView is a payment as commands answer with it, and as GET
+// /v1/payments/{orderId} shows it.
+type paymentView struct {
+	OrderID        string        `json:"orderId,omitempty" doc:"Absent for money without an order."`
+	Version        int64         `json:"version"`
+	State          string        `json:"state" enum:"none,requested,failed,paid,refund_pending,refunded"`
+	Provider       string        `json:"provider,omitempty"`
+	GatewayOrderID string        `json:"gatewayOrderId,omitempty"`
+	Amount         int64         `json:"amount,omitempty"`
+	Currency       string        `json:"currency,omitempty"`
+	Payments       []attemptView `json:"payments"`
+	Refunds        []refundView  `json:"refunds"`
+}
+
+type attemptView struct {
+	PaymentID     string `json:"paymentId"`
+	Amount        int64  `json:"amount"`
+	Currency      string `json:"currency"`
+	State         string `json:"state" enum:"booked,failed,unmatched,resolved,refunded"`
+	GatewayStatus string `json:"gatewayStatus"`
+	Reason        string `json:"reason,omitempty"`
+}
+
+type refundView struct {
+	RefundID  string `json:"refundId"`
+	PaymentID string `json:"paymentId"`
+	Amount    int64  `json:"amount"`
+	Currency  string `json:"currency"`
+	Status    string `json:"status" enum:"requested,succeeded,failed"`
+}
+
+func newPaymentView(s *payment.State) paymentView {
+	v := paymentView{OrderID: s.OrderID, Version: s.Version, State: string(s.Status), Provider: s.Provider,
+		GatewayOrderID: s.GatewayOrderID, Amount: s.Amount, Currency: s.Currency, Payments: []attemptView{}, Refunds: []refundView{}}
+	if s.Status == payment.None {
+		v.State = "none"
+	}
+	for _, a := range s.Attempts {
+		v.Payments = append(v.Payments, attemptView{a.PaymentID, a.Amount, a.Currency, string(a.State), a.GatewayStatus, a.Reason})
+	}
+	for _, r := range s.Refunds {
+		v.Refunds = append(v.Refunds, refundView{r.RefundID, r.PaymentID, r.Amount, r.Currency, string(r.Status)})
+	}
+	return v
+}
+
+type paymentOutput struct {
+	ETag             string `header:"ETag"`
+	ConsistencyToken string `header:"Consistency-Token"`
+	Body             paymentView
+}
+
+func newPaymentOutput(res shard.Result) *paymentOutput {
+	return &paymentOutput{ETag: httpapi.ETag(res.Payment.Version), ConsistencyToken: res.Token.String(), Body: newPaymentView(res.Payment)}
+}
+
+type refundInput struct {
+	commandInput
+	OrderID string `path:"orderId"`
+	Body    struct {
+		Reason    httpapi.Text `json:"reason"`
+		PaymentID string       `json:"paymentId,omitempty" pattern:"^[A-Za-z0-9_-]{1,64}$"`
+	}
+}
+
+func (s *Side) refundPayment(ctx context.Context, in *refundInput) (*paymentOutput, error) {
+	command := payment.RequestRefund{PaymentID: in.Body.PaymentID, RefundID: uuid.NewString(), Reason: string(in.Body.Reason), ByOps: true}
+	state, err := s.paymentState(ctx, nil, in.OrderID)
+	switch {
+	case err != nil && domain.RefusedWith(err) == "":
+		return nil, httpapi.Unavailable("unavailable", "The payment cannot be asked now.", time.Second)
+	case err != nil || state == nil:
+		return nil, httpapi.NewProblem(http.StatusNotFound, "payment_not_found", "There is no payment of this order.")
+	}
+	if command.PaymentID == "" {
+		command.PaymentID = toRefund(state)
+	}
+	res, err := s.execute(ctx, in.commandInput, in.Body, shard.Request{Topic: eventlog.Payments, ID: in.OrderID, Command: command})
+	if err != nil {
+		return nil, notFoundAs("payment", err)
+	}
+	return newPaymentOutput(res), nil
+}
+
+// toRefund chooses the payment that an operator means who names none: one whose
+// refund failed; else one whose refund is under way, so that a repeat changes
+// nothing; else the booked one. The booked one goes first among equals.
+func toRefund(s *payment.State) string {
+	for _, status := range []payment.RefundStatus{payment.RefundFailedStatus, payment.RefundRequestedStatus} {
+		ids := []string{s.Booked}
+		for _, a := range s.Attempts {
+			ids = append(ids, a.PaymentID)
+		}
+		i := slices.IndexFunc(ids, func(id string) bool {
+			r, ok := s.RefundOf(id)
+			return ok && r.Status == status && !s.WasRefunded(id)
+		})
+		if i >= 0 {
+			return ids[i]
+		}
+	}
+	return s.Booked
+}
+
+var paymentIDPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+
+type resolveInput struct {
+	commandInput
+	PaymentID string `path:"paymentId"`
+	Body      struct {
+		Reason httpapi.Text `json:"reason"`
+	}
+}
+
+// resolvePayment looks for the payment as an aggregate of its own first, then
+// in the order that its gateway order belongs to.
+func (s *Side) resolvePayment(ctx context.Context, in *resolveInput) (*paymentOutput, error) {
+	request := shard.Request{Topic: eventlog.Payments, ID: in.PaymentID,
+		Command: payment.Resolve{PaymentID: in.PaymentID, Reason: string(in.Body.Reason), By: httpapi.Actor(ctx).Sub}}
+	unknown := httpapi.NewProblem(http.StatusNotFound, "payment_not_found", "There is no such payment.")
+	if !paymentIDPattern.MatchString(in.PaymentID) {
+		return nil, unknown
+	}
+	res, err := s.execute(ctx, in.commandInput, in.Body, request)
+	if err == nil {
+		return newPaymentOutput(res), nil
+	}
+	var p *httpapi.Problem
+	if !errors.As(err, &p) || p.Status != http.StatusNotFound && p.Status != http.StatusPreconditionFailed {
+		return nil, err
+	}
+	if p.Status == http.StatusPreconditionFailed && res.Payment != nil {
+		return nil, err // it is there, with another version
+	}
+	found, err := s.Gateway.Payment(ctx, in.PaymentID)
+	if errors.Is(err, gateway.ErrUnknown) || errors.Is(err, gateway.ErrRefused) {
+		return nil, unknown
+	} else if err != nil {
+		return nil, s.gatewayProblem("find a payment", err)
+	}
+	orderID, ok, err := s.orderOf(ctx, found.GatewayOrderID)
+	if err != nil {
+		s.Log.Warn("the order of a payment could not be looked up", "paymentId", in.PaymentID, "error", err)
+		return nil, httpapi.Unavailable("unavailable", "The payment's order cannot be looked up now.", time.Second)
+	}
+	if !ok {
+		return nil, unknown
+	}
+	request.ID = orderID
+	if res, err = s.execute(ctx, in.commandInput, in.Body, request); err != nil {
+		return nil, notFoundAs("payment", err)
+	}
+	return newPaymentOutput(res), nil
+}

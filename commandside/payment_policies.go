@@ -1,0 +1,514 @@
+package commandside
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"tomato/commandside/gateway"
+	"tomato/commandside/shard"
+	"tomato/domain"
+	"tomato/domain/order"
+	"tomato/domain/payment"
+	"tomato/eventlog"
+)
+
+// The names of the payment policies. They name groups and topics: never change.
+const (
+	recordPaymentPolicy = "record-payment"
+	payOrderPolicy      = "pay-order"
+	refundOrderPolicy   = "refund-order"
+	refundPolicy        = "refund"
+	reconcilePolicy     = "reconcile"
+)
+
+// When reconcile asks the gateway again, counted from the order's end.
+var reconcileAfter = [...]time.Duration{time.Hour, 24 * time.Hour}
+
+const (
+	refundPollFirst = 5 * time.Second // then after as long again as it has taken so far
+	refundPollMost  = time.Hour
+)
+
+// RecordPayment turns the webhooks of the inbox into events of payments. A
+// repeat changes nothing: the payment knows its attempts and refunds by id.
+func (s *Side) RecordPayment() eventlog.Consumer {
+	return eventlog.Consumer{Name: recordPaymentPolicy, Topics: []string{eventlog.PaymentWebhooks}, Each: s.recordPayment}
+}
+
+// PayOrder tells the order that its payment is booked, and sends the money
+// back when the order has ended.
+func (s *Side) PayOrder() eventlog.Consumer {
+	return eventlog.Consumer{Name: payOrderPolicy, Topics: []string{eventlog.Payments}, Each: s.payOrder}
+}
+
+// RefundOrder asks for the refund of an order that ended paid, and of money
+// that came for a known order and does not pay it.
+func (s *Side) RefundOrder() eventlog.Consumer {
+	return eventlog.Consumer{Name: refundOrderPolicy, Topics: []string{eventlog.Orders, eventlog.Payments}, Each: s.refundOrder}
+}
+
+// Refund carries refunds to the gateway.
+func (s *Side) Refund() eventlog.Consumer {
+	return eventlog.Consumer{Name: refundPolicy, Topics: []string{eventlog.Payments}, Each: s.refund}
+}
+
+// Reconcile asks the gateway about the money of orders that ended unpaid.
+func (s *Side) Reconcile() eventlog.Consumer {
+	return eventlog.Consumer{Name: reconcilePolicy, Topics: []string{eventlog.Orders}, Each: s.reconcile}
+}
+
+// cause is the event that makes a policy act. It is kept in timers too.
+type cause struct {
+	ID            string `json:"id,omitempty"`
+	CorrelationID string `json:"correlationId,omitempty"`
+	Traceparent   string `json:"traceparent,omitempty"`
+}
+
+func causeOf(e *eventlog.Event) *cause { return &cause{e.ID, e.CorrelationID, e.Traceparent} }
+
+// because executes a command of a policy, or of the system where why is nil.
+// An outcome that is not known is an absence.
+func (s *Side) because(ctx context.Context, why *cause, topic, id string, c domain.Command) (shard.Result, error) {
+	if why == nil {
+		why = &cause{}
+	}
+	return s.policy(ctx, &eventlog.Event{ID: why.ID, CorrelationID: why.CorrelationID, Traceparent: why.Traceparent}, topic, id, c)
+}
+
+// paymentState returns the payment of an order as its shard has it, nil where
+// there is none: the outcome of a refund that nobody asked for changes nothing.
+func (s *Side) paymentState(ctx context.Context, why *cause, orderID string) (*payment.State, error) {
+	res, err := s.because(ctx, why, eventlog.Payments, orderID, payment.RecordRefund{})
+	if domain.RefusedWith(err) == domain.NotFound {
+		return nil, nil
+	}
+	if err != nil || res.Payment == nil || !res.Payment.Exists() {
+		return nil, err
+	}
+	return res.Payment, nil
+}
+
+func (s *Side) recordPayment(ctx context.Context, e eventlog.Event) error {
+	if e.Type != webhookReceived {
+		s.countWebhook("other", "skipped")
+		return nil
+	}
+	w, err := gateway.ParseWebhook(e.Data)
+	if err != nil {
+		return eventlog.Poison(err)
+	}
+	why := causeOf(&e)
+	switch w.Event {
+	case gateway.PaymentCaptured, gateway.OrderPaid:
+		if w.Payment.Status != gateway.StatusCaptured && w.Payment.Status != gateway.StatusRefunded {
+			s.countWebhook(w.Event, "not_captured") // only captured money pays, whatever the event is called
+			return nil
+		}
+		err = s.recordCaptured(ctx, why, *w.Payment)
+	case gateway.PaymentFailed:
+		err = s.recordFailed(ctx, why, *w.Payment)
+	case gateway.RefundProcessedEv, gateway.RefundFailedEv:
+		err = s.recordRefund(ctx, why, w)
+	case gateway.PaymentAuthorized: // does not pay
+	default:
+		s.countWebhook("other", "skipped")
+		return nil
+	}
+	if err == nil {
+		s.countWebhook(w.Event, "handled")
+	}
+	return err
+}
+
+// NewWebhooksHandled returns the counter for Side.WebhooksHandled.
+func NewWebhooksHandled(reg prometheus.Registerer) *prometheus.CounterVec {
+	c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_webhooks_handled_total",
+		Help: "Webhooks that record-payment took from the inbox, by event (other: of a type that it skips) and outcome."}, []string{"event", "outcome"})
+	reg.MustRegister(c)
+	return c
+}
+
+func (s *Side) countWebhook(event, outcome string) {
+	if s.WebhooksHandled != nil {
+		s.WebhooksHandled.WithLabelValues(event, outcome).Inc()
+	}
+}
+
+// recordCaptured records money that the gateway took, by webhook or found by
+// asking.
+func (s *Side) recordCaptured(ctx context.Context, why *cause, p gateway.Payment) error {
+	reason := payment.ReasonUnknownOrder
+	orderID, known, err := s.orderOf(ctx, p.GatewayOrderID)
+	if err != nil {
+		return err
+	}
+	if known {
+		_, err := s.because(ctx, why, eventlog.Payments, orderID, payment.RecordCaptured{
+			PaymentID: p.PaymentID, GatewayOrderID: p.GatewayOrderID, Amount: p.Amount, Currency: p.Currency})
+		switch domain.RefusedWith(err) {
+		case "":
+			return err
+		case domain.PaymentNotRequested, domain.NotFound, domain.OrderArchived:
+			reason = payment.ReasonNotRequested
+		default:
+			return fmt.Errorf("record payment %s of order %s: %w", p.PaymentID, orderID, err)
+		}
+	}
+	s.Log.Warn("captured money belongs to no payment that was asked for; an operator must see to it",
+		"paymentId", p.PaymentID, "gatewayOrderId", p.GatewayOrderID, "reason", reason)
+	_, err = s.because(ctx, why, eventlog.Payments, p.PaymentID, payment.RecordUnmatched{
+		PaymentID: p.PaymentID, GatewayOrderID: p.GatewayOrderID, Amount: p.Amount, Currency: p.Currency, Reason: reason})
+	return err
+}
+
+func (s *Side) recordFailed(ctx context.Context, why *cause, p gateway.Payment) error {
+	orderID, known, err := s.orderOf(ctx, p.GatewayOrderID)
+	if err != nil || !known {
+		return err // no money moved
+	}
+	_, err = s.because(ctx, why, eventlog.Payments, orderID, payment.RecordFailed{
+		PaymentID: p.PaymentID, GatewayOrderID: p.GatewayOrderID, Amount: p.Amount, Currency: p.Currency, Reason: p.Reason})
+	if domain.RefusedWith(err) == domain.NotFound {
+		return nil
+	}
+	return err
+}
+
+// recordRefund records how a refund ended. Ours come back with their ids; one
+// without them is taken for ours only when it is the whole of the one that is
+// under way for this payment, for operators refund by hand too.
+func (s *Side) recordRefund(ctx context.Context, why *cause, w gateway.Webhook) error {
+	n := *w.Refund
+	if n.AggregateID == "" || n.RefundID == "" {
+		gatewayOrderID := n.GatewayOrderID
+		if gatewayOrderID == "" {
+			p, err := s.Gateway.Payment(ctx, n.PaymentID)
+			if err != nil && !errors.Is(err, gateway.ErrUnknown) && !errors.Is(err, gateway.ErrRefused) {
+				return err
+			}
+			gatewayOrderID = p.GatewayOrderID
+		}
+		orderID, known, err := s.orderOf(ctx, gatewayOrderID)
+		if err != nil {
+			return err
+		}
+		var state *payment.State
+		if known {
+			if state, err = s.paymentState(ctx, why, orderID); err != nil {
+				return err
+			}
+		}
+		if state == nil {
+			s.countWebhook(w.Event, "not_ours")
+			return nil
+		}
+		r, ok := state.Refund(n.RefundID)
+		if !ok {
+			r, ok = state.RefundOf(n.PaymentID)
+			ok = ok && r.Status == payment.RefundRequestedStatus && r.Amount == n.Amount
+		}
+		if !ok {
+			s.countWebhook(w.Event, "not_ours")
+			return nil
+		}
+		n.AggregateID, n.RefundID = orderID, r.RefundID
+	}
+	state := gateway.RefundProcessed
+	if w.Event == gateway.RefundFailedEv {
+		state = gateway.RefundFailed
+	}
+	return s.settleRefund(ctx, why, n.AggregateID, n.RefundID, state, n.Reason)
+}
+
+// orderOf finds the order of a gateway order; known is false only when the
+// gateway itself says that there is no such order, or that it is not ours.
+//
+// A webhook may come before the index has seen its PAYMENT_REQUESTED. The
+// client learned the gateway order only after that event was acknowledged, so
+// it is before the log's present end: the index is asked again once it has
+// passed that. The gateway's word covers what is left, an index that is rebuilt
+// or a log's end told by a broker that leads no more.
+func (s *Side) orderOf(ctx context.Context, gatewayOrderID string) (orderID string, known bool, err error) {
+	if gatewayOrderID == "" {
+		return "", false, nil
+	}
+	if orderID, known, err = s.GatewayOrders.OrderOf(ctx, gatewayOrderID, nil); err != nil || known {
+		return orderID, known, err
+	}
+	ends, err := kadm.NewClient(s.Producer).ListEndOffsets(ctx, eventlog.Payments)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return "", false, eventlog.Away(fmt.Errorf("end of %s: %w", eventlog.Payments, err))
+	}
+	after := eventlog.Token{}
+	ends.Each(func(o kadm.ListedOffset) {
+		if o.Offset > 0 {
+			after.Add(o.Topic, o.Partition, o.Offset-1)
+		}
+	})
+	if orderID, known, err = s.GatewayOrders.OrderOf(ctx, gatewayOrderID, after); err != nil || known {
+		return orderID, known, err
+	}
+	receipt, err := s.Gateway.Order(ctx, gatewayOrderID)
+	if errors.Is(err, gateway.ErrUnknown) || errors.Is(err, gateway.ErrRefused) {
+		return "", false, nil
+	}
+	return receipt, err == nil && domain.ValidID(receipt), err
+}
+
+func (s *Side) payOrder(ctx context.Context, e eventlog.Event) error {
+	if e.Type != "PAYMENT_SUCCESS" {
+		return nil
+	}
+	ev, err := payment.Decode(e.Type, e.Data)
+	if err != nil {
+		return eventlog.Poison(err)
+	}
+	p := ev.(payment.PaymentSuccess)
+	why := causeOf(&e)
+	_, err = s.because(ctx, why, eventlog.Orders, p.OrderID, order.MarkPaid{PaymentID: p.PaymentID, AcceptTTL: s.AcceptTTL})
+	switch domain.RefusedWith(err) {
+	case "":
+		return err
+	case domain.OrderAlreadyPaid, domain.OrderClosedForPayment:
+		return s.requestRefund(ctx, why, p.OrderID, p.PaymentID, string(domain.RefusedWith(err)))
+	}
+	// Not held any more: this money was booked more than TOMATO_ARCHIVE_AFTER ago.
+	return eventlog.Poison(fmt.Errorf("payment %s cannot be told to order %s: %w", p.PaymentID, p.OrderID, err))
+}
+
+// requestRefund is asked once per payment, however often it is called: a repeat
+// finds the first refund.
+func (s *Side) requestRefund(ctx context.Context, why *cause, orderID, paymentID, reason string) error {
+	_, err := s.because(ctx, why, eventlog.Payments, orderID, payment.RequestRefund{
+		PaymentID: paymentID, RefundID: refundID(why, paymentID), Reason: reason})
+	switch domain.RefusedWith(err) {
+	case "":
+		return err
+	case domain.PaymentUnsettled:
+		state, serr := s.paymentState(ctx, why, orderID)
+		if serr != nil {
+			return serr
+		}
+		if state != nil {
+			if a, ok := state.Attempt(paymentID); ok && a.State == payment.AttemptResolved {
+				return nil // an operator was faster
+			}
+		}
+	}
+	return eventlog.Poison(fmt.Errorf("payment %s of order %s cannot be refunded: %w", paymentID, orderID, err))
+}
+
+// refundID is the same for the same wish.
+func refundID(why *cause, paymentID string) string {
+	return uuid.NewSHA1(uuid.NameSpaceURL, []byte("tomato:refund:"+why.ID+":"+paymentID)).String()
+}
+
+func (s *Side) refundOrder(ctx context.Context, e eventlog.Event) error {
+	switch e.Type {
+	case "ORDER_CANCELLED", "ORDER_REJECTED":
+		ev, err := order.Decode(e.Type, e.Data)
+		if err != nil {
+			return eventlog.Poison(err)
+		}
+		paymentID, reason := "", "order_rejected"
+		switch ev := ev.(type) {
+		case order.OrderCancelled:
+			paymentID, reason = ev.PaymentID, "order_cancelled"
+		case order.OrderRejected:
+			paymentID = ev.PaymentID
+		}
+		if paymentID == "" {
+			return nil
+		}
+		return s.requestRefund(ctx, causeOf(&e), e.Subject, paymentID, reason)
+	case "PAYMENT_UNMATCHED":
+		ev, err := payment.Decode(e.Type, e.Data)
+		if err != nil {
+			return eventlog.Poison(err)
+		}
+		u := ev.(payment.PaymentUnmatched)
+		if u.OrderID == "" {
+			return nil // an operator's
+		}
+		return s.requestRefund(ctx, causeOf(&e), u.OrderID, u.PaymentID, u.Reason)
+	}
+	return nil
+}
+
+// refundTimer is a refund whose outcome is not known yet.
+type refundTimer struct {
+	AggregateID string    `json:"aggregateId"`
+	PaymentID   string    `json:"paymentId"`
+	Since       time.Time `json:"since"`
+	Cause       cause     `json:"cause"`
+}
+
+func (s *Side) refund(ctx context.Context, e eventlog.Event) error {
+	if e.Type != "REFUND_REQUESTED" {
+		return nil
+	}
+	ev, err := payment.Decode(e.Type, e.Data)
+	if err != nil {
+		return eventlog.Poison(err)
+	}
+	r := ev.(payment.RefundRequested)
+	state, err := s.Gateway.Refund(ctx, gateway.Refund{PaymentID: r.PaymentID, RefundID: r.RefundID, AggregateID: e.Subject, Amount: r.Amount})
+	reason := ""
+	switch {
+	case errors.Is(err, gateway.ErrRefused), errors.Is(err, gateway.ErrUnknown):
+		state, reason = gateway.RefundFailed, err.Error()
+	case err != nil:
+		return err
+	}
+	if state == gateway.RefundPending {
+		return s.setTimer(ctx, refundPolicy, r.RefundID, e.Time.Add(refundPollFirst),
+			refundTimer{AggregateID: e.Subject, PaymentID: r.PaymentID, Since: e.Time, Cause: *causeOf(&e)})
+	}
+	return s.settleRefund(ctx, causeOf(&e), e.Subject, r.RefundID, state, reason)
+}
+
+func (s *Side) settleRefund(ctx context.Context, why *cause, aggregateID, refundID string, state gateway.RefundState, reason string) error {
+	if state == gateway.RefundFailed {
+		if reason == "" {
+			reason = "failed at the gateway"
+		}
+		s.Log.Warn("a refund failed; an operator must see to it", "aggregate", aggregateID, "refundId", refundID, "reason", reason)
+	}
+	_, err := s.because(ctx, why, eventlog.Payments, aggregateID, payment.RecordRefund{
+		RefundID: refundID, Succeeded: state == gateway.RefundProcessed, Reason: reason})
+	if domain.RefusedWith(err) == domain.NotFound {
+		s.Log.Error("the outcome of a refund belongs to nothing that is held", "aggregate", aggregateID, "refundId", refundID)
+		return nil
+	}
+	return err
+}
+
+// pollRefund asks for a refund's outcome. again is when to ask next; zero: done.
+func (s *Side) pollRefund(ctx context.Context, refundID string, t refundTimer, now time.Time) (again time.Time, err error) {
+	state, err := s.Gateway.RefundState(ctx, t.PaymentID, refundID)
+	reason := ""
+	switch {
+	case errors.Is(err, gateway.ErrUnknown), errors.Is(err, gateway.ErrRefused):
+		state, reason = gateway.RefundFailed, err.Error()
+	case err != nil:
+		return now, err
+	}
+	age := now.Sub(t.Since)
+	if state == gateway.RefundPending && s.ArchiveAfter > 0 && age > s.ArchiveAfter*9/10 {
+		// Later the payment would be gone, and nobody would hear of it.
+		state, reason = gateway.RefundFailed, "no outcome for "+age.Round(time.Hour).String()
+	}
+	if state == gateway.RefundPending {
+		return now.Add(min(max(age, refundPollFirst), refundPollMost)), nil
+	}
+	return time.Time{}, s.settleRefund(ctx, &t.Cause, t.AggregateID, refundID, state, reason)
+}
+
+// reconcileTimer is an order that ended with an open gateway order.
+type reconcileTimer struct {
+	GatewayOrderID string    `json:"gatewayOrderId"`
+	EndedAt        time.Time `json:"endedAt"`
+	Asked          int       `json:"asked"` // how many of reconcileAfter are done
+	Cause          cause     `json:"cause"`
+}
+
+func (s *Side) reconcile(ctx context.Context, e eventlog.Event) error {
+	switch e.Type {
+	case "ORDER_EXPIRED", "ORDER_CANCELLED", "ORDER_REJECTED":
+	default:
+		return nil
+	}
+	why := causeOf(&e)
+	state, err := s.paymentState(ctx, why, e.Subject)
+	if err != nil || state == nil || !state.AwaitsMoney() || state.Provider != s.Gateway.Provider() {
+		return err
+	}
+	t := reconcileTimer{GatewayOrderID: state.GatewayOrderID, EndedAt: e.Time, Cause: *why}
+	if err := s.setTimer(ctx, reconcilePolicy, e.Subject, e.Time.Add(reconcileAfter[0]), t); err != nil {
+		return err
+	}
+	return s.askGateway(ctx, t)
+}
+
+// askGateway records what was captured on a gateway order, as if its webhooks
+// had come.
+func (s *Side) askGateway(ctx context.Context, t reconcileTimer) error {
+	ps, err := s.Gateway.Payments(ctx, t.GatewayOrderID)
+	if errors.Is(err, gateway.ErrUnknown) || errors.Is(err, gateway.ErrRefused) {
+		s.Log.Warn("the gateway does not know a gateway order that it made", "gatewayOrderId", t.GatewayOrderID, "error", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, p := range ps {
+		if p.Status == gateway.StatusCaptured {
+			if err := s.recordCaptured(ctx, &t.Cause, p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// InboxPassed says whether record-payment has dealt with every webhook of the
+// gateway order that was in the inbox when this was first asked for it, with
+// nothing parked. Later webhooks do not move the mark: on a busy partition the
+// answer would never be yes.
+func (s *Side) InboxPassed(ctx context.Context, gatewayOrderID string) (bool, error) {
+	partition := eventlog.PartitionFor(gatewayOrderID, s.Partitions)
+	end, marked := s.inbox.mark(gatewayOrderID)
+	if !marked {
+		ends, err := kadm.NewClient(s.Producer).ListEndOffsets(ctx, eventlog.PaymentWebhooks)
+		if err == nil {
+			err = ends.Error()
+		}
+		o, ok := ends.Lookup(eventlog.PaymentWebhooks, partition)
+		if err != nil || !ok {
+			return false, eventlog.Away(fmt.Errorf("end of %s/%d is not known: %w", eventlog.PaymentWebhooks, partition, err))
+		}
+		end = o.Offset
+		s.inbox.setMark(gatewayOrderID, end)
+	}
+	passed, err := s.Inbox.Passed(ctx, recordPaymentPolicy, eventlog.PaymentWebhooks, partition, end-1, gatewayOrderID)
+	if passed {
+		s.inbox.forget(gatewayOrderID)
+	}
+	return passed, err
+}
+
+// runTimer does what is due of one timer. again is when it is due next; zero: never.
+func (s *Side) runTimer(ctx context.Context, policy, key string, data []byte, now time.Time) (again time.Time, next any, err error) {
+	switch policy {
+	case refundPolicy:
+		var t refundTimer
+		if err := json.Unmarshal(data, &t); err != nil {
+			return time.Time{}, nil, err
+		}
+		again, err := s.pollRefund(ctx, key, t, now)
+		return again, t, err
+	case reconcilePolicy:
+		var t reconcileTimer
+		if err := json.Unmarshal(data, &t); err != nil {
+			return time.Time{}, nil, err
+		}
+		if err := s.askGateway(ctx, t); err != nil {
+			return now, nil, err
+		}
+		if t.Asked++; t.Asked == len(reconcileAfter) {
+			return time.Time{}, nil, nil
+		}
+		return t.EndedAt.Add(reconcileAfter[t.Asked]), t, nil
+	}
+	return time.Time{}, nil, fmt.Errorf("no policy %s has timers", policy)
+}
