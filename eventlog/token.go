@@ -35,6 +35,9 @@ func (t Token) Merge(other Token) {
 	}
 }
 
+// ErrBehind says that a reader did not reach a token in time. A repeat may.
+var ErrBehind = errors.New("behind the consistency token")
+
 const maxTokenEntries = 64
 
 // tokenTopics numbers the topics inside a token. Append only: tokens are

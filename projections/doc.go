@@ -36,5 +36,5 @@
 // cannot be decoded as well: both are poison, which the runtime parks, with the
 // later events of that aggregate behind it. Postgres away is waited for. A
 // query whose generation does not reach its Consistency-Token in time fails
-// with ErrBehind.
+// with eventlog.ErrBehind.
 package projections

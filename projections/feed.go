@@ -3,6 +3,7 @@ package projections
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -14,74 +15,75 @@ import (
 	"tomato/projections/realtime"
 )
 
-// FeedStart says where a feed begins: at the checkpoints of the read models,
-// with the orders that riders are bringing. It implements realtime.Loader.
+// FeedStart says where a realtime projector may begin: at the checkpoints of
+// the serving generations, with the orders under way as of the same moment.
 func (m *ReadModels) FeedStart(ctx context.Context) (realtime.Start, error) {
 	start := realtime.Start{Marks: map[eventlog.TopicPartition]eventlog.Mark{}}
-	for _, model := range []string{Orders, Payments} {
-		g, err := m.Serving(ctx, model)
-		if err != nil {
-			return start, err
-		}
-		// The marks first: the assignments may be later than they, not earlier.
-		rows, err := m.DB.Query(ctx, `SELECT topic, partition, next_offset, term, seq, coalesce(event_time, 'epoch') FROM tomato.checkpoints
-			WHERE consumer = $1 AND generation = $2`, g.Model, g.Number)
-		if err != nil {
-			return start, err
-		}
-		var tp eventlog.TopicPartition
-		var mark eventlog.Mark
-		if _, err := pgx.ForEachRow(rows, []any{&tp.Topic, &tp.Partition, &mark.Next, &mark.Rule.Term, &mark.Rule.Seq, &mark.Time}, func() error {
-			start.Marks[tp] = mark
-			return nil
-		}); err != nil {
-			return start, err
-		}
+	orders, err := m.Serving(ctx, Orders)
+	if err != nil {
+		return start, err
 	}
-	err := m.Read(ctx, nil, []string{Orders}, func(schemas []string) error {
-		rows, err := m.DB.Query(ctx, `SELECT state FROM `+schemas[0]+`.orders WHERE closed = '' AND rider_id <> ''`)
+	payments, err := m.Serving(ctx, Payments)
+	if err != nil {
+		return start, err
+	}
+	err = pgx.BeginTxFunc(ctx, m.DB, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, `SELECT topic, partition, next_offset, term, seq, event_time FROM tomato.checkpoints
+			WHERE (consumer, generation) IN (($1, $2), ($3, $4))`, orders.Model, orders.Number, payments.Model, payments.Number)
 		if err != nil {
 			return err
 		}
-		start.Assigned = nil
-		var state string
-		_, err = pgx.ForEachRow(rows, []any{&state}, func() error {
-			var o order.State
-			if err := json.Unmarshal([]byte(state), &o); err != nil {
+		var tp eventlog.TopicPartition
+		var mark eventlog.Mark
+		var at *time.Time
+		_, err = pgx.ForEachRow(rows, []any{&tp.Topic, &tp.Partition, &mark.Next, &mark.Rule.Term, &mark.Rule.Seq, &at}, func() error {
+			mark.Time = time.Time{}
+			if at != nil {
+				mark.Time = *at
+			}
+			start.Marks[tp] = mark
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		rows, err = tx.Query(ctx, `SELECT state FROM `+orders.Schema()+`.orders WHERE closed = '' AND rider_id <> ''`)
+		if err != nil {
+			return err
+		}
+		var text []byte
+		_, err = pgx.ForEachRow(rows, []any{&text}, func() error {
+			var s order.State
+			if err := json.Unmarshal(text, &s); err != nil {
 				return err
 			}
-			start.Assigned = append(start.Assigned, realtime.Assignment{RiderID: o.RiderID, ClaimID: o.ClaimID, OrderID: o.ID,
-				CustomerID: o.CustomerID, RestaurantID: o.RestaurantID})
+			start.Assigned = append(start.Assigned, realtime.Assignment{RiderID: s.RiderID, ClaimID: s.ClaimID, OrderID: s.ID,
+				CustomerID: s.CustomerID, RestaurantID: s.RestaurantID})
 			return nil
 		})
 		return err
 	})
-	return start, err
+	if err != nil {
+		return start, fmt.Errorf("where the feed begins: %w", err)
+	}
+	return start, nil
 }
 
-// partyWait bounds how long OrderParty takes.
-const partyWait = 2 * time.Second
-
-// OrderParty says whether the actor is a party of the order, as far as the
-// orders read model knows it.
-func (m *ReadModels) OrderParty(ctx context.Context, orderID string, actor domain.Actor) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, partyWait)
-	defer cancel()
-	party := false
-	err := m.Read(ctx, nil, []string{Orders}, func(schemas []string) error {
-		rows, err := m.DB.Query(ctx, `SELECT state FROM `+schemas[0]+`.orders WHERE id = $1`, orderID)
-		if err != nil {
-			return err
-		}
-		var state string
-		_, err = pgx.ForEachRow(rows, []any{&state}, func() error {
-			var o order.State
-			if err := json.Unmarshal([]byte(state), &o); err != nil {
-				return fmt.Errorf("order %s: %w", orderID, err)
-			}
-			party = o.Party(actor)
+// OrderParty says whether actor is a party of the order; false also of an order
+// that the read model does not have.
+func (m *ReadModels) OrderParty(ctx context.Context, orderID string, actor domain.Actor) (party bool, err error) {
+	err = m.Read(ctx, nil, []string{Orders}, func(schemas []string) error {
+		var text []byte
+		err := m.DB.QueryRow(ctx, `SELECT state FROM `+schemas[0]+`.orders WHERE id = $1`, orderID).Scan(&text)
+		if errors.Is(err, pgx.ErrNoRows) {
+			party = false
 			return nil
-		})
+		}
+		var s order.State
+		if err == nil {
+			err = json.Unmarshal(text, &s)
+		}
+		party = err == nil && s.Party(actor)
 		return err
 	})
 	return party, err

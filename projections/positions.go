@@ -12,30 +12,21 @@ import (
 
 	"tomato/domain"
 	"tomato/eventlog"
+	"tomato/projections/realtime"
 )
-
-// RiderLocation is the type of the records on topic rider-locations.
-const RiderLocation = "RIDER_LOCATION"
-
-// Position is a rider's position: the data of RIDER_LOCATION.
-type Position struct {
-	RiderID    string       `json:"riderId"`
-	Location   domain.Point `json:"location"`
-	RecordedAt time.Time    `json:"recordedAt"`
-}
 
 // positions is the table of each rider's latest position. It is telemetry, not
 // a fold: one that is older than the last is dropped.
 type positions struct{}
 
 func (positions) apply(ctx context.Context, tx pgx.Tx, schema string, events []eventlog.Event) error {
-	latest := make(map[string]Position, len(events))
+	latest := make(map[string]realtime.Position, len(events))
 	for i := range events {
 		e := &events[i]
-		if e.Type != RiderLocation {
+		if e.Type != realtime.PositionType {
 			continue
 		}
-		var p Position
+		var p realtime.Position
 		if err := json.Unmarshal(e.Data, &p); err != nil || !domain.ValidID(p.RiderID) || p.RecordedAt.IsZero() || !p.Location.Valid() {
 			return eventlog.Poison(fmt.Errorf("%s/%d@%d is no position: %v", e.Topic, e.Partition, e.Offset, err))
 		}

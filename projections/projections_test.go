@@ -26,6 +26,7 @@ import (
 	"tomato/migrations"
 	"tomato/migrations/postgrestest"
 	"tomato/projections"
+	"tomato/projections/realtime"
 )
 
 const partitions = 3
@@ -152,7 +153,7 @@ func ready(id string) []domain.Event {
 }
 
 func (b *bench) position(id string, p domain.Point, at time.Time) eventlog.Token {
-	return b.w.Telemetry(eventlog.RiderLocations, id, projections.RiderLocation, projections.Position{RiderID: id, Location: p, RecordedAt: at})
+	return b.w.Telemetry(eventlog.RiderLocations, id, realtime.PositionType, realtime.Position{RiderID: id, Location: p, RecordedAt: at})
 }
 
 func TestRowsAreTheFoldOfTheLog(t *testing.T) {
@@ -508,7 +509,7 @@ func TestATokenIsWaitedForAndThenGivenUp(t *testing.T) {
 	read := func(models ...string) error {
 		return b.m.Read(t.Context(), token, models, func([]string) error { return nil })
 	}
-	if err := read(projections.Riders); err == nil || !strings.Contains(err.Error(), projections.ErrBehind.Error()) {
+	if err := read(projections.Riders); err == nil || !strings.Contains(err.Error(), eventlog.ErrBehind.Error()) {
 		t.Errorf("nothing projects: %v", err)
 	}
 	if err := read(projections.Orders); err != nil {

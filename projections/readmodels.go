@@ -18,10 +18,6 @@ import (
 	"tomato/migrations"
 )
 
-// ErrBehind says that a read model did not reach a Consistency-Token in time.
-// The query may be repeated.
-var ErrBehind = errors.New("read model is behind the consistency token")
-
 // ErrRunning says that another process is rebuilding or dropping generations of
 // the read model.
 var ErrRunning = errors.New("a rebuild of this read model is running")
@@ -246,7 +242,7 @@ func (m *ReadModels) Serving(ctx context.Context, model string) (Generation, err
 
 // Read calls query with the schemas of the serving generations of models, in
 // their order, once each of them has passed after in the topics that it is made
-// of; it fails with ErrBehind if that takes longer than MaxWait. The statements
+// of; it fails with eventlog.ErrBehind if that takes longer than MaxWait. The statements
 // name the schema, so that a switch is noticed by the next Read, and the one
 // under way finishes on the generation it began with. If that is dropped
 // meanwhile, query is called once more; it must bear that.
@@ -286,11 +282,11 @@ func (m *ReadModels) wait(ctx context.Context, g Generation, after eventlog.Toke
 	if most == 0 {
 		most = defaultMaxWait
 	}
-	bounded, cancel := context.WithTimeoutCause(ctx, most, ErrBehind)
+	bounded, cancel := context.WithTimeoutCause(ctx, most, eventlog.ErrBehind)
 	defer cancel()
 	err := m.Positions.WaitFor(bounded, g.Model, g.Number, topics, after)
 	if err != nil && ctx.Err() == nil && bounded.Err() != nil {
-		return fmt.Errorf("%s: %w", g, ErrBehind)
+		return fmt.Errorf("%s: %w", g, eventlog.ErrBehind)
 	}
 	return err
 }

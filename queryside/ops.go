@@ -1,0 +1,194 @@
+package queryside
+
+import (
+	"context"
+	"errors"
+	"net/http"
+
+	"tomato/domain"
+	"tomato/eventlog"
+	"tomato/httpapi"
+)
+
+// ProjectionStatus is how one generation of a read model is doing.
+type ProjectionStatus struct {
+	ReadModel       string  `json:"readModel"`
+	Generation      int     `json:"generation"`
+	State           string  `json:"state" enum:"serving,live,filling" doc:"live: kept up to date beside the serving one; filling: a rebuild is at it."`
+	LagEvents       int64   `json:"lagEvents"`
+	LagSeconds      float64 `json:"lagSeconds" doc:"Age of the last event taken in, while there is a lag."`
+	EventsPerSecond float64 `json:"eventsPerSecond" doc:"Lately, as this instance sees it."`
+}
+
+type projectionsOutput struct {
+	Body struct {
+		Items []ProjectionStatus `json:"items"`
+	}
+}
+
+type consumersOutput struct {
+	Body struct {
+		Items []eventlog.ConsumerStatus `json:"items"`
+	}
+}
+
+type deadLettersInput struct {
+	page
+	Consumer string `query:"consumer" maxLength:"64"`
+}
+
+type deadLettersOutput struct {
+	Body struct {
+		Items      []eventlog.ParkedRecord `json:"items"`
+		NextCursor string                  `json:"nextCursor,omitempty"`
+	}
+}
+
+type deadLetterInput struct {
+	ID int64 `path:"id" minimum:"1"`
+}
+
+type deadLetterOutput struct{ Body eventlog.ParkedRecord }
+
+type discardInput struct {
+	deadLetterInput
+	Body struct {
+		Reason httpapi.Text `json:"reason"`
+	}
+}
+
+type replayInput struct {
+	Body struct {
+		Consumer      string  `json:"consumer" minLength:"1" maxLength:"64"`
+		IDs           []int64 `json:"ids,omitempty" maxItems:"10000"`
+		Key           string  `json:"key,omitempty" maxLength:"255"`
+		Class         string  `json:"class,omitempty" maxLength:"64"`
+		All           bool    `json:"all,omitempty"`
+		DryRun        bool    `json:"dryRun,omitempty"`
+		RatePerSecond float64 `json:"ratePerSecond,omitempty" minimum:"0" maximum:"100000" doc:"Default: all at once."`
+		ConfirmCount  int     `json:"confirmCount,omitempty" minimum:"0" doc:"The number that matches, where it is above 100."`
+	}
+}
+
+// Faults says what no field tells by itself.
+func (in *replayInput) Faults() []httpapi.FieldError {
+	n := 0
+	for _, set := range []bool{len(in.Body.IDs) > 0, in.Body.Key != "", in.Body.Class != "", in.Body.All} {
+		if set {
+			n++
+		}
+	}
+	if n != 1 {
+		return []httpapi.FieldError{{Location: "body", Message: "expected exactly one of ids, key, class and all"}}
+	}
+	return nil
+}
+
+type replayOutput struct{ Body eventlog.ReplayResult }
+
+func (s *Side) opsRoutes(api *httpapi.API) {
+	ops := []domain.Role{domain.Ops}
+	httpapi.Register(api, operation("/v1/ops/projections", "getProjections", "How the read models are doing"), ops, s.getProjections)
+	httpapi.Register(api, operation("/v1/ops/consumers", "getConsumers", "How every consumer is doing, by partition"), ops, s.getConsumers)
+	httpapi.Register(api, operation("/v1/ops/dead-letters", "listDeadLetters", "Records that consumers could not handle, oldest first"), ops, s.listDeadLetters)
+	httpapi.Register(api, operation("/v1/ops/dead-letters/{id}", "getDeadLetter", "One of them, with its record", 404), ops, s.getDeadLetter)
+
+	discard := operation("/v1/ops/dead-letters/{id}/discard", "discardDeadLetter", "Give a record up for good", 404)
+	discard.Method = http.MethodPost
+	httpapi.Register(api, discard, ops, s.discardDeadLetter)
+	one := operation("/v1/ops/dead-letters/{id}/replay", "replayDeadLetter", "Let its consumer try a record again", 404)
+	one.Method, one.DefaultStatus = http.MethodPost, http.StatusAccepted
+	httpapi.Register(api, one, ops, s.replayDeadLetter)
+	many := operation("/v1/ops/dead-letters/replay", "replayDeadLetters", "Let a consumer try many records again", 409)
+	many.Method, many.DefaultStatus = http.MethodPost, http.StatusAccepted
+	httpapi.Register(api, many, ops, s.replayDeadLetters)
+}
+
+func (s *Side) getProjections(ctx context.Context, _ *struct{}) (*projectionsOutput, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	all, err := s.Projections(ctx)
+	if err != nil {
+		return nil, problem(err)
+	}
+	out := &projectionsOutput{}
+	out.Body.Items = append([]ProjectionStatus{}, all...)
+	return out, nil
+}
+
+func (s *Side) getConsumers(ctx context.Context, _ *struct{}) (*consumersOutput, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	all, err := s.Consumers(ctx)
+	if err != nil {
+		return nil, problem(err)
+	}
+	out := &consumersOutput{}
+	out.Body.Items = append([]eventlog.ConsumerStatus{}, all...)
+	return out, nil
+}
+
+func (s *Side) listDeadLetters(ctx context.Context, in *deadLettersInput) (*deadLettersOutput, error) {
+	items, next, err := s.DeadLetters.List(ctx, in.Consumer, in.Limit, in.Cursor)
+	if err != nil {
+		return nil, letterProblem(err)
+	}
+	out := &deadLettersOutput{}
+	out.Body.Items, out.Body.NextCursor = append([]eventlog.ParkedRecord{}, items...), next
+	return out, nil
+}
+
+func (s *Side) getDeadLetter(ctx context.Context, in *deadLetterInput) (*deadLetterOutput, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	letter, err := s.DeadLetters.Get(ctx, in.ID)
+	if err != nil {
+		return nil, letterProblem(err)
+	}
+	return &deadLetterOutput{letter}, nil
+}
+
+func (s *Side) discardDeadLetter(ctx context.Context, in *discardInput) (*deadLetterOutput, error) {
+	if err := s.DeadLetters.Discard(ctx, in.ID, string(in.Body.Reason), httpapi.Actor(ctx).Sub); err != nil {
+		return nil, letterProblem(err)
+	}
+	return s.getDeadLetter(ctx, &in.deadLetterInput)
+}
+
+func (s *Side) replayDeadLetter(ctx context.Context, in *deadLetterInput) (*replayOutput, error) {
+	letter, err := s.DeadLetters.Get(ctx, in.ID)
+	if err != nil {
+		return nil, letterProblem(err)
+	}
+	return s.replay(ctx, eventlog.ReplayRequest{Consumer: letter.Consumer, IDs: []int64{in.ID}})
+}
+
+func (s *Side) replayDeadLetters(ctx context.Context, in *replayInput) (*replayOutput, error) {
+	b := in.Body
+	return s.replay(ctx, eventlog.ReplayRequest{Consumer: b.Consumer, IDs: b.IDs, Key: b.Key, Class: b.Class, All: b.All,
+		DryRun: b.DryRun, RatePerSecond: b.RatePerSecond, ConfirmCount: b.ConfirmCount})
+}
+
+func (s *Side) replay(ctx context.Context, r eventlog.ReplayRequest) (*replayOutput, error) {
+	r.Who = httpapi.Actor(ctx).Sub
+	res, err := s.DeadLetters.Replay(ctx, r)
+	if err != nil {
+		return nil, letterProblem(err)
+	}
+	return &replayOutput{res}, nil
+}
+
+func letterProblem(err error) error {
+	var confirm *eventlog.ConfirmError
+	switch {
+	case errors.Is(err, eventlog.ErrNoDeadLetter):
+		return httpapi.NewProblem(http.StatusNotFound, "dead_letter_not_found", "There is no such dead letter.")
+	case errors.Is(err, eventlog.ErrInvalidCursor):
+		return invalidCursor()
+	case errors.Is(err, eventlog.ErrSelection):
+		return httpapi.Invalid(httpapi.FieldError{Location: "body", Message: err.Error()})
+	case errors.As(err, &confirm):
+		return httpapi.NewProblem(http.StatusConflict, "confirmation_required", confirm.Error())
+	}
+	return problem(err)
+}

@@ -1,0 +1,317 @@
+package queryside
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"tomato/domain"
+	"tomato/domain/order"
+	"tomato/httpapi"
+)
+
+type orderInput struct {
+	queryInput
+	ID httpapi.OrderID `path:"id"`
+}
+
+type orderOutput struct {
+	ETag string `header:"ETag"`
+	Body order.View
+}
+
+type listOrdersInput struct {
+	queryInput
+	page
+	RestaurantID httpapi.ID    `query:"restaurantId"`
+	CustomerID   httpapi.ID    `query:"customerId"`
+	RiderID      httpapi.ID    `query:"riderId"`
+	Status       []orderStatus `query:"status" doc:"May be repeated."`
+	Dispatch     string        `query:"dispatch" enum:"exhausted" doc:"For ops: orders that dispatch found no rider for."`
+}
+
+type listOrdersOutput struct {
+	Body struct {
+		Items      []order.View `json:"items"`
+		NextCursor string       `json:"nextCursor,omitempty"`
+	}
+}
+
+// orderStatus is a parameter.
+type orderStatus order.Status
+
+// Schema lists the statuses.
+func (orderStatus) Schema(huma.Registry) *huma.Schema {
+	s := &huma.Schema{Type: huma.TypeString}
+	for _, status := range order.Statuses {
+		s.Enum = append(s.Enum, string(status))
+	}
+	return s
+}
+
+type orderEvent struct {
+	Type      string          `json:"type"`
+	Version   int64           `json:"version"`
+	Timestamp time.Time       `json:"timestamp"`
+	Data      json.RawMessage `json:"data"`
+}
+
+type orderEventsOutput struct {
+	Body struct {
+		Items []orderEvent `json:"items"`
+	}
+}
+
+func (s *Side) orderRoutes(api *httpapi.API) {
+	httpapi.Register(api, operation("/v1/orders/{id}", "getOrder", "One order", 404), everyone, s.getOrder)
+	httpapi.Register(api, operation("/v1/orders", "listOrders", "Orders, newest first"), everyone, s.listOrders)
+	httpapi.Register(api, operation("/v1/orders/{id}/events", "getOrderEvents", "Everything that happened to an order, oldest first", 404), everyone, s.getOrderEvents)
+}
+
+// orderRow is an order with what its payment status is derived from.
+type orderRow struct {
+	state     []byte
+	createdAt time.Time
+	facts     order.PaymentFacts
+}
+
+// orderColumns are of o, a row of orders, and p, that of its payment or none.
+const orderColumns = `o.state, o.created_at, coalesce(p.booked, false), coalesce(p.refund_requested, false),
+	coalesce(p.refund_succeeded, false), coalesce(p.last_attempt_failed, false)`
+
+func (r *orderRow) columns() []any {
+	return []any{(*[]byte)(&r.state), &r.createdAt, &r.facts.Booked, &r.facts.RefundRequested, &r.facts.RefundSucceeded, &r.facts.LastAttemptFailed}
+}
+
+func (r *orderRow) order() (*order.State, order.View, error) {
+	s, err := readState[order.State](r.state)
+	if err != nil {
+		return nil, order.View{}, err
+	}
+	return s, order.NewView(s, order.PaymentStatusOf(s, r.facts)), nil
+}
+
+func (s *Side) getOrder(ctx context.Context, in *orderInput) (*orderOutput, error) {
+	actor := httpapi.Actor(ctx)
+	var row orderRow
+	var lng, lat *float64
+	var recordedAt *time.Time
+	err := s.read(ctx, in.After, []string{orderModel, paymentModel, riderModel}, func(ctx context.Context, schemas []string) error {
+		err := s.DB.QueryRow(ctx, `SELECT `+orderColumns+`, ST_X(l.location::geometry), ST_Y(l.location::geometry), l.recorded_at
+			FROM `+schemas[0]+`.orders o
+			LEFT JOIN `+schemas[1]+`.payments p ON p.id = o.id
+			LEFT JOIN `+schemas[2]+`.rider_positions l ON l.rider_id = o.rider_id AND o.status IN ('rider_assigned', 'picked_up')
+			WHERE o.id = $1`, string(in.ID)).Scan(append(row.columns(), &lng, &lat, &recordedAt)...)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return notFound("order")
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	state, view, err := row.order()
+	if err != nil {
+		return nil, err
+	}
+	if !state.Party(actor) {
+		return nil, notFound("order")
+	}
+	if recordedAt != nil {
+		view.RiderLocation = &order.RiderLocation{RiderID: state.RiderID, Location: domain.Point{Lng: *lng, Lat: *lat}, RecordedAt: recordedAt.UTC()}
+	}
+	return &orderOutput{ETag: httpapi.ETag(view.Version), Body: view.For(actor.Role)}, nil
+}
+
+// own restricts a list to what is the caller's, or says that it asks for more.
+func (in *listOrdersInput) own(actor domain.Actor) error {
+	type parameter struct {
+		name  string
+		value *httpapi.ID
+		role  domain.Role
+		own   string
+	}
+	if actor.Role == domain.Ops {
+		return nil
+	}
+	if in.Dispatch != "" {
+		return forbidden("dispatch is for ops.")
+	}
+	for _, p := range []parameter{
+		{"customerId", &in.CustomerID, domain.Customer, actor.Sub},
+		{"restaurantId", &in.RestaurantID, domain.Restaurant, actor.RestaurantID},
+		{"riderId", &in.RiderID, domain.Rider, actor.Sub},
+	} {
+		switch {
+		case p.role != actor.Role && *p.value != "":
+			return forbidden(p.name + " is for others; the list has your own orders.")
+		case p.role != actor.Role:
+		case *p.value != "" && string(*p.value) != p.own:
+			return forbidden("You may list your own orders only.")
+		default:
+			*p.value = httpapi.ID(p.own)
+		}
+	}
+	return nil
+}
+
+func (s *Side) listOrders(ctx context.Context, in *listOrdersInput) (*listOrdersOutput, error) {
+	actor := httpapi.Actor(ctx)
+	start, err := in.start() // a fault of the request goes before the rights
+	if err != nil {
+		return nil, err
+	}
+	if err := in.own(actor); err != nil {
+		return nil, err
+	}
+	var rows []orderRow
+	err = s.read(ctx, in.After, []string{orderModel, paymentModel}, func(ctx context.Context, schemas []string) error {
+		sql, args := in.statement(schemas[0], schemas[1], start)
+		found, err := s.DB.Query(ctx, sql, args...)
+		if err != nil {
+			return err
+		}
+		rows, err = pgx.CollectRows(found, func(r pgx.CollectableRow) (row orderRow, err error) {
+			err = r.Scan(row.columns()...)
+			return row, err
+		})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := &listOrdersOutput{}
+	out.Body.Items = make([]order.View, 0, len(rows))
+	places := make([]listPlace, 0, len(rows))
+	for i := range rows {
+		_, view, err := rows[i].order()
+		if err != nil {
+			return nil, err
+		}
+		out.Body.Items = append(out.Body.Items, view.For(actor.Role))
+		places = append(places, listPlace{rows[i].createdAt, view.OrderID})
+	}
+	if places, next := cut(places, in.Limit, func(p *listPlace) listPlace { return *p }); next != "" {
+		out.Body.Items, out.Body.NextCursor = out.Body.Items[:len(places)], next
+	}
+	return out, nil
+}
+
+// statement reads one row more than the page has. Each list has an index that
+// yields it in order; status has none (it changes too often), but for the final
+// ones, which are in closed: there the list is merged from one walk per value of
+// closed that can hold a wanted status.
+func (in *listOrdersInput) statement(orders, payments string, start listPlace) (sql string, args []any) {
+	var where strings.Builder
+	arg := func(v any) string {
+		args = append(args, v)
+		return "$" + strconv.Itoa(len(args))
+	}
+	where.WriteString(`(o.created_at, o.id) < (` + arg(start.at) + `::timestamptz, ` + arg(start.id) + `)`)
+	for _, f := range []struct {
+		column string
+		value  httpapi.ID
+	}{{"customer_id", in.CustomerID}, {"restaurant_id", in.RestaurantID}, {"rider_id", in.RiderID}} {
+		if f.value != "" {
+			where.WriteString(` AND o.` + f.column + ` = ` + arg(string(f.value)))
+		}
+	}
+	if in.RiderID != "" {
+		where.WriteString(` AND o.rider_id <> ''`) // as the index has it
+	}
+	if in.Dispatch != "" {
+		where.WriteString(` AND o.exhausted`)
+	}
+	statuses := make([]string, len(in.Status))
+	for i, status := range in.Status {
+		statuses[i] = string(status)
+	}
+	if len(statuses) > 0 {
+		where.WriteString(` AND o.status = ANY (` + arg(statuses) + `)`)
+	}
+	limit := arg(in.Limit + 1)
+	const newest = ` ORDER BY o.created_at DESC, o.id DESC LIMIT `
+	from := `(SELECT * FROM ` + orders + `.orders o WHERE ` + where.String() + newest + limit + `) o`
+	if in.CustomerID == "" && in.RiderID == "" && in.Dispatch == "" {
+		from = `unnest(` + arg(closedValues(in.Status)) + `::text[]) AS c(closed) CROSS JOIN LATERAL
+			(SELECT * FROM ` + orders + `.orders o WHERE o.closed = c.closed AND ` + where.String() + newest + limit + `) o`
+	}
+	return `SELECT ` + orderColumns + ` FROM ` + from + ` LEFT JOIN ` + payments + `.payments p ON p.id = o.id` + newest + limit, args
+}
+
+// closedValues are the values of closed that orders of these statuses can have.
+func closedValues(statuses []orderStatus) []string {
+	var values []string
+	for _, status := range order.Statuses {
+		if len(statuses) > 0 && !slices.Contains(statuses, orderStatus(status)) {
+			continue
+		}
+		value := ""
+		if status.Closed() {
+			value = string(status)
+		}
+		if !slices.Contains(values, value) {
+			values = append(values, value)
+		}
+	}
+	return values
+}
+
+func (s *Side) getOrderEvents(ctx context.Context, in *orderInput) (*orderEventsOutput, error) {
+	actor := httpapi.Actor(ctx)
+	out := &orderEventsOutput{}
+	err := s.read(ctx, in.After, []string{orderModel}, func(ctx context.Context, schemas []string) error {
+		// One statement: what the order shows, its events have. The state goes
+		// with the first event only.
+		rows, err := s.DB.Query(ctx, `SELECT e.type, e.version, e.at, e.data, CASE WHEN e.version = 1 THEN o.state END
+			FROM `+schemas[0]+`.orders o JOIN `+schemas[0]+`.order_events e ON e.order_id = o.id
+			WHERE o.id = $1 ORDER BY e.version`, string(in.ID))
+		if err != nil {
+			return err
+		}
+		out.Body.Items = []orderEvent{}
+		var e orderEvent
+		var data, text []byte
+		known := false
+		_, err = pgx.ForEachRow(rows, []any{&e.Type, &e.Version, &e.Timestamp, &data, (*pgtype.DriverBytes)(&text)}, func() error {
+			if text != nil {
+				state, err := readState[order.State](text)
+				if err != nil {
+					return err
+				}
+				if !state.Party(actor) {
+					return notFound("order")
+				}
+				known = true
+			}
+			e.Timestamp, e.Data = e.Timestamp.UTC(), slices.Clone(data)
+			out.Body.Items = append(out.Body.Items, e)
+			return nil
+		})
+		if err == nil && !known {
+			return notFound("order")
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// OfferedOrder is an offer that is still open: the payload of order:available.
+type OfferedOrder struct {
+	OrderID        string       `json:"orderId"`
+	RestaurantID   string       `json:"restaurantId"`
+	Location       domain.Point `json:"location"`
+	DistanceMeters int          `json:"distanceMeters"`
+	ExpiresAt      time.Time    `json:"expiresAt"`
+}

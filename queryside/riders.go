@@ -1,0 +1,180 @@
+package queryside
+
+import (
+	"context"
+	"errors"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"tomato/domain"
+	"tomato/domain/order"
+	"tomato/domain/rider"
+	"tomato/httpapi"
+)
+
+type nearbyRidersInput struct {
+	queryInput
+	around
+}
+
+type nearbyRider struct {
+	RiderID        string       `json:"riderId"`
+	Name           string       `json:"name"`
+	Location       domain.Point `json:"location"`
+	DistanceMeters int          `json:"distanceMeters"`
+	UpdatedAt      time.Time    `json:"updatedAt" doc:"When the position was recorded."`
+}
+
+type nearbyRidersOutput struct {
+	Body struct {
+		Items []nearbyRider `json:"items"`
+	}
+}
+
+type riderInput struct {
+	queryInput
+	ID httpapi.ID `path:"id"`
+}
+
+type riderOutput struct {
+	ETag string `header:"ETag"`
+	Body rider.View
+}
+
+type offersOutput struct {
+	Body struct {
+		Items []OfferedOrder `json:"items"`
+	}
+}
+
+func (s *Side) riderRoutes(api *httpapi.API) {
+	httpapi.Register(api, operation("/v1/riders/nearby", "getNearbyRiders", "Free, verified riders with a fresh position, nearest first"),
+		[]domain.Role{domain.Ops, domain.Restaurant}, s.nearbyRiders)
+	httpapi.Register(api, operation("/v1/riders/{id}", "getRider", "One rider", 404), []domain.Role{domain.Ops, domain.Rider}, s.getRider)
+	httpapi.Register(api, operation("/v1/riders/{id}/offers", "getRiderOffers", "Offers to a rider that are still open", 404), []domain.Role{domain.Ops, domain.Rider}, s.riderOffers)
+}
+
+func (s *Side) nearbyRiders(ctx context.Context, in *nearbyRidersInput) (*nearbyRidersOutput, error) {
+	out := &nearbyRidersOutput{}
+	err := s.read(ctx, in.After, []string{riderModel}, func(ctx context.Context, schemas []string) error {
+		// By the index on places, nearest first, within the box around the
+		// circle; the circle is cut outside. See projections.Nearest.
+		rows, err := s.DB.Query(ctx, `SELECT c.rider_id, c.name, ST_X(c.location::geometry), ST_Y(c.location::geometry), c.meters, c.recorded_at
+			FROM (
+				SELECT p.rider_id, r.name, p.location, p.location <-> ST_MakePoint($1, $2)::geography AS meters, p.recorded_at
+				FROM `+schemas[0]+`.rider_positions p
+				JOIN `+schemas[0]+`.riders r ON r.id = p.rider_id
+				WHERE p.location && _ST_Expand(ST_MakePoint($1, $2)::geography, $3) AND p.recorded_at > $4 AND r.eligible
+				ORDER BY p.location <-> ST_MakePoint($1, $2)::geography
+				LIMIT $5
+			) c
+			WHERE c.meters <= $3
+			ORDER BY c.meters, c.rider_id`,
+			in.Lng, in.Lat, in.Radius, time.Now().Add(-s.PositionMaxAge), in.Limit)
+		if err != nil {
+			return err
+		}
+		out.Body.Items = []nearbyRider{}
+		var r nearbyRider
+		var meters float64
+		_, err = pgx.ForEachRow(rows, []any{&r.RiderID, &r.Name, &r.Location.Lng, &r.Location.Lat, &meters, &r.UpdatedAt}, func() error {
+			r.DistanceMeters, r.UpdatedAt = int(math.Round(meters)), r.UpdatedAt.UTC()
+			out.Body.Items = append(out.Body.Items, r)
+			return nil
+		})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// selfOrOps says whether the caller may read this rider, who exists.
+func selfOrOps(actor domain.Actor, riderID string) error {
+	if actor.Role == domain.Rider && actor.Sub != riderID {
+		return forbidden("A rider may do this only for themselves.")
+	}
+	return nil
+}
+
+func (s *Side) getRider(ctx context.Context, in *riderInput) (*riderOutput, error) {
+	var text []byte
+	var lng, lat *float64
+	err := s.read(ctx, in.After, []string{riderModel}, func(ctx context.Context, schemas []string) error {
+		err := s.DB.QueryRow(ctx, `SELECT r.state, ST_X(p.location::geometry), ST_Y(p.location::geometry)
+			FROM `+schemas[0]+`.riders r LEFT JOIN `+schemas[0]+`.rider_positions p ON p.rider_id = r.id WHERE r.id = $1`,
+			string(in.ID)).Scan(&text, &lng, &lat)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return notFound("rider")
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := selfOrOps(httpapi.Actor(ctx), string(in.ID)); err != nil {
+		return nil, err
+	}
+	state, err := readState[rider.State](text)
+	if err != nil {
+		return nil, err
+	}
+	view := rider.NewView(state)
+	if lng != nil {
+		view.Location = &domain.Point{Lng: *lng, Lat: *lat}
+	}
+	return &riderOutput{ETag: httpapi.ETag(view.Version), Body: view}, nil
+}
+
+func (s *Side) riderOffers(ctx context.Context, in *riderInput) (*offersOutput, error) {
+	out := &offersOutput{}
+	id := string(in.ID)
+	err := s.read(ctx, in.After, []string{riderModel, orderModel}, func(ctx context.Context, schemas []string) error {
+		// asked holds more than open offers; the state says which are.
+		rows, err := s.DB.Query(ctx, `SELECT r.eligible, o.state FROM `+schemas[0]+`.riders r
+			LEFT JOIN `+schemas[1]+`.orders o ON r.eligible AND o.wave_open AND o.asked @> ARRAY[$1]
+			WHERE r.id = $1`, id)
+		if err != nil {
+			return err
+		}
+		out.Body.Items = []OfferedOrder{}
+		known := false
+		var eligible bool
+		var text []byte
+		_, err = pgx.ForEachRow(rows, []any{&eligible, &text}, func() error {
+			known = true
+			if text == nil {
+				return nil
+			}
+			state, err := readState[order.State](text)
+			if err != nil {
+				return err
+			}
+			if !state.OfferedTo(id) {
+				return nil
+			}
+			for _, o := range state.Offers {
+				if o.RiderID == id {
+					out.Body.Items = append(out.Body.Items, OfferedOrder{state.ID, state.RestaurantID, state.PickUp.Location, o.DistanceMeters, state.WaveEndsAt})
+				}
+			}
+			return nil
+		})
+		if err == nil && !known {
+			return notFound("rider")
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := selfOrOps(httpapi.Actor(ctx), id); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(out.Body.Items, func(a, b OfferedOrder) int { return a.ExpiresAt.Compare(b.ExpiresAt) })
+	return out, nil
+}
