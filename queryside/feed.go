@@ -54,6 +54,7 @@ type Feed struct {
 	Hub            *Hub
 	Auth           *httpapi.Authenticator
 	Orders         OrderParties
+	CatchUp        CatchUp          // nil: clients resume from the window alone
 	Locations      LocationReporter // nil: refused as not_configured
 	AllowedOrigins []string         // beside the server's own: https://app.example, *.example, or * for any
 	Log            *slog.Logger     // nil: slog.Default()
@@ -75,7 +76,7 @@ const (
 	maxQueryRooms   = 64
 
 	tokenWait  = 5 * time.Second         // for a Consistency-Token
-	cursorWait = 2 * time.Second         // for the hub to reach a cursor of an instance that is ahead
+	cursorWait = 5 * time.Second         // for the hub to reach a cursor of an instance that is ahead, and one that is behind its window
 	partyWait  = 1500 * time.Millisecond // for the read model to have a fresh order
 	partyEvery = 50 * time.Millisecond
 	opTimeout  = 5 * time.Second
@@ -146,7 +147,11 @@ func (f *Feed) session(r *http.Request, actor domain.Actor, expires time.Time, c
 	if cursor != "" {
 		ctx, cancel := context.WithTimeout(r.Context(), cursorWait)
 		defer cancel()
-		_ = f.Hub.reachedCursor(ctx, cursor, actor) // if not, open says feed:reset
+		// Where these do not come in time, open says feed:reset.
+		_ = f.Hub.reachedCursor(ctx, cursor, actor)
+		if f.CatchUp != nil {
+			f.Hub.catchUp(ctx, f.CatchUp, f.log(), cursor, actor)
+		}
 	}
 	s, at, err := f.Hub.open(actor, rooms, cursor)
 	if err != nil {

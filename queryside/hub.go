@@ -53,10 +53,14 @@ func (c *HubConfig) defaults() {
 // queue. So everything that is appended after a join arrives, and a resuming
 // client gets what it missed, in order and once. Nothing blocks under it.
 //
-// Nothing here is authoritative. The window, messages of the recent past,
-// is bounded in bytes; a client that was away for longer, or comes with a
-// cursor that was not made here, is told feed:reset and reloads over REST. A
+// Nothing here is authoritative. The window, messages of the recent past, is
+// bounded in bytes. After a restart it is narrow, and is widened down to the
+// cursors that come (catchUp). A client that was away for longer, or comes with
+// a cursor that was not made here, is told feed:reset and reloads over REST. A
 // projector that begins anew sends all connections away to reconnect.
+//
+// rider:location is the exception: of each order only the last position is
+// kept, and only since this instance's start.
 type Hub struct {
 	cfg     HubConfig
 	metrics *hubMetrics
@@ -66,7 +70,9 @@ type Hub struct {
 	draining bool
 	subs     map[*subscriber]struct{}
 	rooms    map[string]map[*subscriber]struct{}
-	serial   uint64 // of the last message handed out
+	serial   uint64 // of the last message published
+	least    uint64 // of the oldest message ever in the window
+	epoch    int    // counts Begin
 	cursors  *cursors
 	at       place  // what has been published
 	text     []byte // at as cursor; nil: not written yet
@@ -77,6 +83,8 @@ type Hub struct {
 	byRoom   map[string][]*entry // of the window, oldest first
 	latest   map[string]*entry   // room → its last Latest message; not in the window
 	waiters  map[*waiter]struct{}
+	behind   []*behind     // clients that wait for the window to be widened
+	catching bool          // runCatchUp runs
 	gone     chan struct{} // closed when draining and the last is gone
 }
 
@@ -88,6 +96,10 @@ type entry struct {
 	i, n   int // the i-th of the n messages of its record
 	feed.Message
 	mark *subscriber // while one resumes: it has it already
+
+	// While it is on its way into the window from behind.
+	tp       eventlog.TopicPartition
+	appended time.Time
 }
 
 func (e *entry) size() int {
@@ -127,6 +139,8 @@ func (h *Hub) Begin(passed map[eventlog.TopicPartition]int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.ready = false
+	h.epoch++
+	h.serial, h.least = 1<<40, 1<<40+1
 	h.at, h.text = newPlace(int(partitions)), nil
 	for tp, o := range passed {
 		if l := h.at.log(tp); l != noLog {
@@ -137,6 +151,7 @@ func (h *Hub) Begin(passed map[eventlog.TopicPartition]int64) {
 	h.window, h.windowAt, h.bytes = nil, 0, 0
 	h.byRoom, h.latest = map[string][]*entry{}, map[string]*entry{}
 	for s := range h.subs {
+		s.mark = 0
 		s.close(&closeRestart)
 	}
 }
@@ -199,24 +214,7 @@ func (h *Hub) keep(e *entry) {
 	for _, r := range e.Rooms {
 		h.byRoom[r] = append(h.byRoom[r], e)
 	}
-	for h.bytes > h.cfg.WindowBytes {
-		old := h.window[h.windowAt]
-		h.window[h.windowAt] = nil
-		h.windowAt++
-		h.bytes -= old.size()
-		h.floor[old.log] = old.offset
-		for _, r := range old.Rooms {
-			if rest := h.byRoom[r][1:]; len(rest) > 0 {
-				h.byRoom[r] = rest
-			} else {
-				delete(h.byRoom, r)
-			}
-		}
-	}
-	if h.windowAt > 1024 && h.windowAt > len(h.window)/2 {
-		h.window = append([]*entry(nil), h.window[h.windowAt:]...)
-		h.windowAt = 0
-	}
+	h.evict()
 }
 
 // send queues a message to all who have joined one of its rooms, to each once.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -20,7 +21,10 @@ import (
 	"tomato/eventlog"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// The test databases' cluster is watched for as long as the binary runs.
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("tomato/migrations/cluster.(*Cluster).run.func1"))
+}
 
 var (
 	testKey = []byte("0123456789abcdef")
@@ -123,6 +127,7 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 		}
 		// Instances read the same logs, each interleaved in its own way.
 		hubs := []*Hub{openHub(t, HubConfig{}, partitions), openHub(t, HubConfig{}, partitions)}
+		reader := logReader(logs[:])
 		next := [2][len(logs)]int{}
 		publish := func(h int) bool {
 			var open []int
@@ -154,7 +159,7 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
-			switch rapid.IntRange(0, 4).Draw(t, "do") {
+			switch rapid.IntRange(0, 5).Draw(t, "do") {
 			case 0, 1:
 				publish(0)
 			case 2:
@@ -166,6 +171,15 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 					seen = append(seen, g)
 					cursor = g.Cursor
 				}
+			case 5: // an instance the client is not on is restarted where it was: its window is empty
+				at := none(partitions)
+				for l := range logs {
+					if n := next[1-h][l]; n > 0 {
+						at[logs[l][0].tp] = logs[l][n-1].offset
+					}
+				}
+				hubs[1-h].Begin(at)
+				hubs[1-h].Ready()
 			case 4: // cut off; what was queued is lost; come back anywhere
 				hubs[h].leave(s)
 				h = rapid.IntRange(0, 1).Draw(t, "hub")
@@ -174,6 +188,7 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 						t.Fatal("the cursor is ahead of all logs")
 					}
 				}
+				hubs[h].catchUp(context.Background(), reader, slog.New(slog.DiscardHandler), cursor, actor)
 				if s, _, err = hubs[h].open(actor, nil, cursor); err != nil {
 					t.Fatal(err)
 				}
@@ -184,6 +199,19 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 			}
 		}
 		for publish(h) {
+		}
+		hubs[h].leave(s)
+		if s, _, err = hubs[h].open(actor, nil, cursor); err != nil {
+			t.Fatal(err)
+		}
+		s.take(nil, 1) // feed:resumed, or what a restart left: the same by now
+		hubs[h].leave(s)
+		hubs[h].catchUp(context.Background(), reader, slog.New(slog.DiscardHandler), cursor, actor)
+		if s, _, err = hubs[h].open(actor, nil, cursor); err != nil {
+			t.Fatal(err)
+		}
+		if items, _ := s.take(nil, 1); decodeItem(t, items[0]).Event != "feed:resumed" {
+			t.Fatal("not resumed in the end")
 		}
 		seen = append(seen, received(t, s)...)
 
@@ -218,6 +246,20 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 			t.Fatal(d)
 		}
 	})
+}
+
+// logReader is a CatchUp of simulated logs.
+type logReader [][]logged
+
+func (logs logReader) CatchUp(_ context.Context, from, to map[eventlog.TopicPartition]int64, fn func(eventlog.TopicPartition, int64, time.Time, []feed.Message)) error {
+	for _, log := range logs {
+		for _, r := range log {
+			if f, ok := from[r.tp]; ok && r.offset > f && r.offset <= to[r.tp] {
+				fn(r.tp, r.offset, time.Unix(r.offset%3, 0), r.all)
+			}
+		}
+	}
+	return nil
 }
 
 func reached(h *Hub, cursor string, actor domain.Actor) bool {

@@ -25,6 +25,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -78,6 +79,9 @@ type Projector struct {
 	Backlog  time.Duration         // how far back positions and emitted messages are read at the start; 0: 5 minutes
 	Registry prometheus.Registerer // nil: no metrics
 	Log      *slog.Logger          // nil: slog.Default()
+
+	mu    sync.Mutex // guards known
+	known map[eventlog.TopicPartition]known
 }
 
 const defaultBacklog = 5 * time.Minute
@@ -135,6 +139,7 @@ func (p *Projector) run(ctx context.Context, log *slog.Logger, m *metrics) error
 		consume[tp.Topic][tp.Partition] = kgo.NewOffset().At(o)
 	}
 	riders := newAssignments(start.Assigned)
+	p.begin(passed, start)
 	p.Sink.Begin(passed)
 
 	behind := make(map[eventlog.TopicPartition]int64) // logs to be read up to here before we are ready

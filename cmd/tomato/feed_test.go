@@ -1,0 +1,229 @@
+package main_test
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"tomato/domain"
+	"tomato/domain/feed"
+	"tomato/domain/order"
+	"tomato/eventlog"
+	"tomato/eventlog/eventlogtest"
+	"tomato/httpapi"
+	"tomato/projections/realtime"
+	"tomato/queryside"
+)
+
+const feedSecret = "a secret for tests, 32 bytes long"
+
+// noModels stands for read models that have nothing yet.
+type noModels struct{ start realtime.Start }
+
+func (m noModels) FeedStart(context.Context) (realtime.Start, error) { return m.start, nil }
+
+func (noModels) OrderParty(context.Context, string, domain.Actor) (bool, error) { return false, nil }
+
+// startFeeds is an instance with feeds and nothing else.
+func startFeeds(t *testing.T, cfg eventlog.Config, start realtime.Start) (url string, stop func()) {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: feedSecret})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hub, err := queryside.NewHub(queryside.HubConfig{Key: []byte("0123456789abcdef")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	api := httpapi.New(httpapi.Options{Auth: auth, Log: log})
+	p := &realtime.Projector{Kafka: cfg, Loader: noModels{start}, Sink: hub, Log: log}
+	(&queryside.Feed{Hub: hub, Auth: auth, Orders: noModels{}, CatchUp: p, Log: log}).Routes(api)
+	srv := httptest.NewServer(api)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	stopped := false
+	stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		drain, end := context.WithTimeout(context.Background(), 20*time.Second)
+		defer end()
+		if err := hub.Drain(drain); err != nil {
+			t.Error("drain:", err)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error("projector:", err)
+		}
+		srv.Close()
+		auth.Close()
+	}
+	t.Cleanup(stop)
+	return srv.URL, stop
+}
+
+type feedMessage struct {
+	Event, Room, Cursor, Code string
+	Payload                   json.RawMessage
+}
+
+// openFeed dials until the instance is ready.
+func openFeed(t *testing.T, url string, actor domain.Actor, query string) *websocket.Conn {
+	t.Helper()
+	tok, err := httpapi.MintToken(feedSecret, actor, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	retry := time.NewTicker(10 * time.Millisecond)
+	defer retry.Stop()
+	for deadline := time.After(30 * time.Second); ; {
+		c, resp, err := websocket.Dial(t.Context(), url+"/v1/feed"+query, &websocket.DialOptions{HTTPHeader: http.Header{"Authorization": {"Bearer " + tok}}})
+		if err == nil {
+			t.Cleanup(func() { _ = c.CloseNow() })
+			return c
+		}
+		if resp == nil || resp.StatusCode != http.StatusServiceUnavailable {
+			t.Fatal(err)
+		}
+		select {
+		case <-retry.C:
+		case <-deadline:
+			t.Fatal("the feed never opened:", err)
+		}
+	}
+}
+
+func readFeed(t *testing.T, c *websocket.Conn) feedMessage {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	_, b, err := c.Read(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m feedMessage
+	if err := json.Unmarshal(b, &m); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func expectFeed(t *testing.T, c *websocket.Conn, event, room string) feedMessage {
+	t.Helper()
+	m := readFeed(t, c)
+	if m.Event != event || m.Room != room {
+		t.Fatalf("received %s in %s (%s), want %s in %s", m.Event, m.Room, m.Payload, event, room)
+	}
+	return m
+}
+
+// From the log to sockets of two instances, and from one to the other.
+func TestFeedFromTheLogToTheSockets(t *testing.T) {
+	t.Parallel()
+	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
+		const partitions = 3
+		eventlogtest.Topics(t, cfg, eventlog.Layout{Partitions: partitions})
+		w := eventlogtest.NewWriter(t, cfg, partitions)
+		one, stopOne := startFeeds(t, cfg, realtime.Start{})
+		two, _ := startFeeds(t, cfg, realtime.Start{})
+
+		const id = "01990000-0000-7000-8000-000000000001"
+		status := func(rider, s string) domain.Ctx {
+			return domain.Ctx{CustomerID: "u1", RestaurantID: "r1", RiderID: rider, Status: s}
+		}
+		customer := openFeed(t, one, domain.Actor{Sub: "u1", Role: domain.Customer}, "")
+		restaurant := openFeed(t, two, domain.Actor{Sub: "m1", Role: domain.Restaurant, RestaurantID: "r1"}, "")
+		winner := openFeed(t, one, domain.Actor{Sub: "k1", Role: domain.Rider}, "")
+		loser := openFeed(t, two, domain.Actor{Sub: "k2", Role: domain.Rider}, "")
+		ops := openFeed(t, one, domain.Actor{Sub: "op", Role: domain.Ops}, "?room=ops")
+
+		w.Append(eventlog.Orders, id,
+			order.OrderPlaced{OrderID: id, CustomerID: "u1", RestaurantID: "r1", Ctx: status("", "placed")},
+			order.OrderPaid{OrderID: id, PaymentID: "p1", Order: order.View{OrderID: id, Version: 2}, Ctx: status("", "placed")},
+			order.OrderOffered{OrderID: id, Round: 1, Wave: 1, Riders: []order.OfferedRider{{RiderID: "k1"}, {RiderID: "k2"}}, Ctx: status("", "ready_for_rider")})
+		expectFeed(t, customer, "order:update", "user:u1")
+		expectFeed(t, customer, "order:update", "user:u1")
+		expectFeed(t, restaurant, "order:update", "restaurant:r1")
+		expectFeed(t, restaurant, "order:new", "restaurant:r1")
+		expectFeed(t, restaurant, "order:update", "restaurant:r1")
+		expectFeed(t, winner, "order:available", "user:k1")
+		expectFeed(t, loser, "order:available", "user:k2")
+
+		// The window knows the order's customer before any read model does.
+		if err := customer.Write(t.Context(), websocket.MessageText, []byte(`{"op":"join","room":"order:`+id+`"}`)); err != nil {
+			t.Fatal(err)
+		}
+		expectFeed(t, customer, "feed:joined", "order:"+id)
+		w.Append(eventlog.Orders, id, order.RiderAssignedEvent{OrderID: id, RiderID: "k1", RiderName: "Una", ClaimID: 4, Riders: []string{"k2"}, Ctx: status("k1", "rider_assigned")})
+		expectFeed(t, customer, "order:update", "user:u1")
+		expectFeed(t, customer, "order:rider_assigned", "user:u1")
+		expectFeed(t, winner, "order:update", "user:k1")
+		expectFeed(t, loser, "order:taken", "user:k2")
+		expectFeed(t, restaurant, "order:update", "restaurant:r1")
+		expectFeed(t, restaurant, "order:rider_assigned", "restaurant:r1")
+
+		w.Telemetry(eventlog.RiderLocations, "k1", realtime.PositionType, realtime.Position{RiderID: "k1", RecordedAt: time.Now()})
+		cursor := expectFeed(t, customer, "rider:location", "order:"+id).Cursor
+
+		// One instance goes away; what happens meanwhile comes from the other.
+		for _, c := range []*websocket.Conn{customer, winner, ops} {
+			_ = c.CloseNow()
+		}
+		stopOne()
+		w.Append(eventlog.Orders, id, order.OrderPickedUp{OrderID: id, RiderID: "k1", Ctx: status("k1", "picked_up")})
+		w.Telemetry(eventlog.Feed, "user:u1", feed.Emitted, feed.Emit{Event: "promo", Room: "order:" + id, Payload: json.RawMessage(`1`)})
+		customer = openFeed(t, two, domain.Actor{Sub: "u1", Role: domain.Customer}, "?cursor="+cursor)
+		expectFeed(t, customer, "feed:resumed", "")
+		seen := map[string]bool{}
+		for range 2 { // of two logs: in any order
+			m := readFeed(t, customer)
+			seen[m.Event+" "+m.Room] = true
+		}
+		if !seen["order:update user:u1"] || !seen["promo order:"+id] {
+			t.Errorf("resumed with %v", seen)
+		}
+		w.Append(eventlog.Orders, id, order.OrderDelivered{OrderID: id, RiderID: "k1", ClaimID: 4, Ctx: status("k1", "delivered")})
+		expectFeed(t, customer, "order:update", "user:u1")
+	})
+}
+
+// Everything restarts, and begins where the read models stand: behind what
+// clients have missed. They used to be told feed:reset, all at once.
+func TestAFeedResumesAcrossARestart(t *testing.T) {
+	t.Parallel()
+	cfg := eventlogtest.Embedded(t)
+	eventlogtest.Topics(t, cfg, eventlog.Layout{Partitions: 1})
+	w := eventlogtest.NewWriter(t, cfg, 1)
+	url, stop := startFeeds(t, cfg, realtime.Start{})
+	customer := openFeed(t, url, domain.Actor{Sub: "u1", Role: domain.Customer}, "")
+	ctx := domain.Ctx{CustomerID: "u1", RestaurantID: "r1", Status: "preparing"}
+	w.Append(eventlog.Orders, "o1", order.OrderPreparing{OrderID: "o1", Ctx: ctx})
+	cursor := expectFeed(t, customer, "order:update", "user:u1").Cursor
+	_ = customer.CloseNow()
+	stop()
+
+	w.Claim(eventlog.Orders)
+	missed := w.Append(eventlog.Orders, "o1", order.OrderReadyForRider{OrderID: "o1", Ctx: ctx}, order.OrderPickedUp{OrderID: "o1", Ctx: ctx})
+	marks := map[eventlog.TopicPartition]eventlog.Mark{}
+	for tp, o := range missed {
+		marks[tp] = eventlog.Mark{Next: o + 1, Rule: eventlog.Rule{Term: 2, Seq: 2}}
+	}
+	url, _ = startFeeds(t, cfg, realtime.Start{Marks: marks})
+	customer = openFeed(t, url, domain.Actor{Sub: "u1", Role: domain.Customer}, "?cursor="+cursor)
+	expectFeed(t, customer, "feed:resumed", "")
+	for _, version := range []string{"2", "3"} {
+		m := expectFeed(t, customer, "order:update", "user:u1")
+		if want := `{"orderId":"o1","status":"preparing","version":` + version + `}`; string(m.Payload) != want {
+			t.Errorf("resumed with %s, want %s", m.Payload, want)
+		}
+	}
+}
