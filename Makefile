@@ -1,0 +1,34 @@
+# make run    installs what is missing, builds, serves in the foreground
+# make test   installs what is missing, then all tests, those on Apache Kafka included
+# make lint   gofmt, go vet, staticcheck (its policy: staticcheck.conf)
+# .ci/run     make lint and make test, as the checks do it
+
+BUILD := go build -o bin/tomato ./cmd/tomato
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# Two test binaries at a time: each may have a broker, a Postgres and a Kafka
+# of its own beside it.
+TESTFLAGS ?= -race -p 2 -timeout 15m
+
+.PHONY: run build test lint clean
+
+run:
+	@if .ci/setup run; then $(BUILD) && exec bin/tomato serve; \
+	elif docker info >/dev/null 2>&1; then exec .ci/run-in-docker; \
+	else echo "There is neither PostGIS nor a Docker engine to run it in." >&2; exit 1; fi
+
+build:
+	$(BUILD)
+
+# -count=1: what a test meets on the machine is no input that the cache knows of.
+test:
+	.ci/setup test
+	TOMATO_REQUIRE_KAFKA=1 TOMATO_REQUIRE_POSTGIS=1 go test $(TESTFLAGS) -count=1 ./...
+
+lint:
+	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt:"; echo "$$unformatted"; exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+
+clean:
+	rm -rf bin
