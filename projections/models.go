@@ -64,6 +64,7 @@ var orders = &aggregates[order.State, order.Event]{
 		{"pick_up", "geography", func(s *order.State) string { return pointText(s.PickUp.Location) }},
 		{"round", "integer", func(s *order.State) string { return strconv.Itoa(s.Round) }},
 		{"wave", "integer", func(s *order.State) string { return strconv.Itoa(s.Wave) }},
+		{"waiting", "boolean", func(s *order.State) string { return boolText(s.Status == order.ReadyForRider && !s.Exhausted) }},
 		{"wave_open", "boolean", func(s *order.State) string { return boolText(waveOpen(s)) }},
 		{"asked", "text[]", func(s *order.State) string { return arrayText(asked(s)) }},
 		{"created_at", "timestamptz", func(s *order.State) string { return timeText(s.CreatedAt) }},

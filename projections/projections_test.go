@@ -562,9 +562,11 @@ func TestWaitingFindsOrdersWhoseWaveReachesTheRider(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := fmt.Sprint([]projections.WaitingOrder{
-		{OrderID: orderID(1), RiderID: "free", DistanceMeters: 900, Round: 1, Wave: 1},
-		{OrderID: orderID(3), RiderID: "free", DistanceMeters: 1500, Round: 1, Wave: 2},
-		{OrderID: orderID(4), RiderID: "free", DistanceMeters: 1501, Round: 1, Wave: 7},
+		{OrderID: orderID(6), RiderID: "free", DistanceMeters: 100}, // between two waves
+		{OrderID: orderID(7), RiderID: "free", DistanceMeters: 100},
+		{OrderID: orderID(1), RiderID: "free", DistanceMeters: 900},
+		{OrderID: orderID(3), RiderID: "free", DistanceMeters: 1500},
+		{OrderID: orderID(4), RiderID: "free", DistanceMeters: 1501},
 	})
 	if fmt.Sprint(got) != want {
 		t.Errorf("got  %v\nwant %v", got, want)

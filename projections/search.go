@@ -109,13 +109,13 @@ type WaitingOrder struct {
 	OrderID        string
 	RiderID        string
 	DistanceMeters int
-	Round, Wave    int
 }
 
-// Waiting returns, for riders that became eligible, the orders with a running
-// wave within whose radius (radii[wave-1], the last one for later waves) they
-// are, without those whose wave they are in already, and those that they
-// declined or dropped in this round. Both read models have passed after.
+// Waiting returns, for riders that became eligible, the orders that wait for a
+// rider, and are not given up, within whose radius they are: that of the
+// running wave, or of the next one where none runs (radii[wave-1], the last one
+// for later waves). Running waves that have the rider already, or that they
+// declined or dropped, are left out. Both read models have passed after.
 func (m *ReadModels) Waiting(ctx context.Context, riderIDs []string, radii []int, maxAge time.Duration, after eventlog.Token) ([]WaitingOrder, error) {
 	if len(riderIDs) == 0 || len(radii) == 0 {
 		return nil, nil
@@ -128,16 +128,16 @@ func (m *ReadModels) Waiting(ctx context.Context, riderIDs []string, radii []int
 	var found []WaitingOrder
 	err := m.Read(ctx, after, []string{Riders, Orders}, func(schemas []string) error {
 		rows, err := m.DB.Query(ctx, `
-			SELECT o.id, r.id, o.meters, o.round, o.wave
+			SELECT o.id, r.id, o.meters
 			FROM `+schemas[0]+`.riders r
 			JOIN `+schemas[0]+`.rider_positions p ON p.rider_id = r.id
 			CROSS JOIN LATERAL (
-				SELECT o.id, o.round, o.wave, o.pick_up <-> p.location AS meters
+				SELECT o.id, CASE WHEN o.wave_open THEN greatest(o.wave, 1) ELSE o.wave + 1 END AS wave, o.pick_up <-> p.location AS meters
 				FROM `+schemas[1]+`.orders o
-				WHERE o.wave_open AND o.pick_up && _ST_Expand(p.location, $3) AND r.id <> ALL (o.asked)
+				WHERE o.waiting AND o.pick_up && _ST_Expand(p.location, $3) AND r.id <> ALL (o.asked)
 			) o
 			WHERE r.id = ANY ($1) AND r.eligible AND p.recorded_at > $4
-			  AND o.meters <= ($2::float8[])[least(greatest(o.wave, 1), cardinality($2::float8[]))]
+			  AND o.meters <= ($2::float8[])[least(o.wave, cardinality($2::float8[]))]
 			ORDER BY r.id, o.meters, o.id`,
 			riderIDs, meters, widest, time.Now().Add(-maxAge))
 		if err != nil {
@@ -145,7 +145,7 @@ func (m *ReadModels) Waiting(ctx context.Context, riderIDs []string, radii []int
 		}
 		found, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (w WaitingOrder, err error) {
 			var meters float64
-			err = row.Scan(&w.OrderID, &w.RiderID, &meters, &w.Round, &w.Wave)
+			err = row.Scan(&w.OrderID, &w.RiderID, &meters)
 			w.DistanceMeters = int(math.Round(meters))
 			return w, err
 		})

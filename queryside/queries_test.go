@@ -118,10 +118,10 @@ func (q *queries) order(s order.State) {
 	if !s.WaveOpen {
 		asked = []string{}
 	}
-	q.exec(`INSERT INTO orders_g1.orders (id, version, status, closed, customer_id, restaurant_id, rider_id, exhausted, pick_up, round, wave, wave_open, asked, created_at, state)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::geography, $10, $11, $12, $13, $14, $15)`,
+	q.exec(`INSERT INTO orders_g1.orders (id, version, status, closed, customer_id, restaurant_id, rider_id, exhausted, pick_up, round, wave, waiting, wave_open, asked, created_at, state)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::geography, $10, $11, $12, $13, $14, $15, $16)`,
 		s.ID, s.Version, string(s.Status), closed, s.CustomerID, s.RestaurantID, s.RiderID, s.Exhausted, point(s.PickUp.Location),
-		s.Round, s.Wave, s.WaveOpen, asked, s.CreatedAt, text(s))
+		s.Round, s.Wave, s.Status == order.ReadyForRider && !s.Exhausted, s.WaveOpen, asked, s.CreatedAt, text(s))
 	for v := range s.Version {
 		q.exec(`INSERT INTO orders_g1.order_events VALUES ($1, $2, 'ORDER_PLACED', $3, $4)`, s.ID, v+1, s.CreatedAt, fmt.Sprintf(`{"n":%d}`, v+1))
 	}

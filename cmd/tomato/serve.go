@@ -315,8 +315,9 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 		}
 	}
 	if c.has(roleQuery) {
-		q := &queryside.Side{Models: s.models, Log: s.log, Consumers: s.runtime, DeadLetters: &eventlog.DeadLetters{DB: s.db, Kafka: kafka}}
-		q.Routes(api)
+		if err := s.startQueries(kafka, api); err != nil {
+			return err
+		}
 	}
 	if c.has(roleFeed) {
 		if err := s.startFeed(kafka, auth, api, &health); err != nil {
@@ -387,6 +388,23 @@ func (s *server) startCommands(kafka eventlog.Config, positions *eventlog.Positi
 	return nil
 }
 
+func (s *server) startQueries(kafka eventlog.Config, api *httpapi.API) error {
+	client, err := kafka.NewClient()
+	if err != nil {
+		return err
+	}
+	s.onStop(func(context.Context) error { client.Close(); return nil })
+	adm := kadm.NewClient(client)
+	q := &queryside.Side{DB: s.db, Models: s.models, PositionMaxAge: time.Duration(s.cmd.PositionAge),
+		DeadLetters: &eventlog.DeadLetters{DB: s.db, Kafka: kafka},
+		Projections: projectionStatus(s.models),
+		Consumers: func(ctx context.Context) ([]eventlog.ConsumerStatus, error) {
+			return eventlog.ReadConsumers(ctx, s.db, adm)
+		}}
+	q.Routes(api)
+	return nil
+}
+
 func (s *server) startFeed(kafka eventlog.Config, auth *httpapi.Authenticator, api *httpapi.API, health *health) error {
 	mac := hmac.New(sha256.New, []byte(s.cmd.InternalKey))
 	mac.Write([]byte("feed cursor"))
@@ -397,6 +415,7 @@ func (s *server) startFeed(kafka eventlog.Config, auth *httpapi.Authenticator, a
 	feed := &queryside.Feed{Hub: hub, Auth: auth, Orders: s.models, Locations: s.side, AllowedOrigins: s.cmd.Origins, Log: s.log}
 	feed.Routes(api)
 	projector := &realtime.Projector{Kafka: kafka, Loader: s.models, Sink: hub, Registry: s.registry, Log: s.log}
+	feed.CatchUp = projector
 	s.background("feed", projector.Run)
 	s.onStop(hub.Drain)
 	health.add("feed", func(context.Context) error {

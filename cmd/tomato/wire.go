@@ -7,6 +7,7 @@ import (
 	"tomato/commandside"
 	"tomato/eventlog"
 	"tomato/projections"
+	"tomato/queryside"
 )
 
 // The sides do not know one another. These adapters join what one needs of
@@ -41,9 +42,25 @@ func (r riderSearch) Waiting(ctx context.Context, riderIDs []string, radii []int
 	}
 	out := make([]commandside.WaitingOrder, len(found))
 	for i, w := range found {
-		out[i] = commandside.WaitingOrder{OrderID: w.OrderID, RiderID: w.RiderID, DistanceMeters: w.DistanceMeters}
+		out[i] = commandside.WaitingOrder(w)
 	}
 	return out, nil
+}
+
+// projectionStatus is how the read models are doing, for operators.
+func projectionStatus(models *projections.ReadModels) func(context.Context) ([]queryside.ProjectionStatus, error) {
+	return func(ctx context.Context) ([]queryside.ProjectionStatus, error) {
+		all, err := models.Status(ctx)
+		if err != nil {
+			return nil, err
+		}
+		out := make([]queryside.ProjectionStatus, len(all))
+		for i, s := range all {
+			out[i] = queryside.ProjectionStatus{ReadModel: s.Model, Generation: s.Number, State: s.State,
+				LagEvents: s.LagEvents, LagSeconds: s.LagSeconds, EventsPerSecond: s.EventsPerSecond}
+		}
+		return out, nil
+	}
 }
 
 // subscriptions are all consumers with the topics they read: what has retry

@@ -16,6 +16,7 @@ CREATE TABLE orders (
     pick_up       geography(Point, 4326) NOT NULL,
     round         integer                NOT NULL,
     wave          integer                NOT NULL,
+    waiting       boolean                NOT NULL, -- ready, and dispatch has not given up
     wave_open     boolean                NOT NULL,
     asked         text[]                 NOT NULL, -- while a wave is open: riders who are in it, declined, or dropped the order in this round
     created_at    timestamptz            NOT NULL,
@@ -26,7 +27,7 @@ CREATE INDEX orders_by_restaurant ON orders (restaurant_id, closed, created_at D
 CREATE INDEX orders_by_rider      ON orders (rider_id, created_at DESC, id DESC) WHERE rider_id <> '';
 CREATE INDEX orders_by_closed     ON orders (closed, created_at DESC, id DESC);
 CREATE INDEX orders_exhausted     ON orders (created_at DESC, id DESC) WHERE exhausted;
-CREATE INDEX orders_waiting       ON orders USING gist (pick_up) WHERE wave_open;
+CREATE INDEX orders_waiting       ON orders USING gist (pick_up) WHERE waiting;
 -- The pending list is read by every search: it is kept short.
 CREATE INDEX orders_asked         ON orders USING gin (asked) WITH (gin_pending_list_limit = 64) WHERE wave_open;
 

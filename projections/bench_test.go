@@ -1,0 +1,83 @@
+package projections_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"tomato/domain"
+	"tomato/eventlog"
+	"tomato/migrations"
+	"tomato/migrations/postgrestest"
+	"tomato/projections"
+)
+
+// BenchmarkNearest searches among 100,000 riders of one city, of whom so many
+// are free: the 20 nearest within 5 km, one search at a time per connection.
+func BenchmarkNearest(b *testing.B) {
+	for _, share := range []float64{1, 0.1, 0.01, 0} {
+		for _, batch := range []int{1, 50} {
+			b.Run(fmt.Sprintf("free=%v/batch=%d", share, batch), func(b *testing.B) { benchmarkNearest(b, share, batch) })
+		}
+	}
+}
+
+func benchmarkNearest(b *testing.B, share float64, batch int) {
+	ctx := context.Background()
+	url := postgrestest.URL(b)
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		b.Fatal(err)
+	}
+	config.MaxConns = 4
+	db, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(db.Close)
+	if err := migrations.Core(ctx, url); err != nil {
+		b.Fatal(err)
+	}
+	m := &projections.ReadModels{DB: db, DatabaseURL: url, Positions: eventlog.NewPositions(db)}
+	if err := m.Ensure(ctx); err != nil {
+		b.Fatal(err)
+	}
+	for _, sql := range []string{
+		fmt.Sprintf(`INSERT INTO riders_g1.riders (id, version, name, eligible, order_id, claim_id, state)
+			SELECT 'rider' || i, 1, 'n', random() < %v, '', 0, repeat('x', 250) FROM generate_series(1, 100000) i`, share),
+		// A city of some 20 by 20 km.
+		`INSERT INTO riders_g1.rider_positions SELECT 'rider' || i, ST_MakePoint(77.5 + random() * 0.2, 12.9 + random() * 0.2)::geography, now() FROM generate_series(1, 100000) i`,
+		`ANALYZE riders_g1.riders`, `ANALYZE riders_g1.rider_positions`,
+	} {
+		if _, err := db.Exec(ctx, sql); err != nil {
+			b.Fatal(err)
+		}
+	}
+	var found, searches atomic.Int64
+	b.ResetTimer()
+	b.SetParallelism(2)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			wish := make([]projections.Search, batch)
+			for i := range wish {
+				wish[i] = projections.Search{Point: domain.Point{Lng: 77.55 + rand.Float64()*0.1, Lat: 12.95 + rand.Float64()*0.1}, RadiusMeters: 5000, Limit: 20}
+			}
+			got, err := m.Nearest(ctx, wish, time.Hour, nil)
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			for _, g := range got {
+				found.Add(int64(len(g)))
+			}
+			searches.Add(int64(batch))
+		}
+	})
+	b.ReportMetric(float64(searches.Load())/b.Elapsed().Seconds(), "searches/s")
+	b.ReportMetric(float64(found.Load())/float64(searches.Load()), "found/search")
+}

@@ -1,0 +1,110 @@
+package projections_test
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"pgregory.net/rapid"
+
+	"tomato/domain"
+	"tomato/projections"
+)
+
+// metersBetween is the distance on the sphere (haversine).
+func metersBetween(a, b domain.Point) float64 {
+	const radius = 6371008.7714
+	rad := math.Pi / 180
+	dLat, dLng := (b.Lat-a.Lat)*rad, (b.Lng-a.Lng)*rad
+	h := math.Pow(math.Sin(dLat/2), 2) + math.Cos(a.Lat*rad)*math.Cos(b.Lat*rad)*math.Pow(math.Sin(dLng/2), 2)
+	return 2 * radius * math.Asin(math.Min(1, math.Sqrt(h)))
+}
+
+// The search walks an index within a box and cuts the circle out; it must find
+// what looking at every rider finds, also at the date line and near the poles.
+func TestNearestIsWhatLookingAtEveryRiderFinds(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	type known struct {
+		id       string
+		at       domain.Point
+		eligible bool
+		fresh    bool
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		middle := rapid.SampledFrom([]domain.Point{{Lng: 77.5946, Lat: 12.9716}, {Lng: 179.99, Lat: -16.8}, {Lng: -179.99, Lat: 0}, {Lng: 25, Lat: 71}, {Lng: 0, Lat: 89.9}}).Draw(t, "middle")
+		point := rapid.Custom(func(t *rapid.T) domain.Point {
+			p := domain.Point{
+				Lng: middle.Lng + float64(rapid.IntRange(-300, 300).Draw(t, "lng"))*1e-4/math.Max(0.01, math.Cos(middle.Lat*math.Pi/180)),
+				Lat: math.Min(90, middle.Lat+float64(rapid.IntRange(-300, 300).Draw(t, "lat"))*1e-4),
+			}
+			if p.Lng > 180 {
+				p.Lng -= 360
+			} else if p.Lng < -180 {
+				p.Lng += 360
+			}
+			return p
+		})
+		riders := make([]known, rapid.IntRange(0, 60).Draw(t, "riders"))
+		ids, lngs, lats, eligible, times := []string{}, []float64{}, []float64{}, []bool{}, []time.Time{}
+		now := time.Now()
+		for i := range riders {
+			r := known{fmt.Sprintf("rider%d", i), point.Draw(t, "rider"), rapid.IntRange(0, 2).Draw(t, "eligible") > 0, rapid.IntRange(0, 5).Draw(t, "fresh") > 0}
+			riders[i] = r
+			ids, lngs, lats, eligible = append(ids, r.id), append(lngs, r.at.Lng), append(lats, r.at.Lat), append(eligible, r.eligible)
+			times = append(times, map[bool]time.Time{true: now, false: now.Add(-time.Hour)}[r.fresh])
+		}
+		batch := &pgx.Batch{}
+		batch.Queue(`TRUNCATE riders_g1.riders, riders_g1.rider_positions`)
+		batch.Queue(`INSERT INTO riders_g1.riders (id, version, name, eligible, order_id, claim_id, state)
+			SELECT id, 1, id, e, '', 0, '{}' FROM unnest($1::text[], $2::bool[]) u(id, e)`, ids, eligible)
+		batch.Queue(`INSERT INTO riders_g1.rider_positions
+			SELECT id, ST_MakePoint(lng, lat)::geography, at FROM unnest($1::text[], $2::float8[], $3::float8[], $4::timestamptz[]) u(id, lng, lat, at)`,
+			ids, lngs, lats, times)
+		if err := b.db.SendBatch(b.t.Context(), batch).Close(); err != nil {
+			t.Fatal(err)
+		}
+		searches := make([]projections.Search, rapid.IntRange(1, 4).Draw(t, "searches"))
+		for i := range searches {
+			searches[i] = projections.Search{Point: point.Draw(t, "point"), RadiusMeters: rapid.IntRange(1, 8000).Draw(t, "radius"), Limit: rapid.IntRange(1, 30).Draw(t, "limit")}
+			for range rapid.IntRange(0, 3).Draw(t, "without") {
+				searches[i].Without = append(searches[i].Without, fmt.Sprintf("rider%d", rapid.IntRange(0, 60).Draw(t, "one")))
+			}
+		}
+		found, err := b.m.Nearest(b.t.Context(), searches, 5*time.Minute, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, s := range searches {
+			var want []float64
+			by := map[string]known{}
+			for _, r := range riders {
+				by[r.id] = r
+				if d := metersBetween(s.Point, r.at); r.eligible && r.fresh && d <= float64(s.RadiusMeters) && !slices.Contains(s.Without, r.id) {
+					want = append(want, d)
+				}
+			}
+			slices.Sort(want)
+			want = want[:min(len(want), s.Limit)]
+			got := found[i]
+			if len(got) != len(want) {
+				t.Fatalf("search %+v: %d found, want %d", s, len(got), len(want))
+			}
+			for j, c := range got {
+				r := by[c.RiderID]
+				if !r.eligible || !r.fresh || slices.Contains(s.Without, r.id) {
+					t.Fatalf("search %+v found %+v", s, r)
+				}
+				if math.Abs(want[j]-metersBetween(s.Point, r.at)) > 0.01 || math.Abs(want[j]-float64(c.DistanceMeters)) > 0.51 {
+					t.Fatalf("search %+v: place %d is %+v, %v m away, want %v m", s, j, c, metersBetween(s.Point, r.at), want[j])
+				}
+				if slices.ContainsFunc(got[:j], func(o projections.Candidate) bool { return o.RiderID == c.RiderID }) {
+					t.Fatalf("%s twice", c.RiderID)
+				}
+			}
+		}
+	})
+}
