@@ -54,12 +54,13 @@ type (
 		} `json:"refunds"`
 	}
 	eventData struct {
-		RiderID   string `json:"riderId"`
-		PaymentID string `json:"paymentId"`
-		Riders    []struct {
-			RiderID string `json:"riderId"`
-		} `json:"riders"`
-		Ctx domain.Ctx `json:"ctx"`
+		RiderID   string          `json:"riderId"`
+		PaymentID string          `json:"paymentId"`
+		Riders    json.RawMessage `json:"riders"` // objects in ORDER_OFFERED, ids elsewhere
+		Ctx       domain.Ctx      `json:"ctx"`
+	}
+	offeredRider struct {
+		RiderID string `json:"riderId"`
 	}
 	history struct {
 		order   orderView
@@ -224,7 +225,11 @@ func (j *judgement) events() {
 			if offered == nil {
 				offered = map[string]bool{}
 			}
-			for _, x := range d.Riders {
+			var riders []offeredRider
+			if err := json.Unmarshal(d.Riders, &riders); err != nil {
+				j.fault(faultHistory, "riders of %s at version %d: %v", e.Type, e.Version, err)
+			}
+			for _, x := range riders {
 				offered[x.RiderID] = false
 				j.expect(j.rider(x.RiderID), seen{kind: kindAvailable}, 1, 1, e.Timestamp)
 			}

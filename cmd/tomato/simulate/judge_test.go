@@ -57,7 +57,7 @@ func delivered(t *testing.T) *story {
 	for _, p := range s.riders {
 		s.tell(p, kindAvailable, 0, "")
 	}
-	s.append(t, "RIDER_ASSIGNED", object{"riderId": "r0"})
+	s.append(t, "RIDER_ASSIGNED", object{"riderId": "r0", "riders": []string{"r1", "r2"}})
 	s.ack("accept", "r0", "rider_assigned", "paid")
 	s.update(s.customer, s.restaurant, s.riders[0])
 	s.tell(s.riders[1], kindTaken, 0, "")
