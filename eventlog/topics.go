@@ -84,7 +84,8 @@ func (l Layout) table() []topic {
 		{name: Riders, keep: forever},
 		{name: Restaurants, keep: forever},
 		{name: RiderLocations, compact: true, keep: 7 * day, lossy: true},
-		{name: PaymentWebhooks, keep: 30 * day},
+		// A body of 1 MiB with its headers, and not every body compresses.
+		{name: PaymentWebhooks, keep: 30 * day, maxByte: 2 << 20},
 		{name: Feed, keep: day, lossy: true},
 		{name: ShardSnapshots, compact: true, keep: forever},
 		{name: ShardOwners, compact: true, keep: forever},
