@@ -259,60 +259,14 @@ func (s *Side) simulatePayment(ctx context.Context, in *simulateInput) (*simulat
 	return out, nil
 }
 
-// paymentView is a payment as commands answer with it, and as GET
-// /v1/payments/{orderId} shows it.
-type paymentView struct {
-	OrderID        string        `json:"orderId,omitempty" doc:"Absent for money without an order."`
-	Version        int64         `json:"version"`
-	State          string        `json:"state" enum:"none,requested,failed,paid,refund_pending,refunded"`
-	Provider       string        `json:"provider,omitempty"`
-	GatewayOrderID string        `json:"gatewayOrderId,omitempty"`
-	Amount         int64         `json:"amount,omitempty"`
-	Currency       string        `json:"currency,omitempty"`
-	Payments       []attemptView `json:"payments"`
-	Refunds        []refundView  `json:"refunds"`
-}
-
-type attemptView struct {
-	PaymentID     string `json:"paymentId"`
-	Amount        int64  `json:"amount"`
-	Currency      string `json:"currency"`
-	State         string `json:"state" enum:"booked,failed,unmatched,resolved,refunded"`
-	GatewayStatus string `json:"gatewayStatus"`
-	Reason        string `json:"reason,omitempty"`
-}
-
-type refundView struct {
-	RefundID  string `json:"refundId"`
-	PaymentID string `json:"paymentId"`
-	Amount    int64  `json:"amount"`
-	Currency  string `json:"currency"`
-	Status    string `json:"status" enum:"requested,succeeded,failed"`
-}
-
-func newPaymentView(s *payment.State) paymentView {
-	v := paymentView{OrderID: s.OrderID, Version: s.Version, State: string(s.Status), Provider: s.Provider,
-		GatewayOrderID: s.GatewayOrderID, Amount: s.Amount, Currency: s.Currency, Payments: []attemptView{}, Refunds: []refundView{}}
-	if s.Status == payment.None {
-		v.State = "none"
-	}
-	for _, a := range s.Attempts {
-		v.Payments = append(v.Payments, attemptView{a.PaymentID, a.Amount, a.Currency, string(a.State), a.GatewayStatus, a.Reason})
-	}
-	for _, r := range s.Refunds {
-		v.Refunds = append(v.Refunds, refundView{r.RefundID, r.PaymentID, r.Amount, r.Currency, string(r.Status)})
-	}
-	return v
-}
-
 type paymentOutput struct {
 	ETag             string `header:"ETag"`
 	ConsistencyToken string `header:"Consistency-Token"`
-	Body             paymentView
+	Body             payment.View
 }
 
 func newPaymentOutput(res shard.Result) *paymentOutput {
-	return &paymentOutput{ETag: httpapi.ETag(res.Payment.Version), ConsistencyToken: res.Token.String(), Body: newPaymentView(res.Payment)}
+	return &paymentOutput{ETag: httpapi.ETag(res.Payment.Version), ConsistencyToken: res.Token.String(), Body: payment.NewView(res.Payment)}
 }
 
 type refundInput struct {

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kadm"
 
 	"tomato/commandside/gateway"
@@ -125,14 +124,6 @@ func (s *Side) recordPayment(ctx context.Context, e eventlog.Event) error {
 		s.countWebhook(w.Event, "handled")
 	}
 	return err
-}
-
-// NewWebhooksHandled returns the counter for Side.WebhooksHandled.
-func NewWebhooksHandled(reg prometheus.Registerer) *prometheus.CounterVec {
-	c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_webhooks_handled_total",
-		Help: "Webhooks that record-payment took from the inbox, by event (other: of a type that it skips) and outcome."}, []string{"event", "outcome"})
-	reg.MustRegister(c)
-	return c
 }
 
 func (s *Side) countWebhook(event, outcome string) {
