@@ -195,6 +195,9 @@ var descriptions = map[string]string{
 	"confirmation_required":       "409. So many records need confirmCount to match.",
 	"not_configured":              "404. This installation does not have that part switched on.",
 	"recorded_at_in_the_future":   "422. The position is from more than 60 s ahead.",
+	"upgrade_required":            "426. The path is a websocket; /v1/feed/sse is the same as Server-Sent Events.",
+	"bad_handshake":               "400. The websocket handshake is not one of RFC 6455, version 13.",
+	"origin_not_allowed":          "403. The page's origin may not open feeds here; TOMATO_ALLOWED_ORIGINS lists those that may.",
 	"consistency_token_not_ready": "503. The read model has not reached the Consistency-Token in time. Wait for the seconds in Retry-After.",
 }
 

@@ -71,14 +71,14 @@ const (
 	opsBurst        = 100
 	locationsPerSec = 10
 	locationsBurst  = 20
-	floodAfter      = 200 // refused operations in a row
+	floodAfter      = 1000 // refused operations
 	maxTakeBytes    = 64 << 10
 	maxQueryRooms   = 64
 
 	tokenWait  = 5 * time.Second         // for a Consistency-Token
 	cursorWait = 5 * time.Second         // for the hub to reach a cursor of an instance that is ahead, and one that is behind its window
 	partyWait  = 1500 * time.Millisecond // for the read model to have a fresh order
-	partyEvery = 50 * time.Millisecond
+	partyEvery = 100 * time.Millisecond
 	opTimeout  = 5 * time.Second
 )
 
@@ -419,7 +419,6 @@ func (f *Feed) readOps(ctx context.Context, conn *websocket.Conn, s *session) {
 			s.fail("", httpapi.NewProblem(http.StatusTooManyRequests, "too_many_requests", "Too many operations."))
 			continue
 		}
-		flood = 0
 		var o op
 		if err := json.Unmarshal(b, &o); err != nil {
 			s.fail("", httpapi.NewProblem(http.StatusBadRequest, "malformed_json", "The operation is not a JSON object of op, room and location."))

@@ -113,7 +113,11 @@ func (s *subscriber) take(into []item, max int) (items []item, closed *closing) 
 	}
 	items = append(into[:0], s.items[:n]...)
 	if s.first += n; n == len(s.items) {
+		clear(s.items) // else an idle connection holds its last messages
 		s.items, s.latest = s.items[:0], nil
+		if cap(s.items) > 32 {
+			s.items = nil
+		}
 	} else {
 		s.items = slices.Delete(s.items, 0, n)
 	}
