@@ -1,3 +1,476 @@
 package main
 
-type benchCmd struct{}
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"math"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/pprof"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"tomato/commandside/shard"
+	"tomato/domain"
+	"tomato/eventlog"
+	"tomato/eventlog/kafkaprocess"
+	"tomato/httpapi"
+	"tomato/migrations/cluster"
+)
+
+// A bench measures one part of Tomato beside its limit: the least that any
+// program would have to do for the same effect, measured in the same run, on
+// the same broker and database, in rounds that alternate, so that what else
+// the machine does hits both. Rows are medians over the rounds; the first round
+// is a warm-up and left out.
+//
+// Everything runs on this machine: this process holds the callers and, but for
+// feed and takeover, the server. Broker and database are private ones in a
+// temporary directory unless they are named.
+type benchCmd struct {
+	kafkaFlags
+	databaseFlags
+	Name        string        `arg:"" enum:"commands,orders-ready" help:"commands or orders-ready."`
+	JSON        bool          `name:"json" help:"The rows as one JSON object. A ratio is value / limit."`
+	Broker      string        `enum:"embedded,kafka," default:"" help:"Which broker to start where KAFKA_BROKERS is unset: embedded (default), or kafka: Apache Kafka, which needs Java."`
+	Rounds      int           `default:"5" help:"How often each figure is taken, after one warm-up; the median counts. 1 to 50."`
+	Duration    time.Duration `default:"2s" help:"How long one round goes on where it is not a count. 10ms to 5m."`
+	Count       int           `help:"Orders (orders-ready: in a burst; project, rebuild, consume: in the log, with 6 events each), riders (riders) or connections (feed). Default: that of the bench. 1 to 1,000,000."`
+	CPUProfile  string        `name:"cpuprofile" placeholder:"FILE" help:"Write a CPU profile of what is measured. The limit's part has the label part=limit (go tool pprof -tagignore limit)."`
+	DataDir     string        `name:"data-dir" hidden:"" help:"Where to put the temporary directory."`
+	progressOut io.Writer     // default os.Stderr
+	out         io.Writer     // default os.Stdout
+}
+
+type benchRow struct {
+	Name  string  `json:"name"`
+	Value float64 `json:"value"`
+	Unit  string  `json:"unit"`
+	Limit float64 `json:"limit,omitzero"`
+	Ratio float64 `json:"ratio,omitzero"`
+}
+
+type benchReport struct {
+	Bench   string     `json:"bench"`
+	Broker  string     `json:"broker"`
+	Machine string     `json:"machine"`
+	Rows    []benchRow `json:"rows"`
+}
+
+func (c benchCmd) validate() error {
+	switch {
+	case c.Rounds < 1 || c.Rounds > 50:
+		return usage("--rounds must be 1 to 50")
+	case c.Duration < 10*time.Millisecond || c.Duration > 5*time.Minute:
+		return usage("--duration must be 10ms to 5m")
+	case c.Count < 0 || c.Count > 1_000_000:
+		return usage("--count must be 1 to 1,000,000")
+	case c.Partitions < 1 || c.Partitions > 1024:
+		return usage("--partitions must be 1 to 1024")
+	case len(c.Brokers) > 0 && c.Broker == "embedded":
+		return usage("--broker embedded starts a broker, but KAFKA_BROKERS names one: unset it")
+	}
+	return nil
+}
+
+// Run measures and prints.
+func (c benchCmd) Run(ctx context.Context) (err error) {
+	if err := c.validate(); err != nil {
+		return err
+	}
+	if c.out == nil {
+		c.out = os.Stdout
+	}
+	if c.progressOut == nil {
+		c.progressOut = os.Stderr
+	}
+	b := &bench{benchCmd: c, report: benchReport{Bench: c.Name, Machine: machine(), Rows: []benchRow{}}}
+	defer func() { err = errors.Join(err, b.close()) }()
+	if err := b.open(ctx); err != nil {
+		return err
+	}
+	measure := map[string]func(context.Context) error{
+		"commands": b.commands, "orders-ready": b.ordersReady,
+	}[c.Name]
+	if err := measure(ctx); err != nil {
+		return fmt.Errorf("bench %s: %w", c.Name, err)
+	}
+	b.stopProfile()
+	return b.print()
+}
+
+// bench is one run: what it has started, and its rows.
+type bench struct {
+	benchCmd
+	dir      string // temporary
+	kafka    eventlog.Config
+	log      *slog.Logger
+	report   benchReport
+	started  int
+	stops    []func(context.Context) error
+	profiled *os.File
+}
+
+func (b *bench) onStop(f func(context.Context) error) { b.stops = append(b.stops, f) }
+
+func (b *bench) close() error {
+	b.stopProfile()
+	ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
+	defer cancel()
+	var errs []error
+	for _, stop := range slices.Backward(b.stops) {
+		errs = append(errs, stop(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// tell says what is being done: on stderr, so that stdout has the rows alone.
+func (b *bench) tell(format string, args ...any) {
+	fmt.Fprintf(b.progressOut, "bench "+b.Name+": "+format+"\n", args...)
+}
+
+// open starts the broker and the database.
+func (b *bench) open(ctx context.Context) (err error) {
+	b.log = slog.New(slog.NewTextHandler(b.progressOut, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	if b.dir, err = os.MkdirTemp(b.DataDir, "tomato-bench-"); err != nil {
+		return err
+	}
+	b.onStop(func(context.Context) error { return os.RemoveAll(b.dir) })
+	b.report.Broker = "kafka"
+	switch {
+	case len(b.Brokers) > 0:
+		if err := b.alone(ctx); err != nil {
+			return err
+		}
+	case b.Broker == "kafka":
+		b.tell("starting Apache Kafka")
+		kctx, cancel := context.WithTimeout(ctx, 5*time.Minute) // the jars may have to be fetched
+		defer cancel()
+		p, err := kafkaprocess.Start(kctx, filepath.Join(b.dir, "kafka"), kafkaprocess.Options{})
+		if err != nil {
+			return err
+		}
+		b.onStop(p.Stop)
+		b.Brokers = []string{p.Addr()}
+	default:
+		b.report.Broker = "embedded"
+		e, err := eventlog.StartBroker(filepath.Join(b.dir, "broker"), "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		b.onStop(func(context.Context) error { e.Close(); return nil })
+		b.Brokers = []string{e.Addr()}
+	}
+	b.kafka = b.kafkaFlags.config("tomato-bench")
+	if b.DatabaseURL != "" {
+		return b.ownDatabase(ctx)
+	}
+	b.tell("starting a private Postgres")
+	pg, err := cluster.Start(ctx, filepath.Join(b.dir, "postgres"), cluster.Options{})
+	if err != nil {
+		return err
+	}
+	b.onStop(pg.Stop)
+	b.DatabaseURL = pg.URL()
+	return nil
+}
+
+// alone fails where a serve works with these brokers: a bench fills the log and
+// would share its shards.
+func (b *bench) alone(ctx context.Context) error {
+	client, err := b.kafkaFlags.config("tomato-bench").NewClient()
+	if err != nil {
+		return usageError{err}
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	var groups kadm.DescribedGroups
+	var last error
+	err = until(ctx, func() (bool, error) { // a new broker has no coordinator at first
+		groups, last = kadm.NewClient(client).DescribeGroups(ctx, shard.Group)
+		return last == nil, nil
+	})
+	if err != nil {
+		return fmt.Errorf("brokers %v: %w", b.Brokers, errors.Join(last, err))
+	}
+	if n := len(groups[shard.Group].Members); n > 0 {
+		return usage("%d serve with brokers %v: a bench writes orders to the log, so it needs brokers of its own", n, b.Brokers)
+	}
+	return nil
+}
+
+// ownDatabase makes a database beside the one that DATABASE_URL names: the read
+// models in there are of another log.
+func (b *bench) ownDatabase(ctx context.Context) error {
+	conn, err := pgx.Connect(ctx, b.DatabaseURL)
+	if err != nil {
+		return usage("DATABASE_URL: %w", err)
+	}
+	defer conn.Close(ctx)
+	name := fmt.Sprintf("tomato_bench_%d_%d", os.Getpid(), time.Now().UnixMilli())
+	if _, err := conn.Exec(ctx, "CREATE DATABASE "+name); err != nil {
+		return fmt.Errorf("a bench makes a database of its own beside the given one: %w", err)
+	}
+	given := b.DatabaseURL
+	b.onStop(func(ctx context.Context) error {
+		conn, err := pgx.Connect(ctx, given)
+		if err != nil {
+			return err
+		}
+		defer conn.Close(ctx)
+		_, err = conn.Exec(ctx, "DROP DATABASE "+name+" WITH (FORCE)")
+		return err
+	})
+	cfg := conn.Config()
+	b.DatabaseURL = fmt.Sprintf("host=%s port=%d user=%s password=%s dbname=%s", quoted(cfg.Host), cfg.Port, quoted(cfg.User), quoted(cfg.Password), name)
+	if i := strings.Index(given, "://"); i >= 0 { // migrations want a URL
+		rest := given[i+3:]
+		query := ""
+		if q := strings.IndexByte(rest, '?'); q >= 0 {
+			rest, query = rest[:q], rest[q:]
+		}
+		if slash := strings.IndexByte(rest, '/'); slash >= 0 {
+			rest = rest[:slash]
+		}
+		b.DatabaseURL = given[:i+3] + rest + "/" + name + query
+	}
+	return nil
+}
+
+func quoted(s string) string {
+	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
+}
+
+// serveConfig is serve with its defaults, these roles, and times so long that
+// nothing becomes due while it is measured.
+func (b *bench) serveConfig(roles ...string) (serveCmd, error) {
+	var c cli
+	parser, err := kong.New(&c, kong.BindTo(context.Background(), (*context.Context)(nil)))
+	if err != nil {
+		return serveCmd{}, err
+	}
+	if _, err := parser.Parse([]string{"serve"}); err != nil {
+		return serveCmd{}, err
+	}
+	b.started++
+	s := c.Serve
+	s.DataDir, s.LogLevel = filepath.Join(b.dir, fmt.Sprint("serve", b.started)), "warn"
+	s.kafkaFlags, s.DatabaseURL = b.kafkaFlags, b.DatabaseURL
+	s.Role, s.HTTPAddr, s.Advertised = roles, "127.0.0.1:0", ""
+	s.secretFlags = secretFlags{JWTSecret: benchSecret, InternalKey: benchSecret, WebhookSecrets: []string{benchSecret}}
+	s.JWTIssuer, s.JWTAudience, s.KeyID, s.KeySecret = "", "", "", ""
+	s.PaymentTTL, s.AcceptTTL, s.OfferTTL, s.PositionAge = duration(12*time.Hour), duration(12*time.Hour), duration(12*time.Hour), duration(12*time.Hour)
+	s.OfferRadii, s.OfferLimit = []int{5000, 8000, 12000}, 50
+	return s, nil
+}
+
+// benchSecret is of servers that live as long as a bench and listen on 127.0.0.1.
+const benchSecret = "a secret of servers that nobody else talks to"
+
+// serve starts a server in this process and returns when it is ready.
+func (b *bench) serve(ctx context.Context, c serveCmd) (*server, error) {
+	s, err := startServer(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	b.onStop(func(context.Context) error { return s.close() })
+	return s, ready(ctx, s.url)
+}
+
+// ready waits until the server at url says that it is.
+func ready(ctx context.Context, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	var last string
+	err := until(ctx, func() (bool, error) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/readyz", nil)
+		if err != nil {
+			return false, err
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			last = err.Error()
+			return false, nil
+		}
+		defer res.Body.Close()
+		body, _ := io.ReadAll(io.LimitReader(res.Body, 4<<10)) // for the error's text alone
+		last = string(body)
+		return res.StatusCode == http.StatusOK, nil
+	})
+	if err != nil {
+		return fmt.Errorf("the server does not become ready: %w: %s", err, last)
+	}
+	return nil
+}
+
+// until asks every 20 ms until it is so, or ctx ends.
+func until(ctx context.Context, so func() (bool, error)) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if ok, err := so(); ok || err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// tokens mints and keeps what identifies callers. Not for concurrent use.
+type tokens map[domain.Actor]string
+
+func (t tokens) of(a domain.Actor) (string, error) {
+	if t[a] == "" {
+		s, err := httpapi.MintToken(benchSecret, a, 24*time.Hour)
+		if err != nil {
+			return "", err
+		}
+		t[a] = s
+	}
+	return t[a], nil
+}
+
+// add adds a row; a limit of 0 is none.
+func (b *bench) add(name, unit string, value, limit float64) {
+	row := benchRow{Name: name, Unit: unit, Value: rounded(value), Limit: rounded(limit)}
+	if limit != 0 {
+		row.Ratio = rounded(value / limit)
+	}
+	b.report.Rows = append(b.report.Rows, row)
+}
+
+// rounded keeps four significant digits: more would be noise.
+func rounded(f float64) float64 {
+	if f == 0 || math.IsNaN(f) || math.IsInf(f, 0) {
+		return 0
+	}
+	scale := math.Pow(10, 3-math.Floor(math.Log10(math.Abs(f))))
+	return math.Round(f*scale) / scale
+}
+
+// profile begins the CPU profile, when what it needs is set up.
+func (b *bench) profile() error {
+	if b.CPUProfile == "" || b.profiled != nil {
+		return nil
+	}
+	f, err := os.Create(b.CPUProfile)
+	if err != nil {
+		return err
+	}
+	b.profiled = f
+	return pprof.StartCPUProfile(f)
+}
+
+func (b *bench) stopProfile() {
+	if b.profiled != nil {
+		pprof.StopCPUProfile()
+		_ = b.profiled.Close() // nothing is lost but the profile
+		b.profiled = nil
+	}
+}
+
+// asLimit runs the limit's part under a label of the profile, which goroutines
+// inherit from who starts them.
+func asLimit(ctx context.Context, run func(context.Context) error) (err error) {
+	pprof.Do(ctx, pprof.Labels("part", "limit"), func(ctx context.Context) { err = run(ctx) })
+	return err
+}
+
+// alternating runs limit and measured in turns, one round more than asked for:
+// the first is a warm-up. Each returns its figures by name; the medians of all
+// other rounds are returned.
+func (b *bench) alternating(ctx context.Context, what string, limit, measured func(context.Context) (map[string]float64, error)) (ofLimit, ofMeasured map[string]float64, err error) {
+	var limits, values []map[string]float64
+	for round := range b.Rounds + 1 {
+		var l, v map[string]float64
+		if limit != nil {
+			if err := asLimit(ctx, func(ctx context.Context) (err error) { l, err = limit(ctx); return err }); err != nil {
+				return nil, nil, fmt.Errorf("%s, the limit: %w", what, err)
+			}
+		}
+		if v, err = measured(ctx); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", what, err)
+		}
+		if round == 0 {
+			b.tell("%s: warm", what)
+			continue
+		}
+		b.tell("%s: round %d of %d: %s; limit: %s", what, round, b.Rounds, figures(v), figures(l))
+		limits, values = append(limits, l), append(values, v)
+	}
+	return medians(limits), medians(values), nil
+}
+
+func figures(m map[string]float64) string {
+	var s []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		s = append(s, fmt.Sprint(k, "=", rounded(m[k])))
+	}
+	return cmp.Or(strings.Join(s, " "), "-")
+}
+
+func medians(rounds []map[string]float64) map[string]float64 {
+	all := map[string][]float64{}
+	for _, r := range rounds {
+		for k, v := range r {
+			all[k] = append(all[k], v)
+		}
+	}
+	m := map[string]float64{}
+	for k, vs := range all {
+		slices.Sort(vs)
+		m[k] = vs[len(vs)/2]
+		if len(vs)%2 == 0 {
+			m[k] = (vs[len(vs)/2-1] + m[k]) / 2
+		}
+	}
+	return m
+}
+
+func (b *bench) print() error {
+	if b.JSON {
+		return json.NewEncoder(b.out).Encode(b.report)
+	}
+	fmt.Fprintf(b.out, "%s on %s, %s\n", b.report.Bench, b.report.Broker, b.report.Machine)
+	w := tabwriter.NewWriter(b.out, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(w, "ROW\tVALUE\tUNIT\tLIMIT\tVALUE/LIMIT")
+	for _, r := range b.report.Rows {
+		limit, ratio := "", ""
+		if r.Limit != 0 {
+			limit, ratio = fmt.Sprint(r.Limit), fmt.Sprint(r.Ratio)
+		}
+		fmt.Fprintf(w, "%s\t%v\t%s\t%s\t%s\n", r.Name, r.Value, r.Unit, limit, ratio)
+	}
+	return w.Flush()
+}
+
+// machine says where it was measured.
+func machine() string {
+	s := fmt.Sprintf("%d CPUs, %s/%s, %s", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+				return strings.TrimSpace(value) + ", " + s
+			}
+		}
+	}
+	return s
+}

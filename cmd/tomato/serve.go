@@ -68,6 +68,8 @@ type serveCmd struct {
 	PositionAge  duration `name:"position-max-age" env:"TOMATO_POSITION_MAX_AGE" default:"5m" help:"Riders with an older position get no offers."`
 	ArchiveAfter duration `name:"archive-after" env:"TOMATO_ARCHIVE_AFTER" default:"720h" help:"Closed orders leave the write side after this; at least 24h."`
 	Origins      []string `name:"allowed-origins" env:"TOMATO_ALLOWED_ORIGINS" help:"For CORS and websockets."`
+
+	extend func(*httpapi.API) // more routes, for benches; nil: none
 }
 
 // duration is a time.Duration that must be positive.
@@ -335,6 +337,9 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 	api.Router.Get("/readyz", health.serve)
 	api.Router.Handle("/metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}))
 
+	if c.extend != nil {
+		c.extend(api)
+	}
 	httpServer := httpapi.NewServer(api)
 	go func() {
 		if err := httpServer.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
@@ -347,7 +352,8 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 
 func (s *server) startCommands(kafka eventlog.Config, positions *eventlog.Positions, health *health) error {
 	c := &s.cmd
-	producer, err := kafka.NewClient(kgo.RequiredAcks(kgo.AllISRAcks()), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0))
+	producer, err := kafka.NewClient(kgo.RequiredAcks(kgo.AllISRAcks()), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0),
+		kgo.ProducerBatchMaxBytes(2<<20)) // a webhook of 1 MiB and its headers
 	if err != nil {
 		return err
 	}

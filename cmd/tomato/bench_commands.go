@@ -1,0 +1,348 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
+
+	"tomato/commandside/shard"
+	"tomato/domain"
+	"tomato/domain/order"
+	"tomato/domain/restaurant"
+	"tomato/eventlog"
+	"tomato/httpapi"
+)
+
+const (
+	benchRestaurant  = "bench-restaurant"
+	benchHTTPCallers = 64
+	// limitTopic takes what the limit produces; it has the settings of an
+	// aggregate topic and is deleted afterwards.
+	limitTopic = "bench-limit"
+)
+
+var (
+	benchCustomer = domain.Actor{Sub: "bench-customer", Role: domain.Customer}
+	benchOps      = domain.Actor{Sub: "bench-ops", Role: domain.Ops}
+)
+
+// life is one caller's orders: each is placed, goes on to the riders and is
+// cancelled; then the next one begins. Every command appends one event.
+type life struct {
+	commands   shard.Executor
+	restaurant string
+	last       int // the step after which the next order begins
+	step       int
+	order      *order.State
+	token      eventlog.Token
+}
+
+// lifeSteps are the commands of a whole life.
+const lifeSteps = 6
+
+// Steps of a life, by how many commands the order has had then.
+const (
+	stepPrepared = 4
+	stepWhole    = lifeSteps
+)
+
+func (l *life) next(ctx context.Context) error {
+	kitchen := domain.Actor{Sub: "staff", Role: domain.Restaurant, RestaurantID: l.restaurant}
+	r := shard.Request{Topic: eventlog.Orders}
+	switch l.step {
+	case 0:
+		r.Actor, r.Command = benchCustomer, shard.Place{CustomerID: benchCustomer.Sub, RestaurantID: l.restaurant,
+			Lines: []restaurant.Line{{ItemID: "dosa", Quantity: 2}, {ItemID: "lassi", Quantity: 1}}, PaymentTTL: 12 * time.Hour,
+			DeliverTo: order.DeliverTo{Location: domain.Point{Lng: 77.6, Lat: 12.97}, Address: "14 Church Street, Bengaluru"}}
+	case 1:
+		r.Actor, r.Command = domain.SystemActor, order.MarkPaid{PaymentID: "pay_" + l.order.ID, AcceptTTL: 12 * time.Hour}
+	case 2:
+		r.Actor, r.Command = kitchen, order.AcceptOrder{PrepMinutes: 20}
+	case 3:
+		r.Actor, r.Command = kitchen, order.Prepare{}
+	case 4:
+		r.Actor, r.Command = kitchen, order.Ready{}
+	case 5:
+		r.Actor, r.Command = benchOps, order.Cancel{By: benchOps, Reason: "measured"}
+	}
+	if l.step > 0 {
+		r.ID = l.order.ID
+	}
+	res, err := l.commands.Execute(ctx, r)
+	if err != nil {
+		return err
+	}
+	if res.Event == nil {
+		return fmt.Errorf("%s of order %s appended nothing", r.Command.CommandName(), res.Order.ID)
+	}
+	l.order, l.token = res.Order, res.Token
+	if l.step++; l.step == l.last {
+		l.step = 0
+	}
+	return nil
+}
+
+// lives returns one for each caller.
+func lives(s *server, callers int) []*life {
+	all := make([]*life, callers)
+	for i := range all {
+		all[i] = &life{commands: s.shards, restaurant: benchRestaurant, last: stepWhole}
+	}
+	return all
+}
+
+// kitchen opens a restaurant with a menu, and waits until orders are priced
+// from it.
+func kitchen(ctx context.Context, s *server, id string, at domain.Point) error {
+	var res shard.Result
+	var err error
+	for _, c := range []domain.Command{
+		restaurant.Put{RestaurantID: id, Name: "Dosa Corner", Location: at},
+		restaurant.SetMenuItem{Item: restaurant.MenuItem{ItemID: "dosa", Name: "Masala Dosa", Price: domain.Money{Amount: 12000, Currency: "INR"}, Available: true}},
+		restaurant.SetMenuItem{Item: restaurant.MenuItem{ItemID: "lassi", Name: "Sweet Lassi", Price: domain.Money{Amount: 6000, Currency: "INR"}, Available: true}},
+		restaurant.Open{},
+	} {
+		if res, err = s.shards.Execute(ctx, shard.Request{Topic: eventlog.Restaurants, ID: id, Actor: domain.SystemActor, Command: c}); err != nil {
+			return err
+		}
+	}
+	// A look at an order that is not there has no other effect than its wait.
+	_, err = s.shards.Execute(ctx, shard.Request{Topic: eventlog.Orders, ID: id, Actor: domain.SystemActor, Command: shard.Look{}, After: res.Token})
+	return err
+}
+
+// commands measures the write side: the caller's Execute until its event is on
+// Kafka and known to count; then the same over HTTP. One in six commands places
+// an order, the others move it on. The limit is a producer with the same
+// options that appends the same records without looking at them.
+func (b *bench) commands(ctx context.Context) error {
+	c, err := b.serveConfig(roleCommand)
+	if err != nil {
+		return err
+	}
+	c.extend = emptyEndpoint
+	s, err := b.serve(ctx, c)
+	if err != nil {
+		return err
+	}
+	if err := kitchen(ctx, s, benchRestaurant, domain.Point{Lng: 77.59, Lat: 12.97}); err != nil {
+		return err
+	}
+	first := lives(s, 64)
+	if _, err := closedLoop(ctx, len(first), b.Duration/2, func(ctx context.Context, n int) error { return first[n].next(ctx) }); err != nil {
+		return err
+	}
+	bare, err := b.newBare(ctx, s)
+	if err != nil {
+		return err
+	}
+	if err := b.profile(); err != nil {
+		return err
+	}
+	for _, callers := range []int{1, 256, 2048} {
+		all := lives(s, callers)
+		limit, value, err := b.alternating(ctx, fmt.Sprint(callers, " callers"),
+			func(ctx context.Context) (map[string]float64, error) { return bare.loop(ctx, callers, b.Duration) },
+			func(ctx context.Context) (map[string]float64, error) {
+				return closedLoop(ctx, callers, b.Duration, func(ctx context.Context, n int) error { return all[n].next(ctx) })
+			})
+		if err != nil {
+			return err
+		}
+		prefix := fmt.Sprint("callers_", callers)
+		if callers == 1 {
+			b.add(prefix+"_p50_ms", "ms", value["p50_ms"], limit["p50_ms"])
+			b.add(prefix+"_p99_ms", "ms", value["p99_ms"], limit["p99_ms"])
+		}
+		b.add(prefix+"_per_s", "commands/s", value["per_s"], limit["per_s"])
+		if callers > 1 {
+			b.add(prefix+"_p50_ms", "ms", value["p50_ms"], limit["p50_ms"])
+			b.add(prefix+"_p99_ms", "ms", value["p99_ms"], limit["p99_ms"])
+		}
+	}
+	if err := bare.close(ctx); err != nil {
+		return err
+	}
+	return b.commandsOverHTTP(ctx, s)
+}
+
+// commandsOverHTTP places orders and cancels them, in turns.
+func (b *bench) commandsOverHTTP(ctx context.Context, s *server) error {
+	token, err := tokens{}.of(benchCustomer)
+	if err != nil {
+		return err
+	}
+	conns := newHTTPConns(s.url, benchHTTPCallers)
+	defer closeAll(conns)
+	place := []byte(`{"restaurantId":"` + benchRestaurant + `","items":[{"itemId":"dosa","quantity":2},{"itemId":"lassi","quantity":1}],` +
+		`"deliverTo":{"location":{"type":"Point","coordinates":[77.6,12.97]},"address":"14 Church Street, Bengaluru"}}`)
+	cancel := []byte(`{"reason":"measured"}`)
+	placed := make([]string, len(conns))
+	limit, value, err := b.alternating(ctx, "http",
+		func(ctx context.Context) (map[string]float64, error) {
+			return closedLoop(ctx, len(conns), b.Duration, func(_ context.Context, n int) error {
+				return conns[n].do("POST", emptyPath, token, nil)
+			})
+		},
+		func(ctx context.Context) (map[string]float64, error) {
+			return closedLoop(ctx, len(conns), b.Duration, func(_ context.Context, n int) error {
+				if placed[n] != "" {
+					err := conns[n].do("POST", placed[n]+"/cancel", token, cancel)
+					placed[n] = ""
+					return err
+				}
+				err := conns[n].do("POST", "/v1/orders", token, place)
+				placed[n] = conns[n].header.Get("Location")
+				return err
+			})
+		})
+	if err != nil {
+		return err
+	}
+	b.add("http_per_s", "commands/s", value["per_s"], limit["per_s"])
+	b.add("http_p50_ms", "ms", value["p50_ms"], limit["p50_ms"])
+	b.add("http_p99_ms", "ms", value["p99_ms"], limit["p99_ms"])
+	return nil
+}
+
+const emptyPath = "/bench/empty"
+
+// emptyEndpoint is an operation that checks the token and does nothing.
+func emptyEndpoint(api *httpapi.API) {
+	httpapi.Register(api, huma.Operation{Method: "POST", Path: emptyPath, OperationID: "empty", Summary: "Nothing"}, []domain.Role{domain.Customer},
+		func(context.Context, *struct{}) (*struct{}, error) { return nil, nil })
+}
+
+// bare is a producer with the options of the shards' that appends records like
+// theirs to a topic like theirs.
+type bare struct {
+	client  *kgo.Client
+	samples []*kgo.Record
+}
+
+// newBare takes its samples from what the shards have appended.
+func (b *bench) newBare(ctx context.Context, s *server) (*bare, error) {
+	l := &bare{}
+	ends, err := endsOf(ctx, b.kafka, eventlog.Orders)
+	if err != nil {
+		return nil, err
+	}
+	ranges := map[eventlog.TopicPartition]eventlog.Range{}
+	for tp, end := range ends {
+		ranges[tp] = eventlog.Range{From: max(0, end-200), To: end}
+	}
+	err = eventlog.Read(ctx, b.kafka, ranges, func(e *eventlog.Event) error {
+		if e.Subject != "" {
+			l.samples = append(l.samples, e.Record)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(l.samples) == 0 {
+		return nil, errors.New("the shards have appended nothing")
+	}
+	err = asLimit(ctx, func(ctx context.Context) (err error) {
+		l.client, err = b.kafka.NewClient(kgo.RequiredAcks(kgo.AllISRAcks()), kgo.RecordPartitioner(kgo.ManualPartitioner()),
+			kgo.ProducerLinger(0), kgo.ProducerBatchCompression(kgo.NoCompression()), kgo.StopProducerOnDataLossDetected())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	adm := kadm.NewClient(l.client)
+	configs, err := adm.DescribeTopicConfigs(ctx, eventlog.Orders)
+	if err != nil {
+		return nil, err
+	}
+	settings := map[string]*string{}
+	for _, rc := range configs {
+		for _, c := range rc.Configs {
+			if c.Source.String() == "DYNAMIC_TOPIC_CONFIG" {
+				settings[c.Key] = c.Value
+			}
+		}
+	}
+	if _, err := adm.DeleteTopic(ctx, limitTopic); err != nil && !errors.Is(err, kerr.UnknownTopicOrPartition) {
+		return nil, err
+	}
+	created, err := adm.CreateTopic(ctx, b.Partitions, -1, settings, limitTopic)
+	if err = errors.Join(err, created.Err); err != nil {
+		return nil, fmt.Errorf("creating %s: %w", limitTopic, err)
+	}
+	return l, nil
+}
+
+func (l *bare) loop(ctx context.Context, callers int, d time.Duration) (map[string]float64, error) {
+	type caller struct {
+		n    int
+		done chan error
+	}
+	all := make([]caller, callers)
+	for i := range all {
+		all[i] = caller{n: i * 7919, done: make(chan error, 1)}
+	}
+	return closedLoop(ctx, callers, d, func(ctx context.Context, n int) error {
+		c := &all[n]
+		sample := l.samples[c.n%len(l.samples)]
+		c.n++
+		r := &kgo.Record{Topic: limitTopic, Partition: sample.Partition, Key: sample.Key, Value: sample.Value, Headers: sample.Headers}
+		l.client.Produce(ctx, r, func(_ *kgo.Record, err error) { c.done <- err })
+		return <-c.done
+	})
+}
+
+func (l *bare) close(ctx context.Context) error {
+	defer l.client.Close()
+	_, err := kadm.NewClient(l.client).DeleteTopic(ctx, limitTopic)
+	return err
+}
+
+// endsOf returns the end offsets of the topics' partitions.
+func endsOf(ctx context.Context, cfg eventlog.Config, topics ...string) (map[eventlog.TopicPartition]int64, error) {
+	client, err := cfg.NewClient()
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	return eventlog.EndOffsets(ctx, client, topics...)
+}
+
+// fill places so many orders and takes each through the first steps of its
+// life. It returns the orders in their last state, and a token that covers all.
+func fill(ctx context.Context, s *server, orders, steps int, restaurantOf func(n int) string) ([]*order.State, eventlog.Token, error) {
+	states := make([]*order.State, orders)
+	reached := make([]eventlog.Token, orders)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(256)
+	for n := range orders {
+		g.Go(func() error {
+			l := &life{commands: s.shards, restaurant: restaurantOf(n)}
+			for range steps {
+				if err := l.next(ctx); err != nil {
+					return err
+				}
+			}
+			states[n], reached[n] = l.order, l.token
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, nil, err
+	}
+	token := eventlog.Token{}
+	for _, t := range reached {
+		token.Merge(t)
+	}
+	return states, token, nil
+}
+
+func oneRestaurant(int) string { return benchRestaurant }

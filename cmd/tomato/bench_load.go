@@ -1,0 +1,156 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// closedLoop lets as many callers call, each again as soon as it has its
+// answer, for d. It fails with the first error.
+func closedLoop(ctx context.Context, callers int, d time.Duration, call func(ctx context.Context, caller int) error) (map[string]float64, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	took := make([][]time.Duration, callers)
+	begin := make(chan struct{})
+	var over atomic.Bool
+	var all sync.WaitGroup
+	for n := range callers {
+		all.Go(func() {
+			<-begin
+			for !over.Load() {
+				start := time.Now()
+				if err := call(ctx, n); err != nil {
+					cancel(err)
+					return
+				}
+				took[n] = append(took[n], time.Since(start))
+			}
+		})
+	}
+	start := time.Now()
+	timer := time.AfterFunc(d, func() { over.Store(true) })
+	defer timer.Stop()
+	stop := context.AfterFunc(ctx, func() { over.Store(true) })
+	defer stop()
+	close(begin)
+	all.Wait()
+	elapsed := time.Since(start)
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	var flat []time.Duration
+	for _, t := range took {
+		flat = append(flat, t...)
+	}
+	m := latencies(flat)
+	m["per_s"] = float64(len(flat)) / elapsed.Seconds()
+	return m, nil
+}
+
+// latencies returns p50_ms and p99_ms.
+func latencies(took []time.Duration) map[string]float64 {
+	if len(took) == 0 {
+		return map[string]float64{"p50_ms": 0, "p99_ms": 0}
+	}
+	slices.Sort(took)
+	ms := func(q float64) float64 {
+		return float64(took[min(len(took)-1, int(q*float64(len(took))))]) / float64(time.Millisecond)
+	}
+	return map[string]float64{"p50_ms": ms(0.5), "p99_ms": ms(0.99)}
+}
+
+// httpConn is one kept-alive connection with one request at a time: what a
+// load generator needs, at a fraction of what net/http's client costs, which
+// would take the processor from the server beside it. Not for concurrent use.
+type httpConn struct {
+	addr   string
+	conn   net.Conn
+	used   time.Time
+	r      *bufio.Reader
+	out    []byte
+	header http.Header // of the last answer
+	body   []byte
+}
+
+// connIdle is how long a connection is kept between two requests; the server
+// closes it soon after.
+const connIdle = time.Minute
+
+func newHTTPConn(url string) *httpConn {
+	return &httpConn{addr: strings.TrimPrefix(url, "http://"), r: bufio.NewReaderSize(nil, 4<<10)}
+}
+
+func newHTTPConns(url string, n int) []*httpConn {
+	conns := make([]*httpConn, n)
+	for i := range conns {
+		conns[i] = newHTTPConn(url)
+	}
+	return conns
+}
+
+func closeAll(conns []*httpConn) {
+	for _, c := range conns {
+		c.close()
+	}
+}
+
+func (c *httpConn) close() {
+	if c.conn != nil {
+		_ = c.conn.Close()
+	}
+}
+
+// dial connects unless it is; the server does not wait long for the first request.
+func (c *httpConn) dial() (err error) {
+	if c.conn != nil && time.Since(c.used) < connIdle {
+		return nil
+	}
+	c.close()
+	if c.conn, err = net.DialTimeout("tcp", c.addr, 10*time.Second); err != nil {
+		c.conn = nil
+		return err
+	}
+	c.r.Reset(c.conn)
+	return nil
+}
+
+// do sends a request and reads the answer; any status but 2xx is an error.
+func (c *httpConn) do(method, path, token string, body []byte) error {
+	if err := c.dial(); err != nil {
+		return err
+	}
+	c.used = time.Now()
+	c.out = fmt.Appendf(c.out[:0], "%s %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n", method, path, c.addr, token, len(body))
+	if len(body) > 0 {
+		c.out = append(c.out, "Content-Type: application/json\r\n"...)
+	}
+	c.out = append(append(c.out, "\r\n"...), body...)
+	if err := c.conn.SetDeadline(c.used.Add(30 * time.Second)); err != nil {
+		return err
+	}
+	if _, err := c.conn.Write(c.out); err != nil {
+		return err
+	}
+	res, err := http.ReadResponse(c.r, nil)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	c.header = res.Header
+	if c.body, err = io.ReadAll(res.Body); err != nil {
+		return err
+	}
+	if res.StatusCode < 200 || res.StatusCode > 299 {
+		return fmt.Errorf("%s %s: %s: %s", method, path, res.Status, c.body)
+	}
+	return nil
+}

@@ -1,0 +1,415 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coder/websocket"
+	"golang.org/x/sync/errgroup"
+
+	"tomato/commandside/shard"
+	"tomato/domain"
+	"tomato/domain/order"
+	"tomato/domain/rider"
+	"tomato/eventlog"
+	"tomato/httpapi"
+	"tomato/projections"
+)
+
+// The town of orders-ready: its restaurants are so far apart that each has its
+// own riders within reach, one of whom is connected.
+const (
+	townRestaurants   = 200
+	townRidersEach    = 10
+	townOrders        = 1000
+	readyRequests     = 32 // at once
+	readyOrdersPerS   = 50
+	readyReceiptLimit = 2 * time.Minute
+)
+
+func townRestaurant(n int) string { return fmt.Sprint("bench-restaurant-", n%townRestaurants) }
+
+func townRider(n, i int) string { return fmt.Sprintf("bench-rider-%d-%d", n, i) }
+
+// townPlace puts the restaurants 20 km and more apart.
+func townPlace(n int) domain.Point {
+	return domain.Point{Lng: 70 + 0.25*float64(n%20), Lat: 10 + 0.25*float64(n/20)}
+}
+
+// riderPlace is within 4.5 km of the restaurant: 0.04 degrees of latitude are 4.4 km.
+func riderPlace(n, i int) domain.Point {
+	p := townPlace(n)
+	p.Lat += 0.004 * float64(i+1)
+	return p
+}
+
+// ordersReady measures from "the food is ready" to the offer on a rider's
+// connection, through all of it: HTTP, shard, Kafka, dispatch, PostGIS, Kafka,
+// feed. Orders are prepared before; then all become ready at once, in a burst
+// with 32 requests under way, and after that 50 of them a second.
+func (b *bench) ordersReady(ctx context.Context) error {
+	c, err := b.serveConfig(roleCommand, roleQuery, roleFeed, roleProject, roleReact)
+	if err != nil {
+		return err
+	}
+	s, err := b.serve(ctx, c)
+	if err != nil {
+		return err
+	}
+	orders := b.Count
+	if orders == 0 {
+		orders = townOrders
+	}
+	b.tell("%d restaurants, %d riders", townRestaurants, townRestaurants*townRidersEach)
+	if err := b.buildTown(ctx, s); err != nil {
+		return err
+	}
+	offers := &offers{}
+	stop, err := offers.connect(ctx, s.url)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	kitchens := make([]string, townRestaurants)
+	for n := range kitchens {
+		id := townRestaurant(n)
+		if kitchens[n], err = httpapi.MintToken(benchSecret, domain.Actor{Sub: id + "-staff", Role: domain.Restaurant, RestaurantID: id}, time.Hour); err != nil {
+			return err
+		}
+	}
+	conns := newHTTPConns(s.url, readyRequests)
+	defer closeAll(conns)
+
+	t := &town{b: b, s: s, offers: offers, kitchens: kitchens, conns: conns}
+	_, burst, err := b.alternating(ctx, "burst", nil, func(ctx context.Context) (map[string]float64, error) { return t.burst(ctx, orders) })
+	if err != nil {
+		return err
+	}
+	_, steady, err := b.alternating(ctx, fmt.Sprint(readyOrdersPerS, " orders/s"), nil, func(ctx context.Context) (map[string]float64, error) {
+		return t.steady(ctx, max(1, int(readyOrdersPerS*b.Duration.Seconds()*2)))
+	})
+	if err != nil {
+		return err
+	}
+	b.add("http_phase_ms", "ms", burst["http_ms"], 0)
+	b.add("last_offer_ms", "ms", burst["last_ms"], 0)
+	b.add("sustained_orders_per_s", "orders/s", burst["per_s"], 0)
+	b.add("e2e_p50_ms", "ms", steady["p50_ms"], 0)
+	b.add("e2e_p99_ms", "ms", steady["p99_ms"], 0)
+	b.add("e2e_http_p50_ms", "ms", steady["http_p50_ms"], 0)
+	return nil
+}
+
+// buildTown registers everybody, and returns when the riders can be found.
+func (b *bench) buildTown(ctx context.Context, s *server) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(64)
+	for n := range townRestaurants {
+		g.Go(func() error { return kitchen(gctx, s, townRestaurant(n), townPlace(n)) })
+		for i := range townRidersEach {
+			g.Go(func() error {
+				id := townRider(n, i)
+				for _, c := range []domain.Command{rider.Put{RiderID: id, Name: "Asha"}, rider.Verify{}, rider.GoOnline{}} {
+					if _, err := s.shards.Execute(gctx, shard.Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: c}); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		}
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	type position struct {
+		RiderID  string       `json:"riderId"`
+		Location domain.Point `json:"location"`
+	}
+	var positions struct {
+		Positions []position `json:"positions"`
+	}
+	searches := make([]projections.Search, townRestaurants)
+	for n := range townRestaurants {
+		for i := range townRidersEach {
+			positions.Positions = append(positions.Positions, position{townRider(n, i), riderPlace(n, i)})
+		}
+		searches[n] = projections.Search{Point: townPlace(n), RadiusMeters: 5000, Limit: 50}
+	}
+	if err := report(s.url, positions); err != nil {
+		return err
+	}
+	fctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	err := until(fctx, func() (bool, error) {
+		found, err := s.models.Nearest(fctx, searches, time.Hour, nil)
+		if err != nil {
+			return false, err
+		}
+		for _, f := range found {
+			if len(f) != townRidersEach {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+	if err != nil {
+		return fmt.Errorf("the riders are not found: %w", err)
+	}
+	return nil
+}
+
+// report sends positions in bulk.
+func report(url string, positions any) error {
+	token, err := tokens{}.of(benchOps)
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(positions)
+	if err != nil {
+		return err
+	}
+	conn := newHTTPConn(url)
+	defer conn.close()
+	return conn.do("POST", "/v1/rider-locations", token, body)
+}
+
+// offers takes the first offer of each expected order as a rider's connection
+// received it.
+type offers struct {
+	mu       sync.Mutex
+	expected map[string]int // order → its place in at
+	at       []time.Time
+	all      chan struct{} // closed when none is expected any more, or a connection failed
+	err      error         // of a connection
+}
+
+// connect connects one rider of each restaurant.
+func (o *offers) connect(ctx context.Context, url string) (stop func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var all sync.WaitGroup
+	stop = func() { cancel(); all.Wait() }
+	for n := range townRestaurants {
+		token, err := httpapi.MintToken(benchSecret, domain.Actor{Sub: townRider(n, n%townRidersEach), Role: domain.Rider}, time.Hour)
+		if err != nil {
+			stop()
+			return nil, err
+		}
+		conn, err := dialFeed(ctx, url, token)
+		if err != nil {
+			stop()
+			return nil, err
+		}
+		all.Go(func() {
+			defer conn.CloseNow()
+			for {
+				_, text, err := conn.Read(ctx)
+				at := time.Now()
+				if err != nil {
+					o.fail(ctx, err)
+					return
+				}
+				var m struct {
+					Event   string
+					Payload struct{ OrderID string }
+				}
+				if err := json.Unmarshal(text, &m); err != nil {
+					o.fail(ctx, err)
+					return
+				}
+				if m.Event == "order:available" {
+					o.take(m.Payload.OrderID, at)
+				}
+			}
+		})
+	}
+	return stop, nil
+}
+
+func dialFeed(ctx context.Context, url, token string) (*websocket.Conn, error) {
+	dctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	conn, _, err := websocket.Dial(dctx, url+"/v1/feed", &websocket.DialOptions{HTTPHeader: http.Header{"Authorization": {"Bearer " + token}}})
+	if err != nil {
+		return nil, fmt.Errorf("feed: %w", err)
+	}
+	conn.SetReadLimit(1 << 20)
+	return conn, nil
+}
+
+func (o *offers) fail(ctx context.Context, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.err == nil && len(o.expected) > 0 {
+		close(o.all)
+	}
+	o.err = errors.Join(o.err, err)
+}
+
+func (o *offers) take(orderID string, at time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	i, ok := o.expected[orderID]
+	if !ok || o.err != nil {
+		return
+	}
+	o.at[i] = at
+	if delete(o.expected, orderID); len(o.expected) == 0 {
+		close(o.all)
+	}
+}
+
+// expect says whose offers come next.
+func (o *offers) expect(orders []*order.State) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.expected, o.at, o.all = make(map[string]int, len(orders)), make([]time.Time, len(orders)), make(chan struct{})
+	for i, s := range orders {
+		o.expected[s.ID] = i
+	}
+}
+
+// received waits for all that are expected.
+func (o *offers) received(ctx context.Context) ([]time.Time, error) {
+	ctx, cancel := context.WithTimeout(ctx, readyReceiptLimit)
+	defer cancel()
+	select {
+	case <-o.all:
+	case <-ctx.Done():
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.expected) > 0 && o.err == nil {
+		return nil, fmt.Errorf("%d of %d orders were not offered: %w", len(o.expected), len(o.at), ctx.Err())
+	}
+	return o.at, o.err
+}
+
+type town struct {
+	b        *bench
+	s        *server
+	offers   *offers
+	kitchens []string // tokens
+	conns    []*httpConn
+}
+
+// prepare makes orders that wait to become ready, and lets the consumers
+// catch up with them.
+func (t *town) prepare(ctx context.Context, n int) ([]*order.State, error) {
+	orders, token, err := fill(ctx, t.s, n, stepPrepared, townRestaurant)
+	if err != nil {
+		return nil, err
+	}
+	rctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	return orders, until(rctx, func() (bool, error) {
+		err := t.s.models.Read(rctx, token, []string{projections.Orders}, func([]string) error { return nil })
+		if errors.Is(err, eventlog.ErrBehind) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+}
+
+func (t *town) ready(conn *httpConn, n int, o *order.State) error {
+	return conn.do("POST", "/v1/orders/"+o.ID+"/ready", t.kitchens[n%townRestaurants], nil)
+}
+
+func (t *town) burst(ctx context.Context, n int) (map[string]float64, error) {
+	orders, err := t.prepare(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.b.profile(); err != nil {
+		return nil, err
+	}
+	t.offers.expect(orders)
+	var next atomic.Int64
+	var g errgroup.Group
+	start := time.Now()
+	for _, conn := range t.conns {
+		g.Go(func() error {
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= len(orders) {
+					return nil
+				}
+				if err := t.ready(conn, i, orders[i]); err != nil {
+					return err
+				}
+			}
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	answered := time.Since(start)
+	received, err := t.offers.received(ctx)
+	if err != nil {
+		return nil, err
+	}
+	last := start
+	for _, at := range received {
+		if at.After(last) {
+			last = at
+		}
+	}
+	return map[string]float64{"http_ms": answered.Seconds() * 1000, "last_ms": last.Sub(start).Seconds() * 1000,
+		"per_s": float64(n) / last.Sub(start).Seconds()}, nil
+}
+
+// steady makes orders ready at a fixed rate, whatever became of those before;
+// each counts from the moment at which it was due.
+func (t *town) steady(ctx context.Context, n int) (map[string]float64, error) {
+	orders, err := t.prepare(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	t.offers.expect(orders)
+	free := make(chan *httpConn, len(t.conns))
+	for _, c := range t.conns {
+		free <- c
+	}
+	due := make([]time.Time, n)
+	answered := make([]time.Duration, n)
+	g, gctx := errgroup.WithContext(ctx)
+	tick := time.NewTicker(time.Second / readyOrdersPerS)
+	defer tick.Stop()
+	for i, o := range orders {
+		select {
+		case <-tick.C:
+		case <-gctx.Done():
+			return nil, g.Wait()
+		}
+		due[i] = time.Now()
+		g.Go(func() error {
+			conn := <-free
+			defer func() { free <- conn }()
+			err := t.ready(conn, i, o)
+			answered[i] = time.Since(due[i])
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	received, err := t.offers.received(ctx)
+	if err != nil {
+		return nil, err
+	}
+	took := make([]time.Duration, n)
+	for i, at := range received {
+		took[i] = at.Sub(due[i])
+	}
+	m := latencies(took)
+	m["http_p50_ms"] = latencies(answered)["p50_ms"]
+	return m, nil
+}
