@@ -114,7 +114,7 @@ func refundFailed(s *payment.State) bool {
 }
 
 var riders = &aggregates[rider.State, rider.Event]{
-	table: "riders", decode: rider.Decode, evolve: rider.Evolve,
+	table: "riders", decode: rider.Decode, evolve: rider.Evolve, around: keepFreeRiders,
 	columns: []column[rider.State]{
 		{"name", "text", func(s *rider.State) string { return s.Name }},
 		{"eligible", "boolean", func(s *rider.State) string {

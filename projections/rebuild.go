@@ -117,7 +117,7 @@ func (m *ReadModels) Rebuild(ctx context.Context, model string, o RebuildOptions
 	}
 	for _, t := range byTopic {
 		for _, name := range t.names() {
-			// Plans made for empty tables would search them from end to end.
+			// Plans made for empty tables would read them from end to end.
 			if _, err := m.DB.Exec(ctx, `ANALYZE `+g.Schema()+`.`+name); err != nil {
 				return g, err
 			}
@@ -273,6 +273,10 @@ func (m *ReadModels) copyPositions(ctx context.Context, from, to Generation) err
 		}
 		_, err = tx.Exec(ctx, `INSERT INTO `+to.Schema()+`.rider_positions (rider_id, location, recorded_at)
 			SELECT rider_id, location, recorded_at FROM `+from.Schema()+`.rider_positions`)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, joinFreeRiders(to.Schema()))
 		return err
 	})
 }

@@ -43,22 +43,20 @@ type Candidate struct {
 }
 
 // nearest answers many searches in one statement. For each, the index on places
-// is walked by distance, and each position passed is looked up among the free
-// riders; the walk ends with the last one wanted, or at the edge of the box
-// around the circle: without the box, a search where nobody is free would walk
-// through every position there is. The circle itself is cut outside, where it
-// costs nothing. <-> is the distance on the sphere.
+// is walked by distance until there are enough, or to the edge of the box around
+// the circle: without the box, a search in an empty place would walk through all
+// riders there are. The circle itself is cut outside, where it costs nothing.
+// <-> is the distance on the sphere.
 func nearest(schema string) string {
 	return `SELECT s.i, c.rider_id, c.meters
-		FROM unnest($1::int[], $2::float8[], $3::float8[], $4::float8[], $5::int[], $6::text[]) AS s(i, lng, lat, radius, n, without)
+		FROM unnest($1::int[], $2::float8[], $3::float8[], $4::float8[], $5::text[]) AS s(i, lng, lat, radius, without)
 		CROSS JOIN LATERAL (
-			SELECT p.rider_id, p.location <-> ST_MakePoint(s.lng, s.lat)::geography AS meters
-			FROM ` + schema + `.rider_positions p
-			JOIN ` + schema + `.riders r ON r.id = p.rider_id
-			WHERE p.location && _ST_Expand(ST_MakePoint(s.lng, s.lat)::geography, s.radius)
-			  AND p.recorded_at > $7 AND r.eligible AND r.id <> ALL (s.without::text[])
-			ORDER BY p.location <-> ST_MakePoint(s.lng, s.lat)::geography
-			LIMIT $8
+			SELECT f.rider_id, f.location <-> ST_MakePoint(s.lng, s.lat)::geography AS meters
+			FROM ` + schema + `.free_riders f
+			WHERE f.location && _ST_Expand(ST_MakePoint(s.lng, s.lat)::geography, s.radius)
+			  AND f.recorded_at > $6 AND f.rider_id <> ALL (s.without::text[])
+			ORDER BY f.location <-> ST_MakePoint(s.lng, s.lat)::geography
+			LIMIT $7
 		) c
 		WHERE c.meters <= s.radius
 		ORDER BY s.i, c.meters, c.rider_id`
@@ -73,16 +71,16 @@ func (m *ReadModels) Nearest(ctx context.Context, searches []Search, maxAge time
 	}
 	n := len(searches)
 	index, lngs, lats, radii := make([]int32, n), make([]float64, n), make([]float64, n), make([]float64, n)
-	limits, without, most := make([]int32, n), make([]string, n), 0
+	without, most := make([]string, n), 0
 	for i, s := range searches {
 		index[i], lngs[i], lats[i], radii[i] = int32(i), s.Point.Lng, s.Point.Lat, float64(s.RadiusMeters)
-		limits[i], without[i] = int32(s.Limit), arrayText(s.Without)
+		without[i] = arrayText(s.Without)
 		most = max(most, s.Limit)
 	}
 	var found [][]Candidate
 	err := m.Read(ctx, after, []string{Riders}, func(schemas []string) error {
 		found = make([][]Candidate, n)
-		rows, err := m.DB.Query(ctx, nearest(schemas[0]), index, lngs, lats, radii, limits, without, time.Now().Add(-maxAge), most)
+		rows, err := m.DB.Query(ctx, nearest(schemas[0]), index, lngs, lats, radii, without, time.Now().Add(-maxAge), most)
 		if err != nil {
 			return err
 		}
@@ -128,17 +126,16 @@ func (m *ReadModels) Waiting(ctx context.Context, riderIDs []string, radii []int
 	var found []WaitingOrder
 	err := m.Read(ctx, after, []string{Riders, Orders}, func(schemas []string) error {
 		rows, err := m.DB.Query(ctx, `
-			SELECT o.id, r.id, o.meters
-			FROM `+schemas[0]+`.riders r
-			JOIN `+schemas[0]+`.rider_positions p ON p.rider_id = r.id
+			SELECT o.id, f.rider_id, o.meters
+			FROM `+schemas[0]+`.free_riders f
 			CROSS JOIN LATERAL (
-				SELECT o.id, CASE WHEN o.wave_open THEN greatest(o.wave, 1) ELSE o.wave + 1 END AS wave, o.pick_up <-> p.location AS meters
+				SELECT o.id, CASE WHEN o.wave_open THEN greatest(o.wave, 1) ELSE o.wave + 1 END AS wave, o.pick_up <-> f.location AS meters
 				FROM `+schemas[1]+`.orders o
-				WHERE o.waiting AND o.pick_up && _ST_Expand(p.location, $3) AND r.id <> ALL (o.asked)
+				WHERE o.waiting AND o.pick_up && _ST_Expand(f.location, $3) AND f.rider_id <> ALL (o.asked)
 			) o
-			WHERE r.id = ANY ($1) AND r.eligible AND p.recorded_at > $4
+			WHERE f.rider_id = ANY ($1) AND f.recorded_at > $4
 			  AND o.meters <= ($2::float8[])[least(o.wave, cardinality($2::float8[]))]
-			ORDER BY r.id, o.meters, o.id`,
+			ORDER BY f.rider_id, o.meters, o.id`,
 			riderIDs, meters, widest, time.Now().Add(-maxAge))
 		if err != nil {
 			return err

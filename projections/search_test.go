@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -11,6 +12,8 @@ import (
 	"pgregory.net/rapid"
 
 	"tomato/domain"
+	"tomato/domain/rider"
+	"tomato/eventlog"
 	"tomato/projections"
 )
 
@@ -58,12 +61,13 @@ func TestNearestIsWhatLookingAtEveryRiderFinds(t *testing.T) {
 			times = append(times, map[bool]time.Time{true: now, false: now.Add(-time.Hour)}[r.fresh])
 		}
 		batch := &pgx.Batch{}
-		batch.Queue(`TRUNCATE riders_g1.riders, riders_g1.rider_positions`)
+		batch.Queue(`TRUNCATE riders_g1.riders, riders_g1.rider_positions, riders_g1.free_riders`)
 		batch.Queue(`INSERT INTO riders_g1.riders (id, version, name, eligible, order_id, claim_id, state)
 			SELECT id, 1, id, e, '', 0, '{}' FROM unnest($1::text[], $2::bool[]) u(id, e)`, ids, eligible)
 		batch.Queue(`INSERT INTO riders_g1.rider_positions
 			SELECT id, ST_MakePoint(lng, lat)::geography, at FROM unnest($1::text[], $2::float8[], $3::float8[], $4::timestamptz[]) u(id, lng, lat, at)`,
 			ids, lngs, lats, times)
+		batch.Queue(`INSERT INTO riders_g1.free_riders SELECT id, id, location, recorded_at FROM riders_g1.riders r JOIN riders_g1.rider_positions p ON p.rider_id = r.id WHERE eligible`)
 		if err := b.db.SendBatch(b.t.Context(), batch).Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -107,4 +111,65 @@ func TestNearestIsWhatLookingAtEveryRiderFinds(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Two lanes write free_riders. Without turns, a rider who comes online while
+// their position moves stays at the place before, or is missing.
+func TestFreeRidersAreTheJoinWhateverComesAtOnce(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.project(b.m)
+	const riders, rounds = 12, 40
+	var mu sync.Mutex
+	token := eventlog.Token{}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for round := range rounds {
+			for i := range riders {
+				id := fmt.Sprintf("rider%d", i)
+				next := []domain.Event{rider.WentOnline{RiderID: id}}
+				if round == 0 {
+					next = ready(id)
+				} else if round%2 == 1 {
+					next = []domain.Event{rider.WentOffline{RiderID: id}}
+				}
+				seen := b.w.Append(eventlog.Riders, id, next...)
+				mu.Lock()
+				token.Merge(seen)
+				mu.Unlock()
+			}
+		}
+	})
+	wg.Go(func() {
+		for round := range rounds * 2 {
+			for i := range riders {
+				seen := b.position(fmt.Sprintf("rider%d", i), near(centre, float64(round)), time.Now())
+				mu.Lock()
+				token.Merge(seen)
+				mu.Unlock()
+			}
+		}
+	})
+	wg.Wait()
+	for i := range riders / 2 { // some end online
+		token.Merge(b.w.Append(eventlog.Riders, fmt.Sprintf("rider%d", i), rider.WentOnline{RiderID: fmt.Sprintf("rider%d", i)}))
+	}
+	b.passed(projections.Riders, token)
+	check := func(schema string) {
+		t.Helper()
+		join := `SELECT r.id, r.name, p.location, p.recorded_at FROM ` + schema + `.riders r JOIN ` + schema + `.rider_positions p ON p.rider_id = r.id WHERE r.eligible`
+		var rows, differences int
+		if err := b.db.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM `+schema+`.free_riders), (SELECT count(*) FROM
+			((TABLE `+schema+`.free_riders EXCEPT ALL `+join+`) UNION ALL (`+join+` EXCEPT ALL TABLE `+schema+`.free_riders)) d)`).Scan(&rows, &differences); err != nil {
+			t.Fatal(err)
+		}
+		if rows != riders/2 || differences != 0 {
+			t.Errorf("%s: %d rows, %d differences", schema, rows, differences)
+		}
+	}
+	check("riders_g1")
+	if _, err := b.m.Rebuild(t.Context(), projections.Riders, projections.RebuildOptions{Runtime: b.runtime()}); err != nil {
+		t.Fatal(err)
+	}
+	check("riders_g2")
 }

@@ -52,6 +52,9 @@ type aggregates[S, E any] struct {
 	evolve  func(S, E, time.Time) S
 	columns []column[S] // beside id, version and state
 	history string      // table of the events as they came; "" for none
+	// around, if set, puts statements before and after those that write the
+	// rows of ids. All events are of one partition.
+	around func(batch *pgx.Batch, schema string, partition int32, ids []string, write func())
 }
 
 // column is made from the state, as text that casts to its type.
@@ -103,7 +106,13 @@ func (a *aggregates[S, E]) apply(ctx context.Context, tx pgx.Tx, schema string, 
 		}
 	}
 	batch := &pgx.Batch{}
-	a.queueUpsert(batch, schema, rows)
+	write := func() { a.queueUpsert(batch, schema, rows) }
+	if a.around != nil {
+		slices.Sort(ids)
+		a.around(batch, schema, events[0].Partition, ids, write)
+	} else {
+		write()
+	}
 	a.queueHistory(batch, schema, events)
 	return tx.SendBatch(ctx, batch).Close()
 }

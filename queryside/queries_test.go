@@ -142,6 +142,8 @@ func (q *queries) rider(s rider.State, at *domain.Point, recordedAt time.Time) {
 		s.ID, s.Version, s.Name, s.Verification == rider.Verified && s.Status() == rider.Available, text(s))
 	if at != nil {
 		q.exec(`INSERT INTO riders_g1.rider_positions VALUES ($1, $2::text::geography, $3)`, s.ID, point(*at), recordedAt)
+		q.exec(`INSERT INTO riders_g1.free_riders SELECT r.id, r.name, p.location, p.recorded_at FROM riders_g1.riders r JOIN riders_g1.rider_positions p ON p.rider_id = r.id
+			WHERE r.id = $1 AND r.eligible`, s.ID)
 	}
 }
 

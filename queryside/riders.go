@@ -64,11 +64,10 @@ func (s *Side) nearbyRiders(ctx context.Context, in *nearbyRidersInput) (*nearby
 		// circle; the circle is cut outside. See projections.Nearest.
 		rows, err := s.DB.Query(ctx, `SELECT c.rider_id, c.name, ST_X(c.location::geometry), ST_Y(c.location::geometry), c.meters, c.recorded_at
 			FROM (
-				SELECT p.rider_id, r.name, p.location, p.location <-> ST_MakePoint($1, $2)::geography AS meters, p.recorded_at
-				FROM `+schemas[0]+`.rider_positions p
-				JOIN `+schemas[0]+`.riders r ON r.id = p.rider_id
-				WHERE p.location && _ST_Expand(ST_MakePoint($1, $2)::geography, $3) AND p.recorded_at > $4 AND r.eligible
-				ORDER BY p.location <-> ST_MakePoint($1, $2)::geography
+				SELECT f.rider_id, f.name, f.location, f.location <-> ST_MakePoint($1, $2)::geography AS meters, f.recorded_at
+				FROM `+schemas[0]+`.free_riders f
+				WHERE f.location && _ST_Expand(ST_MakePoint($1, $2)::geography, $3) AND f.recorded_at > $4
+				ORDER BY f.location <-> ST_MakePoint($1, $2)::geography
 				LIMIT $5
 			) c
 			WHERE c.meters <= $3

@@ -1,2 +1,3 @@
+DROP TABLE free_riders;
 DROP TABLE rider_positions;
 DROP TABLE riders;

@@ -8,14 +8,24 @@ CREATE TABLE riders (
     claim_id bigint  NOT NULL, -- 0 without one
     state    text    NOT NULL  -- the whole rider as JSON
 ) WITH (fillfactor = 70);
-CREATE INDEX riders_with_order ON riders (order_id) WHERE order_id <> '';
 
--- Written by the lanes of topic rider-locations. An index over free riders only
--- would need both tables in one, with two writers; instead a search walks this
--- one by distance, looks each rider up, and stops when it has enough.
+-- Written by the lanes of topic rider-locations.
 CREATE TABLE rider_positions (
     rider_id    text                   PRIMARY KEY,
     location    geography(Point, 4326) NOT NULL,
     recorded_at timestamptz            NOT NULL
 ) WITH (fillfactor = 70);
-CREATE INDEX rider_positions_by_place ON rider_positions USING gist (location);
+
+-- The eligible riders with their positions: what searches walk by distance.
+-- With an index on all positions instead, a search would look up rider after
+-- rider where most are busy: 100,000 of them where all are. It is the join of
+-- the two tables above and nothing else, written by the lanes of both topics:
+-- nothing is loaded and folded here, so no update can be lost, as long as the
+-- two lanes of one partition take turns, for which both take an advisory lock.
+CREATE TABLE free_riders (
+    rider_id    text                   PRIMARY KEY,
+    name        text                   NOT NULL,
+    location    geography(Point, 4326) NOT NULL,
+    recorded_at timestamptz            NOT NULL
+) WITH (fillfactor = 70);
+CREATE INDEX free_riders_by_place ON free_riders USING gist (location);
