@@ -207,8 +207,6 @@ func step[S any, E domain.Event](w *world, s *S, c domain.Command, decide func(*
 	if version(&next) != version(&old)+1 {
 		w.Fatalf("%T: version %d after %d", c, version(&next), version(&old))
 	}
-	var nextCopy S
-	w.through(next, &nextCopy)
 	if again, _ := decide(&next, c, w.now.Add(time.Second)); any(again) != nil {
 		w.Fatalf("%#v decided again gives a second event:\n%#v\nafter\n%#v", c, again, e)
 	}
@@ -247,6 +245,7 @@ func (w *world) order(o *anOrder, c domain.Command) (order.Event, error) {
 		return nil, err
 	}
 	o.events = append(o.events, e)
+	w.viewShape(o)
 	if ctx := contextOf(w, e); ctx.Status != string(s.Status) || ctx.CustomerID != "c1" || ctx.RestaurantID != "res1" || s.RiderID != "" && ctx.RiderID != s.RiderID {
 		w.Fatalf("ctx %+v of %s does not fit %+v", ctx, e.EventType(), s)
 	}
@@ -531,6 +530,9 @@ func (w *world) always() {
 				w.Fatalf("order %s is with %s under claim %d, whose claim is %+v", s.ID, r.ID, s.ClaimID, r.Claim)
 			}
 		}
+		if open := slices.ContainsFunc(s.Offers, func(o order.RiderOffer) bool { return o.State == order.OfferOpen }); s.Status != order.ReadyForRider && (open || s.WaveOpen) {
+			w.Fatalf("the order is %s and still offered: %+v", s.Status, s)
+		}
 		if s.Version != int64(len(o.events)) || o.payment.Version != int64(len(o.money)) {
 			w.Fatalf("versions %d and %d after %d and %d events", s.Version, o.payment.Version, len(o.events), len(o.money))
 		}
@@ -559,7 +561,6 @@ func (w *world) always() {
 				w.Fatalf("payment %s was refunded %d times", id, n)
 			}
 		}
-		w.viewShape(o)
 	}
 	for a := range w.refused {
 		if e, err := order.Decide(&a.o.order, a.c, w.now); err == nil {

@@ -60,10 +60,8 @@ func recordCaptured(s *State, c RecordCaptured) (Event, error) {
 	switch {
 	case s.Status == None:
 		return nil, domain.Refuse(domain.PaymentNotRequested, "no payment was asked for")
-	case s.Booked == c.PaymentID:
-		return nil, nil
 	case known && a.State != AttemptFailed:
-		return nil, nil // unmatched already, whatever became of it
+		return nil, nil // booked, or unmatched whatever became of it
 	}
 	reason := ""
 	switch {

@@ -199,6 +199,9 @@ func TestEvents(t *testing.T) {
 		{"refunded: the other refund's success", lateSuccess, payment.RecordRefund{RefundID: "rf2", Succeeded: true}, nil, ""},
 		{"refunded: the other refund's failure", lateSuccess, payment.RecordRefund{RefundID: "rf2"}, nil, ""},
 		{"refunded: ops ask again", lateSuccess, payment.RequestRefund{RefundID: "rf3", ByOps: true}, nil, ""},
+		{"refunded late, after the other failed too: ops ask again", then(refundAgain,
+			payment.RefundFailed{OrderID: "o1", PaymentID: "p1", RefundID: "rf2", Booked: true},
+			payment.RefundSuccess{OrderID: "o1", PaymentID: "p1", RefundID: "rf1", Booked: true}), payment.RequestRefund{RefundID: "rf3", ByOps: true}, nil, ""},
 		{"refund failed: stays", refundPending, payment.RecordRefund{RefundID: "rf1", Reason: "bank"},
 			payment.RefundFailed{OrderID: "o1", PaymentID: "p1", RefundID: "rf1", Amount: 450, Currency: "INR", Reason: "bank", Booked: true, Ctx: parties}, ""},
 
@@ -255,6 +258,22 @@ func TestEvolve(t *testing.T) {
 		payment.RefundSuccess{OrderID: "o1", PaymentID: "p1", RefundID: "rf1", Booked: true}))
 	if f := s.Facts(); s.Status != payment.Refunded || !f.RefundSucceeded {
 		t.Errorf("late success: %+v %+v", s, f)
+	}
+}
+
+// TestEvolveKeepsItsInput: a copy of a state may be read by anyone at any time.
+func TestEvolveKeepsItsInput(t *testing.T) {
+	t.Parallel()
+	s := given(p0RefundRequested)
+	for _, e := range []payment.Event{
+		payment.PaymentResolved{PaymentID: "p0"},
+		payment.PaymentFailed{PaymentID: "p1"},
+		payment.RefundSuccess{PaymentID: "p0", RefundID: "rf0"},
+		payment.RefundFailed{PaymentID: "p0", RefundID: "rf0"},
+	} {
+		if payment.Evolve(s, e, t0); !reflect.DeepEqual(s, given(p0RefundRequested)) {
+			t.Fatalf("%s changed the state before it: %+v", e.EventType(), s)
+		}
 	}
 }
 

@@ -119,6 +119,11 @@ func TestEvents(t *testing.T) {
 	if want := (&rider.Claim{ID: 4, OrderID: "X", Round: 1, Wave: 2, CustomerID: "c1", RestaurantID: "res1"}); !reflect.DeepEqual(s.Claim, want) || s.Claim.ID != s.Version {
 		t.Errorf("claim %+v at version %d, want %+v", s.Claim, s.Version, want)
 	}
+	// Verified again in the middle of an order, the rider is free at its end, as before.
+	back := given(then(suspendedBusy, rider.VerifiedEvent{RiderID: "r1"}, rider.Released{RiderID: "r1", ClaimID: 4, OrderID: "X"}))
+	if back.Status() != rider.Available || back.Verification != rider.Verified {
+		t.Errorf("after suspension, verification and release: %s, %s", back.Status(), back.Verification)
+	}
 	if _, err := rider.Decide(&s, nil, t0); err == nil {
 		t.Error("no command is decided")
 	}
