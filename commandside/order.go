@@ -2,7 +2,6 @@ package commandside
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"tomato/commandside/shard"
@@ -169,7 +168,7 @@ const acceptTries = 8
 func (s *Side) acceptOffer(ctx context.Context, in *orderInput) (*orderOutput, error) {
 	actor := httpapi.Actor(ctx)
 	for range acceptTries {
-		open, err := s.execute(ctx, commandInput{Traceparent: in.Traceparent}, nil,
+		open, err := s.execute(ctx, commandInput{IfMatch: in.IfMatch, Traceparent: in.Traceparent}, nil,
 			shard.Request{Topic: eventlog.Orders, ID: string(in.ID), Command: order.Accept{RiderID: actor.Sub}})
 		if err != nil {
 			return nil, err
@@ -192,21 +191,23 @@ func (s *Side) acceptOffer(ctx context.Context, in *orderInput) (*orderOutput, e
 		if err != nil {
 			return nil, problem(eventlog.Riders, err)
 		}
-		assigned, err := s.execute(ctx, commandInput{IfMatch: in.IfMatch, Traceparent: in.Traceparent}, nil,
-			shard.Request{Topic: eventlog.Orders, ID: o.ID, Command: order.Assign{RiderID: actor.Sub, RiderName: claimed.Rider.Name,
-				ClaimID: claimed.Rider.Claim.ID, Round: o.Round, Wave: o.Wave}})
+		// If-Match was looked at with the question: from the claim on, only the
+		// order's own refusal is a definite no, and only that may free the rider.
+		// Freed on any other, the rider would have the order by the claims
+		// policy, which repeats the assign, and could take a second one.
+		assigned, err := s.system(ctx, eventlog.Orders, o.ID, order.Assign{RiderID: actor.Sub, RiderName: claimed.Rider.Name,
+			ClaimID: claimed.Rider.Claim.ID, Round: o.Round, Wave: o.Wave})
 		if err == nil {
 			return orderAnswer(assigned, actor), nil
 		}
-		var p *httpapi.Problem
-		if !errors.As(err, &p) || p.Status >= 500 {
-			return nil, err // not known: the claims policy repeats exactly this step
+		if domain.RefusedWith(err) == "" {
+			return nil, problem(eventlog.Orders, err) // not known: the claims policy repeats exactly this step
 		}
-		// A definite no. The loser is free before the answer leaves.
+		// The loser is free before the answer leaves.
 		if _, rerr := s.system(ctx, eventlog.Riders, actor.Sub, rider.Release{ClaimID: claimed.Rider.Claim.ID, OrderID: o.ID}); rerr != nil {
 			return nil, problem(eventlog.Riders, rerr)
 		}
-		return nil, err
+		return nil, problem(eventlog.Orders, err)
 	}
 	return nil, problem(eventlog.Riders, fmt.Errorf("%w: the rider's other accepts are undecided", shard.ErrUnavailable))
 }

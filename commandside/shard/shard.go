@@ -349,13 +349,15 @@ func (s *shard) handle(c *call) {
 	if errors.Is(err, errDeferred) {
 		return
 	}
-	if c.req.IfMatch != 0 && c.req.IfMatch != s.version(kind, c.req.ID) && (ev != nil || err != nil && !badReference(err)) {
+	_, asks := c.req.Command.(order.Accept)
+	open := asks && err == nil && stateOf(s.agg.orders, c.req.ID).Status == order.ReadyForRider
+	if c.req.IfMatch != 0 && c.req.IfMatch != s.version(kind, c.req.ID) && (ev != nil || open || err != nil && !badReference(err)) {
 		ev, err = nil, domain.Refuse(VersionMismatch, "the resource has version %d", s.version(kind, c.req.ID))
 	}
 	if ev == nil && c.quiet {
 		return
 	}
-	if _, asks := c.req.Command.(order.Accept); asks && err == nil && stateOf(s.agg.orders, c.req.ID).Status == order.ReadyForRider {
+	if open && err == nil {
 		c.reply(s.result(kind, &c.req, nil), nil) // open: Assign decides, and it is what must be confirmed
 		return
 	}
