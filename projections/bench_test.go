@@ -12,6 +12,7 @@ import (
 
 	"tomato/domain"
 	"tomato/eventlog"
+	"tomato/eventlog/eventlogtest"
 	"tomato/migrations"
 	"tomato/migrations/postgrestest"
 	"tomato/projections"
@@ -81,4 +82,41 @@ func benchmarkNearest(b *testing.B, share float64, batch int) {
 	})
 	b.ReportMetric(float64(searches.Load())/b.Elapsed().Seconds(), "searches/s")
 	b.ReportMetric(float64(found.Load())/float64(searches.Load()), "found/search")
+}
+
+// BenchmarkRebuild rebuilds the orders of b.N times 9 events, from the first
+// record to the switch.
+func BenchmarkRebuild(b *testing.B) {
+	cfg, _ := eventlogtest.Faulty(b)
+	bench := newBenchOn(b, cfg)
+	for n := range b.N {
+		bench.w.Append(eventlog.Orders, orderID(n), life(n)...)
+	}
+	var filled time.Duration
+	start := time.Now()
+	b.ResetTimer()
+	if _, err := bench.m.Rebuild(b.Context(), projections.Orders, projections.RebuildOptions{Runtime: bench.runtime(), Progress: func(p projections.Progress) {
+		if p.Phase == projections.CatchingUp {
+			filled = time.Since(start)
+		}
+	}}); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(float64(b.N*9)/filled.Seconds(), "events/s")
+	b.ReportMetric(filled.Seconds(), "s")
+}
+
+// BenchmarkProject folds the same events by the consumer, from a standing start.
+func BenchmarkProject(b *testing.B) {
+	cfg, _ := eventlogtest.Faulty(b)
+	bench := newBenchOn(b, cfg)
+	token := eventlog.Token{}
+	for n := range b.N {
+		token.Merge(bench.w.Append(eventlog.Orders, orderID(n), life(n)...))
+	}
+	bench.m.MaxWait = 10 * time.Minute
+	b.ResetTimer()
+	bench.project(bench.m)
+	bench.passed(projections.Orders, token)
+	b.ReportMetric(float64(b.N*9)/b.Elapsed().Seconds(), "events/s")
 }

@@ -33,7 +33,7 @@ const partitions = 3
 
 // bench is a log, a database and read models on them. Nothing projects yet.
 type bench struct {
-	t   *testing.T
+	t   testing.TB
 	cfg eventlog.Config
 	db  *pgxpool.Pool
 	url string
@@ -41,7 +41,12 @@ type bench struct {
 	m   *projections.ReadModels
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t testing.TB) *bench {
+	t.Helper()
+	return newBenchOn(t, eventlogtest.Embedded(t))
+}
+
+func newBenchOn(t testing.TB, cfg eventlog.Config) *bench {
 	t.Helper()
 	url := postgrestest.URL(t)
 	config, err := pgxpool.ParseConfig(url)
@@ -54,7 +59,6 @@ func newBench(t *testing.T) *bench {
 		t.Fatal(err)
 	}
 	t.Cleanup(db.Close)
-	cfg := eventlogtest.Embedded(t)
 	var subs []eventlog.Subscription
 	for _, model := range projections.Models {
 		subs = append(subs, eventlog.Subscription{Name: model, Topics: projections.Topics(model)})
@@ -293,6 +297,19 @@ func TestRebuildGivesEqualRowsWhileEventsKeepComing(t *testing.T) {
 	differences, err := b.m.Compare(t.Context(), projections.Generation{Model: projections.Orders, Number: 1}, g)
 	if err != nil || differences != 0 {
 		t.Fatalf("%d differences, %v", differences, err)
+	}
+	definitions := func(schema string) (defs []string) {
+		err := b.db.QueryRow(t.Context(), `SELECT array_agg(replace(d, $1 || '.', '') ORDER BY d) FROM (
+			SELECT pg_get_indexdef(indexrelid) AS d FROM pg_index i JOIN pg_class t ON t.oid = i.indrelid WHERE t.relnamespace = $1::regnamespace
+			UNION ALL SELECT t.relname || ' ' || conname || ' ' || pg_get_constraintdef(c.oid) FROM pg_constraint c JOIN pg_class t ON t.oid = conrelid
+				WHERE connamespace = $1::regnamespace AND contype = 'p') x`, schema).Scan(&defs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return defs
+	}
+	if one, two := definitions("orders_g1"), definitions("orders_g2"); len(one) < 10 || !slices.Equal(one, two) {
+		t.Errorf("indexes before\n%s\nand after\n%s", strings.Join(one, "\n"), strings.Join(two, "\n"))
 	}
 	var rows int
 	if err := b.db.QueryRow(t.Context(), `SELECT count(*) FROM orders_g2.order_events`).Scan(&rows); err != nil || rows < before*9 {
