@@ -97,8 +97,6 @@ func (c serveCmd) validate() error {
 		return usage("--partitions must be 1 to 1024")
 	case (c.KeyID == "") != (c.KeySecret == ""):
 		return usage("TOMATO_RAZORPAY_KEY_ID and TOMATO_RAZORPAY_KEY_SECRET go together")
-	case (c.has(roleReact) || c.has(roleFeed)) && !c.has(roleCommand):
-		return usage("roles react and feed issue commands: run them with role command in the same process")
 	}
 	return nil
 }
@@ -128,7 +126,9 @@ type server struct {
 	failed   chan error // a part that cannot go on; the process ends
 	stops    []func(context.Context) error
 	shards   *shard.Shards
+	menus    *shard.Menus
 	side     *commandside.Side
+	hub      *queryside.Hub
 	models   *projections.ReadModels
 	db       *pgxpool.Pool
 	runtime  *eventlog.Runtime
@@ -300,11 +300,13 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 	s.runtime = &eventlog.Runtime{Kafka: kafka, Partitions: c.Partitions, DB: s.db, Registry: s.registry, Log: s.log}
 	var health health
 
-	if c.has(roleCommand) {
-		if err := s.startCommands(kafka, positions, &health); err != nil {
+	if c.has(roleCommand) || c.has(roleReact) || c.has(roleFeed) { // policies and feeds issue commands, too
+		if err := s.startSide(kafka, positions); err != nil {
 			return err
 		}
-		s.side.Routes(api)
+	}
+	if c.has(roleCommand) {
+		s.serveCommands(api, &health)
 	}
 	if c.has(roleProject) {
 		s.background("projections", func(ctx context.Context) error { return s.models.Project(ctx, s.runtime) })
@@ -312,9 +314,6 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 	if c.has(roleReact) {
 		s.background("policies", func(ctx context.Context) error { return s.runtime.Run(ctx, s.side.Policies()...) })
 		s.background("timers", s.side.RunTimers)
-		if g, ok := s.side.Gateway.(*gateway.Simulated); ok {
-			s.background("simulated gateway", g.Run)
-		}
 	}
 	if c.has(roleQuery) {
 		if err := s.startQueries(kafka, api); err != nil {
@@ -347,10 +346,15 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 		}
 	}()
 	s.onStop(httpServer.Shutdown)
+	if s.hub != nil {
+		s.onStop(s.hub.Drain) // before the server, which waits for open streams
+	}
 	return nil
 }
 
-func (s *server) startCommands(kafka eventlog.Config, positions *eventlog.Positions, health *health) error {
+// startSide makes the command side: its policies and feeds need it too, where
+// the shards are elsewhere.
+func (s *server) startSide(kafka eventlog.Config, positions *eventlog.Positions) error {
 	c := &s.cmd
 	producer, err := kafka.NewClient(kgo.RequiredAcks(kgo.AllISRAcks()), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0),
 		kgo.ProducerBatchMaxBytes(2<<20)) // a webhook of 1 MiB and its headers
@@ -376,22 +380,35 @@ func (s *server) startCommands(kafka eventlog.Config, positions *eventlog.Positi
 		s.log.Warn("no Razorpay key is set: payments go to a simulated gateway")
 		s.side.Gateway = gateway.NewSimulated(s.db, s.url+"/v1/webhooks/razorpay", c.WebhookSecrets, s.log)
 	}
-	menus := shard.NewMenus()
-	s.background("menus", func(ctx context.Context) error { return menus.Run(ctx, kafka, s.log) })
-	s.shards, err = shard.NewShards(shard.Config{Kafka: kafka, Partitions: c.Partitions, Build: build(), Menus: menus,
+	s.menus = shard.NewMenus()
+	s.shards, err = shard.NewShards(shard.Config{Kafka: kafka, Partitions: c.Partitions, Build: build(), Menus: s.menus,
+		URL: c.Advertised, InternalKey: c.InternalKey,
 		PaymentGrace: time.Duration(c.PaymentGrace), ArchiveAfter: time.Duration(c.ArchiveAfter), InboxPassed: s.side.InboxPassed, Registry: s.registry, Log: s.log})
 	if err != nil {
 		return err
 	}
 	s.side.Commands = s.shards
+	if !c.has(roleCommand) {
+		s.background("shard owners", s.shards.Follow)
+	}
+	return nil
+}
+
+// serveCommands makes this process an owner of shards.
+func (s *server) serveCommands(api *httpapi.API, health *health) {
+	s.background("menus", func(ctx context.Context) error { return s.menus.Run(ctx, s.side.Kafka, s.log) })
 	s.background("shards", s.shards.Run)
+	if g, ok := s.side.Gateway.(*gateway.Simulated); ok { // it sends webhooks to this process
+		s.background("simulated gateway", g.Run)
+	}
+	s.side.Routes(api)
+	api.Router.Method(http.MethodPost, shard.CommandsPath, s.shards.Handler())
 	health.add("shards", func(context.Context) error {
 		if serving, assigned := s.shards.Serving(); serving < assigned || assigned == 0 {
 			return fmt.Errorf("%d of %d assigned shards are served", serving, assigned)
 		}
 		return nil
 	})
-	return nil
 }
 
 func (s *server) startQueries(kafka eventlog.Config, api *httpapi.API) error {
@@ -423,7 +440,7 @@ func (s *server) startFeed(kafka eventlog.Config, auth *httpapi.Authenticator, a
 	projector := &realtime.Projector{Kafka: kafka, Loader: s.models, Sink: hub, Registry: s.registry, Log: s.log}
 	feed.CatchUp = projector
 	s.background("feed", projector.Run)
-	s.onStop(hub.Drain)
+	s.hub = hub
 	health.add("feed", func(context.Context) error {
 		if !hub.IsReady() {
 			return errors.New("catching up")

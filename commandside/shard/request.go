@@ -15,18 +15,18 @@ import (
 // Request is one command on one aggregate. It is data, not code: it can be
 // carried to the instance that owns the aggregate's shard.
 type Request struct {
-	Topic   string         // the aggregate's type, by its topic: eventlog.Orders, …
-	ID      string         // of the aggregate; "" only for order.Place, whose key (or chance) names the shard
-	Actor   domain.Actor   // who asks; domain.SystemActor for policies
-	Command domain.Command // a value, never a pointer
+	Topic   string         `json:"topic"`        // the aggregate's type, by its topic: eventlog.Orders, …
+	ID      string         `json:"id,omitempty"` // of the aggregate; "" only for Place, whose key (or chance) names the shard
+	Actor   domain.Actor   `json:"actor"`        // who asks; domain.SystemActor for policies
+	Command domain.Command `json:"-"`            // a value, never a pointer
 
-	IdempotencyKey string // "" = none
-	BodyHash       string // of what the key stands for
-	IfMatch        int64  // the version that the resource must have; 0 = any
-	CausationID    string // the event that made a policy ask
-	CorrelationID  string
-	Traceparent    string
-	After          eventlog.Token // the caller has seen this much: wait for it where the command reads other views (menus)
+	IdempotencyKey string         `json:"idempotencyKey,omitempty"` // "" = none
+	BodyHash       string         `json:"bodyHash,omitempty"`       // of what the key stands for
+	IfMatch        int64          `json:"ifMatch,omitempty"`        // the version that the resource must have; 0 = any
+	CausationID    string         `json:"causationId,omitempty"`    // the event that made a policy ask
+	CorrelationID  string         `json:"correlationId,omitempty"`
+	Traceparent    string         `json:"traceparent,omitempty"`
+	After          eventlog.Token `json:"-"` // the caller has seen this much: wait for it where the command reads other views (menus)
 }
 
 // Result is what a command came to. The states are values that nobody changes

@@ -37,6 +37,10 @@ var (
 	errDeposed   = errors.New("deposed by a higher claim")
 	errBroken    = errors.New("an append failed")
 	errHandedOff = errors.New("handed over")
+
+	// errNotDecided says that a stopped shard did not look at a command: it may
+	// be given to the next owner.
+	errNotDecided = errors.New("the shard stopped before it came to the command")
 )
 
 // call is a command on its way through the loop.
@@ -204,9 +208,8 @@ func (s *shard) abandon() {
 	for {
 		select {
 		case c := <-s.queue:
-			c.reply(Result{}, fmt.Errorf("%w: %w", ErrUnavailable, s.failed))
-		case c := <-s.internal:
-			c.reply(Result{}, fmt.Errorf("%w: %w", ErrUnavailable, s.failed))
+			c.reply(Result{}, errNotDecided)
+		case <-s.internal: // the next owner has the same deadlines
 		default:
 			return
 		}

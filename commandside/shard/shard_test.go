@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http/httptest"
 	"os"
 	"sync"
 	"testing"
@@ -53,10 +54,13 @@ func startInstance(t testing.TB, cfg eventlog.Config) *instance {
 	menus := shard.NewMenus()
 	s, err := shard.NewShards(shard.Config{Kafka: cfg, Partitions: partitions, Menus: menus, PaymentGrace: time.Hour, ArchiveAfter: 720 * time.Hour,
 		InboxPassed: func(context.Context, string) (bool, error) { return true, nil },
-		Registry:    prometheus.NewRegistry(), Log: log})
+		InternalKey: "test", Registry: prometheus.NewRegistry(), Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
+	server := httptest.NewServer(s.Handler())
+	t.Cleanup(server.Close)
+	s.URL = server.URL
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -172,6 +176,15 @@ func TestShardsMoveBetweenInstances(t *testing.T) {
 		a.must(t, domain.SystemActor, eventlog.Riders, "x1", rider.Put{RiderID: "x1", Name: "A"})
 		b := startInstance(t, cfg)
 		eventually(t, func() bool { n, _ := b.Serving(); return n > 0 })
+		for n := range 12 { // both answer for all shards: what is not theirs they forward
+			a.must(t, domain.SystemActor, eventlog.Riders, fmt.Sprint("y", n), rider.Put{RiderID: fmt.Sprint("y", n), Name: "A"})
+			if res := b.must(t, domain.SystemActor, eventlog.Riders, fmt.Sprint("y", n), rider.Verify{}); res.Rider.Version != 2 || res.Event == nil {
+				t.Fatalf("on the other instance: %+v", res)
+			}
+			if _, err := a.do(t, domain.SystemActor, eventlog.Riders, fmt.Sprint("y", n), rider.ClaimFor{}); domain.RefusedWith(err) != domain.RiderOffline {
+				t.Fatalf("a forwarded refusal: %v", err)
+			}
+		}
 		a.stop()
 		eventually(t, func() bool { n, _ := b.Serving(); return n == partitions })
 		for n := range 30 {

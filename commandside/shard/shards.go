@@ -27,10 +27,13 @@ package shard
 
 import (
 	"context"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
+	"net/http"
 	"sync"
 	"time"
 
@@ -51,6 +54,8 @@ type Config struct {
 	Kafka        eventlog.Config
 	Partitions   int32
 	Instance     string // of this process, unique; made up where empty
+	URL          string // where other instances reach this one
+	InternalKey  string // shared by the instances: forwarded commands carry it
 	Build        string // shown in claims
 	PaymentGrace time.Duration
 	ArchiveAfter time.Duration // closed orders leave memory after it; unknown ids that are older are archived
@@ -67,6 +72,8 @@ type Shards struct {
 	Config
 	source  string
 	metrics *metrics
+	owners  *owners
+	http    *http.Client // to other instances
 
 	mu       sync.Mutex
 	serving  map[int32]*shard
@@ -107,6 +114,8 @@ func NewShards(cfg Config) (*Shards, error) {
 	}
 	s := &Shards{
 		Config: cfg, source: "/tomato/commandside/" + cfg.Instance,
+		owners:  newOwners(),
+		http:    &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 512, IdleConnTimeout: time.Minute, DialContext: (&net.Dialer{Timeout: time.Second}).DialContext}},
 		serving: map[int32]*shard{}, assigned: map[int32]*assignment{}, changed: make(chan struct{}),
 		metrics: &metrics{
 			void:     counters("tomato_shard_void_records_total", "Records that a shard read and that do not count.", "topic"),
@@ -120,6 +129,7 @@ func NewShards(cfg Config) (*Shards, error) {
 		},
 	}
 	cfg.Registry.MustRegister(s.metrics.serving, s.metrics.openSeconds)
+	s.owners.lower = s.announceAgain
 	var err error
 	if s.producer, err = s.newProducer(); err != nil {
 		return nil, err
@@ -158,9 +168,23 @@ func (s *Shards) replaceProducer(failed *kgo.Client) {
 	go failed.Close() // fails what it still holds
 }
 
+// Follow learns where the shards are until ctx ends, for an instance that
+// serves none: what it executes goes to their owners.
+func (s *Shards) Follow(ctx context.Context) error {
+	defer s.http.CloseIdleConnections()
+	return s.owners.run(ctx, s.Kafka, s.Log)
+}
+
 // Run joins the group and serves what it is assigned until ctx ends; then it
 // drains, leaves the group and returns.
 func (s *Shards) Run(ctx context.Context) error {
+	var followers sync.WaitGroup
+	defer followers.Wait()
+	followers.Go(func() {
+		if err := s.Follow(ctx); err != nil {
+			s.Log.Error("shard owners are not followed", "err", err)
+		}
+	})
 	select { // pricing needs the menus before the first command
 	case <-s.Menus.Ready():
 	case <-ctx.Done():
@@ -249,6 +273,7 @@ func (s *Shards) run(ctx context.Context, p int32) {
 		s.metrics.openSeconds.Observe(time.Since(start).Seconds())
 		s.Log.Info("shard serving", "partition", p, "term", sh.term, "took", time.Since(start).Round(time.Millisecond))
 		s.setServing(p, sh)
+		s.announce(p, sh.term)
 		err = sh.serve(ctx)
 		s.setServing(p, nil)
 		switch {
@@ -323,40 +348,75 @@ func (s *Shards) Serving() (serving, assigned int) {
 	return len(s.serving), len(s.assigned)
 }
 
-// shardOf waits until this instance serves the partition, or ctx ends.
-func (s *Shards) shardOf(ctx context.Context, p int32) (*shard, error) {
+// Execute implements Executor: here where the shard is served, else at its
+// owner. While a shard moves it waits, up to ctx's deadline.
+func (s *Shards) Execute(ctx context.Context, r Request) (Result, error) {
+	p := s.partitionOf(&r)
+	var tried int64 // the term of the owner that sent us away or was not there
 	for {
 		s.mu.Lock()
 		sh, changed := s.serving[p], s.changed
 		s.mu.Unlock()
-		if sh != nil {
-			return sh, nil
+		if sh != nil && !sh.isClosed() {
+			if err := s.awaitMenus(ctx, r); err != nil {
+				return Result{}, err
+			}
+			res, err := s.local(ctx, sh, r)
+			if !errors.Is(err, errNotDecided) {
+				return res, err
+			}
+		}
+		owner, known, learned := s.owners.of(p)
+		if known && owner.Owner != s.Instance && owner.Term > tried {
+			res, err := s.forward(ctx, owner, r)
+			var m misdirected
+			switch {
+			case errors.As(err, &m):
+				tried = owner.Term
+				if m.owner.Term > tried {
+					s.owners.learn(m.owner)
+				}
+				continue
+			case errors.Is(err, errNotSent):
+				tried = owner.Term // gone: a higher one will follow
+				continue
+			}
+			return res, err
 		}
 		select {
 		case <-changed:
+		case <-learned:
+		case <-time.After(forwardAgain):
+			tried = 0 // it may be back, or serve by now
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: shard %d is not served here", ErrUnavailable, p)
+			return Result{}, fmt.Errorf("%w: nobody serves shard %d", ErrUnavailable, p)
 		}
 	}
 }
 
-// Execute implements Executor.
-func (s *Shards) Execute(ctx context.Context, r Request) (Result, error) {
-	if r.After != nil {
-		if err := s.Menus.WaitFor(ctx, r.After); err != nil {
-			return Result{}, err
-		}
+func (s *shard) isClosed() bool {
+	select {
+	case <-s.closed:
+		return true
+	default:
+		return false
 	}
-	p := s.partitionOf(&r)
-	sh, err := s.shardOf(ctx, p)
-	if err != nil {
-		return Result{}, err
-	}
+}
+
+// forwardAgain is how long an owner that did not serve is left alone.
+const forwardAgain = 200 * time.Millisecond
+
+func (s *Shards) awaitMenus(ctx context.Context, r Request) error {
+	return s.Menus.WaitFor(ctx, r.After)
+}
+
+// local hands a command to a shard that is served here, and waits for its answer.
+func (s *Shards) local(ctx context.Context, sh *shard, r Request) (Result, error) {
 	c := &call{ctx: ctx, req: r, done: make(chan answer, 1)}
 	select {
 	case sh.queue <- c:
 	default:
-		return Result{}, fmt.Errorf("%w: the queue of shard %d is full", ErrUnavailable, p)
+		return Result{}, fmt.Errorf("%w: the queue of shard %d is full", ErrUnavailable, sh.partition)
 	}
 	select {
 	case a := <-c.done:
@@ -372,8 +432,13 @@ func (s *Shards) Execute(ctx context.Context, r Request) (Result, error) {
 			return a.res, a.err
 		case <-time.After(100 * time.Millisecond): // abandon is answering
 		}
-		return Result{}, fmt.Errorf("%w: the shard stopped", ErrUnavailable)
+		return Result{}, errNotDecided
 	}
+}
+
+// trusted says whether the key is that of this installation's instances.
+func (s *Shards) trusted(key string) bool {
+	return s.InternalKey != "" && subtle.ConstantTimeCompare([]byte(key), []byte(s.InternalKey)) == 1
 }
 
 // partitionOf names the request's shard, and draws the id of a new order: a

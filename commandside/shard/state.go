@@ -68,19 +68,8 @@ func (a *aggregates) replay(e *eventlog.Event) error {
 	if e.Type == eventlog.ShardClaimed || e.Type == eventlog.ShardSeen {
 		return nil
 	}
-	var ev domain.Event
-	var err error
 	kind := logOf(e.Topic)
-	switch kind {
-	case orders:
-		ev, err = order.Decode(e.Type, e.Data)
-	case payments:
-		ev, err = payment.Decode(e.Type, e.Data)
-	case riders:
-		ev, err = rider.Decode(e.Type, e.Data)
-	case restaurants:
-		ev, err = restaurant.Decode(e.Type, e.Data)
-	}
+	ev, err := decodeEvent(e.Topic, e.Type, e.Data)
 	if err == nil {
 		if got := a.evolve(kind, e.Subject, ev, e.Time, 0); got != e.Version {
 			err = fmt.Errorf("version %d where %d must follow", e.Version, got)
