@@ -62,7 +62,6 @@ func (f *feed) run(ctx context.Context, up func()) {
 			f.sim.ledger.fault(faultFeed, "", "%s %s: the feed closed for good: %v", f.party.role, f.party.id, err)
 			return
 		}
-		f.sim.feeds.reconnects.Add(1)
 		select {
 		case <-time.After(min(50*time.Millisecond<<min(attempt, 6), 2*time.Second)):
 		case <-ctx.Done():
@@ -97,6 +96,9 @@ func (f *feed) session(ctx context.Context, lastHeard *time.Time, up func()) err
 	defer conn.CloseNow()
 	conn.SetReadLimit(maxMessageBytes)
 	f.sim.feeds.connects.Add(1)
+	if !began.IsZero() {
+		f.sim.feeds.reconnects.Add(1)
+	}
 	if !resuming && !began.IsZero() {
 		// Nothing had come before the break, so there was no cursor to resume from.
 		f.party.addGap(gap{began.Add(-gapSlack), time.Now().Add(gapSlack)})

@@ -49,11 +49,12 @@ type rider struct {
 	feed    *feed
 	greedy  bool // accepts two orders at once
 
-	mu     sync.Mutex
-	offers map[string]offer
-	wake   chan struct{}
-	rng    *rand.Rand // only run's goroutine
-	freed  time.Time  // when an order of this rider was cancelled by another
+	mu      sync.Mutex
+	offers  map[string]offer
+	wake    chan struct{}
+	rng     *rand.Rand // only run's goroutine
+	freeing int        // cancels under way of an order that this rider has
+	freed   time.Time  // when the last of them was answered
 }
 
 type offer struct {
@@ -78,10 +79,24 @@ func (s *sim) command(ctx context.Context, r *record, token, name, rider string,
 		s.accepted(r, name, rider, a)
 		return a, true
 	}
-	if !slices.Contains(allowed, a.problem.Code) {
+	if !slices.Contains(allowed, a.problem.Code) && !r.expects(name, a.problem.Code) {
 		s.ledger.fault(faultAnswer, r.id, "%s: %s", name, a)
 	}
 	return a, false
+}
+
+// expects says whether a command may be refused with code for what others did
+// to the order. It is asked after the answer: much happens while one waits.
+func (r *record) expects(name, code string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch code {
+	case "invalid_transition": // somebody cancels it, or is about to
+		return r.voided || r.plan.end != endNone
+	case "order_not_found": // another round began, and who is not in it is no party
+		return (name == "accept" || name == "decline") && (r.drops > 0 || r.redispatched)
+	}
+	return false
 }
 
 // accepted checks the form of an order command's answer and books it.
@@ -370,8 +385,14 @@ func (s *sim) cancel(ctx context.Context, r *record, token, reason string) {
 	r.mu.Unlock()
 	if p := s.riderOf[holder]; p != nil {
 		p.mu.Lock()
-		p.freed = time.Now()
+		p.freeing++
 		p.mu.Unlock()
+		defer func() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.freeing--
+			p.freed = time.Now()
+		}()
 	}
 	if _, ok := s.command(ctx, r, token, "cancel", "", object{"reason": reason}, "invalid_transition"); !ok && holder != "" {
 		r.mu.Lock()
@@ -382,32 +403,11 @@ func (s *sim) cancel(ctx context.Context, r *record, token, reason string) {
 	}
 }
 
-// void is the refusal that an order allows which somebody cancels.
-func (r *record) void() []string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.voided {
-		return []string{"invalid_transition"}
-	}
-	return nil
-}
-
-// newRound allows order_not_found once another round may have begun: who is
-// not offered the order in it is no party any more.
-func (r *record) newRound() []string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.drops > 0 || r.redispatched {
-		return []string{"order_not_found"}
-	}
-	return nil
-}
-
 // cook plays the restaurant for one paid order.
 func (s *sim) cook(ctx context.Context, r *record, k *restaurant) {
 	switch {
 	case r.plan.end == endReject:
-		s.command(ctx, r, k.token, "reject", "", object{"reason": "sold out"}, r.void()...)
+		s.command(ctx, r, k.token, "reject", "", object{"reason": "sold out"})
 		return
 	case r.plan.end == endCustomerPaid:
 		// The customer cancels a paid order that nobody has accepted yet.
@@ -415,13 +415,13 @@ func (s *sim) cook(ctx context.Context, r *record, k *restaurant) {
 			return
 		}
 	}
-	if _, ok := s.command(ctx, r, k.token, "accept-order", "", object{"prepMinutes": 5}, s.voidable(r)...); !ok {
+	if _, ok := s.command(ctx, r, k.token, "accept-order", "", object{"prepMinutes": 5}); !ok {
 		return
 	}
 	if r.plan.end == endCustomerAccepted && r.await(ctx, s.opt.feedPatience, func() bool { return closed(r.status) }) {
 		return
 	}
-	if _, ok := s.command(ctx, r, k.token, "preparing", "", nil, s.voidable(r)...); !ok {
+	if _, ok := s.command(ctx, r, k.token, "preparing", "", nil); !ok {
 		return
 	}
 	if r.plan.end == endRestaurantPreparing {
@@ -431,21 +431,12 @@ func (s *sim) cook(ctx context.Context, r *record, k *restaurant) {
 	r.mu.Lock()
 	r.starts.ready = time.Now()
 	r.mu.Unlock()
-	if _, ok := s.command(ctx, r, k.token, "ready", "", nil, s.voidable(r)...); !ok {
+	if _, ok := s.command(ctx, r, k.token, "ready", "", nil); !ok {
 		return
 	}
 	if r.plan.end == endRestaurantReady {
 		s.cancel(ctx, r, k.token, "it fell")
 	}
-}
-
-// voidable allows invalid_transition where the plan has somebody cancel: the
-// refusal may overtake the note that the cancelling began.
-func (s *sim) voidable(r *record) []string {
-	if r.plan.end != endNone {
-		return []string{"invalid_transition"}
-	}
-	return r.void()
 }
 
 // heard handles a message at a restaurant.
@@ -550,7 +541,7 @@ func (d *rider) work(ctx context.Context, s *sim) bool {
 	}
 	if d.rng.IntN(100) < 5 {
 		r := chosen[0]
-		if a, ok := s.command(ctx, r, d.token, "decline", d.id, nil, append(s.voidable(r), r.newRound()...)...); ok {
+		if a, ok := s.command(ctx, r, d.token, "decline", d.id, nil); ok {
 			if v, err := a.order(); err == nil && v.CustomerID != "" {
 				s.ledger.fault(faultAnswer, r.id, "decline answered with the customer")
 			}
@@ -585,20 +576,8 @@ func (d *rider) work(ctx context.Context, s *sim) bool {
 // accept is one attempt at an offer. A refused one is gone, but for
 // rider_busy, which leaves the offer open.
 func (d *rider) accept(ctx context.Context, s *sim, r *record, two bool) bool {
-	allowed := []string{"order_already_assigned", "offer_expired"}
-	r.mu.Lock()
-	if r.plan.end != endNone || r.voided {
-		allowed = append(allowed, "invalid_transition")
-	}
-	r.mu.Unlock()
-	allowed = append(allowed, r.newRound()...)
-	d.mu.Lock()
-	if two || time.Since(d.freed) < s.opt.feedPatience {
-		// Two accepts at once, or a cancel under way that frees the rider.
-		allowed = append(allowed, "rider_busy")
-	}
-	d.mu.Unlock()
-	a, ok := s.command(ctx, r, d.token, "accept", d.id, nil, allowed...)
+	start := time.Now()
+	a, ok := s.command(ctx, r, d.token, "accept", d.id, nil, "order_already_assigned", "offer_expired", "rider_busy")
 	if ok {
 		s.latency.add("accept", a.took)
 		v, err := a.order()
@@ -608,6 +587,10 @@ func (d *rider) accept(ctx context.Context, s *sim, r *record, two bool) bool {
 	}
 	if a.problem.Code == "rider_busy" {
 		d.mu.Lock()
+		if !two && d.freeing == 0 && !d.freed.After(start) {
+			// Neither two accepts at once, nor a cancel under way that frees the rider.
+			s.ledger.fault(faultAnswer, r.id, "accept: %s, and %s has nothing", a, d.id)
+		}
 		if _, newer := d.offers[r.id]; !newer && !r.isClosed() {
 			d.offers[r.id] = offer{order: r, at: time.Now(), expiresAt: time.Now().Add(riderRecheck)}
 		}
@@ -626,7 +609,7 @@ func (d *rider) carry(ctx context.Context, s *sim, r *record) {
 	r.mu.Unlock()
 	if drop {
 		r.released()
-		if a, ok := s.command(ctx, r, d.token, "drop", d.id, object{"reason": "flat tyre"}, s.voidable(r)...); ok {
+		if a, ok := s.command(ctx, r, d.token, "drop", d.id, object{"reason": "flat tyre"}); ok {
 			if v, err := a.order(); err == nil && v.CustomerID != "" {
 				s.ledger.fault(faultAnswer, r.id, "drop answered with the customer")
 			}
@@ -637,12 +620,12 @@ func (d *rider) carry(ctx context.Context, s *sim, r *record) {
 	if r.plan.end == endOpsAssigned && r.await(ctx, s.opt.feedPatience, func() bool { return closed(r.status) }) {
 		return
 	}
-	if _, ok := s.command(ctx, r, d.token, "pick-up", d.id, nil, s.voidable(r)...); !ok {
+	if _, ok := s.command(ctx, r, d.token, "pick-up", d.id, nil); !ok {
 		return
 	}
 	d.feed.locate(ctx, r.deliverTo)
 	r.released()
-	s.command(ctx, r, d.token, "deliver", d.id, nil, s.voidable(r)...)
+	s.command(ctx, r, d.token, "deliver", d.id, nil)
 	d.feed.locate(ctx, d.home)
 	if d.rng.IntN(100) < 5 {
 		s.must(ctx, d.token, http.MethodPost, "/v1/riders/"+d.id+"/offline", nil)

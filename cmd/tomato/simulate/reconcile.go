@@ -12,10 +12,12 @@ import (
 
 // reconcile judges every acknowledged order, again and again while something
 // is awaited, until nothing is or nothing has moved for Options.Timeout.
-func (s *sim) reconcile(ctx context.Context) {
+func (s *sim) reconcile(running context.Context) {
 	if s.stalled() {
 		s.ledger.progress.Store(time.Now().UnixNano()) // the refunds have their own time
 	}
+	ctx, stop := s.untilStalled(running)
+	defer stop()
 	s.ledger.mu.Lock()
 	open := make([]*record, 0, len(s.ledger.records))
 	for _, r := range s.ledger.records {
@@ -29,7 +31,7 @@ func (s *sim) reconcile(ctx context.Context) {
 	pause := 100 * time.Millisecond
 	for {
 		open = s.judgeAll(ctx, open)
-		if len(open) == 0 || ctx.Err() != nil || s.stalled() {
+		if len(open) == 0 || ctx.Err() != nil {
 			break
 		}
 		pause = min(2*pause, 2*time.Second)
@@ -61,7 +63,7 @@ func (s *sim) reconcile(ctx context.Context) {
 		for _, f := range faults {
 			s.ledger.fault(f.Kind, f.Order, "%s", f.Detail)
 		}
-		if !judged && ctx.Err() == nil {
+		if !judged && running.Err() == nil {
 			s.ledger.fault(faultUnfinished, r.id, "its history could not be read")
 		}
 	}

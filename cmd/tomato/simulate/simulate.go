@@ -113,6 +113,7 @@ const (
 	judgeAtOnce      = 32
 	maxJudgePasses   = 3 // of an order with faults and nothing awaited
 	settle           = time.Second
+	stallCheck       = 200 * time.Millisecond
 )
 
 // bengaluru is the middle of the made-up town.
@@ -229,7 +230,11 @@ func (s *sim) play(ctx context.Context) error {
 	s.buyAll(running)
 	show.phase("reconciling")
 	s.reconcile(running)
-	if ctx.Err() == nil {
+	switch {
+	case ctx.Err() != nil:
+	case s.stalled():
+		s.ledger.fault(faultUnfinished, "", "lists, riders and dead letters were not checked: nothing moved for %s", s.opt.Timeout)
+	default:
 		s.checkLists(running)
 		s.checkRiders(running)
 		after, err := s.deadLetters(running)
@@ -541,7 +546,7 @@ func (s *sim) connect(ctx context.Context, wg *sync.WaitGroup) error {
 	add := func(p *party, token, room string, on func(message), reset func(context.Context)) *feed {
 		f := &feed{sim: s, party: p, token: token, rooms: []string{room}, onMessage: on, onReset: reset}
 		if rng.IntN(16) == 0 {
-			f.flaky = 20 + rng.IntN(60)
+			f.flaky = 5 + rng.IntN(40)
 		}
 		all = append(all, f)
 		return f
@@ -665,28 +670,11 @@ func (s *sim) dispatchAgain(ctx context.Context, r *record) {
 	s.command(ctx, r, s.ops, "dispatch", "", nil, "invalid_transition")
 }
 
-var errStalled = errors.New("no progress")
-
 // buyAll places the orders and returns when each has its end, or nothing has
 // moved for Options.Timeout.
 func (s *sim) buyAll(ctx context.Context) {
-	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	var watch sync.WaitGroup
-	watch.Go(func() {
-		t := time.NewTicker(time.Second)
-		defer t.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-t.C:
-				if s.stalled() {
-					stop(errStalled)
-				}
-			}
-		}
-	})
+	ctx, stop := s.untilStalled(ctx)
+	defer stop()
 	var pace <-chan time.Time
 	if s.opt.Rate > 0 {
 		t := time.NewTicker(max(time.Microsecond, time.Duration(float64(time.Second)/s.opt.Rate)))
@@ -717,8 +705,28 @@ place:
 		})
 	}
 	buyers.Wait()
-	stop(nil)
-	watch.Wait()
+}
+
+// untilStalled returns a context that ends when nothing has moved for
+// Options.Timeout. stop releases what watches it.
+func (s *sim) untilStalled(ctx context.Context) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		t := time.NewTicker(stallCheck)
+		defer t.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-t.C:
+				if s.stalled() {
+					cancel()
+				}
+			}
+		}
+	})
+	return ctx, func() { cancel(); watch.Wait() }
 }
 
 func (s *sim) stalled() bool {
