@@ -11,6 +11,7 @@ import (
 	"maps"
 	"math"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -44,7 +45,7 @@ import (
 type benchCmd struct {
 	kafkaFlags
 	databaseFlags
-	Name        string        `arg:"" enum:"commands,orders-ready" help:"commands or orders-ready."`
+	Name        string        `arg:"" enum:"commands,orders-ready,takeover,consume,project,rebuild,riders,feed" help:"commands, orders-ready, takeover, consume, project, rebuild, riders or feed."`
 	JSON        bool          `name:"json" help:"The rows as one JSON object. A ratio is value / limit."`
 	Broker      string        `enum:"embedded,kafka," default:"" help:"Which broker to start where KAFKA_BROKERS is unset: embedded (default), or kafka: Apache Kafka, which needs Java."`
 	Rounds      int           `default:"5" help:"How often each figure is taken, after one warm-up; the median counts. 1 to 50."`
@@ -104,7 +105,8 @@ func (c benchCmd) Run(ctx context.Context) (err error) {
 		return err
 	}
 	measure := map[string]func(context.Context) error{
-		"commands": b.commands, "orders-ready": b.ordersReady,
+		"commands": b.commands, "orders-ready": b.ordersReady, "takeover": b.takeover, "consume": b.consume,
+		"project": b.project, "rebuild": b.rebuild, "riders": b.riders, "feed": b.feed,
 	}[c.Name]
 	if err := measure(ctx); err != nil {
 		return fmt.Errorf("bench %s: %w", c.Name, err)
@@ -116,13 +118,15 @@ func (c benchCmd) Run(ctx context.Context) (err error) {
 // bench is one run: what it has started, and its rows.
 type bench struct {
 	benchCmd
-	dir      string // temporary
-	kafka    eventlog.Config
-	log      *slog.Logger
-	report   benchReport
-	started  int
-	stops    []func(context.Context) error
-	profiled *os.File
+	dir       string // temporary
+	kafka     eventlog.Config
+	serverURL string // of Postgres; DatabaseURL is one of the bench's own databases there
+	log       *slog.Logger
+	report    benchReport
+	started   int // servers
+	databases int
+	stops     []func(context.Context) error
+	profiled  *os.File
 }
 
 func (b *bench) onStop(f func(context.Context) error) { b.stops = append(b.stops, f) }
@@ -176,16 +180,21 @@ func (b *bench) open(ctx context.Context) (err error) {
 		b.Brokers = []string{e.Addr()}
 	}
 	b.kafka = b.kafkaFlags.config("tomato-bench")
-	if b.DatabaseURL != "" {
-		return b.ownDatabase(ctx)
+	if b.serverURL = b.DatabaseURL; b.serverURL == "" {
+		b.tell("starting a private Postgres")
+		pg, err := cluster.Start(ctx, filepath.Join(b.dir, "postgres"), cluster.Options{})
+		if err != nil {
+			return err
+		}
+		b.onStop(pg.Stop)
+		b.serverURL = pg.URL()
 	}
-	b.tell("starting a private Postgres")
-	pg, err := cluster.Start(ctx, filepath.Join(b.dir, "postgres"), cluster.Options{})
-	if err != nil {
+	// Read models in a given database are of another log.
+	var drop func(context.Context) error
+	if b.DatabaseURL, drop, err = b.newDatabase(ctx); err != nil {
 		return err
 	}
-	b.onStop(pg.Stop)
-	b.DatabaseURL = pg.URL()
+	b.onStop(drop)
 	return nil
 }
 
@@ -214,46 +223,27 @@ func (b *bench) alone(ctx context.Context) error {
 	return nil
 }
 
-// ownDatabase makes a database beside the one that DATABASE_URL names: the read
-// models in there are of another log.
-func (b *bench) ownDatabase(ctx context.Context) error {
-	conn, err := pgx.Connect(ctx, b.DatabaseURL)
+// newDatabase makes a database beside the one that DATABASE_URL names.
+func (b *bench) newDatabase(ctx context.Context) (databaseURL string, drop func(context.Context) error, err error) {
+	given, err := url.Parse(b.serverURL)
 	if err != nil {
-		return usage("DATABASE_URL: %w", err)
+		return "", nil, usage("DATABASE_URL: %w", err)
 	}
-	defer conn.Close(ctx)
-	name := fmt.Sprintf("tomato_bench_%d_%d", os.Getpid(), time.Now().UnixMilli())
-	if _, err := conn.Exec(ctx, "CREATE DATABASE "+name); err != nil {
-		return fmt.Errorf("a bench makes a database of its own beside the given one: %w", err)
-	}
-	given := b.DatabaseURL
-	b.onStop(func(ctx context.Context) error {
-		conn, err := pgx.Connect(ctx, given)
+	b.databases++
+	name := fmt.Sprintf("tomato_bench_%d_%d_%d", os.Getpid(), time.Now().UnixMilli(), b.databases)
+	do := func(ctx context.Context, sql string) error {
+		conn, err := pgx.Connect(ctx, b.serverURL)
 		if err != nil {
-			return err
+			return usage("DATABASE_URL: %w", err)
 		}
-		defer conn.Close(ctx)
-		_, err = conn.Exec(ctx, "DROP DATABASE "+name+" WITH (FORCE)")
-		return err
-	})
-	cfg := conn.Config()
-	b.DatabaseURL = fmt.Sprintf("host=%s port=%d user=%s password=%s dbname=%s", quoted(cfg.Host), cfg.Port, quoted(cfg.User), quoted(cfg.Password), name)
-	if i := strings.Index(given, "://"); i >= 0 { // migrations want a URL
-		rest := given[i+3:]
-		query := ""
-		if q := strings.IndexByte(rest, '?'); q >= 0 {
-			rest, query = rest[:q], rest[q:]
-		}
-		if slash := strings.IndexByte(rest, '/'); slash >= 0 {
-			rest = rest[:slash]
-		}
-		b.DatabaseURL = given[:i+3] + rest + "/" + name + query
+		_, err = conn.Exec(ctx, sql)
+		return errors.Join(err, conn.Close(ctx))
 	}
-	return nil
-}
-
-func quoted(s string) string {
-	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
+	if err := do(ctx, "CREATE DATABASE "+name); err != nil {
+		return "", nil, fmt.Errorf("a bench makes databases of its own beside the given one: %w", err)
+	}
+	given.Path = "/" + name
+	return given.String(), func(ctx context.Context) error { return do(ctx, "DROP DATABASE "+name+" WITH (FORCE)") }, nil
 }
 
 // serveConfig is serve with its defaults, these roles, and times so long that
@@ -292,13 +282,13 @@ func (b *bench) serve(ctx context.Context, c serveCmd) (*server, error) {
 	return s, ready(ctx, s.url)
 }
 
-// ready waits until the server at url says that it is.
-func ready(ctx context.Context, url string) error {
+// ready waits until the server at base says that it is.
+func ready(ctx context.Context, base string) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	var last string
 	err := until(ctx, func() (bool, error) {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/readyz", nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/readyz", nil)
 		if err != nil {
 			return false, err
 		}

@@ -75,6 +75,7 @@ type httpConn struct {
 	addr   string
 	conn   net.Conn
 	used   time.Time
+	key    string // X-Internal-Key; "" = none
 	r      *bufio.Reader
 	out    []byte
 	header http.Header // of the last answer
@@ -130,6 +131,9 @@ func (c *httpConn) do(method, path, token string, body []byte) error {
 	}
 	c.used = time.Now()
 	c.out = fmt.Appendf(c.out[:0], "%s %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n", method, path, c.addr, token, len(body))
+	if c.key != "" {
+		c.out = fmt.Appendf(c.out, "X-Internal-Key: %s\r\n", c.key)
+	}
 	if len(body) > 0 {
 		c.out = append(c.out, "Content-Type: application/json\r\n"...)
 	}

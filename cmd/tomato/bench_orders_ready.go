@@ -86,7 +86,7 @@ func (b *bench) ordersReady(ctx context.Context) error {
 	conns := newHTTPConns(s.url, readyRequests)
 	defer closeAll(conns)
 
-	t := &town{b: b, s: s, offers: offers, kitchens: kitchens, conns: conns}
+	t := &readyTown{b: b, s: s, offers: offers, kitchens: kitchens, conns: conns}
 	_, burst, err := b.alternating(ctx, "burst", nil, func(ctx context.Context) (map[string]float64, error) { return t.burst(ctx, orders) })
 	if err != nil {
 		return err
@@ -293,7 +293,7 @@ func (o *offers) received(ctx context.Context) ([]time.Time, error) {
 	return o.at, o.err
 }
 
-type town struct {
+type readyTown struct {
 	b        *bench
 	s        *server
 	offers   *offers
@@ -303,7 +303,7 @@ type town struct {
 
 // prepare makes orders that wait to become ready, and lets the consumers
 // catch up with them.
-func (t *town) prepare(ctx context.Context, n int) ([]*order.State, error) {
+func (t *readyTown) prepare(ctx context.Context, n int) ([]*order.State, error) {
 	orders, token, err := fill(ctx, t.s, n, stepPrepared, townRestaurant)
 	if err != nil {
 		return nil, err
@@ -319,11 +319,11 @@ func (t *town) prepare(ctx context.Context, n int) ([]*order.State, error) {
 	})
 }
 
-func (t *town) ready(conn *httpConn, n int, o *order.State) error {
+func (t *readyTown) ready(conn *httpConn, n int, o *order.State) error {
 	return conn.do("POST", "/v1/orders/"+o.ID+"/ready", t.kitchens[n%townRestaurants], nil)
 }
 
-func (t *town) burst(ctx context.Context, n int) (map[string]float64, error) {
+func (t *readyTown) burst(ctx context.Context, n int) (map[string]float64, error) {
 	orders, err := t.prepare(ctx, n)
 	if err != nil {
 		return nil, err
@@ -368,7 +368,7 @@ func (t *town) burst(ctx context.Context, n int) (map[string]float64, error) {
 
 // steady makes orders ready at a fixed rate, whatever became of those before;
 // each counts from the moment at which it was due.
-func (t *town) steady(ctx context.Context, n int) (map[string]float64, error) {
+func (t *readyTown) steady(ctx context.Context, n int) (map[string]float64, error) {
 	orders, err := t.prepare(ctx, n)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,214 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"tomato/commandside"
+	"tomato/commandside/shard"
+	"tomato/domain"
+	"tomato/domain/rider"
+	"tomato/eventlog"
+	"tomato/projections"
+	"tomato/projections/realtime"
+)
+
+const (
+	cityRiders      = 20_000
+	positionsAtOnce = 1000 // in one request, or one transaction of the limit
+	reporters       = 4
+	searchers       = 32
+)
+
+// cityPoint is somewhere in a city of 30 by 30 km.
+func cityPoint() domain.Point {
+	return domain.Point{Lng: 77.45 + 0.28*rand.Float64(), Lat: 12.83 + 0.27*rand.Float64()}
+}
+
+// riders measures positions, from the request until they can be searched, and
+// searches over HTTP. The limit runs the same statements straight at Postgres.
+func (b *bench) riders(ctx context.Context) error {
+	c, err := b.serveConfig(roleCommand, roleQuery, roleProject)
+	if err != nil {
+		return err
+	}
+	s, err := b.serve(ctx, c)
+	if err != nil {
+		return err
+	}
+	if b.Count == 0 {
+		b.Count = cityRiders
+	}
+	b.tell("%d riders go online", b.Count)
+	ids, token, err := goOnline(ctx, s, b.Count)
+	if err != nil {
+		return err
+	}
+	if err := passed(ctx, s.models, token, projections.Riders); err != nil {
+		return err
+	}
+	if err := b.profile(); err != nil {
+		return err
+	}
+	limit, value, err := b.alternating(ctx, "updates",
+		func(ctx context.Context) (map[string]float64, error) { return b.writePositions(ctx, s, ids) },
+		func(ctx context.Context) (map[string]float64, error) { return b.reportPositions(ctx, s, ids) })
+	if err != nil {
+		return err
+	}
+	b.add("updates_per_s", "positions/s", value["per_s"], limit["per_s"])
+
+	ops, err := tokens{}.of(benchOps)
+	if err != nil {
+		return err
+	}
+	conns := newHTTPConns(s.url, searchers)
+	defer closeAll(conns)
+	limit, value, err = b.alternating(ctx, "searches",
+		func(ctx context.Context) (map[string]float64, error) {
+			return closedLoop(ctx, searchers, b.Duration, func(ctx context.Context, _ int) error {
+				_, err := s.models.Nearest(ctx, []projections.Search{{Point: cityPoint(), RadiusMeters: 5000, Limit: 20}}, time.Hour, nil)
+				return err
+			})
+		},
+		func(ctx context.Context) (map[string]float64, error) {
+			return closedLoop(ctx, searchers, b.Duration, func(_ context.Context, n int) error {
+				p := cityPoint()
+				return conns[n].do("GET", fmt.Sprintf("/v1/riders/nearby?lat=%f&lng=%f&radius=5000&limit=20", p.Lat, p.Lng), ops, nil)
+			})
+		})
+	if err != nil {
+		return err
+	}
+	b.add("searches_per_s", "searches/s", value["per_s"], limit["per_s"])
+	b.add("search_p50_ms", "ms", value["p50_ms"], limit["p50_ms"])
+	b.add("search_p99_ms", "ms", value["p99_ms"], limit["p99_ms"])
+	return nil
+}
+
+// goOnline registers riders; their ids are grouped by partition.
+func goOnline(ctx context.Context, s *server, n int) ([][]string, eventlog.Token, error) {
+	ids := make([][]string, s.cmd.Partitions)
+	reached := make([]eventlog.Token, n)
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(256)
+	for i := range n {
+		id := fmt.Sprint("bench-rider-", i)
+		p := eventlog.PartitionFor(id, s.cmd.Partitions)
+		ids[p] = append(ids[p], id)
+		g.Go(func() error {
+			for _, c := range []domain.Command{rider.Put{RiderID: id, Name: "Asha"}, rider.Verify{}, rider.GoOnline{}} {
+				res, err := s.shards.Execute(gctx, shard.Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: c})
+				if err != nil {
+					return err
+				}
+				reached[i] = res.Token
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, nil, err
+	}
+	token := eventlog.Token{}
+	for _, t := range reached {
+		token.Merge(t)
+	}
+	return ids, token, nil
+}
+
+// reportPositions sends positions in bulk over HTTP, and waits until the read
+// model has them all.
+func (b *bench) reportPositions(ctx context.Context, s *server, byPartition [][]string) (map[string]float64, error) {
+	ops, err := tokens{}.of(benchOps)
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, of := range byPartition {
+		ids = append(ids, of...)
+	}
+	conns := newHTTPConns(s.url, reporters)
+	defer closeAll(conns)
+	start := time.Now()
+	m, err := closedLoop(ctx, reporters, b.Duration, func(_ context.Context, n int) error {
+		type position struct {
+			RiderID  string       `json:"riderId"`
+			Location domain.Point `json:"location"`
+		}
+		var body struct {
+			Positions []position `json:"positions"`
+		}
+		for range positionsAtOnce {
+			body.Positions = append(body.Positions, position{ids[rand.IntN(len(ids))], cityPoint()})
+		}
+		text, err := json.Marshal(body)
+		if err != nil {
+			return err
+		}
+		return conns[n].do("POST", "/v1/rider-locations", ops, text)
+	})
+	if err != nil {
+		return nil, err
+	}
+	reported := m["per_s"] * time.Since(start).Seconds() * positionsAtOnce
+	ends, err := endsOf(ctx, b.kafka, eventlog.RiderLocations)
+	if err != nil {
+		return nil, err
+	}
+	if err := passed(ctx, s.models, history{ends: ends}.token(), projections.Riders); err != nil {
+		return nil, err
+	}
+	return map[string]float64{"per_s": reported / time.Since(start).Seconds()}, nil
+}
+
+// writePositions applies positions to the serving tables with the read model's
+// own handler: its statements, in transactions of a partition each, without
+// HTTP, log and checkpoints.
+func (b *bench) writePositions(ctx context.Context, s *server, byPartition [][]string) (map[string]float64, error) {
+	g, err := s.models.Serving(ctx, projections.Riders)
+	if err != nil {
+		return nil, err
+	}
+	rows := g.Consumer().Rows
+	next := make([]int, reporters)
+	m, err := closedLoop(ctx, reporters, b.Duration, func(ctx context.Context, n int) error {
+		// Each writer has its own partitions, as lanes have.
+		p := next[n]*reporters + n
+		if next[n]++; p >= len(byPartition) {
+			p, next[n] = n%len(byPartition), 1
+		}
+		ids := byPartition[p]
+		if len(ids) == 0 {
+			return nil
+		}
+		now := domain.Time(time.Now())
+		events := make([]eventlog.Event, positionsAtOnce)
+		for i := range events {
+			id := ids[rand.IntN(len(ids))]
+			data, err := json.Marshal(commandside.Position{RiderID: id, Location: cityPoint(), RecordedAt: now})
+			if err != nil {
+				return err
+			}
+			events[i] = eventlog.Event{Topic: eventlog.RiderLocations, Partition: int32(p), Type: realtime.PositionType, Subject: id, Time: now, Data: data}
+		}
+		tx, err := s.db.Begin(ctx)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // nothing after a commit
+		if err := rows(ctx, tx, events); err != nil {
+			return err
+		}
+		return tx.Commit(ctx)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return map[string]float64{"per_s": m["per_s"] * positionsAtOnce}, nil
+}
