@@ -59,33 +59,54 @@ const (
 	hdrIdempotency = "idempotency"
 )
 
+// Header values that are always the same; nobody writes to them.
+var (
+	specVersion = []byte("1.0")
+	contentType = []byte("application/json")
+)
+
 // NewRecord returns e as a record for topic and partition. Aggregate topics
 // (Version or Term set) carry version, term and seq; others do not.
 func (e *Event) NewRecord(topic string, partition int32) *kgo.Record {
 	h := make([]kgo.RecordHeader, 0, 14)
-	add := func(k, v string) {
+	// All values stand in one array: a record is made for every command.
+	const numbers = len(time.RFC3339Nano) + 3*20 // the time and three decimals at most
+	b := make([]byte, 0, numbers+len(e.ID)+len(e.Source)+len(e.Type)+len(e.Subject)+
+		len(e.CausationID)+len(e.CorrelationID)+len(e.Traceparent)+len(e.Idempotency))
+	from := 0
+	add := func(k string) { // the value is what b has had since the last one
+		h = append(h, kgo.RecordHeader{Key: k, Value: b[from:len(b):len(b)]})
+		from = len(b)
+	}
+	text := func(k, v string) {
 		if v != "" {
-			h = append(h, kgo.RecordHeader{Key: k, Value: []byte(v)})
+			b = append(b, v...)
+			add(k)
 		}
 	}
-	add(hdrSpecVersion, "1.0")
-	add(hdrID, e.ID)
-	add(hdrSource, e.Source)
-	add(hdrType, e.Type)
-	add(hdrTime, e.Time.UTC().Format(time.RFC3339Nano))
-	add(hdrSubject, e.Subject)
-	add(hdrContentType, "application/json")
+	number := func(k string, n int64) {
+		b = strconv.AppendInt(b, n, 10)
+		add(k)
+	}
+	h = append(h, kgo.RecordHeader{Key: hdrSpecVersion, Value: specVersion})
+	text(hdrID, e.ID)
+	text(hdrSource, e.Source)
+	text(hdrType, e.Type)
+	b = e.Time.UTC().AppendFormat(b, time.RFC3339Nano)
+	add(hdrTime)
+	text(hdrSubject, e.Subject)
+	h = append(h, kgo.RecordHeader{Key: hdrContentType, Value: contentType})
 	if e.Version > 0 {
-		add(hdrVersion, strconv.FormatInt(e.Version, 10))
+		number(hdrVersion, e.Version)
 	}
 	if e.Term > 0 {
-		add(hdrTerm, strconv.FormatInt(e.Term, 10))
-		add(hdrSeq, strconv.FormatInt(e.Seq, 10))
+		number(hdrTerm, e.Term)
+		number(hdrSeq, e.Seq)
 	}
-	add(hdrCausation, e.CausationID)
-	add(hdrCorrelation, e.CorrelationID)
-	add(hdrTraceparent, e.Traceparent)
-	add(hdrIdempotency, e.Idempotency)
+	text(hdrCausation, e.CausationID)
+	text(hdrCorrelation, e.CorrelationID)
+	text(hdrTraceparent, e.Traceparent)
+	text(hdrIdempotency, e.Idempotency)
 	r := &kgo.Record{Topic: topic, Partition: partition, Headers: h, Value: e.Data, Timestamp: e.Time}
 	if e.Subject != "" {
 		r.Key = []byte(e.Subject)
