@@ -221,6 +221,11 @@ func (f *feed) dial(ctx context.Context) (*websocket.Conn, error) {
 		}
 		return nil, err
 	}
+	if f.cursor == "" {
+		// Where the server says at once where the feed begins, a connection that
+		// breaks before its first message can be resumed too.
+		f.cursor = res.Header.Get("Feed-Cursor")
+	}
 	return conn, nil
 }
 
