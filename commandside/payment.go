@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"regexp"
 	"slices"
 	"time"
 
@@ -57,8 +56,7 @@ func (s *Side) paymentRoutes(api *httpapi.API) {
 }
 
 type openPaymentInput struct {
-	commandInput
-	ID string `path:"id"`
+	orderInput
 }
 
 type openPaymentOutput struct {
@@ -79,8 +77,8 @@ type openPaymentOutput struct {
 func (s *Side) openPayment(ctx context.Context, in *openPaymentInput) (*openPaymentOutput, error) {
 	match := in.IfMatch // the order's version, which a command on the payment does not look at
 	in.IfMatch = httpapi.IfMatch{}
-	ask := payment.RequestPayment{OrderID: in.ID, Provider: s.Gateway.Provider()}
-	request := shard.Request{Topic: eventlog.Payments, ID: in.ID, Command: ask}
+	ask := payment.RequestPayment{OrderID: string(in.ID), Provider: s.Gateway.Provider()}
+	request := shard.Request{Topic: eventlog.Payments, ID: string(in.ID), Command: ask}
 	res, err := s.execute(ctx, in.commandInput, nil, request)
 	if err != nil {
 		var p *httpapi.Problem
@@ -99,7 +97,7 @@ func (s *Side) openPayment(ctx context.Context, in *openPaymentInput) (*openPaym
 			return nil, err
 		}
 		gctx, cancel := context.WithTimeout(ctx, gatewayTimeout)
-		opened, err := s.Gateway.CreateOrder(gctx, in.ID, res.Order.Amount, res.Order.Currency)
+		opened, err := s.Gateway.CreateOrder(gctx, string(in.ID), res.Order.Amount, res.Order.Currency)
 		cancel()
 		if err != nil {
 			return nil, s.gatewayProblem("open a gateway order", err)
@@ -149,7 +147,7 @@ type webhookInput struct {
 // means is record-payment's to find out.
 func (s *Side) takeWebhook(ctx context.Context, in *webhookInput) (*struct{}, error) {
 	if !gateway.Verify(s.WebhookSecrets, in.RawBody, in.Signature) {
-		return nil, httpapi.NewProblem(http.StatusUnauthorized, "unauthorized", "The webhook's signature is missing or wrong.")
+		return nil, httpapi.Unauthorized(`Razorpay-Signature realm="tomato"`, "The webhook's signature is missing or wrong.")
 	}
 	ctx, cancel := context.WithTimeout(ctx, inboxTimeout)
 	defer cancel()
@@ -190,7 +188,7 @@ func (s *Side) notKept(err error) error {
 }
 
 type simulateInput struct {
-	GatewayOrderID string `path:"gatewayOrderId"`
+	GatewayOrderID httpapi.ID `path:"gatewayOrderId"`
 	Body           struct {
 		Outcome   string          `json:"outcome" enum:"captured,authorized,failed"`
 		Amount    int64           `json:"amount,omitempty" minimum:"1" maximum:"100000000" doc:"Minor units; what the order asks for unless given."`
@@ -228,7 +226,7 @@ func (s *Side) simulatePayment(ctx context.Context, in *simulateInput) (*simulat
 	}
 	unknown := httpapi.NewProblem(http.StatusNotFound, "gateway_order_not_found", "There is no such gateway order.")
 	if actor := httpapi.Actor(ctx); actor.Role != domain.Ops {
-		orderID, err := sim.Order(ctx, in.GatewayOrderID)
+		orderID, err := sim.Order(ctx, string(in.GatewayOrderID))
 		if errors.Is(err, gateway.ErrUnknown) {
 			return nil, unknown
 		} else if err != nil {
@@ -244,7 +242,7 @@ func (s *Side) simulatePayment(ctx context.Context, in *simulateInput) (*simulat
 			return nil, unknown
 		}
 	}
-	id, err := sim.Pay(ctx, in.GatewayOrderID, gateway.Pay{Outcome: in.Body.Outcome, Amount: in.Body.Amount, Currency: in.Body.Currency,
+	id, err := sim.Pay(ctx, string(in.GatewayOrderID), gateway.Pay{Outcome: in.Body.Outcome, Amount: in.Body.Amount, Currency: in.Body.Currency,
 		PaymentID: in.Body.PaymentID, Delay: in.delay, Faults: in.Body.Faults})
 	switch {
 	case errors.Is(err, gateway.ErrUnknown):
@@ -271,7 +269,7 @@ func newPaymentOutput(res shard.Result) *paymentOutput {
 
 type refundInput struct {
 	commandInput
-	OrderID string `path:"orderId"`
+	OrderID httpapi.ID `path:"orderId"`
 	Body    struct {
 		Reason    httpapi.Text `json:"reason"`
 		PaymentID string       `json:"paymentId,omitempty" pattern:"^[A-Za-z0-9_-]{1,64}$"`
@@ -280,7 +278,7 @@ type refundInput struct {
 
 func (s *Side) refundPayment(ctx context.Context, in *refundInput) (*paymentOutput, error) {
 	command := payment.RequestRefund{PaymentID: in.Body.PaymentID, RefundID: uuid.NewString(), Reason: string(in.Body.Reason), ByOps: true}
-	state, err := s.paymentState(ctx, nil, in.OrderID)
+	state, err := s.paymentState(ctx, nil, string(in.OrderID))
 	switch {
 	case err != nil && domain.RefusedWith(err) == "":
 		return nil, httpapi.Unavailable("unavailable", "The payment cannot be asked now.", time.Second)
@@ -290,7 +288,7 @@ func (s *Side) refundPayment(ctx context.Context, in *refundInput) (*paymentOutp
 	if command.PaymentID == "" {
 		command.PaymentID = toRefund(state)
 	}
-	res, err := s.execute(ctx, in.commandInput, in.Body, shard.Request{Topic: eventlog.Payments, ID: in.OrderID, Command: command})
+	res, err := s.execute(ctx, in.commandInput, in.Body, shard.Request{Topic: eventlog.Payments, ID: string(in.OrderID), Command: command})
 	if err != nil {
 		return nil, notFoundAs("payment", err)
 	}
@@ -317,11 +315,9 @@ func toRefund(s *payment.State) string {
 	return s.Booked
 }
 
-var paymentIDPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
-
 type resolveInput struct {
 	commandInput
-	PaymentID string `path:"paymentId"`
+	PaymentID httpapi.ID `path:"paymentId"`
 	Body      struct {
 		Reason httpapi.Text `json:"reason"`
 	}
@@ -330,12 +326,9 @@ type resolveInput struct {
 // resolvePayment looks for the payment as an aggregate of its own first, then
 // in the order that its gateway order belongs to.
 func (s *Side) resolvePayment(ctx context.Context, in *resolveInput) (*paymentOutput, error) {
-	request := shard.Request{Topic: eventlog.Payments, ID: in.PaymentID,
-		Command: payment.Resolve{PaymentID: in.PaymentID, Reason: string(in.Body.Reason), By: httpapi.Actor(ctx).Sub}}
+	request := shard.Request{Topic: eventlog.Payments, ID: string(in.PaymentID),
+		Command: payment.Resolve{PaymentID: string(in.PaymentID), Reason: string(in.Body.Reason), By: httpapi.Actor(ctx).Sub}}
 	unknown := httpapi.NewProblem(http.StatusNotFound, "payment_not_found", "There is no such payment.")
-	if !paymentIDPattern.MatchString(in.PaymentID) {
-		return nil, unknown
-	}
 	res, err := s.execute(ctx, in.commandInput, in.Body, request)
 	if err == nil {
 		return newPaymentOutput(res), nil
@@ -347,7 +340,7 @@ func (s *Side) resolvePayment(ctx context.Context, in *resolveInput) (*paymentOu
 	if p.Status == http.StatusPreconditionFailed && res.Payment != nil {
 		return nil, err // it is there, with another version
 	}
-	found, err := s.Gateway.Payment(ctx, in.PaymentID)
+	found, err := s.Gateway.Payment(ctx, string(in.PaymentID))
 	if errors.Is(err, gateway.ErrUnknown) || errors.Is(err, gateway.ErrRefused) {
 		return nil, unknown
 	} else if err != nil {

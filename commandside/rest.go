@@ -32,8 +32,22 @@ func (s *Side) Routes(api *httpapi.API) {
 type commandInput struct {
 	IdempotencyKey   httpapi.IdempotencyKey `header:"Idempotency-Key"`
 	IfMatch          httpapi.IfMatch        `header:"If-Match"`
-	ConsistencyToken string                 `header:"Consistency-Token" doc:"Of an earlier answer: the command sees at least that much."`
+	ConsistencyToken consistencyToken       `header:"Consistency-Token" doc:"Of an earlier answer: the command sees at least that much."`
 	Traceparent      string                 `header:"traceparent" doc:"W3C trace context; kept in the event."`
+}
+
+// consistencyToken is a parameter field.
+type consistencyToken struct{ eventlog.Token }
+
+// UnmarshalText reads the header's value.
+func (t *consistencyToken) UnmarshalText(b []byte) (err error) {
+	t.Token, err = eventlog.ParseToken(string(b))
+	return err
+}
+
+// Schema describes the header.
+func (consistencyToken) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{Type: huma.TypeString, Extensions: map[string]any{"pattern": "^[A-Za-z0-9_-]*$"}}
 }
 
 // execute runs a command on behalf of the request's caller. body is what the
@@ -43,15 +57,16 @@ func (s *Side) execute(ctx context.Context, in commandInput, body any, r shard.R
 	defer cancel()
 	r.Actor = httpapi.Actor(ctx)
 	r.IdempotencyKey = string(in.IdempotencyKey)
-	if in.IfMatch.Set {
+	switch {
+	case in.IfMatch.Set && in.IfMatch.Version == 0: // of no resource that there is
+		r.IfMatch = httpapi.NoVersion
+	case in.IfMatch.Set:
 		r.IfMatch = in.IfMatch.Version
+	case in.IfMatch.Version == httpapi.AnyVersion:
+		r.IfMatch = shard.Exists
 	}
 	r.Traceparent = in.Traceparent
-	after, err := eventlog.ParseToken(in.ConsistencyToken)
-	if err != nil {
-		return shard.Result{}, httpapi.Invalid(httpapi.FieldError{Location: "header.Consistency-Token", Message: err.Error()})
-	}
-	r.After = after
+	r.After = in.ConsistencyToken.Token
 	if r.IdempotencyKey != "" && body != nil {
 		b, err := json.Marshal(body)
 		if err != nil {

@@ -209,12 +209,11 @@ func whyInvalid(err error) string {
 }
 
 func unauthorized(code, detail string) *Problem {
-	p := NewProblem(http.StatusUnauthorized, "unauthorized", detail)
-	p.challenge = `Bearer realm="tomato"`
+	challenge := `Bearer realm="tomato"`
 	if code != "" {
-		p.challenge += `, error="` + code + `", error_description="` + detail + `"`
+		challenge += `, error="` + code + `", error_description="` + detail + `"`
 	}
-	return p
+	return Unauthorized(challenge, detail)
 }
 
 // TokenFromRequest returns the bearer token of the header Authorization, or "".

@@ -107,7 +107,7 @@ func New(o Options) *API {
 	a.Router.Get("/problems/{name}", describe)
 
 	document := sync.OnceValues(func() ([]byte, error) { return json.Marshal(a.OpenAPI) })
-	a.Router.Get("/openapi.json", func(w http.ResponseWriter, _ *http.Request) {
+	openapi := func(w http.ResponseWriter, _ *http.Request) {
 		b, err := document()
 		if err != nil {
 			a.fail(w, nil, FromError("", err))
@@ -115,7 +115,9 @@ func New(o Options) *API {
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(b)
-	})
+	}
+	a.Router.Get("/openapi.json", openapi)
+	a.Router.Head("/openapi.json", openapi)
 	return a
 }
 

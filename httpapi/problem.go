@@ -67,6 +67,13 @@ func Unavailable(code, detail string, retryAfter time.Duration) *Problem {
 	return p
 }
 
+// Unauthorized is a 401; challenge goes out as WWW-Authenticate.
+func Unauthorized(challenge, detail string) *Problem {
+	p := NewProblem(http.StatusUnauthorized, "unauthorized", detail)
+	p.challenge = challenge
+	return p
+}
+
 // Invalid is a 422 that lists the faults of the request.
 func Invalid(faults ...FieldError) *Problem {
 	p := NewProblem(http.StatusUnprocessableEntity, "validation_failed", "The request has faults; errors lists them.")

@@ -332,9 +332,15 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 		return nil
 	})
 	health.add("database", func(ctx context.Context) error { return s.db.Ping(ctx) })
-	api.Router.Get("/healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
-	api.Router.Get("/readyz", health.serve)
-	api.Router.Handle("/metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}))
+	queryside.AsyncAPI(api)
+	for path, h := range map[string]http.HandlerFunc{
+		"/healthz": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) },
+		"/readyz":  health.serve,
+		"/metrics": promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}).ServeHTTP,
+	} {
+		api.Router.Get(path, h)
+		api.Router.Head(path, h)
+	}
 
 	if c.extend != nil {
 		c.extend(api)

@@ -51,6 +51,9 @@ type Executor interface {
 	Execute(ctx context.Context, r Request) (Result, error)
 }
 
+// Exists, as IfMatch, takes any version of a resource that there is.
+const Exists int64 = -1
+
 // ErrUnavailable says that the command's outcome is not known, or that nobody
 // could decide it now: no owner, a full queue, a deadline, a deposed owner. A
 // retry is safe. It is an eventlog.ErrAway too.

@@ -354,8 +354,8 @@ func (s *shard) handle(c *call) {
 	}
 	_, asks := c.req.Command.(order.Accept)
 	open := asks && err == nil && stateOf(s.agg.orders, c.req.ID).Status == order.ReadyForRider
-	if c.req.IfMatch != 0 && c.req.IfMatch != s.version(kind, c.req.ID) && (ev != nil || open || err != nil && !badReference(err)) {
-		ev, err = nil, domain.Refuse(VersionMismatch, "the resource has version %d", s.version(kind, c.req.ID))
+	if version := s.version(kind, c.req.ID); !matches(c.req.IfMatch, version) && (ev != nil || open || err != nil && !badReference(err)) {
+		ev, err = nil, domain.Refuse(VersionMismatch, "the resource has version %d", version)
 	}
 	if ev == nil && c.quiet {
 		return
@@ -369,6 +369,11 @@ func (s *shard) handle(c *call) {
 		return
 	}
 	s.append(c, kind, ev, scope, keyed, now)
+}
+
+// matches says whether a resource of this version is the one that is meant.
+func matches(ifMatch, version int64) bool {
+	return ifMatch == 0 || ifMatch == version || ifMatch == Exists && version > 0
 }
 
 // badReference says whether a refusal goes before If-Match: 404, and 422 of
