@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
-	"github.com/google/uuid"
 
 	"tomato/commandside/shard"
 	"tomato/domain"
@@ -120,15 +119,6 @@ func (s *Side) policy(ctx context.Context, cause *eventlog.Event, topic, id stri
 		err = eventlog.Away(err)
 	}
 	return res, err
-}
-
-// publish appends an event to a topic that is no aggregate's, and returns when
-// it is acknowledged.
-func (s *Side) publish(ctx context.Context, topic, key, eventType string, data []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, s.CommandDeadline)
-	defer cancel()
-	e := eventlog.Event{ID: uuid.NewString(), Source: "/tomato/commandside", Type: eventType, Subject: key, Time: domain.Time(time.Now()), Data: data}
-	return s.Producer.ProduceSync(ctx, e.NewRecord(topic, eventlog.PartitionFor(key, s.Partitions))).FirstErr()
 }
 
 // operation describes a command for the OpenAPI document.

@@ -114,7 +114,7 @@ func (f *toolFlags) resolve() error {
 // secretFlags are the secrets that every instance shares.
 type secretFlags struct {
 	JWTSecret      string   `env:"TOMATO_JWT_SECRET" help:"HS256 secret of the tokens."`
-	JWKSURL        string   `env:"TOMATO_JWKS_URL" help:"Keys of RS256 or ES256 tokens, instead of a secret."`
+	JWKSURL        string   `name:"jwks-url" env:"TOMATO_JWKS_URL" help:"Keys of RS256 or ES256 tokens, instead of a secret."`
 	InternalKey    string   `env:"TOMATO_INTERNAL_KEY" help:"Of POST /api/v1/internal/emit."`
 	WebhookSecrets []string `name:"razorpay-webhook-secrets" env:"TOMATO_RAZORPAY_WEBHOOK_SECRETS" help:"Newest first; older ones stay valid while the gateway retries."`
 }
