@@ -34,6 +34,13 @@ type Consumer struct {
 
 	MaxBatch int           // events per Batch or Rows call; default 1,000
 	Backlog  time.Duration // where a consumer without checkpoint starts: 0 = the first record, else this far back
+
+	// KeyBudget and Budget are how many records of one key, and of one
+	// partition, may be parked (queued behind a parked one included) before the
+	// partition pauses and alarms, until an operator has replayed or discarded
+	// some. Defaults: 1,000 and 10,000.
+	KeyBudget int
+	Budget    int
 }
 
 // ErrAway marks a failure of something that the handler depends on (a shard
@@ -66,11 +73,15 @@ func Poison(err error) error {
 	return classified{ErrPoison, err}
 }
 
-// Runtime runs consumers: what it needs, the same for all of them.
+// Runtime runs consumers: what it needs, the same for all of them. It must not
+// be copied once it runs.
 type Runtime struct {
 	Kafka      Config
 	Partitions int32
-	DB         *pgxpool.Pool
-	Registry   prometheus.Registerer
-	Log        *slog.Logger
+	DB         *pgxpool.Pool         // with the schema tomato (migrations.Core)
+	Registry   prometheus.Registerer // nil: no metrics
+	Log        *slog.Logger          // nil: slog.Default
+	Positions  *Positions            // told of each move, so that who waits in this process need not wait for a poll; may be nil
+
+	state runtimeState
 }

@@ -1,0 +1,306 @@
+package eventlog
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// DeadLetters are an operator's tools for what consumers could not handle. They
+// only change rows of tomato.parked; the consumer whose record it is takes note
+// within a second or so, or when it runs again. All changes are audited in
+// tomato.dead_letter_actions. Safe for concurrent use.
+type DeadLetters struct {
+	DB    *pgxpool.Pool
+	Kafka Config // to show the record of a dead letter
+}
+
+// ConfirmAbove is how many dead letters may be replayed without saying how
+// many they are.
+const ConfirmAbove = 100
+
+// Errors of DeadLetters that are the caller's.
+var (
+	ErrNoDeadLetter  = errors.New("no such dead letter")
+	ErrInvalidCursor = errors.New("not a cursor that this service made")
+	ErrSelection     = errors.New("select dead letters of one consumer by exactly one of ids, key, class and all")
+)
+
+// ConfirmError says that more would be replayed than goes without confirmation.
+type ConfirmError struct{ Matched int }
+
+func (e *ConfirmError) Error() string {
+	return fmt.Sprintf("%d dead letters match; confirm by that count", e.Matched)
+}
+
+// ParkedRecord is one record that a consumer could not handle, or that waits
+// behind one. A dead letter is one of state dead.
+type ParkedRecord struct {
+	ID            int64     `json:"id"`
+	Consumer      string    `json:"consumer"`
+	Generation    int       `json:"generation,omitempty"`
+	State         string    `json:"state"` // dead; retry (replayed or not given up yet), waiting, discarded from Get alone
+	Topic         string    `json:"topic"`
+	Partition     int32     `json:"partition"`
+	Offset        int64     `json:"offset"`
+	Timestamp     time.Time `json:"timestamp"` // of the source record
+	Key           string    `json:"key"`
+	EventID       string    `json:"eventId,omitempty"`
+	EventType     string    `json:"eventType,omitempty"`
+	Attempt       int       `json:"attempt"` // failed attempts since it was parked or replayed
+	Class         string    `json:"class,omitempty"`
+	Error         string    `json:"error,omitempty"`
+	FirstFailedAt time.Time `json:"firstFailedAt,omitzero"`
+	LastFailedAt  time.Time `json:"lastFailedAt,omitzero"`
+	DueAt         time.Time `json:"dueAt,omitzero"` // of state retry
+	Replays       int       `json:"replays"`
+	QueuedBehind  int       `json:"queuedBehind"` // later records of the key that wait for it
+
+	// Of the record; from Get alone, where it can still be read.
+	Headers map[string]string `json:"headers,omitempty"`
+	Data    json.RawMessage   `json:"data,omitempty"` // the value; a JSON string where it is no JSON
+}
+
+const deadLetterSelect = `SELECT p.id, p.consumer, p.generation, p.state, p.topic, p.partition, p.source_offset, p.source_time, p.key,
+	p.event_id, p.event_type, p.attempt, p.class, p.error, p.first_failed_at, p.last_failed_at, p.due_at, p.replays, p.copy_topic, p.copy_offset,
+	(SELECT count(*) FROM tomato.parked q WHERE q.consumer = p.consumer AND q.generation = p.generation AND q.topic = p.topic
+	 AND q.partition = p.partition AND q.key = p.key AND q.source_offset > p.source_offset) FROM tomato.parked p `
+
+type copyAt struct {
+	topic  string
+	offset int64
+}
+
+func scanParkedRecord(row pgx.Row) (ParkedRecord, copyAt, error) {
+	var d ParkedRecord
+	var at copyAt
+	var key []byte
+	var first, last, due *time.Time
+	err := row.Scan(&d.ID, &d.Consumer, &d.Generation, &d.State, &d.Topic, &d.Partition, &d.Offset, &d.Timestamp, &key,
+		&d.EventID, &d.EventType, &d.Attempt, &d.Class, &d.Error, &first, &last, &due, &d.Replays, &at.topic, &at.offset, &d.QueuedBehind)
+	d.Key = string(key)
+	d.Timestamp = d.Timestamp.UTC()
+	for to, from := range map[*time.Time]*time.Time{&d.FirstFailedAt: first, &d.LastFailedAt: last, &d.DueAt: due} {
+		if from != nil {
+			*to = from.UTC()
+		}
+	}
+	return d, at, err
+}
+
+// List returns dead letters, oldest first, of one consumer or, with "", of all.
+// next is the cursor of the following page, "" after the last. limit must be
+// positive.
+func (l *DeadLetters) List(ctx context.Context, consumer string, limit int, cursor string) (items []ParkedRecord, next string, err error) {
+	after := int64(0)
+	if cursor != "" {
+		b, err := base64.RawURLEncoding.DecodeString(cursor)
+		if err == nil {
+			after, err = strconv.ParseInt(string(b), 10, 64)
+		}
+		if err != nil {
+			return nil, "", ErrInvalidCursor
+		}
+	}
+	rows, err := l.DB.Query(ctx, deadLetterSelect+`WHERE p.state = 'dead' AND ($1 = '' OR p.consumer = $1) AND p.id > $2 ORDER BY p.id LIMIT $3`,
+		consumer, after, limit+1)
+	if err != nil {
+		return nil, "", fmt.Errorf("list dead letters: %w", err)
+	}
+	items, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (ParkedRecord, error) {
+		d, _, err := scanParkedRecord(row)
+		return d, err
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("list dead letters: %w", err)
+	}
+	if len(items) > limit {
+		items = items[:limit]
+		next = base64.RawURLEncoding.EncodeToString(strconv.AppendInt(nil, items[limit-1].ID, 10))
+	}
+	return items, next, nil
+}
+
+// Get returns one parked record, in whatever state, with headers and data
+// where Kafka can be read. It fails with ErrNoDeadLetter when there is none.
+func (l *DeadLetters) Get(ctx context.Context, id int64) (ParkedRecord, error) {
+	d, at, err := scanParkedRecord(l.DB.QueryRow(ctx, deadLetterSelect+`WHERE p.id = $1`, id))
+	if errors.Is(err, pgx.ErrNoRows) {
+		return d, ErrNoDeadLetter
+	}
+	if err != nil {
+		return d, fmt.Errorf("dead letter %d: %w", id, err)
+	}
+	var rec *kgo.Record
+	source := TopicPartition{d.Topic, d.Partition}
+	err = fetchAt(ctx, l.Kafka, source, d.Offset, func(r *kgo.Record) {
+		if r.Offset == d.Offset {
+			rec = r
+		}
+	})
+	if errors.Is(err, errGone) && at.offset >= 0 {
+		_ = fetchAt(ctx, l.Kafka, TopicPartition{at.topic, d.Partition}, at.offset, func(r *kgo.Record) {
+			if r.Offset == at.offset {
+				rec = originalOf(r, source, d.Offset)
+			}
+		})
+	}
+	if rec == nil {
+		return d, ctx.Err() // what the row says is worth showing by itself
+	}
+	d.Headers = make(map[string]string, len(rec.Headers))
+	for _, h := range rec.Headers {
+		d.Headers[h.Key] = plainText(string(h.Value))
+	}
+	if json.Valid(rec.Value) && utf8.Valid(rec.Value) {
+		d.Data = rec.Value
+	} else if d.Data, err = json.Marshal(plainText(string(rec.Value))); err != nil {
+		return d, err
+	}
+	return d, nil
+}
+
+// ReplayRequest selects the dead letters of one consumer, by exactly one of
+// IDs, Key, Class and All.
+type ReplayRequest struct {
+	Consumer string  `json:"consumer"`
+	IDs      []int64 `json:"ids,omitempty"`
+	Key      string  `json:"key,omitempty"`
+	Class    string  `json:"class,omitempty"`
+	All      bool    `json:"all,omitempty"`
+
+	DryRun        bool    `json:"-"`
+	RatePerSecond float64 `json:"ratePerSecond,omitempty"` // 0: all at once
+	ConfirmCount  int     `json:"-"`                       // must be the number matched if that is above ConfirmAbove
+	Who           string  `json:"-"`                       // for the audit
+}
+
+// ReplayResult says how many dead letters were selected, and how many are on
+// their way to their consumer.
+type ReplayResult struct {
+	Matched  int `json:"matched"`
+	Replayed int `json:"replayed"`
+}
+
+// Replay lets the consumer that failed try the selected dead letters again,
+// with all their attempts. Only the smallest source position of a key is ever
+// dead, so its order is kept: what queues behind it follows when it is done.
+func (l *DeadLetters) Replay(ctx context.Context, r ReplayRequest) (ReplayResult, error) {
+	selectors := 0
+	for _, set := range []bool{len(r.IDs) > 0, r.Key != "", r.Class != "", r.All} {
+		if set {
+			selectors++
+		}
+	}
+	if selectors != 1 || r.Consumer == "" {
+		return ReplayResult{}, ErrSelection
+	}
+	var res ReplayResult
+	err := pgx.BeginFunc(ctx, l.DB, func(tx pgx.Tx) error {
+		res = ReplayResult{}
+		letters, err := l.lock(ctx, tx, `consumer = $1 AND ($2::bigint[] IS NULL OR id = ANY($2)) AND ($3 = ''::bytea OR key = $3) AND ($4 = '' OR class = $4)`,
+			r.Consumer, r.IDs, []byte(r.Key), r.Class)
+		if err != nil {
+			return err
+		}
+		res.Matched = len(letters)
+		switch {
+		case r.DryRun || res.Matched == 0:
+			return nil
+		case res.Matched > ConfirmAbove && r.ConfirmCount != res.Matched:
+			return &ConfirmError{res.Matched}
+		}
+		ids, delays := make([]int64, len(letters)), make([]float64, len(letters))
+		for i, d := range letters {
+			ids[i] = d.ID
+			if r.RatePerSecond > 0 {
+				delays[i] = float64(i) / r.RatePerSecond
+			}
+		}
+		tag, err := tx.Exec(ctx, `UPDATE tomato.parked p SET state = 'retry', attempt = 0, rev = rev + 1, replays = replays + 1,
+				due_at = clock_timestamp() + make_interval(secs => u.delay)
+			FROM unnest($1::bigint[], $2::float8[]) AS u(id, delay) WHERE p.id = u.id`, ids, delays)
+		if err != nil {
+			return err
+		}
+		res.Replayed = int(tag.RowsAffected())
+		return l.audit(ctx, tx, "replay", r.Consumer, r.Who, "", r, res.Matched, res.Replayed, letters)
+	})
+	var confirm *ConfirmError
+	if err != nil && !errors.As(err, &confirm) {
+		err = fmt.Errorf("replay dead letters: %w", err)
+	}
+	return res, err
+}
+
+// Discard gives one dead letter up for good; what queues behind it follows. It
+// fails with ErrNoDeadLetter when id is not dead (any more).
+func (l *DeadLetters) Discard(ctx context.Context, id int64, reason, who string) error {
+	err := pgx.BeginFunc(ctx, l.DB, func(tx pgx.Tx) error {
+		letters, err := l.lock(ctx, tx, `id = $1`, id)
+		if err != nil {
+			return err
+		}
+		if len(letters) == 0 {
+			return ErrNoDeadLetter
+		}
+		if _, err := tx.Exec(ctx, `UPDATE tomato.parked SET state = 'discarded', rev = rev + 1 WHERE id = $1`, id); err != nil {
+			return err
+		}
+		return l.audit(ctx, tx, "discard", letters[0].consumer, who, reason, map[string]int64{"id": id}, 1, 1, letters)
+	})
+	if err != nil && !errors.Is(err, ErrNoDeadLetter) {
+		err = fmt.Errorf("discard dead letter %d: %w", id, err)
+	}
+	return err
+}
+
+// lockedLetter is what the audit keeps of a dead letter, whose row may go.
+type lockedLetter struct {
+	ID        int64  `json:"id"`
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+	Offset    int64  `json:"offset"`
+	Class     string `json:"class"`
+	consumer  string
+}
+
+// lock selects dead letters in source order, so that concurrent calls do not
+// deadlock, nor replay one twice.
+func (l *DeadLetters) lock(ctx context.Context, tx pgx.Tx, where string, args ...any) ([]lockedLetter, error) {
+	rows, err := tx.Query(ctx, `SELECT id, topic, partition, source_offset, class, consumer FROM tomato.parked
+		WHERE state = 'dead' AND `+where+` ORDER BY source_time, topic, partition, source_offset, id FOR UPDATE`, args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (d lockedLetter, err error) {
+		err = row.Scan(&d.ID, &d.Topic, &d.Partition, &d.Offset, &d.Class, &d.consumer)
+		return d, err
+	})
+}
+
+func (l *DeadLetters) audit(ctx context.Context, tx pgx.Tx, action, consumer, who, reason string, selection any, matched, changed int, letters []lockedLetter) error {
+	_, err := tx.Exec(ctx, `INSERT INTO tomato.dead_letter_actions (who, action, consumer, selection, reason, matched, changed, letters)
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8)`, plainText(who), action, consumer, selection, plainText(reason), matched, changed, letters)
+	return err
+}
+
+// Forget removes everything that is kept of one generation of a consumer: its
+// positions and what is parked. For a generation whose tables are dropped.
+func Forget(ctx context.Context, tx pgx.Tx, consumer string, generation int) error {
+	for _, table := range []string{"parked", "checkpoints"} {
+		if _, err := tx.Exec(ctx, `DELETE FROM tomato.`+table+` WHERE consumer = $1 AND generation = $2`, consumer, generation); err != nil {
+			return fmt.Errorf("forget %s generation %d: %w", consumer, generation, err)
+		}
+	}
+	return nil
+}

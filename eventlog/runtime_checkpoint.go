@@ -1,0 +1,167 @@
+package eventlog
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// ErrFenced says that a checkpoint was not where its holder had left it:
+// another instance has taken the partition over. What was done in the same
+// transaction is rolled back.
+var ErrFenced = errors.New("checkpoint was taken over by another instance")
+
+// Checkpoint is a row of tomato.checkpoints: where a consumer stands in one
+// partition, and the right to move it. The holder of the highest Epoch has it.
+// Not safe for concurrent use.
+type Checkpoint struct {
+	Consumer   string
+	Generation int
+	TopicPartition
+	Mark
+	Epoch int64
+	Since time.Time // events with an older record timestamp are passed over; zero: none
+}
+
+// Mark is a place in a partition: everything before Next is done, Rule is the
+// state of the reader rule there, Time the timestamp of the last record before it.
+type Mark struct {
+	Next int64
+	Rule Rule
+	Time time.Time
+}
+
+// TakeCheckpoints takes the partitions over for the caller: it raises the epoch
+// of each, so that whoever held it moves it no more, and returns where they
+// stand. A partition without checkpoint gets one at start[partition] with since.
+// It waits for transactions that are moving one of them.
+func TakeCheckpoints(ctx context.Context, db *pgxpool.Pool, consumer string, generation int, start map[TopicPartition]int64, since time.Time) (map[TopicPartition]*Checkpoint, error) {
+	tps := make([]TopicPartition, 0, len(start))
+	for tp := range start {
+		tps = append(tps, tp)
+	}
+	// One order for all who lock several rows: no deadlocks.
+	slices.SortFunc(tps, compareTopicPartition)
+	topics, partitions, offsets := make([]string, len(tps)), make([]int32, len(tps)), make([]int64, len(tps))
+	for i, tp := range tps {
+		topics[i], partitions[i], offsets[i] = tp.Topic, tp.Partition, start[tp]
+	}
+	var from *time.Time
+	if !since.IsZero() {
+		from = &since
+	}
+	rows, err := db.Query(ctx, `
+		INSERT INTO tomato.checkpoints AS c (consumer, generation, topic, partition, next_offset, since, epoch)
+		SELECT $1, $2, t, p, o, $6, 1 FROM unnest($3::text[], $4::int[], $5::bigint[]) AS u(t, p, o) ORDER BY t, p
+		ON CONFLICT (consumer, generation, topic, partition) DO UPDATE SET epoch = c.epoch + 1
+		RETURNING topic, partition, next_offset, term, seq, event_time, since, epoch`,
+		consumer, generation, topics, partitions, offsets, from)
+	if err != nil {
+		return nil, fmt.Errorf("take checkpoints of %s: %w", consumer, err)
+	}
+	out := make(map[TopicPartition]*Checkpoint, len(tps))
+	c := Checkpoint{Consumer: consumer, Generation: generation}
+	var at, skip *time.Time
+	_, err = pgx.ForEachRow(rows, []any{&c.Topic, &c.Partition, &c.Next, &c.Rule.Term, &c.Rule.Seq, &at, &skip, &c.Epoch}, func() error {
+		cp := c
+		if at != nil {
+			cp.Time = *at
+		}
+		if skip != nil {
+			cp.Since = *skip
+		}
+		out[cp.TopicPartition] = &cp
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("take checkpoints of %s: %w", consumer, err)
+	}
+	return out, nil
+}
+
+// Execer is what moves a checkpoint: a pool, a connection or a transaction.
+type Execer interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+}
+
+// Move moves the checkpoint in the database to m, or fails with ErrFenced. The
+// Checkpoint itself is left as it is: its holder assigns m to Mark when the
+// transaction has committed.
+func (c *Checkpoint) Move(ctx context.Context, db Execer, m Mark) error {
+	tag, err := db.Exec(ctx, `
+		UPDATE tomato.checkpoints SET next_offset = $7, term = $8, seq = $9, event_time = $10, updated_at = now()
+		WHERE consumer = $1 AND generation = $2 AND topic = $3 AND partition = $4 AND epoch = $5 AND next_offset = $6`,
+		c.Consumer, c.Generation, c.Topic, c.Partition, c.Epoch, c.Next,
+		m.Next, m.Rule.Term, m.Rule.Seq, nullTime(m.Time))
+	if err != nil {
+		return fmt.Errorf("move checkpoint: %w", err)
+	}
+	if tag.RowsAffected() != 1 {
+		return fmt.Errorf("%s, generation %d, %s/%d@%d: %w", c.Consumer, c.Generation, c.Topic, c.Partition, c.Next, ErrFenced)
+	}
+	return nil
+}
+
+// hold keeps the checkpoint in the caller's hands until tx ends, or fails with
+// ErrFenced.
+func (c *Checkpoint) hold(ctx context.Context, tx pgx.Tx) error {
+	tag, err := tx.Exec(ctx, `
+		SELECT 1 FROM tomato.checkpoints
+		WHERE consumer = $1 AND generation = $2 AND topic = $3 AND partition = $4 AND epoch = $5 FOR SHARE`,
+		c.Consumer, c.Generation, c.Topic, c.Partition, c.Epoch)
+	if err != nil {
+		return fmt.Errorf("hold checkpoint: %w", err)
+	}
+	if tag.RowsAffected() != 1 {
+		return fmt.Errorf("%s, generation %d, %s/%d: %w", c.Consumer, c.Generation, c.Topic, c.Partition, ErrFenced)
+	}
+	return nil
+}
+
+// moveAll moves many checkpoints of one consumer in one statement and returns
+// those that moved.
+func moveAll(ctx context.Context, db *pgxpool.Pool, consumer string, generation int, cps []*Checkpoint, to []Mark) (map[TopicPartition]bool, error) {
+	n := len(cps)
+	topics, partitions, epochs, olds := make([]string, n), make([]int32, n), make([]int64, n), make([]int64, n)
+	nexts, terms, seqs, times := make([]int64, n), make([]int64, n), make([]int64, n), make([]*time.Time, n)
+	for i, c := range cps {
+		topics[i], partitions[i], epochs[i], olds[i] = c.Topic, c.Partition, c.Epoch, c.Next
+		nexts[i], terms[i], seqs[i], times[i] = to[i].Next, to[i].Rule.Term, to[i].Rule.Seq, nullTime(to[i].Time)
+	}
+	rows, err := db.Query(ctx, `
+		UPDATE tomato.checkpoints AS c SET next_offset = u.next, term = u.term, seq = u.seq, event_time = u.time, updated_at = now()
+		FROM unnest($3::text[], $4::int[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::timestamptz[])
+		     AS u(topic, partition, epoch, old, next, term, seq, time)
+		WHERE c.consumer = $1 AND c.generation = $2 AND c.topic = u.topic AND c.partition = u.partition
+		  AND c.epoch = u.epoch AND c.next_offset = u.old
+		RETURNING c.topic, c.partition`,
+		consumer, generation, topics, partitions, epochs, olds, nexts, terms, seqs, times)
+	if err != nil {
+		return nil, err
+	}
+	moved := make(map[TopicPartition]bool, n)
+	var tp TopicPartition
+	_, err = pgx.ForEachRow(rows, []any{&tp.Topic, &tp.Partition}, func() error {
+		moved[tp] = true
+		return nil
+	})
+	return moved, err
+}
+
+func nullTime(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
+
+func compareTopicPartition(a, b TopicPartition) int {
+	return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
+}

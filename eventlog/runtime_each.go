@@ -1,0 +1,310 @@
+package eventlog
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// eachWorker is the state of an Each consumer's loop, of one goroutine. Lanes
+// run in goroutines of their own and report on results.
+type eachWorker struct {
+	*worker
+	window  []*slot          // not done, in offset order, done ones between
+	lanes   map[string]*lane // by key; only those with something in them
+	ready   []string         // keys of lanes that wait for a free place
+	running int
+	results chan laneResult
+
+	begun    int64 // highest offset that was begun
+	draining bool
+}
+
+// slot is a record's place in the window.
+type slot struct {
+	*item
+	done bool
+}
+
+// lane is what is under way and waits for one key.
+type lane struct {
+	busy   bool
+	slots  []*slot     // fresh records, the first under way if busy and parked is nil
+	parked *parkedItem // under way or about to be
+}
+
+type laneResult struct {
+	key    string
+	failed *parkedItem // a fresh record's new row
+	now    parkedItem  // a parked one as its row is now
+	gone   bool
+	err    error // to give up on
+}
+
+// runEach is the loop of Each consumers: a key's events in order, up to Lanes
+// keys at once, the position after the oldest record that is not done.
+func (w *worker) runEach() error {
+	e := &eachWorker{worker: w, lanes: map[string]*lane{}, results: make(chan laneResult, w.g.c.Lanes)}
+	err := e.loop()
+	// Lanes still under way are waited for, so that nothing of this worker is
+	// left when it is done. They heed drain and ctx. On a drain, records before
+	// the last one begun are handled too: the position cannot pass them, and who
+	// comes next would repeat what is done behind it.
+	e.draining = true
+	for {
+		if errors.Is(err, errStopped) && e.ctx.Err() == nil {
+			e.start()
+		}
+		if e.running == 0 {
+			break
+		}
+		r := <-e.results
+		e.running--
+		if r.err == nil {
+			r.err = e.take1(r)
+		}
+		if r.err != nil {
+			if errors.Is(err, errStopped) {
+				err = r.err
+			}
+			e.ready = nil // a dependency is away, or worse: the rest is repeated
+		}
+	}
+	e.advance()
+	return err
+}
+
+func (e *eachWorker) loop() error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		e.beat()
+		if e.stopping() {
+			return errStopped
+		}
+		e.takeTold(func(key string) bool { return e.lanes[key] != nil })
+		e.startParked()
+		if room := e.g.c.MaxBatch - len(e.window); room > 0 {
+			if recs := e.worker.take(room); len(recs) > 0 {
+				items, err := e.scan(recs)
+				if err != nil {
+					return err
+				}
+				if err := e.admit(items); err != nil {
+					return err
+				}
+				e.advance()
+			}
+		}
+		e.start()
+		// Wake-ups that nothing can be done about are cheap: they are merged.
+		timer.Reset(e.pause())
+		select {
+		case r := <-e.results:
+			e.running--
+			if r.err != nil {
+				return r.err
+			}
+			if err := e.take1(r); err != nil {
+				return err
+			}
+			e.advance()
+		case <-e.wake:
+		case <-timer.C:
+		case <-e.drain:
+		case <-e.ctx.Done():
+		}
+	}
+}
+
+// admit puts fresh records into their lanes, or behind the parked ones of
+// their key.
+func (e *eachWorker) admit(items []*item) error {
+	var queued []*slot
+	for _, i := range items {
+		s := &slot{item: i}
+		e.window = append(e.window, s)
+		if e.parked.blocks(i.key, i.event.Offset) {
+			queued = append(queued, s)
+			continue
+		}
+		e.push(s)
+	}
+	return e.queueBehind(queued)
+}
+
+func (e *eachWorker) push(s *slot) {
+	l := e.lanes[s.key]
+	if l == nil {
+		l = &lane{}
+		e.lanes[s.key] = l
+		e.ready = append(e.ready, s.key)
+	}
+	l.slots = append(l.slots, s)
+}
+
+// queueBehind writes the rows of records that queue behind a parked one; then
+// they are done as far as the position goes.
+func (e *eachWorker) queueBehind(slots []*slot) error {
+	if len(slots) == 0 {
+		return nil
+	}
+	items := make([]*item, len(slots))
+	for n, s := range slots {
+		items[n] = s.item
+	}
+	rows, err := e.behindParked(items)
+	if err != nil {
+		return err
+	}
+	if err := e.writeRows(rows); err != nil {
+		return err
+	}
+	e.addParked(rows)
+	for _, s := range slots {
+		s.done = true
+	}
+	return nil
+}
+
+// writeRows commits new parked rows; it insists.
+func (w *worker) writeRows(rows []*parkedItem) error {
+	return w.insist(func() error {
+		return w.tx(w.ctx, func(tx pgx.Tx) error {
+			if err := w.cp.hold(w.ctx, tx); err != nil {
+				return err
+			}
+			return insertParked(w.ctx, tx, w.cp, rows)
+		})
+	})
+}
+
+// startParked makes lanes for parked records that are due. A key with fresh
+// records under way (older ones, handled again after a restart) comes later.
+func (e *eachWorker) startParked() {
+	for _, it := range e.parked.due(time.Now()) {
+		if it.offset >= e.read.Next || e.lanes[it.key] != nil {
+			continue
+		}
+		e.lanes[it.key] = &lane{parked: it}
+		e.ready = append(e.ready, it.key)
+	}
+}
+
+// start sets lanes to work as far as there are places.
+func (e *eachWorker) start() {
+	for e.running < e.g.c.Lanes && len(e.ready) > 0 {
+		key := e.ready[0]
+		e.ready = e.ready[1:]
+		l := e.lanes[key]
+		if e.draining && (l.parked != nil || l.slots[0].event.Offset > e.begun) {
+			continue
+		}
+		l.busy = true
+		e.running++
+		if l.parked != nil {
+			it := e.parked.snapshot(l.parked)
+			go func() {
+				r := laneResult{key: key}
+				r.now, r.gone, r.err = e.runParked(it)
+				e.results <- r
+			}()
+			continue
+		}
+		s := l.slots[0]
+		e.begun = max(e.begun, s.event.Offset)
+		go func() {
+			failed, err := e.handle(s.item)
+			e.results <- laneResult{key: key, failed: failed, err: err}
+		}()
+	}
+}
+
+// handle runs one fresh record: repeated in place, then parked.
+func (w *worker) handle(i *item) (*parkedItem, error) {
+	wait := newBackoff(50*time.Millisecond, 2*time.Second)
+	for try, waited := 1, false; ; waited = true {
+		err := error(i.bad)
+		if err == nil {
+			err = w.call(func(ctx context.Context) error { return w.g.c.Each(ctx, i.event) })
+		}
+		switch {
+		case err == nil:
+			if waited {
+				w.back()
+			}
+			w.g.r.state.metrics.handled(w.g.c.Name, 1)
+			return nil, nil
+		case w.ctx.Err() != nil:
+			return nil, errStopped
+		case isAway(err):
+			w.log.Debug("away", "offset", i.event.Offset, "error", err)
+			if err := w.wait(wait.NextBackOff(), err); err != nil {
+				return nil, err
+			}
+			continue
+		case try < inPlaceTries && !errors.Is(err, ErrPoison):
+			try++
+			if err := w.wait(inPlaceWait(try), err); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		w.back()
+		it, err := w.newlyFailed(i, err)
+		if err != nil {
+			return nil, err
+		}
+		return it, w.writeRows([]*parkedItem{it})
+	}
+}
+
+// take1 takes a lane's result in.
+func (e *eachWorker) take1(r laneResult) error {
+	l := e.lanes[r.key]
+	l.busy = false
+	switch {
+	case l.parked != nil:
+		it := l.parked
+		l.parked = nil
+		if err := e.settle(it, r.now, r.gone); err != nil {
+			return err
+		}
+	case r.failed != nil:
+		e.addParked([]*parkedItem{r.failed})
+		l.slots[0].done = true
+		rest := l.slots[1:]
+		l.slots = nil
+		if err := e.queueBehind(rest); err != nil {
+			return err
+		}
+	default:
+		l.slots[0].done = true
+		l.slots = l.slots[1:]
+	}
+	if len(l.slots) > 0 {
+		e.ready = append(e.ready, r.key)
+	} else {
+		delete(e.lanes, r.key)
+	}
+	return nil
+}
+
+// advance moves the position over what is done.
+func (e *eachWorker) advance() {
+	n := 0
+	for n < len(e.window) && e.window[n].done {
+		n++
+	}
+	e.window = e.window[n:]
+	if len(e.window) == 0 {
+		e.window = nil
+		e.at(e.read)
+		e.head(time.Time{})
+		return
+	}
+	e.at(e.window[0].before)
+	e.head(e.window[0].event.Timestamp)
+}

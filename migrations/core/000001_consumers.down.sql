@@ -1,0 +1,3 @@
+DROP TABLE dead_letter_actions;
+DROP TABLE parked;
+DROP TABLE checkpoints;
