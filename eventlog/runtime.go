@@ -1,3 +1,6 @@
+// Package eventlog is Kafka as Tomato uses it: records and events, the topics, the
+// reader rule, positions, the embedded broker, and the consumer runtime.
+//
 // The consumer runtime (runtime*.go, parked.go, deadletters.go) runs read
 // models and policies, all in the same way.
 //
@@ -79,6 +82,9 @@ const (
 	maxQueueBytes     = 4 << 20 // per partition, before fetching pauses
 	readTimeout       = 5 * time.Second
 	inPlaceTries      = 3
+	awayTellFirst     = 2 * time.Second // how long something is away before it is logged, and then how often
+	awayTellEvery     = 10 * time.Second
+	awayStopped       = 30 * time.Second // and before it counts as standing still
 )
 
 // runtimeState is what a Runtime keeps between and across calls of Run.

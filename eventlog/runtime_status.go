@@ -41,6 +41,7 @@ type PartitionStatus struct {
 	OldestDead    time.Time `json:"oldestDead,omitzero"`
 	Paused        string    `json:"paused,omitempty"` // why nothing new is handled, until an operator acts
 	Away          string    `json:"away,omitempty"`   // what is being waited for
+	AwaySince     time.Time `json:"awaySince,omitzero"`
 	LastHeartbeat time.Time `json:"lastHeartbeat,omitzero"`
 }
 
@@ -109,7 +110,7 @@ func (w *worker) status() PartitionStatus {
 		p.Paused = w.overErr.Error()
 	}
 	if w.awayErr != nil {
-		p.Away = w.awayErr.Error()
+		p.Away, p.AwaySince = w.awayErr.Error(), w.awaySince
 	}
 	return p
 }
@@ -142,6 +143,9 @@ func (r *Runtime) Stopped(names ...string) []string {
 		for _, p := range c.Partitions {
 			if time.Since(p.LastHeartbeat) > workerStoppedAfter {
 				out = append(out, fmt.Sprintf("consumer %s: %s/%d stands still since %s", c.Consumer, p.Topic, p.Partition, p.LastHeartbeat.Format(time.RFC3339)))
+			}
+			if !p.AwaySince.IsZero() && time.Since(p.AwaySince) > awayStopped {
+				out = append(out, fmt.Sprintf("consumer %s: %s/%d waits since %s: %s", c.Consumer, p.Topic, p.Partition, p.AwaySince.UTC().Format(time.RFC3339), p.Away))
 			}
 		}
 	}

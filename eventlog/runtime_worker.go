@@ -51,7 +51,9 @@ type worker struct {
 	end       int64     // of the log, as last seen
 	behind    time.Time // since when end is known to be past pos
 	changed   []parkedItem
-	awayErr   error
+	awayErr   error     // what is being waited for
+	awaySince time.Time // since when
+	awayTold  time.Time // when that was logged
 	overErr   error
 
 	hasParked atomic.Bool // so that an operator may have changed a row
@@ -379,9 +381,21 @@ func (w *worker) rawTx(ctx context.Context, fn func(tx pgx.Tx) error) error {
 
 // wait waits out a backoff because of err; it ends early with errStopped.
 func (w *worker) wait(d time.Duration, err error) error {
+	now := time.Now()
 	w.mu.Lock()
+	if w.awayErr == nil {
+		w.awaySince, w.awayTold = now, now.Add(awayTellFirst-awayTellEvery)
+	}
 	w.awayErr = err
+	tell := now.Sub(w.awayTold) >= awayTellEvery
+	if tell {
+		w.awayTold = now
+	}
+	since := w.awaySince
 	w.mu.Unlock()
+	if tell { // what is away for long may be something that nobody will bring back
+		w.log.Warn("waiting", "since", since.UTC().Format(time.RFC3339), "error", err)
+	}
 	w.beat()
 	t := time.NewTimer(d)
 	defer t.Stop()

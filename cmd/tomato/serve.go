@@ -297,7 +297,7 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 		return fmt.Errorf("read models: %w", err)
 	}
 	s.background("following the read models", func(ctx context.Context) error { s.models.Follow(ctx); return nil })
-	s.runtime = &eventlog.Runtime{Kafka: kafka, Partitions: c.Partitions, DB: s.db, Registry: s.registry, Log: s.log}
+	s.runtime = &eventlog.Runtime{Kafka: kafka, Positions: positions, Partitions: c.Partitions, DB: s.db, Registry: s.registry, Log: s.log}
 	var health health
 
 	if c.has(roleCommand) || c.has(roleReact) || c.has(roleFeed) { // policies and feeds issue commands, too
