@@ -230,6 +230,9 @@ func (w *worker) at(m Mark) {
 		}
 	}
 	w.mu.Unlock()
+	// Who waits in this process need not wait until the row says so: claims and
+	// SEENs change no rows of a read model.
+	w.g.r.Positions.moved(w.cp.Consumer, w.cp.Generation, w.cp.TopicPartition, m.Next)
 }
 
 // head notes the timestamp of the oldest record in work; zero: none is.
@@ -242,7 +245,6 @@ func (w *worker) head(t time.Time) {
 // moved says that the checkpoint stands at m. The caller holds commitMu.
 func (w *worker) moved(m Mark) {
 	w.cp.Mark = m
-	w.g.r.Positions.moved(w.cp.Consumer, w.cp.Generation, w.cp.TopicPartition, m.Next)
 	w.at(m)
 	w.mu.Lock()
 	w.dirty = time.Time{}
