@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -49,6 +48,10 @@ type dispatch struct {
 
 // errSearching says that an order's next wave is being searched for.
 var errSearching = errors.New("an order near the rider is about to be offered")
+
+// maxJoinWait is how long riders wait for one order's next wave before the lane
+// backs off.
+const maxJoinWait = 5 * time.Second
 
 // concurrentCommands bounds the commands of one batch under way at once.
 const concurrentCommands = 128
@@ -211,36 +214,42 @@ func (d *dispatch) wake(ctx context.Context, woken map[string]eventlog.Event, af
 		riders[w.OrderID] = append(riders[w.OrderID], Candidate{w.RiderID, w.DistanceMeters})
 		cause[w.OrderID] = woken[w.RiderID]
 	}
-	var searching atomic.Bool
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(concurrentCommands)
 	for id, found := range riders {
 		slices.SortFunc(found, func(a, b Candidate) int { return a.DistanceMeters - b.DistanceMeters })
 		c := cause[id]
-		g.Go(func() error {
-			// The read model says who may be waiting; the shard, where it stands.
-			res, err := d.policy(gctx, &c, eventlog.Orders, id, shard.Look{})
-			if err != nil {
-				return err
-			}
-			o := res.Order
-			switch {
-			case o == nil || o.Status != order.ReadyForRider || o.Exhausted:
-				return nil
-			case !o.WaveOpen:
-				searching.Store(true)
-				return nil
-			}
-			return d.command(gctx, &c, id, order.Offer{Round: o.Round, Wave: o.Wave, Riders: offered(found), TTL: d.OfferTTL, Limit: d.OfferLimit})
-		})
+		g.Go(func() error { return d.join(gctx, &c, id, offered(found)) })
 	}
-	if err := g.Wait(); err != nil {
-		return err
+	return g.Wait()
+}
+
+// join adds riders to an order's running wave. The read model said that the
+// order may be waiting; where it stands, its shard says. An order between two
+// waves is waited for: the search for its next one may have begun before the
+// riders became eligible. Orders that become ready later find them themselves.
+func (d *dispatch) join(ctx context.Context, cause *eventlog.Event, orderID string, riders []order.OfferedRider) error {
+	for wait, waited := 5*time.Millisecond, time.Duration(0); ; wait = min(2*wait, 100*time.Millisecond) {
+		res, err := d.policy(ctx, cause, eventlog.Orders, orderID, shard.Look{})
+		if err != nil {
+			return err
+		}
+		o := res.Order
+		switch {
+		case o == nil || o.Status != order.ReadyForRider || o.Exhausted:
+			return nil
+		case o.WaveOpen:
+			return d.command(ctx, cause, orderID, order.Offer{Round: o.Round, Wave: o.Wave, Riders: riders, TTL: d.OfferTTL, Limit: d.OfferLimit})
+		case waited > maxJoinWait:
+			return eventlog.Away(errSearching)
+		}
+		select {
+		case <-time.After(wait):
+			waited += wait
+		case <-ctx.Done():
+			return eventlog.Away(ctx.Err())
+		}
 	}
-	if searching.Load() {
-		return eventlog.Away(errSearching)
-	}
-	return nil
 }
 
 func (d *dispatch) command(ctx context.Context, cause *eventlog.Event, orderID string, c domain.Command) error {
