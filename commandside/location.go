@@ -189,7 +189,7 @@ func (s *Side) producePositions(ctx context.Context, positions []Position) error
 		e := eventlog.Event{ID: uuid.NewString(), Source: "/tomato/commandside", Type: "RIDER_LOCATION", Time: now, Subject: p.RiderID, Data: data}
 		records[i] = e.NewRecord(eventlog.RiderLocations, eventlog.PartitionFor(p.RiderID, s.Partitions))
 	}
-	if err := s.Producer.ProduceSync(ctx, records...).FirstErr(); err != nil {
+	if err := s.produce(ctx, records...); err != nil {
 		return unkept(err)
 	}
 	return nil

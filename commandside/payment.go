@@ -173,7 +173,7 @@ func (s *Side) takeWebhook(ctx context.Context, in *webhookInput) (*struct{}, er
 	if in.EventID != "" && len(in.EventID) <= maxEventID {
 		rec.Headers = append(rec.Headers, kgo.RecordHeader{Key: "x-razorpay-event-id", Value: []byte(in.EventID)})
 	}
-	if err := s.Producer.ProduceSync(ctx, rec).FirstErr(); err != nil {
+	if err := s.produce(ctx, rec); err != nil {
 		if errors.Is(err, kerr.MessageTooLarge) {
 			return nil, httpapi.NewProblem(http.StatusRequestEntityTooLarge, "body_too_large", "The body is larger than the inbox takes.")
 		}

@@ -1,0 +1,30 @@
+package commandside
+
+import (
+	"context"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// produce appends records to topics that are no aggregate's. It returns when
+// all are acknowledged, with the first error, or when ctx ends; then they may
+// still be appended. Not ProduceSync: a client does not give up a batch that
+// may have landed, so while the broker is away that returns long after ctx has
+// ended.
+func (s *Side) produce(ctx context.Context, records ...*kgo.Record) error {
+	done := make(chan error, len(records))
+	for _, r := range records {
+		s.Producer.Produce(ctx, r, func(_ *kgo.Record, err error) { done <- err })
+	}
+	for range records {
+		select {
+		case err := <-done:
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
