@@ -1,0 +1,366 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"tomato/domain"
+)
+
+func (c *contract) webhook(t *testing.T, body string) *reply {
+	t.Helper()
+	mac := hmac.New(sha256.New, []byte(contractWebhook))
+	mac.Write([]byte(body))
+	return c.send(t, "POST", "/v1/webhooks/razorpay", body, "X-Razorpay-Signature", hex.EncodeToString(mac.Sum(nil)))
+}
+
+// listener is a websocket and all that came over it.
+type listener struct {
+	conn *websocket.Conn
+	mu   sync.Mutex
+	got  []map[string]any
+}
+
+// listen opens a feed with the given query; opts nil: the token in the header.
+func (c *contract) listen(t *testing.T, a domain.Actor, query string, opts *websocket.DialOptions) *listener {
+	t.Helper()
+	if opts == nil {
+		opts = &websocket.DialOptions{HTTPHeader: http.Header{"Authorization": {"Bearer " + c.token(t, a)}}}
+	}
+	conn, _, err := websocket.Dial(t.Context(), c.url+"/v1/feed"+query, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &listener{conn: conn}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			_, b, err := conn.Read(context.Background())
+			if err != nil {
+				return
+			}
+			var m map[string]any
+			if err := json.Unmarshal(b, &m); err != nil {
+				t.Errorf("a feed message is not JSON: %s", b)
+			}
+			for _, f := range faultsOfAny(m, "") {
+				t.Errorf("a feed message: %s in %s", f, b)
+			}
+			l.mu.Lock()
+			l.got = append(l.got, m)
+			l.mu.Unlock()
+		}
+	}()
+	t.Cleanup(func() { _ = conn.CloseNow(); <-done })
+	return l
+}
+
+func (l *listener) say(t *testing.T, op string) {
+	t.Helper()
+	if err := l.conn.Write(t.Context(), websocket.MessageText, []byte(op)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (l *listener) all() []map[string]any {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return append([]map[string]any(nil), l.got...)
+}
+
+// lines are the messages as event room payload, pings aside.
+func (l *listener) lines(skip ...string) (lines []string) {
+	for _, m := range l.all() {
+		event, _ := m["event"].(string)
+		if event == "feed:ping" || len(skip) > 0 && strings.HasPrefix(event, skip[0]) {
+			continue
+		}
+		line := event
+		if r, ok := m["room"].(string); ok {
+			line += " " + r
+		}
+		if p, ok := m["payload"]; ok {
+			b, _ := json.Marshal(p)
+			line += " " + string(b)
+		}
+		if code, ok := m["code"].(string); ok {
+			line += " " + code
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+// until waits for a message whose line holds the text, and returns it.
+func (l *listener) until(t *testing.T, text string) map[string]any {
+	t.Helper()
+	var found map[string]any
+	end := time.Now().Add(time.Minute)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for found == nil {
+		for i, line := range l.lines() {
+			if strings.Contains(line, text) {
+				n := 0
+				for _, m := range l.all() {
+					if m["event"] == "feed:ping" {
+						continue
+					}
+					if n == i {
+						found = m
+					}
+					n++
+				}
+				break
+			}
+		}
+		if found == nil {
+			if time.Now().After(end) {
+				t.Fatalf("no %s in\n%s", text, strings.Join(l.lines(), "\n"))
+			}
+			<-tick.C
+		}
+	}
+	return found
+}
+
+// feeds plays an order to its end and looks at everyone's feed.
+func (c *contract) feeds(t *testing.T) {
+	s := c.newScene(t)
+	tok := c.token(t, s.customer)
+	customer := c.listen(t, s.customer, "?token="+tok, &websocket.DialOptions{})
+	restaurant := c.listen(t, s.restaurant, "", &websocket.DialOptions{Subprotocols: []string{"bearer." + c.token(t, s.restaurant)}})
+	if got := restaurant.conn.Subprotocol(); !strings.HasPrefix(got, "bearer.") {
+		t.Errorf("subprotocol %q", got)
+	}
+	winner, loser := c.listen(t, s.won, "", nil), c.listen(t, s.offered, "", nil)
+	op := c.listen(t, anOps, "", nil)
+	op.say(t, `{"op":"join","room":"restaurant:`+s.rest+`"}`)
+	op.until(t, "feed:joined restaurant:"+s.rest)
+
+	s.place(t)
+	room := "order:" + s.order
+	customer.say(t, `{"op":"join","room":"`+room+`"}`)
+	customer.until(t, "feed:joined "+room)
+	s.pay(t)
+	s.must(t, s.restaurant, "accept-order")
+	s.must(t, s.restaurant, "preparing")
+	s.must(t, s.restaurant, "ready")
+	s.untilOffered(t, s.winner, s.loser, s.decliner)
+	s.must(t, s.won, "accept")
+	for _, l := range []*listener{winner, loser} {
+		l.until(t, "order:available")
+	}
+	winner.say(t, `{"op":"location","location":{"type":"Point","coordinates":[1.5,2.5]}}`)
+	customer.until(t, "rider:location "+room+` {"location":{"coordinates":[1.5,2.5],"type":"Point"},"recordedAt":"`)
+	s.must(t, s.won, "pick-up")
+	s.must(t, s.won, "deliver")
+	for _, l := range []*listener{customer, restaurant, winner, op} {
+		l.until(t, `"status":"delivered"`)
+	}
+	id := `{"orderId":"` + s.order + `",`
+	update := func(room, status string, version string) string {
+		return "order:update " + room + " " + id + `"status":"` + status + `","version":` + version + "}"
+	}
+	path := func(room string, wave bool) []string {
+		l := []string{update(room, "accepted", "3"), update(room, "preparing", "4"), update(room, "ready_for_rider", "5"), update(room, "rider_assigned", "7"),
+			"order:rider_assigned " + room + ` {"orderId":"` + s.order + `","riderId":"` + s.winner + `","riderName":"` + s.winner + `"}`,
+			update(room, "picked_up", "8"), update(room, "delivered", "9")}
+		return l
+	}
+	// in holds the lines of a feed to hold these, in this order.
+	in := func(who string, l *listener, want ...string) {
+		t.Helper()
+		lines := l.lines()
+		i := 0
+		for _, line := range lines {
+			if i < len(want) && strings.HasPrefix(line, want[i]) {
+				i++
+			}
+		}
+		if i < len(want) {
+			t.Errorf("%s: no %s in order in\n%s", who, want[i], strings.Join(lines, "\n"))
+		}
+	}
+	user := "user:" + s.cust
+	in("customer", customer, append([]string{update(user, "placed", "1"), "order:update " + user + " " + id + `"paymentStatus":"paid","status":"placed","version":2}`}, path(user, false)...)...)
+	in("restaurant", restaurant, append([]string{"order:new restaurant:" + s.rest + " {"}, path("restaurant:"+s.rest, false)...)...)
+	in("ops", op, append([]string{"feed:joined", "order:new restaurant:" + s.rest + " {"}, path("restaurant:"+s.rest, false)...)...)
+	in("winner", winner, "order:available user:"+s.winner+" {", update("user:"+s.winner, "rider_assigned", "7"), update("user:"+s.winner, "picked_up", "8"))
+	in("loser", loser, "order:available user:"+s.loser+" {", `order:taken user:`+s.loser+` {"orderId":"`+s.order+`","reason":"assigned"}`)
+	for _, line := range append(winner.lines(), customer.lines()...) {
+		if strings.HasPrefix(line, "order:taken") || strings.HasPrefix(line, "order:new") {
+			t.Errorf("not theirs: %s", line)
+		}
+	}
+	for _, m := range append(customer.all(), loser.all()...) {
+		if strings.HasPrefix(m["event"].(string), "feed:") {
+			continue
+		}
+		if len(m) != 5 || m["cursor"] == "" || m["timestamp"] == nil {
+			t.Errorf("a message: %v", m)
+		}
+	}
+	offer := loser.until(t, "order:available")["payload"].(map[string]any)
+	if len(offer) != 5 || offer["restaurantId"] != s.rest || offer["distanceMeters"].(float64) <= 0 {
+		t.Errorf("an offer: %v", offer)
+	}
+	news := restaurant.until(t, "order:new")["payload"].(map[string]any)
+	if news["orderId"] != s.order || news["paymentStatus"] != "paid" || news["amount"] != 45000.0 || news["acceptBy"] == nil {
+		t.Errorf("order:new: %v", news)
+	}
+
+	// Resumed: what was missed, and nothing else.
+	cursor := customer.until(t, update(user, "rider_assigned", "7"))["cursor"].(string)
+	again := c.listen(t, s.customer, "?cursor="+cursor, nil)
+	again.until(t, update(user, "delivered", "9"))
+	if lines := again.lines("rider:"); lines[0] != "feed:resumed" || strings.Join(lines[1:], "\n") != strings.Join(path(user, false)[4:], "\n") {
+		t.Errorf("resumed with\n%s", strings.Join(lines, "\n"))
+	}
+	for _, bad := range []string{"x", "AAAA", cursor[:len(cursor)-2] + "zz"} {
+		l := c.listen(t, s.customer, "?cursor="+bad, nil)
+		l.until(t, "feed:reset")
+		if lines := l.lines(); lines[0] != "feed:reset" {
+			t.Errorf("cursor %s: %v", bad, lines)
+		}
+	}
+
+	// What is refused on a socket.
+	for _, r := range []struct {
+		l        *listener
+		op, code string
+	}{
+		{loser, `{"op":"join","room":"user:somebody"}`, "forbidden"},
+		{loser, `{"op":"join","room":"ops"}`, "forbidden"},
+		{loser, `{"op":"join","room":"nowhere"}`, "validation_failed"},
+		{restaurant, `{"op":"join","room":"order:` + noOrder + `"}`, "order_not_found"},
+		{loser, `{"op":"dance"}`, "unknown_op"},
+		{loser, `{"op":`, "malformed_json"},
+		{loser, `{"op":"location","location":{"type":"Point","coordinates":[12.9,97]}}`, "validation_failed"},
+		{loser, `{"op":"location"}`, "validation_failed"},
+		{customer, `{"op":"location","location":` + aPoint + `}`, "forbidden"},
+	} {
+		before := len(r.l.lines())
+		r.l.say(t, r.op)
+		soon(t, time.Minute, "feed:error for "+r.op, func() bool { return len(r.l.lines()) > before })
+		if lines := r.l.lines(); !strings.HasPrefix(lines[before], "feed:error") || !strings.HasSuffix(lines[before], " "+r.code) {
+			t.Errorf("%s: %s", r.op, lines[before])
+		}
+	}
+
+	// Emit reaches the room; left, it does not.
+	emit := func(room, event string) {
+		t.Helper()
+		x := c.send(t, "POST", "/api/v1/internal/emit", `{"event":"`+event+`","room":"`+room+`","payload":{"a":1}}`, "x-internal-key", contractInternal).want(t, 202)
+		if x.cToken() != "" || x.header.Get("ETag") != "" {
+			t.Errorf("a 202 with %v", x.header)
+		}
+	}
+	emit(room, "promo:one")
+	customer.until(t, "promo:one "+room+` {"a":1}`)
+	customer.say(t, `{"op":"leave","room":"`+room+`"}`)
+	customer.say(t, `{"op":"dance"}`)
+	customer.until(t, "unknown_op") // the leave is done
+	emit(room, "promo:two")
+	emit(user, "promo:three")
+	customer.until(t, "promo:three "+user)
+	for _, line := range customer.lines() {
+		if strings.HasPrefix(line, "promo:two") {
+			t.Error("a left room still sends")
+		}
+	}
+
+	// The handshake's refusals, and Server-Sent Events.
+	for _, path := range []string{"/v1/feed", "/v1/feed/sse"} {
+		c.send(t, "GET", path, nil).want(t, 401, "unauthorized")
+		c.send(t, "GET", path+"?token=x", nil).want(t, 401, "unauthorized")
+		c.send(t, "POST", path, nil).want(t, 405)
+	}
+	c.do(t, s.customer, "GET", "/v1/feed", nil).want(t, 426)
+	c.do(t, s.customer, "GET", "/v1/feed/sse?room=ops", nil).want(t, 403, "forbidden")
+	c.do(t, s.customer, "GET", "/v1/feed/sse?room=x", nil).want(t, 422)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, "GET", c.url+"/v1/feed/sse?token="+tok, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Last-Event-ID", cursor)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if ct := resp.Header.Get("Content-Type"); !strings.HasPrefix(ct, "text/event-stream") {
+		t.Error(ct)
+	}
+	first, ids := "", 0
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		data, is := strings.CutPrefix(lines.Text(), "data: ")
+		if strings.HasPrefix(lines.Text(), "id: ") {
+			ids++
+		}
+		if is && first == "" {
+			first = data
+		}
+		if is && strings.Contains(data, `"promo:three"`) {
+			break
+		}
+	}
+	if !strings.Contains(first, "feed:resumed") || ids < 3 {
+		t.Errorf("SSE begins with %s and has %d ids", first, ids)
+	}
+}
+
+// deadlines plays what only time brings, on a server that is quick about it.
+func (c *contract) deadlines(t *testing.T) {
+	t.Run("not accepted", func(t *testing.T) {
+		t.Parallel()
+		s := c.newScene(t)
+		s.place(t)
+		s.pay(t)
+		soon(t, time.Minute, "cancellation", func() bool {
+			x := c.do(t, s.customer, "GET", "/v1/orders/"+s.order, nil)
+			return x.str("status") == "cancelled" && x.str("by") == "system" && x.str("reason") == "not_accepted_in_time"
+		})
+		s.untilPayment(t, "refunded")
+	})
+	t.Run("exhausted", func(t *testing.T) {
+		t.Parallel()
+		s := c.newScene(t)
+		feed, loser := c.listen(t, s.restaurant, "", nil), c.listen(t, s.offered, "", nil)
+		room := c.listen(t, anOps, "?room=ops", nil)
+		s.place(t)
+		s.pay(t)
+		s.must(t, s.restaurant, "accept-order")
+		s.must(t, s.restaurant, "preparing")
+		s.must(t, s.restaurant, "ready")
+		text := `dispatch:exhausted restaurant:` + s.rest + ` {"orderId":"` + s.order + `","waves":`
+		feed.until(t, text)
+		room.until(t, strings.Replace(text, "restaurant:"+s.rest, "ops", 1))
+		loser.until(t, `order:taken user:`+s.loser+` {"orderId":"`+s.order+`","reason":"expired"}`)
+		soon(t, time.Minute, "the list of the exhausted", func() bool {
+			return strings.Contains(string(c.do(t, anOps, "GET", "/v1/orders?dispatch=exhausted", nil).want(t, 200).raw), s.order)
+		})
+		s.do(t, s.offered, "accept").want(t, 409, "offer_expired")
+		x := s.do(t, anOps, "dispatch").want(t, 200)
+		if d, _ := x.body["dispatch"].(map[string]any); x.str("status") != "ready_for_rider" || d["round"] != 2.0 || d["exhausted"] != false {
+			t.Errorf("dispatched again: %s", x.raw)
+		}
+		s.untilOffered(t, s.winner)
+		s.do(t, anOps, "cancel").want(t, 200)
+		loser.until(t, `{"orderId":"`+s.order+`","reason":"cancelled"}`)
+	})
+}

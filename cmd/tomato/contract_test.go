@@ -1,0 +1,417 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/domain"
+	"tomato/eventlog"
+	"tomato/eventlog/eventlogtest"
+	"tomato/httpapi"
+	"tomato/migrations/postgrestest"
+)
+
+// The contract as its clients see it: everything here goes over HTTP and
+// websocket to a whole server, and knows nothing of what is behind them. Every
+// answer of every test is held against /openapi.json and against what the
+// contract says of all answers.
+
+const (
+	contractSecret   = "a secret of the contract's tests, long enough"
+	contractInternal = "the internal key of the contract's tests"
+	contractWebhook  = "the webhook secret of the contract's tests"
+)
+
+// contract is a running server.
+type contract struct {
+	url   string
+	kafka eventlog.Config
+	spec  map[string]any
+	names atomic.Int64
+}
+
+var (
+	anOps          = domain.Actor{Sub: "ops-1", Role: domain.Ops}
+	noActor        = domain.Actor{}
+	contractClient = &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
+)
+
+func customerActor(id string) domain.Actor { return domain.Actor{Sub: id, Role: domain.Customer} }
+func riderActor(id string) domain.Actor    { return domain.Actor{Sub: id, Role: domain.Rider} }
+func restaurantActor(id string) domain.Actor {
+	return domain.Actor{Sub: "staff-1", Role: domain.Restaurant, RestaurantID: id}
+}
+
+// startContract starts a server with the contract's default times, as change
+// has changed them, and waits until it is ready.
+func startContract(t *testing.T, change func(*serveCmd)) *contract {
+	t.Helper()
+	c := &contract{kafka: eventlogtest.Embedded(t)}
+	cmd := serveCmd{
+		dirFlags:      dirFlags{DataDir: t.TempDir(), LogLevel: "error"},
+		kafkaFlags:    kafkaFlags{Brokers: c.kafka.Brokers, Partitions: 3},
+		databaseFlags: databaseFlags{DatabaseURL: postgrestest.URL(t)},
+		secretFlags:   secretFlags{JWTSecret: contractSecret, InternalKey: contractInternal, WebhookSecrets: []string{contractWebhook, "an old one"}},
+		Role:          []string{roleCommand, roleQuery, roleFeed, roleProject, roleReact},
+		HTTPAddr:      "127.0.0.1:0",
+		PaymentTTL:    duration(15 * time.Minute), PaymentGrace: duration(time.Hour), AcceptTTL: duration(10 * time.Minute), OfferTTL: duration(10 * time.Minute),
+		OfferRadii: []int{5000, 8000, 12000}, OfferLimit: 50, PositionAge: duration(5 * time.Minute), ArchiveAfter: duration(720 * time.Hour),
+	}
+	if change != nil {
+		change(&cmd)
+	}
+	s, err := startServer(t.Context(), cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.close(); err != nil {
+			t.Error("closing:", err)
+		}
+	})
+	c.url = s.url
+	soon(t, time.Minute, "the server to be ready", func() bool {
+		resp, err := contractClient.Get(c.url + "/readyz")
+		if err != nil {
+			return false
+		}
+		_ = resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+	resp, err := contractClient.Get(c.url + "/openapi.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(&c.spec); err != nil {
+		t.Fatal("openapi.json:", err)
+	}
+	return c
+}
+
+// soon waits until ok, which is asked again and again.
+func soon(t testing.TB, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(limit); !ok(); <-tick.C {
+		if time.Now().After(end) {
+			t.Fatalf("waited %s for %s", limit, what)
+		}
+	}
+}
+
+func (c *contract) token(t testing.TB, a domain.Actor) string {
+	t.Helper()
+	tok, err := httpapi.MintToken(contractSecret, a, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tok
+}
+
+// name makes an id that no other test has.
+func (c *contract) name(prefix string) string { return fmt.Sprintf("%s-%d", prefix, c.names.Add(1)) }
+
+// answer is what came back; checked says what is wrong with it for any answer.
+type reply struct {
+	request string
+	status  int
+	header  http.Header
+	raw     []byte
+	body    map[string]any
+}
+
+// do sends a request and holds the answer against the contract. body is a
+// string as it is, nil for none, or anything for JSON. headers are pairs.
+func (c *contract) do(t testing.TB, a domain.Actor, method, path string, body any, headers ...string) *reply {
+	t.Helper()
+	if a != noActor {
+		headers = append([]string{"Authorization", "Bearer " + c.token(t, a)}, headers...)
+	}
+	return c.send(t, method, path, body, headers...)
+}
+
+func (c *contract) send(t testing.TB, method, path string, body any, headers ...string) *reply {
+	t.Helper()
+	var r io.Reader
+	switch b := body.(type) {
+	case nil:
+	case string:
+		r = strings.NewReader(b)
+	default:
+		j, err := json.Marshal(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r = bytes.NewReader(j)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), method, c.url+path, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+		if headers[i+1] == "" {
+			req.Header.Del(headers[i])
+		}
+	}
+	resp, err := contractClient.Do(req)
+	if err != nil {
+		t.Fatalf("%s %s: %v", method, path, err)
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatalf("%s %s: %v", method, path, err)
+	}
+	x := &reply{request: method + " " + path, status: resp.StatusCode, header: resp.Header, raw: raw}
+	if len(raw) > 0 && strings.Contains(resp.Header.Get("Content-Type"), "json") {
+		var v any
+		if err := json.Unmarshal(raw, &v); err != nil {
+			t.Errorf("%s: not JSON: %v", x.request, err)
+		}
+		x.body, _ = v.(map[string]any)
+		for _, fault := range faultsOfAny(v, "") {
+			if strings.HasSuffix(path, "api.json") {
+				break // documents of other standards
+			}
+			t.Errorf("%s: %s in %.400s", x.request, fault, raw)
+		}
+	}
+	for _, fault := range x.problemFaults() {
+		t.Errorf("%s: %s: %d %.400s", x.request, fault, x.status, raw)
+	}
+	for _, fault := range c.specFaults(method, path, x) {
+		t.Errorf("%s: openapi.json: %s: %d %.600s", x.request, fault, x.status, raw)
+	}
+	return x
+}
+
+var camelCaseName = regexp.MustCompile(`^[a-z][a-zA-Z0-9]*$`)
+
+// faultsOfAny holds a JSON value against what the contract says of all answers.
+func faultsOfAny(v any, at string) (faults []string) {
+	switch v := v.(type) {
+	case nil:
+		return []string{at + " is null"}
+	case []any:
+		for i, e := range v {
+			faults = append(faults, faultsOfAny(e, fmt.Sprintf("%s[%d]", at, i))...)
+		}
+	case map[string]any:
+		for k, e := range v {
+			if !camelCaseName.MatchString(k) {
+				faults = append(faults, "the name "+k+" is not camelCaseName")
+			}
+			if s, ok := e.(string); ok && (strings.HasSuffix(k, "At") || k == "acceptBy" || k == "timestamp") {
+				if at, err := time.Parse(time.RFC3339, s); err != nil || !strings.HasSuffix(s, "Z") || at.Year() < 2000 {
+					faults = append(faults, k+" is no time in UTC")
+				}
+			}
+			faults = append(faults, faultsOfAny(e, at+"."+k)...)
+		}
+	}
+	return faults
+}
+
+// problemFaults holds an error against RFC 9457 and the contract.
+func (x *reply) problemFaults() (faults []string) {
+	if x.status == http.StatusInternalServerError {
+		return []string{"a 500"}
+	}
+	if x.status < 400 {
+		return nil
+	}
+	code, _ := x.body["code"].(string)
+	if ct := x.header.Get("Content-Type"); ct != "application/problem+json" {
+		faults = append(faults, "Content-Type "+ct)
+	}
+	if x.body["status"] != float64(x.status) || code == "" || x.body["type"] != "/problems/"+strings.ReplaceAll(code, "_", "-") || x.body["title"] == "" || x.body["detail"] == "" {
+		faults = append(faults, "not a problem of the contract")
+	}
+	needs := map[int]string{401: "WWW-Authenticate", 405: "Allow", 429: "Retry-After", 503: "Retry-After"}[x.status]
+	if needs != "" && x.header.Get(needs) == "" {
+		faults = append(faults, "no "+needs)
+	}
+	return faults
+}
+
+// want fails unless the answer has the status and, for problems, the code.
+func (x *reply) want(t testing.TB, status int, code ...string) *reply {
+	t.Helper()
+	if x.status != status || len(code) > 0 && x.body["code"] != code[0] {
+		t.Errorf("%s: got %d %.500s, want %d %v", x.request, x.status, x.raw, status, code)
+	}
+	return x
+}
+
+// locations are those of errors[].
+func (x *reply) locations() string {
+	var at []string
+	list, _ := x.body["errors"].([]any)
+	for _, e := range list {
+		m, _ := e.(map[string]any)
+		s, _ := m["location"].(string)
+		at = append(at, s)
+	}
+	return strings.Join(at, " ")
+}
+
+func (x *reply) str(name string) string { s, _ := x.body[name].(string); return s }
+func (x *reply) num(name string) int    { n, _ := x.body[name].(float64); return int(n) }
+func (x *reply) items() []any           { l, _ := x.body["items"].([]any); return l }
+func (x *reply) cToken() string         { return x.header.Get("Consistency-Token") }
+
+// command sends a command that must succeed, and holds its headers against the contract.
+func (c *contract) command(t testing.TB, a domain.Actor, method, path string, body any, headers ...string) *reply {
+	t.Helper()
+	x := c.do(t, a, method, path, body, headers...)
+	if x.status != 200 && x.status != 201 {
+		t.Fatalf("%s: %d %s", x.request, x.status, x.raw)
+	}
+	if v, ok := x.body["version"]; ok && x.header.Get("ETag") != fmt.Sprintf(`"%v"`, v) {
+		t.Errorf("%s: ETag %s of version %v", x.request, x.header.Get("ETag"), v)
+	}
+	if !regexp.MustCompile(`^[A-Za-z0-9_-]+$`).MatchString(x.cToken()) {
+		t.Errorf("%s: Consistency-Token %q", x.request, x.cToken())
+	}
+	return x
+}
+
+// tokens that are none, by what is wrong with them.
+func (c *contract) badTokens(t testing.TB, a domain.Actor) map[string]string {
+	t.Helper()
+	sign := func(method jwt.SigningMethod, key any, change func(jwt.MapClaims)) string {
+		m := jwt.MapClaims{"sub": a.Sub, "role": string(a.Role), "exp": time.Now().Add(time.Hour).Unix()}
+		if a.RestaurantID != "" {
+			m["restaurantId"] = a.RestaurantID
+		}
+		if change != nil {
+			change(m)
+		}
+		s, err := jwt.NewWithClaims(method, m).SignedString(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	hs := func(change func(jwt.MapClaims)) string {
+		return sign(jwt.SigningMethodHS256, []byte(contractSecret), change)
+	}
+	bad := map[string]string{
+		"none":             "",
+		"garbage":          "abc.def.ghi",
+		"expired":          hs(func(m jwt.MapClaims) { m["exp"] = time.Now().Add(-time.Second).Unix() }),
+		"without exp":      hs(func(m jwt.MapClaims) { delete(m, "exp") }),
+		"forged":           sign(jwt.SigningMethodHS256, []byte("another secret"), nil),
+		"algorithm none":   sign(jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType, nil),
+		"HS512":            sign(jwt.SigningMethodHS512, []byte(contractSecret), nil),
+		"unknown role":     hs(func(m jwt.MapClaims) { m["role"] = "admin" }),
+		"role system":      hs(func(m jwt.MapClaims) { m["role"] = "system" }),
+		"without role":     hs(func(m jwt.MapClaims) { delete(m, "role") }),
+		"without sub":      hs(func(m jwt.MapClaims) { delete(m, "sub") }),
+		"sub no id":        hs(func(m jwt.MapClaims) { m["sub"] = "a b" }),
+		"no restaurant":    hs(func(m jwt.MapClaims) { m["role"] = "restaurant"; delete(m, "restaurantId") }),
+		"restaurant no id": hs(func(m jwt.MapClaims) { m["role"] = "restaurant"; m["restaurantId"] = "a/b" }),
+	}
+	return bad
+}
+
+// ends are the end offsets of all topics that a request may append to.
+func (c *contract) ends(t testing.TB) map[eventlog.TopicPartition]int64 {
+	t.Helper()
+	topics := []string{eventlog.Orders, eventlog.Payments, eventlog.Riders, eventlog.Restaurants, eventlog.RiderLocations, eventlog.PaymentWebhooks, eventlog.Feed}
+	found, err := kadm.NewClient(eventlogtest.Client(t, c.kafka)).ListEndOffsets(t.Context(), topics...)
+	if err != nil || found.Error() != nil {
+		t.Fatal(err, found.Error())
+	}
+	ends := map[eventlog.TopicPartition]int64{}
+	found.Each(func(o kadm.ListedOffset) {
+		ends[eventlog.TopicPartition{Topic: o.Topic, Partition: o.Partition}] = o.Offset
+	})
+	return ends
+}
+
+// appendedSince lists the types of what was appended, SHARD_SEEN aside.
+func (c *contract) appendedSince(t testing.TB, before map[eventlog.TopicPartition]int64) (types []string) {
+	t.Helper()
+	from := map[string]map[int32]kgo.Offset{}
+	left := map[eventlog.TopicPartition]int64{}
+	for tp, end := range c.ends(t) {
+		if end > before[tp] {
+			if from[tp.Topic] == nil {
+				from[tp.Topic] = map[int32]kgo.Offset{}
+			}
+			from[tp.Topic][tp.Partition] = kgo.NewOffset().At(before[tp])
+			left[tp] = end
+		}
+	}
+	if len(left) == 0 {
+		return nil
+	}
+	client := eventlogtest.Client(t, c.kafka, kgo.ConsumePartitions(from))
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for len(left) > 0 {
+		client.PollFetches(ctx).EachRecord(func(r *kgo.Record) {
+			tp := eventlog.TopicPartition{Topic: r.Topic, Partition: r.Partition}
+			for _, h := range r.Headers {
+				if h.Key == "ce_type" && string(h.Value) != "SHARD_SEEN" {
+					types = append(types, r.Topic+":"+string(h.Value))
+				}
+			}
+			if r.Offset+1 >= left[tp] {
+				delete(left, tp)
+			}
+		})
+		if ctx.Err() != nil {
+			t.Fatal("the appended records could not be read")
+		}
+	}
+	return types
+}
+
+// pointAt is a GeoJSON Point.
+func pointAt(lng, lat float64) map[string]any {
+	return map[string]any{"type": "Point", "coordinates": []float64{lng, lat}}
+}
+
+func TestContract(t *testing.T) {
+	t.Parallel()
+	c := startContract(t, nil)
+	t.Run("refused requests", func(t *testing.T) { c.refusedRequests(t) }) // alone: it looks at the logs' ends
+	for column, state := range states {
+		if state != "expired" {
+			t.Run("order "+state, func(t *testing.T) { t.Parallel(); c.orderTable(t, column) })
+		}
+	}
+	for name, test := range map[string]func(*testing.T){"riders": c.riderTable, "placing": c.placing, "payments": c.payments, "feeds": c.feeds} {
+		t.Run(name, func(t *testing.T) { t.Parallel(); test(t) })
+	}
+}
+
+func TestContractDeadlines(t *testing.T) {
+	t.Parallel()
+	c := startContract(t, func(cmd *serveCmd) {
+		cmd.PaymentTTL, cmd.PaymentGrace, cmd.AcceptTTL, cmd.OfferTTL = duration(6*time.Second), duration(time.Second), duration(6*time.Second), duration(2*time.Second)
+	})
+	t.Run("order expired", func(t *testing.T) { t.Parallel(); c.orderTable(t, len(states)-1) })
+	c.deadlines(t)
+}

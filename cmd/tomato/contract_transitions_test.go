@@ -1,0 +1,561 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"tomato/domain"
+)
+
+// scene is a restaurant far from all others, its customer, and riders: three
+// are near it, of whom the decliner says no, and the stranger is nowhere.
+type scene struct {
+	c                                  *contract
+	rest, cust                         string
+	winner, loser, decliner, stranger  string
+	order, gatewayOrder, token         string
+	lng, lat                           float64
+	version                            int
+	restaurant, customer, won, offered domain.Actor
+}
+
+func (c *contract) newScene(t *testing.T) *scene {
+	t.Helper()
+	n := float64(c.names.Add(1))
+	s := &scene{c: c, lng: -170 + float64(int(n)%340), lat: -60 + float64(int(n)/340), rest: c.name("rest"), cust: c.name("cust"),
+		winner: c.name("winner"), loser: c.name("loser"), decliner: c.name("decliner"), stranger: c.name("stranger")}
+	s.restaurant, s.customer, s.won, s.offered = restaurantActor(s.rest), customerActor(s.cust), riderActor(s.winner), riderActor(s.loser)
+	c.command(t, anOps, "PUT", "/v1/restaurants/"+s.rest, map[string]any{"name": "Rest", "location": pointAt(s.lng, s.lat)}).want(t, 201)
+	c.command(t, s.restaurant, "PUT", "/v1/restaurants/"+s.rest+"/menu/dosa", `{"name":"Dosa","price":{"amount":15000,"currency":"INR"},"available":true}`)
+	c.command(t, s.restaurant, "POST", "/v1/restaurants/"+s.rest+"/open", nil)
+	for _, r := range []string{s.winner, s.loser, s.decliner, s.stranger} {
+		c.command(t, anOps, "PUT", "/v1/riders/"+r, `{"name":"`+r+`"}`).want(t, 201)
+		c.command(t, anOps, "POST", "/v1/riders/"+r+"/verify", nil)
+		c.command(t, riderActor(r), "POST", "/v1/riders/"+r+"/online", nil)
+		if r != s.stranger {
+			c.do(t, riderActor(r), "PUT", "/v1/riders/"+r+"/location", map[string]any{"location": pointAt(s.lng+0.01, s.lat)}).want(t, 202)
+		}
+	}
+	return s
+}
+
+// place, pay and offer bring the order on its way.
+func (s *scene) place(t *testing.T) *reply {
+	t.Helper()
+	x := s.c.command(t, s.customer, "POST", "/v1/orders", map[string]any{"restaurantId": s.rest, "items": []any{map[string]any{"itemId": "dosa", "quantity": 3}},
+		"deliverTo": map[string]any{"location": pointAt(s.lng, s.lat), "address": "1 Street"}}).want(t, 201)
+	s.order, s.token = x.str("orderId"), x.cToken()
+	return x
+}
+
+func (s *scene) open(t *testing.T) {
+	t.Helper()
+	x := s.c.command(t, s.customer, "POST", "/v1/orders/"+s.order+"/payment", nil).want(t, 200)
+	s.gatewayOrder = x.str("gatewayOrderId")
+}
+
+func (s *scene) pay(t *testing.T) {
+	t.Helper()
+	s.open(t)
+	s.simulate(t, `{"outcome":"captured"}`)
+	s.untilPayment(t, "paid")
+}
+
+func (s *scene) simulate(t *testing.T, body string) {
+	t.Helper()
+	s.c.do(t, s.customer, "POST", "/v1/simulated-gateway/orders/"+s.gatewayOrder+"/pay", body).want(t, 202)
+}
+
+func (s *scene) untilPayment(t *testing.T, status string) {
+	t.Helper()
+	soon(t, time.Minute, "paymentStatus "+status, func() bool {
+		return s.c.do(t, s.customer, "GET", "/v1/orders/"+s.order, nil).str("paymentStatus") == status
+	})
+}
+
+func (s *scene) untilOffered(t *testing.T, riders ...string) {
+	t.Helper()
+	for _, r := range riders {
+		soon(t, time.Minute, "an offer to "+r, func() bool {
+			return len(s.c.do(t, riderActor(r), "GET", "/v1/riders/"+r+"/offers", nil).items()) > 0
+		})
+	}
+}
+
+func (s *scene) do(t *testing.T, a domain.Actor, command string, headers ...string) *reply {
+	t.Helper()
+	var body any
+	switch command {
+	case "reject", "drop", "cancel":
+		body = aReason
+	}
+	return s.c.do(t, a, "POST", "/v1/orders/"+s.order+"/"+command, body, headers...)
+}
+
+func (s *scene) must(t *testing.T, a domain.Actor, command string) *reply {
+	t.Helper()
+	x := s.do(t, a, command).want(t, 200)
+	s.checkOrder(t, x, a.Role, command)
+	s.token = x.cToken()
+	return x
+}
+
+// reach brings the order of a new scene to a state of the table.
+func (c *contract) reach(t *testing.T, state string) *scene {
+	t.Helper()
+	s := c.newScene(t)
+	s.checkOrder(t, s.place(t), domain.Customer, "")
+	steps := []struct {
+		state string
+		do    func()
+	}{
+		{"placed, paid", func() { s.pay(t) }},
+		{"accepted", func() { s.must(t, s.restaurant, "accept-order") }},
+		{"preparing", func() { s.must(t, s.restaurant, "preparing") }},
+		{"ready_for_rider", func() {
+			s.must(t, s.restaurant, "ready")
+			s.untilOffered(t, s.winner, s.loser, s.decliner)
+			s.must(t, riderActor(s.decliner), "decline")
+		}},
+		{"rider_assigned", func() { s.must(t, s.won, "accept") }},
+		{"picked_up", func() { s.must(t, s.won, "pick-up") }},
+		{"delivered", func() { s.must(t, s.won, "deliver") }},
+	}
+	until := state
+	switch state {
+	case "cancelled":
+		until = "rider_assigned"
+	case "rejected":
+		until = "placed, paid"
+	}
+	if state != "placed, unpaid" && state != "expired" {
+		for _, step := range steps {
+			step.do()
+			if step.state == until {
+				break
+			}
+		}
+	}
+	switch state {
+	case "cancelled":
+		s.must(t, anOps, "cancel")
+	case "rejected":
+		s.must(t, s.restaurant, "reject")
+	case "expired":
+		soon(t, time.Minute, "the order to expire", func() bool {
+			return c.do(t, s.customer, "GET", "/v1/orders/"+s.order, nil).str("status") == "expired"
+		})
+	}
+	s.version = s.seen(t, s.token)
+	return s
+}
+
+// seen is the order's version as queries have it, after token, and as many as it has events.
+func (s *scene) seen(t *testing.T, token string) int {
+	t.Helper()
+	v := s.c.do(t, anOps, "GET", "/v1/orders/"+s.order, nil, "Consistency-Token", token).want(t, 200).num("version")
+	if n := len(s.c.do(t, anOps, "GET", "/v1/orders/"+s.order+"/events", nil, "Consistency-Token", token).want(t, 200).items()); n < v {
+		t.Errorf("order of version %d has %d events", v, n)
+	}
+	return v
+}
+
+// checkOrder holds an order against the contract's shape for who sees it.
+func (s *scene) checkOrder(t *testing.T, x *reply, role domain.Role, command string) {
+	t.Helper()
+	if x.status >= 300 {
+		return // has been said
+	}
+	must := []string{"orderId", "version", "status", "paymentStatus", "customerId", "restaurantId", "items", "amount", "currency", "pickUp", "deliverTo", "createdAt", "updatedAt"}
+	may := []string{"riderId", "externalReference", "riderName", "paymentDueAt", "acceptBy", "readyAt", "reason", "by", "riderLocation"}
+	if role == domain.Restaurant || role == domain.Ops {
+		may = append(may, "dispatch")
+	}
+	if command == "decline" || command == "drop" {
+		must = slices.DeleteFunc(must, func(n string) bool { return n == "customerId" || n == "items" || n == "deliverTo" })
+	}
+	for _, n := range must {
+		if _, ok := x.body[n]; !ok {
+			t.Errorf("%s: lacks %s: %s", x.request, n, x.raw)
+		}
+	}
+	for n := range x.body {
+		if !slices.Contains(must, n) && !slices.Contains(may, n) {
+			t.Errorf("%s: has %s: %s", x.request, n, x.raw)
+		}
+	}
+	if x.num("amount") != 45000 || x.str("currency") != "INR" || x.str("orderId") != s.order {
+		t.Errorf("%s: %s", x.request, x.raw)
+	}
+	status, paid := x.str("status"), x.str("paymentStatus") == "paid"
+	for name, want := range map[string]bool{"paymentDueAt": status == "placed" && !paid, "acceptBy": status == "placed" && paid,
+		"riderName": x.body["riderId"] != nil, "by": status == "cancelled" || status == "rejected"} {
+		if _, has := x.body[name]; has != want {
+			t.Errorf("%s: %s is there: %v: %s", x.request, name, has, x.raw)
+		}
+	}
+}
+
+var states = []string{"placed, unpaid", "placed, paid", "accepted", "preparing", "ready_for_rider", "rider_assigned", "picked_up", "delivered", "cancelled", "rejected", "expired"}
+
+// The order's table over REST. = and ! as there, >status for an event that ends
+// in the status, else a 409's code or 403, 404.
+func (s *scene) table() []struct {
+	who, command string
+	cells        string
+} {
+	return []struct{ who, command, cells string }{
+		{"customer", "payment", "200 order_already_paid order_already_paid order_already_paid order_already_paid order_already_paid order_already_paid order_already_paid ! ! !"},
+		{"restaurant", "accept-order", "order_not_paid >accepted = = = = = = ! ! !"},
+		{"restaurant", "reject", ">rejected >rejected ! ! ! ! ! ! ! = !"},
+		{"restaurant", "preparing", "order_not_paid ! >preparing = = = = = ! ! !"},
+		{"restaurant", "ready", "order_not_paid ! ! >ready_for_rider = = = = ! ! !"},
+		{"ops", "dispatch", "! ! ! ! ! ! ! ! ! ! !"},
+		{"winner", "accept", "404 404 404 404 >rider_assigned = = = ! 404 404"},
+		{"loser", "accept", "404 404 404 404 >rider_assigned order_already_assigned order_already_assigned order_already_assigned ! 404 404"},
+		{"decliner", "accept", "404 404 404 404 offer_expired order_already_assigned order_already_assigned order_already_assigned ! 404 404"},
+		{"stranger", "accept", "404 404 404 404 404 404 404 404 404 404 404"},
+		{"stranger", "decline", "404 404 404 404 404 404 404 404 404 404 404"},
+		{"loser", "decline", "404 404 404 404 >ready_for_rider = = = = 404 404"},
+		{"decliner", "decline", "404 404 404 404 = = = = = 404 404"},
+		{"winner", "decline", "404 404 404 404 >ready_for_rider ! ! ! = 404 404"},
+		{"ops", "drop", "! ! ! ! ! >ready_for_rider ! ! ! ! !"},
+		{"winner", "drop", "404 404 404 404 403 >ready_for_rider ! ! ! 404 404"},
+		{"loser", "drop", "404 404 404 404 403 403 403 403 403 404 404"},
+		{"stranger", "drop", "404 404 404 404 404 404 404 404 404 404 404"},
+		{"winner", "pick-up", "404 404 404 404 403 >picked_up = = ! 404 404"},
+		{"loser", "pick-up", "404 404 404 404 403 403 403 403 403 404 404"},
+		{"winner", "deliver", "404 404 404 404 403 ! >delivered = ! 404 404"},
+		{"decliner", "deliver", "404 404 404 404 403 403 403 403 403 404 404"},
+		{"customer", "cancel", ">cancelled >cancelled >cancelled ! ! ! ! ! = ! !"},
+		{"restaurant", "cancel", ">cancelled >cancelled >cancelled >cancelled >cancelled >cancelled ! ! = ! !"},
+		{"ops", "cancel", ">cancelled >cancelled >cancelled >cancelled >cancelled >cancelled >cancelled ! = ! !"},
+		{"another customer", "cancel", "404 404 404 404 404 404 404 404 404 404 404"},
+		{"another customer", "payment", "404 404 404 404 404 404 404 404 404 404 404"},
+		{"another restaurant", "accept-order", "404 404 404 404 404 404 404 404 404 404 404"},
+		{"another restaurant", "cancel", "404 404 404 404 404 404 404 404 404 404 404"},
+	}
+}
+
+func (s *scene) actor(who string) domain.Actor {
+	return map[string]domain.Actor{"customer": s.customer, "restaurant": s.restaurant, "ops": anOps, "winner": s.won, "loser": s.offered,
+		"decliner": riderActor(s.decliner), "stranger": riderActor(s.stranger), "another customer": customerActor("another"), "another restaurant": restaurantActor("another")}[who]
+}
+
+// orderTable plays one column of the table: what appends nothing on one order,
+// every cell with an event on an order of its own.
+func (c *contract) orderTable(t *testing.T, column int) {
+	state := states[column]
+	still := c.reach(t, state)
+	last := ""
+	for _, row := range still.table() {
+		cell := strings.Fields(row.cells)[column]
+		name := row.who + " " + row.command
+		if next, changes := strings.CutPrefix(cell, ">"); changes {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				s := c.reach(t, state)
+				a := s.actor(row.who)
+				s.do(t, a, row.command, "If-Match", fmt.Sprintf(`"%d"`, s.version+7)).want(t, 412, "precondition_failed")
+				x := s.do(t, a, row.command, "If-Match", fmt.Sprintf(`"%d"`, s.version)).want(t, 200)
+				s.checkOrder(t, x, a.Role, row.command)
+				if x.str("status") != next || x.num("version") != s.version+1 {
+					t.Errorf("%s in %s: %s", name, state, x.raw)
+				}
+				if y := s.do(t, a, row.command, "If-Match", `"1"`).want(t, 200); y.num("version") < x.num("version") { // already applied goes before 412
+					t.Errorf("repeated: %s", y.raw)
+				}
+				if q := c.do(t, a, "GET", "/v1/orders/"+s.order, nil, "Consistency-Token", x.cToken()).want(t, 200); q.num("version") < s.version+1 {
+					t.Errorf("the token was not waited for: %s", q.raw)
+				} else {
+					s.checkOrder(t, q, a.Role, "")
+				}
+				if next == "cancelled" || next == "rejected" {
+					if (state == "placed, unpaid") != (x.str("paymentStatus") == "pending") || x.str("by") != string(a.Role) || x.str("reason") != "why" {
+						t.Errorf("closed: %s", x.raw)
+					}
+					if state != "placed, unpaid" {
+						s.untilPayment(t, "refunded")
+					}
+				}
+			})
+			continue
+		}
+		failed := t.Failed()
+		x := still.do(t, still.actor(row.who), row.command)
+		switch cell {
+		case "200":
+			x.want(t, 200)
+		case "=":
+			if x.want(t, 200); x.num("version") != still.version {
+				t.Errorf("%s in %s: %s", name, state, x.raw)
+			}
+			still.checkOrder(t, x, still.actor(row.who).Role, row.command)
+			last = x.cToken()
+		case "!":
+			x.want(t, 409, "invalid_transition")
+			if x.str("currentStatus") != strings.Split(state, ",")[0] {
+				t.Errorf("%s in %s: %s", name, state, x.raw)
+			}
+		case "403":
+			x.want(t, 403, "forbidden")
+		case "404":
+			x.want(t, 404, "order_not_found")
+		default:
+			x.want(t, 409, cell)
+		}
+		if t.Failed() && !failed {
+			t.Logf("that was %s in %s", name, state)
+		}
+	}
+	if v := still.seen(t, last); v != still.version {
+		t.Errorf("%s: the version went from %d to %d", state, still.version, v)
+	}
+	// Who may read it.
+	for who, path := range map[string]string{"another customer": "", "another restaurant": "", "stranger": "/events"} {
+		c.do(t, still.actor(who), "GET", "/v1/orders/"+still.order+path, nil).want(t, 404, "order_not_found")
+	}
+	if state == "ready_for_rider" {
+		c.do(t, still.offered, "GET", "/v1/orders/"+still.order, nil).want(t, 200)
+	}
+}
+
+// riderTable plays what REST reaches of the rider's table.
+func (c *contract) riderTable(t *testing.T) {
+	id := c.name("rider")
+	self := riderActor(id)
+	path := "/v1/riders/" + id
+	check := func(x *reply, status, verification string, version int) {
+		t.Helper()
+		if x.str("status") != status || x.str("verification") != verification || x.num("version") != version || x.str("riderId") != id {
+			t.Errorf("%s: %s, want %s %s %d", x.request, x.raw, status, verification, version)
+		}
+	}
+	check(c.command(t, self, "PUT", path, `{"name":"A"}`).want(t, 201), "offline", "unverified", 1)
+	check(c.command(t, anOps, "PUT", path, `{"name":"A"}`).want(t, 200), "offline", "unverified", 1)
+	check(c.command(t, anOps, "PUT", path, `{"name":"  A ","vehicle":"bike"}`).want(t, 200), "offline", "unverified", 2)
+	if x := c.command(t, anOps, "PUT", path, `{"name":"A"}`); x.body["vehicle"] != nil { // a PUT replaces all
+		t.Errorf("%s", x.raw)
+	}
+	c.do(t, self, "POST", path+"/online", nil).want(t, 409, "rider_not_verified")
+	check(c.command(t, self, "POST", path+"/offline", nil), "offline", "unverified", 3)
+	check(c.command(t, anOps, "POST", path+"/verify", "{}"), "offline", "verified", 4)
+	check(c.command(t, anOps, "POST", path+"/verify", ""), "offline", "verified", 4)
+	check(c.command(t, self, "POST", path+"/online", nil), "available", "verified", 5)
+	check(c.command(t, self, "POST", path+"/online", nil), "available", "verified", 5)
+	check(c.command(t, anOps, "POST", path+"/suspend", nil), "offline", "suspended", 6)
+	check(c.command(t, anOps, "POST", path+"/suspend", nil), "offline", "suspended", 6)
+	c.do(t, self, "POST", path+"/online", nil).want(t, 409, "rider_suspended")
+	check(c.command(t, self, "POST", path+"/offline", nil), "offline", "suspended", 6)
+	check(c.command(t, anOps, "POST", path+"/verify", nil), "offline", "verified", 7)
+	c.do(t, riderActor("another"), "POST", path+"/online", nil).want(t, 403, "forbidden")
+	c.do(t, riderActor("another"), "GET", path, nil).want(t, 403, "forbidden")
+	c.do(t, riderActor("another"), "GET", path+"/offers", nil).want(t, 403, "forbidden")
+	c.do(t, riderActor("another"), "PUT", path+"/location", `{"location":`+aPoint+`}`).want(t, 403, "forbidden")
+	x := c.do(t, self, "PUT", path+"/location", `{"location":{"type":"Point","coordinates":[10,20,300]},"recordedAt":"`+time.Now().UTC().Format(time.RFC3339)+`"}`).want(t, 202)
+	if x.cToken() != "" || x.header.Get("ETag") != "" || len(x.raw) != 0 {
+		t.Errorf("a 202 with %v %s", x.header, x.raw)
+	}
+	soon(t, time.Minute, "the position", func() bool {
+		at, _ := c.do(t, self, "GET", path, nil).body["location"].(map[string]any)
+		return at != nil && fmt.Sprint(at["coordinates"]) == "[10 20]"
+	})
+	// Nearby: free, verified, fresh.
+	near := func() string {
+		return string(c.do(t, anOps, "GET", "/v1/riders/nearby?lat=20&lng=10", nil).want(t, 200).raw)
+	}
+	if strings.Contains(near(), id) {
+		t.Error("an offline rider is nearby")
+	}
+	tok := c.command(t, self, "POST", path+"/online", nil).cToken()
+	if x := c.do(t, anOps, "GET", "/v1/riders/nearby?lat=20&lng=10", nil, "Consistency-Token", tok); !strings.Contains(string(x.raw), id) {
+		t.Errorf("a free rider is not nearby: %s", x.raw)
+	}
+	// Busy, and suspended while busy.
+	s := c.reach(t, "rider_assigned")
+	w := "/v1/riders/" + s.winner
+	if x := c.do(t, s.won, "GET", w, nil).want(t, 200); x.str("status") != "busy" || x.str("orderId") != s.order {
+		t.Errorf("busy: %s", x.raw)
+	}
+	c.do(t, s.won, "POST", w+"/offline", nil).want(t, 409, "rider_busy")
+	c.command(t, s.won, "POST", w+"/online", nil)
+	if x := c.command(t, anOps, "POST", w+"/suspend", nil); x.str("status") != "busy" || x.str("verification") != "suspended" {
+		t.Errorf("suspended while busy: %s", x.raw)
+	}
+	c.do(t, s.won, "POST", w+"/online", nil).want(t, 409, "rider_suspended")
+	c.do(t, s.won, "POST", w+"/offline", nil).want(t, 409, "rider_busy")
+	if x := c.do(t, s.won, "GET", w+"/offers", nil).want(t, 200); len(x.items()) > 0 {
+		t.Errorf("offers while busy: %s", x.raw)
+	}
+	s.must(t, s.won, "pick-up")
+	s.must(t, s.won, "deliver")
+	if x := c.do(t, anOps, "GET", w, nil).want(t, 200); x.str("status") == "available" {
+		t.Errorf("after the last order: %s", x.raw)
+	}
+}
+
+// placing plays what a menu does to orders, and the keys of commands.
+func (c *contract) placing(t *testing.T) {
+	s := c.newScene(t)
+	menu := "/v1/restaurants/" + s.rest + "/menu/"
+	put := func(item, currency string, available bool) int {
+		return c.command(t, s.restaurant, "PUT", menu+item, fmt.Sprintf(`{"name":"N","price":{"amount":100,"currency":%q},"available":%v}`, currency, available)).status
+	}
+	if put("chai", "USD", true) != 201 || put("chai", "USD", true) != 200 || put("idli", "INR", false) != 201 {
+		t.Error("a new item is 201, a known one 200")
+	}
+	body := func(items ...string) string {
+		var lines []string
+		for _, i := range items {
+			lines = append(lines, `{"itemId":"`+i+`","quantity":2}`)
+		}
+		return `{"restaurantId":"` + s.rest + `","items":[` + strings.Join(lines, ",") + `],"deliverTo":{"location":` + aPoint + `,"address":" A "},"externalReference":"ref"}`
+	}
+	tok := c.command(t, s.restaurant, "PUT", menu+"last", `{"name":"N","price":{"amount":100,"currency":"INR"},"available":true}`).cToken()
+	place := func(b string, headers ...string) *reply {
+		return c.do(t, s.customer, "POST", "/v1/orders", b, append([]string{"Consistency-Token", tok}, headers...)...)
+	}
+	place(body("pizza")).want(t, 422, "unknown_item")
+	place(body("dosa", "chai")).want(t, 422, "currency_mismatch")
+	place(body("idli")).want(t, 409, "item_unavailable")
+	place(body("dosa"), "If-Match", `"3"`).want(t, 412)
+	first := place(body("dosa", "last"), "Idempotency-Key", "k1").want(t, 201)
+	if first.num("amount") != 30200 || first.str("externalReference") != "ref" || first.num("version") != 1 || first.header.Get("ETag") != `"1"` ||
+		first.str("status") != "placed" || first.str("paymentStatus") != "pending" || first.body["pickUp"].(map[string]any)["name"] != "Rest" {
+		t.Errorf("%s", first.raw)
+	}
+	if due, err := time.Parse(time.RFC3339, first.str("paymentDueAt")); err != nil || time.Until(due) < 14*time.Minute || time.Until(due) > 15*time.Minute {
+		t.Errorf("paymentDueAt %s", first.str("paymentDueAt"))
+	}
+	if x := place(body("dosa", "last"), "Idempotency-Key", `"k1"`).want(t, 201); x.str("orderId") != first.str("orderId") {
+		t.Errorf("repeated: %s", x.raw)
+	}
+	place(body("dosa"), "Idempotency-Key", "k1").want(t, 422, "idempotency_key_reused")
+	if x := c.do(t, customerActor(c.name("cust")), "POST", "/v1/orders", body("dosa"), "Idempotency-Key", "k1").want(t, 201); x.str("orderId") == first.str("orderId") {
+		t.Error("a key is the caller's own")
+	}
+	place(body("idli"), "Idempotency-Key", "k2").want(t, 409) // only successes are remembered
+	place(body("dosa"), "Idempotency-Key", "k2").want(t, 201)
+	c.command(t, s.restaurant, "DELETE", menu+"chai", nil).want(t, 200)
+	v := c.command(t, s.restaurant, "DELETE", menu+"chai", nil).want(t, 200).num("version")
+	closed := c.command(t, s.restaurant, "POST", "/v1/restaurants/"+s.rest+"/close", nil)
+	if again := c.command(t, s.restaurant, "POST", "/v1/restaurants/"+s.rest+"/close", nil); closed.num("version") != v+1 || again.num("version") != v+1 || again.body["open"] != false {
+		t.Errorf("closed twice: %s", again.raw)
+	}
+	tok = closed.cToken()
+	place(body("dosa")).want(t, 409, "restaurant_closed")
+	place(body("pizza")).want(t, 422, "unknown_item") // 422 goes before 409
+	place(strings.Replace(body("dosa"), s.rest, "none", 1)).want(t, 422, "unknown_restaurant")
+	place(body("dosa", "last"), "Idempotency-Key", "k1").want(t, 201) // the key goes before references and state
+	c.do(t, restaurantActor("another"), "POST", "/v1/restaurants/"+s.rest+"/open", nil).want(t, 403, "forbidden")
+	c.do(t, restaurantActor("another"), "PUT", menu+"x", `{"name":"N","price":{"amount":100,"currency":"INR"},"available":true}`).want(t, 403, "forbidden")
+	c.do(t, s.restaurant, "POST", "/v1/restaurants/"+s.rest+"/open", nil, "If-Match", `"0"`).want(t, 412, "precondition_failed")
+	c.do(t, s.restaurant, "POST", "/v1/restaurants/"+s.rest+"/open", nil, "If-Match", `W/"`+fmt.Sprint(v+1)+`"`).want(t, 412)
+	c.do(t, anOps, "PUT", "/v1/riders/"+c.name("new"), `{"name":"N"}`, "If-Match", "*").want(t, 412, "precondition_failed")
+	c.do(t, s.restaurant, "POST", "/v1/restaurants/"+s.rest+"/open", nil, "If-Match", "*").want(t, 200)
+
+	// Lists.
+	seen := map[string]bool{}
+	for cursor := ""; ; {
+		x := c.do(t, s.customer, "GET", "/v1/orders?limit=1&customerId="+s.cust+cursor, nil, "Consistency-Token", first.cToken()).want(t, http.StatusOK)
+		for _, o := range x.items() {
+			seen[o.(map[string]any)["orderId"].(string)] = true
+		}
+		if x.str("nextCursor") == "" {
+			break
+		}
+		cursor = "&cursor=" + x.str("nextCursor")
+	}
+	if len(seen) != 2 {
+		t.Errorf("a list of %d pages, want 2", len(seen))
+	}
+	if x := c.do(t, s.restaurant, "GET", "/v1/orders?status=placed&status=accepted", nil).want(t, 200); len(x.items()) != 3 {
+		t.Errorf("the restaurant's list: %s", x.raw)
+	}
+	if x := c.do(t, s.restaurant, "GET", "/v1/orders?status=delivered", nil).want(t, 200); len(x.items()) != 0 || x.body["items"] == nil {
+		t.Errorf("an empty list: %s", x.raw)
+	}
+	x := c.do(t, customerActor("x"), "GET", "/v1/restaurants/"+s.rest, nil).want(t, 200)
+	if x.body["menu"] == nil || x.body["open"] != true || x.header.Get("ETag") == "" || x.cToken() != "" {
+		t.Errorf("a restaurant: %v %s", x.header, x.raw)
+	}
+	if x := c.do(t, s.customer, "GET", fmt.Sprintf("/v1/restaurants/nearby?lat=%v&lng=%v&open=true", s.lat, s.lng), nil).want(t, 200); len(x.items()) != 1 {
+		t.Errorf("restaurants nearby: %s", x.raw)
+	}
+	if e := c.do(t, s.customer, "GET", "/v1/orders/"+first.str("orderId")+"/events", nil).want(t, 200).items(); len(e) != 1 || e[0].(map[string]any)["type"] != "ORDER_PLACED" || e[0].(map[string]any)["version"] != 1.0 || len(e[0].(map[string]any)) != 4 {
+		t.Errorf("events: %v", e)
+	}
+}
+
+// payments plays money that goes astray.
+func (c *contract) payments(t *testing.T) {
+	s := c.newScene(t)
+	s.place(t)
+	get := func(a domain.Actor) *reply { return c.do(t, a, "GET", "/v1/payments/"+s.order, nil) }
+	c.do(t, anOps, "POST", "/v1/payments/"+s.order+"/refund", aReason).want(t, 404, "payment_not_found")
+	s.open(t)
+	opened := c.command(t, s.customer, "POST", "/v1/orders/"+s.order+"/payment", "{}")
+	if opened.str("gatewayOrderId") != s.gatewayOrder || opened.num("amount") != 45000 || opened.str("provider") != "simulated" || opened.str("keyId") == "" || len(opened.body) != 5 {
+		t.Errorf("opened again: %s", opened.raw)
+	}
+	c.do(t, customerActor("another"), "POST", "/v1/simulated-gateway/orders/"+s.gatewayOrder+"/pay", `{"outcome":"captured"}`).want(t, 404, "gateway_order_not_found")
+	x := c.do(t, s.customer, "GET", "/v1/payments/"+s.order, nil, "Consistency-Token", opened.cToken()).want(t, 200)
+	if x.str("state") != "requested" || x.body["payments"] == nil || x.body["refunds"] == nil || x.header.Get("ETag") == "" || x.str("gatewayOrderId") != s.gatewayOrder || x.str("provider") != "simulated" {
+		t.Errorf("a payment: %s", x.raw)
+	}
+	get(customerActor("another")).want(t, 404, "payment_not_found")
+	get(restaurantActor("another")).want(t, 404, "payment_not_found")
+	get(s.restaurant).want(t, 200)
+	c.do(t, anOps, "POST", "/v1/payments/"+s.order+"/refund", aReason).want(t, 409, "payment_unsettled")
+	s.simulate(t, `{"outcome":"failed"}`)
+	s.untilPayment(t, "failed")
+	s.simulate(t, `{"outcome":"authorized"}`)
+	s.simulate(t, `{"outcome":"captured","amount":100}`)
+	soon(t, time.Minute, "the refund of another amount", func() bool {
+		refunds, _ := get(s.customer).body["refunds"].([]any)
+		return len(refunds) == 1 && refunds[0].(map[string]any)["status"] == "succeeded" && refunds[0].(map[string]any)["amount"] == 100.0
+	})
+	if x := c.do(t, s.customer, "GET", "/v1/orders/"+s.order, nil); x.str("status") != "placed" || x.str("paymentStatus") != "failed" {
+		t.Errorf("still payable: %s", x.raw)
+	}
+	s.simulate(t, `{"outcome":"captured","faults":["duplicate","reordered","old_secret"]}`)
+	s.untilPayment(t, "paid")
+	s.simulate(t, `{"outcome":"captured"}`)
+	soon(t, time.Minute, "the refund of the second payment", func() bool {
+		refunds, _ := get(s.customer).body["refunds"].([]any)
+		return len(refunds) == 2 && refunds[1].(map[string]any)["status"] == "succeeded"
+	})
+	if x := get(anOps); x.str("state") != "paid" {
+		t.Errorf("%s", x.raw)
+	}
+	refunded := c.command(t, anOps, "POST", "/v1/payments/"+s.order+"/refund", aReason)
+	if refunded.str("state") != "refund_pending" || refunded.str("orderId") != s.order {
+		t.Errorf("%s", refunded.raw)
+	}
+	s.untilPayment(t, "refunded")
+	if again := c.command(t, anOps, "POST", "/v1/payments/"+s.order+"/refund", aReason); again.str("state") != "refunded" {
+		t.Errorf("%s", again.raw)
+	}
+	c.do(t, anOps, "POST", "/v1/ops/payments/none/resolve", aReason).want(t, 404, "payment_not_found")
+
+	// Of a gateway order that nobody knows.
+	id, hook := c.name("pay"), func(id string) string {
+		return `{"entity":"event","account_id":"a","event":"payment.captured","contains":["payment"],"created_at":1,"payload":{"payment":{"entity":{"id":"` + id +
+			`","entity":"payment","amount":700,"currency":"INR","status":"captured","order_id":"order_unknown1","method":"upi","captured":true,"notes":[],"created_at":1}}}}`
+	}
+	c.webhook(t, hook(id)).want(t, 200)
+	c.webhook(t, `{"event":"subscription.paused","payload":{}}`).want(t, 200)
+	c.webhook(t, `not JSON at all`).want(t, 200)
+	soon(t, time.Minute, "the payment before an operator", func() bool {
+		return strings.Contains(string(c.do(t, anOps, "GET", "/v1/ops/payments?state=unmatched&limit=200", nil).raw), id)
+	})
+	resolved := c.command(t, anOps, "POST", "/v1/ops/payments/"+id+"/resolve", aReason)
+	v := c.command(t, anOps, "POST", "/v1/ops/payments/"+id+"/resolve", aReason).num("version")
+	if x := c.do(t, anOps, "GET", "/v1/ops/payments?state=unmatched", nil, "Consistency-Token", resolved.cToken()); strings.Contains(string(x.raw), id) || v != resolved.num("version") {
+		t.Errorf("resolved: %s", x.raw)
+	}
+}
