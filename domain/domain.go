@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math"
 	"regexp"
+	"strconv"
 	"time"
 )
 
@@ -27,9 +28,13 @@ type geoJSONPoint struct {
 	Coordinates []float64 `json:"coordinates"`
 }
 
-// MarshalJSON writes the point as GeoJSON.
+// MarshalJSON writes the point as GeoJSON, by hand: a point is in most events.
 func (p Point) MarshalJSON() ([]byte, error) {
-	return fmt.Appendf(make([]byte, 0, 64), `{"type":"Point","coordinates":[%v,%v]}`, p.Lng, p.Lat), nil
+	b := append(make([]byte, 0, 80), `{"type":"Point","coordinates":[`...)
+	b = strconv.AppendFloat(b, p.Lng, 'f', -1, 64)
+	b = append(b, ',')
+	b = strconv.AppendFloat(b, p.Lat, 'f', -1, 64)
+	return append(b, "]}"...), nil
 }
 
 // UnmarshalJSON reads a GeoJSON Point and refuses anything else.
