@@ -625,23 +625,27 @@ func (f *feedClient) read(done chan struct{}) {
 // expect waits for a message of the event that matches; nil matches all.
 func (f *feedClient) expect(event string, match func(message) bool) message {
 	f.t.Helper()
+	return f.waitFor(func(m message) bool { return m.Event == event && (match == nil || match(m)) }, event)
+}
+
+// waitFor returns the first message that matches, when it comes.
+func (f *feedClient) waitFor(match func(message) bool, what string) message {
+	f.t.Helper()
 	end := time.After(patience)
 	for {
 		f.mu.Lock()
 		messages, changed, err := f.messages, f.changed, f.err
 		f.mu.Unlock()
-		for _, m := range messages {
-			if m.Event == event && (match == nil || match(m)) {
-				return m
-			}
+		if i := slices.IndexFunc(messages, match); i >= 0 {
+			return messages[i]
 		}
 		if err != nil {
-			f.t.Fatalf("%s: the feed ended before %s: %v; it had %v", f.who.Sub, event, err, said(messages))
+			f.t.Fatalf("%s: the feed ended before %s: %v; it had %v", f.who.Sub, what, err, said(messages))
 		}
 		select {
 		case <-changed:
 		case <-end:
-			f.t.Fatalf("%s was never told %s; it had %v", f.who.Sub, event, said(messages))
+			f.t.Fatalf("%s was never told %s; it had %v", f.who.Sub, what, said(messages))
 		}
 	}
 }
@@ -883,7 +887,25 @@ func (a *town) noDeadLetters() {
 type child struct {
 	cmd   *exec.Cmd
 	ended chan struct{}
-	out   *bytes.Buffer // of both streams; read after ended
+	out   *output // of both streams
+}
+
+// output is a buffer that may be read while it is written.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
 }
 
 // spawn runs tomato with args beside the test.
@@ -893,7 +915,7 @@ func (a *town) spawn(args ...string) *child {
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	c := &child{cmd: exec.Command(self, args...), ended: make(chan struct{}), out: &bytes.Buffer{}}
+	c := &child{cmd: exec.Command(self, args...), ended: make(chan struct{}), out: &output{}}
 	c.cmd.Env = append(os.Environ(), asTomato+"=1", "TOMATO_JWT_SECRET="+townJWTSecret, "TOMATO_INTERNAL_KEY="+townInternalKey,
 		"TOMATO_RAZORPAY_WEBHOOK_SECRETS="+townWebhookSecret)
 	c.cmd.Stdout, c.cmd.Stderr = c.out, c.out

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"tomato/eventlog/eventlogtest"
+	"tomato/projections"
+)
+
+// TestRebuildWhileOrdersComeAndGo: every read model is rebuilt beside the one
+// that serves, under traffic. No query fails meanwhile, and when all is quiet
+// both generations have the same rows.
+func TestRebuildWhileOrdersComeAndGo(t *testing.T) {
+	t.Parallel()
+	a := newTown(t, eventlogtest.Embedded(t), "--offer-ttl", "1s", "--offer-radii", "1000,3000").open()
+	a.restaurant("r1", lng0, lat0)
+	a.riders("k", 5, lng0, lat0)
+	first := a.place("c0", "r1")
+	a.awaitQuery(office, "/v1/orders/"+first, "status", "placed")
+
+	var stopped atomic.Bool
+	var traffic sync.WaitGroup
+	var orders, queries atomic.Int64
+	end := func() {
+		stopped.Store(true)
+		traffic.Wait()
+	}
+	t.Cleanup(end)
+	for lane := range 3 {
+		traffic.Go(func() {
+			for i := 0; !stopped.Load() && !t.Failed(); i++ {
+				a.anOrder(fmt.Sprint("c", lane), lane*1000+i)
+				orders.Add(1)
+			}
+		})
+	}
+	paths := []string{"/v1/orders/" + first, "/v1/orders?limit=5", "/v1/orders/" + first + "/events", "/v1/riders/k0", "/v1/riders/nearby?lat=12.9&lng=77.6",
+		"/v1/restaurants/r1", "/v1/ops/payments?state=unmatched", "/v1/ops/projections"}
+	traffic.Go(func() {
+		pause := time.NewTicker(5 * time.Millisecond) // leave the machine to the others
+		defer pause.Stop()
+		for i := 0; !stopped.Load(); i++ {
+			<-pause.C
+			if x := a.do(office, "GET "+paths[i%len(paths)], nil); x.status != http.StatusOK {
+				t.Errorf("meanwhile: %v", x.fault())
+			}
+			queries.Add(1)
+		}
+	})
+
+	for _, model := range projections.Models {
+		before := orders.Load()
+		if said := a.tool("rebuild", model); !strings.Contains(said, " serves; it took ") {
+			t.Errorf("rebuild %s said %s", model, said)
+		}
+		a.await("orders come and go", func() error {
+			if orders.Load() == before {
+				return fmt.Errorf("%d orders", before)
+			}
+			return nil
+		})
+	}
+	end()
+	if t.Failed() {
+		t.FailNow()
+	}
+	a.idle()
+	t.Logf("%d orders and %d queries meanwhile", orders.Load(), queries.Load())
+
+	var served []string
+	for _, p := range a.must(office, "GET /v1/ops/projections", nil).get("items").([]any) {
+		if dig(p, "state") == "serving" {
+			served = append(served, fmt.Sprint(dig(p, "readModel"), " ", dig(p, "generation")))
+		}
+	}
+	slices.Sort(served)
+	if want := []string{"orders 2", "payments 2", "restaurants 2", "riders 2"}; !slices.Equal(served, want) {
+		t.Errorf("serving: %v, want %v", served, want)
+	}
+	for _, model := range projections.Models {
+		one, two := a.rows(model+"_g1"), a.rows(model+"_g2")
+		if len(one) == 0 || !maps.Equal(one, two) {
+			t.Errorf("%s: generation 1 has %v, generation 2 has %v", model, one, two)
+		}
+	}
+	a.noDeadLetters()
+}
+
+// anOrder is placed and paid, and ends in one of several ways.
+func (a *town) anOrder(customerID string, i int) {
+	cancel := "POST /v1/orders/%s/cancel"
+	id := a.do(customer(customerID), "POST /v1/orders", basket("r1")).str("orderId")
+	if i%4 == 0 {
+		a.do(customer(customerID), fmt.Sprintf(cancel, id), reason)
+		return
+	}
+	gatewayOrder := a.do(customer(customerID), "POST /v1/orders/"+id+"/payment", nil).str("gatewayOrderId")
+	for _, b := range [][]byte{capture("payment.failed", gatewayOrder, "pay_f"+id, 50000), capture("payment.captured", gatewayOrder, "pay_"+id, 50000)} {
+		a.webhook(b)
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(patience); time.Now().Before(end); <-tick.C {
+		if x := a.do(staff("r1"), "POST /v1/orders/"+id+"/accept-order", nil); x.status == http.StatusOK {
+			break
+		} else if x.code() != "order_not_paid" {
+			a.t.Error(x.fault())
+			return
+		}
+	}
+	if i%4 == 1 {
+		a.do(office, fmt.Sprintf(cancel, id), reason)
+		return
+	}
+	a.do(staff("r1"), "POST /v1/orders/"+id+"/preparing", nil)
+	a.do(staff("r1"), "POST /v1/orders/"+id+"/ready", nil)
+	rider := fmt.Sprint("k", i%5)
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); <-tick.C {
+		a.do(courier(rider), "PUT /v1/riders/"+rider+"/location", map[string]any{"location": point(lng0, lat0+float64(i%7)*0.001)})
+		if x := a.do(courier(rider), "POST /v1/orders/"+id+"/accept", nil); x.status != http.StatusOK {
+			continue // not offered yet, or busy
+		}
+		for _, step := range []string{"pick-up", "deliver"} {
+			if x := a.do(courier(rider), "POST /v1/orders/"+id+"/"+step, nil); x.status != http.StatusOK {
+				a.t.Error(x.fault())
+			}
+		}
+		return
+	}
+	a.do(office, fmt.Sprintf(cancel, id), reason)
+}
+
+// rows are the number and a digest of the rows of each table of a generation.
+// Positions are telemetry: a rebuild copies them.
+func (a *town) rows(schema string) map[string]string {
+	a.t.Helper()
+	db := a.db()
+	defer db.Close()
+	found, err := db.Query(a.t.Context(), `SELECT table_name FROM information_schema.tables WHERE table_schema = $1 AND table_name NOT IN ('schema_migrations', 'rider_positions', 'free_riders')`, schema)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	tables, err := pgx.CollectRows(found, pgx.RowTo[string])
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	rows := map[string]string{}
+	for _, table := range tables {
+		var digest string
+		name := pgx.Identifier{schema, table}.Sanitize()
+		err := db.QueryRow(a.t.Context(), `SELECT count(*) || ' rows ' || coalesce(md5(string_agg(r::text, E'\n' ORDER BY r::text)), '') FROM `+name+` r`).Scan(&digest)
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		rows[table] = digest
+	}
+	return rows
+}
