@@ -126,6 +126,13 @@ func operation(method, path, id, summary string, responses ...int) huma.Operatio
 	return huma.Operation{Method: method, Path: path, OperationID: id, Summary: summary, Errors: append([]int{404, 409, 412}, responses...)}
 }
 
+// putOperation describes a command that may begin something: 201 then.
+func putOperation(path, id, summary string) huma.Operation {
+	op := operation(http.MethodPut, path, id, summary)
+	op.Responses = map[string]*huma.Response{"201": {}}
+	return op
+}
+
 type orderOutput struct {
 	Status   int
 	ETag     string `header:"ETag"`

@@ -52,7 +52,7 @@ type restaurantOutput struct {
 
 func (s *Side) restaurantRoutes(api *httpapi.API) {
 	roles := []domain.Role{domain.Ops, domain.Restaurant}
-	httpapi.Register(api, operation("PUT", "/v1/restaurants/{id}", "putRestaurant", "Register a restaurant, or change what is known of it"), roles,
+	httpapi.Register(api, putOperation("/v1/restaurants/{id}", "putRestaurant", "Register a restaurant, or change what is known of it"), roles,
 		func(ctx context.Context, in *putRestaurantInput) (*restaurantOutput, error) {
 			return s.restaurantCommand(ctx, in.restaurantInput, in.Body, restaurant.Put{RestaurantID: string(in.ID),
 				Name: string(in.Body.Name), Location: in.Body.Location, Address: string(in.Body.Address)})
@@ -65,7 +65,7 @@ func (s *Side) restaurantRoutes(api *httpapi.API) {
 		func(ctx context.Context, in *restaurantInput) (*restaurantOutput, error) {
 			return s.restaurantCommand(ctx, *in, nil, restaurant.Close{})
 		})
-	httpapi.Register(api, operation("PUT", "/v1/restaurants/{id}/menu/{itemId}", "putMenuItem", "Put an item on the menu, or change it"), roles,
+	httpapi.Register(api, putOperation("/v1/restaurants/{id}/menu/{itemId}", "putMenuItem", "Put an item on the menu, or change it"), roles,
 		func(ctx context.Context, in *putMenuItemInput) (*restaurantOutput, error) {
 			b := in.Body
 			return s.restaurantCommand(ctx, in.restaurantInput, b, restaurant.SetMenuItem{Item: restaurant.MenuItem{ItemID: string(in.ItemID),

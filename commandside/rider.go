@@ -31,7 +31,7 @@ type riderOutput struct {
 }
 
 func (s *Side) riderRoutes(api *httpapi.API) {
-	put := operation("PUT", "/v1/riders/{id}", "putRider", "Register a rider, or change what is known of them")
+	put := putOperation("/v1/riders/{id}", "putRider", "Register a rider, or change what is known of them")
 	httpapi.Register(api, put, []domain.Role{domain.Ops, domain.Rider}, func(ctx context.Context, in *putRiderInput) (*riderOutput, error) {
 		return s.riderCommand(ctx, in.riderInput, in.Body, rider.Put{RiderID: string(in.ID), Name: string(in.Body.Name), Vehicle: string(in.Body.Vehicle)})
 	})

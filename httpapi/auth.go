@@ -227,19 +227,29 @@ func TokenFromRequest(r *http.Request) string {
 
 // MintToken signs a token (HS256) for the actor that is good for ttl.
 func MintToken(secret string, actor domain.Actor, ttl time.Duration) (string, error) {
-	if secret == "" {
+	return AuthConfig{Secret: secret}.MintToken(actor, ttl)
+}
+
+// MintToken signs a token (HS256) that an Authenticator of this config takes.
+func (c AuthConfig) MintToken(actor domain.Actor, ttl time.Duration) (string, error) {
+	if c.Secret == "" {
 		return "", errors.New("minting a token needs the JWT secret")
 	}
 	now := time.Now()
-	return jwt.NewWithClaims(jwt.SigningMethodHS256, claims{
+	t := claims{
 		Role:         actor.Role,
 		RestaurantID: actor.RestaurantID,
 		RegisteredClaims: jwt.RegisteredClaims{
+			Issuer:    c.Issuer,
 			Subject:   actor.Sub,
 			IssuedAt:  jwt.NewNumericDate(now),
 			ExpiresAt: jwt.NewNumericDate(now.Add(ttl)),
 		},
-	}).SignedString([]byte(secret))
+	}
+	if c.Audience != "" {
+		t.Audience = jwt.ClaimStrings{c.Audience}
+	}
+	return jwt.NewWithClaims(jwt.SigningMethodHS256, t).SignedString([]byte(c.Secret))
 }
 
 type actorKey struct{}

@@ -501,7 +501,7 @@ func (s *server) greet() {
 	fmt.Println("development tokens, valid for 24 hours:")
 	for _, a := range []domain.Actor{{Sub: "ops1", Role: domain.Ops}, {Sub: "staff1", Role: domain.Restaurant, RestaurantID: "rest1"},
 		{Sub: "rider1", Role: domain.Rider}, {Sub: "cust1", Role: domain.Customer}} {
-		token, err := httpapi.MintToken(s.cmd.JWTSecret, a, 24*time.Hour)
+		token, err := httpapi.AuthConfig{Secret: s.cmd.JWTSecret, Issuer: s.cmd.JWTIssuer, Audience: s.cmd.JWTAudience}.MintToken(a, 24*time.Hour)
 		if err != nil {
 			return // tokens come from elsewhere (JWKS)
 		}

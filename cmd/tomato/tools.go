@@ -111,6 +111,16 @@ type tokenCmd struct {
 }
 
 func (c tokenCmd) Run() error {
+	switch {
+	case !domain.ValidID(c.Sub):
+		return usage("--sub must be 1 to 64 letters, digits, - and _")
+	case domain.Role(c.Role) == domain.Restaurant && !domain.ValidID(c.Restaurant):
+		return usage("role restaurant needs --restaurant: 1 to 64 letters, digits, - and _")
+	case domain.Role(c.Role) != domain.Restaurant && c.Restaurant != "":
+		return usage("--restaurant is for role restaurant")
+	case c.TTL < time.Second:
+		return usage("--ttl must be at least 1s")
+	}
 	secret := c.JWTSecret
 	if secret == "" {
 		s, err := readSecrets(c.DataDir)
@@ -122,16 +132,13 @@ func (c tokenCmd) Run() error {
 		}
 		secret = s.JWTSecret
 	}
-	token, err := mint(secret, domain.Actor{Sub: c.Sub, Role: domain.Role(c.Role), RestaurantID: c.Restaurant}, c.TTL)
+	token, err := httpapi.AuthConfig{Secret: secret, Issuer: c.Issuer, Audience: c.Audience}.MintToken(
+		domain.Actor{Sub: c.Sub, Role: domain.Role(c.Role), RestaurantID: c.Restaurant}, c.TTL)
 	if err != nil {
 		return usageError{err}
 	}
 	fmt.Println(token)
 	return nil
-}
-
-func mint(secret string, a domain.Actor, ttl time.Duration) (string, error) {
-	return httpapi.MintToken(secret, a, ttl)
 }
 
 type migrateCmd struct{ toolFlags }

@@ -541,7 +541,7 @@ func (s *shard) append(c *call, kind int, ev domain.Event, scope keyScope, keyed
 	l := &s.logs[kind]
 	l.ordinal++
 	l.seq++
-	before := s.version(kind, c.req.ID)
+	begins := s.begins(kind, &c.req)
 	version := s.agg.evolve(kind, c.req.ID, ev, at, l.ordinal)
 	e := eventlog.Event{
 		ID:     fmt.Sprintf("%s-%d-%d-%d", l.topic, s.partition, l.rule.Term, l.seq),
@@ -550,7 +550,7 @@ func (s *shard) append(c *call, kind int, ev domain.Event, scope keyScope, keyed
 		CausationID: c.req.CausationID, CorrelationID: c.req.CorrelationID, Traceparent: c.req.Traceparent,
 	}
 	res := s.result(kind, &c.req, ev)
-	if before == 0 && (isPlace(c.req.Command) || isPut(c.req.Command)) {
+	if begins {
 		res.Status = 201
 	}
 	if keyed {
@@ -564,6 +564,16 @@ func (s *shard) append(c *call, kind int, ev domain.Event, scope keyScope, keyed
 		s.awaitOther(kind, c.req.ID, w)
 	}
 	s.seenInterval = seenIntervalLo
+}
+
+// begins says whether the command, which appends, makes something that was not
+// there: an order, a rider, a restaurant, an item on its menu.
+func (s *shard) begins(kind int, r *Request) bool {
+	if set, ok := r.Command.(restaurant.SetMenuItem); ok {
+		_, there := stateOf(s.agg.restaurants, r.ID).Menu[set.Item.ItemID]
+		return !there
+	}
+	return s.version(kind, r.ID) == 0 && (isPlace(r.Command) || isPut(r.Command))
 }
 
 // awaitOther makes an answer that shows order and payment wait for the other
