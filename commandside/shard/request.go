@@ -16,7 +16,7 @@ import (
 // carried to the instance that owns the aggregate's shard.
 type Request struct {
 	Topic   string         `json:"topic"`        // the aggregate's type, by its topic: eventlog.Orders, …
-	ID      string         `json:"id,omitempty"` // of the aggregate; "" only for Place, whose key (or chance) names the shard
+	ID      string         `json:"id,omitempty"` // of the aggregate; "" only for Place, whose key (or chance) names the shard and draws the id
 	Actor   domain.Actor   `json:"actor"`        // who asks; domain.SystemActor for policies
 	Command domain.Command `json:"-"`            // a value, never a pointer
 

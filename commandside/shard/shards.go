@@ -441,11 +441,11 @@ func (s *Shards) trusted(key string) bool {
 	return s.InternalKey != "" && subtle.ConstantTimeCompare([]byte(key), []byte(s.InternalKey)) == 1
 }
 
-// partitionOf names the request's shard, and draws the id of a new order: a
-// UUIDv7 of that shard. An idempotency key names the shard of an order that
-// has no id yet.
+// partitionOf names the request's shard, and draws the id of a new order, where
+// the instance that forwarded it has not done so: a UUIDv7 of that shard. An
+// idempotency key names the shard of an order that has no id yet.
 func (s *Shards) partitionOf(r *Request) int32 {
-	if !isPlace(r.Command) {
+	if !isPlace(r.Command) || r.ID != "" {
 		return eventlog.PartitionFor(r.ID, s.Partitions)
 	}
 	if r.IdempotencyKey == "" {
