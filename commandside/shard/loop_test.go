@@ -1,10 +1,32 @@
 package shard
 
 import (
+	"context"
+	"errors"
 	"testing"
+	"time"
 
+	"tomato/domain"
+	"tomato/domain/order"
 	"tomato/eventlog"
 )
+
+// newLoop returns a shard without brokers: the test takes the loop's steps.
+func newLoop() *shard {
+	s := &shard{
+		owner: &Shards{Config: Config{Partitions: 3, ArchiveAfter: 720 * time.Hour}},
+		queue: make(chan *call, queueLength), internal: make(chan *call, 64), closed: make(chan struct{}),
+		ackWake: make(chan struct{}, 1), agg: newAggregates(), seenInterval: seenIntervalLo,
+	}
+	for i, topic := range eventlog.AggregateTopics {
+		s.logs[i] = partitionLog{topic: topic, lastOff: -1}
+	}
+	return s
+}
+
+func newCall(r Request) *call {
+	return &call{ctx: context.Background(), req: r, done: make(chan answer, 1)}
+}
 
 // its own.
 func TestAForwardedPlaceKeepsItsID(t *testing.T) {
@@ -25,6 +47,48 @@ func TestAForwardedPlaceKeepsItsID(t *testing.T) {
 			if at := s.partitionOf(&forwarded); at != p || forwarded.ID != r.ID {
 				t.Fatalf("key %q: order %s of shard %d became %s of shard %d", key, r.ID, p, forwarded.ID, at)
 			}
+		}
+	}
+}
+
+// busy machine a command whose append was in flight was decided a second time.
+func TestAStoppedShardAnswersBeforeItIsClosed(t *testing.T) {
+	t.Parallel()
+	s := newLoop()
+	s.failed = errDeposed
+	var calls []*call
+	for range 2 {
+		c := &call{done: make(chan answer)} // not buffered: the answer waits to be taken
+		calls = append(calls, c)
+		s.logs[orders].inFlight = append(s.logs[orders].inFlight, &pending{waiters: []*waiter{{call: c, res: Result{Event: order.OrderPreparing{}}, left: 1}}})
+	}
+	go s.abandon()
+	for _, c := range calls {
+		if s.isClosed() {
+			t.Fatal("closed before all were answered")
+		}
+		if a := <-c.done; !errors.Is(a.err, ErrUnavailable) {
+			t.Fatalf("an append in flight is answered %v", a.err)
+		}
+	}
+	<-s.closed
+}
+
+// hear of the take-over.
+func TestAStoppedShardPassesOnWhatAppendedNothing(t *testing.T) {
+	t.Parallel()
+	s := newLoop()
+	s.failed = errDeposed
+	awaiting, confirming, deferred, queued := newCall(Request{}), newCall(Request{}), newCall(Request{}), newCall(Request{})
+	l := &s.logs[orders]
+	l.awaiting = []*waiter{{call: awaiting, err: domain.Refuse(domain.OrderNotPaid, ""), left: 1}}
+	l.inFlight = []*pending{{ordinal: 1, waiters: []*waiter{{call: confirming, left: 1}}}}
+	l.deferred = []deferral{{1, deferred}}
+	s.queue <- queued
+	s.abandon()
+	for _, c := range []*call{awaiting, confirming, deferred, queued} {
+		if a := <-c.done; !errors.Is(a.err, errNotDecided) {
+			t.Fatalf("answered %v", a.err)
 		}
 	}
 }

@@ -38,9 +38,9 @@ var (
 	errBroken    = errors.New("an append failed")
 	errHandedOff = errors.New("handed over")
 
-	// errNotDecided says that a stopped shard did not look at a command: it may
-	// be given to the next owner.
-	errNotDecided = errors.New("the shard stopped before it came to the command")
+	// errNotDecided says that a stopped shard has appended nothing for a
+	// command: it may be given to the next owner.
+	errNotDecided = errors.New("the shard stopped before the command was decided")
 )
 
 // call is a command on its way through the loop.
@@ -191,10 +191,12 @@ func (s *shard) unacked() (n int) {
 	return n
 }
 
-// abandon answers everybody who still waits: their command may or may not
-// take effect, a retry finds out.
+// abandon answers everybody who still waits, then closes the shard. An append
+// may or may not take effect, a retry finds out; who has appended nothing may
+// be decided by the next owner. Closed any earlier, a caller whose command is in
+// flight would take silence for errNotDecided and have it done twice.
 func (s *shard) abandon() {
-	close(s.closed)
+	defer close(s.closed)
 	for i := range s.logs {
 		l := &s.logs[i]
 		for _, p := range l.inFlight {
@@ -202,7 +204,7 @@ func (s *shard) abandon() {
 		}
 		s.abandonAll(l.awaiting)
 		for _, d := range l.deferred {
-			d.call.reply(Result{}, fmt.Errorf("%w: %w", ErrUnavailable, s.failed))
+			d.call.reply(Result{}, errNotDecided)
 		}
 	}
 	for {
@@ -218,6 +220,10 @@ func (s *shard) abandon() {
 
 func (s *shard) abandonAll(ws []*waiter) {
 	for _, w := range ws {
+		if w.res.Event == nil {
+			w.call.reply(Result{}, errNotDecided)
+			continue
+		}
 		w.call.reply(Result{}, fmt.Errorf("%w: %w", ErrUnavailable, s.failed))
 	}
 }
