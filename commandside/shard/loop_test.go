@@ -92,3 +92,22 @@ func TestAStoppedShardPassesOnWhatAppendedNothing(t *testing.T) {
 		}
 	}
 }
+
+// refused all commands from then on as stalled, without end.
+func TestALogThatLostRecordsIsClaimedAnew(t *testing.T) {
+	t.Parallel()
+	s := newLoop()
+	l := &s.logs[orders]
+	l.next, l.acked, l.ordinal = 100, 7, 8
+	l.inFlight = []*pending{{ordinal: 8, seq: 8, at: time.Now()}}
+	s.acknowledge(ack{log: orders, ordinal: 7, offset: 98})
+	s.settle(t.Context())
+	if s.failed != nil {
+		t.Fatalf("the second copy of one that is settled: %v", s.failed)
+	}
+	s.acknowledge(ack{log: orders, ordinal: 8, offset: 90})
+	s.settle(t.Context())
+	if !errors.Is(s.failed, errBroken) {
+		t.Fatalf("the shard goes on: %v", s.failed)
+	}
+}

@@ -702,8 +702,10 @@ func (s *shard) settle(ctx context.Context) {
 			s.log.Error("append failed; the shard is claimed anew", "topic", l.topic, "partition", s.partition, "err", a.err)
 			s.owner.replaceProducer(s.producer)
 			s.fail(fmt.Errorf("%w: %w", errBroken, a.err))
-		case a.offset < l.next:
+		case a.offset < l.next && a.ordinal <= l.acked:
 			// Read past already, while an earlier answer was verified.
+		case a.offset < l.next: // left alone, it would stay in flight for ever, and the shard stalled
+			s.fail(fmt.Errorf("%w: it landed at %s@%d, where the log was known up to %d: records are lost", errBroken, l.topic, a.offset, l.next))
 		case a.offset == l.next && len(l.inFlight) > 0 && l.inFlight[0].ordinal == a.ordinal:
 			// It landed where it must: nothing stands between, so no higher
 			// claim does. It counts, for ever.
