@@ -32,8 +32,9 @@ type Known struct {
 // CommandName implements domain.Command.
 func (Known) CommandName() string { return "known" }
 
-// Look returns the state as the shard has it, acknowledged or not. Nothing may
-// be decided on it but what a later command decides again.
+// Look returns the state as the shard has it, once what this owner appended to
+// it is acknowledged: it stood in the log, but a deposed owner's may be an old
+// one. Nothing may be decided on it but what a later command decides again.
 type Look struct{}
 
 // CommandName implements domain.Command.

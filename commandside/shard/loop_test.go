@@ -111,3 +111,33 @@ func TestALogThatLostRecordsIsClaimedAnew(t *testing.T) {
 		t.Fatalf("the shard goes on: %v", s.failed)
 	}
 }
+
+// assign was taken once the next owner had offered the same pair.
+func TestAnOfferOpensOnceItIsAcknowledged(t *testing.T) {
+	t.Parallel()
+	for _, command := range []domain.Command{order.Accept{RiderID: "x"}, Look{}} {
+		s := newLoop()
+		l := &s.logs[orders]
+		l.next, l.ordinal, l.seq = 10, 1, 1
+		l.inFlight = []*pending{{ordinal: 1, seq: 1, at: time.Now()}}
+		s.agg.orders["o"] = &entry[order.State]{last: 1, state: &order.State{ID: "o", Version: 6, Status: order.ReadyForRider, Round: 1, Wave: 1, WaveOpen: true,
+			Offers: []order.RiderOffer{{RiderID: "x", Wave: 1, State: order.OfferOpen}}}}
+		c := newCall(Request{Topic: eventlog.Orders, ID: "o", Actor: domain.Actor{Sub: "x", Role: domain.Rider}, Command: command})
+		s.handle(c)
+		select {
+		case a := <-c.done:
+			t.Fatalf("%s is answered before the offer is acknowledged: %+v", command.CommandName(), a)
+		default:
+		}
+		s.acknowledge(ack{log: orders, ordinal: 1, offset: 10})
+		s.settle(t.Context())
+		select {
+		case a := <-c.done:
+			if a.err != nil || a.res.Order.Wave != 1 {
+				t.Fatalf("%s: %+v", command.CommandName(), a)
+			}
+		default:
+			t.Fatalf("%s is not answered after the acknowledgement", command.CommandName())
+		}
+	}
+}

@@ -102,7 +102,7 @@ type partitionLog struct {
 	// awaiting are answers that rest on this log as it was when their command
 	// came in: the next append of anything confirms them.
 	awaiting []*waiter
-	deferred []deferral // commands that wait for this log's own appends, ordinal ascending
+	deferred []deferral // commands that wait for this log's own appends, as they came: each waits for those before it too
 }
 
 type deferral struct {
@@ -338,6 +338,9 @@ func (s *shard) handle(c *call) {
 		return
 	}
 	if _, ok := c.req.Command.(Look); ok {
+		if s.deferUntil(kind, s.last(kind, c.req.ID), c) {
+			return
+		}
 		c.reply(s.result(kind, &c.req, nil), nil)
 		return
 	}
@@ -367,7 +370,12 @@ func (s *shard) handle(c *call) {
 		return
 	}
 	if open && err == nil {
-		c.reply(s.result(kind, &c.req, nil), nil) // open: Assign decides, and it is what must be confirmed
+		// Open: Assign decides, and it is what must be confirmed. But the round
+		// and wave must be the log's: claimed for a pair that was never there, a
+		// refused assign could be taken later, when the pair comes to be.
+		if !s.deferUntil(kind, s.last(kind, c.req.ID), c) {
+			c.reply(s.result(kind, &c.req, nil), nil)
+		}
 		return
 	}
 	if ev == nil {
@@ -788,6 +796,27 @@ func (s *shard) token(r *Request, res Result) eventlog.Token {
 		add(payments)
 	}
 	return t
+}
+
+// last is the ordinal of this owner's last append to an aggregate, 0 where there is none.
+func (s *shard) last(kind int, id string) int64 {
+	switch kind {
+	case orders:
+		return lastOf(s.agg.orders, id)
+	case payments:
+		return lastOf(s.agg.payments, id)
+	case riders:
+		return lastOf(s.agg.riders, id)
+	default:
+		return lastOf(s.agg.restaurants, id)
+	}
+}
+
+func lastOf[S any](held map[string]*entry[S], id string) int64 {
+	if e := held[id]; e != nil {
+		return e.last
+	}
+	return 0
 }
 
 func (s *shard) version(kind int, id string) int64 {
