@@ -6,8 +6,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"tomato/domain"
 	"tomato/domain/order"
+	"tomato/domain/payment"
 	"tomato/eventlog"
 )
 
@@ -138,6 +141,39 @@ func TestAnOfferOpensOnceItIsAcknowledged(t *testing.T) {
 			}
 		default:
 			t.Fatalf("%s is not answered after the acknowledgement", command.CommandName())
+		}
+	}
+}
+
+// while refunds and late money still find the payment.
+func TestPaymentOfAnArchivedOrder(t *testing.T) {
+	t.Parallel()
+	s := newLoop()
+	now := time.Now()
+	s.agg.orders["o"] = &entry[order.State]{state: &order.State{ID: "o", Version: 2, Status: order.Expired, CustomerID: "c", ClosedAt: now.Add(-25 * time.Hour)}}
+	customer, ops := domain.Actor{Sub: "c", Role: domain.Customer}, domain.Actor{Sub: "o", Role: domain.Ops}
+	id, err := uuid.NewV7()
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(id[:6], make([]byte, 6)) // of 1970
+	for _, of := range []struct {
+		id      string
+		actor   domain.Actor
+		command domain.Command
+		want    domain.Code
+	}{
+		{"o", customer, payment.RequestPayment{OrderID: "o"}, domain.OrderArchived},
+		{"o", domain.Actor{Sub: "other", Role: domain.Customer}, payment.RequestPayment{OrderID: "o"}, domain.NotFound},
+		{"o", ops, payment.RequestRefund{}, ""},
+		{"o", domain.SystemActor, payment.RecordCaptured{}, ""},
+		{id.String(), customer, payment.RequestPayment{}, domain.OrderArchived},
+		{uuid.NewString(), customer, payment.RequestPayment{}, domain.NotFound},
+		{"pay_1", domain.SystemActor, payment.RecordUnmatched{}, ""},
+	} {
+		err := s.authorize(payments, &Request{Topic: eventlog.Payments, ID: of.id, Actor: of.actor, Command: of.command}, now)
+		if domain.RefusedWith(err) != of.want {
+			t.Errorf("%s of %s by %s: %v, want %q", of.command.CommandName(), of.id, of.actor.Sub, err, of.want)
 		}
 	}
 }

@@ -414,9 +414,12 @@ func (s *shard) authorize(kind int, r *Request, now time.Time) error {
 	switch kind {
 	case orders, payments:
 		e := s.agg.orders[r.ID]
+		// Of the commands on payments one is the customer's, on the order.
+		_, asks := r.Command.(payment.RequestPayment)
+		onOrder := kind == orders || asks
 		if e == nil {
 			switch {
-			case kind == payments || isPlace(r.Command):
+			case !onOrder || isPlace(r.Command):
 				return nil
 			case now.Sub(placedAt(r.ID)) > s.owner.ArchiveAfter:
 				return domain.Refuse(domain.OrderArchived, "the order is older than commands reach")
@@ -426,7 +429,7 @@ func (s *shard) authorize(kind int, r *Request, now time.Time) error {
 		if err := order.Authorize(e.state, r.Command, r.Actor); err != nil {
 			return err
 		}
-		if kind == orders && r.Actor.Role != domain.System && e.state.Status.Closed() && now.Sub(e.state.ClosedAt) > closedFor {
+		if onOrder && r.Actor.Role != domain.System && e.state.Status.Closed() && now.Sub(e.state.ClosedAt) > closedFor {
 			return domain.Refuse(domain.OrderArchived, "the order closed more than 24 hours ago")
 		}
 	case riders:
