@@ -177,3 +177,17 @@ func TestPaymentOfAnArchivedOrder(t *testing.T) {
 		}
 	}
 }
+
+// map's buckets.
+func TestOldKeysAreNotRemembered(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	m := keyMemory{known: map[keyScope]keyUse{}}
+	for n, age := range []time.Duration{25 * time.Hour, time.Hour} {
+		use := keyUse{status: 201, at: now.Add(-age)}
+		m.replay(&eventlog.Event{Subject: "o", Time: use.at, Idempotency: use.header(keyScope{byte(n)})}, now)
+	}
+	if len(m.known) != 1 || len(m.order) != 1 {
+		t.Fatalf("%d keys, %d in order", len(m.known), len(m.order))
+	}
+}

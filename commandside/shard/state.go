@@ -78,7 +78,7 @@ func (a *aggregates) replay(e *eventlog.Event) error {
 	if err != nil {
 		return fmt.Errorf("%s/%d@%d (%s %s) is corrupt: %w", e.Topic, e.Partition, e.Offset, e.Type, e.Subject, err)
 	}
-	a.keys.replay(e)
+	a.keys.replay(e, time.Now())
 	return nil
 }
 
@@ -174,8 +174,8 @@ func (m *keyMemory) forget(now time.Time) {
 	m.order = m.order[n:]
 }
 
-func (m *keyMemory) replay(e *eventlog.Event) {
-	if e.Idempotency == "" {
+func (m *keyMemory) replay(e *eventlog.Event, now time.Time) {
+	if e.Idempotency == "" || now.Sub(e.Time) > keyTTL {
 		return
 	}
 	parts := strings.Split(e.Idempotency, ".")
