@@ -49,9 +49,12 @@ type dispatch struct {
 // errSearching says that an order's next wave is being searched for.
 var errSearching = errors.New("an order near the rider is about to be offered")
 
-// maxJoinWait is how long riders wait for one order's next wave before the lane
-// backs off.
-const maxJoinWait = 5 * time.Second
+// errBehind says that a shard's answer is older than the event it was asked about.
+var errBehind = errors.New("the shard has not seen the event yet")
+
+// maxJoinWait is how long riders wait for one order's next wave. A search takes
+// milliseconds; one that takes longer is repeated with fresh ends.
+const maxJoinWait = 10 * time.Second
 
 // concurrentCommands bounds the commands of one batch under way at once.
 const concurrentCommands = 128
@@ -59,6 +62,7 @@ const concurrentCommands = 128
 func (d *dispatch) handle(ctx context.Context, events []eventlog.Event) error {
 	orders := map[string]eventlog.Event{} // to search for, with the event that asks
 	woken := map[string]eventlog.Event{}  // riders who became eligible
+	last := map[string]time.Time{}        // last positions, remembered once the batch is done: a repeat must see the same firsts
 	for _, e := range events {
 		switch e.Type {
 		case "ORDER_READY_FOR_RIDER", "OFFERS_EXPIRED", "RIDER_UNASSIGNED", "DISPATCH_REQUESTED":
@@ -78,12 +82,13 @@ func (d *dispatch) handle(ctx context.Context, events []eventlog.Event) error {
 			if err := json.Unmarshal(e.Data, &p); err != nil {
 				return eventlog.Poison(err)
 			}
-			if d.firstFresh(p) {
+			if d.firstFresh(p, last) {
 				woken[e.Subject] = e
 			}
 		}
 	}
 	if len(orders) == 0 && len(woken) == 0 {
+		d.remember(last)
 		return nil
 	}
 	// Everything that made riders eligible, or orders wait, before now.
@@ -100,20 +105,38 @@ func (d *dispatch) handle(ctx context.Context, events []eventlog.Event) error {
 	if err := d.searchFor(ctx, orders, after); err != nil {
 		return err
 	}
-	return d.wake(ctx, woken, after)
+	if err := d.wake(ctx, woken, after); err != nil {
+		return err
+	}
+	d.remember(last)
+	return nil
 }
 
 // firstFresh says whether the position is the first after a time without a
-// fresh one. After a restart every rider's first position is.
-func (d *dispatch) firstFresh(p Position) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	last := d.seen[p.RiderID]
-	if p.RecordedAt.After(last) {
-		d.seen[p.RiderID] = p.RecordedAt
+// fresh one, and notes it in last. After a restart every rider's first position
+// is.
+func (d *dispatch) firstFresh(p Position, last map[string]time.Time) bool {
+	before, ok := last[p.RiderID]
+	if !ok {
+		d.mu.Lock()
+		before = d.seen[p.RiderID]
+		d.mu.Unlock()
+	}
+	if p.RecordedAt.After(before) {
+		last[p.RiderID] = p.RecordedAt
 	}
 	now := time.Now()
-	return now.Sub(p.RecordedAt) < d.PositionMaxAge && now.Sub(last) >= d.PositionMaxAge
+	return now.Sub(p.RecordedAt) < d.PositionMaxAge && now.Sub(before) >= d.PositionMaxAge
+}
+
+func (d *dispatch) remember(last map[string]time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for id, at := range last {
+		if at.After(d.seen[id]) {
+			d.seen[id] = at
+		}
+	}
 }
 
 // want is one order on its way through a search.
@@ -184,7 +207,11 @@ func (d *dispatch) look(ctx context.Context, orders map[string]eventlog.Event) (
 			if err != nil {
 				return err
 			}
-			if o := res.Order; o != nil && o.Status == order.ReadyForRider && !o.WaveOpen && !o.Exhausted {
+			o := res.Order
+			if o == nil || o.Version < cause.Version {
+				return eventlog.Away(errBehind) // a deposed owner that has not noticed: the event counts, and it has not seen it
+			}
+			if o.Status == order.ReadyForRider && !o.WaveOpen && !o.Exhausted {
 				mu.Lock()
 				wants = append(wants, &want{cause, o, o.Wave + 1})
 				mu.Unlock()
@@ -241,7 +268,10 @@ func (d *dispatch) join(ctx context.Context, cause *eventlog.Event, orderID stri
 		case o.WaveOpen:
 			return d.command(ctx, cause, orderID, order.Offer{Round: o.Round, Wave: o.Wave, Riders: riders, TTL: d.OfferTTL, Limit: d.OfferLimit})
 		case waited > maxJoinWait:
-			return eventlog.Away(errSearching)
+			// The search hangs, or is parked: whoever takes it up begins with
+			// fresh ends, and finds these riders by itself.
+			d.Log.Warn("riders do not wait for an order's next wave any longer", "order", orderID, "error", errSearching)
+			return nil
 		}
 		select {
 		case <-time.After(wait):

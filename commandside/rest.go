@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -64,7 +65,9 @@ func (s *Side) execute(ctx context.Context, in commandInput, body any, r shard.R
 	case in.IfMatch.Version == httpapi.AnyVersion:
 		r.IfMatch = shard.Exists
 	}
-	r.Traceparent = in.Traceparent
+	if traceparent.MatchString(in.Traceparent) {
+		r.Traceparent = in.Traceparent
+	}
 	r.After = in.ConsistencyToken.Token
 	if r.IdempotencyKey != "" && body != nil {
 		b, err := json.Marshal(body)
@@ -79,6 +82,9 @@ func (s *Side) execute(ctx context.Context, in commandInput, body any, r shard.R
 	}
 	return res, nil
 }
+
+// traceparent is the W3C header; anything else is not kept, as the standard says.
+var traceparent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
 // nouns of the topics, for <noun>_not_found.
 var nouns = map[string]string{eventlog.Orders: "order", eventlog.Payments: "payment", eventlog.Riders: "rider", eventlog.Restaurants: "restaurant"}

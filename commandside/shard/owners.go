@@ -133,6 +133,10 @@ const (
 	hdrTimeout     = "X-Timeout-Ms" // what is left of the caller's deadline
 )
 
+// forwardMargin is what is kept of a deadline for the way back, so that the
+// owner's answer to it arrives.
+const forwardMargin = 50 * time.Millisecond
+
 // maxForwarded bounds a forwarded command and its answer.
 const maxForwarded = 4 << 20
 
@@ -157,7 +161,7 @@ func (s *Shards) forward(ctx context.Context, to Owner, r Request) (Result, erro
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set(hdrInternalKey, s.InternalKey)
 	if deadline, ok := ctx.Deadline(); ok {
-		req.Header.Set(hdrTimeout, strconv.FormatInt(max(1, time.Until(deadline).Milliseconds()), 10))
+		req.Header.Set(hdrTimeout, strconv.FormatInt(max(1, (time.Until(deadline)-forwardMargin).Milliseconds()), 10))
 	}
 	resp, err := s.http.Do(req)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,7 +27,7 @@ const (
 	maxInFlight    = 8192                  // unacknowledged appends of one shard, over which it takes no more commands
 	stallLimit     = 5 * time.Second       // oldest unacknowledged append, over which new commands are refused at once
 	drainLimit     = 2 * time.Second       // for appends in flight when the shard is handed over
-	verifyLimit    = 10 * time.Second      // to read what stands between an expected and an actual offset
+	verifyLimit    = 5 * time.Second       // to read what stands between an expected and an actual offset
 	seenIntervalLo = 2 * time.Millisecond  // between two SHARD_SEEN while the shard writes
 	seenIntervalHi = 50 * time.Millisecond // between two while it writes nothing else
 	closedFor      = 24 * time.Hour        // after which a closed order takes no commands
@@ -103,6 +104,14 @@ type partitionLog struct {
 	// came in: the next append of anything confirms them.
 	awaiting []*waiter
 	deferred []deferral // commands that wait for this log's own appends, as they came: each waits for those before it too
+}
+
+// eventID is unique for an event that counts: nobody else appends under this term.
+func (l *partitionLog) eventID(partition int32) string {
+	b := append(make([]byte, 0, 48), l.topic...)
+	b = strconv.AppendInt(append(b, '-'), int64(partition), 10)
+	b = strconv.AppendInt(append(b, '-'), l.rule.Term, 10)
+	return string(strconv.AppendInt(append(b, '-'), l.seq, 10))
 }
 
 type deferral struct {
@@ -561,7 +570,7 @@ func (s *shard) append(c *call, kind int, ev domain.Event, scope keyScope, keyed
 	begins := s.begins(kind, &c.req)
 	version := s.agg.evolve(kind, c.req.ID, ev, at, l.ordinal)
 	e := eventlog.Event{
-		ID:     fmt.Sprintf("%s-%d-%d-%d", l.topic, s.partition, l.rule.Term, l.seq),
+		ID:     l.eventID(s.partition),
 		Source: s.owner.source, Type: ev.EventType(), Time: at, Subject: c.req.ID,
 		Version: version, Term: l.rule.Term, Seq: l.seq, Data: data,
 		CausationID: c.req.CausationID, CorrelationID: c.req.CorrelationID, Traceparent: c.req.Traceparent,
@@ -609,12 +618,10 @@ func (s *shard) awaitOther(kind int, id string, w *waiter) {
 	if last <= l.acked {
 		return
 	}
-	for _, p := range l.inFlight {
-		if p.ordinal == last {
-			w.left++
-			p.waiters = append(p.waiters, w)
-			return
-		}
+	if i := last - l.acked - 1; i < int64(len(l.inFlight)) { // ordinals are contiguous
+		w.left++
+		p := l.inFlight[i]
+		p.waiters = append(p.waiters, w)
 	}
 }
 
@@ -688,7 +695,7 @@ func (s *shard) appendSeen(now time.Time) {
 		l.ordinal++
 		l.seq++
 		s.produce(i, &eventlog.Event{
-			ID:     fmt.Sprintf("%s-%d-%d-%d", l.topic, s.partition, l.rule.Term, l.seq),
+			ID:     l.eventID(s.partition),
 			Source: s.owner.source, Type: eventlog.ShardSeen, Time: domain.Time(now),
 			Term: l.rule.Term, Seq: l.seq, Data: []byte("{}"),
 		}, now, nil)

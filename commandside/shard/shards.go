@@ -91,10 +91,10 @@ type assignment struct {
 }
 
 type metrics struct {
-	void, opened, stops      *prometheus.CounterVec
-	seen, verified, appended prometheus.Counter
-	serving                  prometheus.Gauge
-	openSeconds              prometheus.Histogram
+	void, opened, stops *prometheus.CounterVec
+	seen, verified      prometheus.Counter
+	serving             prometheus.Gauge
+	openSeconds         prometheus.Histogram
 }
 
 // NewShards returns the shards of one instance; Run makes them serve.
@@ -169,19 +169,34 @@ func (s *Shards) replaceProducer(failed *kgo.Client) {
 }
 
 // Follow learns where the shards are until ctx ends, for an instance that
-// serves none: what it executes goes to their owners.
+// serves none: what it executes goes to their owners. Either Follow or Run is
+// called, once.
 func (s *Shards) Follow(ctx context.Context) error {
+	defer s.closeProducer()
+	return s.follow(ctx)
+}
+
+func (s *Shards) follow(ctx context.Context) error {
 	defer s.http.CloseIdleConnections()
 	return s.owners.run(ctx, s.Kafka, s.Log)
+}
+
+func (s *Shards) closeProducer() {
+	s.mu.Lock()
+	s.stopped = true
+	producer := s.producer
+	s.mu.Unlock()
+	producer.Close()
 }
 
 // Run joins the group and serves what it is assigned until ctx ends; then it
 // drains, leaves the group and returns.
 func (s *Shards) Run(ctx context.Context) error {
+	defer s.closeProducer()
 	var followers sync.WaitGroup
 	defer followers.Wait()
 	followers.Go(func() {
-		if err := s.Follow(ctx); err != nil {
+		if err := s.follow(ctx); err != nil {
 			s.Log.Error("shard owners are not followed", "err", err)
 		}
 	})
@@ -215,7 +230,6 @@ func (s *Shards) Run(ctx context.Context) error {
 	s.mu.Unlock()
 	s.take(all)
 	group.Close() // leaves
-	s.producer.Close()
 	return nil
 }
 
