@@ -408,10 +408,14 @@ func (s *server) serveCommands(api *httpapi.API, health *health) {
 		s.background("simulated gateway", g.Run)
 	}
 	s.side.Routes(api)
+	commandside.ShardRoutes(api, s.shards)
 	api.Router.Method(http.MethodPost, shard.CommandsPath, s.shards.Handler())
 	health.add("shards", func(context.Context) error {
-		if serving, assigned := s.shards.Serving(); serving < assigned || assigned == 0 {
+		if serving, assigned := s.shards.Serving(); serving < assigned {
 			return fmt.Errorf("%d of %d assigned shards are served", serving, assigned)
+		}
+		if away := s.shards.Unreachable(); len(away) > 0 {
+			return fmt.Errorf("nobody is known to serve shards %v", away)
 		}
 		return nil
 	})

@@ -33,7 +33,7 @@ func (s *Shards) open(ctx context.Context, p int32) (*shard, error) {
 	s.mu.Unlock()
 	sh := &shard{
 		owner: s, partition: p, producer: producer, log: s.Log,
-		queue: make(chan *call, queueLength), internal: make(chan *call, 64), closed: make(chan struct{}),
+		queue: make(chan *call, queueLength), internal: make(chan *call, 64), closed: make(chan struct{}), ask: make(chan chan Status),
 		ackWake: make(chan struct{}, 1), agg: newAggregates(), seenInterval: seenIntervalLo,
 	}
 	for i, topic := range eventlog.AggregateTopics {
@@ -65,7 +65,7 @@ func (s *Shards) open(ctx context.Context, p int32) (*shard, error) {
 func (s *shard) fold(e *eventlog.Event) error {
 	l := &s.logs[logOf(e.Topic)]
 	if !l.rule.Counts(e) {
-		s.owner.metrics.void.WithLabelValues(l.topic).Inc()
+		s.void(l)
 		return nil
 	}
 	l.lastOff = e.Offset

@@ -131,6 +131,7 @@ type shard struct {
 	queue    chan *call
 	internal chan *call // deadlines and returned commands: not bounded by the queue
 	closed   chan struct{}
+	ask      chan chan Status
 
 	ackMu   sync.Mutex
 	acks    []ack
@@ -142,6 +143,9 @@ type shard struct {
 	seenInterval time.Duration
 	seenAt       time.Time // when the next SHARD_SEEN is due; zero = nobody waits
 	failed       error
+	voids        int64 // records read that do not count
+	openedAt     time.Time
+	took         time.Duration
 }
 
 // serve is the loop. It returns why it stopped; all callers have their answer then.
@@ -173,6 +177,8 @@ func (s *shard) serve(ctx context.Context) error {
 			s.handle(c)
 		case <-s.ackWake:
 			s.settle(ctx)
+		case answer := <-s.ask:
+			answer <- s.status()
 		case now := <-timer.C:
 			s.tick(now)
 		case <-done:
@@ -772,7 +778,7 @@ func (s *shard) verify(ctx context.Context, a ack) {
 	err := eventlog.Read(ctx, s.owner.Kafka, map[eventlog.TopicPartition]eventlog.Range{tp: {From: l.next, To: a.offset + 1}}, func(e *eventlog.Event) error {
 		l.next = e.Offset + 1
 		if !l.rule.Counts(e) {
-			s.owner.metrics.void.WithLabelValues(l.topic).Inc()
+			s.void(l)
 			return nil
 		}
 		if l.rule.Term != term {
@@ -790,6 +796,11 @@ func (s *shard) verify(ctx context.Context, a ack) {
 	case a.ordinal > l.acked:
 		s.fail(fmt.Errorf("%w: the append at %s@%d is void", errBroken, l.topic, a.offset))
 	}
+}
+
+func (s *shard) void(l *partitionLog) {
+	s.voids++
+	s.owner.metrics.void.WithLabelValues(l.topic).Inc()
 }
 
 // token names the positions that an answer rests on.

@@ -185,6 +185,16 @@ func TestShardsMoveBetweenInstances(t *testing.T) {
 				t.Fatalf("a forwarded refusal: %v", err)
 			}
 		}
+		states := map[string]int{}
+		for _, st := range b.Status(t.Context()) {
+			states[st.State]++
+			if st.Term == 0 || st.Owner == "" || st.State == "serving" && st.Terms[eventlog.Orders] != st.Term {
+				t.Errorf("status %+v", st)
+			}
+		}
+		if serving, _ := b.Serving(); states["serving"] != serving || states["elsewhere"] != partitions-serving || len(b.Unreachable()) > 0 {
+			t.Errorf("%d served here, states %v, unreachable %v", serving, states, b.Unreachable())
+		}
 		a.stop()
 		eventually(t, func() bool { n, _ := b.Serving(); return n == partitions })
 		for n := range 30 {

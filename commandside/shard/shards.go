@@ -286,6 +286,7 @@ func (s *Shards) run(ctx context.Context, p int32) {
 		s.metrics.opened.WithLabelValues("serving").Inc()
 		s.metrics.openSeconds.Observe(time.Since(start).Seconds())
 		s.Log.Info("shard serving", "partition", p, "term", sh.term, "took", time.Since(start).Round(time.Millisecond))
+		sh.openedAt, sh.took = time.Now().UTC(), time.Since(start)
 		s.setServing(p, sh)
 		s.announce(p, sh.term)
 		err = sh.serve(ctx)

@@ -1,0 +1,90 @@
+package shard
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"tomato/eventlog"
+)
+
+// Status is how one shard is doing, as this instance knows it.
+type Status struct {
+	Shard       int32            `json:"shard"`
+	State       string           `json:"state" enum:"serving,opening,elsewhere,unknown"`
+	Owner       string           `json:"owner,omitempty"` // instance
+	URL         string           `json:"url,omitempty"`
+	Term        int64            `json:"term,omitempty"`            // of its claim on orders
+	Terms       map[string]int64 `json:"terms,omitempty"`           // by topic; of a shard that is served here, like all below
+	Offsets     map[string]int64 `json:"offsets,omitempty"`         // by topic: where the next append must land
+	Queue       int              `json:"queue"`                     // commands waiting
+	InFlight    int              `json:"inFlight"`                  // appends not acknowledged
+	Aggregates  int              `json:"aggregates"`                // held
+	VoidRecords int64            `json:"voidRecords"`               // read since it was taken over
+	TakenOverAt time.Time        `json:"takenOverAt,omitzero"`      // when it began to serve
+	TookSeconds float64          `json:"takeOverSeconds,omitempty"` // from being assigned to serving
+}
+
+// Status returns all shards, by number. What a shard that is served here says of
+// itself takes until its loop comes to it, or ctx ends.
+func (s *Shards) Status(ctx context.Context) []Status {
+	all := make([]Status, s.Partitions)
+	for p := range s.Partitions {
+		all[p] = s.statusOf(ctx, p)
+	}
+	return all
+}
+
+func (s *Shards) statusOf(ctx context.Context, p int32) Status {
+	s.mu.Lock()
+	sh, assigned := s.serving[p], s.assigned[p] != nil
+	s.mu.Unlock()
+	if sh != nil {
+		answer := make(chan Status, 1)
+		select {
+		case sh.ask <- answer:
+			return <-answer
+		case <-sh.closed:
+		case <-ctx.Done():
+		}
+	}
+	st := Status{Shard: p, State: "unknown"}
+	if o, ok, _ := s.owners.of(p); ok {
+		st.Owner, st.URL, st.Term = o.Owner, o.URL, o.Term
+		if o.Owner != s.Instance {
+			st.State = "elsewhere"
+		}
+	}
+	if assigned {
+		st.State = "opening"
+	}
+	return st
+}
+
+// status is called by the loop.
+func (s *shard) status() Status {
+	st := Status{Shard: s.partition, State: "serving", Owner: s.owner.Instance, URL: s.owner.URL, Term: s.term,
+		Terms: map[string]int64{}, Offsets: map[string]int64{}, Queue: len(s.queue), InFlight: s.unacked(),
+		Aggregates:  len(s.agg.orders) + len(s.agg.payments) + len(s.agg.riders) + len(s.agg.restaurants),
+		VoidRecords: s.voids, TakenOverAt: s.openedAt, TookSeconds: s.took.Seconds()}
+	for i, topic := range eventlog.AggregateTopics {
+		st.Terms[topic], st.Offsets[topic] = s.logs[i].rule.Term, s.logs[i].next
+	}
+	return st
+}
+
+// Unreachable returns the shards that this instance can neither serve nor
+// forward to.
+func (s *Shards) Unreachable() []int32 {
+	var out []int32
+	for p := range s.Partitions {
+		s.mu.Lock()
+		here := s.serving[p] != nil
+		s.mu.Unlock()
+		if o, ok, _ := s.owners.of(p); !here && (!ok || o.Owner == s.Instance) {
+			out = append(out, p)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
