@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"tomato/domain"
 	"tomato/eventlog"
@@ -47,7 +48,15 @@ type Candidate struct {
 // the circle: without the box, a search in an empty place would walk through all
 // riders there are. The circle itself is cut outside, where it costs nothing.
 // <-> is the distance on the sphere.
-func nearest(schema string) string {
+//
+// Within some nanometres of the equator or of longitude 0, ±90 or ±180, rounding
+// makes PostGIS find its own order wrong and give up (XX000, "index returned
+// tuples in wrong order"). With sorted the riders in reach are sorted instead.
+func nearest(schema string, sorted bool) string {
+	walk := ""
+	if sorted {
+		walk = " + 0" // no longer what the index is ordered by
+	}
 	return `SELECT s.i, c.rider_id, c.meters
 		FROM unnest($1::int[], $2::float8[], $3::float8[], $4::float8[], $5::text[]) AS s(i, lng, lat, radius, without)
 		CROSS JOIN LATERAL (
@@ -55,7 +64,7 @@ func nearest(schema string) string {
 			FROM ` + schema + `.free_riders f
 			WHERE f.location && _ST_Expand(ST_MakePoint(s.lng, s.lat)::geography, s.radius)
 			  AND f.recorded_at > $6 AND f.rider_id <> ALL (s.without::text[])
-			ORDER BY f.location <-> ST_MakePoint(s.lng, s.lat)::geography
+			ORDER BY (f.location <-> ST_MakePoint(s.lng, s.lat)::geography)` + walk + `
 			LIMIT $7
 		) c
 		WHERE c.meters <= s.radius
@@ -78,9 +87,9 @@ func (m *ReadModels) Nearest(ctx context.Context, searches []Search, maxAge time
 		most = max(most, s.Limit)
 	}
 	var found [][]Candidate
-	err := m.Read(ctx, after, []string{Riders}, func(schemas []string) error {
+	search := func(schema string, sorted bool) error {
 		found = make([][]Candidate, n)
-		rows, err := m.DB.Query(ctx, nearest(schemas[0]), index, lngs, lats, radii, without, time.Now().Add(-maxAge), most)
+		rows, err := m.DB.Query(ctx, nearest(schema, sorted), index, lngs, lats, radii, without, time.Now().Add(-maxAge), most)
 		if err != nil {
 			return err
 		}
@@ -94,6 +103,14 @@ func (m *ReadModels) Nearest(ctx context.Context, searches []Search, maxAge time
 			}
 			return nil
 		})
+		return err
+	}
+	err := m.Read(ctx, after, []string{Riders}, func(schemas []string) error {
+		err := search(schemas[0], false)
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) && pg.Code == "XX000" {
+			return search(schemas[0], true)
+		}
 		return err
 	})
 	if err != nil {

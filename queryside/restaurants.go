@@ -46,31 +46,33 @@ func (s *Side) restaurantRoutes(api *httpapi.API) {
 func (s *Side) nearbyRestaurants(ctx context.Context, in *nearbyRestaurantsInput) (*nearbyRestaurantsOutput, error) {
 	out := &nearbyRestaurantsOutput{}
 	err := s.read(ctx, in.After, []string{restaurantModel}, func(ctx context.Context, schemas []string) error {
-		rows, err := s.DB.Query(ctx, `SELECT c.state, c.meters
+		return nearestFirst(func(walk string) error {
+			rows, err := s.DB.Query(ctx, `SELECT c.state, c.meters
 			FROM (
 				SELECT r.id, r.state, r.location <-> ST_MakePoint($1, $2)::geography AS meters
 				FROM `+schemas[0]+`.restaurants r
 				WHERE r.location && _ST_Expand(ST_MakePoint($1, $2)::geography, $3) AND ($4::boolean IS NULL OR r.open = $4)
-				ORDER BY r.location <-> ST_MakePoint($1, $2)::geography
+				ORDER BY (r.location <-> ST_MakePoint($1, $2)::geography)`+walk+`
 				LIMIT $5
 			) c
 			WHERE c.meters <= $3
 			ORDER BY c.meters, c.id`, in.Lng, in.Lat, in.Radius, in.Open, in.Limit)
-		if err != nil {
-			return err
-		}
-		out.Body.Items = []nearbyRestaurant{}
-		var text []byte
-		var meters float64
-		_, err = pgx.ForEachRow(rows, []any{&text, &meters}, func() error {
-			state, err := readState[restaurant.State](text)
 			if err != nil {
 				return err
 			}
-			out.Body.Items = append(out.Body.Items, nearbyRestaurant{restaurant.NewView(state), int(math.Round(meters))})
-			return nil
+			out.Body.Items = []nearbyRestaurant{}
+			var text []byte
+			var meters float64
+			_, err = pgx.ForEachRow(rows, []any{&text, &meters}, func() error {
+				state, err := readState[restaurant.State](text)
+				if err != nil {
+					return err
+				}
+				out.Body.Items = append(out.Body.Items, nearbyRestaurant{restaurant.NewView(state), int(math.Round(meters))})
+				return nil
+			})
+			return err
 		})
-		return err
 	})
 	if err != nil {
 		return nil, err

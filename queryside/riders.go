@@ -60,31 +60,33 @@ func (s *Side) riderRoutes(api *httpapi.API) {
 func (s *Side) nearbyRiders(ctx context.Context, in *nearbyRidersInput) (*nearbyRidersOutput, error) {
 	out := &nearbyRidersOutput{}
 	err := s.read(ctx, in.After, []string{riderModel}, func(ctx context.Context, schemas []string) error {
-		// By the index on places, nearest first, within the box around the
-		// circle; the circle is cut outside. See projections.Nearest.
-		rows, err := s.DB.Query(ctx, `SELECT c.rider_id, c.name, ST_X(c.location::geometry), ST_Y(c.location::geometry), c.meters, c.recorded_at
+		return nearestFirst(func(walk string) error {
+			// By the index on places, nearest first, within the box around the
+			// circle; the circle is cut outside. See projections.Nearest.
+			rows, err := s.DB.Query(ctx, `SELECT c.rider_id, c.name, ST_X(c.location::geometry), ST_Y(c.location::geometry), c.meters, c.recorded_at
 			FROM (
 				SELECT f.rider_id, f.name, f.location, f.location <-> ST_MakePoint($1, $2)::geography AS meters, f.recorded_at
 				FROM `+schemas[0]+`.free_riders f
 				WHERE f.location && _ST_Expand(ST_MakePoint($1, $2)::geography, $3) AND f.recorded_at > $4
-				ORDER BY f.location <-> ST_MakePoint($1, $2)::geography
+				ORDER BY (f.location <-> ST_MakePoint($1, $2)::geography)`+walk+`
 				LIMIT $5
 			) c
 			WHERE c.meters <= $3
 			ORDER BY c.meters, c.rider_id`,
-			in.Lng, in.Lat, in.Radius, time.Now().Add(-s.PositionMaxAge), in.Limit)
-		if err != nil {
+				in.Lng, in.Lat, in.Radius, time.Now().Add(-s.PositionMaxAge), in.Limit)
+			if err != nil {
+				return err
+			}
+			out.Body.Items = []nearbyRider{}
+			var r nearbyRider
+			var meters float64
+			_, err = pgx.ForEachRow(rows, []any{&r.RiderID, &r.Name, &r.Location.Lng, &r.Location.Lat, &meters, &r.UpdatedAt}, func() error {
+				r.DistanceMeters, r.UpdatedAt = int(math.Round(meters)), r.UpdatedAt.UTC()
+				out.Body.Items = append(out.Body.Items, r)
+				return nil
+			})
 			return err
-		}
-		out.Body.Items = []nearbyRider{}
-		var r nearbyRider
-		var meters float64
-		_, err = pgx.ForEachRow(rows, []any{&r.RiderID, &r.Name, &r.Location.Lng, &r.Location.Lat, &meters, &r.UpdatedAt}, func() error {
-			r.DistanceMeters, r.UpdatedAt = int(math.Round(meters)), r.UpdatedAt.UTC()
-			out.Body.Items = append(out.Body.Items, r)
-			return nil
 		})
-		return err
 	})
 	if err != nil {
 		return nil, err

@@ -199,6 +199,20 @@ type around struct {
 	Limit  int     `query:"limit" minimum:"1" maximum:"200" default:"50"`
 }
 
+// nearestFirst runs a query that walks an index on places by distance: walk is
+// what its ORDER BY ends with. Within some nanometres of the equator or of
+// longitude 0, ±90 or ±180, rounding makes PostGIS find its own order wrong and
+// give up (XX000, "index returned tuples in wrong order"); then the places in
+// reach are sorted instead.
+func nearestFirst(query func(walk string) error) error {
+	err := query("")
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "XX000" {
+		return query(" + 0") // no longer what the index is ordered by
+	}
+	return err
+}
+
 // readState reads the JSON that a read model keeps.
 func readState[S any](text []byte) (*S, error) {
 	var s S

@@ -398,6 +398,40 @@ func (c *contract) riderTable(t *testing.T) {
 	}
 }
 
+// places looks for places next to the globe's axes, where PostGIS finds the
+// order of its own index wrong: the searches were 500, and dispatch stood still.
+func (c *contract) places(t *testing.T) {
+	for i, x := range []struct{ lng, lat, dLng, dLat float64 }{
+		{0, 0, 1.2835730153149793e-267, 4.988407669981693e-14}, {180, 45, -1e-10, 1e-12}, {-180, -33, 1e-10, 0}, {90, 0, 0, 1e-12}, {30, 90, 0, -5e-14}, {40, -90, 0, 1e-12},
+	} {
+		rest, cust, rider := c.name("place"), c.name("cust"), c.name("rider")
+		s := &scene{c: c, rest: rest, cust: cust, restaurant: restaurantActor(rest), customer: customerActor(cust), lng: x.lng, lat: x.lat, won: riderActor(rider)}
+		c.command(t, anOps, "PUT", "/v1/restaurants/"+rest, map[string]any{"name": "R", "location": pointAt(x.lng, x.lat)})
+		c.command(t, anOps, "PUT", "/v1/restaurants/"+rest+"/menu/dosa", `{"name":"Dosa","price":{"amount":15000,"currency":"INR"},"available":true}`)
+		c.command(t, anOps, "PUT", "/v1/riders/"+rider, `{"name":"N"}`)
+		c.command(t, anOps, "POST", "/v1/riders/"+rider+"/verify", nil)
+		c.command(t, s.won, "POST", "/v1/riders/"+rider+"/online", nil)
+		at := pointAt(x.lng+x.dLng, x.lat+x.dLat)
+		c.do(t, s.won, "PUT", "/v1/riders/"+rider+"/location", map[string]any{"location": at}).want(t, 202)
+		tok := c.command(t, anOps, "POST", "/v1/restaurants/"+rest+"/open", nil).cToken()
+		near := fmt.Sprintf("/nearby?lat=%v&lng=%v&limit=200", x.lat+x.dLat, x.lng+x.dLng)
+		if y := c.do(t, anOps, "GET", "/v1/restaurants"+near, nil, "Consistency-Token", tok).want(t, 200); !strings.Contains(string(y.raw), rest) {
+			t.Errorf("%d: %s", i, y.raw)
+		}
+		for _, p := range []string{near, fmt.Sprintf("/nearby?lat=%v&lng=%v", x.lat, x.lng)} {
+			soon(t, time.Minute, "the rider nearby", func() bool {
+				return strings.Contains(string(c.do(t, anOps, "GET", "/v1/riders"+p, nil).want(t, 200).raw), rider)
+			})
+		}
+		s.place(t)
+		s.pay(t)
+		s.must(t, s.restaurant, "accept-order")
+		s.must(t, s.restaurant, "preparing")
+		s.must(t, s.restaurant, "ready")
+		s.untilOffered(t, rider)
+	}
+}
+
 // placing plays what a menu does to orders, and the keys of commands.
 func (c *contract) placing(t *testing.T) {
 	s := c.newScene(t)
