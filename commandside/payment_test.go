@@ -427,9 +427,9 @@ func TestCapturedPaysOnce(t *testing.T) {
 		t.Run(faults, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			id := w.pay(w.open("o-1"), `{"outcome":"captured","faults":[`+faults+`]}`)
-			w.wantEvents("o-1", "PAYMENT_REQUESTED", "PAYMENT_SUCCESS", "ORDER_PAID")
-			if s := w.state("o-1"); s.Booked != id {
+			id := w.pay(w.open("01990000-0000-7000-8000-000000000001"), `{"outcome":"captured","faults":[`+faults+`]}`)
+			w.wantEvents("01990000-0000-7000-8000-000000000001", "PAYMENT_REQUESTED", "PAYMENT_SUCCESS", "ORDER_PAID")
+			if s := w.state("01990000-0000-7000-8000-000000000001"); s.Booked != id {
 				t.Errorf("booked %q, want %q", s.Booked, id)
 			}
 			w.wantRefunds(map[string]int64{})
@@ -440,19 +440,19 @@ func TestCapturedPaysOnce(t *testing.T) {
 func TestOnlyCapturedMoneyPays(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	g := w.open("o-1")
+	g := w.open("01990000-0000-7000-8000-000000000001")
 	id := w.pay(g, `{"outcome":"authorized"}`)
-	w.wantEvents("o-1", "PAYMENT_REQUESTED")
+	w.wantEvents("01990000-0000-7000-8000-000000000001", "PAYMENT_REQUESTED")
 	// An event that is called captured and holds what is not.
 	if r := w.webhook(strings.Replace(captured(g, "pay_x", 45000, "INR"), `"status":"captured"`, `"status":"authorized"`, 1)); r.status != 200 {
 		t.Fatal(r)
 	}
 	w.settle()
-	w.wantEvents("o-1", "PAYMENT_REQUESTED")
+	w.wantEvents("01990000-0000-7000-8000-000000000001", "PAYMENT_REQUESTED")
 	w.pay(g, `{"outcome":"failed"}`)
-	w.wantEvents("o-1", "PAYMENT_REQUESTED", "PAYMENT_FAILED")
+	w.wantEvents("01990000-0000-7000-8000-000000000001", "PAYMENT_REQUESTED", "PAYMENT_FAILED")
 	w.pay(g, `{"outcome":"captured","paymentId":"`+id+`"}`)
-	w.wantEvents("o-1", "PAYMENT_REQUESTED", "PAYMENT_FAILED", "PAYMENT_SUCCESS", "ORDER_PAID")
+	w.wantEvents("01990000-0000-7000-8000-000000000001", "PAYMENT_REQUESTED", "PAYMENT_FAILED", "PAYMENT_SUCCESS", "ORDER_PAID")
 }
 
 // Money of another amount or currency goes back exactly, and the order stays
@@ -460,16 +460,16 @@ func TestOnlyCapturedMoneyPays(t *testing.T) {
 func TestOtherAmountOrCurrency(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	g := w.open("o-1")
+	g := w.open("01990000-0000-7000-8000-000000000001")
 	less := w.pay(g, `{"outcome":"captured","amount":44999}`)
 	dollars := w.pay(g, `{"outcome":"captured","currency":"USD"}`)
-	w.wantEvents("o-1", "PAYMENT_REQUESTED", "PAYMENT_UNMATCHED", "REFUND_REQUESTED", "REFUND_SUCCESS", "PAYMENT_UNMATCHED", "REFUND_REQUESTED", "REFUND_SUCCESS")
+	w.wantEvents("01990000-0000-7000-8000-000000000001", "PAYMENT_REQUESTED", "PAYMENT_UNMATCHED", "REFUND_REQUESTED", "REFUND_SUCCESS", "PAYMENT_UNMATCHED", "REFUND_REQUESTED", "REFUND_SUCCESS")
 	w.wantRefunds(map[string]int64{less: 44999, dollars: 45000})
 	w.pay(g, `{"outcome":"captured"}`)
-	if got := w.events("o-1"); !slices.Equal(got[len(got)-2:], []string{"PAYMENT_SUCCESS", "ORDER_PAID"}) {
+	if got := w.events("01990000-0000-7000-8000-000000000001"); !slices.Equal(got[len(got)-2:], []string{"PAYMENT_SUCCESS", "ORDER_PAID"}) {
 		t.Errorf("events end in %v", got[len(got)-2:])
 	}
-	if a, _ := w.attempt("o-1", less); a.Reason != payment.ReasonAmountMismatch || a.State != payment.AttemptRefunded {
+	if a, _ := w.attempt("01990000-0000-7000-8000-000000000001", less); a.Reason != payment.ReasonAmountMismatch || a.State != payment.AttemptRefunded {
 		t.Errorf("%+v", a)
 	}
 }
@@ -479,8 +479,8 @@ func TestOtherAmountOrCurrency(t *testing.T) {
 func TestOtherOrdersSignatureCannotPay(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	a, b := w.open("o-a"), w.open("o-b")
-	body := strings.Replace(captured(a, "pay_a", 45000, "INR"), `"notes":[]`, `"notes":{"orderId":"o-b"}`, 1)
+	a, b := w.open("01990000-0000-7000-8000-00000000000a"), w.open("01990000-0000-7000-8000-00000000000b")
+	body := strings.Replace(captured(a, "pay_a", 45000, "INR"), `"notes":[]`, `"notes":{"orderId":"01990000-0000-7000-8000-00000000000b"}`, 1)
 	signature := gateway.Sign(testSecrets[0], []byte(body))
 	forged := strings.Replace(body, a, b, 1)
 	for _, s := range []string{signature, "", strings.ToUpper(signature), gateway.Sign("another secret", []byte(forged))} {
@@ -495,8 +495,8 @@ func TestOtherOrdersSignatureCannotPay(t *testing.T) {
 		t.Fatal(r)
 	}
 	w.settle()
-	w.wantEvents("o-a", "PAYMENT_REQUESTED", "PAYMENT_SUCCESS", "ORDER_PAID")
-	w.wantEvents("o-b", "PAYMENT_REQUESTED")
+	w.wantEvents("01990000-0000-7000-8000-00000000000a", "PAYMENT_REQUESTED", "PAYMENT_SUCCESS", "ORDER_PAID")
+	w.wantEvents("01990000-0000-7000-8000-00000000000b", "PAYMENT_REQUESTED")
 }
 
 // The webhook is faster than the index: the policy waits for the index and
@@ -504,23 +504,23 @@ func TestOtherOrdersSignatureCannotPay(t *testing.T) {
 func TestWebhookBeforeItsPaymentIsSeen(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	g := w.open("o-1")
+	g := w.open("01990000-0000-7000-8000-000000000001")
 	w.index.behind = true
 	w.pay(g, `{"outcome":"captured"}`)
-	w.wantEvents("o-1", "PAYMENT_REQUESTED", "PAYMENT_SUCCESS", "ORDER_PAID")
+	w.wantEvents("01990000-0000-7000-8000-000000000001", "PAYMENT_REQUESTED", "PAYMENT_SUCCESS", "ORDER_PAID")
 	if w.index.caught == 0 {
 		t.Error("the policy did not wait for the index")
 	}
 	// The index knows nothing at all: the gateway's word counts.
-	w.open("o-2")
-	s := w.state("o-2")
+	w.open("01990000-0000-7000-8000-000000000002")
+	s := w.state("01990000-0000-7000-8000-000000000002")
 	w.shards.mu.Lock()
 	lost := s
 	lost.OrderID = ""
-	w.shards.payments["o-2"] = lost
+	w.shards.payments["01990000-0000-7000-8000-000000000002"] = lost
 	w.shards.mu.Unlock()
 	orderID, known, err := w.orderOf(t.Context(), s.GatewayOrderID)
-	if orderID != "o-2" || !known || err != nil {
+	if orderID != "01990000-0000-7000-8000-000000000002" || !known || err != nil {
 		t.Errorf("orderOf = %q, %v, %v", orderID, known, err)
 	}
 }
@@ -555,7 +555,7 @@ func TestMoneyOfAnUnknownGatewayOrder(t *testing.T) {
 		t.Errorf("resolve by a customer: %+v", r)
 	}
 	// A gateway order that was made and never became a payment.
-	o, err := w.sim.CreateOrder(t.Context(), "o-never", 1, "INR")
+	o, err := w.sim.CreateOrder(t.Context(), "01990000-0000-7000-8000-00000000001b", 1, "INR")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -577,17 +577,17 @@ func TestLateMoney(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			g := w.open("o-1")
-			w.order("o-1", end)
+			g := w.open("01990000-0000-7000-8000-000000000001")
+			w.order("01990000-0000-7000-8000-000000000001", end)
 			w.settle()
 			id := w.pay(g, `{"outcome":"captured"}`)
-			if got, want := w.events("o-1")[2:], []string{"PAYMENT_SUCCESS", "REFUND_REQUESTED", "REFUND_SUCCESS"}; !slices.Equal(got, want) {
+			if got, want := w.events("01990000-0000-7000-8000-000000000001")[2:], []string{"PAYMENT_SUCCESS", "REFUND_REQUESTED", "REFUND_SUCCESS"}; !slices.Equal(got, want) {
 				t.Errorf("events %v, want %v", got, want)
 			}
 			w.wantRefunds(map[string]int64{id: 45000})
 			w.shards.mu.Lock()
 			defer w.shards.mu.Unlock()
-			if s := w.shards.orders["o-1"]; string(s.Status) != name || s.Paid() {
+			if s := w.shards.orders["01990000-0000-7000-8000-000000000001"]; string(s.Status) != name || s.Paid() {
 				t.Errorf("the order came back to life: %+v", s)
 			}
 		})
@@ -597,10 +597,10 @@ func TestLateMoney(t *testing.T) {
 func TestPaidThenEnded(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	id := w.pay(w.open("o-1"), `{"outcome":"captured"}`)
-	w.order("o-1", order.Cancel{By: customer, Reason: "changed my mind"})
+	id := w.pay(w.open("01990000-0000-7000-8000-000000000001"), `{"outcome":"captured"}`)
+	w.order("01990000-0000-7000-8000-000000000001", order.Cancel{By: customer, Reason: "changed my mind"})
 	w.settle()
-	w.wantEvents("o-1", "PAYMENT_REQUESTED", "PAYMENT_SUCCESS", "ORDER_PAID", "ORDER_CANCELLED", "REFUND_REQUESTED", "REFUND_SUCCESS")
+	w.wantEvents("01990000-0000-7000-8000-000000000001", "PAYMENT_REQUESTED", "PAYMENT_SUCCESS", "ORDER_PAID", "ORDER_CANCELLED", "REFUND_REQUESTED", "REFUND_SUCCESS")
 	w.wantRefunds(map[string]int64{id: 45000})
 	w.shards.mu.Lock()
 	defer w.shards.mu.Unlock()
@@ -614,17 +614,17 @@ func TestPaidThenEnded(t *testing.T) {
 func TestSecondCapture(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	g := w.open("o-1")
+	g := w.open("01990000-0000-7000-8000-000000000001")
 	first := w.pay(g, `{"outcome":"captured"}`)
 	second := w.pay(g, `{"outcome":"captured"}`)
-	w.wantEvents("o-1", "PAYMENT_REQUESTED", "PAYMENT_SUCCESS", "ORDER_PAID", "PAYMENT_UNMATCHED", "REFUND_REQUESTED", "REFUND_SUCCESS")
+	w.wantEvents("01990000-0000-7000-8000-000000000001", "PAYMENT_REQUESTED", "PAYMENT_SUCCESS", "ORDER_PAID", "PAYMENT_UNMATCHED", "REFUND_REQUESTED", "REFUND_SUCCESS")
 	w.wantRefunds(map[string]int64{second: 45000})
-	s := w.state("o-1")
+	s := w.state("01990000-0000-7000-8000-000000000001")
 	if a, _ := s.Attempt(second); s.Booked != first || s.Status != payment.Paid || a.Reason != payment.ReasonAlreadyPaid {
 		t.Errorf("%+v", s)
 	}
 	// An operator who names no payment after that means the one that paid.
-	if r := w.call(ops, "/v1/payments/o-1/refund", `{"reason":"cold food"}`); r.status != 200 || r.body["state"] != "refund_pending" {
+	if r := w.call(ops, "/v1/payments/01990000-0000-7000-8000-000000000001/refund", `{"reason":"cold food"}`); r.status != 200 || r.body["state"] != "refund_pending" {
 		t.Errorf("%+v", r)
 	}
 	w.settle()
@@ -661,24 +661,24 @@ func (f *failing) RefundState(context.Context, string, string) (gateway.RefundSt
 func TestRefundFails(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	id := w.pay(w.open("o-1"), `{"outcome":"captured"}`)
+	id := w.pay(w.open("01990000-0000-7000-8000-000000000001"), `{"outcome":"captured"}`)
 	f := &failing{Simulated: w.sim}
 	f.set("", fmt.Errorf("%w: too old", gateway.ErrRefused))
 	w.Gateway = f
-	w.order("o-1", order.Cancel{By: ops, Reason: "no"})
+	w.order("01990000-0000-7000-8000-000000000001", order.Cancel{By: ops, Reason: "no"})
 	w.settle()
-	w.wantEvents("o-1", "PAYMENT_REQUESTED", "PAYMENT_SUCCESS", "ORDER_PAID", "ORDER_CANCELLED", "REFUND_REQUESTED", "REFUND_FAILED")
-	if s := w.state("o-1"); s.Status != payment.RefundPending {
+	w.wantEvents("01990000-0000-7000-8000-000000000001", "PAYMENT_REQUESTED", "PAYMENT_SUCCESS", "ORDER_PAID", "ORDER_CANCELLED", "REFUND_REQUESTED", "REFUND_FAILED")
+	if s := w.state("01990000-0000-7000-8000-000000000001"); s.Status != payment.RefundPending {
 		t.Errorf("%+v", s)
 	}
 	for _, r := range f.asked {
-		if r != f.asked[0] || r.PaymentID != id || r.AggregateID != "o-1" || r.Amount != 45000 {
+		if r != f.asked[0] || r.PaymentID != id || r.AggregateID != "01990000-0000-7000-8000-000000000001" || r.Amount != 45000 {
 			t.Errorf("a repeat has other words: %+v", r)
 		}
 	}
 	// Ops try again; the gateway takes its time; the outcome comes as webhook.
 	f.set(gateway.RefundPending, nil)
-	r := w.call(ops, "/v1/payments/o-1/refund", `{"reason":"the bank says yes now"}`)
+	r := w.call(ops, "/v1/payments/01990000-0000-7000-8000-000000000001/refund", `{"reason":"the bank says yes now"}`)
 	if r.status != 200 || r.header.Get("ETag") == "" || r.body["state"] != "refund_pending" {
 		t.Fatalf("%+v", r)
 	}
@@ -687,26 +687,26 @@ func TestRefundFails(t *testing.T) {
 		t.Error("a new wish needs a new idempotency key")
 	}
 	// Already asked for: nothing more.
-	if r := w.call(ops, "/v1/payments/o-1/refund", `{"reason":"hurry"}`); r.status != 200 {
+	if r := w.call(ops, "/v1/payments/01990000-0000-7000-8000-000000000001/refund", `{"reason":"hurry"}`); r.status != 200 {
 		t.Errorf("%+v", r)
 	}
 	w.webhook(`{"event":"refund.failed","payload":{"refund":{"entity":{"id":"rfnd_1","amount":1,"payment_id":"` + id + `","notes":[]}}}}`)
 	w.settle()
-	if n := len(w.events("o-1")); n != 7 {
-		t.Errorf("a refund of 1 made by hand is not ours: %v", w.events("o-1"))
+	if n := len(w.events("01990000-0000-7000-8000-000000000001")); n != 7 {
+		t.Errorf("a refund of 1 made by hand is not ours: %v", w.events("01990000-0000-7000-8000-000000000001"))
 	}
 	w.webhook(`{"event":"refund.processed","payload":{"refund":{"entity":{"id":"rfnd_1","amount":45000,"payment_id":"` + id + `","notes":[]}}}}`)
 	w.settle()
-	if got, want := w.events("o-1")[6:], []string{"REFUND_REQUESTED", "REFUND_SUCCESS"}; !slices.Equal(got, want) {
+	if got, want := w.events("01990000-0000-7000-8000-000000000001")[6:], []string{"REFUND_REQUESTED", "REFUND_SUCCESS"}; !slices.Equal(got, want) {
 		t.Errorf("events %v, want %v", got, want)
 	}
-	if r := w.call(ops, "/v1/payments/o-none/refund", `{"reason":"x"}`); r.status != 404 || r.body["code"] != "payment_not_found" {
+	if r := w.call(ops, "/v1/payments/01990000-0000-7000-8000-000000000000/refund", `{"reason":"x"}`); r.status != 404 || r.body["code"] != "payment_not_found" {
 		t.Errorf("%+v", r)
 	}
-	if r := w.call(customer, "/v1/payments/o-1/refund", `{"reason":"x"}`); r.status != 403 {
+	if r := w.call(customer, "/v1/payments/01990000-0000-7000-8000-000000000001/refund", `{"reason":"x"}`); r.status != 403 {
 		t.Errorf("%+v", r)
 	}
-	if r := w.call(ops, "/v1/payments/o-1/refund", ``); r.status != 422 {
+	if r := w.call(ops, "/v1/payments/01990000-0000-7000-8000-000000000001/refund", ``); r.status != 422 {
 		t.Errorf("%+v", r)
 	}
 }
@@ -715,11 +715,11 @@ func TestRefundFails(t *testing.T) {
 func TestRefundIsPolled(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.pay(w.open("o-1"), `{"outcome":"captured"}`)
+	w.pay(w.open("01990000-0000-7000-8000-000000000001"), `{"outcome":"captured"}`)
 	f := &failing{Simulated: w.sim}
 	f.set(gateway.RefundPending, nil)
 	w.Gateway = f
-	w.order("o-1", order.Cancel{By: ops, Reason: "no"})
+	w.order("01990000-0000-7000-8000-000000000001", order.Cancel{By: ops, Reason: "no"})
 	w.settle()
 	due := time.Now().Add(refundPollFirst + time.Second)
 	round := func(want int) {
@@ -736,7 +736,7 @@ func TestRefundIsPolled(t *testing.T) {
 	f.set(gateway.RefundProcessed, nil)
 	due = due.Add(time.Minute)
 	round(1)
-	if got := w.events("o-1"); got[len(got)-1] != "REFUND_SUCCESS" {
+	if got := w.events("01990000-0000-7000-8000-000000000001"); got[len(got)-1] != "REFUND_SUCCESS" {
 		t.Errorf("events %v", got)
 	}
 	due = due.Add(time.Hour)
@@ -744,14 +744,14 @@ func TestRefundIsPolled(t *testing.T) {
 
 	// Before the payment leaves memory somebody must hear of it.
 	w.Gateway = w.sim
-	w.pay(w.open("o-2"), `{"outcome":"captured"}`)
+	w.pay(w.open("01990000-0000-7000-8000-000000000002"), `{"outcome":"captured"}`)
 	f.set(gateway.RefundPending, nil)
 	w.Gateway = f
-	w.order("o-2", order.Cancel{By: ops, Reason: "no"})
+	w.order("01990000-0000-7000-8000-000000000002", order.Cancel{By: ops, Reason: "no"})
 	w.settle()
 	due = time.Now().Add(700 * time.Hour)
 	round(1)
-	if got := w.events("o-2"); got[len(got)-1] != "REFUND_FAILED" {
+	if got := w.events("01990000-0000-7000-8000-000000000002"); got[len(got)-1] != "REFUND_FAILED" {
 		t.Errorf("events %v", got)
 	}
 }
@@ -761,19 +761,19 @@ func TestRefundIsPolled(t *testing.T) {
 func TestReconcile(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	now := w.open("o-now")
+	now := w.open("01990000-0000-7000-8000-00000000001c")
 	id := w.pay(now, `{"outcome":"captured","faults":["dropped"]}`)
-	w.wantEvents("o-now", "PAYMENT_REQUESTED")
-	w.order("o-now", order.Expire{})
+	w.wantEvents("01990000-0000-7000-8000-00000000001c", "PAYMENT_REQUESTED")
+	w.order("01990000-0000-7000-8000-00000000001c", order.Expire{})
 	w.settle()
-	w.wantEvents("o-now", "PAYMENT_REQUESTED", "ORDER_EXPIRED", "PAYMENT_SUCCESS", "REFUND_REQUESTED", "REFUND_SUCCESS")
+	w.wantEvents("01990000-0000-7000-8000-00000000001c", "PAYMENT_REQUESTED", "ORDER_EXPIRED", "PAYMENT_SUCCESS", "REFUND_REQUESTED", "REFUND_SUCCESS")
 	w.wantRefunds(map[string]int64{id: 45000})
 
-	later := w.open("o-later")
-	w.order("o-later", order.Expire{})
+	later := w.open("01990000-0000-7000-8000-00000000001a")
+	w.order("01990000-0000-7000-8000-00000000001a", order.Expire{})
 	w.settle()
 	id = w.pay(later, `{"outcome":"captured","faults":["wrong_signature"]}`)
-	w.wantEvents("o-later", "PAYMENT_REQUESTED", "ORDER_EXPIRED")
+	w.wantEvents("01990000-0000-7000-8000-00000000001a", "PAYMENT_REQUESTED", "ORDER_EXPIRED")
 	if n, err := w.timerRound(t.Context(), time.Now().Add(59*time.Minute)); n != 0 && err != nil {
 		t.Fatalf("%d timers, %v", n, err)
 	}
@@ -781,7 +781,7 @@ func TestReconcile(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.settle()
-	w.wantEvents("o-later", "PAYMENT_REQUESTED", "ORDER_EXPIRED", "PAYMENT_SUCCESS", "REFUND_REQUESTED", "REFUND_SUCCESS")
+	w.wantEvents("01990000-0000-7000-8000-00000000001a", "PAYMENT_REQUESTED", "ORDER_EXPIRED", "PAYMENT_SUCCESS", "REFUND_REQUESTED", "REFUND_SUCCESS")
 	if w.refunds()[id] != 45000 {
 		t.Error(w.refunds())
 	}
@@ -808,7 +808,7 @@ func TestTimersAreShared(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	for i := range 40 {
-		if err := w.setTimer(t.Context(), "reconcile", fmt.Sprintf("o-%d", i), time.Now(), reconcileTimer{GatewayOrderID: "order_none", EndedAt: time.Now().Add(-48 * time.Hour), Asked: 1}); err != nil {
+		if err := w.setTimer(t.Context(), "reconcile", fmt.Sprintf("01990000-0000-7000-8000-0000000000%02d", i), time.Now(), reconcileTimer{GatewayOrderID: "order_none", EndedAt: time.Now().Add(-48 * time.Hour), Asked: 1}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -836,8 +836,8 @@ func TestTimersAreShared(t *testing.T) {
 func TestOpenPayment(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.place("o-1")
-	const path = "/v1/orders/o-1/payment"
+	w.place("01990000-0000-7000-8000-000000000001")
+	const path = "/v1/orders/01990000-0000-7000-8000-000000000001/payment"
 	if r := w.call(customer, path, "", "If-Match", `"7"`); r.status != 412 {
 		t.Errorf("another version: %+v", r)
 	}
@@ -855,7 +855,7 @@ func TestOpenPayment(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	w.wantEvents("o-1", "PAYMENT_REQUESTED")
+	w.wantEvents("01990000-0000-7000-8000-000000000001", "PAYMENT_REQUESTED")
 	if tp := w.shards.log[0].Traceparent; !strings.Contains(tp, "0af7651916cd43dd8448eb211c80319c") {
 		t.Errorf("traceparent %q", tp)
 	}
@@ -866,7 +866,7 @@ func TestOpenPayment(t *testing.T) {
 		code   string
 	}{
 		{stranger, path, 404, "order_not_found"},
-		{customer, "/v1/orders/o-none/payment", 404, "order_not_found"},
+		{customer, "/v1/orders/01990000-0000-7000-8000-000000000000/payment", 404, "order_not_found"},
 		{ops, path, 403, "forbidden"},
 		{domain.Actor{}, path, 401, "unauthorized"},
 	} {
@@ -878,19 +878,19 @@ func TestOpenPayment(t *testing.T) {
 	if r := w.call(customer, path, ""); r.status != 409 || r.body["code"] != "order_already_paid" {
 		t.Errorf("paid: %+v", r)
 	}
-	w.place("o-2")
-	w.order("o-2", order.Expire{})
-	if r := w.call(customer, "/v1/orders/o-2/payment", ""); r.status != 409 || r.body["currentStatus"] != "expired" {
+	w.place("01990000-0000-7000-8000-000000000002")
+	w.order("01990000-0000-7000-8000-000000000002", order.Expire{})
+	if r := w.call(customer, "/v1/orders/01990000-0000-7000-8000-000000000002/payment", ""); r.status != 409 || r.body["currentStatus"] != "expired" {
 		t.Errorf("expired: %+v", r)
 	}
-	w.place("o-3")
+	w.place("01990000-0000-7000-8000-000000000003")
 	w.shards.away = true
-	if r := w.call(customer, "/v1/orders/o-3/payment", ""); r.status != 503 || r.header.Get("Retry-After") == "" {
+	if r := w.call(customer, "/v1/orders/01990000-0000-7000-8000-000000000003/payment", ""); r.status != 503 || r.header.Get("Retry-After") == "" {
 		t.Errorf("no shard: %+v", r)
 	}
 	w.shards.away = false
 	w.db.Close()
-	if r := w.call(customer, "/v1/orders/o-3/payment", ""); r.status != 503 || r.header.Get("Retry-After") == "" {
+	if r := w.call(customer, "/v1/orders/01990000-0000-7000-8000-000000000003/payment", ""); r.status != 503 || r.header.Get("Retry-After") == "" {
 		t.Errorf("no gateway: %+v", r)
 	}
 }
@@ -898,7 +898,7 @@ func TestOpenPayment(t *testing.T) {
 func TestSimulatedGatewayEndpoint(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	g := w.open("o-1")
+	g := w.open("01990000-0000-7000-8000-000000000001")
 	path := "/v1/simulated-gateway/orders/" + g + "/pay"
 	for _, c := range []struct {
 		actor        domain.Actor
@@ -930,12 +930,12 @@ func TestSimulatedGatewayEndpoint(t *testing.T) {
 	if r := w.call(ops, path, `{"outcome":"captured","delay":"1h","paymentId":"pay_1"}`); r.status != 202 || r.body["paymentId"] != "pay_1" || r.header.Get("ETag") != "" {
 		t.Errorf("%+v", r)
 	}
-	other := w.open("o-2")
+	other := w.open("01990000-0000-7000-8000-000000000002")
 	if r := w.call(ops, "/v1/simulated-gateway/orders/"+other+"/pay", `{"outcome":"captured","paymentId":"pay_1"}`); r.status != 422 {
 		t.Errorf("%+v", r)
 	}
 	w.settle()
-	w.wantEvents("o-1", "PAYMENT_REQUESTED")
+	w.wantEvents("01990000-0000-7000-8000-000000000001", "PAYMENT_REQUESTED")
 	w.Gateway = gateway.NewRazorpay("id", "secret", gateway.RazorpayOptions{})
 	if r := w.call(ops, path, `{"outcome":"captured"}`); r.status != 404 || r.body["code"] != "not_configured" {
 		t.Errorf("a real gateway: %+v", r)
@@ -945,7 +945,7 @@ func TestSimulatedGatewayEndpoint(t *testing.T) {
 func TestInbox(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	g := w.open("o-1")
+	g := w.open("01990000-0000-7000-8000-000000000001")
 	for _, body := range []string{
 		captured(g, "pay_1", 45000, "INR"),
 		`{"event":"invoice.paid","payload":{}}`,
@@ -985,7 +985,7 @@ func TestInbox(t *testing.T) {
 	if dead != 3 {
 		t.Errorf("%d are poison, want 3", dead)
 	}
-	w.wantEvents("o-1", "PAYMENT_REQUESTED", "PAYMENT_SUCCESS")
+	w.wantEvents("01990000-0000-7000-8000-000000000001", "PAYMENT_REQUESTED", "PAYMENT_SUCCESS")
 
 	// What cannot be kept is not acknowledged.
 	w.cluster.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
@@ -1040,7 +1040,7 @@ func TestInboxPassed(t *testing.T) {
 func TestPoliciesWaitForWhatIsAway(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	g := w.open("o-1")
+	g := w.open("01990000-0000-7000-8000-000000000001")
 	w.webhook(captured(g, "pay_1", 45000, "INR"))
 	e := w.inbox()[0]
 	away := func(what string, each func(context.Context, eventlog.Event) error, e eventlog.Event) {
@@ -1062,7 +1062,7 @@ func TestPoliciesWaitForWhatIsAway(t *testing.T) {
 	w.shards.away = true
 	away("no shard", w.payOrder, success)
 	w.shards.away = false
-	w.order("o-1", order.Expire{})
+	w.order("01990000-0000-7000-8000-000000000001", order.Expire{})
 	w.settle()
 	i := slices.IndexFunc(w.shards.log, func(e eventlog.Event) bool { return e.Type == "REFUND_REQUESTED" })
 	f := &failing{Simulated: w.sim}
@@ -1082,7 +1082,7 @@ func TestPoliciesWaitForWhatIsAway(t *testing.T) {
 func TestResolveBeforeRefund(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	g := w.open("o-1")
+	g := w.open("01990000-0000-7000-8000-000000000001")
 	if r := w.webhook(captured(g, "pay_1", 7, "INR")); r.status != 200 {
 		t.Fatal(r)
 	}
@@ -1091,15 +1091,15 @@ func TestResolveBeforeRefund(t *testing.T) {
 	}
 	unmatched := w.shards.log[len(w.shards.log)-1]
 	r := w.call(ops, "/v1/ops/payments/pay_1/resolve", `{"reason":"settled in cash"}`, "Idempotency-Key", "k1")
-	if r.status != 200 || r.body["orderId"] != "o-1" {
+	if r.status != 200 || r.body["orderId"] != "01990000-0000-7000-8000-000000000001" {
 		t.Fatalf("found by the gateway order: %+v", r)
 	}
 	if err := w.refundOrder(t.Context(), unmatched); err != nil {
 		t.Fatal(err)
 	}
 	w.settle()
-	w.wantEvents("o-1", "PAYMENT_REQUESTED", "PAYMENT_UNMATCHED", "PAYMENT_RESOLVED")
-	if r := w.call(ops, "/v1/payments/o-1/refund", `{"reason":"x"}`); r.status != 409 || r.body["code"] != "payment_unsettled" {
+	w.wantEvents("01990000-0000-7000-8000-000000000001", "PAYMENT_REQUESTED", "PAYMENT_UNMATCHED", "PAYMENT_RESOLVED")
+	if r := w.call(ops, "/v1/payments/01990000-0000-7000-8000-000000000001/refund", `{"reason":"x"}`); r.status != 409 || r.body["code"] != "payment_unsettled" {
 		t.Errorf("nothing to refund: %+v", r)
 	}
 }
