@@ -52,6 +52,7 @@ func (s *search) Waiting(context.Context, []string, []int, time.Duration, eventl
 	return s.waiting, s.err
 }
 
+// newDispatch returns the consumer over an empty log.
 func newDispatch(t *testing.T, o *oneOrder, s *search) eventlog.Consumer {
 	t.Helper()
 	cfg := eventlogtest.Embedded(t)

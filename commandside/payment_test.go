@@ -329,9 +329,7 @@ func (w *world) settle() {
 		}
 		new := w.inbox()
 		w.shards.mu.Lock()
-		for _, e := range w.shards.log[w.told:] {
-			new = append(new, e)
-		}
+		new = append(new, w.shards.log[w.told:]...)
 		w.told = len(w.shards.log)
 		w.shards.mu.Unlock()
 		for _, e := range new {

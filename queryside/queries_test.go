@@ -34,12 +34,11 @@ const secret = "0123456789abcdef0123456789abcdef"
 // queries is the query side on a database that the test fills by itself, in
 // place of the projections.
 type queries struct {
-	t   *testing.T
-	db  *pgxpool.Pool
-	api *httpapi.API
-	behind,
-	gone bool
-	seen eventlog.Token
+	t      *testing.T
+	db     *pgxpool.Pool
+	api    *httpapi.API
+	behind bool
+	seen   eventlog.Token
 }
 
 // Read implements queryside.ReadModels.

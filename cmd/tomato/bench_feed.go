@@ -139,7 +139,7 @@ func gather(ctx context.Context, n int, dial func(context.Context) (*websocket.C
 			}
 			all.Go(func() {
 				defer conn.CloseNow()
-				if err := a.read(ctx, conn, &first); err != nil && ctx.Err() == nil {
+				if err := a.read(ctx, conn, &first); ctx.Err() == nil {
 					select {
 					case a.failed <- err:
 					default:
@@ -166,6 +166,7 @@ func number(text []byte) (at, end int) {
 	return at, end
 }
 
+// read reads until the connection or ctx ends; its error is never nil.
 func (a *audience) read(ctx context.Context, conn *websocket.Conn, first *sync.Once) error {
 	for {
 		_, text, err := conn.Read(ctx)

@@ -67,6 +67,7 @@ var contractRows = []contractRow{
 	{"GET", "/v1/payments/" + noOrder, "customer restaurant ops", "", nil, "payment_not_found", "qi"},
 	{"GET", "/v1/ops/payments", "ops", "", nil, "", "qp"},
 	{"GET", "/v1/ops/projections", "ops", "", nil, "", ""},
+	{"GET", "/v1/ops/shards", "ops", "", nil, "", ""},
 	{"GET", "/v1/ops/consumers", "ops", "", nil, "", ""},
 	{"GET", "/v1/ops/dead-letters", "ops", "", nil, "", "p"},
 	{"GET", "/v1/ops/dead-letters/999999", "ops", "", nil, "dead_letter_not_found", ""},

@@ -16,7 +16,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/exaring/otelpgx"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -259,7 +258,6 @@ func (s *server) startDatabase(ctx context.Context) error {
 		return usage("DATABASE_URL: %w", err)
 	}
 	cfg.MaxConns = max(cfg.MaxConns, 48) // every partition of every consumer may hold one
-	cfg.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithDisableSQLStatementInAttributes())
 	if s.db, err = pgxpool.NewWithConfig(context.WithoutCancel(ctx), cfg); err != nil {
 		return err
 	}
