@@ -51,7 +51,7 @@ type Executor interface {
 	Execute(ctx context.Context, r Request) (Result, error)
 }
 
-// Exists, as IfMatch, takes any version of a resource that there is.
+// Exists is the IfMatch that takes any version of a resource that there is.
 const Exists int64 = -1
 
 // ErrUnavailable says that the command's outcome is not known, or that nobody
