@@ -23,7 +23,7 @@ build:
 # -count=1: what a test meets on the machine is no input that the cache knows of.
 test:
 	.ci/setup test
-	TOMATO_REQUIRE_KAFKA=1 TOMATO_REQUIRE_POSTGIS=1 go test $(TESTFLAGS) -count=1 ./...
+	TOMATO_REQUIRE_KAFKA=1 TOMATO_REQUIRE_POSTGIS=1 TOMATO_REQUIRE_MODEL=1 go test $(TESTFLAGS) -count=1 ./...
 
 lint:
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt:"; echo "$$unformatted"; exit 1; }
