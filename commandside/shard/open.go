@@ -54,6 +54,9 @@ func (s *Shards) open(ctx context.Context, p int32) (*shard, error) {
 	if err := eventlog.Read(rctx, s.Kafka, ranges, sh.fold); err != nil {
 		return nil, err
 	}
+	// All four logs are read before any is claimed. Read and claimed one by one,
+	// two owners could each hold all claims as acknowledged while already deposed
+	// in one log (found by the model: NO_READFIRST).
 	if err := sh.claim(ctx); err != nil {
 		return nil, err
 	}
