@@ -31,9 +31,9 @@ type geoJSONPoint struct {
 // MarshalJSON writes the point as GeoJSON, by hand: a point is in most events.
 func (p Point) MarshalJSON() ([]byte, error) {
 	b := append(make([]byte, 0, 80), `{"type":"Point","coordinates":[`...)
-	b = strconv.AppendFloat(b, p.Lng, 'f', -1, 64)
+	b = strconv.AppendFloat(b, p.Lng, 'g', -1, 64)
 	b = append(b, ',')
-	b = strconv.AppendFloat(b, p.Lat, 'f', -1, 64)
+	b = strconv.AppendFloat(b, p.Lat, 'g', -1, 64)
 	return append(b, "]}"...), nil
 }
 

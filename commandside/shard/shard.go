@@ -80,6 +80,7 @@ type pending struct {
 	seq     int64
 	at      time.Time
 	waiters []*waiter
+	menu    *restaurant.State // what it makes of a restaurant: orders are priced from it as soon as it counts
 }
 
 // ack is what the producer says of one append.
@@ -592,6 +593,9 @@ func (s *shard) append(c *call, kind int, ev domain.Event, scope keyScope, keyed
 	}
 	w := &waiter{call: c, res: res, left: 1}
 	s.produce(kind, &e, now, w)
+	if kind == restaurants {
+		l.inFlight[len(l.inFlight)-1].menu = res.Restaurant
+	}
 	if kind == orders || kind == payments {
 		s.awaitOther(kind, c.req.ID, w)
 	}
@@ -748,6 +752,9 @@ func (s *shard) settled(l *partitionLog, offset int64) {
 	l.rule.Seq = p.seq
 	l.acked = p.ordinal
 	l.lastOff = offset
+	if p.menu != nil {
+		s.owner.Menus.learn(p.menu)
+	}
 	for _, w := range p.waiters {
 		w.left--
 		if w.left == 0 {

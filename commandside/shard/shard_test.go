@@ -118,6 +118,10 @@ func TestAnOrderGoesItsWayAndSurvivesARestart(t *testing.T) {
 		ensureTopics(t, cfg)
 		a := startInstance(t, cfg)
 		after := a.openRestaurant(t)
+		// Without a token, too: this instance knows its own menus at once.
+		if _, err := a.exec(t, placeRequest(nil, "k0")); err != nil {
+			t.Fatal(err)
+		}
 		placed, err := a.exec(t, placeRequest(after, "k1"))
 		if err != nil {
 			t.Fatal(err)
