@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -42,8 +43,9 @@ func (s *Side) Dispatch() eventlog.Consumer {
 
 type dispatch struct {
 	*Side
-	mu   sync.Mutex
-	seen map[string]time.Time // rider id → recordedAt of their last position
+	mu    sync.Mutex
+	seen  map[string]time.Time // rider id → recordedAt of their last position
+	swept time.Time
 }
 
 // errSearching says that an order's next wave is being searched for.
@@ -136,6 +138,10 @@ func (d *dispatch) remember(last map[string]time.Time) {
 		if at.After(d.seen[id]) {
 			d.seen[id] = at
 		}
+	}
+	if now := time.Now(); now.Sub(d.swept) > d.PositionMaxAge { // an old position is as good as none
+		d.swept = now
+		maps.DeleteFunc(d.seen, func(_ string, at time.Time) bool { return now.Sub(at) > d.PositionMaxAge })
 	}
 }
 

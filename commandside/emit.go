@@ -10,7 +10,6 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/uuid"
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/domain"
 	"tomato/domain/feed"
@@ -68,17 +67,9 @@ func (s *Side) emit(ctx context.Context, b emitBody) error {
 		return err
 	}
 	e := eventlog.Event{ID: id.String(), Source: "/tomato/commandside/emit", Type: feed.Emitted, Time: domain.Time(time.Now()), Subject: b.Room, Data: data}
-	done := make(chan error, 1)
-	s.Producer.Produce(context.WithoutCancel(ctx), e.NewRecord(eventlog.Feed, eventlog.PartitionFor(b.Room, s.Partitions)), func(_ *kgo.Record, err error) { done <- err })
-	deadline := time.NewTimer(s.CommandDeadline)
-	defer deadline.Stop()
-	select {
-	case err = <-done:
-	case <-ctx.Done():
-		err = ctx.Err()
-	case <-deadline.C:
-		err = context.DeadlineExceeded
-	}
+	ctx, cancel := context.WithTimeout(ctx, s.CommandDeadline)
+	defer cancel()
+	err = s.produce(ctx, e.NewRecord(eventlog.Feed, eventlog.PartitionFor(b.Room, s.Partitions)))
 	if err != nil {
 		s.Log.Warn("an emitted message is not on Kafka in time", "error", err)
 		return httpapi.Unavailable("unavailable", "The message could not be kept in time; it may still be sent.", time.Second)

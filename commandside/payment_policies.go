@@ -33,6 +33,7 @@ var reconcileAfter = [...]time.Duration{time.Hour, 24 * time.Hour}
 const (
 	refundPollFirst = 5 * time.Second // then after as long again as it has taken so far
 	refundPollMost  = time.Hour
+	refundUnlisted  = 10 * time.Minute // how long the gateway may not list a refund that it said is running
 )
 
 // RecordPayment turns the webhooks of the inbox into events of payments. A
@@ -230,8 +231,9 @@ func (s *Side) orderOf(ctx context.Context, gatewayOrderID string) (orderID stri
 	if gatewayOrderID == "" {
 		return "", false, nil
 	}
+	// An index that is behind, or away, is no attempt: it must not cost a webhook its tries.
 	if orderID, known, err = s.GatewayOrders.OrderOf(ctx, gatewayOrderID, nil); err != nil || known {
-		return orderID, known, err
+		return orderID, known, eventlog.Away(err)
 	}
 	ends, err := kadm.NewClient(s.Producer).ListEndOffsets(ctx, eventlog.Payments)
 	if err == nil {
@@ -247,7 +249,7 @@ func (s *Side) orderOf(ctx context.Context, gatewayOrderID string) (orderID stri
 		}
 	})
 	if orderID, known, err = s.GatewayOrders.OrderOf(ctx, gatewayOrderID, after); err != nil || known {
-		return orderID, known, err
+		return orderID, known, eventlog.Away(err)
 	}
 	receipt, err := s.Gateway.Order(ctx, gatewayOrderID)
 	if errors.Is(err, gateway.ErrUnknown) || errors.Is(err, gateway.ErrRefused) {
@@ -362,8 +364,9 @@ func (s *Side) refund(ctx context.Context, e eventlog.Event) error {
 		return err
 	}
 	if state == gateway.RefundPending {
-		return s.setTimer(ctx, refundPolicy, r.RefundID, e.Time.Add(refundPollFirst),
-			refundTimer{AggregateID: e.Subject, PaymentID: r.PaymentID, Since: e.Time, Cause: *causeOf(&e)})
+		now := time.Now()
+		return s.setTimer(ctx, refundPolicy, r.RefundID, now.Add(refundPollFirst),
+			refundTimer{AggregateID: e.Subject, PaymentID: r.PaymentID, Since: now, Cause: *causeOf(&e)})
 	}
 	return s.settleRefund(ctx, causeOf(&e), e.Subject, r.RefundID, state, reason)
 }
@@ -388,13 +391,15 @@ func (s *Side) settleRefund(ctx context.Context, why *cause, aggregateID, refund
 func (s *Side) pollRefund(ctx context.Context, refundID string, t refundTimer, now time.Time) (again time.Time, err error) {
 	state, err := s.Gateway.RefundState(ctx, t.PaymentID, refundID)
 	reason := ""
+	age := now.Sub(t.Since)
 	switch {
+	case errors.Is(err, gateway.ErrUnknown) && age < refundUnlisted:
+		state = gateway.RefundPending // still running: it is not listed yet
 	case errors.Is(err, gateway.ErrUnknown), errors.Is(err, gateway.ErrRefused):
 		state, reason = gateway.RefundFailed, err.Error()
 	case err != nil:
 		return now, err
 	}
-	age := now.Sub(t.Since)
 	if state == gateway.RefundPending && s.ArchiveAfter > 0 && age > s.ArchiveAfter*9/10 {
 		// Later the payment would be gone, and nobody would hear of it.
 		state, reason = gateway.RefundFailed, "no outcome for "+age.Round(time.Hour).String()

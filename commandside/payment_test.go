@@ -121,7 +121,7 @@ func (i *index) OrderOf(_ context.Context, gatewayOrderID string, after eventlog
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.away {
-		return "", false, eventlog.Away(errors.New("no database"))
+		return "", false, eventlog.ErrBehind
 	}
 	if after != nil {
 		i.caught++

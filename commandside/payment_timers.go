@@ -33,7 +33,7 @@ func (s *Side) setTimer(ctx context.Context, policy, key string, due time.Time, 
 	}
 	_, err = s.DB.Exec(ctx, `INSERT INTO tomato.timers (policy, key, due_at, data) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`, policy, key, due, b)
 	if err != nil {
-		return fmt.Errorf("timer of %s: %w", policy, err)
+		return eventlog.Away(fmt.Errorf("timer of %s: %w", policy, err))
 	}
 	return nil
 }
