@@ -455,10 +455,12 @@ func isAway(err error) bool {
 }
 
 // ownWork classifies an error of the runtime's own database work: what did not
-// come from the server as an answer is the server's absence.
+// come from the server as an answer is the server's absence. errStale is an
+// answer: taken for an absence, a commit whose own answer was lost would be
+// repeated for ever, for its rows are changed already.
 func ownWork(err error) error {
 	var pg *pgconn.PgError
-	if err == nil || errors.Is(err, ErrFenced) || errors.Is(err, ErrAway) || errors.As(err, &pg) && !isAway(err) && !isConflict(err) {
+	if err == nil || errors.Is(err, ErrFenced) || errors.Is(err, errStale) || errors.Is(err, ErrAway) || errors.As(err, &pg) && !isAway(err) && !isConflict(err) {
 		return err
 	}
 	return Away(err)

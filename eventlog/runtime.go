@@ -477,6 +477,7 @@ func (g *group) take(ctx context.Context, s *session, tps []TopicPartition) ([]*
 			}
 			g.log.Error("records expired before they were read", "topic", tp.Topic, "partition", tp.Partition, "records", lost)
 			w.read.Next = first[tp]
+			w.pos = w.read // who waits for this consumer does not wait for what is gone
 		}
 		workers = append(workers, w)
 	}

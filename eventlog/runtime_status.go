@@ -125,7 +125,7 @@ const (
 // Stopped returns a reason for each consumer of names (all, if none are given)
 // that is not running as it should: not started, its loop or a partition's
 // worker without heartbeat, or its session failed. Empty means ready. A
-// consumer that lags, is paused or waits for a dependency is not stopped.
+// consumer that lags, is paused, or waits for a dependency for a while is not stopped.
 func (r *Runtime) Stopped(names ...string) []string {
 	var out []string
 	seen := map[string]bool{}

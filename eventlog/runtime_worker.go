@@ -431,6 +431,9 @@ func (w *worker) insist(fn func() error) error {
 		case w.ctx.Err() != nil:
 			return errStopped
 		case !isAway(err) && !isConflict(err):
+			if waited {
+				w.back()
+			}
 			return err
 		}
 		w.log.Debug("away", "error", err)
@@ -561,7 +564,7 @@ func (w *worker) tryParked(it parkedItem) (parkedItem, bool, error) {
 		if err == nil && !ok {
 			err = errStale
 		}
-		return ownWork2(err)
+		return ownWork(err)
 	}
 	if it.state == stateDiscarded {
 		return it, true, w.tx(w.ctx, func(tx pgx.Tx) error { return remove(w.ctx, tx) })
@@ -630,18 +633,10 @@ func (w *worker) tryParked(it parkedItem) (parkedItem, bool, error) {
 			if err == nil && !ok {
 				err = errStale
 			}
-			return ownWork2(err)
+			return ownWork(err)
 		})
 	})
 	return next, false, err
-}
-
-// ownWork2 is ownWork for what may also be errStale.
-func ownWork2(err error) error {
-	if errors.Is(err, errStale) {
-		return err
-	}
-	return ownWork(err)
 }
 
 // recordOf returns the source record of a parked item: from memory, from its
