@@ -167,7 +167,7 @@ func aKcatView(t *testing.T, events []eventlog.Event) {
 func TestOneWinnerAmongFiftyRiders(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, kafka eventlog.Config) {
-		rounds := 100 // on each of the two brokers
+		rounds := 200 // on each broker
 		if testing.Short() {
 			rounds = 5
 		}
