@@ -292,7 +292,10 @@ func (m *ReadModels) fillPartition(ctx context.Context, g Generation, tp eventlo
 		mark = eventlog.Mark{Next: e.Offset + 1, Rule: rule, Time: e.Timestamp}
 		if f.full() {
 			if broken = commit(); broken == nil {
-				tx, broken = m.DB.Begin(ctx)
+				var next pgx.Tx // tx stays what it was where there is none: it is rolled back at the end
+				if next, broken = m.DB.Begin(ctx); broken == nil {
+					tx = next
+				}
 			}
 			if broken != nil {
 				return broken

@@ -125,7 +125,7 @@ func (s *Side) getOrder(ctx context.Context, in *orderInput) (*orderOutput, erro
 	if !state.Party(actor) {
 		return nil, notFound("order")
 	}
-	if recordedAt != nil {
+	if recordedAt != nil && (actor.Role != domain.Rider || actor.Sub == state.RiderID) { // a rider follows nobody else
 		view.RiderLocation = &order.RiderLocation{RiderID: state.RiderID, Location: domain.Point{Lng: *lng, Lat: *lat}, RecordedAt: recordedAt.UTC()}
 	}
 	return &orderOutput{ETag: httpapi.ETag(view.Version), Body: view.For(actor.Role)}, nil

@@ -137,6 +137,9 @@ type server struct {
 // stopLimit is how long a shutdown may take.
 const stopLimit = 18 * time.Second
 
+// httpStopLimit is how much of it requests under way may take.
+const httpStopLimit = 8 * time.Second
+
 func (s *server) onStop(f func(context.Context) error) { s.stops = append(s.stops, f) }
 
 // background runs a part until the server stops; its error ends the process.
@@ -349,7 +352,14 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 			s.failed <- err
 		}
 	}()
-	s.onStop(httpServer.Shutdown)
+	s.onStop(func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, httpStopLimit) // the shards want time, too
+		defer cancel()
+		if httpServer.Shutdown(ctx) != nil {
+			return httpServer.Close()
+		}
+		return nil
+	})
 	if s.hub != nil {
 		s.onStop(s.hub.Drain) // before the server, which waits for open streams
 	}
@@ -447,7 +457,20 @@ func (s *server) startFeed(kafka eventlog.Config, auth *httpapi.Authenticator, a
 	feed.Routes(api)
 	projector := &realtime.Projector{Kafka: kafka, Loader: s.models, Sink: hub, Registry: s.registry, Log: s.log}
 	feed.CatchUp = projector
-	s.background("feed", projector.Run)
+	s.background("feed", func(ctx context.Context) error {
+		for { // a feed that must begin anew sends its clients to reconnect; nothing else stops for it
+			err := projector.Run(ctx)
+			if ctx.Err() != nil {
+				return nil
+			}
+			s.log.Error("the feed begins anew", "error", err)
+			select {
+			case <-time.After(time.Second):
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	})
 	s.hub = hub
 	health.add("feed", func(context.Context) error {
 		if !hub.IsReady() {
