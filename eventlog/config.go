@@ -1,8 +1,10 @@
 package eventlog
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -18,6 +20,9 @@ type Config struct {
 	SASLUsername  string
 	SASLPassword  string
 	ClientID      string // shown in the brokers' logs
+	// Dial connects to a broker; nil: over TCP, with TLS if set. With it TLS is
+	// Dial's own matter. For tunnels, and for tests that cut the network.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
 // Options returns what every client of these brokers needs; a caller adds its own.
@@ -32,7 +37,10 @@ func (c Config) Options(more ...kgo.Opt) ([]kgo.Opt, error) {
 	if c.ClientID != "" {
 		opts = append(opts, kgo.ClientID(c.ClientID))
 	}
-	if c.TLS {
+	switch {
+	case c.Dial != nil:
+		opts = append(opts, kgo.Dialer(c.Dial))
+	case c.TLS:
 		opts = append(opts, kgo.DialTLSConfig(&tls.Config{MinVersion: tls.VersionTLS12}))
 	}
 	switch c.SASLMechanism {

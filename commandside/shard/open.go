@@ -54,6 +54,7 @@ func (s *Shards) open(ctx context.Context, p int32) (*shard, error) {
 	if err := eventlog.Read(rctx, s.Kafka, ranges, sh.fold); err != nil {
 		return nil, err
 	}
+	s.at(StepLogsRead, p)
 	// All four logs are read before any is claimed. Read and claimed one by one,
 	// two owners could each hold all claims as acknowledged while already deposed
 	// in one log (found by the model: NO_READFIRST).
@@ -102,6 +103,7 @@ func (s *shard) claim(ctx context.Context) error {
 		// Not bound to ctx: what may have landed is never given up.
 		s.producer.Produce(context.WithoutCancel(ctx), r, func(r *kgo.Record, err error) { results <- kgo.ProduceResult{Record: r, Err: err} })
 	}
+	s.owner.at(StepClaimsSent, s.partition)
 	for range records {
 		select {
 		case r := <-results:
@@ -109,6 +111,7 @@ func (s *shard) claim(ctx context.Context) error {
 				s.owner.replaceProducer(s.producer)
 				return fmt.Errorf("claiming %s/%d: %w", r.Record.Topic, s.partition, r.Err)
 			}
+			s.owner.at(StepClaimLanded, s.partition)
 		case <-ctx.Done():
 			return fmt.Errorf("claiming shard %d: %w", s.partition, ctx.Err())
 		}
@@ -123,6 +126,7 @@ func (s *shard) claim(ctx context.Context) error {
 		l.next, l.lastOff = r.Offset+1, r.Offset
 	}
 	s.term = s.logs[orders].rule.Term
+	s.owner.at(StepClaimed, s.partition)
 	return nil
 }
 

@@ -647,8 +647,10 @@ func (s *shard) produce(kind int, e *eventlog.Event, now time.Time, w *waiter) {
 	l.inFlight = append(l.inFlight, p)
 	ordinal := l.ordinal
 	s.producer.Produce(context.Background(), e.NewRecord(l.topic, s.partition), func(r *kgo.Record, err error) {
+		s.owner.at(StepAppendLanded, s.partition)
 		s.acknowledge(ack{kind, ordinal, r.Offset, err})
 	})
+	s.owner.at(StepAppendSent, s.partition)
 	s.rearmSeen(now)
 }
 
@@ -755,6 +757,7 @@ func (s *shard) settled(l *partitionLog, offset int64) {
 	if p.menu != nil {
 		s.owner.Menus.learn(p.menu)
 	}
+	s.owner.at(StepSettled, s.partition)
 	for _, w := range p.waiters {
 		w.left--
 		if w.left == 0 {
@@ -762,6 +765,7 @@ func (s *shard) settled(l *partitionLog, offset int64) {
 			w.call.reply(w.res, w.err)
 		}
 	}
+	s.owner.at(StepAnswered, s.partition)
 	n := 0
 	for n < len(l.deferred) && l.deferred[n].ordinal <= l.acked {
 		c := l.deferred[n].call

@@ -65,6 +65,33 @@ type Config struct {
 	InboxPassed func(ctx context.Context, gatewayOrderID string) (bool, error)
 	Registry    prometheus.Registerer
 	Log         *slog.Logger
+	// Probe is told of each step of an append, a take-over and a snapshot, on
+	// the goroutine that takes it, before it goes on; nil: nobody is. For tests
+	// that let the process end there.
+	Probe func(step Step, partition int32)
+}
+
+// Step is a place in the write side where a process may die.
+type Step string
+
+// The steps, in their order.
+const (
+	StepLogsRead     Step = "logs read"     // of a take-over: up to their ends, nothing is claimed
+	StepClaimsSent   Step = "claims sent"   // none is known to have landed
+	StepClaimLanded  Step = "claim landed"  // one of the four, each time
+	StepClaimed      Step = "claimed"       // all four count; no command is taken yet
+	StepServing      Step = "serving"       // and nobody else is told
+	StepAnnounced    Step = "announced"     // the others are being told
+	StepAppendSent   Step = "append sent"   // given to the producer
+	StepAppendLanded Step = "append landed" // acknowledged by the broker; the loop does not know
+	StepSettled      Step = "settled"       // known to count; no caller is answered
+	StepAnswered     Step = "answered"      // all who waited for it
+)
+
+func (s *Shards) at(step Step, partition int32) {
+	if s.Probe != nil {
+		s.Probe(step, partition)
+	}
 }
 
 // Shards are the shards of one instance. Safe for concurrent use.
@@ -288,7 +315,9 @@ func (s *Shards) run(ctx context.Context, p int32) {
 		s.Log.Info("shard serving", "partition", p, "term", sh.term, "took", time.Since(start).Round(time.Millisecond))
 		sh.openedAt, sh.took = time.Now().UTC(), time.Since(start)
 		s.setServing(p, sh)
+		s.at(StepServing, p)
 		s.announce(p, sh.term)
+		s.at(StepAnnounced, p)
 		err = sh.serve(ctx)
 		s.setServing(p, nil)
 		switch {
