@@ -68,7 +68,13 @@ var (
 // NewRecord returns e as a record for topic and partition. Aggregate topics
 // (Version or Term set) carry version, term and seq; others do not.
 func (e *Event) NewRecord(topic string, partition int32) *kgo.Record {
-	h := make([]kgo.RecordHeader, 0, 14)
+	n := 6 // the least that a record has
+	for _, set := range [...]bool{e.Subject != "", e.Version > 0, e.Term > 0, e.Term > 0, e.CausationID != "", e.CorrelationID != "", e.Traceparent != "", e.Idempotency != ""} {
+		if set {
+			n++
+		}
+	}
+	h := make([]kgo.RecordHeader, 0, n)
 	// All values stand in one array: a record is made for every command.
 	const numbers = len(time.RFC3339Nano) + 3*20 // the time and three decimals at most
 	b := make([]byte, 0, numbers+len(e.ID)+len(e.Source)+len(e.Type)+len(e.Subject)+

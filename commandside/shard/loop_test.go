@@ -67,7 +67,7 @@ func TestAStoppedShardAnswersBeforeItIsClosed(t *testing.T) {
 	for range 2 {
 		c := &call{done: make(chan answer)} // not buffered: the answer waits to be taken
 		calls = append(calls, c)
-		s.logs[orders].inFlight = append(s.logs[orders].inFlight, &pending{waiters: []*waiter{{call: c, res: Result{Event: order.OrderPreparing{}}, left: 1}}})
+		s.logs[orders].inFlight = append(s.logs[orders].inFlight, &pending{own: waiter{call: c, res: Result{Event: order.OrderPreparing{}}, left: 1}})
 	}
 	go s.abandon()
 	for _, c := range calls {

@@ -77,11 +77,12 @@ type waiter struct {
 
 // pending is an append on its way.
 type pending struct {
+	log     int
 	ordinal int64
 	seq     int64
 	at      time.Time
-	waiters []*waiter
-	menu    *restaurant.State // what it makes of a restaurant: orders are priced from it as soon as it counts
+	own     waiter    // of the command that appended it; no call: a SEEN
+	waiters []*waiter // further ones that wait for it
 }
 
 // ack is what the producer says of one append.
@@ -279,6 +280,9 @@ func (s *shard) abandon() {
 	for i := range s.logs {
 		l := &s.logs[i]
 		for _, p := range l.inFlight {
+			if p.own.call != nil {
+				s.abandonOne(&p.own)
+			}
 			s.abandonAll(p.waiters)
 		}
 		s.abandonAll(l.awaiting)
@@ -299,12 +303,16 @@ func (s *shard) abandon() {
 
 func (s *shard) abandonAll(ws []*waiter) {
 	for _, w := range ws {
-		if w.res.Event == nil {
-			w.call.reply(Result{}, errNotDecided)
-			continue
-		}
-		w.call.reply(Result{}, fmt.Errorf("%w: %w", ErrUnavailable, s.failed))
+		s.abandonOne(w)
 	}
+}
+
+func (s *shard) abandonOne(w *waiter) {
+	if w.res.Event == nil {
+		w.call.reply(Result{}, errNotDecided)
+		return
+	}
+	w.call.reply(Result{}, fmt.Errorf("%w: %w", ErrUnavailable, s.failed))
 }
 
 // arm sets the timer to what is due first.
@@ -653,12 +661,7 @@ func (s *shard) append(c *call, kind int, held *entry, ev domain.Event, scope ke
 		e.Idempotency = use.text(scope)
 		s.agg.keys.add(held, scope, use)
 	}
-	w := &waiter{call: c, res: res, left: 1}
-	s.produce(kind, &e, now, w)
-	if kind == restaurants {
-		l.inFlight[len(l.inFlight)-1].menu = res.Restaurant
-	}
-	s.awaitOther(kind, held, w)
+	s.awaitOther(kind, held, s.produce(kind, &e, now, waiter{call: c, res: res, left: 1}))
 	s.seenInterval = seenIntervalLo
 }
 
@@ -694,23 +697,21 @@ func (s *shard) awaitOther(kind int, e *entry, w *waiter) {
 	}
 }
 
-// produce sends an event of this claim without waiting. The answers that
-// awaited any append of this log are confirmed by this one.
-func (s *shard) produce(kind int, e *eventlog.Event, now time.Time, w *waiter) {
+// produce sends an event of this claim without waiting, and returns the waiter
+// that it keeps. The answers that awaited any append of this log are confirmed
+// by this one.
+func (s *shard) produce(kind int, e *eventlog.Event, now time.Time, own waiter) *waiter {
 	l := &s.logs[kind]
-	p := &pending{ordinal: l.ordinal, seq: l.seq, at: now, waiters: l.awaiting}
-	if w != nil {
-		p.waiters = append(p.waiters, w)
-	}
+	p := &pending{log: kind, ordinal: l.ordinal, seq: l.seq, at: now, own: own, waiters: l.awaiting}
 	l.awaiting = nil
 	l.inFlight = append(l.inFlight, p)
-	ordinal := l.ordinal
 	s.producer.Produce(context.Background(), e.NewRecord(l.topic, s.partition), func(r *kgo.Record, err error) {
 		s.owner.at(StepAppendLanded, s.partition)
-		s.acknowledge(ack{kind, ordinal, r.Offset, err})
+		s.acknowledge(ack{p.log, p.ordinal, r.Offset, err})
 	})
 	s.owner.at(StepAppendSent, s.partition)
 	s.rearmSeen(now)
+	return &p.own
 }
 
 func (s *shard) acknowledge(a ack) {
@@ -769,7 +770,7 @@ func (s *shard) appendSeen(now time.Time) {
 			ID:     l.eventID(s.partition),
 			Source: s.owner.source, Type: eventlog.ShardSeen, Time: domain.Time(now),
 			Term: l.rule.Term, Seq: l.seq, Data: []byte("{}"),
-		}, now, nil)
+		}, now, waiter{})
 		s.owner.metrics.seen.Inc()
 	}
 	s.seenInterval = min(2*s.seenInterval, seenIntervalHi)
@@ -813,16 +814,15 @@ func (s *shard) settled(l *partitionLog, offset int64) {
 	l.rule.Seq = p.seq
 	l.acked = p.ordinal
 	l.lastOff = offset
-	if p.menu != nil {
-		s.owner.Menus.learn(p.menu)
+	if p.log == restaurants && p.own.call != nil { // orders are priced from it as soon as it counts
+		s.owner.Menus.learn(p.own.res.Restaurant)
 	}
 	s.owner.at(StepSettled, s.partition)
+	if p.own.call != nil {
+		s.waited(&p.own)
+	}
 	for _, w := range p.waiters {
-		w.left--
-		if w.left == 0 {
-			w.res.Token = s.token(&w.call.req, w.res)
-			w.call.reply(w.res, w.err)
-		}
+		s.waited(w)
 	}
 	s.owner.at(StepAnswered, s.partition)
 	n := 0
@@ -832,6 +832,14 @@ func (s *shard) settled(l *partitionLog, offset int64) {
 		s.handle(c)
 	}
 	l.deferred = l.deferred[n:]
+}
+
+// waited answers the caller if this was the last acknowledgement it waited for.
+func (s *shard) waited(w *waiter) {
+	if w.left--; w.left == 0 {
+		s.reached(&w.call.req, &w.res)
+		w.call.reply(w.res, w.err)
+	}
 }
 
 // verify reads what stands between the expected and the actual offset, with
@@ -873,20 +881,21 @@ func (s *shard) void(l *partitionLog) {
 	s.owner.metrics.void.WithLabelValues(l.topic).Inc()
 }
 
-// token names the positions that an answer rests on.
-func (s *shard) token(r *Request, res Result) eventlog.Token {
-	t := eventlog.Token{}
+// reached names the positions that an answer rests on.
+func (s *shard) reached(r *Request, res *Result) {
+	n := 0
 	add := func(log int) {
-		if l := &s.logs[log]; l.lastOff >= 0 {
-			t.Add(l.topic, s.partition, l.lastOff)
+		if l := &s.logs[log]; l.lastOff >= 0 && n < len(res.reached) {
+			res.reached[n] = eventlog.Position{TopicPartition: eventlog.TopicPartition{Topic: l.topic, Partition: s.partition}, Offset: l.lastOff}
+			n++
 		}
 	}
-	add(logOf(r.Topic))
 	if res.Payment != nil {
 		add(orders)
 		add(payments)
+		return
 	}
-	return t
+	add(logOf(r.Topic))
 }
 
 // result collects the states that an answer shows.
