@@ -37,7 +37,8 @@ func (s *Shards) Status(ctx context.Context) []Status {
 
 func (s *Shards) statusOf(ctx context.Context, p int32) Status {
 	s.mu.Lock()
-	sh, assigned := s.serving[p], s.assigned[p] != nil
+	sh, a := s.serving[p], s.assigned[p]
+	opening := a != nil && !a.leaving
 	s.mu.Unlock()
 	if sh != nil {
 		answer := make(chan Status, 1)
@@ -55,7 +56,7 @@ func (s *Shards) statusOf(ctx context.Context, p int32) Status {
 			st.State = "elsewhere"
 		}
 	}
-	if assigned {
+	if opening {
 		st.State = "opening"
 	}
 	return st
