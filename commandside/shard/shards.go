@@ -65,6 +65,9 @@ type Config struct {
 	PaymentGrace time.Duration
 	ArchiveAfter time.Duration // closed orders leave memory after it; unknown ids that are older are archived
 	Menus        *Menus
+	// SnapshotEvery is the time from one snapshot to the next while the shard
+	// changes; 0: 10 s. The longer, the more is read when it is taken over.
+	SnapshotEvery time.Duration
 	// InboxPassed says whether every webhook of the gateway order that is in
 	// the inbox now has been recorded, with nothing parked.
 	InboxPassed func(ctx context.Context, gatewayOrderID string) (bool, error)
@@ -81,7 +84,8 @@ type Step string
 
 // The steps, in their order.
 const (
-	StepLogsRead     Step = "logs read"     // of a take-over: up to their ends, nothing is claimed
+	StepFenced       Step = "fenced"        // of a take-over: nobody else writes snapshots any more
+	StepLogsRead     Step = "logs read"     // up to their ends; nothing is claimed
 	StepClaimsSent   Step = "claims sent"   // none is known to have landed
 	StepClaimLanded  Step = "claim landed"  // one of the four, each time
 	StepClaimed      Step = "claimed"       // all four count; no command is taken yet
@@ -91,6 +95,9 @@ const (
 	StepAppendLanded Step = "append landed" // acknowledged by the broker; the loop does not know
 	StepSettled      Step = "settled"       // known to count; no caller is answered
 	StepAnswered     Step = "answered"      // all who waited for it
+	StepSnapshotCut  Step = "snapshot cut"  // the state is taken; nothing is written
+	StepSnapshotSent Step = "snapshot sent" // written, not committed; of the mark of a take-over, too
+	StepSnapshotKept Step = "snapshot kept" // committed
 )
 
 func (s *Shards) at(step Step, partition int32) {
@@ -136,12 +143,17 @@ type metrics struct {
 	seen, verified      prometheus.Counter
 	serving             prometheus.Gauge
 	openSeconds         prometheus.Histogram
+	snapshots           *prometheus.CounterVec
+	snapshotSeconds     prometheus.Histogram
 }
 
 // NewShards returns the shards of one instance; Run makes them serve.
 func NewShards(cfg Config) (*Shards, error) {
 	if cfg.Instance == "" {
 		cfg.Instance = uuid.NewString()
+	}
+	if cfg.SnapshotEvery == 0 {
+		cfg.SnapshotEvery = snapshotEvery
 	}
 	counter := func(name, help string) prometheus.Counter {
 		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
@@ -169,7 +181,10 @@ func NewShards(cfg Config) (*Shards, error) {
 				Help: "Time from being assigned to serving.", Buckets: prometheus.ExponentialBuckets(0.01, 2, 14)}),
 		},
 	}
-	cfg.Registry.MustRegister(s.metrics.serving, s.metrics.openSeconds)
+	s.metrics.snapshots = counters("tomato_shard_snapshots_total", "Snapshots written, by outcome.", "outcome")
+	s.metrics.snapshotSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "tomato_shard_snapshot_seconds",
+		Help: "Time to write a snapshot; commands go on meanwhile.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 14)})
+	cfg.Registry.MustRegister(s.metrics.serving, s.metrics.openSeconds, s.metrics.snapshotSeconds)
 	s.owners.lower = s.announceAgain
 	var err error
 	if s.producer, err = s.newProducer(); err != nil {
