@@ -144,7 +144,9 @@ type shard struct {
 	quiesceBy  time.Time  // no commands are taken until all appends are acknowledged, or this; zero: they are
 	written    chan error // the outcome of the one that is written
 	writing    bool
-	savedAt    time.Time // of the last one that was kept
+	savedAt    time.Time   // of the last one that was kept
+	passing    atomic.Bool // another may take it over: it has fenced the snapshots then, or will
+	unkept     error       // why one was not kept while passing: none can be any more under this claim
 
 	agg          *aggregates
 	logs         [logCount]partitionLog
@@ -196,8 +198,13 @@ func (s *shard) serve(ctx context.Context) error {
 			s.tick(now)
 		case err := <-s.written:
 			s.snapshotWritten(err)
-		case <-done: // the next owner is to have little to read: a last snapshot, while commands go on
-			done, leaving, leave = nil, true, time.After(leaveLimit)
+		case <-done:
+			if done = nil; s.passing.Load() { // the next owner is there
+				drain = time.After(drainLimit)
+				break
+			}
+			// the next owner is to have little to read: a last snapshot, while commands go on
+			leaving, leave = true, time.After(leaveLimit)
 			s.snapshotAt = time.Now()
 			s.tick(s.snapshotAt)
 		case <-leave:
@@ -246,6 +253,10 @@ func (s *shard) quiesced() {
 
 func (s *shard) snapshotWritten(err error) {
 	s.writing = false
+	if err != nil && s.passing.Load() { // the next owner reads already; this one serves until it claims
+		s.unkept, s.snapshotAt = err, time.Now().Add(s.owner.SnapshotEvery)
+		return
+	}
 	if err != nil {
 		s.owner.metrics.snapshots.WithLabelValues("failed").Inc()
 		s.fail(fmt.Errorf("%w: %w", errSnapshot, err))
@@ -324,10 +335,13 @@ func (s *shard) tick(now time.Time) {
 	}
 	if !s.snapshotAt.IsZero() && !now.Before(s.snapshotAt) && !s.writing {
 		s.snapshotAt = time.Time{}
-		if len(s.agg.unsaved)+len(s.agg.gone) > 0 {
-			s.quiesceBy = now.Add(quiesceLimit)
-		} else {
+		switch {
+		case s.passing.Load() || len(s.agg.unsaved)+len(s.agg.gone) == 0:
 			s.snapshotAt = now.Add(s.owner.SnapshotEvery)
+		case s.unkept != nil:
+			s.fail(fmt.Errorf("%w: %w", errSnapshot, s.unkept))
+		default:
+			s.quiesceBy = now.Add(quiesceLimit)
 		}
 	}
 	for n := 0; n < 256; n++ {

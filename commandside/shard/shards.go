@@ -347,6 +347,9 @@ func (s *Shards) assign(partitions []int32) {
 			continue
 		case before != nil && !before.stopping: // it was taken away and nobody has claimed it
 			before.leaving = false
+			if sh := s.serving[p]; sh != nil {
+				sh.passing.Store(false)
+			}
 			continue
 		}
 		ctx, cancel := context.WithCancel(context.Background())
@@ -384,6 +387,7 @@ func (s *Shards) release(partitions []int32) {
 			a.stop()
 			continue
 		}
+		sh.passing.Store(true)
 		go s.serveUntilClaimed(p, a, sh)
 	}
 }
