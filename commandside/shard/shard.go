@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -106,6 +107,7 @@ type partitionLog struct {
 	// awaiting are answers that rest on this log as it was when their command
 	// came in: the next append of anything confirms them.
 	awaiting []*waiter
+	void     bool       // another's claim counts: none of what was in flight does
 	deferred []deferral // commands that wait for this log's own appends, as they came: each waits for those before it too
 }
 
@@ -145,7 +147,9 @@ type shard struct {
 	quiesceBy  time.Time  // no commands are taken until all appends are acknowledged, or this; zero: they are
 	written    chan error // the outcome of the one that is written
 	writing    bool
-	savedAt    time.Time // of the last one that was kept
+	savedAt    time.Time   // of the last one that was kept
+	passing    atomic.Bool // another may take it over: it has fenced the snapshots then, or will
+	unkept     error       // why one was not kept while passing: none can be any more under this claim
 
 	agg          *aggregates
 	logs         [logCount]partitionLog
@@ -153,6 +157,7 @@ type shard struct {
 	seenInterval time.Duration
 	seenAt       time.Time // when the next SHARD_SEEN is due; zero = nobody waits
 	failed       error
+	deposed      error // by a claim in one of the logs; the loop ends when the others have settled
 	voids        int64 // records read that do not count
 	replayed     int64 // events folded when it was taken over
 	openedAt     time.Time
@@ -197,21 +202,29 @@ func (s *shard) serve(ctx context.Context) error {
 			s.tick(now)
 		case err := <-s.written:
 			s.snapshotWritten(err)
-		case <-done: // the next owner is to have little to read: a last snapshot, while commands go on
-			done, leaving, leave = nil, true, time.After(leaveLimit)
+		case <-done:
+			if done = nil; s.passing.Load() { // the next owner is there
+				drain = time.After(drainLimit)
+				break
+			}
+			// the next owner is to have little to read: a last snapshot, while commands go on
+			leaving, leave = true, time.After(leaveLimit)
 			s.snapshotAt = time.Now()
 			s.tick(s.snapshotAt)
 		case <-leave:
 			leaving, drain = false, time.After(drainLimit)
 		case <-drain:
-			s.failed = errHandedOff
+			s.fail(cmp.Or(s.deposed, errHandedOff))
+		}
+		if s.deposed != nil && drain == nil { // in one log; what is in flight in the others settles first
+			done, leaving, leave, drain = nil, false, nil, time.After(drainLimit)
 		}
 		s.quiesced()
 		if leaving && !s.writing && s.quiesceBy.IsZero() {
 			leaving, leave, drain = false, nil, time.After(drainLimit)
 		}
 		if drain != nil && s.unacked() == 0 {
-			s.fail(errHandedOff)
+			s.fail(cmp.Or(s.deposed, errHandedOff))
 		}
 	}
 	return s.failed
@@ -220,6 +233,9 @@ func (s *shard) serve(ctx context.Context) error {
 // quiesced takes the cut of a snapshot that is due once nothing is in flight,
 // and lets it be written while the loop goes on.
 func (s *shard) quiesced() {
+	if s.deposed != nil { // the state has what does not count
+		s.quiesceBy = time.Time{}
+	}
 	if s.quiesceBy.IsZero() {
 		return
 	}
@@ -247,6 +263,10 @@ func (s *shard) quiesced() {
 
 func (s *shard) snapshotWritten(err error) {
 	s.writing = false
+	if err != nil && s.passing.Load() { // the next owner reads already; this one serves until it claims
+		s.unkept, s.snapshotAt = err, time.Now().Add(s.owner.SnapshotEvery)
+		return
+	}
 	if err != nil {
 		s.owner.metrics.snapshots.WithLabelValues("failed").Inc()
 		s.fail(fmt.Errorf("%w: %w", errSnapshot, err))
@@ -301,6 +321,31 @@ func (s *shard) abandon() {
 	}
 }
 
+// depose gives back what is in flight in a log in which a higher claim counts: up
+// to the claim everything was read, so none of it counts or ever will, and the
+// next owner may decide it. An answer that only waited here for an append to
+// another log is not known: that append may count.
+func (s *shard) depose(log int) {
+	l := &s.logs[log]
+	for _, p := range l.inFlight {
+		for _, w := range p.waiters {
+			if w.res.Event == nil || logOf(w.call.req.Topic) == log {
+				w.call.reply(Result{}, errNotDecided)
+				continue
+			}
+			w.call.reply(Result{}, fmt.Errorf("%w: %w", ErrUnavailable, errDeposed))
+		}
+	}
+	for _, w := range l.awaiting {
+		w.call.reply(Result{}, errNotDecided)
+	}
+	for _, d := range l.deferred {
+		d.call.reply(Result{}, errNotDecided)
+	}
+	l.inFlight, l.awaiting, l.deferred, l.void = nil, nil, nil, true
+	s.deposed = errDeposed
+}
+
 func (s *shard) abandonAll(ws []*waiter) {
 	for _, w := range ws {
 		s.abandonOne(w)
@@ -332,10 +377,13 @@ func (s *shard) tick(now time.Time) {
 	}
 	if !s.snapshotAt.IsZero() && !now.Before(s.snapshotAt) && !s.writing {
 		s.snapshotAt = time.Time{}
-		if len(s.agg.unsaved)+len(s.agg.gone) > 0 {
-			s.quiesceBy = now.Add(quiesceLimit)
-		} else {
+		switch {
+		case s.deposed != nil || s.passing.Load() || len(s.agg.unsaved)+len(s.agg.gone) == 0:
 			s.snapshotAt = now.Add(s.owner.SnapshotEvery)
+		case s.unkept != nil:
+			s.fail(fmt.Errorf("%w: %w", errSnapshot, s.unkept))
+		default:
+			s.quiesceBy = now.Add(quiesceLimit)
 		}
 	}
 	for n := 0; n < 256; n++ {
@@ -409,6 +457,10 @@ func (s *shard) post(do func(now time.Time)) {
 
 // handle decides one command: lookup, rights, idempotency key, decision, If-Match.
 func (s *shard) handle(c *call) {
+	if s.deposed != nil {
+		c.reply(Result{}, errNotDecided)
+		return
+	}
 	if c.ctx.Err() != nil {
 		c.reply(Result{}, fmt.Errorf("%w: the caller's deadline passed in the queue", ErrUnavailable))
 		return
@@ -788,6 +840,7 @@ func (s *shard) settle(ctx context.Context) {
 		}
 		l := &s.logs[a.log]
 		switch {
+		case l.void:
 		case a.err != nil:
 			s.log.Error("append failed; the shard is claimed anew", "topic", l.topic, "partition", s.partition, "err", a.err)
 			s.owner.replaceProducer(s.producer)
@@ -869,6 +922,8 @@ func (s *shard) verify(ctx context.Context, a ack) {
 		return nil
 	})
 	switch {
+	case errors.Is(err, errDeposed):
+		s.depose(a.log)
 	case err != nil:
 		s.fail(err)
 	case a.ordinal > l.acked:

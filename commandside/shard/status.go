@@ -43,7 +43,8 @@ func (s *Shards) Status(ctx context.Context) []Status {
 
 func (s *Shards) statusOf(ctx context.Context, p int32) Status {
 	s.mu.Lock()
-	sh, assigned := s.serving[p], s.assigned[p] != nil
+	sh, a := s.serving[p], s.assigned[p]
+	opening := a != nil && !a.leaving
 	s.mu.Unlock()
 	if sh != nil {
 		answer := make(chan Status, 1)
@@ -61,7 +62,7 @@ func (s *Shards) statusOf(ctx context.Context, p int32) Status {
 			st.State = "elsewhere"
 		}
 	}
-	if assigned {
+	if opening {
 		st.State = "opening"
 	}
 	return st
