@@ -185,7 +185,7 @@ func TestPaymentOfAnArchivedOrder(t *testing.T) {
 		{uuid.NewString(), customer, payment.RequestPayment{}, domain.NotFound},
 		{"pay_1", domain.SystemActor, payment.RecordUnmatched{}, ""},
 	} {
-		err := s.authorize(payments, s.agg.find(payments, of.id), &Request{Topic: eventlog.Payments, ID: of.id, Actor: of.actor, Command: of.command}, now)
+		err := s.authorize(payments, s.agg.held[payments][of.id], &Request{Topic: eventlog.Payments, ID: of.id, Actor: of.actor, Command: of.command}, now)
 		if domain.RefusedWith(err) != of.want {
 			t.Errorf("%s of %s by %s: %v, want %q", of.command.CommandName(), of.id, of.actor.Sub, err, of.want)
 		}

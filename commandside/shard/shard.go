@@ -405,7 +405,11 @@ func (s *shard) tick(now time.Time) {
 
 // deadlineDue issues the order's own command, if the deadline still holds.
 func (s *shard) deadlineDue(d deadline, now time.Time) {
-	e := s.agg.find(orders, d.orderID)
+	e, err := s.agg.find(orders, d.orderID)
+	if err != nil {
+		s.fail(err)
+		return
+	}
 	if e == nil || e.order == nil {
 		return
 	}
@@ -479,7 +483,12 @@ func (s *shard) handle(c *call) {
 		c.reply(Result{}, fmt.Errorf("%q is no aggregate topic", c.req.Topic))
 		return
 	}
-	e := s.agg.find(kind, c.req.ID)
+	e, err := s.agg.find(kind, c.req.ID)
+	if err != nil {
+		s.fail(err)
+		c.reply(Result{}, errNotDecided)
+		return
+	}
 	if _, ok := c.req.Command.(Look); ok {
 		if s.deferUntil(kind, e.lastOf(kind), c) {
 			return
@@ -676,8 +685,13 @@ func (s *shard) repeat(c *call, kind int, used keyUse) {
 		return
 	}
 	c.first.Store(used.ordinal > s.logs[kind].acked)
-	c.req.ID = used.id
-	e := s.agg.find(kind, used.id)
+	c.req.ID = used.on.id
+	e, err := s.agg.find(kind, used.on.id)
+	if err != nil {
+		s.fail(err)
+		c.reply(Result{}, errNotDecided)
+		return
+	}
 	res := result(e, nil)
 	res.Repeated, res.Status = true, int(used.status)
 	s.confirm(c, kind, e, res, nil)
@@ -965,7 +979,7 @@ func result(e *entry, ev domain.Event) Result {
 func (s *shard) known(k Known) (res Result) {
 	res.Known = make([]bool, len(k.RiderIDs))
 	for i, id := range k.RiderIDs {
-		res.Known[i] = s.agg.find(riders, id) != nil
+		res.Known[i] = s.agg.held[riders][id] != nil
 	}
 	return res
 }
