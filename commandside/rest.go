@@ -122,7 +122,7 @@ func (s *Side) policy(ctx context.Context, cause *eventlog.Event, topic, id stri
 	res, err := s.Commands.Execute(ctx, shard.Request{Topic: topic, ID: id, Actor: domain.SystemActor, Command: c,
 		CausationID: cause.ID, CorrelationID: cause.CorrelationID, Traceparent: cause.Traceparent})
 	if errors.Is(err, shard.ErrUnavailable) {
-		err = eventlog.Away(err)
+		err = eventlog.AwayFrom(fmt.Sprint("shard ", eventlog.PartitionFor(id, s.Partitions)), err)
 	}
 	return res, err
 }

@@ -32,6 +32,14 @@ type Consumer struct {
 	// transaction that also moves the checkpoint. It only writes rows.
 	Rows func(ctx context.Context, tx pgx.Tx, events []Event) error
 
+	// InPlaceTries is how often a failing event is tried before its attempt
+	// counts as failed; default 3, with pauses of some milliseconds.
+	InPlaceTries int
+	// RetryDelays is how long it waits before its second and third attempt, in the
+	// retry topics; default 5 s and 30 s. One that is left out is an attempt less;
+	// none (not nil): the first failed attempt makes a dead letter.
+	RetryDelays []time.Duration
+
 	MaxBatch int           // events per Batch or Rows call; default 1,000
 	Backlog  time.Duration // where a consumer without checkpoint starts: 0 = the first record, else this far back
 

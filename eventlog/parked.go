@@ -38,10 +38,6 @@ const (
 var parkedHeaders = []string{hdrSourceTopic, hdrSourcePartition, hdrSourceOffset, hdrSourceTimestamp, hdrConsumer,
 	hdrGeneration, hdrAttempt, hdrErrorClass, hdrError, hdrFirstFailed, hdrLastFailed, hdrValueOmitted}
 
-// maxAttempts is how many failed attempts make a dead letter. One attempt in
-// place counts once, however often it was repeated there.
-const maxAttempts = 3
-
 const maxErrorText = 1000 // bytes kept of an error's text
 
 // The states of a parked record.
@@ -358,7 +354,7 @@ func deleteParked(ctx context.Context, tx pgx.Tx, it *parkedItem) (bool, error) 
 
 // failed writes a failed attempt into it: how often, when it is due again, and
 // on which topic its copy goes.
-func (it *parkedItem) failed(cause error, now time.Time, delays [2]time.Duration) (stage string) {
+func (it *parkedItem) failed(cause error, now time.Time, delays []time.Duration) (stage string) {
 	it.attempt++
 	it.class, it.text = errorClass(cause), errorText(cause)
 	it.lastFailed = now
@@ -366,7 +362,7 @@ func (it *parkedItem) failed(cause error, now time.Time, delays [2]time.Duration
 		it.firstFailed = now
 	}
 	switch {
-	case errors.Is(cause, ErrPoison) || it.attempt >= maxAttempts:
+	case errors.Is(cause, ErrPoison) || it.attempt > len(delays):
 		it.state, it.due = stateDead, time.Time{}
 		return DeadLetter
 	case it.attempt == 1:
@@ -463,7 +459,7 @@ func ownWork(err error) error {
 	if err == nil || errors.Is(err, ErrFenced) || errors.Is(err, errStale) || errors.Is(err, ErrAway) || errors.As(err, &pg) && !isAway(err) && !isConflict(err) {
 		return err
 	}
-	return Away(err)
+	return AwayFrom("postgres", err)
 }
 
 // isConflict says whether a transaction failed because of another one, so that

@@ -56,6 +56,7 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"github.com/sony/gobreaker/v2"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -67,6 +68,7 @@ const (
 	defaultMaxBatch  = 1000
 	defaultKeyBudget = 1000
 	defaultBudget    = 10000
+	defaultTries     = 3
 
 	handlerTimeout = time.Minute     // of one handler call
 	drainTimeout   = 3 * time.Second // for what is under way when a partition goes or the runtime stops
@@ -81,7 +83,6 @@ const (
 	endsInterval      = time.Second
 	maxQueueBytes     = 4 << 20 // per partition, before fetching pauses
 	readTimeout       = 5 * time.Second
-	inPlaceTries      = 3
 	awayTellFirst     = 2 * time.Second // how long something is away before it is logged, and then how often
 	awayTellEvery     = 10 * time.Second
 	awayStopped       = 30 * time.Second // and before it counts as standing still
@@ -89,10 +90,11 @@ const (
 
 // runtimeState is what a Runtime keeps between and across calls of Run.
 type runtimeState struct {
-	mu      sync.Mutex // guards groups
-	groups  []*group
-	metrics *runtimeMetrics
-	once    sync.Once
+	mu       sync.Mutex // guards groups
+	groups   []*group
+	metrics  *runtimeMetrics
+	breakers *breakers
+	once     sync.Once
 
 	// For tests; zero values mean the real ones.
 	delays  [2]time.Duration
@@ -120,6 +122,13 @@ func (c Consumer) withDefaults() (Consumer, error) {
 	def(&c.MaxBatch, defaultMaxBatch)
 	def(&c.KeyBudget, defaultKeyBudget)
 	def(&c.Budget, defaultBudget)
+	def(&c.InPlaceTries, defaultTries)
+	if c.RetryDelays == nil {
+		c.RetryDelays = []time.Duration{5 * time.Second, 30 * time.Second}
+	}
+	if len(c.RetryDelays) > 2 {
+		return c, fmt.Errorf("consumer %q: there are two retry topics, so at most two RetryDelays", c.Name)
+	}
 	return c, nil
 }
 
@@ -144,9 +153,7 @@ func (r *Runtime) Run(ctx context.Context, consumers ...Consumer) error {
 	s := &r.state
 	s.once.Do(func() {
 		s.metrics = newRuntimeMetrics(r)
-		if s.delays == [2]time.Duration{} {
-			s.delays = [2]time.Duration{5 * time.Second, 30 * time.Second}
-		}
+		s.breakers = &breakers{log: log, state: s.metrics.breakers, by: map[string]*gobreaker.TwoStepCircuitBreaker[struct{}]{}}
 		if s.idleTx == 0 {
 			s.idleTx = idleInTransaction
 		}
@@ -251,6 +258,14 @@ func (g *group) joined(cl *kgo.Client) {
 	if _, generation := cl.GroupMetadata(); generation > 0 {
 		g.err = nil
 	}
+}
+
+// delays are how long a failed record waits before each further attempt.
+func (g *group) delays() []time.Duration {
+	if d := g.r.state.delays; d != [2]time.Duration{} {
+		return d[:]
+	}
+	return g.c.RetryDelays
 }
 
 func (g *group) abandoned() bool {

@@ -224,35 +224,34 @@ func (e *eachWorker) start() {
 
 // handle runs one fresh record: repeated in place, then parked.
 func (w *worker) handle(i *item) (*parkedItem, error) {
-	wait := newBackoff(50*time.Millisecond, 2*time.Second)
-	for try, waited := 1, false; ; waited = true {
+	var away absence
+	defer away.gaveUp()
+	for try := 1; ; {
 		err := error(i.bad)
 		if err == nil {
 			err = w.call(func(ctx context.Context) error { return w.g.c.Each(ctx, i.event) })
 		}
 		switch {
 		case err == nil:
-			if waited {
-				w.back()
-			}
+			away.over()
 			w.g.r.state.metrics.handled(w.g.c.Name, 1)
 			return nil, nil
 		case w.ctx.Err() != nil:
 			return nil, errStopped
 		case isAway(err):
-			w.log.Debug("away", "offset", i.event.Offset, "error", err)
-			if err := w.wait(wait.NextBackOff(), err); err != nil {
-				return nil, err
-			}
-			continue
-		case try < inPlaceTries && !errors.Is(err, ErrPoison):
-			try++
-			if err := w.wait(inPlaceWait(try), err); err != nil {
+			if err := away.wait(w, err); err != nil {
 				return nil, err
 			}
 			continue
 		}
-		w.back()
+		away.over()
+		if try < w.g.c.InPlaceTries && !errors.Is(err, ErrPoison) {
+			try++
+			if err := w.sleep(inPlaceWait(try)); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		it, err := w.newlyFailed(i, err)
 		if err != nil {
 			return nil, err

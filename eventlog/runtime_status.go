@@ -109,8 +109,8 @@ func (w *worker) status() PartitionStatus {
 	if w.overErr != nil {
 		p.Paused = w.overErr.Error()
 	}
-	if w.awayErr != nil {
-		p.Away, p.AwaySince = w.awayErr.Error(), w.awaySince
+	if x := w.longestAbsent(); x != nil {
+		p.Away, p.AwaySince = x.err.Error(), x.since
 	}
 	return p
 }
@@ -163,6 +163,7 @@ type runtimeMetrics struct {
 	r                       *Runtime
 	voids, retries, deads   *prometheus.CounterVec
 	handledTotal            *prometheus.CounterVec
+	breakers                *prometheus.GaugeVec
 	lagRecords, lagSeconds  *prometheus.Desc
 	inRetry, waiting, dead_ *prometheus.Desc
 	keys, oldest, paused    *prometheus.Desc
@@ -179,17 +180,20 @@ func newRuntimeMetrics(r *Runtime) *runtimeMetrics {
 		retries:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_consumer_retries_total", Help: "Failed attempts after which a record was parked for retry."}, []string{"consumer"}),
 		deads:        prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_consumer_dead_letters_total", Help: "Records that became dead letters."}, []string{"consumer", "class"}),
 		handledTotal: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_consumer_events_total", Help: "Events that have taken effect on their first attempt."}, []string{"consumer"}),
-		lagRecords:   desc("tomato_consumer_lag_records", "Records of the partition that are neither done nor parked."),
-		lagSeconds:   desc("tomato_consumer_lag_seconds", "Age of the oldest such record."),
-		inRetry:      desc("tomato_consumer_in_retry", "Parked records that will be tried again."),
-		waiting:      desc("tomato_consumer_waiting", "Records queued behind a parked one of their key."),
-		dead_:        desc("tomato_consumer_dead", "Dead letters."),
-		keys:         desc("tomato_consumer_parked_keys", "Keys with parked records."),
-		oldest:       desc("tomato_consumer_oldest_dead_seconds", "Age of the oldest dead letter; 0 if there is none."),
-		paused:       desc("tomato_consumer_paused", "1 while the partition is paused because too much is parked."),
+		breakers: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tomato_breaker_state",
+			Help: "Of what consumers depend on: 0 it answers, 1 one asks whether it is back, 2 it is away."}, []string{"dependency"}),
+		lagRecords: desc("tomato_consumer_lag_records", "Records of the partition that are neither done nor parked."),
+		lagSeconds: desc("tomato_consumer_lag_seconds", "Age of the oldest such record."),
+		inRetry:    desc("tomato_consumer_in_retry", "Parked records that will be tried again."),
+		waiting:    desc("tomato_consumer_waiting", "Records queued behind a parked one of their key."),
+		dead_:      desc("tomato_consumer_dead", "Dead letters."),
+		keys:       desc("tomato_consumer_parked_keys", "Keys with parked records."),
+		oldest:     desc("tomato_consumer_oldest_dead_seconds", "Age of the oldest dead letter; 0 if there is none."),
+		paused:     desc("tomato_consumer_paused", "1 while the partition is paused because too much is parked."),
 	}
 	if r.Registry != nil {
 		m.voids, m.retries = register(r.Registry, m.voids), register(r.Registry, m.retries)
+		m.breakers = register(r.Registry, m.breakers)
 		m.deads, m.handledTotal = register(r.Registry, m.deads), register(r.Registry, m.handledTotal)
 		_ = register(r.Registry, prometheus.Collector(m))
 	}

@@ -51,9 +51,7 @@ type worker struct {
 	end       int64     // of the log, as last seen
 	behind    time.Time // since when end is known to be past pos
 	changed   []parkedItem
-	awayErr   error     // what is being waited for
-	awaySince time.Time // since when
-	awayTold  time.Time // when that was logged
+	absent    map[*absence]*absent // what lanes wait for
 	overErr   error
 
 	hasParked atomic.Bool // so that an operator may have changed a row
@@ -68,8 +66,8 @@ func newWorker(s *session, cp *Checkpoint, parked *parkedSet) *worker {
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &worker{
 		s: s, g: s.g, cp: cp, ctx: ctx, cancel: cancel,
-		log:   s.g.log.With("topic", cp.Topic, "partition", cp.Partition),
-		drain: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1),
+		log:    s.g.log.With("topic", cp.Topic, "partition", cp.Partition),
+		absent: map[*absence]*absent{}, drain: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1),
 		pos: cp.Mark, end: cp.Next, read: cp.Mark, parked: parked,
 	}
 	w.hasParked.Store(parked.len() > 0)
@@ -373,7 +371,7 @@ func (w *worker) rawTx(ctx context.Context, fn func(tx pgx.Tx) error) error {
 		return ownWork(tx.Commit(ctx))
 	}
 	if tx.Conn().IsClosed() && !errors.Is(err, ErrPoison) {
-		err = Away(err)
+		err = AwayFrom("postgres", err)
 	}
 	rctx, rcancel := context.WithTimeout(context.WithoutCancel(ctx), readTimeout)
 	defer rcancel()
@@ -381,63 +379,21 @@ func (w *worker) rawTx(ctx context.Context, fn func(tx pgx.Tx) error) error {
 	return err
 }
 
-// wait waits out a backoff because of err; it ends early with errStopped.
-func (w *worker) wait(d time.Duration, err error) error {
-	now := time.Now()
-	w.mu.Lock()
-	if w.awayErr == nil {
-		w.awaySince, w.awayTold = now, now.Add(awayTellFirst-awayTellEvery)
-	}
-	w.awayErr = err
-	tell := now.Sub(w.awayTold) >= awayTellEvery
-	if tell {
-		w.awayTold = now
-	}
-	since := w.awaySince
-	w.mu.Unlock()
-	if tell { // what is away for long may be something that nobody will bring back
-		w.log.Warn("waiting", "since", since.UTC().Format(time.RFC3339), "error", err)
-	}
-	w.beat()
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-w.drain:
-		return errStopped
-	case <-w.ctx.Done():
-		return errStopped
-	}
-}
-
-func (w *worker) back() {
-	w.mu.Lock()
-	w.awayErr = nil
-	w.mu.Unlock()
-}
-
 // insist repeats fn for as long as what it needs is away.
 func (w *worker) insist(fn func() error) error {
-	wait := newBackoff(50*time.Millisecond, 2*time.Second)
-	for waited := false; ; waited = true {
+	var away absence
+	for {
 		err := fn()
 		switch {
-		case err == nil:
-			if waited {
-				w.back()
-			}
-			return nil
-		case w.ctx.Err() != nil:
+		case w.ctx.Err() != nil && err != nil:
+			away.gaveUp()
 			return errStopped
-		case !isAway(err) && !isConflict(err):
-			if waited {
-				w.back()
-			}
+		case err == nil || !isAway(err) && !isConflict(err):
+			away.over()
 			return err
 		}
-		w.log.Debug("away", "error", err)
-		if err := w.wait(wait.NextBackOff(), err); err != nil {
+		if err := away.wait(w, err); err != nil {
+			away.gaveUp()
 			return err
 		}
 	}
@@ -456,7 +412,7 @@ func (w *worker) copyTo(rec *kgo.Record, it *parkedItem, stage string) error {
 		again := *c
 		offset, err := produceCopy(ctx, w.g.aux, &again)
 		if err != nil {
-			return Away(fmt.Errorf("append to %s: %w", c.Topic, err))
+			return AwayFrom("kafka", fmt.Errorf("append to %s: %w", c.Topic, err))
 		}
 		it.copyTopic, it.copyOffset = c.Topic, offset
 		return nil
@@ -467,7 +423,7 @@ func (w *worker) copyTo(rec *kgo.Record, it *parkedItem, stage string) error {
 // its copy appended. The row is not written yet.
 func (w *worker) newlyFailed(i *item, cause error) (*parkedItem, error) {
 	it := &parkedItem{offset: i.event.Offset, key: i.key, rec: i.event.Record, copyOffset: -1}
-	stage := it.failed(cause, time.Now(), w.g.r.state.delays)
+	stage := it.failed(cause, time.Now(), w.g.delays())
 	w.countFailure(it)
 	return it, w.copyTo(it.rec, it, stage)
 }
@@ -575,7 +531,7 @@ func (w *worker) tryParked(it parkedItem) (parkedItem, bool, error) {
 	case errors.Is(err, errGone):
 		cause = goneError{}
 	case err != nil:
-		return it, false, Away(fmt.Errorf("read parked record at %d: %w", it.offset, err))
+		return it, false, AwayFrom("kafka", fmt.Errorf("read parked record at %d: %w", it.offset, err))
 	default:
 		e, perr := ParseRecord(rec)
 		switch {
@@ -617,7 +573,7 @@ func (w *worker) tryParked(it parkedItem) (parkedItem, bool, error) {
 	// A further failed attempt.
 	next := it
 	next.awayTries = 0
-	stage := next.failed(cause, time.Now(), w.g.r.state.delays)
+	stage := next.failed(cause, time.Now(), w.g.delays())
 	w.countFailure(&next)
 	if rec != nil {
 		if err := w.copyTo(rec, &next, stage); err != nil {
@@ -695,7 +651,7 @@ func (w *worker) keepFollowers(key string) error {
 		err := w.insist(func() (err error) {
 			it := w.parked.snapshot(f)
 			if rec, err = w.recordOf(&it); err != nil && !errors.Is(err, errGone) {
-				err = Away(err)
+				err = AwayFrom("kafka", err)
 			}
 			return err
 		})
@@ -817,35 +773,33 @@ func (w *worker) runBatches() error {
 // apply handles items in order, and moves the checkpoint to end: what fails is
 // isolated by halving and parked, what queues behind it becomes rows.
 func (w *worker) apply(items []*item, end Mark) error {
-	wait := newBackoff(50*time.Millisecond, 2*time.Second)
-	for try, waited := 1, false; ; waited = true {
+	var away absence
+	defer away.gaveUp()
+	for try := 1; ; {
 		err := w.attempt(items, end)
 		switch {
 		case err == nil:
-			if waited {
-				w.back()
-			}
+			away.over()
 			return nil
 		case giveUp(err):
 			return err
 		case w.ctx.Err() != nil:
 			return errStopped
 		case isAway(err):
-			w.log.Debug("away", "error", err)
-			if err := w.wait(wait.NextBackOff(), err); err != nil {
+			if err := away.wait(w, err); err != nil {
 				return err
 			}
 			continue
 		}
+		away.over()
 		retriable := !errors.Is(err, ErrPoison)
-		if try < inPlaceTries && retriable && (len(items) == 1 || isConflict(err)) {
+		if try < w.g.c.InPlaceTries && retriable && (len(items) == 1 || isConflict(err)) {
 			try++
-			if err := w.wait(inPlaceWait(try), err); err != nil {
+			if err := w.sleep(inPlaceWait(try)); err != nil {
 				return err
 			}
 			continue
 		}
-		w.back()
 		if len(items) == 1 {
 			return w.park(items[0], end, err)
 		}

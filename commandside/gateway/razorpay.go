@@ -91,6 +91,9 @@ func NewRazorpay(keyID, keySecret string, o RazorpayOptions) *Razorpay {
 	}
 }
 
+// dependency is the gateway's name where it is away.
+const dependency = "gateway"
+
 // Provider implements Gateway.
 func (*Razorpay) Provider() string { return "razorpay" }
 
@@ -231,7 +234,7 @@ func (r *Razorpay) call(ctx context.Context, method, path string, h http.Header,
 	}
 	b, err := r.breaker.Execute(func() ([]byte, error) { return r.roundTrip(ctx, method, path, h, body) })
 	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
-		return eventlog.Away(err)
+		return eventlog.AwayFrom(dependency, err)
 	}
 	if err != nil {
 		return err
@@ -256,12 +259,12 @@ func (r *Razorpay) roundTrip(ctx context.Context, method, path string, h http.He
 	req.SetBasicAuth(r.keyID, r.keySecret)
 	resp, err := r.client.Do(req)
 	if err != nil {
-		return nil, eventlog.Away(err)
+		return nil, eventlog.AwayFrom(dependency, err)
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxResponseBytes+1))
 	if err != nil {
-		return nil, eventlog.Away(err)
+		return nil, eventlog.AwayFrom(dependency, err)
 	}
 	if len(b) > maxResponseBytes {
 		return nil, eventlog.Away(fmt.Errorf("the gateway's answer is longer than %d bytes", maxResponseBytes))
@@ -290,7 +293,7 @@ func classify(status int, body []byte) error {
 		return eventlog.Away(fmt.Errorf("%w: %s", errStillRunning, text))
 	case status == http.StatusUnauthorized, status == http.StatusForbidden, status == http.StatusTooManyRequests, status == http.StatusRequestTimeout,
 		status >= 500, status < 400, !own:
-		return eventlog.Away(fmt.Errorf("the gateway answered %d %s", status, text))
+		return eventlog.AwayFrom(dependency, fmt.Errorf("the gateway answered %d %s", status, text))
 	case status == http.StatusNotFound, strings.Contains(strings.ToLower(text), "does not exist"):
 		return fmt.Errorf("%w: %s", ErrUnknown, text)
 	}

@@ -1,0 +1,210 @@
+package eventlog
+
+import (
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sony/gobreaker/v2"
+)
+
+// What a dependency's absence costs. Who needs it waits; while it is known to be
+// away, one at a time asks whether it is back, on behalf of all who wait, in
+// whichever lane, partition or consumer of the process. Who does not need it is
+// not held up.
+const (
+	breakerTrips = 3                      // failures in a row, after which one at a time asks
+	breakerOpen  = 500 * time.Millisecond // between two such questions
+	breakerPoll  = 100 * time.Millisecond // how soon the others notice the answer
+)
+
+// AwayFrom is Away with the name of what is away: "postgres", "gateway",
+// "shard 3". Failures of one name share a breaker and a metric. nil stays nil.
+func AwayFrom(dependency string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return awayFrom{dependency, err}
+}
+
+type awayFrom struct {
+	dependency string
+	err        error
+}
+
+func (a awayFrom) Error() string   { return a.dependency + ": " + a.err.Error() }
+func (a awayFrom) Unwrap() []error { return []error{ErrAway, a.err} }
+
+// dependencyOf names what err says is away; "" where that is not known, or is
+// no dependency but one thing that is not there yet.
+func dependencyOf(err error) string {
+	var from awayFrom
+	var pg *pgconn.PgError
+	var connect *pgconn.ConnectError
+	switch {
+	case isConflict(err):
+	case errors.As(err, &from):
+		return from.dependency
+	case errors.As(err, &pg), errors.As(err, &connect):
+		return "postgres"
+	}
+	return ""
+}
+
+// breakers are those of a runtime, by dependency.
+type breakers struct {
+	log   *slog.Logger
+	state *prometheus.GaugeVec
+
+	mu sync.Mutex
+	by map[string]*gobreaker.TwoStepCircuitBreaker[struct{}]
+}
+
+func (b *breakers) of(dependency string) *gobreaker.TwoStepCircuitBreaker[struct{}] {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	cb := b.by[dependency]
+	if cb == nil {
+		cb = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+			Name: dependency, MaxRequests: 1, Timeout: breakerOpen,
+			ReadyToTrip: func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= breakerTrips },
+			OnStateChange: func(name string, _, to gobreaker.State) {
+				b.state.WithLabelValues(name).Set(map[gobreaker.State]float64{gobreaker.StateHalfOpen: 1, gobreaker.StateOpen: 2}[to])
+			},
+		})
+		b.by[dependency] = cb
+		b.state.WithLabelValues(dependency).Set(0)
+	}
+	return cb
+}
+
+// absence is one lane's wait for what is away, from the first failure until it
+// gets through. The zero value waits for nothing. Of one goroutine.
+type absence struct {
+	w          *worker
+	dependency string
+	backoff    *backoff.ExponentialBackOff
+	asked      func(error) // tells the breaker what the present try came to; nil: it did not let it through
+}
+
+// wait is called after each try that failed because something is away. It
+// returns when it is this lane's turn to try again, or errStopped.
+func (a *absence) wait(w *worker, err error) error {
+	if a.w == nil {
+		a.w, a.dependency, a.backoff = w, dependencyOf(err), newBackoff(50*time.Millisecond, 2*time.Second)
+		w.awaits(a)
+	}
+	w.awaiting(a, err)
+	if a.dependency == "" {
+		return w.sleep(a.backoff.NextBackOff())
+	}
+	cb := w.g.r.state.breakers.of(a.dependency)
+	if a.asked == nil { // the first try needed no leave; it tells all the same
+		a.asked, _ = cb.Allow()
+	}
+	if a.asked != nil {
+		a.asked(err)
+		a.asked = nil
+	}
+	if err := w.sleep(a.backoff.NextBackOff()); err != nil {
+		return err
+	}
+	for {
+		var closed error
+		if a.asked, closed = cb.Allow(); closed == nil {
+			return nil
+		}
+		if err := w.sleep(breakerPoll/2 + jitter(breakerPoll)); err != nil {
+			return err
+		}
+	}
+}
+
+// over ends the wait, whatever the last try came to: the dependency answered.
+func (a *absence) over() {
+	if a.asked != nil {
+		a.asked(nil)
+		a.asked = nil
+	}
+	if a.w != nil {
+		a.w.awaitsNoMore(a)
+		a.w = nil
+	}
+}
+
+// gaveUp ends the wait of a lane that was stopped: nothing is known.
+func (a *absence) gaveUp() {
+	if a.asked != nil {
+		a.asked(errStopped) // at worst one more question is asked
+		a.asked = nil
+	}
+	a.over()
+}
+
+// absent is what a worker knows of an absence.
+type absent struct {
+	err   error
+	since time.Time
+	told  time.Time // when it was logged
+}
+
+func (w *worker) awaits(a *absence) {
+	now := time.Now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.absent[a] = &absent{since: now, told: now.Add(awayTellFirst - awayTellEvery)}
+}
+
+func (w *worker) awaiting(a *absence, err error) {
+	now := time.Now()
+	w.mu.Lock()
+	x := w.absent[a]
+	x.err = err
+	tell := now.Sub(x.told) >= awayTellEvery
+	if tell { // one lane's word is enough
+		for _, other := range w.absent {
+			other.told = now
+		}
+	}
+	w.mu.Unlock()
+	if tell { // what is away for long may be something that nobody will bring back
+		w.log.Warn("waiting", "since", x.since.UTC().Format(time.RFC3339), "error", err)
+	}
+	w.log.Debug("away", "error", err)
+}
+
+func (w *worker) awaitsNoMore(a *absence) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.absent, a)
+}
+
+// longestAbsent is what has been waited for longest; nil: nothing. The caller
+// holds mu.
+func (w *worker) longestAbsent() (longest *absent) {
+	for _, x := range w.absent {
+		if x.err != nil && (longest == nil || x.since.Before(longest.since)) {
+			longest = x
+		}
+	}
+	return longest
+}
+
+// sleep waits for d; it ends early with errStopped.
+func (w *worker) sleep(d time.Duration) error {
+	w.beat()
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-w.drain:
+		return errStopped
+	case <-w.ctx.Done():
+		return errStopped
+	}
+}
