@@ -195,7 +195,7 @@ func (e *eachWorker) startParked() {
 
 // start sets lanes to work as far as there are places.
 func (e *eachWorker) start() {
-	for e.running < e.g.c.Lanes && len(e.ready) > 0 {
+	for e.running-int(e.suspended.Load()) < e.g.c.Lanes && len(e.ready) > 0 {
 		key := e.ready[0]
 		e.ready = e.ready[1:]
 		l := e.lanes[key]
@@ -226,6 +226,8 @@ func (e *eachWorker) start() {
 func (w *worker) handle(i *item) (*parkedItem, error) {
 	var away absence
 	defer away.gaveUp()
+	var place suspension
+	defer place.end(w)
 	for try := 1; ; {
 		err := error(i.bad)
 		if err == nil {
@@ -239,7 +241,11 @@ func (w *worker) handle(i *item) (*parkedItem, error) {
 		case w.ctx.Err() != nil:
 			return nil, errStopped
 		case isAway(err):
+			place.begin(w)
 			if err := away.wait(w, err); err != nil {
+				return nil, err
+			}
+			if err := place.resume(w); err != nil {
 				return nil, err
 			}
 			continue
@@ -257,6 +263,44 @@ func (w *worker) handle(i *item) (*parkedItem, error) {
 			return nil, err
 		}
 		return it, w.writeRows([]*parkedItem{it})
+	}
+}
+
+// suspension is a lane's while it waits for what is away: its place is another
+// key's meanwhile, which may need something else. Those that wait and then go on
+// have as many places of their own.
+type suspension struct{ counted, resumed bool }
+
+func (s *suspension) begin(w *worker) {
+	if s.resumed {
+		<-w.resumed
+		s.resumed = false
+	}
+	if !s.counted {
+		s.counted = true
+		w.suspended.Add(1)
+		w.poke()
+	}
+}
+
+func (s *suspension) resume(w *worker) error {
+	select {
+	case w.resumed <- struct{}{}:
+		s.resumed = true
+		return nil
+	case <-w.drain:
+		return errStopped
+	case <-w.ctx.Done():
+		return errStopped
+	}
+}
+
+func (s *suspension) end(w *worker) {
+	if s.resumed {
+		<-w.resumed
+	}
+	if s.counted {
+		w.suspended.Add(-1)
 	}
 }
 

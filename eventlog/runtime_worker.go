@@ -54,6 +54,9 @@ type worker struct {
 	absent    map[*absence]*absent // what lanes wait for
 	overErr   error
 
+	suspended atomic.Int32  // lanes of an Each consumer that wait for what is away, and have no place
+	resumed   chan struct{} // one in it for each of these that is at work again
+
 	hasParked atomic.Bool // so that an operator may have changed a row
 	heartbeat atomic.Int64
 
@@ -67,7 +70,7 @@ func newWorker(s *session, cp *Checkpoint, parked *parkedSet) *worker {
 	w := &worker{
 		s: s, g: s.g, cp: cp, ctx: ctx, cancel: cancel,
 		log:    s.g.log.With("topic", cp.Topic, "partition", cp.Partition),
-		absent: map[*absence]*absent{}, drain: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1),
+		absent: map[*absence]*absent{}, resumed: make(chan struct{}, s.g.c.Lanes), drain: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1),
 		pos: cp.Mark, end: cp.Next, read: cp.Mark, parked: parked,
 	}
 	w.hasParked.Store(parked.len() > 0)

@@ -1,0 +1,107 @@
+package eventlog_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"tomato/eventlog"
+	"tomato/eventlog/eventlogtest"
+)
+
+// While something is away one lane at a time asks for it, whoever else waits;
+// lanes that do not need it go on, and their getting through does not hide that
+// others wait (it did: a worker knew one absence for all of its lanes).
+func TestOneAsksForWhatIsAwayAndOthersGoOn(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, eventlogtest.Embedded(t), eventlog.Subscription{Name: "needy", Topics: []string{eventlog.Orders}})
+	const keys = 20
+	var l ledger
+	var mu sync.Mutex
+	var asked []time.Time
+	back, asking := false, 0
+	c := eventlog.Consumer{Name: "needy", Topics: []string{eventlog.Orders}, Lanes: 4, Each: kinds("", func(e eventlog.Event) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if !back && strings.HasPrefix(e.Subject, "needs") {
+			asked = append(asked, time.Now())
+			return fmt.Errorf("handler: %w", eventlog.AwayFrom("the bank", errors.New("closed")))
+		}
+		l.add(e)
+		return nil
+	})["Each"].Each}
+	for k := range keys {
+		b.produce(b.event(eventlog.Orders, fmt.Sprint("needs", k), "T")...)
+	}
+	r := b.runtime()
+	start(t, r, c)
+	count := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(asked)
+	}
+	eventually(t, "each has asked once, and then they wait", func() bool { return count() >= keys+3 })
+	waits := func() bool {
+		for _, s := range r.Status() {
+			for _, p := range s.Partitions {
+				if strings.Contains(p.Away, "the bank: closed") && !p.AwaySince.IsZero() {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	for k := range 3 * keys { // more wait than there are lanes
+		b.produce(b.event(eventlog.Orders, fmt.Sprint("free", k), "T")...)
+		if k%keys == 0 && !waits() {
+			t.Error("that somebody waits does not show")
+		}
+	}
+	eventually(t, "who needs nothing goes on", func() bool { return l.total() == 3*keys })
+	if !waits() {
+		t.Error("that somebody waits does not show any more")
+	}
+	asking = count()
+	eventually(t, "somebody asks", func() bool { return count() >= asking+5 })
+	mu.Lock()
+	last := slices.Clone(asked[asking : asking+5])
+	back = true
+	mu.Unlock()
+	if took := last[4].Sub(last[0]); took < 4*400*time.Millisecond {
+		t.Errorf("%d lanes asked 5 times in %v", keys, took)
+	}
+	eventually(t, "all is done when it is back", func() bool { return l.total() == 4*keys })
+	eventually(t, "nobody waits", func() bool { return !waits() })
+	if n := query[int](b, `SELECT count(*) FROM tomato.parked`); n != 0 {
+		t.Errorf("%d parked", n)
+	}
+}
+
+// A consumer says how often and when its failed events are tried again.
+func TestRetriesAreConfiguration(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, eventlogtest.Embedded(t), eventlog.Subscription{Name: "once", Topics: []string{eventlog.Orders}})
+	var l ledger
+	c := eventlog.Consumer{Name: "once", Topics: []string{eventlog.Orders}, InPlaceTries: 2, RetryDelays: []time.Duration{}}
+	c.Each = kinds("", func(e eventlog.Event) error {
+		l.add(e)
+		return errors.New("no")
+	})["Each"].Each
+	r := b.runtime()
+	r.Hasten(0, 0) // the consumer's own
+	b.produce(b.event(eventlog.Orders, "k", "T")...)
+	start(t, r, c)
+	eventually(t, "dead at once", func() bool {
+		return query[int](b, `SELECT count(*) FROM tomato.parked WHERE state = 'dead' AND attempt = 1`) == 1
+	})
+	if n := l.total(); n != 2 {
+		t.Errorf("tried %d times", n)
+	}
+	if err := b.runtime().Run(t.Context(), eventlog.Consumer{Name: "x", Topics: []string{eventlog.Orders}, Each: c.Each, RetryDelays: make([]time.Duration, 3)}); err == nil {
+		t.Error("three delays, and two retry topics")
+	}
+}
