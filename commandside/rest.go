@@ -65,7 +65,7 @@ func (s *Side) execute(ctx context.Context, in commandInput, body any, r shard.R
 	case in.IfMatch.Version == httpapi.AnyVersion:
 		r.IfMatch = shard.Exists
 	}
-	if traceparent.MatchString(in.Traceparent) {
+	if in.Traceparent != "" && traceparent.MatchString(in.Traceparent) {
 		r.Traceparent = in.Traceparent
 	}
 	r.After = in.ConsistencyToken.Token

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 )
 
@@ -47,13 +46,18 @@ var tokenTopics = []string{Orders, Payments, Riders, Restaurants, RiderLocations
 // String returns the token as [A-Za-z0-9_-]*: base64url of varint triples
 // (topic number, partition, offset), sorted.
 func (t Token) String() string {
-	b := make([]byte, 0, 8*len(t))
-	keys := slices.SortedFunc(maps.Keys(t), func(a, c TopicPartition) int {
+	var few [4]TopicPartition // as most tokens have: no allocation
+	keys := few[:0]
+	for tp := range t {
+		keys = append(keys, tp)
+	}
+	slices.SortFunc(keys, func(a, c TopicPartition) int {
 		if d := slices.Index(tokenTopics, a.Topic) - slices.Index(tokenTopics, c.Topic); d != 0 {
 			return d
 		}
 		return int(a.Partition - c.Partition)
 	})
+	b := make([]byte, 0, 64)
 	for _, tp := range keys {
 		i := slices.Index(tokenTopics, tp.Topic)
 		if i < 0 {
