@@ -175,10 +175,9 @@ func (b *bench) commands(ctx context.Context) error {
 }
 
 // commandsOverHTTP measures the same lives over HTTP, with as many callers as
-// the in-process row has, each on a kept-alive connection: so few records come
-// together in a produce request with fewer that the broker's requests would be
-// measured rather than Tomato's. The limit is an empty operation of the same
-// server over the same connections, which checks the token too.
+// the in-process row of 256, each on a kept-alive connection, so that the two
+// rows differ by HTTP alone. The limit is an empty operation of the same server
+// over the same connections, which checks the token too.
 func (b *bench) commandsOverHTTP(ctx context.Context, s *server) error {
 	token, err := tokens{}.of(benchCustomer)
 	if err != nil {
