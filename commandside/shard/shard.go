@@ -140,6 +140,7 @@ type shard struct {
 
 	ackMu   sync.Mutex
 	acks    []ack
+	ackRoom []ack // of the loop
 	ackWake chan struct{}
 
 	snapshots  *snapshots
@@ -846,7 +847,7 @@ func (s *shard) appendSeen(now time.Time) {
 func (s *shard) settle(ctx context.Context) {
 	s.ackMu.Lock()
 	acks := s.acks
-	s.acks = nil
+	s.acks, s.ackRoom = s.ackRoom[:0], acks // the two change places: no room is made anew
 	s.ackMu.Unlock()
 	for _, a := range acks {
 		if s.failed != nil {
