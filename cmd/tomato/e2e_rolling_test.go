@@ -106,7 +106,9 @@ func (i *instance) start() {
 		if err != nil {
 			return err
 		}
-		i.url, i.addr = r.URL, strings.TrimPrefix(r.URL, "http://")
+		if i.url == "" { // the next one is there, too, and the load reads it
+			i.url, i.addr = r.URL, strings.TrimPrefix(r.URL, "http://")
+		}
 		x, err := i.client.Get(i.url + "/readyz")
 		if err != nil {
 			return err

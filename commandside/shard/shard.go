@@ -177,8 +177,8 @@ func (s *shard) serve(ctx context.Context) error {
 	var leave, drain <-chan time.Time
 	for s.failed == nil {
 		queue := s.queue
-		if s.unacked() >= maxInFlight || drain != nil || !s.quiesceBy.IsZero() {
-			queue = nil
+		if s.deposed == nil && (s.unacked() >= maxInFlight || drain != nil || !s.quiesceBy.IsZero()) {
+			queue = nil // of a deposed one commands are given back at once
 		}
 		s.arm(timer)
 		select {
