@@ -152,7 +152,7 @@ func (b *bench) tell(format string, args ...any) {
 
 // open starts the broker and the database.
 func (b *bench) open(ctx context.Context) (err error) {
-	b.log = slog.New(slog.NewTextHandler(b.progressOut, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	b.log = slog.New(slog.NewTextHandler(b.progressOut, &slog.HandlerOptions{Level: benchLogLevel()}))
 	if b.dir, err = os.MkdirTemp(b.DataDir, "tomato-bench-"); err != nil {
 		return err
 	}
@@ -262,7 +262,7 @@ func (b *bench) serveConfig(roles ...string) (serveCmd, error) {
 	}
 	b.started++
 	s := c.Serve
-	s.DataDir, s.LogLevel = filepath.Join(b.dir, fmt.Sprint("serve", b.started)), "warn"
+	s.DataDir, s.LogLevel = filepath.Join(b.dir, fmt.Sprint("serve", b.started)), strings.ToLower(benchLogLevel().String())
 	s.kafkaFlags, s.DatabaseURL = b.kafkaFlags, b.DatabaseURL
 	s.Role, s.HTTPAddr, s.Advertised = roles, "127.0.0.1:0", ""
 	s.secretFlags = secretFlags{JWTSecret: benchSecret, InternalKey: benchSecret, WebhookSecrets: []string{benchSecret}}
@@ -466,4 +466,12 @@ func machine() string {
 		}
 	}
 	return s
+}
+
+// benchLogLevel is that of what runs in this process, for who looks into a bench.
+func benchLogLevel() slog.Level {
+	if os.Getenv("TOMATO_BENCH_LOG_LEVEL") == "debug" {
+		return slog.LevelDebug
+	}
+	return slog.LevelWarn
 }

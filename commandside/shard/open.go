@@ -36,6 +36,9 @@ func (s *Shards) open(ctx context.Context, p int32, trust bool) (sh *shard, err 
 	s.mu.Unlock()
 	rctx, cancel := context.WithTimeout(ctx, readLimit)
 	defer cancel()
+	start := time.Now()
+	var took []any
+	step := func(name string) { took = append(took, name, time.Since(start).Round(time.Millisecond)) }
 	snapshots, err := s.openSnapshots(rctx, p)
 	if err != nil {
 		return nil, err
@@ -46,10 +49,12 @@ func (s *Shards) open(ctx context.Context, p int32, trust bool) (sh *shard, err 
 		}
 	}()
 	s.at(StepFenced, p)
+	step("fenced")
 	saved, err := snapshots.load(rctx)
 	if err != nil {
 		return nil, err
 	}
+	step("loaded")
 	ends, err := eventlog.EndOffsets(rctx, producer, eventlog.AggregateTopics[:]...)
 	if err != nil {
 		return nil, err
@@ -70,6 +75,7 @@ func (s *Shards) open(ctx context.Context, p int32, trust bool) (sh *shard, err 
 		return nil, err
 	}
 	s.at(StepLogsRead, p)
+	step("read")
 	// All four logs are read before any is claimed. Read and claimed one by one,
 	// two owners could each hold all claims as acknowledged while already deposed
 	// in one log (found by the model: NO_READFIRST).
@@ -77,6 +83,8 @@ func (s *Shards) open(ctx context.Context, p int32, trust bool) (sh *shard, err 
 		return nil, err
 	}
 	sh.agg.scheduleAll()
+	step("claimed")
+	s.Log.Debug("shard opened", append(took, "partition", p, "term", sh.term, "loaded", len(saved), "replayed", sh.replayed)...)
 	return sh, nil
 }
 

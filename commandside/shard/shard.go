@@ -172,6 +172,9 @@ func (s *shard) serve(ctx context.Context) error {
 	defer timer.Stop()
 	every := s.owner.SnapshotEvery
 	s.snapshotAt = time.Now().Add(every/4 + rand.N(every)) // the shards of an instance in turns
+	if s.replayed > snapshotChunk {
+		s.snapshotAt = time.Now().Add(rand.N(every / 4)) // whoever is next is to have less to read
+	}
 	done := ctx.Done()
 	leaving := false
 	var leave, drain <-chan time.Time

@@ -2,6 +2,7 @@ package shard
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -46,13 +47,13 @@ const (
 	hdrDue        = "due"    // Unix milliseconds: the order's next deadline
 	hdrClosed     = "closed" // Unix milliseconds: when it closed
 
-	snapshotEvery      = 10 * time.Second      // default: after the end of one, until the next
-	quiesceLimit       = 50 * time.Millisecond // for appends in flight, before a snapshot is put off
-	quiesceAgain       = time.Second           // by so much
-	snapshotWriteLimit = 30 * time.Second      // for one to be written, over which the claim ends
-	leaveLimit         = 2 * time.Second       // for the last one when the shard is handed over
-	snapshotChunk      = 5000                  // records of one transaction
-	readBytes          = 16 << 20              // of one fetch when a shard is opened
+	snapshotEvery = 10 * time.Second      // default: after the end of one, until the next
+	quiesceLimit  = 50 * time.Millisecond // for appends in flight, before a snapshot is put off
+	quiesceAgain  = time.Second           // by so much
+	commitLimit   = 30 * time.Second      // for one transaction, over which the claim ends
+	leaveLimit    = 2 * time.Second       // for the last one when the shard is handed over
+	snapshotChunk = 5000                  // records of one transaction
+	readBytes     = 16 << 20              // of one fetch when a shard is opened
 )
 
 // recordKey names an aggregate in the topic.
@@ -152,6 +153,8 @@ func (w *snapshots) load(ctx context.Context) (map[string]*kgo.Record, error) {
 // commit writes records in one transaction. After an error nothing more may be
 // written with this client.
 func (w *snapshots) commit(ctx context.Context, records []*kgo.Record) error {
+	ctx, cancel := context.WithTimeout(ctx, commitLimit)
+	defer cancel()
 	if err := w.client.BeginTransaction(); err != nil {
 		return err
 	}
@@ -171,29 +174,33 @@ func (w *snapshots) commit(ctx context.Context, records []*kgo.Record) error {
 // overwritten is then to be taken out.
 func (a *aggregates) restore(last map[string]*kgo.Record, now time.Time) (*checkpoint, error) {
 	var at *checkpoint
-	if r := last[checkpointKey]; r != nil && foldOf(r) == foldVersion {
+	if r := last[checkpointKey]; r != nil && headersOf(r).fold == foldVersion {
 		at = &checkpoint{}
 		if err := json.Unmarshal(r.Value, at); err != nil {
 			return nil, fmt.Errorf("the checkpoint of the snapshots is not readable: %w", err)
 		}
 	}
+	if at != nil {
+		a.room(len(last) / 2) // an order and its payment are two records
+	}
 	for name, r := range last {
 		key, ok := parseRecordKey(name)
+		h := headersOf(r)
 		switch {
 		case !ok:
-		case at == nil || foldOf(r) != foldVersion:
+		case at == nil || h.fold != foldVersion:
 			a.gone = append(a.gone, key)
 		default:
-			if err := a.restoreOne(key, r, now); err != nil {
+			if err := a.restoreOne(key, r, h, now); err != nil {
 				return nil, fmt.Errorf("the snapshot of %s is not readable: %w", name, err)
 			}
 		}
 	}
-	slices.SortFunc(a.keys.order, func(x, y keyScope) int { return int(a.keys.known[x].at - a.keys.known[y].at) })
+	slices.SortFunc(a.keys.order, func(x, y keyScope) int { return cmp.Compare(a.keys.known[x].at, a.keys.known[y].at) })
 	return at, nil
 }
 
-func (a *aggregates) restoreOne(key recordKey, r *kgo.Record, now time.Time) (err error) {
+func (a *aggregates) restoreOne(key recordKey, r *kgo.Record, h savedHeaders, now time.Time) (err error) {
 	e := a.held[key.kind][key.id]
 	if e == nil {
 		e = a.begin(key.kind, key.id)
@@ -216,13 +223,13 @@ func (a *aggregates) restoreOne(key recordKey, r *kgo.Record, now time.Time) (er
 	if err != nil {
 		return err
 	}
-	if due, ok := millis(r, hdrDue); ok {
-		a.due.push(due, key.id)
+	if h.due > 0 {
+		a.due.push(time.UnixMilli(h.due), key.id)
 	}
-	if closed, ok := millis(r, hdrClosed); ok {
-		a.closed.push(closed.Add(closedFor), key.id)
+	if h.closed > 0 {
+		a.closed.push(time.UnixMilli(h.closed).Add(closedFor), key.id)
 	}
-	for used := range strings.SplitSeq(headerOf(r, hdrKeys), ",") {
+	for used := range strings.SplitSeq(h.keys, ",") {
 		scope, u, ok := parseKeyUse(used)
 		if !ok {
 			continue
@@ -235,26 +242,33 @@ func (a *aggregates) restoreOne(key recordKey, r *kgo.Record, now time.Time) (er
 	return nil
 }
 
-func headerOf(r *kgo.Record, key string) string {
-	for _, h := range r.Headers {
-		if h.Key == key {
-			return string(h.Value)
+// savedHeaders are a record's.
+type savedHeaders struct {
+	fold        int64 // -1: none
+	due, closed int64
+	keys        string
+}
+
+func headersOf(r *kgo.Record) savedHeaders {
+	h := savedHeaders{fold: -1}
+	for i := range r.Headers {
+		number := func(n *int64) {
+			if v, err := strconv.ParseInt(string(r.Headers[i].Value), 10, 64); err == nil {
+				*n = v
+			}
+		}
+		switch r.Headers[i].Key {
+		case hdrFold:
+			number(&h.fold)
+		case hdrDue:
+			number(&h.due)
+		case hdrClosed:
+			number(&h.closed)
+		case hdrKeys:
+			h.keys = string(r.Headers[i].Value)
 		}
 	}
-	return ""
-}
-
-func millis(r *kgo.Record, key string) (time.Time, bool) {
-	ms, err := strconv.ParseInt(headerOf(r, key), 10, 64)
-	return time.UnixMilli(ms), err == nil
-}
-
-func foldOf(r *kgo.Record) int {
-	n, err := strconv.Atoi(headerOf(r, hdrFold))
-	if err != nil {
-		return -1
-	}
-	return n
+	return h
 }
 
 // snapshot is what one is to hold: a cut of the shard's state.
@@ -315,8 +329,6 @@ func (m *keyMemory) textOf(e *entry) string {
 // write writes a cut. The checkpoint comes last: states that are ahead of it do
 // no harm, a replay skips the events that they have.
 func (w *snapshots) write(ctx context.Context, c *snapshot) error {
-	ctx, cancel := context.WithTimeout(ctx, snapshotWriteLimit)
-	defer cancel()
 	fold := kgo.RecordHeader{Key: hdrFold, Value: []byte(strconv.Itoa(foldVersion))}
 	record := func(key, keys string, value []byte) *kgo.Record {
 		r := &kgo.Record{Key: []byte(key), Value: value, Headers: []kgo.RecordHeader{fold}}

@@ -91,10 +91,17 @@ type aggregates struct {
 }
 
 func newAggregates() *aggregates {
-	a := &aggregates{keys: keyMemory{known: map[keyScope]keyUse{}}}
-	deals := map[string]*entry{}
-	a.held = [logCount]map[string]*entry{deals, deals, {}, {}}
+	a := &aggregates{}
+	a.held[riders], a.held[restaurants] = map[string]*entry{}, map[string]*entry{}
+	a.room(0)
 	return a
+}
+
+// room makes room for so many orders, of which there are none yet.
+func (a *aggregates) room(n int) {
+	deals := make(map[string]*entry, n)
+	a.held[orders], a.held[payments] = deals, deals
+	a.keys.known = make(map[keyScope]keyUse, n)
 }
 
 // find returns what is held under the id, or nil. An error says that the
