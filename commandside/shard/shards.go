@@ -614,22 +614,16 @@ func (s *Shards) awaitMenus(ctx context.Context, r Request) error {
 	return s.Menus.WaitFor(ctx, r.After)
 }
 
-var calls = sync.Pool{New: func() any { return &call{done: make(chan answer, 1)} }}
-
 // local hands a command to a shard that is served here, and waits for its answer.
 func (s *Shards) local(ctx context.Context, sh *shard, r Request) (Result, error) {
-	c := calls.Get().(*call)
-	c.ctx, c.req = ctx, r
+	c := &call{ctx: ctx, req: r, done: make(chan answer, 1)} // not pooled: several waiters may name it, and reply to it again
 	select {
 	case sh.queue <- c:
 	default:
-		calls.Put(c)
 		return Result{}, fmt.Errorf("%w: the queue of shard %d is full", ErrUnavailable, sh.partition)
 	}
 	select {
-	case a := <-c.done: // the loop is done with it; in all other cases it may not be
-		*c = call{done: c.done}
-		calls.Put(c)
+	case a := <-c.done:
 		return a.res, a.err
 	case <-ctx.Done():
 		if c.first.Load() {
