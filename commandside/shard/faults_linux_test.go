@@ -1,0 +1,526 @@
+package shard
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/Shopify/toxiproxy/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"tomato/domain"
+	"tomato/domain/restaurant"
+	"tomato/domain/rider"
+	"tomato/eventlog"
+	"tomato/eventlog/eventlogtest"
+	"tomato/eventlog/kafkaprocess"
+)
+
+// The promises that these tests hold the write side to, whatever fails:
+// nothing acknowledged is lost, each aggregate has one total order that all
+// readers derive, no answer is stale, and when the faults are over every shard
+// serves again. Each run drives clients against three instances in processes of
+// their own, and afterwards holds what the clients were told against a
+// sequential specification (specification) and against the logs (logs.check).
+const (
+	faultPartitions = 4
+	faultInstances  = 3
+	faultSession    = 2 * time.Second  // after which the group gives an instance up
+	serveAgain      = 30 * time.Second // after the last fault
+)
+
+// Variables for finding and repeating what fails: the seed (of the commands and
+// of the faults; what the scheduler does is nobody's), and how long each scenario
+// goes on.
+const (
+	seedVariable = "TOMATO_FAULT_SEED"
+	soakVariable = "TOMATO_FAULT_SOAK"
+)
+
+func seed(t testing.TB) uint64 {
+	t.Helper()
+	n := rand.Uint64()
+	if v := os.Getenv(seedVariable); v != "" {
+		var err error
+		if n, err = strconv.ParseUint(v, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the run's seed: %s=%d", seedVariable, n)
+		}
+	})
+	return n
+}
+
+// world is one run: a broker, instances, clients.
+type world struct {
+	t         testing.TB
+	rng       *rand.Rand
+	broker    faultBroker
+	cfg       eventlog.Config
+	instances []*instanceSlot
+	proxies   []*toxiproxy.Proxy // one per instance, where the run cuts networks
+	d         *driver
+	shop      eventlog.Token
+	settled   int
+	slowest   time.Duration
+	began     time.Time
+}
+
+// faultBroker is a broker that can be killed and paused.
+type faultBroker interface {
+	addr() string
+	kill()
+	restart() error
+	pause()
+	resume()
+}
+
+type embeddedBroker struct {
+	t   testing.TB
+	cfg brokerConfig
+	c   *child
+}
+
+func (b *embeddedBroker) addr() string { return b.cfg.Addr }
+func (b *embeddedBroker) kill()        { b.c.kill() }
+func (b *embeddedBroker) pause()       { b.c.signal(syscall.SIGSTOP) }
+func (b *embeddedBroker) resume()      { b.c.signal(syscall.SIGCONT) }
+func (b *embeddedBroker) restart() (err error) {
+	if b.c, err = startChild(b.t, "broker", "broker", b.cfg); err == nil {
+		b.cfg.Addr = b.c.addr
+	}
+	return err
+}
+
+type kafkaBroker struct {
+	t testing.TB
+	p *kafkaprocess.Process
+}
+
+func (b *kafkaBroker) addr() string { return b.p.Addr() }
+func (b *kafkaBroker) kill()        { b.p.Kill() }
+func (b *kafkaBroker) pause()       { _ = b.p.Pause() }
+func (b *kafkaBroker) resume()      { _ = b.p.Resume() }
+func (b *kafkaBroker) restart() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	p, err := kafkaprocess.Start(ctx, b.p.Dir(), eventlogtest.Options)
+	if err == nil {
+		b.p = p
+		b.t.Cleanup(p.Kill)
+	}
+	return err
+}
+
+// newWorld starts a broker of the kind with topics, the instances, and the shop.
+func newWorld(t testing.TB, kind string, proxied bool) *world {
+	n := seed(t)
+	w := &world{t: t, rng: rand.New(rand.NewPCG(n, 1<<40)), began: time.Now()}
+	switch kind {
+	case "embedded":
+		b := &embeddedBroker{t: t, cfg: brokerConfig{Dir: filepath.Join(t.TempDir(), "broker"), Addr: "127.0.0.1:0"}}
+		if err := b.restart(); err != nil {
+			t.Fatal(err)
+		}
+		w.broker = b
+	default:
+		w.broker = &kafkaBroker{t, eventlogtest.KafkaProcess(t)}
+	}
+	w.cfg = eventlog.Config{Brokers: []string{w.broker.addr()}, ClientID: t.Name()}
+	eventlogtest.Topics(t, w.cfg, eventlog.Layout{Partitions: faultPartitions})
+	if kind == "embedded" { // Kafka takes it at its start alone
+		least := "500"
+		if _, err := kadm.NewClient(eventlogtest.Client(t, w.cfg)).AlterBrokerConfigs(t.Context(), []kadm.AlterConfig{{Name: "group.min.session.timeout.ms", Value: &least}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range faultInstances {
+		w.instances = append(w.instances, &instanceSlot{n: i})
+		if proxied {
+			w.proxies = append(w.proxies, newProxy(t, w.broker.addr()))
+		}
+	}
+	var starting sync.WaitGroup
+	for i := range w.instances {
+		starting.Go(func() { w.start(i, nil) })
+	}
+	starting.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	w.d = newDriver(t, n, faultPartitions, w.instances)
+	for _, c := range []domain.Command{
+		restaurant.Put{RestaurantID: theShop.ID, Name: theShop.Name, Location: theShop.Location},
+		restaurant.SetMenuItem{Item: theShop.Menu["dosa"]}, restaurant.Open{},
+	} {
+		w.shop = w.must(0, "shop", Request{Topic: eventlog.Restaurants, ID: theShop.ID, Actor: domain.SystemActor, Command: c}).Token
+	}
+	w.d.shop = w.shop
+	w.settle()
+	return w
+}
+
+func newProxy(t testing.TB, upstream string) *toxiproxy.Proxy {
+	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(prometheus.NewRegistry()), zerolog.New(io.Discard))
+	p := toxiproxy.NewProxy(server, "broker", "127.0.0.1:0", upstream)
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Stop)
+	return p
+}
+
+// start starts the process of an instance, to end itself at a step.
+func (w *world) start(i int, die *atStep) {
+	s := w.instances[i]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lives++
+	cfg := instanceConfig{Name: fmt.Sprintf("i%d-%d", i, s.lives), Brokers: w.cfg.Brokers, Partitions: faultPartitions, Session: faultSession, Die: die}
+	if w.proxies != nil {
+		cfg.Via = map[string]string{w.broker.addr(): w.proxies[i].Listen}
+	}
+	c, err := startChild(w.t, "instance", cfg.Name, cfg)
+	if err != nil {
+		w.t.Error(err)
+		return
+	}
+	s.proc = c
+	s.all = append(s.all, c)
+	s.addr.Store(c.addr)
+}
+
+// must has a command executed, repeating it while its outcome is not known.
+func (w *world) must(at int, object string, r Request) Result {
+	w.t.Helper()
+	deadline := time.Now().Add(serveAgain)
+	for {
+		op := w.d.do(at, object, r)
+		if op != nil && op.outcome.known {
+			return op.result
+		}
+		if op == nil || time.Now().After(deadline) {
+			w.t.Fatalf("%s not answered within %s by instance %d: %v\n%s", r.Command.CommandName(), serveAgain, at, op.failure, w.instances[at].child().tail())
+		}
+		hold(20 * time.Millisecond)
+	}
+}
+
+// settle waits until every shard serves, for whoever asks any of the instances.
+func (w *world) settle() {
+	w.t.Helper()
+	w.settled++
+	start := time.Now()
+	var wg sync.WaitGroup
+	for i := range w.instances {
+		for p := range int32(faultPartitions) {
+			wg.Go(func() {
+				id := ""
+				for n := 0; id == "" || eventlog.PartitionFor(id, faultPartitions) != p; n++ {
+					id = fmt.Sprintf("probe-%d-%d", w.settled, n)
+				}
+				r := Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: rider.Put{RiderID: id, Name: fmt.Sprint("asked at ", i)}}
+				for {
+					op := w.d.do(i, id, r)
+					if op == nil || op.outcome.known {
+						return
+					}
+					if time.Since(start) > serveAgain {
+						w.t.Errorf("shard %d does not serve %s after the fault, asked at instance %d: %v\n%s", p, serveAgain, i, op.failure, w.instances[i].child().tail())
+						return
+					}
+					hold(50 * time.Millisecond)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	w.slowest = max(w.slowest, time.Since(start))
+}
+
+// hold lets time pass: how long a fault lasts.
+func hold(d time.Duration) { <-time.After(d) }
+
+// await waits for something that must come.
+func (w *world) await(what string, limit time.Duration, ok func() bool) bool {
+	w.t.Helper()
+	deadline := time.Now().Add(limit)
+	for !ok() {
+		if time.Now().After(deadline) {
+			w.t.Errorf("within %s not seen: %s", limit, what)
+			return false
+		}
+		hold(10 * time.Millisecond)
+	}
+	return true
+}
+
+// serving is an instance that serves a shard.
+func (w *world) serving() int {
+	w.t.Helper()
+	i := w.rng.IntN(len(w.instances))
+	w.await(fmt.Sprintf("instance %d serves a shard", i), serveAgain, func() bool {
+		st, err := w.instances[i].child().status()
+		return err == nil && st.Serving > 0
+	})
+	return i
+}
+
+// under runs a script of faults under load and checks everything.
+func (w *world) under(script func(*world)) {
+	w.t.Helper()
+	soak, _ := time.ParseDuration(os.Getenv(soakVariable))
+	ctx, cancel := context.WithCancel(context.Background())
+	var load sync.WaitGroup
+	load.Go(func() { w.d.run(ctx, 10, 180, 0) })
+	for start := time.Now(); ; {
+		script(w)
+		w.settle()
+		if time.Since(start) >= soak || w.t.Failed() {
+			break
+		}
+	}
+	const least = 2000 // commands
+	for w.d.asked.Load() < least && !w.t.Failed() {
+		hold(50 * time.Millisecond)
+	}
+	cancel()
+	load.Wait()
+	w.settle()
+	w.check()
+}
+
+// check holds everything that the clients were told against the specification
+// and the logs.
+func (w *world) check() *logs {
+	w.t.Helper()
+	ops := w.d.ops
+	took := time.Since(w.began)
+	l := readLogs(w.t, w.cfg)
+	l.settle(ops)
+	l.check(w.t, w.cfg, ops, w.rng)
+	checkLinearizable(w.t, ops)
+	unknown, landed := 0, 0
+	for _, op := range ops {
+		if !op.outcome.known {
+			unknown++
+			if op.outcome.event != "" {
+				landed++
+			}
+		}
+	}
+	for _, s := range w.instances {
+		for _, c := range s.all {
+			if b, err := os.ReadFile(c.log); err == nil && strings.Contains(string(b), "DATA RACE") {
+				w.t.Errorf("%s: a data race\n%s", c.name, b)
+			}
+		}
+	}
+	w.t.Logf("%d commands in %s, %d with unknown outcomes of which %d took effect; all shards served again after at most %s",
+		len(ops), took.Round(time.Millisecond), unknown, landed, w.slowest.Round(time.Millisecond))
+	return l
+}
+
+// TestHistory: without faults, 20,000 commands of concurrent clients on three
+// instances are one history, and nothing in the logs is void.
+func TestHistory(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"embedded", "kafka"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, kind, false)
+			before := len(w.d.ops)
+			voids := readLogs(t, w.cfg).voids // of the instances' joining
+			w.d.run(t.Context(), 48, 0, 20_000)
+			if n := len(w.d.ops) - before; n < 19_000 {
+				t.Errorf("only %d commands", n)
+			}
+			l := w.check()
+			if l.voids != voids {
+				t.Errorf("%d records are void", l.voids-voids)
+			}
+			for _, op := range w.d.ops[before:] {
+				if !op.outcome.known {
+					t.Errorf("without any fault not answered: %s: %v", describe(op), op.failure)
+				}
+			}
+		})
+	}
+}
+
+// TestFaults runs each scenario on each broker.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	for _, s := range []struct {
+		name    string
+		proxied bool
+		script  func(*world)
+	}{
+		{"an instance is killed at each step", false, killedAtEachStep},
+		{"an owner is paused and wakes in the middle", false, pausedOwner},
+		{"an owner's network is cut and slow", true, cutNetwork},
+		{"two believe that they own a shard", false, twoOwners},
+		{"answers are lost and batches land twice", false, lostAnswers},
+		{"the broker is killed and paused", false, brokenBroker},
+	} {
+		for _, kind := range []string{"embedded", "kafka"} {
+			t.Run(s.name+"/"+kind, func(t *testing.T) {
+				t.Parallel()
+				newWorld(t, kind, s.proxied).under(s.script)
+			})
+		}
+	}
+}
+
+var takeOverSteps = []Step{StepLogsRead, StepClaimsSent, StepClaimLanded, StepClaimed, StepServing, StepAnnounced}
+var appendSteps = []Step{StepAppendSent, StepAppendLanded, StepSettled, StepAnswered}
+
+func killedAtEachStep(w *world) {
+	all := append(append([]Step{}, takeOverSteps...), appendSteps...)
+	w.rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	takeOver := map[Step]bool{}
+	for _, s := range takeOverSteps {
+		takeOver[s] = true
+	}
+	for _, step := range all {
+		if w.t.Failed() {
+			return
+		}
+		var i int
+		if takeOver[step] {
+			i = w.rng.IntN(len(w.instances))
+			w.instances[i].child().kill()
+			w.start(i, &atStep{step, 1 + w.rng.IntN(2)})
+		} else {
+			i = w.serving()
+			if err := w.instances[i].child().order(instanceOrder{Die: &atStep{step, 1 + w.rng.IntN(15)}}); err != nil {
+				w.t.Error(err)
+			}
+		}
+		if !w.await(fmt.Sprintf("instance %d dies at step %q", i, step), serveAgain, w.instances[i].child().ended) {
+			w.instances[i].child().kill()
+		}
+		w.start(i, nil)
+		w.settle()
+	}
+}
+
+func pausedOwner(w *world) {
+	for _, step := range []Step{StepAppendSent, StepAppendLanded, StepSettled} {
+		i := w.serving()
+		c := w.instances[i].child()
+		if err := c.order(instanceOrder{Stop: &atStep{step, 1 + w.rng.IntN(15)}}); err != nil {
+			w.t.Error(err)
+		}
+		w.await(fmt.Sprintf("instance %d stops at step %q", i, step), serveAgain, c.stopped)
+		hold(faultSession + 1500*time.Millisecond) // its shards go to others, who serve them
+		c.signal(syscall.SIGCONT)
+		w.settle()
+	}
+}
+
+func cutNetwork(w *world) {
+	for _, cut := range []struct {
+		name   string
+		lasts  time.Duration
+		toxics []string
+	}{
+		{"nothing arrives at the broker", 3 * time.Second, []string{`{"type":"timeout","stream":"upstream","attributes":{"timeout":0}}`}},
+		{"no answer arrives", 3 * time.Second, []string{`{"type":"timeout","stream":"downstream","attributes":{"timeout":0}}`}},
+		{"slow", 3 * time.Second, []string{`{"type":"latency","stream":"downstream","attributes":{"latency":200,"jitter":150}}`, `{"type":"latency","stream":"upstream","attributes":{"latency":100,"jitter":80}}`}},
+		{"connections end in mid-answer", 2 * time.Second, []string{`{"type":"limit_data","stream":"downstream","attributes":{"bytes":2000}}`}},
+		{"refused", 3 * time.Second, nil},
+	} {
+		i := w.serving()
+		p := w.proxies[i]
+		if cut.toxics == nil {
+			p.Stop()
+		}
+		for _, toxic := range cut.toxics {
+			if _, err := p.Toxics.AddToxicJson(strings.NewReader(toxic)); err != nil {
+				w.t.Error(err)
+			}
+		}
+		hold(cut.lasts)
+		if cut.toxics == nil {
+			if err := p.Start(); err != nil {
+				w.t.Error(err)
+			}
+		}
+		p.Toxics.ResetToxics(context.Background())
+		w.settle()
+	}
+}
+
+func twoOwners(w *world) {
+	// Cut from the group alone: it goes on as the owner, while the group gives
+	// its shards to others.
+	i := w.serving()
+	c := w.instances[i].child()
+	if err := c.order(instanceOrder{Tamper: map[eventlogtest.Tamper]int{eventlogtest.GroupCut: 1}}); err != nil {
+		w.t.Error(err)
+	}
+	hold(faultSession + 2*time.Second)
+	if err := c.order(instanceOrder{Tamper: map[eventlogtest.Tamper]int{eventlogtest.GroupCut: 0}}); err != nil {
+		w.t.Error(err)
+	}
+	w.settle()
+	// Told by mistake that all shards are its own, one claims them from the
+	// others, who claim them back.
+	i = w.serving()
+	if err := w.instances[i].child().order(instanceOrder{Assign: []int32{0, 1, 2, 3}}); err != nil {
+		w.t.Error(err)
+	}
+	hold(4 * time.Second)
+	w.instances[i].child().kill() // it never hears that it was wrong
+	w.start(i, nil)
+}
+
+func lostAnswers(w *world) {
+	tamper := func(i int, how eventlogtest.Tamper, every int, lasts time.Duration) {
+		c := w.instances[i].child()
+		if err := c.order(instanceOrder{Tamper: map[eventlogtest.Tamper]int{how: every}}); err != nil {
+			w.t.Error(err)
+		}
+		hold(lasts)
+		if err := c.order(instanceOrder{Tamper: map[eventlogtest.Tamper]int{how: 0}}); err != nil {
+			w.t.Error(err)
+		}
+		if st, err := c.status(); err != nil || st.Tampered[how] == 0 {
+			w.t.Errorf("nothing was tampered with: %+v, %v", st, err)
+		} else if how == eventlogtest.Twice && st.Verified == 0 {
+			w.t.Error("batches landed twice and no acknowledgement was found out of place")
+		}
+	}
+	tamper(w.serving(), eventlogtest.Twice, 2+w.rng.IntN(3), 3*time.Second)
+	w.settle()
+	tamper(w.serving(), eventlogtest.LostAnswer, 20+w.rng.IntN(10), 3*time.Second)
+	w.settle()
+	tamper(w.serving(), eventlogtest.OutOfOrder, 30+w.rng.IntN(30), 3*time.Second)
+}
+
+func brokenBroker(w *world) {
+	w.broker.kill()
+	if err := w.broker.restart(); err != nil {
+		w.t.Fatal(err)
+	}
+	w.settle()
+	w.broker.pause()
+	hold(faultSession + 2*time.Second)
+	w.broker.resume()
+	w.settle()
+}

@@ -1,0 +1,214 @@
+package shard
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"tomato/eventlog"
+	"tomato/eventlog/eventlogtest"
+)
+
+// logRecord is one record of an aggregate topic and whether it counts.
+type logRecord struct {
+	e      eventlog.Event
+	counts bool
+}
+
+// logs are the aggregate topics as a reader from their beginning sees them.
+type logs struct {
+	records map[eventlog.TopicPartition][]logRecord
+	voids   int
+	// events are those that count, by the command that made them.
+	events map[string][]*eventlog.Event
+}
+
+func readLogs(t testing.TB, cfg eventlog.Config) *logs {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	ends, err := eventlog.EndOffsets(ctx, eventlogtest.Client(t, cfg), eventlog.AggregateTopics[:]...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &logs{records: map[eventlog.TopicPartition][]logRecord{}, events: map[string][]*eventlog.Event{}}
+	rules := map[eventlog.TopicPartition]*eventlog.Rule{}
+	ranges := map[eventlog.TopicPartition]eventlog.Range{}
+	for tp, end := range ends {
+		ranges[tp] = eventlog.Range{To: end}
+		rules[tp] = &eventlog.Rule{}
+	}
+	err = eventlog.Read(ctx, cfg, ranges, func(e *eventlog.Event) error {
+		tp := eventlog.TopicPartition{Topic: e.Topic, Partition: e.Partition}
+		if int64(len(l.records[tp])) != e.Offset {
+			return fmt.Errorf("%v: offset %d after %d records", tp, e.Offset, len(l.records[tp]))
+		}
+		r := logRecord{*e, rules[tp].Counts(e)}
+		l.records[tp] = append(l.records[tp], r)
+		switch {
+		case !r.counts:
+			l.voids++
+		case e.CausationID != "":
+			l.events[e.CausationID] = append(l.events[e.CausationID], &r.e)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// settle writes into the operations without an answer what the log says of them.
+func (l *logs) settle(ops []*operation) {
+	for _, op := range ops {
+		if events := l.events[op.id]; !op.outcome.known && len(events) == 1 {
+			op.outcome.event, op.outcome.version = events[0].Type, events[0].Version
+		}
+	}
+}
+
+// check holds the logs against what the clients were told.
+func (l *logs) check(t testing.TB, cfg eventlog.Config, ops []*operation, rng *rand.Rand) {
+	t.Helper()
+	l.checkVersions(t)
+	l.checkAnswers(t, ops)
+	for range 4 {
+		l.checkResumed(t, cfg, rng)
+	}
+}
+
+// checkVersions: the versions of the events that count are 1, 2, 3, … per
+// aggregate, and all of them can be folded.
+func (l *logs) checkVersions(t testing.TB) {
+	t.Helper()
+	for tp, records := range l.records {
+		agg := newAggregates()
+		for _, r := range records {
+			if !r.counts {
+				continue
+			}
+			if err := agg.replay(&r.e); err != nil {
+				t.Errorf("%v: %v", tp, err)
+				break
+			}
+		}
+	}
+}
+
+// checkAnswers: what was acknowledged is there, counts, and is what was told;
+// nothing happened twice.
+func (l *logs) checkAnswers(t testing.TB, ops []*operation) {
+	t.Helper()
+	asked := map[string]*operation{}
+	byKey := map[string]int{}    // events that count
+	ackedKey := map[string]int{} // acknowledged appends
+	told := map[string]string{}
+	acked := 0
+	for _, op := range ops {
+		asked[op.id] = op
+		events := l.events[op.id]
+		if len(events) > 1 {
+			t.Errorf("%d events count of the one command %s", len(events), describe(op))
+		}
+		key := ""
+		if op.req.IdempotencyKey != "" {
+			key = op.object + keyOf(&op.req)
+			byKey[key] += len(events)
+			if op.outcome.known && (op.outcome.event != "" || op.outcome.repeated) {
+				ackedKey[key]++
+			}
+		}
+		if !op.outcome.known {
+			continue
+		}
+		if op.outcome.event == "" {
+			if len(events) > 0 {
+				t.Errorf("%s@%d counts, but its command was told that nothing was appended (%q): %s", events[0].Type, events[0].Version, op.outcome.code, describe(op))
+			}
+			continue
+		}
+		acked++
+		place := fmt.Sprintf("%s %s version %d", op.req.Topic, op.req.ID, op.outcome.version)
+		if other := told[place]; other != "" {
+			t.Errorf("%s was acknowledged to both %s and %s", place, other, op.id)
+		}
+		told[place] = op.id
+		switch {
+		case len(events) == 0:
+			t.Errorf("acknowledged, but no event of it counts: %s → %s@%d%s", describe(op), op.outcome.event, op.outcome.version, l.voidOf(op.id))
+		case events[0].Type != op.outcome.event || events[0].Version != op.outcome.version || events[0].Subject != op.req.ID:
+			t.Errorf("acknowledged as %s@%d, but the log has %s@%d of %s: %s", op.outcome.event, op.outcome.version, events[0].Type, events[0].Version, events[0].Subject, describe(op))
+		}
+	}
+	for id := range l.events {
+		if asked[id] == nil {
+			t.Errorf("an event of %s counts, which nobody asked for", id)
+		}
+	}
+	for key, n := range byKey {
+		if n > 1 || n == 0 && ackedKey[key] > 0 {
+			t.Errorf("%d events count of the idempotency key %s, acknowledged %d times", n, key, ackedKey[key])
+		}
+	}
+	t.Logf("%d acknowledged appends are where they were said to be; %d void records", acked, l.voids)
+}
+
+// voidOf tells where a command's record stands that does not count.
+func (l *logs) voidOf(id string) string {
+	for tp, records := range l.records {
+		for _, r := range records {
+			if r.e.CausationID == id && !r.counts {
+				return fmt.Sprintf(" (void at %s/%d@%d, term %d seq %d)", tp.Topic, tp.Partition, r.e.Offset, r.e.Term, r.e.Seq)
+			}
+		}
+	}
+	return ""
+}
+
+// checkResumed: a reader that resumes at the position of any record that
+// counted derives the history of the reader from the beginning.
+func (l *logs) checkResumed(t testing.TB, cfg eventlog.Config, rng *rand.Rand) {
+	t.Helper()
+	rules := map[eventlog.TopicPartition]*eventlog.Rule{}
+	ranges := map[eventlog.TopicPartition]eventlog.Range{}
+	for _, topic := range eventlog.AggregateTopics { // in order, for the random numbers' sake
+		for p := int32(0); ; p++ {
+			tp := eventlog.TopicPartition{Topic: topic, Partition: p}
+			records, ok := l.records[tp]
+			if !ok {
+				break
+			}
+			var counted []int64
+			for _, r := range records {
+				if r.counts {
+					counted = append(counted, r.e.Offset)
+				}
+			}
+			from := counted[rng.IntN(len(counted))]
+			stored := records[from].e // the position, with term and seq of its record
+			rules[tp] = &eventlog.Rule{Term: stored.Term, Seq: stored.Seq}
+			ranges[tp] = eventlog.Range{From: from + 1, To: int64(len(records))}
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var differ []string
+	err := eventlog.Read(ctx, cfg, ranges, func(e *eventlog.Event) error {
+		tp := eventlog.TopicPartition{Topic: e.Topic, Partition: e.Partition}
+		if rules[tp].Counts(e) != l.records[tp][e.Offset].counts {
+			differ = append(differ, fmt.Sprintf("%s/%d@%d", tp.Topic, tp.Partition, e.Offset))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(differ) > 0 {
+		slices.Sort(differ)
+		t.Errorf("who resumes at %v sees %d records otherwise than who began at the start: %.5v", ranges, len(differ), differ)
+	}
+}
