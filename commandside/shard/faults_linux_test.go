@@ -250,6 +250,11 @@ func (w *world) settle() {
 	}
 	wg.Wait()
 	w.slowest = max(w.slowest, time.Since(start))
+	if w.slowest > 8*time.Second {
+		for _, s := range w.instances {
+			w.t.Logf("slow: instance %d\n%s", s.n, s.child().tail())
+		}
+	}
 }
 
 // hold lets time pass: how long a fault lasts.
@@ -404,7 +409,11 @@ func killedAtEachStep(w *world) {
 		if takeOver[step] {
 			i = w.rng.IntN(len(w.instances))
 			w.instances[i].child().kill()
-			w.start(i, &atStep{step, 1 + w.rng.IntN(2)})
+			nth := 1 // the group may give it no second shard
+			if step == StepClaimLanded {
+				nth = 1 + w.rng.IntN(logCount)
+			}
+			w.start(i, &atStep{step, nth})
 		} else {
 			i = w.serving()
 			if err := w.instances[i].child().order(instanceOrder{Die: &atStep{step, 1 + w.rng.IntN(15)}}); err != nil {
