@@ -72,6 +72,7 @@ type topic struct {
 	keep    time.Duration // how long records stay; forever, or with compact and forever: only the last of each key
 	lossy   bool          // an operator may keep less: nothing but comfort is lost
 	maxByte int           // of one batch; 0 = the broker's default
+	segment int           // bytes of a segment: what is compacted is what is read at a take-over; 0 = the broker's default, 1 GiB
 }
 
 // table declares every topic. Partition count, replication, min.insync.replicas
@@ -87,7 +88,7 @@ func (l Layout) table() []topic {
 		// A body of 1 MiB with its headers, and not every body compresses.
 		{name: PaymentWebhooks, keep: 30 * day, maxByte: 2 << 20},
 		{name: Feed, keep: day, lossy: true},
-		{name: ShardSnapshots, compact: true, keep: forever},
+		{name: ShardSnapshots, compact: true, keep: forever, segment: 32 << 20},
 		{name: ShardOwners, compact: true, keep: forever},
 	}
 	for _, s := range l.Consumers {
@@ -130,6 +131,10 @@ func (t topic) configs(replication int16) map[string]*string {
 		"message.timestamp.type":         kadm.StringPtr("CreateTime"),
 		"min.insync.replicas":            &insync,
 		"unclean.leader.election.enable": kadm.StringPtr("false"),
+	}
+	if t.segment > 0 {
+		c["segment.bytes"] = kadm.StringPtr(strconv.Itoa(t.segment))
+		c["min.cleanable.dirty.ratio"] = kadm.StringPtr("0.2")
 	}
 	if t.maxByte > 0 {
 		c["max.message.bytes"] = kadm.StringPtr(strconv.Itoa(t.maxByte))

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -132,13 +133,19 @@ type server struct {
 	db       *pgxpool.Pool
 	runtime  *eventlog.Runtime
 	registry *prometheus.Registry
+	stopping atomic.Bool
 }
 
 // stopLimit is how long a shutdown may take.
 const stopLimit = 18 * time.Second
 
-// httpStopLimit is how much of it requests under way may take.
-const httpStopLimit = 8 * time.Second
+// handOverLimit is how much of it the other instances have to take the shards
+// over, while this one still serves; httpStopLimit, how much requests under way
+// may take after that.
+const (
+	handOverLimit = 8 * time.Second
+	httpStopLimit = 6 * time.Second
+)
 
 func (s *server) onStop(f func(context.Context) error) { s.stops = append(s.stops, f) }
 
@@ -332,6 +339,12 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 		}
 		return nil
 	})
+	health.add("server", func(context.Context) error {
+		if s.stopping.Load() {
+			return errors.New("stopping")
+		}
+		return nil
+	})
 	health.add("database", func(ctx context.Context) error { return s.db.Ping(ctx) })
 	queryside.AsyncAPI(api)
 	for path, h := range map[string]http.HandlerFunc{
@@ -346,7 +359,7 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 	if c.extend != nil {
 		c.extend(api)
 	}
-	httpServer := httpapi.NewServer(api)
+	httpServer := httpapi.NewServer(s.lastOnes(api))
 	go func() {
 		if err := httpServer.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			s.failed <- err
@@ -363,7 +376,28 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 	if s.hub != nil {
 		s.onStop(s.hub.Drain) // before the server, which waits for open streams
 	}
+	if c.has(roleCommand) {
+		s.onStop(func(ctx context.Context) error { // while the others can still reach this one
+			ctx, cancel := context.WithTimeout(ctx, handOverLimit)
+			defer cancel()
+			s.shards.HandOver(ctx)
+			return nil
+		})
+	}
+	s.onStop(func(context.Context) error { s.stopping.Store(true); return nil })
 	return nil
+}
+
+// lastOnes lets a server that stops close each connection after its next answer:
+// closed while it is idle, it may be so just when the client writes its next
+// request to it.
+func (s *server) lastOnes(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.stopping.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // startSide makes the command side: its policies and feeds need it too, where

@@ -17,12 +17,12 @@ type deadline struct {
 
 func (d *deadlines) push(at time.Time, orderID string) { heap.Push(&d.h, deadline{at, orderID}) }
 
-// next returns when the earliest is due.
-func (d *deadlines) next() (time.Time, bool) {
+// next returns when the earliest is due; zero where there is none.
+func (d *deadlines) next() time.Time {
 	if len(d.h) == 0 {
-		return time.Time{}, false
+		return time.Time{}
 	}
-	return d.h[0].at, true
+	return d.h[0].at
 }
 
 // pop returns the earliest if it is due at now.

@@ -391,11 +391,11 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-var takeOverSteps = []Step{StepLogsRead, StepClaimsSent, StepClaimLanded, StepClaimed, StepServing, StepAnnounced}
-var appendSteps = []Step{StepAppendSent, StepAppendLanded, StepSettled, StepAnswered}
+var takeOverSteps = []Step{StepFenced, StepLogsRead, StepClaimsSent, StepClaimLanded, StepClaimed, StepServing, StepAnnounced}
+var servingSteps = []Step{StepAppendSent, StepAppendLanded, StepSettled, StepAnswered, StepSnapshotCut, StepSnapshotSent, StepSnapshotKept}
 
 func killedAtEachStep(w *world) {
-	all := append(append([]Step{}, takeOverSteps...), appendSteps...)
+	all := append(append([]Step{}, takeOverSteps...), servingSteps...)
 	w.rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	takeOver := map[Step]bool{}
 	for _, s := range takeOverSteps {
@@ -416,7 +416,7 @@ func killedAtEachStep(w *world) {
 			w.start(i, &atStep{step, nth})
 		} else {
 			i = w.serving()
-			if err := w.instances[i].child().order(instanceOrder{Die: &atStep{step, 1 + w.rng.IntN(15)}}); err != nil {
+			if err := w.instances[i].child().order(instanceOrder{Die: &atStep{step, 1 + w.rng.IntN(4)}}); err != nil {
 				w.t.Error(err)
 			}
 		}

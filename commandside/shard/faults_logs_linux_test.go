@@ -91,7 +91,7 @@ func (l *logs) checkVersions(t testing.TB) {
 			if !r.counts {
 				continue
 			}
-			if err := agg.replay(&r.e); err != nil {
+			if err := agg.replay(&r.e, time.Now()); err != nil {
 				t.Errorf("%v: %v", tp, err)
 				break
 			}

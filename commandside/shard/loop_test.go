@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/domain"
 	"tomato/domain/order"
@@ -15,15 +16,15 @@ import (
 )
 
 // newLoop returns a shard without brokers: the test takes the loop's steps.
-func newLoop() *shard {
-	s := &shard{
-		owner: &Shards{Config: Config{Partitions: 3, ArchiveAfter: 720 * time.Hour}},
-		queue: make(chan *call, queueLength), internal: make(chan *call, 64), closed: make(chan struct{}),
-		ackWake: make(chan struct{}, 1), agg: newAggregates(), seenInterval: seenIntervalLo,
+func newLoop(t testing.TB) *shard {
+	t.Helper()
+	client, err := kgo.NewClient() // never connected
+	if err != nil {
+		t.Fatal(err)
 	}
-	for i, topic := range eventlog.AggregateTopics {
-		s.logs[i] = partitionLog{topic: topic, lastOff: -1}
-	}
+	owner := &Shards{Config: Config{Partitions: 3, ArchiveAfter: 720 * time.Hour, SnapshotEvery: snapshotEvery}}
+	s := owner.newShard(0, client)
+	s.snapshots = &snapshots{owner, 0, client}
 	return s
 }
 
@@ -31,7 +32,8 @@ func newCall(r Request) *call {
 	return &call{ctx: context.Background(), req: r, done: make(chan answer, 1)}
 }
 
-// its own.
+// The owner drew another id than the instance that forwarded the command: the
+// order was placed under an id of another shard, where no command found it.
 func TestAForwardedPlaceKeepsItsID(t *testing.T) {
 	t.Parallel()
 	s := &Shards{Config: Config{Partitions: 12}}
@@ -54,10 +56,12 @@ func TestAForwardedPlaceKeepsItsID(t *testing.T) {
 	}
 }
 
-// busy machine a command whose append was in flight was decided a second time.
+// A shard was closed before its callers had their answers, which they take for
+// "not looked at": on a busy machine a command whose append was in flight was
+// decided a second time.
 func TestAStoppedShardAnswersBeforeItIsClosed(t *testing.T) {
 	t.Parallel()
-	s := newLoop()
+	s := newLoop(t)
 	s.failed = errDeposed
 	var calls []*call
 	for range 2 {
@@ -77,10 +81,11 @@ func TestAStoppedShardAnswersBeforeItIsClosed(t *testing.T) {
 	<-s.closed
 }
 
-// hear of the take-over.
+// What appended nothing got ErrUnavailable when its shard stopped, though the
+// next owner can decide it: callers had to hear of the take-over.
 func TestAStoppedShardPassesOnWhatAppendedNothing(t *testing.T) {
 	t.Parallel()
-	s := newLoop()
+	s := newLoop(t)
 	s.failed = errDeposed
 	awaiting, confirming, deferred, queued := newCall(Request{}), newCall(Request{}), newCall(Request{}), newCall(Request{})
 	l := &s.logs[orders]
@@ -96,10 +101,12 @@ func TestAStoppedShardPassesOnWhatAppendedNothing(t *testing.T) {
 	}
 }
 
-// refused all commands from then on as stalled, without end.
+// A broker that lost acknowledged records answers with offsets that were known
+// already. The acknowledgement was ignored, and the shard refused all commands
+// from then on as stalled, without end.
 func TestALogThatLostRecordsIsClaimedAnew(t *testing.T) {
 	t.Parallel()
-	s := newLoop()
+	s := newLoop(t)
 	l := &s.logs[orders]
 	l.next, l.acked, l.ordinal = 100, 7, 8
 	l.inFlight = []*pending{{ordinal: 8, seq: 8, at: time.Now()}}
@@ -115,16 +122,19 @@ func TestALogThatLostRecordsIsClaimedAnew(t *testing.T) {
 	}
 }
 
-// assign was taken once the next owner had offered the same pair.
+// An offer was answered, and a rider claimed for it, while it was on its way: the
+// owner was deposed, the offer void, and a late assign was taken once the next
+// owner had offered the same pair.
 func TestAnOfferOpensOnceItIsAcknowledged(t *testing.T) {
 	t.Parallel()
 	for _, command := range []domain.Command{order.Accept{RiderID: "x"}, Look{}} {
-		s := newLoop()
+		s := newLoop(t)
 		l := &s.logs[orders]
 		l.next, l.ordinal, l.seq = 10, 1, 1
 		l.inFlight = []*pending{{ordinal: 1, seq: 1, at: time.Now()}}
-		s.agg.orders["o"] = &entry[order.State]{last: 1, state: &order.State{ID: "o", Version: 6, Status: order.ReadyForRider, Round: 1, Wave: 1, WaveOpen: true,
-			Offers: []order.RiderOffer{{RiderID: "x", Wave: 1, State: order.OfferOpen}}}}
+		e := s.agg.begin(orders, "o")
+		e.last[0], e.order = 1, &order.State{ID: "o", Version: 6, Status: order.ReadyForRider, Round: 1, Wave: 1, WaveOpen: true,
+			Offers: []order.RiderOffer{{RiderID: "x", Wave: 1, State: order.OfferOpen}}}
 		c := newCall(Request{Topic: eventlog.Orders, ID: "o", Actor: domain.Actor{Sub: "x", Role: domain.Rider}, Command: command})
 		s.handle(c)
 		select {
@@ -145,12 +155,14 @@ func TestAnOfferOpensOnceItIsAcknowledged(t *testing.T) {
 	}
 }
 
-// while refunds and late money still find the payment.
+// POST /payment of an order closed for more than 24 h opened nothing and said
+// 404 or 409: it is archived, 410, while refunds and late money still find the
+// payment.
 func TestPaymentOfAnArchivedOrder(t *testing.T) {
 	t.Parallel()
-	s := newLoop()
+	s := newLoop(t)
 	now := time.Now()
-	s.agg.orders["o"] = &entry[order.State]{state: &order.State{ID: "o", Version: 2, Status: order.Expired, CustomerID: "c", ClosedAt: now.Add(-25 * time.Hour)}}
+	s.agg.begin(orders, "o").order = &order.State{ID: "o", Version: 2, Status: order.Expired, CustomerID: "c", ClosedAt: now.Add(-25 * time.Hour)}
 	customer, ops := domain.Actor{Sub: "c", Role: domain.Customer}, domain.Actor{Sub: "o", Role: domain.Ops}
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -168,26 +180,29 @@ func TestPaymentOfAnArchivedOrder(t *testing.T) {
 		{"o", ops, payment.RequestRefund{}, ""},
 		{"o", domain.SystemActor, payment.RecordCaptured{}, ""},
 		{id.String(), customer, payment.RequestPayment{}, domain.OrderArchived},
+		{id.String(), ops, payment.RequestRefund{}, domain.OrderArchived},
 		{uuid.NewString(), customer, payment.RequestPayment{}, domain.NotFound},
 		{"pay_1", domain.SystemActor, payment.RecordUnmatched{}, ""},
 	} {
-		err := s.authorize(payments, &Request{Topic: eventlog.Payments, ID: of.id, Actor: of.actor, Command: of.command}, now)
+		err := s.authorize(payments, s.agg.find(payments, of.id), &Request{Topic: eventlog.Payments, ID: of.id, Actor: of.actor, Command: of.command}, now)
 		if domain.RefusedWith(err) != of.want {
 			t.Errorf("%s of %s by %s: %v, want %q", of.command.CommandName(), of.id, of.actor.Sub, err, of.want)
 		}
 	}
 }
 
-// map's buckets.
+// A replay took in the keys of all time, and forgot them one by one: memory grew
+// by the map's buckets.
 func TestOldKeysAreNotRemembered(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	m := keyMemory{known: map[keyScope]keyUse{}}
+	held := &entry{id: "o"}
 	for n, age := range []time.Duration{25 * time.Hour, time.Hour} {
-		use := keyUse{status: 201, at: now.Add(-age)}
-		m.replay(&eventlog.Event{Subject: "o", Time: use.at, Idempotency: use.header(keyScope{byte(n)})}, now)
+		at := now.Add(-age)
+		m.replay(held, &eventlog.Event{Subject: "o", Time: at, Idempotency: keyUse{status: 201}.text(keyScope{byte(n)})}, now)
 	}
-	if len(m.known) != 1 || len(m.order) != 1 {
+	if len(m.known) != 1 || len(m.order) != 1 || len(held.keys) != 1 {
 		t.Fatalf("%d keys, %d in order", len(m.known), len(m.order))
 	}
 }

@@ -3,6 +3,7 @@ package shard
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -25,33 +26,43 @@ const (
 	claimLimit = 30 * time.Second // for a claim to be acknowledged
 )
 
-// open takes shard p over: it reads the four logs to their ends, folding what
-// counts, then appends a claim to each and returns when all four count.
-func (s *Shards) open(ctx context.Context, p int32) (*shard, error) {
+// open takes shard p over: it fences the snapshots, loads them, reads the four
+// logs from there to their ends, folding what counts, then appends a claim to
+// each and returns when all four count.
+func (s *Shards) open(ctx context.Context, p int32) (sh *shard, err error) {
 	s.mu.Lock()
 	producer := s.producer
 	s.mu.Unlock()
-	sh := &shard{
-		owner: s, partition: p, producer: producer, log: s.Log,
-		queue: make(chan *call, queueLength), internal: make(chan *call, 64), closed: make(chan struct{}), ask: make(chan chan Status),
-		ackWake: make(chan struct{}, 1), agg: newAggregates(), seenInterval: seenIntervalLo,
-	}
-	for i, topic := range eventlog.AggregateTopics {
-		sh.logs[i] = partitionLog{topic: topic, lastOff: -1}
-	}
-	ends, err := eventlog.EndOffsets(ctx, producer, eventlog.AggregateTopics[:]...)
+	rctx, cancel := context.WithTimeout(ctx, readLimit)
+	defer cancel()
+	snapshots, err := s.openSnapshots(rctx, p)
 	if err != nil {
 		return nil, err
 	}
-	ranges := map[eventlog.TopicPartition]eventlog.Range{}
-	for i, topic := range eventlog.AggregateTopics {
-		tp := eventlog.TopicPartition{Topic: topic, Partition: p}
-		ranges[tp] = eventlog.Range{To: ends[tp]}
-		sh.logs[i].next = ends[tp]
+	defer func() {
+		if err != nil {
+			snapshots.close()
+		}
+	}()
+	s.at(StepFenced, p)
+	saved, err := snapshots.load(rctx)
+	if err != nil {
+		return nil, err
 	}
-	rctx, cancel := context.WithTimeout(ctx, readLimit)
-	defer cancel()
-	if err := eventlog.Read(rctx, s.Kafka, ranges, sh.fold); err != nil {
+	ends, err := eventlog.EndOffsets(rctx, producer, eventlog.AggregateTopics[:]...)
+	if err != nil {
+		return nil, err
+	}
+	sh = s.newShard(p, producer)
+	sh.snapshots = snapshots
+	if err = sh.read(rctx, saved, ends); errors.Is(err, errForeignSnapshot) {
+		s.Log.Error("a snapshot is not of these logs; they are read from their beginning", "partition", p, "err", err)
+		delete(saved, checkpointKey) // all else goes out of the topic with the next one
+		sh = s.newShard(p, producer)
+		sh.snapshots = snapshots
+		err = sh.read(rctx, saved, ends)
+	}
+	if err != nil {
 		return nil, err
 	}
 	s.at(StepLogsRead, p)
@@ -65,15 +76,73 @@ func (s *Shards) open(ctx context.Context, p int32) (*shard, error) {
 	return sh, nil
 }
 
+func (s *Shards) newShard(p int32, producer *kgo.Client) *shard {
+	sh := &shard{
+		owner: s, partition: p, producer: producer, log: s.Log,
+		queue: make(chan *call, queueLength), internal: make(chan func(time.Time), 64), closed: make(chan struct{}), ask: make(chan chan Status),
+		ackWake: make(chan struct{}, 1), written: make(chan error, 1), agg: newAggregates(), seenInterval: seenIntervalLo,
+	}
+	for i, topic := range eventlog.AggregateTopics {
+		sh.logs[i] = partitionLog{topic: topic, lastOff: -1}
+	}
+	return sh
+}
+
+// errForeignSnapshot says that the logs are not those that the snapshot was
+// made of: records that it has are not there (any more).
+var errForeignSnapshot = errors.New("the log is not the snapshot's")
+
+// read restores what was saved and folds the logs in from there, up to ends.
+func (s *shard) read(ctx context.Context, saved map[string]*kgo.Record, ends map[eventlog.TopicPartition]int64) error {
+	now := time.Now()
+	at, err := s.agg.restore(saved, now)
+	if err != nil {
+		return err
+	}
+	ranges := map[eventlog.TopicPartition]eventlog.Range{}
+	resumed := map[string]position{} // what the first record read must be
+	for i := range s.logs {
+		l := &s.logs[i]
+		tp := eventlog.TopicPartition{Topic: l.topic, Partition: s.partition}
+		l.next = ends[tp]
+		r := eventlog.Range{To: l.next}
+		if at != nil {
+			p, ok := at.Logs[l.topic]
+			if !ok || p.Offset < 0 || p.Offset >= l.next {
+				return fmt.Errorf("%w: %s/%d ends at %d, the snapshot has %d", errForeignSnapshot, l.topic, s.partition, l.next, p.Offset)
+			}
+			r.From = p.Offset
+			resumed[l.topic] = p
+		}
+		ranges[tp] = r
+	}
+	return eventlog.Read(ctx, s.owner.Kafka, ranges, func(e *eventlog.Event) error {
+		p, ok := resumed[e.Topic]
+		if !ok {
+			return s.fold(e, now)
+		}
+		// Who resumes reads the last record that counted again: is it the same?
+		if e.Offset != p.Offset || e.Term != p.Term || e.Seq != p.Seq {
+			return fmt.Errorf("%w: %s/%d@%d has term %d seq %d, the snapshot %d and %d at %d",
+				errForeignSnapshot, e.Topic, e.Partition, e.Offset, e.Term, e.Seq, p.Term, p.Seq, p.Offset)
+		}
+		delete(resumed, e.Topic)
+		l := &s.logs[logOf(e.Topic)]
+		l.rule, l.lastOff = eventlog.Rule{Term: p.Term, Seq: p.Seq}, p.Offset
+		return nil
+	})
+}
+
 // fold takes one record of the log in, if it counts.
-func (s *shard) fold(e *eventlog.Event) error {
+func (s *shard) fold(e *eventlog.Event, now time.Time) error {
 	l := &s.logs[logOf(e.Topic)]
 	if !l.rule.Counts(e) {
 		s.void(l)
 		return nil
 	}
 	l.lastOff = e.Offset
-	return s.agg.replay(e)
+	s.replayed++
+	return s.agg.replay(e, now)
 }
 
 // claim appends SHARD_CLAIMED with the next term to each log. A claim that
@@ -133,9 +202,10 @@ func (s *shard) claim(ctx context.Context) error {
 func (s *shard) readClaim(ctx context.Context, l *partitionLog, landed int64, id string) error {
 	tp := eventlog.TopicPartition{Topic: l.topic, Partition: s.partition}
 	mine := false
+	now := time.Now()
 	err := eventlog.Read(ctx, s.owner.Kafka, map[eventlog.TopicPartition]eventlog.Range{tp: {From: l.next, To: landed + 1}}, func(e *eventlog.Event) error {
 		term := l.rule.Term
-		if err := s.fold(e); err != nil {
+		if err := s.fold(e, now); err != nil {
 			return err
 		}
 		if l.rule.Term != term {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -130,13 +131,22 @@ type shard struct {
 	log       *slog.Logger
 
 	queue    chan *call
-	internal chan *call // deadlines and returned commands: not bounded by the queue
+	internal chan func(now time.Time) // what the shard's own goroutines let the loop do: not bounded by the queue
 	closed   chan struct{}
 	ask      chan chan Status
 
 	ackMu   sync.Mutex
 	acks    []ack
 	ackWake chan struct{}
+
+	snapshots  *snapshots
+	snapshotAt time.Time  // when the next one is due; zero while one is written
+	quiesceBy  time.Time  // no commands are taken until all appends are acknowledged, or this; zero: they are
+	written    chan error // the outcome of the one that is written
+	writing    bool
+	savedAt    time.Time   // of the last one that was kept
+	passing    atomic.Bool // another may take it over: it has fenced the snapshots then, or will
+	unkept     error       // why one was not kept while passing: none can be any more under this claim
 
 	agg          *aggregates
 	logs         [logCount]partitionLog
@@ -145,6 +155,7 @@ type shard struct {
 	seenAt       time.Time // when the next SHARD_SEEN is due; zero = nobody waits
 	failed       error
 	voids        int64 // records read that do not count
+	replayed     int64 // events folded when it was taken over
 	openedAt     time.Time
 	took         time.Duration
 }
@@ -154,11 +165,14 @@ func (s *shard) serve(ctx context.Context) error {
 	defer s.abandon()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	every := s.owner.SnapshotEvery
+	s.snapshotAt = time.Now().Add(every/4 + rand.N(every)) // the shards of an instance in turns
 	done := ctx.Done()
-	var drain <-chan time.Time
+	leaving := false
+	var leave, drain <-chan time.Time
 	for s.failed == nil {
 		queue := s.queue
-		if s.unacked() >= maxInFlight || drain != nil {
+		if s.unacked() >= maxInFlight || drain != nil || !s.quiesceBy.IsZero() {
 			queue = nil
 		}
 		s.arm(timer)
@@ -174,24 +188,83 @@ func (s *shard) serve(ctx context.Context) error {
 				}
 				break
 			}
-		case c := <-s.internal:
-			s.handle(c)
+		case do := <-s.internal:
+			do(time.Now())
 		case <-s.ackWake:
 			s.settle(ctx)
 		case answer := <-s.ask:
 			answer <- s.status()
 		case now := <-timer.C:
 			s.tick(now)
+		case err := <-s.written:
+			s.snapshotWritten(err)
 		case <-done:
-			done, drain = nil, time.After(drainLimit)
+			if done = nil; s.passing.Load() { // the next owner is there
+				drain = time.After(drainLimit)
+				break
+			}
+			// the next owner is to have little to read: a last snapshot, while commands go on
+			leaving, leave = true, time.After(leaveLimit)
+			s.snapshotAt = time.Now()
+			s.tick(s.snapshotAt)
+		case <-leave:
+			leaving, drain = false, time.After(drainLimit)
 		case <-drain:
 			s.failed = errHandedOff
 		}
+		s.quiesced()
+		if leaving && !s.writing && s.quiesceBy.IsZero() {
+			leaving, leave, drain = false, nil, time.After(drainLimit)
+		}
 		if drain != nil && s.unacked() == 0 {
-			s.failed = errHandedOff
+			s.fail(errHandedOff)
 		}
 	}
 	return s.failed
+}
+
+// quiesced takes the cut of a snapshot that is due once nothing is in flight,
+// and lets it be written while the loop goes on.
+func (s *shard) quiesced() {
+	if s.quiesceBy.IsZero() {
+		return
+	}
+	now := time.Now()
+	switch {
+	case s.unacked() == 0:
+		c := s.cut(now)
+		s.owner.at(StepSnapshotCut, s.partition)
+		s.writing = true
+		go func() {
+			err := s.snapshots.write(context.Background(), c)
+			if err == nil {
+				s.owner.metrics.snapshotSeconds.Observe(time.Since(now).Seconds())
+				s.owner.at(StepSnapshotKept, s.partition)
+			}
+			s.written <- err
+		}()
+	case now.Before(s.quiesceBy):
+		return
+	default: // the broker is slow: commands go first
+		s.snapshotAt = now.Add(quiesceAgain)
+	}
+	s.quiesceBy = time.Time{}
+}
+
+func (s *shard) snapshotWritten(err error) {
+	s.writing = false
+	if err != nil && s.passing.Load() { // the next owner reads already; this one serves until it claims
+		s.unkept, s.snapshotAt = err, time.Now().Add(s.owner.SnapshotEvery)
+		return
+	}
+	if err != nil {
+		s.owner.metrics.snapshots.WithLabelValues("failed").Inc()
+		s.fail(fmt.Errorf("%w: %w", errSnapshot, err))
+		return
+	}
+	s.owner.metrics.snapshots.WithLabelValues("kept").Inc()
+	s.savedAt = time.Now().UTC()
+	s.snapshotAt = s.savedAt.Add(s.owner.SnapshotEvery)
 }
 
 func (s *shard) fail(err error) {
@@ -213,6 +286,7 @@ func (s *shard) unacked() (n int) {
 // flight would take silence for errNotDecided and have it done twice.
 func (s *shard) abandon() {
 	defer close(s.closed)
+	defer s.snapshots.close() // one that is being written is given up
 	for i := range s.logs {
 		l := &s.logs[i]
 		for _, p := range l.inFlight {
@@ -246,20 +320,29 @@ func (s *shard) abandonAll(ws []*waiter) {
 
 // arm sets the timer to what is due first.
 func (s *shard) arm(timer *time.Timer) {
-	at, ok := s.agg.due.next()
-	if !s.seenAt.IsZero() && (!ok || s.seenAt.Before(at)) {
-		at, ok = s.seenAt, true
+	at := time.Now().Add(time.Hour)
+	for _, t := range [...]time.Time{s.agg.due.next(), s.agg.closed.next(), s.seenAt, s.snapshotAt, s.quiesceBy} {
+		if !t.IsZero() && t.Before(at) {
+			at = t
+		}
 	}
-	wait := time.Hour
-	if ok {
-		wait = max(0, time.Until(at))
-	}
-	timer.Reset(wait)
+	timer.Reset(max(0, time.Until(at)))
 }
 
 func (s *shard) tick(now time.Time) {
 	if !s.seenAt.IsZero() && !now.Before(s.seenAt) {
 		s.appendSeen(now)
+	}
+	if !s.snapshotAt.IsZero() && !now.Before(s.snapshotAt) && !s.writing {
+		s.snapshotAt = time.Time{}
+		switch {
+		case s.passing.Load() || len(s.agg.unsaved)+len(s.agg.gone) == 0:
+			s.snapshotAt = now.Add(s.owner.SnapshotEvery)
+		case s.unkept != nil:
+			s.fail(fmt.Errorf("%w: %w", errSnapshot, s.unkept))
+		default:
+			s.quiesceBy = now.Add(quiesceLimit)
+		}
 	}
 	for n := 0; n < 256; n++ {
 		d, ok := s.agg.due.pop(now)
@@ -268,24 +351,30 @@ func (s *shard) tick(now time.Time) {
 		}
 		s.deadlineDue(d, now)
 	}
+	for n := 0; n < 256; n++ {
+		d, ok := s.agg.closed.pop(now)
+		if !ok {
+			break
+		}
+		s.retire(d.orderID, now)
+	}
 	s.agg.keys.forget(now)
 }
 
 // deadlineDue issues the order's own command, if the deadline still holds.
 func (s *shard) deadlineDue(d deadline, now time.Time) {
-	e := s.agg.orders[d.orderID]
-	if e == nil {
+	e := s.agg.find(orders, d.orderID)
+	if e == nil || e.order == nil {
 		return
 	}
-	at, command := e.state.NextDeadline()
+	at, command := e.order.NextDeadline()
 	if command == nil || !at.Equal(d.at) {
 		return
 	}
 	req := Request{Topic: eventlog.Orders, ID: d.orderID, Actor: domain.SystemActor, Command: command}
 	if _, expiring := command.(order.Expire); expiring {
-		p := s.agg.payments[d.orderID]
-		if p != nil && p.state.AwaitsMoney() && now.Sub(at) < s.owner.PaymentGrace {
-			s.expireWhenInboxPassed(req, p.state.GatewayOrderID, d)
+		if p := e.paymentState(); p.AwaitsMoney() && now.Sub(at) < s.owner.PaymentGrace {
+			s.expireWhenInboxPassed(req, p.GatewayOrderID, d)
 			return
 		}
 	}
@@ -305,26 +394,21 @@ func (s *shard) expireWhenInboxPassed(req Request, gatewayOrderID string, d dead
 		defer cancel()
 		passed, err := s.owner.InboxPassed(ctx, gatewayOrderID)
 		if err == nil && passed {
-			s.post(deadlineCall(req))
+			s.post(func(time.Time) { s.handle(deadlineCall(req)) })
 			return
 		}
 		select {
 		case <-s.closed:
 		case <-time.After(time.Second):
-			s.post(deadlineCall(Request{Command: again{d}}))
+			s.post(func(now time.Time) { s.deadlineDue(d, now) })
 		}
 	}()
 }
 
-// again puts a deadline back on the heap, from outside the loop.
-type again struct{ d deadline }
-
-func (again) CommandName() string { return "again" }
-
-// post hands a call to the loop from another goroutine of the shard's own.
-func (s *shard) post(c *call) {
+// post hands work to the loop from another goroutine of the shard's own.
+func (s *shard) post(do func(now time.Time)) {
 	select {
-	case s.internal <- c:
+	case s.internal <- do:
 	case <-s.closed:
 	}
 }
@@ -340,12 +424,8 @@ func (s *shard) handle(c *call) {
 		c.reply(Result{}, fmt.Errorf("%w: appends are not acknowledged", ErrUnavailable))
 		return
 	}
-	switch cmd := c.req.Command.(type) {
-	case again:
-		s.deadlineDue(cmd.d, now)
-		return
-	case Known:
-		c.reply(s.known(cmd), nil)
+	if asked, ok := c.req.Command.(Known); ok {
+		c.reply(s.known(asked), nil)
 		return
 	}
 	kind := logOf(c.req.Topic)
@@ -353,34 +433,35 @@ func (s *shard) handle(c *call) {
 		c.reply(Result{}, fmt.Errorf("%q is no aggregate topic", c.req.Topic))
 		return
 	}
+	e := s.agg.find(kind, c.req.ID)
 	if _, ok := c.req.Command.(Look); ok {
-		if s.deferUntil(kind, s.last(kind, c.req.ID), c) {
+		if s.deferUntil(kind, e.lastOf(kind), c) {
 			return
 		}
-		c.reply(s.result(kind, &c.req, nil), nil)
+		c.reply(result(e, nil), nil)
 		return
 	}
-	if err := s.authorize(kind, &c.req, now); err != nil {
-		s.confirm(c, kind, Result{}, err)
+	if err := s.authorize(kind, e, &c.req, now); err != nil {
+		s.confirm(c, kind, nil, Result{}, err)
 		return
 	}
 	var scope keyScope
 	keyed := c.req.IdempotencyKey != ""
 	if keyed {
 		scope = scopeOf(&c.req)
-		if used, ok := s.agg.keys.known[scope]; ok && now.Sub(used.at) <= keyTTL {
+		if used, ok := s.agg.keys.known[scope]; ok && !used.expired(now) {
 			s.repeat(c, kind, used)
 			return
 		}
 	}
-	ev, err := s.decide(kind, c, now)
+	ev, err := s.decide(kind, e, c, now)
 	if errors.Is(err, errDeferred) {
 		return
 	}
 	_, asks := c.req.Command.(order.Accept)
-	open := asks && err == nil && stateOf(s.agg.orders, c.req.ID).Status == order.ReadyForRider
-	if version := s.version(kind, c.req.ID); !matches(c.req.IfMatch, version) && (ev != nil || open || err != nil && !badReference(err)) {
-		ev, err = nil, domain.Refuse(VersionMismatch, "the resource has version %d", version)
+	open := asks && err == nil && e.orderState().Status == order.ReadyForRider
+	if !matches(c.req.IfMatch, e.version(kind)) && (ev != nil || open || err != nil && !badReference(err)) {
+		ev, err = nil, domain.Refuse(VersionMismatch, "the resource has version %d", e.version(kind))
 	}
 	if ev == nil && c.quiet {
 		return
@@ -389,16 +470,16 @@ func (s *shard) handle(c *call) {
 		// Open: Assign decides, and it is what must be confirmed. But the round
 		// and wave must be the log's: claimed for a pair that was never there, a
 		// refused assign could be taken later, when the pair comes to be.
-		if !s.deferUntil(kind, s.last(kind, c.req.ID), c) {
-			c.reply(s.result(kind, &c.req, nil), nil)
+		if !s.deferUntil(kind, e.lastOf(kind), c) {
+			c.reply(result(e, nil), nil)
 		}
 		return
 	}
 	if ev == nil {
-		s.confirm(c, kind, s.result(kind, &c.req, nil), err)
+		s.confirm(c, kind, e, result(e, nil), err)
 		return
 	}
-	s.append(c, kind, ev, scope, keyed, now)
+	s.append(c, kind, e, ev, scope, keyed, now)
 }
 
 // matches says whether a resource of this version is the one that is meant.
@@ -426,32 +507,31 @@ func (s *shard) stalled(now time.Time) bool {
 }
 
 // authorize looks at what is held and at the caller's part in it.
-func (s *shard) authorize(kind int, r *Request, now time.Time) error {
+func (s *shard) authorize(kind int, e *entry, r *Request, now time.Time) error {
 	switch kind {
 	case orders, payments:
-		e := s.agg.orders[r.ID]
 		// Of the commands on payments one is the customer's, on the order.
 		_, asks := r.Command.(payment.RequestPayment)
 		onOrder := kind == orders || asks
-		if e == nil {
-			switch {
-			case !onOrder || isPlace(r.Command):
+		if e == nil || e.order == nil {
+			switch archived := now.Sub(placedAt(r.ID)) > s.owner.ArchiveAfter; {
+			case isPlace(r.Command) || !onOrder && (r.Actor.Role == domain.System || !archived):
 				return nil
-			case now.Sub(placedAt(r.ID)) > s.owner.ArchiveAfter:
+			case archived:
 				return domain.Refuse(domain.OrderArchived, "the order is older than commands reach")
 			}
 			return domain.Refuse(domain.NotFound, "no such order")
 		}
-		if err := order.Authorize(e.state, r.Command, r.Actor); err != nil {
+		if err := order.Authorize(e.order, r.Command, r.Actor); err != nil {
 			return err
 		}
-		if onOrder && r.Actor.Role != domain.System && e.state.Status.Closed() && now.Sub(e.state.ClosedAt) > closedFor {
+		if onOrder && r.Actor.Role != domain.System && e.order.ClosedFor(now) > closedFor {
 			return domain.Refuse(domain.OrderArchived, "the order closed more than 24 hours ago")
 		}
 	case riders:
-		return own(s.agg.riders[r.ID] != nil || isPut(r.Command), r.Actor.Role == domain.Rider && r.Actor.Sub != r.ID)
+		return own(e != nil || isPut(r.Command), r.Actor.Role == domain.Rider && r.Actor.Sub != r.ID)
 	case restaurants:
-		return own(s.agg.restaurants[r.ID] != nil || isPut(r.Command), r.Actor.Role == domain.Restaurant && r.Actor.RestaurantID != r.ID)
+		return own(e != nil || isPut(r.Command), r.Actor.Role == domain.Restaurant && r.Actor.RestaurantID != r.ID)
 	}
 	return nil
 }
@@ -486,7 +566,7 @@ var errDeferred = errors.New("deferred")
 // decide calls the aggregate's Decide on the speculative state. A decision that
 // looks at another log of the shard waits until what it sees there is
 // acknowledged: it would otherwise count although its premise does not.
-func (s *shard) decide(kind int, c *call, now time.Time) (domain.Event, error) {
+func (s *shard) decide(kind int, e *entry, c *call, now time.Time) (domain.Event, error) {
 	r := &c.req
 	switch kind {
 	case orders:
@@ -499,28 +579,27 @@ func (s *shard) decide(kind int, c *call, now time.Time) (domain.Event, error) {
 			}
 			command = placed
 		case order.Expire:
-			if e := s.agg.payments[r.ID]; e != nil {
-				if s.deferUntil(payments, e.last, c) {
+			if e != nil && e.payment != nil {
+				if s.deferUntil(payments, e.lastOf(payments), c) {
 					return nil, errDeferred
 				}
-				cmd.PaymentPaid = e.state.Booked != ""
+				cmd.PaymentPaid = e.payment.Booked != ""
 				command = cmd
 			}
 		}
-		return event(order.Decide(stateOf(s.agg.orders, r.ID), command, now))
+		return event(order.Decide(e.orderState(), command, now))
 	case payments:
-		if e := s.agg.orders[r.ID]; e != nil && s.deferUntil(orders, e.last, c) {
+		if s.deferUntil(orders, e.lastOf(orders), c) {
 			return nil, errDeferred
 		}
-		if _, asks := r.Command.(payment.RequestPayment); asks && s.agg.orders[r.ID] == nil {
+		if _, asks := r.Command.(payment.RequestPayment); asks && (e == nil || e.order == nil) {
 			return nil, domain.Refuse(domain.NotFound, "no such order")
 		}
-		command := payment.WithOrder(r.Command, s.agg.orderFacts(r.ID))
-		return event(payment.Decide(stateOf(s.agg.payments, r.ID), command, now))
+		return event(payment.Decide(e.paymentState(), payment.WithOrder(r.Command, e.orderFacts()), now))
 	case riders:
-		return event(rider.Decide(stateOf(s.agg.riders, r.ID), r.Command, now))
+		return event(rider.Decide(e.riderState(), r.Command, now))
 	default:
-		return event(restaurant.Decide(stateOf(s.agg.restaurants, r.ID), r.Command, now))
+		return event(restaurant.Decide(e.restaurantState(), r.Command, now))
 	}
 }
 
@@ -530,13 +609,6 @@ func event[E domain.Event](ev E, err error) (domain.Event, error) {
 		return nil, err
 	}
 	return ev, err
-}
-
-func stateOf[S any](held map[string]*entry[S], id string) *S {
-	if e := held[id]; e != nil {
-		return e.state
-	}
-	return new(S)
 }
 
 // deferUntil parks the call until the log's append with this ordinal is
@@ -554,17 +626,18 @@ func (s *shard) deferUntil(log int, ordinal int64, c *call) bool {
 // resource, once the first event is acknowledged.
 func (s *shard) repeat(c *call, kind int, used keyUse) {
 	if used.body != bodyOf(&c.req) {
-		s.confirm(c, kind, Result{}, domain.Refuse(IdempotencyKeyReused, "this Idempotency-Key was used with another body"))
+		s.confirm(c, kind, nil, Result{}, domain.Refuse(IdempotencyKeyReused, "this Idempotency-Key was used with another body"))
 		return
 	}
 	c.first.Store(used.ordinal > s.logs[kind].acked)
 	c.req.ID = used.id
-	res := s.result(kind, &c.req, nil)
-	res.Repeated, res.Status = true, used.status
-	s.confirm(c, kind, res, nil)
+	e := s.agg.find(kind, used.id)
+	res := result(e, nil)
+	res.Repeated, res.Status = true, int(used.status)
+	s.confirm(c, kind, e, res, nil)
 }
 
-func (s *shard) append(c *call, kind int, ev domain.Event, scope keyScope, keyed bool, now time.Time) {
+func (s *shard) append(c *call, kind int, held *entry, ev domain.Event, scope keyScope, keyed bool, now time.Time) {
 	at := domain.Time(now)
 	data, err := encode(ev)
 	if err != nil {
@@ -574,57 +647,57 @@ func (s *shard) append(c *call, kind int, ev domain.Event, scope keyScope, keyed
 	l := &s.logs[kind]
 	l.ordinal++
 	l.seq++
-	begins := s.begins(kind, &c.req)
-	version := s.agg.evolve(kind, c.req.ID, ev, at, l.ordinal)
+	begins := begins(kind, held, c.req.Command)
+	if held == nil {
+		held = s.agg.begin(kind, c.req.ID)
+	}
+	version := s.agg.evolve(kind, held, ev, at, l.ordinal)
 	e := eventlog.Event{
 		ID:     l.eventID(s.partition),
 		Source: s.owner.source, Type: ev.EventType(), Time: at, Subject: c.req.ID,
 		Version: version, Term: l.rule.Term, Seq: l.seq, Data: data,
 		CausationID: c.req.CausationID, CorrelationID: c.req.CorrelationID, Traceparent: c.req.Traceparent,
 	}
-	res := s.result(kind, &c.req, ev)
+	res := result(held, ev)
 	if begins {
 		res.Status = 201
 	}
 	if keyed {
-		use := keyUse{body: bodyOf(&c.req), status: res.Status, id: c.req.ID, ordinal: l.ordinal, at: at}
-		e.Idempotency = use.header(scope)
-		s.agg.keys.add(scope, use)
+		use := keyUse{body: bodyOf(&c.req), status: int32(res.Status), ordinal: l.ordinal, at: at.UnixMilli()}
+		e.Idempotency = use.text(scope)
+		s.agg.keys.add(held, scope, use)
 	}
 	w := &waiter{call: c, res: res, left: 1}
 	s.produce(kind, &e, now, w)
 	if kind == restaurants {
 		l.inFlight[len(l.inFlight)-1].menu = res.Restaurant
 	}
-	if kind == orders || kind == payments {
-		s.awaitOther(kind, c.req.ID, w)
-	}
+	s.awaitOther(kind, held, w)
 	s.seenInterval = seenIntervalLo
 }
 
 // begins says whether the command, which appends, makes something that was not
 // there: an order, a rider, a restaurant, an item on its menu.
-func (s *shard) begins(kind int, r *Request) bool {
-	if set, ok := r.Command.(restaurant.SetMenuItem); ok {
-		_, there := stateOf(s.agg.restaurants, r.ID).Menu[set.Item.ItemID]
+func begins(kind int, e *entry, c domain.Command) bool {
+	if set, ok := c.(restaurant.SetMenuItem); ok {
+		_, there := e.restaurantState().Menu[set.Item.ItemID]
 		return !there
 	}
-	return s.version(kind, r.ID) == 0 && (isPlace(r.Command) || isPut(r.Command))
+	return e.version(kind) == 0 && (isPlace(c) || isPut(c))
 }
 
 // awaitOther makes an answer that shows order and payment wait for the other
 // one's unacknowledged appends too.
-func (s *shard) awaitOther(kind int, id string, w *waiter) {
-	other, last := payments, int64(0)
-	if kind == payments {
+func (s *shard) awaitOther(kind int, e *entry, w *waiter) {
+	other := payments
+	switch kind {
+	case payments:
 		other = orders
-		if e := s.agg.orders[id]; e != nil {
-			last = e.last
-		}
-	} else if e := s.agg.payments[id]; e != nil {
-		last = e.last
+	case riders, restaurants:
+		return
 	}
 	l := &s.logs[other]
+	last := e.lastOf(other)
 	if last <= l.acked {
 		return
 	}
@@ -668,14 +741,14 @@ func (s *shard) acknowledge(a ack) {
 // its command came in is acknowledged, in every log that the answer rests on:
 // only that proves that this owner was not deposed, and that the state it rests
 // on counts.
-func (s *shard) confirm(c *call, kind int, res Result, err error) {
+func (s *shard) confirm(c *call, kind int, e *entry, res Result, err error) {
 	w := &waiter{call: c, res: res, err: err, left: 1}
 	s.logs[kind].awaiting = append(s.logs[kind].awaiting, w)
 	if _, ok := c.req.Command.(payment.RequestPayment); ok {
 		w.left++
 		s.logs[orders].awaiting = append(s.logs[orders].awaiting, w)
-	} else if (kind == orders || kind == payments) && err == nil {
-		s.awaitOther(kind, c.req.ID, w)
+	} else if err == nil {
+		s.awaitOther(kind, e, w)
 	}
 	s.rearmSeen(time.Now())
 }
@@ -830,59 +903,11 @@ func (s *shard) token(r *Request, res Result) eventlog.Token {
 	return t
 }
 
-// last is the ordinal of this owner's last append to an aggregate, 0 where there is none.
-func (s *shard) last(kind int, id string) int64 {
-	switch kind {
-	case orders:
-		return lastOf(s.agg.orders, id)
-	case payments:
-		return lastOf(s.agg.payments, id)
-	case riders:
-		return lastOf(s.agg.riders, id)
-	default:
-		return lastOf(s.agg.restaurants, id)
-	}
-}
-
-func lastOf[S any](held map[string]*entry[S], id string) int64 {
-	if e := held[id]; e != nil {
-		return e.last
-	}
-	return 0
-}
-
-func (s *shard) version(kind int, id string) int64 {
-	switch kind {
-	case orders:
-		return stateOf(s.agg.orders, id).Version
-	case payments:
-		return stateOf(s.agg.payments, id).Version
-	case riders:
-		return stateOf(s.agg.riders, id).Version
-	default:
-		return stateOf(s.agg.restaurants, id).Version
-	}
-}
-
 // result collects the states that an answer shows.
-func (s *shard) result(kind int, r *Request, ev domain.Event) Result {
+func result(e *entry, ev domain.Event) Result {
 	res := Result{Event: ev, Status: 200}
-	switch kind {
-	case orders, payments:
-		if e := s.agg.orders[r.ID]; e != nil {
-			res.Order = e.state
-		}
-		if e := s.agg.payments[r.ID]; e != nil {
-			res.Payment = e.state
-		}
-	case riders:
-		if e := s.agg.riders[r.ID]; e != nil {
-			res.Rider = e.state
-		}
-	case restaurants:
-		if e := s.agg.restaurants[r.ID]; e != nil {
-			res.Restaurant = e.state
-		}
+	if e != nil {
+		res.Order, res.Payment, res.Rider, res.Restaurant = e.order, e.payment, e.rider, e.restaurant
 	}
 	return res
 }
@@ -890,7 +915,7 @@ func (s *shard) result(kind int, r *Request, ev domain.Event) Result {
 func (s *shard) known(k Known) (res Result) {
 	res.Known = make([]bool, len(k.RiderIDs))
 	for i, id := range k.RiderIDs {
-		res.Known[i] = s.agg.riders[id] != nil
+		res.Known[i] = s.agg.find(riders, id) != nil
 	}
 	return res
 }

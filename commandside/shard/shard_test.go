@@ -50,11 +50,17 @@ func ensureTopics(t testing.TB, cfg eventlog.Config) {
 
 func startInstance(t testing.TB, cfg eventlog.Config) *instance {
 	t.Helper()
+	return startProbed(t, cfg, nil)
+}
+
+// startProbed is startInstance with a probe of its steps.
+func startProbed(t testing.TB, cfg eventlog.Config, probe func(shard.Step, int32)) *instance {
+	t.Helper()
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	menus := shard.NewMenus()
 	s, err := shard.NewShards(shard.Config{Kafka: cfg, Partitions: partitions, Menus: menus, PaymentGrace: time.Hour, ArchiveAfter: 720 * time.Hour,
 		InboxPassed: func(context.Context, string) (bool, error) { return true, nil },
-		InternalKey: "test", Registry: prometheus.NewRegistry(), Log: log})
+		InternalKey: "test", Probe: probe, Registry: prometheus.NewRegistry(), Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,9 @@
 //	opening    reading its four logs to their ends and folding what counts,
 //	           then appending a claim to each with the next term;
 //	serving    once all four claims are known to count;
+//	leaving    taken away by the group, or this instance stops: it serves on
+//	           until the next owner's claims are there, so nobody waits for the
+//	           group or for what the next owner has to read;
 //	stopped    deposed by a higher claim, broken (an append that failed or is
 //	           void), or handed over. It is opened again only after the group
 //	           has confirmed that it is still assigned here, with backoff.
@@ -35,11 +38,13 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -61,6 +66,9 @@ type Config struct {
 	PaymentGrace time.Duration
 	ArchiveAfter time.Duration // closed orders leave memory after it; unknown ids that are older are archived
 	Menus        *Menus
+	// SnapshotEvery is the time from one snapshot to the next while the shard
+	// changes; 0: 10 s. The longer, the more is read when it is taken over.
+	SnapshotEvery time.Duration
 	// InboxPassed says whether every webhook of the gateway order that is in
 	// the inbox now has been recorded, with nothing parked.
 	InboxPassed func(ctx context.Context, gatewayOrderID string) (bool, error)
@@ -81,7 +89,8 @@ type Step string
 
 // The steps, in their order.
 const (
-	StepLogsRead     Step = "logs read"     // of a take-over: up to their ends, nothing is claimed
+	StepFenced       Step = "fenced"        // of a take-over: nobody else writes snapshots any more
+	StepLogsRead     Step = "logs read"     // up to their ends; nothing is claimed
 	StepClaimsSent   Step = "claims sent"   // none is known to have landed
 	StepClaimLanded  Step = "claim landed"  // one of the four, each time
 	StepClaimed      Step = "claimed"       // all four count; no command is taken yet
@@ -91,6 +100,9 @@ const (
 	StepAppendLanded Step = "append landed" // acknowledged by the broker; the loop does not know
 	StepSettled      Step = "settled"       // known to count; no caller is answered
 	StepAnswered     Step = "answered"      // all who waited for it
+	StepSnapshotCut  Step = "snapshot cut"  // the state is taken; nothing is written
+	StepSnapshotSent Step = "snapshot sent" // written, not committed; of the mark of a take-over, too
+	StepSnapshotKept Step = "snapshot kept" // committed
 )
 
 func (s *Shards) at(step Step, partition int32) {
@@ -113,13 +125,22 @@ type Shards struct {
 	changed  chan struct{} // closed and replaced whenever serving changes
 	producer *kgo.Client
 	group    *kgo.Client
+	leaving  bool // this instance takes no shards any more
 	stopped  bool
 }
 
-// assignment is one shard's worker, from being assigned to being taken away.
+// assignment is one shard's worker, from being assigned until it has stopped.
 type assignment struct {
-	stop context.CancelFunc
-	done chan struct{}
+	cancel   context.CancelFunc
+	done     chan struct{}
+	leaving  bool // taken away: it serves until the next owner has claimed, and is not opened again
+	stopping bool // canceled
+}
+
+// stop lets what is in flight be acknowledged, and no more. The caller holds the lock.
+func (a *assignment) stop() {
+	a.stopping = true
+	a.cancel()
 }
 
 type metrics struct {
@@ -127,12 +148,17 @@ type metrics struct {
 	seen, verified      prometheus.Counter
 	serving             prometheus.Gauge
 	openSeconds         prometheus.Histogram
+	snapshots           *prometheus.CounterVec
+	snapshotSeconds     prometheus.Histogram
 }
 
 // NewShards returns the shards of one instance; Run makes them serve.
 func NewShards(cfg Config) (*Shards, error) {
 	if cfg.Instance == "" {
 		cfg.Instance = uuid.NewString()
+	}
+	if cfg.SnapshotEvery == 0 {
+		cfg.SnapshotEvery = snapshotEvery
 	}
 	counter := func(name, help string) prometheus.Counter {
 		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
@@ -160,7 +186,10 @@ func NewShards(cfg Config) (*Shards, error) {
 				Help: "Time from being assigned to serving.", Buckets: prometheus.ExponentialBuckets(0.01, 2, 14)}),
 		},
 	}
-	cfg.Registry.MustRegister(s.metrics.serving, s.metrics.openSeconds)
+	s.metrics.snapshots = counters("tomato_shard_snapshots_total", "Snapshots written, by outcome.", "outcome")
+	s.metrics.snapshotSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "tomato_shard_snapshot_seconds",
+		Help: "Time to write a snapshot; commands go on meanwhile.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 14)})
+	cfg.Registry.MustRegister(s.metrics.serving, s.metrics.openSeconds, s.metrics.snapshotSeconds)
 	s.owners.lower = s.announceAgain
 	var err error
 	if s.producer, err = s.newProducer(); err != nil {
@@ -222,7 +251,7 @@ func (s *Shards) closeProducer() {
 }
 
 // Run joins the group and serves what it is assigned until ctx ends; then it
-// drains, leaves the group and returns.
+// drains, leaves the group and returns. See HandOver for what goes before.
 func (s *Shards) Run(ctx context.Context) error {
 	defer s.closeProducer()
 	var followers sync.WaitGroup
@@ -242,8 +271,8 @@ func (s *Shards) Run(ctx context.Context) error {
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
 		kgo.HeartbeatInterval(200*time.Millisecond), kgo.SessionTimeout(cmp.Or(s.SessionTimeout, 6*time.Second)), kgo.RebalanceTimeout(10*time.Second),
 		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.assign(m[eventlog.Orders]) }),
-		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.take(m[eventlog.Orders]) }),
-		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.take(m[eventlog.Orders]) }),
+		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.release(m[eventlog.Orders]) }),
+		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.release(m[eventlog.Orders]) }),
 	)
 	if err != nil {
 		return err
@@ -253,59 +282,177 @@ func (s *Shards) Run(ctx context.Context) error {
 	s.group = group
 	s.mu.Unlock()
 	<-ctx.Done()
-	s.mu.Lock()
-	s.stopped = true
-	var all []int32
-	for p := range s.assigned {
-		all = append(all, p)
-	}
-	s.mu.Unlock()
-	s.take(all)
-	group.Close() // leaves
+	s.stopAll()
+	group.Close() // leaves, unless HandOver did
 	return nil
+}
+
+// HandOver lets the other instances have the shards while this one goes on
+// serving, each until its next owner's claims are there. It returns when none is
+// served here any more, when nobody is there to take them, or when ctx ends; then
+// commands still find what is left, until Run's end. To be called before Run's
+// end, and before this instance can no longer be reached.
+func (s *Shards) HandOver(ctx context.Context) {
+	s.mu.Lock()
+	s.leaving = true
+	group := s.group
+	s.mu.Unlock()
+	if group == nil || !s.others(ctx, group) {
+		return
+	}
+	if err := group.LeaveGroupContext(ctx); err != nil { // the others find out when the session times out
+		s.Log.Warn("the group of the shards was not left", "err", err)
+	}
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		s.mu.Lock()
+		left, changed := len(s.serving), s.changed
+		s.mu.Unlock()
+		if left == 0 {
+			return
+		}
+		select {
+		case <-changed:
+		case <-tick.C:
+			if !s.others(ctx, group) { // they stop, too
+				return
+			}
+		case <-ctx.Done():
+			s.Log.Warn("not all shards were taken over in time", "left", left)
+			return
+		}
+	}
+}
+
+// others says whether the group has other members; where that cannot be known
+// it may have.
+func (s *Shards) others(ctx context.Context, group *kgo.Client) bool {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	groups, err := kadm.NewClient(group).DescribeGroups(ctx, Group)
+	if err == nil {
+		err = groups.Error()
+	}
+	if err != nil {
+		s.Log.Warn("the group of the shards is not known", "err", err)
+		return true
+	}
+	me, _ := group.GroupMetadata()
+	return slices.ContainsFunc(groups[Group].Members, func(m kadm.DescribedGroupMember) bool { return m.MemberID != me })
 }
 
 func (s *Shards) assign(partitions []int32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range partitions {
-		if s.assigned[p] != nil || s.stopped {
+		before := s.assigned[p]
+		switch {
+		case s.leaving || s.stopped:
+			continue
+		case before != nil && !before.stopping: // it was taken away and nobody has claimed it
+			before.leaving = false
+			if sh := s.serving[p]; sh != nil {
+				sh.passing.Store(false)
+			}
 			continue
 		}
 		ctx, cancel := context.WithCancel(context.Background())
-		a := &assignment{stop: cancel, done: make(chan struct{})}
+		a := &assignment{cancel: cancel, done: make(chan struct{})}
 		s.assigned[p] = a
 		go func() {
 			defer close(a.done)
-			s.run(ctx, p)
+			if before != nil {
+				<-before.done
+			}
+			s.run(ctx, p, a)
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.assigned[p] == a {
+				delete(s.assigned, p)
+			}
 		}()
 	}
 }
 
-// take stops shards and waits until they have: revoked, lost or shutting down.
-func (s *Shards) take(partitions []int32) {
-	var gone []*assignment
+// release lets shards go that were revoked or lost. What is served goes on until
+// it is known to be served elsewhere: stopped now, its commands would wait for
+// the rest of the rebalance and for all that the next owner has to read. It need
+// not be stopped for the log's sake, which decides by the next claim.
+func (s *Shards) release(partitions []int32) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, p := range partitions {
-		if a := s.assigned[p]; a != nil {
-			delete(s.assigned, p)
+		a, sh := s.assigned[p], s.serving[p]
+		if a == nil || a.leaving {
+			continue
+		}
+		a.leaving = true
+		if sh == nil {
 			a.stop()
-			gone = append(gone, a)
+			continue
+		}
+		sh.passing.Store(true)
+		go s.serveUntilClaimed(p, a, sh)
+	}
+}
+
+// serveUntilClaimed stops a shard that is leaving when another has announced
+// itself. Where there are commands an append behind the other's claim tells
+// sooner.
+func (s *Shards) serveUntilClaimed(p int32, a *assignment, sh *shard) {
+	for {
+		owner, known, learned := s.owners.of(p)
+		s.mu.Lock()
+		over := !a.leaving
+		if !over && known && owner.Owner != s.Instance && owner.Term > sh.term {
+			a.stop()
+			over = true
+		}
+		s.mu.Unlock()
+		if over {
+			return
+		}
+		select {
+		case <-learned:
+		case <-sh.closed:
+			return
 		}
 	}
+}
+
+// ends says whether a shard that stopped serving is not to be opened again.
+func (s *Shards) ends(a *assignment) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a.leaving {
+		a.stop()
+	}
+	return a.stopping
+}
+
+// stopAll stops all shards and waits until they have.
+func (s *Shards) stopAll() {
+	s.mu.Lock()
+	s.stopped = true
+	var all []*assignment
+	for _, a := range s.assigned {
+		a.stop()
+		all = append(all, a)
+	}
 	s.mu.Unlock()
-	for _, a := range gone {
+	for _, a := range all {
 		<-a.done
 	}
 }
 
 // run opens and serves one shard, again and again, while it is assigned here.
-func (s *Shards) run(ctx context.Context, p int32) {
+func (s *Shards) run(ctx context.Context, p int32, a *assignment) {
 	for try := 0; ctx.Err() == nil; {
 		start := time.Now()
 		sh, err := s.open(ctx, p)
 		if err != nil {
-			if ctx.Err() != nil {
+			if s.ends(a) {
 				return
 			}
 			s.metrics.opened.WithLabelValues("failed").Inc()
@@ -333,6 +480,9 @@ func (s *Shards) run(ctx context.Context, p int32) {
 			s.metrics.stops.WithLabelValues("deposed").Inc()
 		default:
 			s.metrics.stops.WithLabelValues("broken").Inc()
+		}
+		if s.ends(a) {
+			return
 		}
 		s.Log.Warn("shard stopped", "partition", p, "term", sh.term, "err", err)
 		if time.Since(start) > time.Minute {
@@ -390,11 +540,17 @@ func (s *Shards) setServing(p int32, sh *shard) {
 	s.changed = make(chan struct{})
 }
 
-// Serving returns how many shards this instance serves, and how many it is assigned.
+// Serving returns how many shards this instance serves, those included that it
+// serves until another does, and how many it is assigned.
 func (s *Shards) Serving() (serving, assigned int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.serving), len(s.assigned)
+	for _, a := range s.assigned {
+		if !a.leaving {
+			assigned++
+		}
+	}
+	return len(s.serving), assigned
 }
 
 // Execute implements Executor: here where the shard is served, else at its

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -35,104 +36,210 @@ func logOf(topic string) int {
 	return -1
 }
 
-// entry is one aggregate in memory. state is replaced, never changed, so an
-// answer may keep it.
-type entry[S any] struct {
-	state *S
-	last  int64 // ordinal of its last append of this owner; unacknowledged while above the log's acked
+// entry is what is held under one id: an order and its payment, which are found
+// together by every command on either, or a rider, or a restaurant. States are
+// replaced, never changed, so an answer may keep them; nil is "nothing yet".
+type entry struct {
+	id         string
+	order      *order.State
+	payment    *payment.State
+	rider      *rider.State
+	restaurant *restaurant.State
+
+	last    [2]int64   // ordinals of this owner's last appends, of the payment in [1]; unacknowledged while above their log's acked
+	keys    []keyScope // of idempotency keys used on it; some may be forgotten
+	unsaved uint8      // bit per log: changed since the last snapshot
 }
 
 // aggregates is the state of one partition of all four topics.
 type aggregates struct {
-	orders      map[string]*entry[order.State]
-	payments    map[string]*entry[payment.State]
-	riders      map[string]*entry[rider.State]
-	restaurants map[string]*entry[restaurant.State]
-	keys        keyMemory
-	due         deadlines
+	held   [logCount]map[string]*entry // of payments the same map as of orders
+	keys   keyMemory
+	due    deadlines // what orders' owners do when a time is reached
+	closed deadlines // when closed orders shrink, then leave
+
+	unsaved []*entry    // changed since the last snapshot
+	gone    []recordKey // left since the last snapshot, or found in the topic and not held
 }
 
 func newAggregates() *aggregates {
-	return &aggregates{
-		orders:      map[string]*entry[order.State]{},
-		payments:    map[string]*entry[payment.State]{},
-		riders:      map[string]*entry[rider.State]{},
-		restaurants: map[string]*entry[restaurant.State]{},
-		keys:        keyMemory{known: map[keyScope]keyUse{}},
-	}
+	a := &aggregates{keys: keyMemory{known: map[keyScope]keyUse{}}}
+	deals := map[string]*entry{}
+	a.held = [logCount]map[string]*entry{deals, deals, {}, {}}
+	return a
 }
 
-// replay folds an event that counts. It fails where the log is corrupt: an
-// event that cannot be read, or whose version is not the next one.
-func (a *aggregates) replay(e *eventlog.Event) error {
+// find returns what is held under the id, or nil.
+func (a *aggregates) find(kind int, id string) *entry { return a.held[kind][id] }
+
+// begin is find for an event that may be the first.
+func (a *aggregates) begin(kind int, id string) *entry {
+	e := a.held[kind][id]
+	if e == nil {
+		e = &entry{id: id}
+		a.held[kind][id] = e
+	}
+	return e
+}
+
+func (a *aggregates) size() int {
+	return len(a.held[orders]) + len(a.held[riders]) + len(a.held[restaurants])
+}
+
+// What Decide is given where nothing is held. Nobody writes to them.
+var (
+	noOrder      order.State
+	noPayment    payment.State
+	noRider      rider.State
+	noRestaurant restaurant.State
+)
+
+// version is that of the aggregate in this log; 0 where there is none.
+func (e *entry) version(kind int) int64 {
+	switch {
+	case e == nil:
+	case kind == orders && e.order != nil:
+		return e.order.Version
+	case kind == payments && e.payment != nil:
+		return e.payment.Version
+	case kind == riders && e.rider != nil:
+		return e.rider.Version
+	case kind == restaurants && e.restaurant != nil:
+		return e.restaurant.Version
+	}
+	return 0
+}
+
+func (e *entry) ordinal(kind int) *int64 {
+	if kind == payments {
+		return &e.last[1]
+	}
+	return &e.last[0]
+}
+
+// lastOf is the ordinal of this owner's last append to the aggregate.
+func (e *entry) lastOf(kind int) int64 {
+	if e == nil {
+		return 0
+	}
+	return *e.ordinal(kind)
+}
+
+func (e *entry) orderState() *order.State {
+	if e == nil || e.order == nil {
+		return &noOrder
+	}
+	return e.order
+}
+
+func (e *entry) paymentState() *payment.State {
+	if e == nil || e.payment == nil {
+		return &noPayment
+	}
+	return e.payment
+}
+
+func (e *entry) riderState() *rider.State {
+	if e == nil || e.rider == nil {
+		return &noRider
+	}
+	return e.rider
+}
+
+func (e *entry) restaurantState() *restaurant.State {
+	if e == nil || e.restaurant == nil {
+		return &noRestaurant
+	}
+	return e.restaurant
+}
+
+// orderFacts is what the order says to a payment command.
+func (e *entry) orderFacts() payment.OrderFacts {
+	if e == nil || e.order == nil {
+		return payment.OrderFacts{}
+	}
+	s := e.order
+	return payment.OrderFacts{Payable: s.Payable(), Ended: s.Status.Ended(), Status: string(s.Status),
+		Amount: s.Amount, Currency: s.Currency, CustomerID: s.CustomerID, RestaurantID: s.RestaurantID}
+}
+
+// evolve moves one aggregate on and returns its new version. While replaying,
+// ordinal is 0, and deadlines are left to scheduleAll: only the last state's matter.
+func (a *aggregates) evolve(kind int, e *entry, ev domain.Event, at time.Time, ordinal int64) int64 {
+	switch kind {
+	case orders:
+		next := order.Evolve(*e.orderState(), ev.(order.Event), at)
+		e.order = &next
+		if ordinal > 0 {
+			a.schedule(&next)
+		}
+	case payments:
+		next := payment.Evolve(*e.paymentState(), ev.(payment.Event), at)
+		e.payment = &next
+	case riders:
+		next := rider.Evolve(*e.riderState(), ev.(rider.Event), at)
+		e.rider = &next
+	default:
+		next := restaurant.Evolve(*e.restaurantState(), ev.(restaurant.Event), at)
+		e.restaurant = &next
+	}
+	*e.ordinal(kind) = ordinal
+	a.changed(kind, e)
+	return e.version(kind)
+}
+
+// changed puts the aggregate into the next snapshot.
+func (a *aggregates) changed(kind int, e *entry) {
+	if e.unsaved == 0 {
+		a.unsaved = append(a.unsaved, e)
+	}
+	e.unsaved |= 1 << kind
+}
+
+// replay folds an event that counts, unless a snapshot has it. It fails where
+// the log is corrupt: an event that cannot be read, or whose version is not the
+// next one.
+func (a *aggregates) replay(e *eventlog.Event, now time.Time) error {
 	if e.Type == eventlog.ShardClaimed || e.Type == eventlog.ShardSeen {
 		return nil
 	}
 	kind := logOf(e.Topic)
+	held := a.begin(kind, e.Subject)
+	if e.Version <= held.version(kind) && e.Version > 0 {
+		return nil // the snapshot was later
+	}
 	ev, err := decodeEvent(e.Topic, e.Type, e.Data)
 	if err == nil {
-		if got := a.evolve(kind, e.Subject, ev, e.Time, 0); got != e.Version {
+		if got := a.evolve(kind, held, ev, e.Time, 0); got != e.Version {
 			err = fmt.Errorf("version %d where %d must follow", e.Version, got)
 		}
 	}
 	if err != nil {
 		return fmt.Errorf("%s/%d@%d (%s %s) is corrupt: %w", e.Topic, e.Partition, e.Offset, e.Type, e.Subject, err)
 	}
-	a.keys.replay(e, time.Now())
-	return nil
-}
-
-// evolve moves one aggregate on and returns its new version.
-func (a *aggregates) evolve(kind int, id string, ev domain.Event, at time.Time, ordinal int64) int64 {
-	switch kind {
-	case orders:
-		s := evolve(a.orders, id, ev.(order.Event), at, ordinal, order.Evolve)
-		if ordinal > 0 { // while replaying, only the last state's deadline matters: see scheduleAll
-			a.schedule(s)
-		}
-		return s.Version
-	case payments:
-		return evolve(a.payments, id, ev.(payment.Event), at, ordinal, payment.Evolve).Version
-	case riders:
-		return evolve(a.riders, id, ev.(rider.Event), at, ordinal, rider.Evolve).Version
-	default:
-		return evolve(a.restaurants, id, ev.(restaurant.Event), at, ordinal, restaurant.Evolve).Version
+	if kind == orders && held.order.ClosedFor(now) > closedFor {
+		a.shrink(held) // at once: a long history is not held whole on the way
 	}
+	a.keys.replay(held, e, now)
+	return nil
 }
 
 func (a *aggregates) schedule(s *order.State) {
 	if due, _ := s.NextDeadline(); !due.IsZero() {
 		a.due.push(due, s.ID)
 	}
+	if s.Status.Closed() {
+		a.closed.push(s.ClosedAt.Add(closedFor), s.ID)
+	}
 }
 
 // scheduleAll fills the deadlines after a replay.
 func (a *aggregates) scheduleAll() {
-	for _, e := range a.orders {
-		a.schedule(e.state)
+	for _, e := range a.held[orders] {
+		if e.order != nil {
+			a.schedule(e.order)
+		}
 	}
-}
-
-func evolve[S, E any](held map[string]*entry[S], id string, ev E, at time.Time, ordinal int64, f func(S, E, time.Time) S) *S {
-	e := held[id]
-	if e == nil {
-		e = &entry[S]{state: new(S)}
-		held[id] = e
-	}
-	next := f(*e.state, ev, at)
-	e.state, e.last = &next, ordinal
-	return e.state
-}
-
-// orderFacts is what the order says to a payment command.
-func (a *aggregates) orderFacts(orderID string) payment.OrderFacts {
-	e := a.orders[orderID]
-	if e == nil {
-		return payment.OrderFacts{}
-	}
-	s := e.state
-	return payment.OrderFacts{Payable: s.Payable(), Ended: s.Status.Ended(), Status: string(s.Status),
-		Amount: s.Amount, Currency: s.Currency, CustomerID: s.CustomerID, RestaurantID: s.RestaurantID}
 }
 
 // keyTTL is how long an idempotency key is remembered.
@@ -145,57 +252,76 @@ type keyScope [16]byte
 // keyUse is the first, successful use of a key.
 type keyUse struct {
 	body    [8]byte
-	status  int
+	status  int32
 	id      string // of the aggregate
 	ordinal int64  // of the append in this ownership; 0 when replayed
-	at      time.Time
+	at      int64  // Unix milliseconds
+}
+
+func (u keyUse) expired(now time.Time) bool {
+	return now.UnixMilli()-u.at > keyTTL.Milliseconds()
 }
 
 // keyMemory remembers idempotency keys for keyTTL. It is rebuilt from the
-// events, which carry key and body hash.
+// events, which carry key and body hash, and from snapshots.
 type keyMemory struct {
 	known map[keyScope]keyUse
-	order []keyScope // oldest first
+	order []keyScope // oldest first, as far as one clock goes
 }
 
-func (m *keyMemory) add(scope keyScope, u keyUse) {
+func (m *keyMemory) add(e *entry, scope keyScope, u keyUse) {
 	if _, ok := m.known[scope]; !ok {
 		m.order = append(m.order, scope)
+		if len(e.keys) == cap(e.keys) { // what is forgotten makes room
+			e.keys = slices.DeleteFunc(e.keys, func(k keyScope) bool { _, ok := m.known[k]; return !ok })
+		}
+		e.keys = append(e.keys, scope)
 	}
+	u.id = e.id
 	m.known[scope] = u
 }
 
 func (m *keyMemory) forget(now time.Time) {
 	n := 0
-	for n < len(m.order) && now.Sub(m.known[m.order[n]].at) > keyTTL {
+	for n < len(m.order) && m.known[m.order[n]].expired(now) {
 		delete(m.known, m.order[n])
 		n++
 	}
 	m.order = m.order[n:]
 }
 
-func (m *keyMemory) replay(e *eventlog.Event, now time.Time) {
-	if e.Idempotency == "" || now.Sub(e.Time) > keyTTL {
+func (m *keyMemory) replay(held *entry, e *eventlog.Event, now time.Time) {
+	if e.Idempotency == "" {
 		return
 	}
-	parts := strings.Split(e.Idempotency, ".")
-	if len(parts) != 3 {
-		return
+	if scope, u, ok := parseKeyUse(e.Idempotency); ok {
+		if u.at = e.Time.UnixMilli(); !u.expired(now) {
+			m.add(held, scope, u)
+		}
 	}
-	var scope keyScope
-	u := keyUse{id: e.Subject, at: e.Time}
-	if n, err := hex.Decode(scope[:], []byte(parts[0])); err != nil || n != len(scope) {
-		return
-	}
-	if n, err := hex.Decode(u.body[:], []byte(parts[1])); err != nil || n != len(u.body) {
-		return
-	}
-	u.status, _ = strconv.Atoi(parts[2])
-	m.add(scope, u)
 }
 
-func (u keyUse) header(scope keyScope) string {
-	return hex.EncodeToString(scope[:]) + "." + hex.EncodeToString(u.body[:]) + "." + strconv.Itoa(u.status)
+// text is the use as an event's header has it: scope, body and status.
+func (u keyUse) text(scope keyScope) string {
+	return hex.EncodeToString(scope[:]) + "." + hex.EncodeToString(u.body[:]) + "." + strconv.Itoa(int(u.status))
+}
+
+// parseKeyUse reads what text wrote; whatever follows after a further dot is
+// left to the caller.
+func parseKeyUse(s string) (scope keyScope, u keyUse, ok bool) {
+	parts := strings.Split(s, ".")
+	if len(parts) < 3 {
+		return scope, u, false
+	}
+	if n, err := hex.Decode(scope[:], []byte(parts[0])); err != nil || n != len(scope) {
+		return scope, u, false
+	}
+	if n, err := hex.Decode(u.body[:], []byte(parts[1])); err != nil || n != len(u.body) {
+		return scope, u, false
+	}
+	status, err := strconv.ParseInt(parts[2], 10, 32)
+	u.status = int32(status)
+	return scope, u, err == nil
 }
 
 func scopeOf(r *Request) keyScope {

@@ -19,8 +19,11 @@ type Status struct {
 	Offsets     map[string]int64 `json:"offsets,omitempty"`         // by topic: where the next append must land
 	Queue       int              `json:"queue"`                     // commands waiting
 	InFlight    int              `json:"inFlight"`                  // appends not acknowledged
-	Aggregates  int              `json:"aggregates"`                // held
+	Aggregates  int              `json:"aggregates"`                // held; an order and its payment are one
+	Unsaved     int              `json:"unsaved"`                   // of these, changed since the last snapshot
+	SavedAt     time.Time        `json:"savedAt,omitzero"`          // when that was written, by this owner
 	VoidRecords int64            `json:"voidRecords"`               // read since it was taken over
+	Replayed    int64            `json:"replayedEvents"`            // read after the snapshot when it was taken over, claims and SEENs included
 	TakenOverAt time.Time        `json:"takenOverAt,omitzero"`      // when it began to serve
 	TookSeconds float64          `json:"takeOverSeconds,omitempty"` // from being assigned to serving
 }
@@ -37,7 +40,8 @@ func (s *Shards) Status(ctx context.Context) []Status {
 
 func (s *Shards) statusOf(ctx context.Context, p int32) Status {
 	s.mu.Lock()
-	sh, assigned := s.serving[p], s.assigned[p] != nil
+	sh, a := s.serving[p], s.assigned[p]
+	opening := a != nil && !a.leaving
 	s.mu.Unlock()
 	if sh != nil {
 		answer := make(chan Status, 1)
@@ -55,7 +59,7 @@ func (s *Shards) statusOf(ctx context.Context, p int32) Status {
 			st.State = "elsewhere"
 		}
 	}
-	if assigned {
+	if opening {
 		st.State = "opening"
 	}
 	return st
@@ -65,8 +69,8 @@ func (s *Shards) statusOf(ctx context.Context, p int32) Status {
 func (s *shard) status() Status {
 	st := Status{Shard: s.partition, State: "serving", Owner: s.owner.Instance, URL: s.owner.URL, Term: s.term,
 		Terms: map[string]int64{}, Offsets: map[string]int64{}, Queue: len(s.queue), InFlight: s.unacked(),
-		Aggregates:  len(s.agg.orders) + len(s.agg.payments) + len(s.agg.riders) + len(s.agg.restaurants),
-		VoidRecords: s.voids, TakenOverAt: s.openedAt, TookSeconds: s.took.Seconds()}
+		Aggregates: s.agg.size(), Unsaved: len(s.agg.unsaved), SavedAt: s.savedAt,
+		VoidRecords: s.voids, Replayed: s.replayed, TakenOverAt: s.openedAt, TookSeconds: s.took.Seconds()}
 	for i, topic := range eventlog.AggregateTopics {
 		st.Terms[topic], st.Offsets[topic] = s.logs[i].rule.Term, s.logs[i].next
 	}

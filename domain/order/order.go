@@ -137,6 +137,25 @@ func (s *State) Exists() bool { return s.Version > 0 }
 // Paid says whether ORDER_PAID happened.
 func (s *State) Paid() bool { return s.PaymentID != "" }
 
+// ClosedFor is how long the order has been closed; 0 while it is open.
+func (s *State) ClosedFor(now time.Time) time.Duration {
+	if !s.Status.Closed() {
+		return 0
+	}
+	return now.Sub(s.ClosedAt)
+}
+
+// Archived is what is kept of an order that has been closed for long: what
+// refusals, and commands on its payment, look at.
+func (s *State) Archived() State {
+	return State{
+		ID: s.ID, Version: s.Version, Status: s.Status,
+		CustomerID: s.CustomerID, RestaurantID: s.RestaurantID, RiderID: s.RiderID,
+		Amount: s.Amount, Currency: s.Currency, PaymentID: s.PaymentID,
+		CreatedAt: s.CreatedAt, UpdatedAt: s.UpdatedAt, ClosedAt: s.ClosedAt,
+	}
+}
+
 // Payable says whether money may still pay it.
 func (s *State) Payable() bool { return s.Status == Placed && !s.Paid() }
 

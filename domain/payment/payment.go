@@ -131,3 +131,24 @@ func (s *State) Facts() order.PaymentFacts {
 
 // AwaitsMoney says whether the order has a gateway order on which nothing was booked.
 func (s *State) AwaitsMoney() bool { return s.Status == Requested || s.Status == Failed }
+
+// Settled says that no money is on its way, or before an operator: nothing
+// captured that is neither booked, sent back nor resolved, no refund without
+// success, and no booked money of an order that ended without delivery.
+func (s *State) Settled(orderEnded bool) bool {
+	if orderEnded && s.Booked != "" && !s.WasRefunded(s.Booked) {
+		return false
+	}
+	for _, a := range s.Attempts {
+		if a.State == AttemptUnmatched {
+			return false
+		}
+	}
+	for _, r := range s.Refunds {
+		a, _ := s.Attempt(r.PaymentID)
+		if !s.WasRefunded(r.PaymentID) && a.State != AttemptResolved {
+			return false
+		}
+	}
+	return true
+}

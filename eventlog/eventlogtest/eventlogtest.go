@@ -71,12 +71,7 @@ func KafkaProcess(t testing.TB) *kafkaprocess.Process {
 	defer cancel()
 	dir := filepath.Join(t.TempDir(), "kafka")
 	p, err := kafkaprocess.Start(ctx, dir, Options)
-	if errors.Is(err, kafkaprocess.ErrAbsent) && os.Getenv("TOMATO_REQUIRE_KAFKA") != "1" {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	started(t, err)
 	t.Cleanup(func() {
 		p.Kill()
 		if t.Failed() {
@@ -84,6 +79,37 @@ func KafkaProcess(t testing.TB) *kafkaprocess.Process {
 		}
 	})
 	return p
+}
+
+// KafkaCluster starts n nodes of Apache Kafka for t, skipped or failed as Kafka
+// is. With three nodes topics have three copies, two of them in sync. What the
+// test kills or pauses it may start again on the cluster.
+func KafkaCluster(t testing.TB, n int) (eventlog.Config, *kafkaprocess.Cluster) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	c, err := kafkaprocess.StartCluster(ctx, filepath.Join(t.TempDir(), "kafka"), n, Options)
+	started(t, err)
+	t.Cleanup(func() {
+		c.Kill()
+		for i := range n {
+			if t.Failed() {
+				t.Logf("the last log lines of Kafka's node %d:\n%s", i+1, c.Node(int32(i+1)).LogTail(4<<10))
+			}
+		}
+	})
+	return eventlog.Config{Brokers: c.Addrs(), ClientID: t.Name()}, c
+}
+
+// started skips t where Kafka cannot run, and fails it where it did not start.
+func started(t testing.TB, err error) {
+	t.Helper()
+	if errors.Is(err, kafkaprocess.ErrAbsent) && os.Getenv("TOMATO_REQUIRE_KAFKA") != "1" {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Options are those of the brokers that Kafka starts: quick to start, small,

@@ -2,12 +2,15 @@ package kafkaprocess
 
 import (
 	"context"
+	"crypto/rand"
 	_ "embed"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -70,9 +73,11 @@ func Fetch(ctx context.Context, home string) error {
 	return os.Rename(part, libs)
 }
 
-// format makes dir/data the storage of a new cluster. The tool takes a second,
-// so what it writes is kept in home; it is the same for every new directory.
-func format(ctx context.Context, java, home, dir string) error {
+// format makes dir/data the storage of a node of a new cluster. The tool takes a
+// second, so what it writes is kept in home; it is the same for every new
+// directory but for the node's id and the directory's own, which no two nodes of
+// a cluster may share.
+func format(ctx context.Context, java, home, dir string, n node) error {
 	unlock, err := lock(ctx, filepath.Join(home, "lock"))
 	if err != nil {
 		return err
@@ -88,7 +93,7 @@ func format(ctx context.Context, java, home, dir string) error {
 		if err := os.Mkdir(filepath.Join(tmp, "data"), 0o755); err != nil {
 			return err
 		}
-		if _, err := writeProperties(tmp, Options{}); err != nil {
+		if err := writeProperties(tmp, Options{}, node{id: 1, own: ports{1, 2}, voters: voters([]ports{{1, 2}}), copies: 1, inSync: 1}); err != nil {
 			return err
 		}
 		cmd := exec.CommandContext(ctx, java, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", filepath.Join(home, "libs", "*"), "kafka.tools.StorageTool",
@@ -115,7 +120,23 @@ func format(ctx context.Context, java, home, dir string) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return copyFile(filepath.Join(blank, "meta.properties"), filepath.Join(data, "meta.properties"))
+	meta, err := os.ReadFile(filepath.Join(blank, "meta.properties"))
+	if err != nil {
+		return err
+	}
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // never fails (crypto/rand)
+	var own []byte
+	for line := range strings.Lines(string(meta)) {
+		switch name, _, _ := strings.Cut(line, "="); name {
+		case "node.id":
+			line = fmt.Sprintf("node.id=%d\n", n.id)
+		case "directory.id":
+			line = fmt.Sprintf("directory.id=%s\n", base64.RawURLEncoding.EncodeToString(id[:]))
+		}
+		own = append(own, line...)
+	}
+	return os.WriteFile(filepath.Join(data, "meta.properties"), own, 0o600)
 }
 
 func copyFile(from, to string) error {

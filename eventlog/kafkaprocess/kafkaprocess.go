@@ -1,7 +1,7 @@
-// Package kafkaprocess runs Apache Kafka as a child process: one node, broker
-// and controller in one (KRaft), on 127.0.0.1. It is for tests, benchmarks and
-// trying out on a machine without containers; a real installation brings its
-// own brokers.
+// Package kafkaprocess runs Apache Kafka as child processes, each broker and
+// controller in one (KRaft), on 127.0.0.1: a single node (Start) or a cluster of
+// several (StartCluster). It is for tests, benchmarks and trying out on a machine
+// without containers; a real installation brings its own brokers.
 //
 // A process is running until Kill, Stop, or until it ends by itself (Done). Its
 // directory holds everything else (settings, ports, data, log) and may be
@@ -10,6 +10,7 @@
 package kafkaprocess
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,14 +21,15 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // Version is the release of Apache Kafka that is fetched and run.
@@ -58,6 +60,7 @@ type Options struct {
 type Process struct {
 	dir  string
 	addr string
+	id   int32 // of the broker
 	cmd  *exec.Cmd
 	done chan struct{} // closed when the process has ended and been reaped
 
@@ -69,6 +72,33 @@ type Process struct {
 // it answers. It fails with ErrAbsent where Kafka cannot run. ctx bounds the
 // start alone; one minute is ample, fetching the jars (44 MB) aside.
 func Start(ctx context.Context, dir string, opts Options) (*Process, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	own, err := portsOf(dir)
+	if err != nil {
+		return nil, err
+	}
+	if opts.Port != 0 {
+		own.client = opts.Port
+	}
+	if own, err = keepPorts(dir, own); err != nil {
+		return nil, err
+	}
+	return start(ctx, dir, opts, node{id: 1, own: own, voters: voters([]ports{own}), copies: 1, inSync: 1})
+}
+
+// node is a process's place in its cluster.
+type node struct {
+	id             int
+	own            ports
+	voters         string // controller.quorum.voters
+	copies, inSync int    // of every partition, unless a topic says otherwise
+}
+
+// start runs one node in dir, an absolute path, and returns when it answers.
+func start(ctx context.Context, dir string, opts Options, n node) (*Process, error) {
 	java, err := exec.LookPath("java")
 	if err != nil {
 		return nil, fmt.Errorf("%w: no java on PATH: install a Java runtime, 17 or later (Debian: apt-get install default-jre-headless)", ErrAbsent)
@@ -82,18 +112,14 @@ func Start(ctx context.Context, dir string, opts Options) (*Process, error) {
 	if err := Fetch(ctx, home); err != nil {
 		return nil, err
 	}
-	if dir, err = filepath.Abs(dir); err != nil {
-		return nil, err
-	}
 	if err := os.MkdirAll(filepath.Join(dir, "data"), 0o700); err != nil {
 		return nil, err
 	}
-	addr, err := writeProperties(dir, opts)
-	if err != nil {
+	if err := writeProperties(dir, opts, n); err != nil {
 		return nil, err
 	}
 	if _, err := os.Stat(filepath.Join(dir, "data", "meta.properties")); errors.Is(err, fs.ErrNotExist) {
-		if err := format(ctx, java, home, dir); err != nil {
+		if err := format(ctx, java, home, dir, n); err != nil {
 			return nil, err
 		}
 	}
@@ -116,7 +142,8 @@ func Start(ctx context.Context, dir string, opts Options) (*Process, error) {
 	cmd.Dir = dir
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = childAttr()
-	p := &Process{dir: dir, addr: addr, cmd: cmd, done: make(chan struct{})}
+	addr := n.own.addr()
+	p := &Process{dir: dir, addr: addr, id: int32(n.id), cmd: cmd, done: make(chan struct{})}
 	if err := p.start(); err != nil {
 		return nil, fmt.Errorf("starting Kafka: %w", err)
 	}
@@ -169,12 +196,15 @@ func (p *Process) ready(ctx context.Context) error {
 		return err
 	}
 	defer client.Close()
-	adm := kadm.NewClient(client)
+	ask := kmsg.NewPtrMetadataRequest()
+	ask.Topics = []kmsg.MetadataRequestTopic{} // none; nil would be all
 	for {
+		// Asked itself: the others of its cluster may still count on the process
+		// that it follows.
 		try, cancel := context.WithTimeout(ctx, 5*time.Second)
-		m, err := adm.BrokerMetadata(try)
+		resp, err := client.SeedBrokers()[0].Request(try, ask)
 		cancel()
-		if err == nil && len(m.Brokers) == 1 {
+		if err == nil && slices.ContainsFunc(resp.(*kmsg.MetadataResponse).Brokers, func(b kmsg.MetadataResponseBroker) bool { return b.NodeID == p.id }) {
 			return nil
 		}
 		if err := p.wait(ctx, tick); err != nil {
@@ -263,60 +293,78 @@ func (p *Process) LogTail(max int64) string {
 	return string(b)
 }
 
-// writeProperties writes server.properties and returns the clients' address.
-// Ports stay those of the directory's first start unless asked otherwise.
-func writeProperties(dir string, opts Options) (addr string, err error) {
+// ports are those of a node. They stay those of its directory's first start.
+type ports struct{ client, controller int }
+
+func (p ports) addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.client)) }
+
+// portsOf reads a directory's ports; 0 where none are chosen.
+func portsOf(dir string) (p ports, err error) {
 	path := filepath.Join(dir, "ports")
-	var port, controller int
-	if b, err := os.ReadFile(path); err == nil {
-		if _, err := fmt.Sscan(string(b), &port, &controller); err != nil {
-			return "", fmt.Errorf("%s: want two port numbers: %w", path, err)
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return "", err
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return p, nil
 	}
-	if opts.Port != 0 {
-		port = opts.Port
+	if err != nil {
+		return p, err
 	}
-	if port == 0 || controller == 0 {
+	if _, err := fmt.Sscan(string(b), &p.client, &p.controller); err != nil {
+		return p, fmt.Errorf("%s: want two port numbers: %w", path, err)
+	}
+	return p, nil
+}
+
+// keepPorts chooses those that are 0 and writes them into the directory.
+func keepPorts(dir string, p ports) (ports, error) {
+	if p.client == 0 || p.controller == 0 {
 		free, err := freePorts(2)
 		if err != nil {
-			return "", err
+			return p, err
 		}
-		if port == 0 {
-			port = free[0]
-		}
-		if controller == 0 {
-			controller = free[1]
-		}
+		p.client, p.controller = cmp.Or(p.client, free[0]), cmp.Or(p.controller, free[1])
 	}
-	if err := os.WriteFile(path, fmt.Appendf(nil, "%d %d\n", port, controller), 0o600); err != nil {
-		return "", err
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return p, err
 	}
-	addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	return p, os.WriteFile(filepath.Join(dir, "ports"), fmt.Appendf(nil, "%d %d\n", p.client, p.controller), 0o600)
+}
+
+// voters names the controllers of a cluster: node 1, 2, …
+func voters(all []ports) string {
+	var s []string
+	for i, p := range all {
+		s = append(s, fmt.Sprintf("%d@127.0.0.1:%d", i+1, p.controller))
+	}
+	return strings.Join(s, ",")
+}
+
+// writeProperties writes server.properties.
+func writeProperties(dir string, opts Options, n node) error {
+	copies, inSync := strconv.Itoa(n.copies), strconv.Itoa(n.inSync)
 	props := map[string]string{
 		"process.roles":              "broker,controller",
-		"node.id":                    "1",
-		"controller.quorum.voters":   fmt.Sprintf("1@127.0.0.1:%d", controller),
+		"node.id":                    strconv.Itoa(n.id),
+		"controller.quorum.voters":   n.voters,
 		"controller.listener.names":  "CONTROLLER",
-		"listeners":                  fmt.Sprintf("PLAINTEXT://%s,CONTROLLER://127.0.0.1:%d", addr, controller),
-		"advertised.listeners":       "PLAINTEXT://" + addr,
+		"listeners":                  fmt.Sprintf("PLAINTEXT://%s,CONTROLLER://127.0.0.1:%d", n.own.addr(), n.own.controller),
+		"advertised.listeners":       "PLAINTEXT://" + n.own.addr(),
 		"log.dirs":                   filepath.Join(dir, "data"),
 		"auto.create.topics.enable":  "false",
 		"num.network.threads":        "2",
 		"num.io.threads":             "4",
 		"num.partitions":             "1",
 		"log.cleaner.threads":        "1",
-		"default.replication.factor": "1",
+		"default.replication.factor": copies,
+		"min.insync.replicas":        inSync,
 		// The default takes 128 MB of the heap for compaction.
 		"log.cleaner.dedupe.buffer.size":                   "16777216",
-		"offsets.topic.replication.factor":                 "1",
+		"offsets.topic.replication.factor":                 copies,
 		"offsets.topic.num.partitions":                     "4",
-		"transaction.state.log.replication.factor":         "1",
-		"transaction.state.log.min.isr":                    "1",
+		"transaction.state.log.replication.factor":         copies,
+		"transaction.state.log.min.isr":                    inSync,
 		"transaction.state.log.num.partitions":             "4",
-		"share.coordinator.state.topic.replication.factor": "1",
-		"share.coordinator.state.topic.min.isr":            "1",
+		"share.coordinator.state.topic.replication.factor": copies,
+		"share.coordinator.state.topic.min.isr":            inSync,
 		// A broker that was killed may register again only when its controller
 		// has given it up; the default is 9 s.
 		"broker.session.timeout.ms":    "3000",
@@ -331,7 +379,7 @@ func writeProperties(dir string, opts Options) (addr string, err error) {
 	for k, v := range props {
 		fmt.Fprintf(&b, "%s=%s\n", k, strings.ReplaceAll(v, `\`, `\\`))
 	}
-	return addr, os.WriteFile(filepath.Join(dir, "server.properties"), []byte(b.String()), 0o600)
+	return os.WriteFile(filepath.Join(dir, "server.properties"), []byte(b.String()), 0o600)
 }
 
 // freePorts returns n ports that nobody listened on a moment ago.

@@ -1,0 +1,415 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"tomato/commandside/shard"
+	"tomato/domain"
+	"tomato/eventlog"
+	"tomato/eventlog/eventlogtest"
+	"tomato/httpapi"
+)
+
+// rollingPerSecond is how many commands begin in a second of a rolling restart.
+// The race detector makes the servers several times as slow; they share the
+// machine with the load.
+const (
+	rollingPerSecond     = 500
+	rollingPerSecondRace = 100
+)
+
+// TestARollingRestartLosesNothing: three instances, each in turn asked to stop
+// and started again, under commands that begin at a steady pace whatever becomes
+// of the ones before. Every command is acknowledged, by another instance where
+// its own stops, and is in the log exactly once.
+func TestARollingRestartLosesNothing(t *testing.T) {
+	t.Parallel()
+	eventlogtest.Each(t, func(t *testing.T, kafka eventlog.Config) {
+		a := newTown(t, kafka, "--partitions", "12")
+		fleet := make([]*instance, 3)
+		for i := range fleet {
+			fleet[i] = a.instance(i)
+			fleet[i].start()
+		}
+		a.url = fleet[0].url
+		a.ready()
+		a.restaurant("r0", lng0, lat0)
+		menu := a.must(staff("r0"), "PUT /v1/restaurants/r0/menu/m1", item(25000, true)).token()
+		for _, i := range fleet { // a look at an order that is not there waits for the menu
+			a.url = i.url
+			a.do(customer("c0"), "POST /v1/orders", basket("r0"), "Consistency-Token", menu, "If-Match", `"1"`)
+		}
+
+		for _, i := range fleet {
+			i.serves(4)
+		}
+
+		load := a.beginLoad(fleet)
+		for _, i := range fleet {
+			load.during(500 * time.Millisecond)
+			stopping := time.Now()
+			load.restarting.Store(i)
+			i.terminate()
+			stopped := time.Now()
+			i.start()
+			load.restarting.Store(nil)
+			i.serves(4)
+			t.Logf("%s stopped in %v and was ready again after %v", filepath.Base(i.dir), stopped.Sub(stopping).Round(time.Millisecond), time.Since(stopped).Round(time.Millisecond))
+		}
+		load.during(500 * time.Millisecond)
+		load.end()
+		load.check()
+	})
+}
+
+// An instance is one serve of several on the same brokers.
+type instance struct {
+	*town
+	dir, addr, url string
+	process        *child
+}
+
+func (a *town) instance(n int) *instance {
+	return &instance{town: a, dir: filepath.Join(a.t.TempDir(), fmt.Sprint("instance", n)), addr: "127.0.0.1:0"}
+}
+
+// start runs it, where it ran before, and returns when it is ready.
+func (i *instance) start() {
+	i.t.Helper()
+	_ = os.Remove(runningFile(i.dir)) // of one that was killed
+	i.process = i.spawn("serve", "--role", "command", "--database-url", i.cmd.DatabaseURL, "--kafka-brokers", strings.Join(i.kafka.Brokers, ","),
+		"--data-dir", i.dir, "--http-addr", i.addr, "--partitions", fmt.Sprint(i.cmd.Partitions), "--log-level", logLevel())
+	i.await(filepath.Base(i.dir)+" is ready", func() error {
+		select {
+		case <-i.process.ended:
+			i.t.Fatal("serve ended")
+		default:
+		}
+		r, err := readRunning(i.dir)
+		if err != nil {
+			return err
+		}
+		i.url, i.addr = r.URL, strings.TrimPrefix(r.URL, "http://")
+		x, err := i.client.Get(i.url + "/readyz")
+		if err != nil {
+			return err
+		}
+		defer x.Body.Close()
+		if x.StatusCode != http.StatusOK {
+			b, _ := io.ReadAll(x.Body)
+			return fmt.Errorf("%s", b)
+		}
+		return nil
+	})
+}
+
+// serves returns when it serves so many shards, and nobody is about to.
+func (i *instance) serves(n int) {
+	i.t.Helper()
+	i.await(fmt.Sprint(filepath.Base(i.dir), " serves ", n, " shards"), func() error {
+		req, err := http.NewRequestWithContext(i.t.Context(), http.MethodGet, i.url+"/v1/ops/shards", nil)
+		if err != nil {
+			return err
+		}
+		token, err := httpapi.MintToken(townJWTSecret, office, time.Hour)
+		if err != nil {
+			return err
+		}
+		req.Header.Set("Authorization", "Bearer "+token)
+		resp, err := i.client.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		var shards struct{ Items []shard.Status }
+		if err := json.NewDecoder(resp.Body).Decode(&shards); err != nil {
+			return err
+		}
+		states := map[string]int{}
+		for _, s := range shards.Items {
+			states[s.State]++
+		}
+		if states["serving"] != n || states["opening"] > 0 {
+			return fmt.Errorf("%v", states)
+		}
+		return nil
+	})
+}
+
+// terminate asks it to stop, and holds it to do so in time and with exit code 0.
+func (i *instance) terminate() {
+	i.t.Helper()
+	if err := i.process.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		i.t.Fatal(err)
+	}
+	select {
+	case <-i.process.ended:
+	case <-time.After(20 * time.Second):
+		i.t.Fatal("serve did not stop within 20 s")
+	}
+	if code := i.process.cmd.ProcessState.ExitCode(); code != 0 {
+		i.t.Fatalf("serve stopped with exit code %d", code)
+	}
+}
+
+// load is commands that begin at a steady pace, spread over a fleet.
+type load struct {
+	*town
+	fleet      []*instance
+	restarting atomic.Pointer[instance] // that may refuse connections
+	stop       chan struct{}
+	paced      chan struct{} // closed when no more begin
+	client     *http.Client
+	commands   sync.WaitGroup
+
+	mu       sync.Mutex
+	issued   map[string][]*loadStep // by topic/id; orders by their reference
+	longest  time.Duration          // from when a command was to begin until its acknowledgement
+	slowest  string
+	waits    []time.Duration
+	repeated map[string]int // repeats by what came instead of an acknowledgement
+}
+
+// loadStep is one command.
+type loadStep struct {
+	eventType string
+	done      chan struct{} // closed when it is acknowledged
+	acked     bool
+}
+
+func (a *town) beginLoad(fleet []*instance) *load {
+	transport := &http.Transport{MaxIdleConnsPerHost: 256}
+	l := &load{town: a, fleet: fleet, stop: make(chan struct{}), paced: make(chan struct{}), issued: map[string][]*loadStep{}, repeated: map[string]int{},
+		client: &http.Client{Transport: transport, Timeout: 10 * time.Second}}
+	a.t.Cleanup(func() {
+		l.end()
+		transport.CloseIdleConnections()
+	})
+	go l.pace()
+	return l
+}
+
+// pace begins the commands. Of four one places an order; the others register a
+// rider, verify an earlier one, and let a yet earlier one go online.
+func (l *load) pace() {
+	defer close(l.paced)
+	perSecond := rollingPerSecond
+	if raceDetector {
+		perSecond = rollingPerSecondRace
+	}
+	interval := time.Second / time.Duration(perSecond)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	begun := time.Now()
+	for n := 0; ; {
+		for ; time.Duration(n)*interval <= time.Since(begun); n++ {
+			l.issue(n, begun.Add(time.Duration(n)*interval))
+		}
+		select {
+		case <-tick.C:
+		case <-l.stop:
+			return
+		}
+	}
+}
+
+func (l *load) issue(n int, due time.Time) {
+	const apart = 50 // riders between two steps of one
+	i := n / 4
+	rider := func(i int) string { return fmt.Sprint("rolling", i) }
+	switch n % 4 {
+	case 0:
+		body := basket("r0")
+		body["externalReference"] = fmt.Sprint("rolling", n)
+		l.command(n, due, customer(fmt.Sprint("c", n%7)), "POST /v1/orders", body, fmt.Sprint("orders/rolling", n), "ORDER_PLACED", http.StatusCreated)
+	case 1:
+		l.command(n, due, office, "PUT /v1/riders/"+rider(i), riderName("x"), "riders/"+rider(i), "RIDER_REGISTERED", http.StatusCreated)
+	case 2:
+		if i -= apart; i >= 0 {
+			l.command(n, due, office, "POST /v1/riders/"+rider(i)+"/verify", nil, "riders/"+rider(i), "RIDER_VERIFIED", http.StatusOK)
+		}
+	case 3:
+		if i -= 2 * apart; i >= 0 {
+			l.command(n, due, courier(rider(i)), "POST /v1/riders/"+rider(i)+"/online", nil, "riders/"+rider(i), "RIDER_ONLINE", http.StatusOK)
+		}
+	}
+}
+
+// command sends one, when the one before on its aggregate is acknowledged, and
+// repeats it until it is: at the next instance, with the same key.
+func (l *load) command(n int, due time.Time, who domain.Actor, call string, body any, aggregate, eventType string, status int) {
+	step := &loadStep{eventType: eventType, done: make(chan struct{})}
+	l.mu.Lock()
+	var before *loadStep
+	if steps := l.issued[aggregate]; len(steps) > 0 {
+		before = steps[len(steps)-1]
+	}
+	l.issued[aggregate] = append(l.issued[aggregate], step)
+	l.mu.Unlock()
+	l.commands.Go(func() {
+		defer close(step.done)
+		if before != nil {
+			<-before.done
+		}
+		again := time.NewTicker(20 * time.Millisecond)
+		defer again.Stop()
+		for try := 0; ; try++ {
+			at := l.fleet[(n+try)%len(l.fleet)]
+			stopping := l.restarting.Load() == at
+			got, problem, err := l.send(at, who, call, body, fmt.Sprint("key", n))
+			kind := ""
+			switch {
+			case err == nil && got == status:
+				l.acknowledged(step, time.Since(due), call)
+				return
+			case err == nil && got == http.StatusServiceUnavailable:
+				kind = "503"
+			case err != nil && (stopping || l.restarting.Load() == at): // it may have begun to stop meanwhile
+				kind = "no answer"
+			default:
+				l.t.Errorf("%s at %s: %d %s %v", call, filepath.Base(at.dir), got, problem, err)
+				return
+			}
+			l.mu.Lock()
+			l.repeated[kind]++
+			l.mu.Unlock()
+			if time.Since(due) > 30*time.Second {
+				l.t.Errorf("%s is not acknowledged after %v: %d %s %v", call, time.Since(due), got, problem, err)
+				return
+			}
+			<-again.C
+		}
+	})
+}
+
+func (l *load) acknowledged(step *loadStep, took time.Duration, call string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	step.acked = true
+	l.waits = append(l.waits, took)
+	if took > l.longest {
+		l.longest, l.slowest = took, call
+	}
+}
+
+func (l *load) send(at *instance, who domain.Actor, call string, body any, key string) (status int, problem string, err error) {
+	method, path, _ := strings.Cut(call, " ")
+	var r io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return 0, "", err
+		}
+		r = bytes.NewReader(b)
+	}
+	// Not bound to the test's end: what was sent is waited for.
+	req, err := http.NewRequestWithContext(context.WithoutCancel(l.t.Context()), method, at.url+path, r)
+	if err != nil {
+		return 0, "", err
+	}
+	token, err := httpapi.MintToken(townJWTSecret, who, time.Hour)
+	if err != nil {
+		return 0, "", err
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	req.Header.Set("Idempotency-Key", key)
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := l.client.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if resp.StatusCode < 300 {
+		b = nil
+	}
+	return resp.StatusCode, string(b), err
+}
+
+// during lets the load go on for a while: what happens next is to happen in
+// the middle of it.
+func (l *load) during(d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-l.t.Context().Done():
+	}
+}
+
+// end returns when all that began is over.
+func (l *load) end() {
+	select {
+	case <-l.stop:
+	default:
+		close(l.stop)
+	}
+	<-l.paced
+	l.commands.Wait()
+}
+
+// check holds the logs to what was acknowledged.
+func (l *load) check() {
+	l.t.Helper()
+	if l.t.Failed() {
+		l.t.FailNow()
+	}
+	slices.Sort(l.waits)
+	l.t.Logf("%d commands acknowledged; p50 %v, p99 %v, the longest wait %v (%s); repeated: %v", len(l.waits),
+		l.waits[len(l.waits)/2].Round(time.Microsecond), l.waits[len(l.waits)*99/100].Round(time.Microsecond), l.longest.Round(time.Millisecond), l.slowest, l.repeated)
+	l.log.upToDate()
+	l.log.mu.Lock()
+	defer l.log.mu.Unlock()
+	got := map[string][]string{} // by topic/id; orders by their reference
+	keys := map[string]int{}
+	for aggregate, events := range l.log.events {
+		if strings.HasPrefix(aggregate, eventlog.Orders+"/") {
+			aggregate = fmt.Sprint("orders/", data(events[0], "externalReference"))
+		}
+		got[aggregate] = append(got[aggregate], types(events)...)
+		for _, e := range events {
+			if e.Idempotency != "" {
+				keys[e.Idempotency]++
+			}
+		}
+	}
+	wrong := 0
+	for aggregate, steps := range l.issued {
+		var want []string
+		for _, s := range steps {
+			want = append(want, s.eventType)
+		}
+		if !slices.Equal(got[aggregate], want) {
+			if wrong++; wrong <= 10 {
+				l.t.Errorf("%s has %v, acknowledged were %v", aggregate, got[aggregate], want)
+			}
+		}
+	}
+	for key, n := range keys {
+		if n != 1 {
+			l.t.Errorf("the key %s is in %d events", key, n)
+		}
+	}
+	if len(keys) != len(l.waits) {
+		l.t.Errorf("%d keys in the log, %d commands acknowledged", len(keys), len(l.waits))
+	}
+	l.t.Logf("%d void records", l.log.void)
+	if l.longest > 20*time.Second {
+		l.t.Error(errors.New("a command waited for too long"))
+	}
+}

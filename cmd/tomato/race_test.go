@@ -1,0 +1,7 @@
+//go:build race
+
+package main
+
+// raceDetector says whether the race detector is in, which makes everything
+// several times as slow.
+const raceDetector = true

@@ -1,0 +1,467 @@
+package shard
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/domain"
+	"tomato/domain/order"
+	"tomato/domain/payment"
+	"tomato/domain/restaurant"
+	"tomato/domain/rider"
+	"tomato/eventlog"
+	"tomato/eventlog/eventlogtest"
+)
+
+// lone are the shards of an instance that joins no group: the test opens them.
+type lone struct {
+	*Shards
+	t testing.TB
+}
+
+func newLone(t testing.TB, cfg eventlog.Config) *lone {
+	t.Helper()
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError + 1}))
+	s, err := NewShards(Config{Kafka: cfg, Partitions: 1, Menus: NewMenus(), PaymentGrace: time.Hour, ArchiveAfter: 720 * time.Hour, SnapshotEvery: time.Hour,
+		InboxPassed: func(context.Context, string) (bool, error) { return true, nil }, Registry: prometheus.NewRegistry(), Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.closeProducer)
+	return &lone{s, t}
+}
+
+// owned is a shard that serves.
+type owned struct {
+	*shard
+	t     testing.TB
+	stop  context.CancelFunc
+	ended chan error
+}
+
+func (l *lone) serve() *owned {
+	l.t.Helper()
+	ctx, cancel := context.WithTimeout(l.t.Context(), time.Minute)
+	defer cancel()
+	sh, err := l.open(ctx, 0)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	o := &owned{shard: sh, t: l.t, ended: make(chan error, 1)}
+	sctx, stop := context.WithCancel(context.Background())
+	o.stop = stop
+	go func() { o.ended <- sh.serve(sctx) }()
+	l.t.Cleanup(func() { stop(); <-sh.closed })
+	return o
+}
+
+// leave hands the shard over; a last snapshot is written.
+func (o *owned) leave() {
+	o.t.Helper()
+	o.stop()
+	if err := <-o.ended; err != errHandedOff {
+		o.t.Fatalf("it stopped with %v", err)
+	}
+}
+
+// kill lets the shard end without a last snapshot.
+func (o *owned) kill() {
+	o.post(func(time.Time) { o.fail(errBroken) })
+	<-o.ended
+}
+
+func (o *owned) do(topic, id, key string, c domain.Command) (Result, error) {
+	ctx, cancel := context.WithTimeout(o.t.Context(), 20*time.Second)
+	defer cancel()
+	r := Request{Topic: topic, ID: id, Actor: domain.SystemActor, Command: c, IdempotencyKey: key, BodyHash: c.CommandName()}
+	if isPlace(c) {
+		r.Actor = domain.Actor{Sub: "c1", Role: domain.Customer}
+		r.ID = newOrderID()
+	}
+	return o.owner.local(ctx, o.shard, r)
+}
+
+func (o *owned) must(topic, id, key string, c domain.Command) Result {
+	o.t.Helper()
+	res, err := o.do(topic, id, key, c)
+	if err != nil {
+		o.t.Fatalf("%s %s: %v", c.CommandName(), id, err)
+	}
+	return res
+}
+
+// snapshotNow has one written and returns when it is kept.
+func (o *owned) snapshotNow() {
+	o.t.Helper()
+	before := o.statusNow().SavedAt
+	o.post(func(now time.Time) { o.snapshotAt = now })
+	end := time.After(20 * time.Second)
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for !o.statusNow().SavedAt.After(before) {
+		select {
+		case <-tick.C:
+		case err := <-o.ended:
+			o.t.Fatal("no snapshot: ", err)
+		case <-end:
+			o.t.Fatal("no snapshot within 20 s")
+		}
+	}
+}
+
+func (o *owned) statusNow() Status {
+	answer := make(chan Status, 1)
+	select {
+	case o.ask <- answer:
+		return <-answer
+	case <-o.closed:
+		return Status{}
+	}
+}
+
+// live is what the shard holds, by topic and id, and the keys that it knows.
+func (a *aggregates) live() map[string]any {
+	m := map[string]any{}
+	for kind, held := range a.held {
+		for id, e := range held {
+			if e.version(kind) > 0 {
+				m[recordKey{kind, id}.String()] = [logCount]any{e.order, e.payment, e.rider, e.restaurant}[kind]
+			}
+		}
+	}
+	for scope, u := range a.keys.known {
+		u.ordinal = 0
+		m[fmt.Sprintf("key %x", scope)] = fmt.Sprintf("%+v", u)
+	}
+	return m
+}
+
+// town puts some life into the shard: n orders on their ways, their payments,
+// riders, a restaurant.
+func (o *owned) town(n int) {
+	o.t.Helper()
+	o.must(eventlog.Restaurants, "r1", "", restaurant.Put{RestaurantID: "r1", Name: "Dosa Corner", Location: domain.Point{Lng: 77.6, Lat: 12.9}})
+	o.must(eventlog.Restaurants, "r1", "", restaurant.SetMenuItem{Item: restaurant.MenuItem{ItemID: "dosa", Name: "Dosa", Price: domain.Money{Amount: 12000, Currency: "INR"}, Available: true}})
+	o.must(eventlog.Restaurants, "r1", "", restaurant.Open{})
+	for i := range n {
+		o.life(uuid.NewString(), i)
+	}
+}
+
+func (o *owned) life(name string, steps int) {
+	o.t.Helper()
+	id := o.must(eventlog.Orders, "", name, Place{CustomerID: "c1", RestaurantID: "r1", PaymentTTL: time.Hour, Lines: []restaurant.Line{{ItemID: "dosa", Quantity: 1 + steps}},
+		DeliverTo: order.DeliverTo{Address: "4 Church Street", Location: domain.Point{Lng: 77.61, Lat: 12.93}}}).Order.ID
+	riderID, pay := "rider-"+name, "pay_"+name
+	for i, step := range []func(){
+		func() {
+			o.must(eventlog.Payments, id, "", payment.RequestPayment{OrderID: id, Provider: "simulated", GatewayOrderID: "g" + name})
+		},
+		func() {
+			o.must(eventlog.Payments, id, "", payment.RecordCaptured{PaymentID: pay, GatewayOrderID: "g" + name, Amount: 12000 * int64(1+steps), Currency: "INR"})
+		},
+		func() { o.must(eventlog.Orders, id, "", order.MarkPaid{PaymentID: pay, AcceptTTL: time.Hour}) },
+		func() { o.must(eventlog.Orders, id, "a"+name, order.AcceptOrder{PrepMinutes: 10}) },
+		func() { o.must(eventlog.Orders, id, "p"+name, order.Prepare{}) },
+		func() { o.must(eventlog.Orders, id, "r"+name, order.Ready{}) },
+		func() {
+			o.must(eventlog.Orders, id, "", order.Offer{Round: 1, Wave: 1, Riders: []order.OfferedRider{{RiderID: riderID, DistanceMeters: 120}}, Limit: 10, TTL: time.Hour})
+		},
+		func() { o.must(eventlog.Riders, riderID, "", rider.Put{RiderID: riderID, Name: "R"}) },
+		func() { o.must(eventlog.Riders, riderID, "", rider.Verify{}) },
+		func() { o.must(eventlog.Riders, riderID, "", rider.GoOnline{}) },
+		func() { o.must(eventlog.Riders, riderID, "", rider.ClaimFor{OrderID: id, Round: 1, Wave: 1}) },
+		func() {
+			o.must(eventlog.Orders, id, "", order.Assign{RiderID: riderID, RiderName: "R", ClaimID: 4, Round: 1, Wave: 1})
+		},
+		func() {
+			o.must(eventlog.Orders, id, "x"+name, order.Cancel{Reason: "no", By: domain.Actor{Sub: "o", Role: domain.Ops}})
+		},
+		func() {
+			o.must(eventlog.Payments, id, "", payment.RequestRefund{RefundID: uuid.NewString(), Reason: "no"})
+		},
+	} {
+		if i >= steps {
+			return
+		}
+		step()
+	}
+}
+
+// topicOf reads the snapshots of shard 0 as a take-over does, without fencing.
+func savedKeys(t testing.TB, cfg eventlog.Config) map[string]*kgo.Record {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	l := newLone(t, cfg)
+	w, err := l.openSnapshots(ctx, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close()
+	last, err := w.load(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return last
+}
+
+func snapshotTopics(t testing.TB, cfg eventlog.Config) {
+	t.Helper()
+	eventlogtest.Topics(t, cfg, eventlog.Layout{Partitions: 1})
+}
+
+// A take-over that loads snapshots comes to what one that reads the whole logs
+// comes to, states and idempotency keys alike, and reads less.
+func TestASnapshotAndTheTailAreTheWholeLog(t *testing.T) {
+	t.Parallel()
+	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
+		snapshotTopics(t, cfg)
+		a := newLone(t, cfg).serve()
+		a.town(15)
+		a.snapshotNow()
+		a.life("between", 14)
+		a.snapshotNow()
+		a.town(4) // the restaurant's repeats append nothing
+		a.kill()
+
+		b := newLone(t, cfg)
+		loaded := b.serve()
+		loaded.leave()
+		if loaded.replayed > 60 {
+			t.Errorf("%d events were read after the snapshot", loaded.replayed)
+		}
+		whole := newLone(t, cfg)
+		sh := whole.newShard(0, whole.producer)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		ends, err := eventlog.EndOffsets(ctx, whole.producer, eventlog.AggregateTopics[:]...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := sh.read(ctx, nil, ends); err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(sh.agg.live(), loaded.agg.live()); d != "" {
+			t.Errorf("whole log (-) and snapshot with tail (+):\n%s", d)
+		}
+		if sh.replayed < 150 || len(sh.agg.live()) < 40 {
+			t.Errorf("%d events, %d things: the test has too little in it", sh.replayed, len(sh.agg.live()))
+		}
+		// The last one, at the hand-over, leaves nothing to read but the claim
+		// that it names, and the keys of its repeats are answered.
+		c := newLone(t, cfg).serve()
+		if c.replayed != 0 {
+			t.Errorf("%d events were left after a hand-over", c.replayed)
+		}
+		if res := c.must(eventlog.Orders, "", "between", Place{CustomerID: "c1"}); !res.Repeated || res.Status != 201 || res.Order.Status != order.Cancelled {
+			t.Errorf("the repeat: %+v", res)
+		}
+	})
+}
+
+// A deposed owner cannot write behind its successor: the snapshot that it tries
+// ends its claim, and what is in the topic is the successor's.
+func TestADeposedOwnersSnapshotIsNotKept(t *testing.T) {
+	t.Parallel()
+	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
+		snapshotTopics(t, cfg)
+		a := newLone(t, cfg).serve()
+		a.town(2)
+		a.snapshotNow()
+		a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "of A"})
+		b := newLone(t, cfg).serve()
+		b.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "of B"})
+		b.snapshotNow()
+		a.post(func(now time.Time) { a.snapshotAt = now })
+		if err := <-a.ended; !strings.Contains(fmt.Sprint(err), errSnapshot.Error()) {
+			t.Fatalf("it stopped with %v", err)
+		}
+		b.kill()
+		if got := string(savedKeys(t, cfg)["riders/x"].Value); !strings.Contains(got, "of B") {
+			t.Errorf("the topic has %s", got)
+		}
+		c := newLone(t, cfg).serve()
+		if res := c.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "of C"}); res.Rider.Version != 3 {
+			t.Errorf("the next owner: %+v", res.Rider)
+		}
+	})
+}
+
+// Fenced by a take-over that went no further, an owner whose claim still counts
+// ends it, and takes over anew; nothing is lost.
+func TestAFencedOwnerTakesOverAnew(t *testing.T) {
+	t.Parallel()
+	cfg := eventlogtest.Embedded(t)
+	snapshotTopics(t, cfg)
+	l := newLone(t, cfg)
+	a := l.serve()
+	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "A"})
+	savedKeys(t, cfg) // InitProducerID, no claim
+	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "B"})
+	a.post(func(now time.Time) { a.snapshotAt = now })
+	if err := <-a.ended; !strings.Contains(fmt.Sprint(err), errSnapshot.Error()) {
+		t.Fatalf("it stopped with %v", err)
+	}
+	again := l.serve()
+	if res := again.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "C"}); res.Rider.Version != 3 {
+		t.Errorf("taken over anew: %+v", res.Rider)
+	}
+	again.leave()
+	if saved := savedKeys(t, cfg); !strings.Contains(string(saved["riders/x"].Value), `"version":3`) {
+		t.Errorf("its first snapshot has %s", saved["riders/x"].Value)
+	}
+}
+
+// Snapshots of another fold version, and those that are not of these logs (a
+// broker lost what it had acknowledged), are not used; the next snapshot takes
+// out of the topic what is not held.
+func TestSnapshotsThatDoNotFitAreIgnored(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(map[string]*kgo.Record) []*kgo.Record{
+		"another fold": func(saved map[string]*kgo.Record) []*kgo.Record {
+			rs := slices.Collect(maps.Values(saved))
+			for _, r := range rs {
+				r.Headers = []kgo.RecordHeader{{Key: hdrFold, Value: []byte("0")}}
+			}
+			return rs
+		},
+		"ahead of the log": func(saved map[string]*kgo.Record) []*kgo.Record {
+			r := saved[checkpointKey]
+			r.Value = []byte(strings.Replace(string(r.Value), `"offset":`, `"offset":1000`, 1))
+			return []*kgo.Record{r}
+		},
+		"another record": func(saved map[string]*kgo.Record) []*kgo.Record {
+			r := saved[checkpointKey]
+			r.Value = []byte(strings.Replace(string(r.Value), `"seq":`, `"seq":7`, 1))
+			return []*kgo.Record{r}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := eventlogtest.Embedded(t)
+			snapshotTopics(t, cfg)
+			a := newLone(t, cfg).serve()
+			a.town(3)
+			a.leave()
+			saved := savedKeys(t, cfg)
+			l := newLone(t, cfg)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			w, err := l.openSnapshots(ctx, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			stale := &kgo.Record{Key: []byte("riders/nobody"), Value: []byte(`{"riderId":"nobody","version":9}`), Headers: saved[checkpointKey].Headers}
+			if err := w.commit(ctx, append(spoil(saved), stale)); err != nil {
+				t.Fatal(err)
+			}
+			w.close()
+			b := l.serve()
+			if b.replayed < 10 {
+				t.Fatalf("only %d events were read", b.replayed)
+			}
+			b.leave()
+			saved = savedKeys(t, cfg)
+			if saved["riders/nobody"] != nil {
+				t.Error("what is not held is still in the topic")
+			}
+			if c := newLone(t, cfg).serve(); c.replayed != 0 || len(c.agg.live()) != len(b.agg.live()) {
+				t.Errorf("the next take-over read %d events, holds %d of %d things", c.replayed, len(c.agg.live()), len(b.agg.live()))
+			}
+		})
+	}
+}
+
+// A closed order shrinks after a day and leaves after ArchiveAfter, across
+// take-overs; its commands are archived, late money for it is unmatched, and
+// what is not settled stays.
+func TestClosedOrdersShrinkThenLeave(t *testing.T) {
+	t.Parallel()
+	cfg := eventlogtest.Embedded(t)
+	snapshotTopics(t, cfg)
+	w := eventlogtest.NewWriter(t, cfg, 1)
+	id := func(age time.Duration) string { // a UUIDv7 of that time
+		u, err := uuid.NewV7()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ms := time.Now().Add(-age).UnixMilli()
+		for i := range 6 {
+			u[i] = byte(ms >> (8 * (5 - i)))
+		}
+		return u.String()
+	}
+	const day = 24 * time.Hour
+	ids := map[string]string{}
+	for name, age := range map[string]time.Duration{"yesterday": day - time.Hour, "last week": 7 * day, "long ago": 31 * day, "unsettled": 32 * day} {
+		o := id(age)
+		ids[name] = o
+		w.At(time.Now().Add(-age))
+		ctx := domain.Ctx{CustomerID: "c1", RestaurantID: "r1"}
+		w.Append(eventlog.Orders, o, order.OrderPlaced{OrderID: o, CustomerID: "c1", RestaurantID: "r1", Items: []order.Item{{ItemID: "dosa", Quantity: 1, UnitPrice: 5}}, Amount: 5, Currency: "INR", Ctx: ctx})
+		w.Append(eventlog.Payments, o, payment.PaymentRequested{OrderID: o, GatewayOrderID: "g" + o, Amount: 5, Currency: "INR", Ctx: ctx},
+			payment.PaymentSuccess{OrderID: o, PaymentID: "p" + o, GatewayOrderID: "g" + o, Amount: 5, Currency: "INR", Booked: true, Ctx: ctx})
+		w.Append(eventlog.Orders, o, order.OrderPaid{OrderID: o, PaymentID: "p" + o}, order.OrderCancelled{OrderID: o, Reason: "no", By: domain.Ops, PaymentID: "p" + o})
+		w.Append(eventlog.Payments, o, payment.RefundRequested{OrderID: o, PaymentID: "p" + o, RefundID: "f" + o, Amount: 5, Currency: "INR", Booked: true, Ctx: ctx})
+		if name != "unsettled" {
+			w.Append(eventlog.Payments, o, payment.RefundSuccess{OrderID: o, PaymentID: "p" + o, RefundID: "f" + o, Amount: 5, Currency: "INR", Booked: true, Ctx: ctx})
+		}
+	}
+	check := func(s *owned) {
+		t.Helper()
+		s.must(eventlog.Riders, "tick", "", rider.Put{RiderID: "tick", Name: uuid.NewString()}) // the loop has been round
+		for name, want := range map[string]struct {
+			code  domain.Code // of a customer's cancel
+			whole bool
+			held  bool
+		}{
+			"yesterday": {"", true, true}, "last week": {domain.OrderArchived, false, true},
+			"long ago": {domain.OrderArchived, false, false}, "unsettled": {domain.OrderArchived, false, true},
+		} {
+			o := ids[name]
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			_, err := s.owner.local(ctx, s.shard, Request{Topic: eventlog.Orders, ID: o, Actor: domain.Actor{Sub: "c1", Role: domain.Customer}, Command: order.Cancel{By: domain.Actor{Sub: "c1", Role: domain.Customer}, Reason: "?"}})
+			if domain.RefusedWith(err) != want.code {
+				t.Errorf("%s: cancel: %v", name, err)
+			}
+			look := s.must(eventlog.Orders, o, "", Look{})
+			if held := look.Order != nil; held != want.held || held && (len(look.Order.Items) > 0) != want.whole || held != (look.Payment != nil) {
+				t.Errorf("%s: holds %+v, %+v", name, look.Order, look.Payment)
+			}
+			_, err = s.do(eventlog.Payments, o, "", payment.RecordCaptured{PaymentID: "late" + o, GatewayOrderID: "g" + o, Amount: 5, Currency: "INR"})
+			if want := map[bool]domain.Code{true: "", false: domain.PaymentNotRequested}[want.held]; domain.RefusedWith(err) != want {
+				t.Errorf("%s: late money: %v", name, err)
+			}
+		}
+	}
+	a := newLone(t, cfg).serve()
+	check(a)
+	a.leave()
+	saved := savedKeys(t, cfg)
+	if saved["orders/"+ids["long ago"]] != nil || saved["payments/"+ids["long ago"]] != nil {
+		t.Error("what has left is in the snapshots")
+	}
+	b := newLone(t, cfg).serve()
+	check(b)
+	// Settled now, the last one may leave.
+	b.must(eventlog.Payments, ids["unsettled"], "", payment.RecordRefund{RefundID: "f" + ids["unsettled"], Succeeded: true})
+	b.post(func(now time.Time) { b.retire(ids["unsettled"], now) })
+	if late := b.must(eventlog.Orders, ids["unsettled"], "", Look{}); late.Order == nil {
+		t.Error("it left with unmatched money: the late capture is neither refunded nor resolved")
+	}
+	b.leave()
+}

@@ -1,0 +1,117 @@
+package kafkaprocess
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"sync"
+)
+
+// Cluster is several nodes, each a process of its own that may be killed,
+// paused and stopped, and started again. Its methods may be called concurrently.
+type Cluster struct {
+	dirs  []string
+	nodes []node
+	opts  Options
+
+	mu        sync.Mutex
+	processes []*Process // the last of each node, ended or not
+}
+
+// StartCluster runs n nodes in dir/1 to dir/n and returns when all of them
+// answer. Their broker ids are 1 to n. Each is a controller, too, so with three
+// of them one may be away. Topics, the brokers' own ones included, have three
+// copies, of which two must be in sync, where there are three nodes; with fewer
+// as many copies as nodes, and one in sync. A cluster that was started in dir
+// before comes up again with its data and addresses.
+//
+// Options hold for each node; Port is not used.
+func StartCluster(ctx context.Context, dir string, n int, opts Options) (_ *Cluster, err error) {
+	if n < 1 {
+		return nil, fmt.Errorf("a cluster of %d nodes", n)
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return nil, err
+	}
+	c := &Cluster{opts: opts, processes: make([]*Process, n)}
+	free, err := freePorts(2 * n) // all at once, so that they differ
+	if err != nil {
+		return nil, err
+	}
+	all := make([]ports, n)
+	for i := range n {
+		d := filepath.Join(dir, strconv.Itoa(i+1))
+		if all[i], err = portsOf(d); err != nil {
+			return nil, err
+		}
+		if all[i] == (ports{}) {
+			all[i] = ports{client: free[2*i], controller: free[2*i+1]}
+		}
+		if all[i], err = keepPorts(d, all[i]); err != nil {
+			return nil, err
+		}
+		c.dirs = append(c.dirs, d)
+	}
+	inSync := 1
+	if n >= 3 {
+		inSync = 2
+	}
+	for i := range n {
+		c.nodes = append(c.nodes, node{id: i + 1, own: all[i], voters: voters(all), copies: min(n, 3), inSync: inSync})
+	}
+	// At the same time: none answers before most of them are there.
+	errs := make([]error, n)
+	var starts sync.WaitGroup
+	for i := range n {
+		starts.Go(func() { _, errs[i] = c.Start(ctx, int32(i+1)) })
+	}
+	starts.Wait()
+	if err := errors.Join(errs...); err != nil {
+		c.Kill()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Start runs a node again that was killed or stopped, and returns when it
+// serves. A node that was killed is let in when its controller has given the old
+// process up: that takes seconds.
+func (c *Cluster) Start(ctx context.Context, id int32) (*Process, error) {
+	p, err := start(ctx, c.dirs[id-1], c.opts, c.nodes[id-1])
+	if err != nil {
+		return nil, fmt.Errorf("node %d: %w", id, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.processes[id-1] = p
+	return p, nil
+}
+
+// Node returns the last process of the broker with this id.
+func (c *Cluster) Node(id int32) *Process {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.processes[id-1]
+}
+
+// Addrs are the addresses of all nodes, by id.
+func (c *Cluster) Addrs() []string {
+	var addrs []string
+	for _, n := range c.nodes {
+		addrs = append(addrs, n.own.addr())
+	}
+	return addrs
+}
+
+// Kill ends all nodes at once.
+func (c *Cluster) Kill() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.processes {
+		if p != nil {
+			p.Kill()
+		}
+	}
+}
