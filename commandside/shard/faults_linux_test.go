@@ -36,8 +36,8 @@ import (
 const (
 	faultPartitions = 4
 	faultInstances  = 3
-	faultSession    = 2 * time.Second  // after which the group gives an instance up
-	serveAgain      = 30 * time.Second // after the last fault
+	faultSession    = 1500 * time.Millisecond // after which the group gives an instance up
+	serveAgain      = 30 * time.Second        // after the last fault
 )
 
 // Variables for finding and repeating what fails: the seed (of the commands and
@@ -75,6 +75,7 @@ type world struct {
 	proxies   []*toxiproxy.Proxy // one per instance, where the run cuts networks
 	d         *driver
 	shop      eventlog.Token
+	session   time.Duration
 	settled   int
 	slowest   time.Duration
 	began     time.Time
@@ -127,9 +128,9 @@ func (b *kafkaBroker) restart() error {
 }
 
 // newWorld starts a broker of the kind with topics, the instances, and the shop.
-func newWorld(t testing.TB, kind string, proxied bool) *world {
+func newWorld(t testing.TB, kind string, session time.Duration, proxied bool) *world {
 	n := seed(t)
-	w := &world{t: t, rng: rand.New(rand.NewPCG(n, 1<<40)), began: time.Now()}
+	w := &world{t: t, session: session, rng: rand.New(rand.NewPCG(n, 1<<40)), began: time.Now()}
 	switch kind {
 	case "embedded":
 		b := &embeddedBroker{t: t, cfg: brokerConfig{Dir: filepath.Join(t.TempDir(), "broker"), Addr: "127.0.0.1:0"}}
@@ -190,7 +191,7 @@ func (w *world) start(i int, die *atStep) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lives++
-	cfg := instanceConfig{Name: fmt.Sprintf("i%d-%d", i, s.lives), Brokers: w.cfg.Brokers, Partitions: faultPartitions, Session: faultSession, Die: die}
+	cfg := instanceConfig{Name: fmt.Sprintf("i%d-%d", i, s.lives), Brokers: w.cfg.Brokers, Partitions: faultPartitions, Session: w.session, Die: die}
 	if w.proxies != nil {
 		cfg.Via = map[string]string{w.broker.addr(): w.proxies[i].Listen}
 	}
@@ -347,11 +348,13 @@ func TestHistory(t *testing.T) {
 	for _, kind := range []string{"embedded", "kafka"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, kind, false)
+			// A machine that is busy with other tests is no fault.
+			w := newWorld(t, kind, 30*time.Second, false)
+			w.d.limit = 30 * time.Second
 			before := len(w.d.ops)
 			voids := readLogs(t, w.cfg).voids // of the instances' joining
-			w.d.run(t.Context(), 48, 0, 20_000)
-			if n := len(w.d.ops) - before; n < 19_000 {
+			w.d.run(t.Context(), 64, 0, 20_200)
+			if n := len(w.d.ops) - before; n < 20_000 {
 				t.Errorf("only %d commands", n)
 			}
 			l := w.check()
@@ -385,7 +388,7 @@ func TestFaults(t *testing.T) {
 		for _, kind := range []string{"embedded", "kafka"} {
 			t.Run(s.name+"/"+kind, func(t *testing.T) {
 				t.Parallel()
-				newWorld(t, kind, s.proxied).under(s.script)
+				newWorld(t, kind, faultSession, s.proxied).under(s.script)
 			})
 		}
 	}

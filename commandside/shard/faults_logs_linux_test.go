@@ -22,6 +22,7 @@ type logRecord struct {
 type logs struct {
 	records map[eventlog.TopicPartition][]logRecord
 	voids   int
+	copies  int // second copies of records of which the first counts
 	// events are those that count, by the command that made them.
 	events map[string][]*eventlog.Event
 }
@@ -75,6 +76,7 @@ func (l *logs) settle(ops []*operation) {
 func (l *logs) check(t testing.TB, cfg eventlog.Config, ops []*operation, rng *rand.Rand) {
 	t.Helper()
 	l.checkVersions(t)
+	l.copies = l.checkCopies(t)
 	l.checkAnswers(t, ops)
 	for range 4 {
 		l.checkResumed(t, cfg, rng)
@@ -97,6 +99,27 @@ func (l *logs) checkVersions(t testing.TB) {
 			}
 		}
 	}
+}
+
+// checkCopies: of a record that stands twice the first counts, and only that one.
+// It returns how many copies there are.
+func (l *logs) checkCopies(t testing.TB) (copies int) {
+	t.Helper()
+	for tp, records := range l.records {
+		first := map[string]logRecord{}
+		for _, r := range records {
+			f, again := first[r.e.ID]
+			switch {
+			case !again:
+				first[r.e.ID] = r
+			case r.counts:
+				t.Errorf("%s stands at %s/%d@%d and again at %d, which counts", r.e.ID, tp.Topic, tp.Partition, f.e.Offset, r.e.Offset)
+			case f.counts:
+				copies++
+			}
+		}
+	}
+	return copies
 }
 
 // checkAnswers: what was acknowledged is there, counts, and is what was told;
@@ -154,7 +177,7 @@ func (l *logs) checkAnswers(t testing.TB, ops []*operation) {
 			t.Errorf("%d events count of the idempotency key %s, acknowledged %d times", n, key, ackedKey[key])
 		}
 	}
-	t.Logf("%d acknowledged appends are where they were said to be; %d void records", acked, l.voids)
+	t.Logf("%d acknowledged appends are where they were said to be; %d void records, of which %d are second copies", acked, l.voids, l.copies)
 }
 
 // voidOf tells where a command's record stands that does not count.
