@@ -34,7 +34,7 @@ type driver struct {
 	http       *http.Client
 	shop       eventlog.Token // covers the restaurant that orders are placed at
 
-	asked atomic.Int64
+	asked, answered atomic.Int64 // commands
 
 	mu     sync.Mutex
 	ops    []*operation
@@ -182,6 +182,7 @@ func (d *driver) do(at int, object string, r Request) *operation {
 		if _, ok := r.Command.(order.Accept); ok && err == nil && res.Order != nil && res.Order.Status == order.ReadyForRider {
 			return nil // "still open to you" promises nothing: Assign decides
 		}
+		d.answered.Add(1)
 		op.ret, op.outcome = ret, outcomeOf(r.Topic, res, err)
 	}
 	d.mu.Lock()

@@ -287,12 +287,12 @@ func (w *world) serving() int {
 }
 
 // under runs a script of faults under load and checks everything.
-func (w *world) under(script func(*world)) {
+func (w *world) under(rate float64, script func(*world)) {
 	w.t.Helper()
 	soak, _ := time.ParseDuration(os.Getenv(soakVariable))
 	ctx, cancel := context.WithCancel(context.Background())
 	var load sync.WaitGroup
-	load.Go(func() { w.d.run(ctx, 10, 180, 0) })
+	load.Go(func() { w.d.run(ctx, 10, rate, 0) })
 	for start := time.Now(); ; {
 		script(w)
 		w.settle()
@@ -300,8 +300,8 @@ func (w *world) under(script func(*world)) {
 			break
 		}
 	}
-	const least = 2000 // commands
-	for w.d.asked.Load() < least && !w.t.Failed() {
+	const least = 2000 // commands that were answered
+	for w.d.answered.Load() < least && !w.t.Failed() {
 		hold(50 * time.Millisecond)
 	}
 	cancel()
@@ -376,19 +376,20 @@ func TestFaults(t *testing.T) {
 	for _, s := range []struct {
 		name    string
 		proxied bool
+		rate    float64 // commands per second
 		script  func(*world)
 	}{
-		{"an instance is killed at each step", false, killedAtEachStep},
-		{"an owner is paused and wakes in the middle", false, pausedOwner},
-		{"an owner's network is cut and slow", true, cutNetwork},
-		{"two believe that they own a shard", false, twoOwners},
-		{"answers are lost and batches land twice", false, lostAnswers},
-		{"the broker is killed and paused", false, brokenBroker},
+		{"an instance is killed at each step", false, 60, killedAtEachStep},
+		{"an owner is paused and wakes in the middle", false, 130, pausedOwner},
+		{"an owner's network is cut and slow", true, 100, cutNetwork},
+		{"two believe that they own a shard", false, 160, twoOwners},
+		{"answers are lost and batches land twice", false, 160, lostAnswers},
+		{"the broker is killed and paused", false, 130, brokenBroker},
 	} {
 		for _, kind := range []string{"embedded", "kafka"} {
 			t.Run(s.name+"/"+kind, func(t *testing.T) {
 				t.Parallel()
-				newWorld(t, kind, faultSession, s.proxied).under(s.script)
+				newWorld(t, kind, faultSession, s.proxied).under(s.rate, s.script)
 			})
 		}
 	}
@@ -503,26 +504,29 @@ func twoOwners(w *world) {
 }
 
 func lostAnswers(w *world) {
-	tamper := func(i int, how eventlogtest.Tamper, every int, lasts time.Duration) {
+	tamper := func(i int, how eventlogtest.Tamper, every, times int) {
 		c := w.instances[i].child()
 		if err := c.order(instanceOrder{Tamper: map[eventlogtest.Tamper]int{how: every}}); err != nil {
 			w.t.Error(err)
 		}
-		hold(lasts)
+		w.await(fmt.Sprintf("%q, %d times", how, times), serveAgain, func() bool {
+			st, err := c.status()
+			return err == nil && st.Tampered[how] >= times
+		})
 		if err := c.order(instanceOrder{Tamper: map[eventlogtest.Tamper]int{how: 0}}); err != nil {
 			w.t.Error(err)
 		}
-		if st, err := c.status(); err != nil || st.Tampered[how] == 0 {
-			w.t.Errorf("nothing was tampered with: %+v, %v", st, err)
+		if st, err := c.status(); err != nil {
+			w.t.Error(err)
 		} else if how == eventlogtest.Twice && st.Verified == 0 {
 			w.t.Error("batches landed twice and no acknowledgement was found out of place")
 		}
 	}
-	tamper(w.serving(), eventlogtest.Twice, 2+w.rng.IntN(3), 3*time.Second)
+	tamper(w.serving(), eventlogtest.Twice, 2+w.rng.IntN(3), 20)
 	w.settle()
-	tamper(w.serving(), eventlogtest.LostAnswer, 20+w.rng.IntN(10), 3*time.Second)
+	tamper(w.serving(), eventlogtest.LostAnswer, 10+w.rng.IntN(10), 6)
 	w.settle()
-	tamper(w.serving(), eventlogtest.OutOfOrder, 30+w.rng.IntN(30), 3*time.Second)
+	tamper(w.serving(), eventlogtest.OutOfOrder, 20+w.rng.IntN(20), 4)
 }
 
 func brokenBroker(w *world) {
