@@ -206,6 +206,7 @@ func (s *Shards) newProducer() (*kgo.Client, error) {
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.ProducerLinger(0),
+		kgo.ProduceRequestTimeout(3*time.Second), // then it is sent again, to whoever leads by now
 		kgo.StopProducerOnDataLossDetected(),
 		kgo.MaxBufferedRecords(int(s.Partitions)*(maxInFlight+1)), // never blocks the loops
 		kgo.ProducerBatchCompression(kgo.NoCompression()),
