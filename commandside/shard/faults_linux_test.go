@@ -77,7 +77,7 @@ type world struct {
 	shop      eventlog.Token
 	session   time.Duration
 	settled   int
-	again     time.Duration // within which every shard serves after a fault
+	again     time.Duration   // within which every shard serves after a fault
 	settles   []time.Duration // how long it took, each time
 	began     time.Time
 }
