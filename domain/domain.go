@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"regexp"
 	"strconv"
 	"time"
 )
@@ -29,12 +28,14 @@ type geoJSONPoint struct {
 }
 
 // MarshalJSON writes the point as GeoJSON, by hand: a point is in most events.
-func (p Point) MarshalJSON() ([]byte, error) {
-	b := append(make([]byte, 0, 80), `{"type":"Point","coordinates":[`...)
+func (p Point) MarshalJSON() ([]byte, error) { return p.append(make([]byte, 0, 80)), nil }
+
+func (p Point) append(b []byte) []byte {
+	b = append(b, `{"type":"Point","coordinates":[`...)
 	b = strconv.AppendFloat(b, p.Lng, 'g', -1, 64)
 	b = append(b, ',')
 	b = strconv.AppendFloat(b, p.Lat, 'g', -1, 64)
-	return append(b, "]}"...), nil
+	return append(b, "]}"...)
 }
 
 // UnmarshalJSON reads a GeoJSON Point and refuses anything else.
@@ -162,11 +163,17 @@ const (
 	PaymentUnsettled      Code = "payment_unsettled"        // nothing to refund or resolve
 )
 
-var idPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
-
 // ValidID says whether s may be the id of a restaurant, rider, customer or
-// menu item.
-func ValidID(s string) bool { return idPattern.MatchString(s) }
+// menu item: [A-Za-z0-9_-]{1,64}.
+func ValidID(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '_' && c != '-' {
+			return false
+		}
+	}
+	return s != "" && len(s) <= 64
+}
 
 // Time is the instant as events carry it: UTC, whole milliseconds.
 func Time(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }

@@ -171,7 +171,7 @@ type runtimeMetrics struct {
 func newRuntimeMetrics(r *Runtime) *runtimeMetrics {
 	part := []string{"consumer", "generation", "topic", "partition"}
 	desc := func(name, help string) *prometheus.Desc {
-		return prometheus.NewDesc("tomato_consumer_"+name, help, part, nil)
+		return prometheus.NewDesc(name, help, part, nil)
 	}
 	m := &runtimeMetrics{
 		r:            r,
@@ -179,14 +179,14 @@ func newRuntimeMetrics(r *Runtime) *runtimeMetrics {
 		retries:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_consumer_retries_total", Help: "Failed attempts after which a record was parked for retry."}, []string{"consumer"}),
 		deads:        prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_consumer_dead_letters_total", Help: "Records that became dead letters."}, []string{"consumer", "class"}),
 		handledTotal: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_consumer_events_total", Help: "Events that have taken effect on their first attempt."}, []string{"consumer"}),
-		lagRecords:   desc("lag_records", "Records of the partition that are neither done nor parked."),
-		lagSeconds:   desc("lag_seconds", "Age of the oldest such record."),
-		inRetry:      desc("in_retry", "Parked records that will be tried again."),
-		waiting:      desc("waiting", "Records queued behind a parked one of their key."),
-		dead_:        desc("dead", "Dead letters."),
-		keys:         desc("parked_keys", "Keys with parked records."),
-		oldest:       desc("oldest_dead_seconds", "Age of the oldest dead letter; 0 if there is none."),
-		paused:       desc("paused", "1 while the partition is paused because too much is parked."),
+		lagRecords:   desc("tomato_consumer_lag_records", "Records of the partition that are neither done nor parked."),
+		lagSeconds:   desc("tomato_consumer_lag_seconds", "Age of the oldest such record."),
+		inRetry:      desc("tomato_consumer_in_retry", "Parked records that will be tried again."),
+		waiting:      desc("tomato_consumer_waiting", "Records queued behind a parked one of their key."),
+		dead_:        desc("tomato_consumer_dead", "Dead letters."),
+		keys:         desc("tomato_consumer_parked_keys", "Keys with parked records."),
+		oldest:       desc("tomato_consumer_oldest_dead_seconds", "Age of the oldest dead letter; 0 if there is none."),
+		paused:       desc("tomato_consumer_paused", "1 while the partition is paused because too much is parked."),
 	}
 	if r.Registry != nil {
 		m.voids, m.retries = register(r.Registry, m.voids), register(r.Registry, m.retries)

@@ -67,7 +67,7 @@ func Register[I, O any](a *API, op huma.Operation, roles []domain.Role, handler 
 	out := readResponse(a, &op, reflect.TypeFor[O]())
 	checkFaults := reflect.TypeFor[*I]().Implements(reflect.TypeFor[faulter]())
 
-	a.Handle(op, roles, func(w http.ResponseWriter, r *http.Request) {
+	a.handle(op, roles, func(w http.ResponseWriter, r *http.Request, actor domain.Actor) {
 		var i I
 		if p := in.bind(w, r, reflect.ValueOf(&i).Elem()); p != nil {
 			a.fail(w, r, p)
@@ -79,7 +79,11 @@ func Register[I, O any](a *API, op huma.Operation, roles []domain.Role, handler 
 				return
 			}
 		}
-		o, err := handler(r.Context(), &i)
+		ctx := r.Context()
+		if len(roles) > 0 {
+			ctx = WithActor(ctx, actor)
+		}
+		o, err := handler(ctx, &i)
 		if err != nil {
 			a.fail(w, r, FromError("resource", err))
 			return
@@ -100,14 +104,23 @@ type faulter interface{ Faults() []FieldError }
 // token and role, and documents op as it is, but for security and errors. A GET
 // takes HEAD as well.
 func (a *API) Handle(op huma.Operation, roles []domain.Role, h http.HandlerFunc) {
-	if len(roles) > 0 {
-		if a.auth == nil {
-			panic("httpapi: " + op.Path + " has roles, but there is no Authenticator")
+	a.handle(op, roles, func(w http.ResponseWriter, r *http.Request, actor domain.Actor) {
+		if len(roles) > 0 {
+			r = r.WithContext(WithActor(r.Context(), actor))
 		}
-		next := h
-		h = func(w http.ResponseWriter, r *http.Request) {
-			actor, _, err := a.auth.Authenticate(TokenFromRequest(r))
-			if err != nil {
+		h(w, r)
+	})
+}
+
+func (a *API) handle(op huma.Operation, roles []domain.Role, next func(http.ResponseWriter, *http.Request, domain.Actor)) {
+	if len(roles) > 0 && a.auth == nil {
+		panic("httpapi: " + op.Path + " has roles, but there is no Authenticator")
+	}
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var actor domain.Actor
+		if len(roles) > 0 {
+			var err error
+			if actor, _, err = a.auth.Authenticate(TokenFromRequest(r)); err != nil {
 				a.fail(w, r, FromError("", err))
 				return
 			}
@@ -115,9 +128,9 @@ func (a *API) Handle(op huma.Operation, roles []domain.Role, h http.HandlerFunc)
 				a.fail(w, r, NewProblem(http.StatusForbidden, "forbidden", "The role "+string(actor.Role)+" may not do this."))
 				return
 			}
-			next(w, r.WithContext(WithActor(r.Context(), actor)))
 		}
-	}
+		next(w, r, actor)
+	})
 	if !op.Hidden {
 		a.document(&op, roles)
 	}
@@ -135,14 +148,17 @@ type request struct {
 	body     []int
 	rawBody  []int
 	schema   *huma.Schema // of the body; nil: not JSON, or not read at all
+	plain    reader       // of the body, where it can be read at once
 	maxBytes int64
 }
 
 type param struct {
 	index    []int
 	in, name string
+	header   string // the name as http.Header has it
 	schema   *huma.Schema
-	kind     string // of the schema, or of the items of an array
+	kind     string            // of the schema, or of the items of an array
+	valid    func(string) bool // of a string that is checked by hand
 	required bool
 	fallback []string
 }
@@ -204,6 +220,7 @@ func (in *request) fields(op *huma.Operation, t reflect.Type, at []int) {
 		case "Body":
 			in.body = index
 			in.schema = huma.SchemaFromField(in.registry, f, op.OperationID+"-request")
+			in.plain = plainReader(in.registry, in.schema, f.Type, 0)
 			continue
 		case "RawBody":
 			in.rawBody = index
@@ -224,6 +241,13 @@ func (in *request) fields(op *huma.Operation, t reflect.Type, at []int) {
 		}
 		p.schema = huma.SchemaFromField(in.registry, f, "")
 		p.required = p.in == "path" || f.Tag.Get("required") == "true"
+		p.header = http.CanonicalHeaderKey(p.name)
+		switch f.Type {
+		case reflect.TypeFor[ID]():
+			p.valid = domain.ValidID
+		case reflect.TypeFor[OrderID]():
+			p.valid = validOrderID
+		}
 		base := f.Type
 		if base.Kind() == reflect.Pointer {
 			base = base.Elem()
@@ -257,6 +281,8 @@ func (in *request) fields(op *huma.Operation, t reflect.Type, at []int) {
 	}
 }
 
+var noFields = []byte("{}")
+
 // bind reads the request into the input struct v.
 func (in *request) bind(w http.ResponseWriter, r *http.Request, v reflect.Value) *Problem {
 	var tree any
@@ -270,13 +296,23 @@ func (in *request) bind(w http.ResponseWriter, r *http.Request, v reflect.Value)
 	if in.rawBody != nil {
 		v.FieldByIndex(in.rawBody).SetBytes(body)
 	}
-	if in.schema != nil {
+	done := in.schema == nil // the body is read and has no fault
+	if !done {
 		if len(body) == 0 {
-			body = []byte("{}")
+			body = noFields
 		}
-		var ok bool
-		if tree, ok = readJSON(body); !ok || !utf8.Valid(body) {
-			return NewProblem(http.StatusBadRequest, "malformed_json", "The body is not one JSON value in UTF-8.")
+		valid := utf8.Valid(body)
+		switch {
+		case in.body == nil:
+			done = bytes.Equal(body, noFields)
+		case in.plain != nil && valid:
+			done = readPlain(body, in.plain, v.FieldByIndex(in.body))
+		}
+		if !done {
+			var ok bool
+			if tree, ok = readJSON(body); !ok || !valid {
+				return NewProblem(http.StatusBadRequest, "malformed_json", "The body is not one JSON value in UTF-8.")
+			}
 		}
 	}
 
@@ -294,14 +330,14 @@ func (in *request) bind(w http.ResponseWriter, r *http.Request, v reflect.Value)
 			in.params[i].bind(&check, r, query, v)
 		}
 	}
-	if in.schema != nil {
+	if !done {
 		check.at = append(check.at[:0], "body"...)
 		check.value(in.schema, tree)
 	}
 	if len(check.faults) > 0 {
 		return Invalid(check.faults...)
 	}
-	if in.body != nil {
+	if in.body != nil && !done {
 		// The bytes are read once more, into the struct. What the schema
 		// takes the struct takes; what is left is a name given twice with
 		// different types, of which the tree has seen the last only.
@@ -375,7 +411,7 @@ func (p *param) bind(check *validation, r *http.Request, query url.Values, v ref
 	case "query":
 		values = query[p.name]
 	case "header":
-		values = r.Header.Values(p.name)
+		values = r.Header[p.header]
 		if len(values) == 1 && values[0] == "" {
 			values = nil
 		}
@@ -386,7 +422,14 @@ func (p *param) bind(check *validation, r *http.Request, query url.Values, v ref
 				s = u
 			}
 		}
+		if p.valid != nil && p.valid(s) {
+			v.FieldByIndex(p.index).SetString(s)
+			return
+		}
 		values = []string{s}
+	}
+	if len(values) == 0 && !p.required && p.fallback == nil {
+		return
 	}
 	check.at = append(append(append(check.at[:0], p.in...), '.'), p.name...)
 	if len(values) == 0 {
@@ -394,9 +437,7 @@ func (p *param) bind(check *validation, r *http.Request, query url.Values, v ref
 			check.fault("required")
 			return
 		}
-		if values = p.fallback; values == nil {
-			return
-		}
+		values = p.fallback
 	}
 	for _, s := range values {
 		if !utf8.ValidString(s) {
@@ -510,6 +551,7 @@ type response struct {
 	statusIndex []int
 	body        []int
 	raw         bool // the body is []byte
+	byHand      bool // the body is a domain.JSONWriter
 }
 
 type outHeader struct {
@@ -532,6 +574,7 @@ func readResponse(a *API, op *huma.Operation, t reflect.Type) *response {
 		case f.Name == "Body":
 			out.body = f.Index
 			out.raw = f.Type == reflect.TypeFor[[]byte]()
+			out.byHand = reflect.PointerTo(f.Type).Implements(reflect.TypeFor[domain.JSONWriter]())
 			mediaType := f.Tag.Get("contentType")
 			if mediaType == "" {
 				mediaType = "application/json"
@@ -580,6 +623,9 @@ func readResponse(a *API, op *huma.Operation, t reflect.Type) *response {
 	return out
 }
 
+// contentTypeJSON is shared by all answers; whoever adds to it copies it.
+var contentTypeJSON = []string{"application/json"}
+
 var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 const maxPooledBytes = 64 << 10
@@ -605,14 +651,19 @@ func (out *response) write(w http.ResponseWriter, v reflect.Value) error {
 				buffers.Put(buf)
 			}
 		}()
-		e := json.NewEncoder(buf)
-		e.SetEscapeHTML(false)
-		if err := e.Encode(v.FieldByIndex(out.body).Addr().Interface()); err != nil {
-			buf.Reset()
-			return fmt.Errorf("the answer cannot be written: %w", err)
+		x := v.FieldByIndex(out.body).Addr().Interface()
+		if out.byHand {
+			buf.Write(append(domain.AppendJSON(buf.AvailableBuffer(), x.(domain.JSONWriter)), '\n'))
+		} else {
+			e := json.NewEncoder(buf)
+			e.SetEscapeHTML(false)
+			if err := e.Encode(x); err != nil {
+				buf.Reset()
+				return fmt.Errorf("the answer cannot be written: %w", err)
+			}
 		}
 		body = buf.Bytes()
-		w.Header().Set("Content-Type", "application/json")
+		w.Header()["Content-Type"] = contentTypeJSON
 	}
 	h := w.Header()
 	for _, o := range out.headers {

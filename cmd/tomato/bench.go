@@ -45,13 +45,14 @@ import (
 type benchCmd struct {
 	kafkaFlags
 	databaseFlags
-	Name        string        `arg:"" enum:"commands,orders-ready,takeover,consume,project,rebuild,riders,feed" help:"commands, orders-ready, takeover, consume, project, rebuild, riders or feed."`
+	Name        string        `arg:"" enum:"commands,orders-ready,takeover,shards,consume,project,rebuild,riders,feed" help:"commands, orders-ready, takeover, shards, consume, project, rebuild, riders or feed."`
 	JSON        bool          `name:"json" help:"The rows as one JSON object. A ratio is value / limit."`
 	Broker      string        `enum:"embedded,kafka," default:"" help:"Which broker to start where KAFKA_BROKERS is unset: embedded (default), or kafka: Apache Kafka, which needs Java."`
 	Rounds      int           `default:"5" help:"How often each figure is taken, after one warm-up; the median counts. 1 to 50."`
 	Duration    time.Duration `default:"2s" help:"How long one round goes on where it is not a count. 10ms to 5m."`
-	Count       int           `help:"Orders (orders-ready: in a burst; project, rebuild, consume: in the log, with 6 events each), riders (riders) or connections (feed). Default: that of the bench. 1 to 1,000,000."`
+	Count       int           `help:"Orders (orders-ready: in a burst; takeover, shards: live ones, with their payments; project, rebuild, consume: in the log, with 6 events each), riders (riders) or connections (feed). Default: that of the bench. 1 to 1,000,000."`
 	CPUProfile  string        `name:"cpuprofile" placeholder:"FILE" help:"Write a CPU profile of what is measured. The limit's part has the label part=limit (go tool pprof -tagignore limit)."`
+	MemProfile  string        `name:"memprofile" placeholder:"FILE" help:"Write a heap profile of what the shards hold (shards)."`
 	DataDir     string        `name:"data-dir" hidden:"" help:"Where to put the temporary directory."`
 	progressOut io.Writer     // default os.Stderr
 	out         io.Writer     // default os.Stdout
@@ -105,7 +106,7 @@ func (c benchCmd) Run(ctx context.Context) (err error) {
 		return err
 	}
 	measure := map[string]func(context.Context) error{
-		"commands": b.commands, "orders-ready": b.ordersReady, "takeover": b.takeover, "consume": b.consume,
+		"commands": b.commands, "orders-ready": b.ordersReady, "takeover": b.takeover, "shards": b.shards, "consume": b.consume,
 		"project": b.project, "rebuild": b.rebuild, "riders": b.riders, "feed": b.feed,
 	}[c.Name]
 	if err := measure(ctx); err != nil {

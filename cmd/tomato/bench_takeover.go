@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,30 +20,38 @@ import (
 	"tomato/domain"
 	"tomato/domain/rider"
 	"tomato/eventlog"
+	"tomato/httpapi"
 )
 
-// sessionTimeoutMS is how long the group waits for a member that is silent
-// before it takes its shards away (shard.Shards.Run).
-const sessionTimeoutMS = 6000
+const (
+	// killLimitMS is how long commands may wait for the shards of an instance that
+	// was killed: the group's session timeout, after which a silent member's shards
+	// are given away (shard.Shards.Run), and a second.
+	killLimitMS = 6000 + 1000
+	// handoverLimitMS is how long they may wait for those of one that stops.
+	handoverLimitMS = 500
+	// takeoverPace is the time between two commands to one shard.
+	takeoverPace = 10 * time.Millisecond
+)
 
 // takeover measures how long commands wait while the shards of an instance that
 // leaves go to the other one: an instance that was killed, and one that was
-// asked to stop. At the survivor one caller per shard issues commands from the
-// moment of the kill, or the signal, until it serves them all; the longest wait
-// of any command counts.
+// asked to stop. The log has live orders, which the other one has to take in. At
+// the survivor one caller per shard issues commands from before the kill, or the
+// signal, until it serves them all; the longest wait of any command counts.
 func (b *bench) takeover(ctx context.Context) error {
+	if b.Count == 0 {
+		b.Count = liveOrders
+	}
+	if err := b.writeLive(ctx, b.Count); err != nil {
+		return err
+	}
 	c, err := b.serveConfig(roleCommand)
 	if err != nil {
 		return err
 	}
 	s, err := b.serve(ctx, c)
 	if err != nil {
-		return err
-	}
-	if b.Count == 0 {
-		b.Count = historyOrders / 4
-	}
-	if _, err := b.writeHistory(ctx, s); err != nil {
 		return err
 	}
 	riders := make([]string, b.Partitions) // one of each shard
@@ -70,21 +80,29 @@ func (b *bench) takeover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b.add("kill_ms", "ms", kill["ms"], sessionTimeoutMS)
-	b.add("handover_ms", "ms", handover["ms"], sessionTimeoutMS)
+	b.add("kill_ms", "ms", kill["ms"], killLimitMS)
+	b.add("handover_ms", "ms", handover["ms"], handoverLimitMS)
+	b.add("open_ms", "ms", kill["open_ms"], 0)
+	b.add("open_events", "events", kill["open_events"], 0)
+	b.add("handover_open_ms", "ms", handover["open_ms"], 0)
+	b.add("live_orders", "orders", float64(b.Count), 0)
 	return nil
 }
 
 // takeoverOnce lets another process have its part of the shards, ends it, and
 // returns when s has them all.
 func (b *bench) takeoverOnce(ctx context.Context, s *server, riders []string, name string, end func(*exec.Cmd) error) (map[string]float64, error) {
+	here := func(ctx context.Context) ([]shard.Status, error) { return s.shards.Status(ctx), nil }
+	if err := b.saved(ctx, here); err != nil {
+		return nil, err
+	}
 	child, err := b.startChild(ctx, roleCommand)
 	if err != nil {
 		return nil, err
 	}
 	defer child.kill()
 	total := int(b.Partitions)
-	wctx, cancel := context.WithTimeout(ctx, time.Minute)
+	wctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	err = until(wctx, func() (bool, error) { // its /readyz has said that it serves what it is assigned
 		serving, assigned := s.shards.Serving()
@@ -96,39 +114,114 @@ func (b *bench) takeoverOnce(ctx context.Context, s *server, riders []string, na
 	if err != nil {
 		return nil, fmt.Errorf("the shards are not spread: %w", err)
 	}
-	ectx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	var g errgroup.Group
-	if err := end(child.cmd); err != nil {
+	if err := b.saved(ctx, child.shards); err != nil {
 		return nil, err
 	}
-	longest := make([]time.Duration, total)
+	ectx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	longest, warm, ended := make([]time.Duration, total), make([]chan struct{}, total), make(chan struct{})
+	g, gctx := errgroup.WithContext(ectx)
 	for p, id := range riders {
+		warm[p] = make(chan struct{})
 		g.Go(func() error {
+			pace := time.NewTicker(takeoverPace)
+			defer pace.Stop()
 			for n := 0; ; n++ {
-				serving, _ := s.shards.Serving()
+				over := false
+				select {
+				case <-ended:
+					serving, _ := s.shards.Serving()
+					over = serving == total
+				default:
+				}
 				asked := time.Now()
 				for {
-					_, err := s.shards.Execute(ectx, shard.Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor,
+					_, err := s.shards.Execute(gctx, shard.Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor,
 						Command: rider.Put{RiderID: id, Name: fmt.Sprint(name, " ", n)}})
 					if err == nil {
 						break
 					}
-					if !errors.Is(err, shard.ErrUnavailable) || ectx.Err() != nil { // else a repeat is safe
+					if !errors.Is(err, shard.ErrUnavailable) || gctx.Err() != nil { // else a repeat is safe
 						return err
 					}
 				}
 				longest[p] = max(longest[p], time.Since(asked))
-				if serving == total {
+				if n == 0 {
+					longest[p] = 0 // the first one opens a connection
+					close(warm[p])
+				}
+				if over {
 					return nil
+				}
+				select {
+				case <-pace.C:
+				case <-gctx.Done():
+					return gctx.Err()
 				}
 			}
 		})
 	}
+	for _, w := range warm {
+		select {
+		case <-w:
+		case <-gctx.Done():
+			return nil, g.Wait()
+		}
+	}
+	at := time.Now()
+	if err := end(child.cmd); err != nil {
+		return nil, err
+	}
+	close(ended)
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	return map[string]float64{"ms": slices.Max(longest).Seconds() * 1000}, nil
+	m := map[string]float64{"ms": slices.Max(longest).Seconds() * 1000, "open_ms": 0, "open_events": 0}
+	for _, st := range s.shards.Status(ectx) {
+		if st.TakenOverAt.After(at) {
+			m["open_ms"] = max(m["open_ms"], st.TookSeconds*1000)
+			m["open_events"] += float64(st.Replayed)
+		}
+	}
+	return m, nil
+}
+
+// saved waits until an instance has kept all that its shards hold in snapshots,
+// as one that has run for a while has. One that keeps none is not waited for
+// without end.
+func (b *bench) saved(ctx context.Context, status func(context.Context) ([]shard.Status, error)) error {
+	wctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	err := until(wctx, func() (bool, error) {
+		shards, err := status(wctx)
+		return !slices.ContainsFunc(shards, func(s shard.Status) bool { return s.State == "serving" && s.Unsaved > 0 }), err
+	})
+	if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		b.tell("snapshots are not kept in time")
+		return nil
+	}
+	return err
+}
+
+// shards is what the child says of its shards.
+func (c *benchChild) shards(ctx context.Context) ([]shard.Status, error) {
+	token, err := httpapi.MintToken(benchSecret, benchOps, time.Hour)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url+"/v1/ops/shards", nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	var body struct{ Items []shard.Status }
+	err = json.NewDecoder(resp.Body).Decode(&body)
+	return body.Items, err
 }
 
 // benchChild is a serve in a process of its own.

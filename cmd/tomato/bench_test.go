@@ -31,7 +31,8 @@ func TestBenchesHaveTheirRows(t *testing.T) {
 	rows := map[string][]string{
 		"commands":     {"callers_1_p50_ms", "callers_256_per_s", "callers_256_p99_ms", "callers_2048_per_s", "http_per_s"},
 		"orders-ready": {"http_phase_ms", "last_offer_ms", "sustained_orders_per_s", "e2e_p50_ms", "e2e_p99_ms"},
-		"takeover":     {"kill_ms", "handover_ms"},
+		"takeover":     {"kill_ms", "handover_ms", "open_ms"},
+		"shards":       {"kib_per_live_order", "replay_ms", "snapshot_load_ms"},
 		"consume":      {"events_per_s"},
 		"project":      {"events_per_s", "visible_p50_ms"},
 		"rebuild":      {"events_per_s"},

@@ -463,3 +463,30 @@ func undocumentedMetrics(t *testing.T, ctx context.Context, url string) {
 		}
 	}
 }
+
+// Alerts that name a metric which does not exist never fire.
+func TestAlertsNameMetricsThatAreThere(t *testing.T) {
+	t.Parallel()
+	var source strings.Builder
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		source.Write(b)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	alerts := read(t, "docs/alerts.yaml")
+	names := regexp.MustCompile(`tomato_\w+`).FindAllString(alerts, -1)
+	if len(names) < 5 {
+		t.Fatalf("only %v", names)
+	}
+	for _, name := range names {
+		if !strings.Contains(source.String(), `"`+name+`"`) {
+			t.Errorf("docs/alerts.yaml: nothing has the metric %s", name)
+		}
+	}
+}

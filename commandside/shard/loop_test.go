@@ -12,6 +12,7 @@ import (
 	"tomato/domain"
 	"tomato/domain/order"
 	"tomato/domain/payment"
+	"tomato/domain/rider"
 	"tomato/eventlog"
 )
 
@@ -204,5 +205,45 @@ func TestOldKeysAreNotRemembered(t *testing.T) {
 	}
 	if len(m.known) != 1 || len(m.order) != 1 || len(held.keys) != 1 {
 		t.Fatalf("%d keys, %d in order", len(m.known), len(m.order))
+	}
+}
+
+// What is behind a higher claim is known not to count, so the next owner may
+// decide it; it was answered as unknown, and each planned hand-over under load
+// cost some callers a repeat. What is in flight in the other logs still settles.
+func TestADeposedShardGivesBackWhatIsVoid(t *testing.T) {
+	t.Parallel()
+	s := newLoop(t)
+	void := newCall(Request{Topic: eventlog.Orders})
+	crossed := newCall(Request{Topic: eventlog.Payments})
+	refused, deferred := newCall(Request{Topic: eventlog.Orders}), newCall(Request{Topic: eventlog.Orders})
+	landed := newCall(Request{Topic: eventlog.Riders})
+	l := &s.logs[orders]
+	l.inFlight = []*pending{{ordinal: 1, waiters: []*waiter{
+		{call: void, res: Result{Event: order.OrderPreparing{}}, left: 1},
+		{call: crossed, res: Result{Event: payment.PaymentRequested{}}, left: 2},
+	}}}
+	l.awaiting = []*waiter{{call: refused, err: domain.Refuse(domain.OrderNotPaid, ""), left: 1}}
+	l.deferred = []deferral{{1, deferred}}
+	s.logs[riders].inFlight = []*pending{{ordinal: 1, seq: 1, waiters: []*waiter{{call: landed, res: Result{Event: rider.Released{}}, left: 1}}}}
+	s.depose(orders)
+	for _, c := range []*call{void, refused, deferred} {
+		if a := <-c.done; !errors.Is(a.err, errNotDecided) {
+			t.Errorf("what is void is answered %v", a.err)
+		}
+	}
+	if a := <-crossed.done; !errors.Is(a.err, ErrUnavailable) {
+		t.Errorf("an append to another log is answered %v", a.err)
+	}
+	s.acknowledge(ack{log: riders, ordinal: 1, offset: 0})
+	s.acknowledge(ack{log: orders, ordinal: 1, offset: 7}) // behind the claim
+	s.settle(t.Context())
+	if a := <-landed.done; a.err != nil || s.failed != nil {
+		t.Errorf("what landed where it must is answered %v; %v", a.err, s.failed)
+	}
+	late := newCall(Request{Topic: eventlog.Riders})
+	s.handle(late)
+	if a := <-late.done; !errors.Is(a.err, errNotDecided) {
+		t.Errorf("a command after it is answered %v", a.err)
 	}
 }

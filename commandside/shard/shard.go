@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -105,6 +106,7 @@ type partitionLog struct {
 	// awaiting are answers that rest on this log as it was when their command
 	// came in: the next append of anything confirms them.
 	awaiting []*waiter
+	void     bool       // another's claim counts: none of what was in flight does
 	deferred []deferral // commands that wait for this log's own appends, as they came: each waits for those before it too
 }
 
@@ -154,6 +156,7 @@ type shard struct {
 	seenInterval time.Duration
 	seenAt       time.Time // when the next SHARD_SEEN is due; zero = nobody waits
 	failed       error
+	deposed      error // by a claim in one of the logs; the loop ends when the others have settled
 	voids        int64 // records read that do not count
 	replayed     int64 // events folded when it was taken over
 	openedAt     time.Time
@@ -210,14 +213,17 @@ func (s *shard) serve(ctx context.Context) error {
 		case <-leave:
 			leaving, drain = false, time.After(drainLimit)
 		case <-drain:
-			s.failed = errHandedOff
+			s.fail(cmp.Or(s.deposed, errHandedOff))
+		}
+		if s.deposed != nil && drain == nil { // in one log; what is in flight in the others settles first
+			done, leaving, leave, drain = nil, false, nil, time.After(drainLimit)
 		}
 		s.quiesced()
 		if leaving && !s.writing && s.quiesceBy.IsZero() {
 			leaving, leave, drain = false, nil, time.After(drainLimit)
 		}
 		if drain != nil && s.unacked() == 0 {
-			s.fail(errHandedOff)
+			s.fail(cmp.Or(s.deposed, errHandedOff))
 		}
 	}
 	return s.failed
@@ -226,6 +232,9 @@ func (s *shard) serve(ctx context.Context) error {
 // quiesced takes the cut of a snapshot that is due once nothing is in flight,
 // and lets it be written while the loop goes on.
 func (s *shard) quiesced() {
+	if s.deposed != nil { // the state has what does not count
+		s.quiesceBy = time.Time{}
+	}
 	if s.quiesceBy.IsZero() {
 		return
 	}
@@ -308,6 +317,31 @@ func (s *shard) abandon() {
 	}
 }
 
+// depose gives back what is in flight in a log in which a higher claim counts: up
+// to the claim everything was read, so none of it counts or ever will, and the
+// next owner may decide it. An answer that only waited here for an append to
+// another log is not known: that append may count.
+func (s *shard) depose(log int) {
+	l := &s.logs[log]
+	for _, p := range l.inFlight {
+		for _, w := range p.waiters {
+			if w.res.Event == nil || logOf(w.call.req.Topic) == log {
+				w.call.reply(Result{}, errNotDecided)
+				continue
+			}
+			w.call.reply(Result{}, fmt.Errorf("%w: %w", ErrUnavailable, errDeposed))
+		}
+	}
+	for _, w := range l.awaiting {
+		w.call.reply(Result{}, errNotDecided)
+	}
+	for _, d := range l.deferred {
+		d.call.reply(Result{}, errNotDecided)
+	}
+	l.inFlight, l.awaiting, l.deferred, l.void = nil, nil, nil, true
+	s.deposed = errDeposed
+}
+
 func (s *shard) abandonAll(ws []*waiter) {
 	for _, w := range ws {
 		if w.res.Event == nil {
@@ -336,7 +370,7 @@ func (s *shard) tick(now time.Time) {
 	if !s.snapshotAt.IsZero() && !now.Before(s.snapshotAt) && !s.writing {
 		s.snapshotAt = time.Time{}
 		switch {
-		case s.passing.Load() || len(s.agg.unsaved)+len(s.agg.gone) == 0:
+		case s.deposed != nil || s.passing.Load() || len(s.agg.unsaved)+len(s.agg.gone) == 0:
 			s.snapshotAt = now.Add(s.owner.SnapshotEvery)
 		case s.unkept != nil:
 			s.fail(fmt.Errorf("%w: %w", errSnapshot, s.unkept))
@@ -415,6 +449,10 @@ func (s *shard) post(do func(now time.Time)) {
 
 // handle decides one command: lookup, rights, idempotency key, decision, If-Match.
 func (s *shard) handle(c *call) {
+	if s.deposed != nil {
+		c.reply(Result{}, errNotDecided)
+		return
+	}
 	if c.ctx.Err() != nil {
 		c.reply(Result{}, fmt.Errorf("%w: the caller's deadline passed in the queue", ErrUnavailable))
 		return
@@ -801,6 +839,7 @@ func (s *shard) settle(ctx context.Context) {
 		}
 		l := &s.logs[a.log]
 		switch {
+		case l.void:
 		case a.err != nil:
 			s.log.Error("append failed; the shard is claimed anew", "topic", l.topic, "partition", s.partition, "err", a.err)
 			s.owner.replaceProducer(s.producer)
@@ -875,6 +914,8 @@ func (s *shard) verify(ctx context.Context, a ack) {
 		return nil
 	})
 	switch {
+	case errors.Is(err, errDeposed):
+		s.depose(a.log)
 	case err != nil:
 		s.fail(err)
 	case a.ordinal > l.acked:

@@ -189,7 +189,9 @@ func NewShards(cfg Config) (*Shards, error) {
 	s.metrics.snapshots = counters("tomato_shard_snapshots_total", "Snapshots written, by outcome.", "outcome")
 	s.metrics.snapshotSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "tomato_shard_snapshot_seconds",
 		Help: "Time to write a snapshot; commands go on meanwhile.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 14)})
-	cfg.Registry.MustRegister(s.metrics.serving, s.metrics.openSeconds, s.metrics.snapshotSeconds)
+	all := prometheus.NewGauge(prometheus.GaugeOpts{Name: "tomato_shards", Help: "Shards that there are: partitions."})
+	all.Set(float64(cfg.Partitions))
+	cfg.Registry.MustRegister(s, all, s.metrics.serving, s.metrics.openSeconds, s.metrics.snapshotSeconds)
 	s.owners.lower = s.announceAgain
 	var err error
 	if s.producer, err = s.newProducer(); err != nil {

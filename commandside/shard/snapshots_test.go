@@ -2,6 +2,7 @@ package shard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -71,8 +72,18 @@ func (l *lone) serve() *owned {
 func (o *owned) leave() {
 	o.t.Helper()
 	o.stop()
-	if err := <-o.ended; err != errHandedOff {
-		o.t.Fatalf("it stopped with %v", err)
+	o.endsWith(errHandedOff)
+}
+
+func (o *owned) endsWith(why error) {
+	o.t.Helper()
+	select {
+	case err := <-o.ended:
+		if !errors.Is(err, why) {
+			o.t.Fatalf("it stopped with %v, not: %v", err, why)
+		}
+	case <-time.After(20 * time.Second):
+		o.t.Fatalf("it goes on for 20 s after it should have stopped: %v", why)
 	}
 }
 
@@ -286,9 +297,7 @@ func TestADeposedOwnersSnapshotIsNotKept(t *testing.T) {
 		b.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "of B"})
 		b.snapshotNow()
 		a.post(func(now time.Time) { a.snapshotAt = now })
-		if err := <-a.ended; !strings.Contains(fmt.Sprint(err), errSnapshot.Error()) {
-			t.Fatalf("it stopped with %v", err)
-		}
+		a.endsWith(errSnapshot)
 		b.kill()
 		if got := string(savedKeys(t, cfg)["riders/x"].Value); !strings.Contains(got, "of B") {
 			t.Errorf("the topic has %s", got)
@@ -312,9 +321,7 @@ func TestAFencedOwnerTakesOverAnew(t *testing.T) {
 	savedKeys(t, cfg) // InitProducerID, no claim
 	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "B"})
 	a.post(func(now time.Time) { a.snapshotAt = now })
-	if err := <-a.ended; !strings.Contains(fmt.Sprint(err), errSnapshot.Error()) {
-		t.Fatalf("it stopped with %v", err)
-	}
+	a.endsWith(errSnapshot)
 	again := l.serve()
 	if res := again.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "C"}); res.Rider.Version != 3 {
 		t.Errorf("taken over anew: %+v", res.Rider)
@@ -322,6 +329,37 @@ func TestAFencedOwnerTakesOverAnew(t *testing.T) {
 	again.leave()
 	if saved := savedKeys(t, cfg); !strings.Contains(string(saved["riders/x"].Value), `"version":3`) {
 		t.Errorf("its first snapshot has %s", saved["riders/x"].Value)
+	}
+}
+
+// Speculative state is never saved: the cut waits for what is in flight, and is
+// put off where that takes long.
+func TestACutHasConfirmedStateOnly(t *testing.T) {
+	t.Parallel()
+	s := newLoop(t)
+	l := &s.logs[riders]
+	l.next, l.ordinal, l.seq, l.rule.Term = 10, 1, 1, 1
+	e := s.agg.begin(riders, "x")
+	s.agg.evolve(riders, e, rider.Registered{RiderID: "x", Name: "X"}, time.Now(), 1)
+	l.inFlight = []*pending{{ordinal: 1, seq: 1, at: time.Now()}}
+	due := time.Now()
+	s.snapshotAt = due
+	s.tick(due)
+	s.quiesced()
+	if s.writing || s.quiesceBy.IsZero() {
+		t.Fatalf("an append is in flight: writing %v, waits until %v", s.writing, s.quiesceBy)
+	}
+	s.quiesceBy = time.Now().Add(-time.Millisecond)
+	s.quiesced()
+	if s.writing || !s.quiesceBy.IsZero() || s.snapshotAt.IsZero() {
+		t.Fatal("a slow broker holds commands up")
+	}
+	s.tick(s.snapshotAt)
+	s.acknowledge(ack{log: riders, ordinal: 1, offset: 10})
+	s.settle(t.Context())
+	s.quiesced()
+	if !s.writing || e.unsaved != 0 {
+		t.Fatal("nothing is in flight, and nothing is saved")
 	}
 }
 

@@ -342,4 +342,9 @@ func bodyOf(r *Request) [8]byte {
 	return [8]byte(sum[:8])
 }
 
-func encode(ev domain.Event) ([]byte, error) { return json.Marshal(ev) }
+func encode(ev domain.Event) ([]byte, error) {
+	if w, ok := ev.(domain.JSONWriter); ok {
+		return domain.EncodeJSON(w), nil
+	}
+	return json.Marshal(ev)
+}

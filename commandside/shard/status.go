@@ -3,7 +3,10 @@ package shard
 import (
 	"context"
 	"slices"
+	"strconv"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"tomato/eventlog"
 )
@@ -75,6 +78,45 @@ func (s *shard) status() Status {
 		st.Terms[topic], st.Offsets[topic] = s.logs[i].rule.Term, s.logs[i].next
 	}
 	return st
+}
+
+// The same as metrics, by shard; of shards that are served here.
+var gauges = []struct {
+	desc *prometheus.Desc
+	of   func(Status) float64
+}{
+	{gauge("tomato_shard_term", "Term of the claim on orders."), func(s Status) float64 { return float64(s.Term) }},
+	{gauge("tomato_shard_queue", "Commands that wait for the shard's loop."), func(s Status) float64 { return float64(s.Queue) }},
+	{gauge("tomato_shard_in_flight", "Appends that are not acknowledged."), func(s Status) float64 { return float64(s.InFlight) }},
+	{gauge("tomato_shard_aggregates", "Aggregates held in memory; an order and its payment are one."), func(s Status) float64 { return float64(s.Aggregates) }},
+	{gauge("tomato_shard_unsaved", "Of these, changed since the last snapshot."), func(s Status) float64 { return float64(s.Unsaved) }},
+	{gauge("tomato_shard_replayed_events", "Events read after the snapshot when it was taken over."), func(s Status) float64 { return float64(s.Replayed) }},
+	{gauge("tomato_shard_taken_over_timestamp_seconds", "When it began to be served here."), func(s Status) float64 { return float64(s.TakenOverAt.Unix()) }},
+}
+
+func gauge(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, []string{"shard"}, nil)
+}
+
+// Describe implements prometheus.Collector.
+func (s *Shards) Describe(descs chan<- *prometheus.Desc) {
+	for _, g := range gauges {
+		descs <- g.desc
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (s *Shards) Collect(values chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	for _, st := range s.Status(ctx) {
+		if st.State != "serving" {
+			continue
+		}
+		for _, g := range gauges {
+			values <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, g.of(st), strconv.Itoa(int(st.Shard)))
+		}
+	}
 }
 
 // Unreachable returns the shards that this instance can neither serve nor

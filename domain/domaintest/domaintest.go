@@ -117,6 +117,11 @@ func golden[E domain.Event](t *testing.T, decode func(string, []byte) (E, error)
 		t.Fatal(err)
 	}
 	want = bytes.TrimSuffix(want, []byte("\n"))
+	if w, ok := any(e).(domain.JSONWriter); ok {
+		if by := domain.EncodeJSON(w); !bytes.Equal(by, want) {
+			t.Errorf("written by hand:\n%s\ngolden:\n%s", by, want)
+		}
+	}
 	if !bytes.Equal(got, want) {
 		t.Errorf("encoded:\n%s\ngolden:\n%s", got, want)
 	}

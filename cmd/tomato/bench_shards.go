@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/pprof"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"tomato/commandside/shard"
+)
+
+// liveOrders is how many live orders there are by default.
+const liveOrders = 100_000
+
+// shards measures what live orders cost one instance that serves all shards: the
+// memory that they take, and how long it takes to take the shards over, from the
+// logs alone and then from snapshots. Nothing else runs in this process but,
+// where it is asked for, the embedded broker, whose memory does not count.
+func (b *bench) shards(ctx context.Context) error {
+	if b.Count == 0 {
+		b.Count = liveOrders
+	}
+	if err := b.writeLive(ctx, b.Count); err != nil {
+		return err
+	}
+	menus := shard.NewMenus()
+	mctx, stopMenus := context.WithCancel(ctx)
+	menusEnded := make(chan error, 1)
+	go func() { menusEnded <- menus.Run(mctx, b.kafka, b.log) }()
+	b.onStop(func(context.Context) error { stopMenus(); return <-menusEnded })
+	select {
+	case <-menus.Ready():
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := b.profile(); err != nil {
+		return err
+	}
+	replay, err := b.openAll(ctx, menus, true)
+	if err != nil {
+		return err
+	}
+	snapshot, err := b.openAll(ctx, menus, false)
+	if err != nil {
+		return err
+	}
+	b.add("live_orders", "orders", float64(b.Count), 0)
+	b.add("kib_per_live_order", "KiB", replay.bytes/1024/float64(b.Count), 2)
+	b.add("replay_ms", "ms", replay.slowest, 0)
+	b.add("replay_events_per_s", "events/s", float64(replay.replayed)/replay.slowest*1000, 0)
+	b.add("snapshot_write_ms", "ms", replay.saved, 0)
+	b.add("snapshot_load_ms", "ms", snapshot.slowest, replay.slowest)
+	b.add("snapshot_tail_events", "events", float64(snapshot.replayed), 0)
+	b.add("snapshot_kib_per_live_order", "KiB", snapshot.bytes/1024/float64(b.Count), 2)
+	return nil
+}
+
+// opened is what it took to open all shards at once.
+type opened struct {
+	slowest  float64 // ms, from being assigned to serving
+	replayed int64   // events and claims read
+	bytes    float64 // of live heap
+	saved    float64 // ms, until all snapshots were kept
+}
+
+// openAll lets one instance take all shards over, and stops it again. Where
+// save is set it does so when all has been kept in snapshots.
+func (b *bench) openAll(ctx context.Context, menus *shard.Menus, save bool) (o opened, err error) {
+	registry := prometheus.NewRegistry()
+	shards, err := shard.NewShards(shard.Config{Kafka: b.kafka, Partitions: b.Partitions, Build: build(), Menus: menus, InternalKey: benchSecret,
+		PaymentGrace: time.Hour, ArchiveAfter: 720 * time.Hour, InboxPassed: func(context.Context, string) (bool, error) { return true, nil }, Registry: registry, Log: b.log})
+	if err != nil {
+		return o, err
+	}
+	before := liveHeap()
+	rctx, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- shards.Run(rctx) }()
+	defer func() {
+		stop()
+		if e := <-ended; err == nil {
+			err = e
+		}
+	}()
+	wctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
+	defer cancel()
+	err = until(wctx, func() (bool, error) {
+		serving, _ := shards.Serving()
+		return serving == int(b.Partitions), nil
+	})
+	if err != nil {
+		return o, fmt.Errorf("the shards are not served: %w", err)
+	}
+	o.bytes = liveHeap() - before
+	if save {
+		if err := b.heapProfile(); err != nil {
+			return o, err
+		}
+	}
+	for _, s := range shards.Status(wctx) {
+		o.slowest = max(o.slowest, s.TookSeconds*1000)
+		o.replayed += s.Replayed
+	}
+	b.tell("the slowest shard was opened in %.0f ms, %d events were read, the heap grew by %.1f MiB", o.slowest, o.replayed, o.bytes/(1<<20))
+	if !save {
+		return o, nil
+	}
+	start := time.Now()
+	err = until(wctx, func() (bool, error) {
+		for _, s := range shards.Status(wctx) {
+			if s.SavedAt.IsZero() || s.Unsaved > 0 {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+	o.saved = time.Since(start).Seconds() * 1000
+	return o, err
+}
+
+// liveHeap is how many bytes are reachable.
+func liveHeap() float64 {
+	runtime.GC() // what has finalizers goes with the second one
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapAlloc)
+}
+
+// heapProfile writes what is reachable now, where that is asked for.
+func (b *bench) heapProfile() error {
+	if b.MemProfile == "" {
+		return nil
+	}
+	f, err := os.Create(b.MemProfile)
+	if err != nil {
+		return err
+	}
+	if err := pprof.Lookup("heap").WriteTo(f, 0); err != nil {
+		_ = f.Close()
+		return err
+	}
+	return f.Close()
+}

@@ -1,0 +1,237 @@
+package order
+
+import "tomato/domain"
+
+// The events that every order passes, and the view that every command answers
+// with, write their JSON by hand. Fields and their order are those of the
+// structs; TestJSON holds it against encoding/json.
+
+// WriteJSON implements domain.JSONWriter.
+func (i Item) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("itemId", i.ItemID)
+	j.String("name", i.Name)
+	j.Int("unitPrice", i.UnitPrice)
+	j.Int("quantity", int64(i.Quantity))
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (p PickUp) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("name", p.Name)
+	j.Name("location")
+	p.Location.WriteJSON(j)
+	j.SomeString("address", p.Address)
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (d DeliverTo) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.Name("location")
+	d.Location.WriteJSON(j)
+	j.String("address", d.Address)
+	j.SomeString("instructions", d.Instructions)
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (d Dispatch) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.Int("round", int64(d.Round))
+	j.Int("wave", int64(d.Wave))
+	j.Bool("exhausted", d.Exhausted)
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (l RiderLocation) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("riderId", l.RiderID)
+	j.Name("location")
+	l.Location.WriteJSON(j)
+	j.Time("recordedAt", l.RecordedAt)
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (v *View) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("orderId", v.OrderID)
+	j.Int("version", v.Version)
+	j.String("status", string(v.Status))
+	j.String("paymentStatus", string(v.PaymentStatus))
+	j.SomeString("customerId", v.CustomerID)
+	j.String("restaurantId", v.RestaurantID)
+	j.SomeString("riderId", v.RiderID)
+	if len(v.Items) > 0 {
+		domain.JSONList(j, "items", v.Items)
+	}
+	j.Int("amount", v.Amount)
+	j.String("currency", v.Currency)
+	j.Name("pickUp")
+	v.PickUp.WriteJSON(j)
+	if v.DeliverTo != nil {
+		j.Name("deliverTo")
+		v.DeliverTo.WriteJSON(j)
+	}
+	j.SomeString("externalReference", v.ExternalReference)
+	j.SomeString("riderName", v.RiderName)
+	j.SomeTime("paymentDueAt", v.PaymentDueAt)
+	j.SomeTime("acceptBy", v.AcceptBy)
+	j.SomeTime("readyAt", v.ReadyAt)
+	if v.Dispatch != nil {
+		j.Name("dispatch")
+		v.Dispatch.WriteJSON(j)
+	}
+	j.SomeString("reason", v.Reason)
+	j.SomeString("by", string(v.By))
+	if v.RiderLocation != nil {
+		j.Name("riderLocation")
+		v.RiderLocation.WriteJSON(j)
+	}
+	j.Time("createdAt", v.CreatedAt)
+	j.Time("updatedAt", v.UpdatedAt)
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (e OrderPlaced) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("orderId", e.OrderID)
+	j.String("customerId", e.CustomerID)
+	j.String("restaurantId", e.RestaurantID)
+	domain.JSONList(j, "items", e.Items)
+	j.Int("amount", e.Amount)
+	j.String("currency", e.Currency)
+	j.Name("pickUp")
+	e.PickUp.WriteJSON(j)
+	j.Name("deliverTo")
+	e.DeliverTo.WriteJSON(j)
+	j.SomeString("externalReference", e.ExternalReference)
+	j.Time("paymentDueAt", e.PaymentDueAt)
+	j.Name("ctx")
+	e.Ctx.WriteJSON(j)
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (e OrderPaid) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("orderId", e.OrderID)
+	j.String("paymentId", e.PaymentID)
+	j.Time("acceptBy", e.AcceptBy)
+	j.Name("order")
+	e.Order.WriteJSON(j)
+	j.Name("ctx")
+	e.Ctx.WriteJSON(j)
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (e OrderAccepted) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("orderId", e.OrderID)
+	j.SomeInt("prepMinutes", int64(e.PrepMinutes))
+	j.SomeTime("readyAt", e.ReadyAt)
+	j.Name("ctx")
+	e.Ctx.WriteJSON(j)
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (e OrderPreparing) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("orderId", e.OrderID)
+	j.Name("ctx")
+	e.Ctx.WriteJSON(j)
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (e OrderReadyForRider) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("orderId", e.OrderID)
+	j.String("restaurantId", e.RestaurantID)
+	j.Name("location")
+	e.Location.WriteJSON(j)
+	j.Int("round", int64(e.Round))
+	j.Name("ctx")
+	e.Ctx.WriteJSON(j)
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (r OfferedRider) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("riderId", r.RiderID)
+	j.Int("distanceMeters", int64(r.DistanceMeters))
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (e OrderOffered) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("orderId", e.OrderID)
+	j.Int("round", int64(e.Round))
+	j.Int("wave", int64(e.Wave))
+	domain.JSONList(j, "riders", e.Riders)
+	j.Name("location")
+	e.Location.WriteJSON(j)
+	j.Time("expiresAt", e.ExpiresAt)
+	j.Name("ctx")
+	e.Ctx.WriteJSON(j)
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (e RiderAssignedEvent) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("orderId", e.OrderID)
+	j.String("riderId", e.RiderID)
+	j.String("riderName", e.RiderName)
+	j.Int("claimId", e.ClaimID)
+	j.Int("round", int64(e.Round))
+	j.Int("wave", int64(e.Wave))
+	j.Strings("riders", e.Riders)
+	j.Name("ctx")
+	e.Ctx.WriteJSON(j)
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (e OrderPickedUp) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("orderId", e.OrderID)
+	j.String("riderId", e.RiderID)
+	j.Name("ctx")
+	e.Ctx.WriteJSON(j)
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (e OrderDelivered) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("orderId", e.OrderID)
+	j.String("riderId", e.RiderID)
+	j.Int("claimId", e.ClaimID)
+	j.Name("ctx")
+	e.Ctx.WriteJSON(j)
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (e OrderCancelled) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("orderId", e.OrderID)
+	j.String("reason", e.Reason)
+	j.String("by", string(e.By))
+	j.SomeString("paymentId", e.PaymentID)
+	j.SomeString("riderId", e.RiderID)
+	j.SomeInt("claimId", e.ClaimID)
+	j.Strings("riders", e.Riders)
+	j.Name("ctx")
+	e.Ctx.WriteJSON(j)
+	j.Close()
+}

@@ -1,0 +1,31 @@
+package rider
+
+import "tomato/domain"
+
+// The events of every delivery write their JSON by hand. Fields and their
+// order are those of the structs.
+
+// WriteJSON implements domain.JSONWriter.
+func (e Claimed) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("riderId", e.RiderID)
+	j.String("riderName", e.RiderName)
+	j.Int("claimId", e.ClaimID)
+	j.String("orderId", e.OrderID)
+	j.Int("round", int64(e.Round))
+	j.Int("wave", int64(e.Wave))
+	j.Name("ctx")
+	e.Ctx.WriteJSON(j)
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (e Released) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("riderId", e.RiderID)
+	j.Int("claimId", e.ClaimID)
+	j.String("orderId", e.OrderID)
+	j.Name("ctx")
+	e.Ctx.WriteJSON(j)
+	j.Close()
+}
