@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -177,6 +178,7 @@ func runInstance() error {
 		}
 		s.assign(o.Assign)
 	})
+	mux.HandleFunc("/goroutines", pprof.Handler("goroutine").ServeHTTP)
 	mux.HandleFunc("/status", func(w http.ResponseWriter, _ *http.Request) {
 		st := instanceStatus{Tampered: map[eventlogtest.Tamper]int{}, Verified: counterOf(registry, "tomato_shard_verified_total")}
 		st.Serving, _ = s.Serving()
@@ -326,6 +328,32 @@ func (c *child) tail() string {
 		return err.Error()
 	}
 	return string(b[max(0, len(b)-4000):])
+}
+
+// doing is where the goroutines of an instance stand that are about shards.
+func (c *child) doing() string {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.addr+"/goroutines?debug=2", nil)
+	if err != nil {
+		return err.Error()
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err.Error()
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err.Error()
+	}
+	var about []string
+	for g := range strings.SplitSeq(string(b), "\n\n") {
+		if strings.Contains(g, "shard.(*Shards).run") || strings.Contains(g, "shard.(*shard).") {
+			about = append(about, g)
+		}
+	}
+	return strings.Join(about, "\n\n")
 }
 
 func (c *child) signal(s syscall.Signal) { _ = c.cmd.Process.Signal(s) }

@@ -348,7 +348,7 @@ func (d *driver) nextOfOrder(rng *rand.Rand, th *thing) Request {
 	resolve := pay(ops, payment.Resolve{PaymentID: oneOf(rng, "p1", "p2"), Reason: "looked at", By: "ops"})
 	paid := on(domain.SystemActor, order.MarkPaid{PaymentID: oneOf(rng, "p1", "p1", "p1", "p2"), AcceptTTL: time.Hour})
 	who := oneOf(rng, "r1", "r2", "r3", "r4")
-	offer := on(domain.SystemActor, order.Offer{Round: max(1, s.Round), Wave: s.Wave + rng.IntN(2), TTL: time.Hour, Limit: 3,
+	offer := on(domain.SystemActor, order.Offer{Round: max(1, s.Round), Wave: s.Wave + rng.IntN(2), TTL: oneOf(rng, 100*time.Millisecond, time.Second, time.Hour), Limit: 3,
 		Riders: []order.OfferedRider{{RiderID: who, DistanceMeters: 100}, {RiderID: oneOf(rng, "r1", "r2"), DistanceMeters: 200}}})
 	assign := on(domain.SystemActor, order.Assign{RiderID: who, RiderName: "Una", ClaimID: int64(1 + rng.IntN(3)), Round: s.Round, Wave: s.Wave})
 	by := func(a domain.Actor) Request { return on(a, order.Cancel{By: a, Reason: "changed my mind"}) }

@@ -76,6 +76,7 @@ type world struct {
 	d         *driver
 	shop      eventlog.Token
 	session   time.Duration
+	tell      sync.Once
 	settled   int
 	again     time.Duration   // within which every shard serves after a fault
 	settles   []time.Duration // how long it took, each time
@@ -282,7 +283,8 @@ func (w *world) settle() {
 						return
 					}
 					if time.Since(start) > w.again {
-						w.t.Errorf("shard %d does not serve %s after the fault, asked at instance %d: %v\n%s", p, w.again, i, op.failure, w.instances[i].child().tail())
+						w.t.Errorf("shard %d does not serve %s after the fault, asked at instance %d: %v", p, w.again, i, op.failure)
+						w.tell.Do(w.whatInstancesDo)
 						return
 					}
 					hold(50 * time.Millisecond)
@@ -292,6 +294,16 @@ func (w *world) settle() {
 	}
 	wg.Wait()
 	w.settles = append(w.settles, time.Since(start).Round(time.Millisecond))
+}
+
+func (w *world) whatInstancesDo() {
+	for _, s := range w.instances {
+		w.t.Logf("what instance %d says:\n%s\nand does:\n%s", s.n, s.child().tail(), s.child().doing())
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	groups, err := kadm.NewClient(eventlogtest.Client(w.t, w.cfg)).DescribeGroups(ctx, Group)
+	w.t.Logf("the group: %+v, %v", groups, err)
 }
 
 // hold lets time pass: how long a fault lasts.
@@ -315,10 +327,12 @@ func (w *world) await(what string, limit time.Duration, ok func() bool) bool {
 func (w *world) serving() int {
 	w.t.Helper()
 	i := w.rng.IntN(len(w.instances))
-	w.await(fmt.Sprintf("instance %d serves a shard", i), serveAgain, func() bool {
+	if !w.await(fmt.Sprintf("instance %d serves a shard", i), serveAgain, func() bool {
 		st, err := w.instances[i].child().status()
 		return err == nil && st.Serving > 0
-	})
+	}) {
+		w.tell.Do(w.whatInstancesDo)
+	}
 	return i
 }
 
@@ -353,9 +367,17 @@ func (w *world) check() *logs {
 	ops := w.d.ops
 	took := time.Since(w.began)
 	l := readLogs(w.t, w.cfg)
+	for start := time.Now(); len(l.overdue()) > 0; l = readLogs(w.t, w.cfg) {
+		if time.Since(start) > serveAgain {
+			w.t.Errorf("the time is over of waves of orders %v, and no shard ends them", l.overdue())
+			break
+		}
+		hold(200 * time.Millisecond)
+	}
 	l.settle(ops)
 	l.check(w.t, w.cfg, ops, w.rng)
-	checkLinearizable(w.t, ops)
+	own := l.deadlines(w.t, ops)
+	checkLinearizable(w.t, append(own, ops...))
 	unknown, landed := 0, 0
 	for _, op := range ops {
 		if !op.outcome.known {
@@ -372,8 +394,8 @@ func (w *world) check() *logs {
 			}
 		}
 	}
-	w.t.Logf("%d commands in %s, %d with unknown outcomes of which %d took effect; all shards served again after %v",
-		len(ops), took.Round(time.Millisecond), unknown, landed, w.settles)
+	w.t.Logf("%d commands and %d deadlines in %s, %d with unknown outcomes of which %d took effect; all shards served again after %v",
+		len(ops), len(own), took.Round(time.Millisecond), unknown, landed, w.settles)
 	return l
 }
 

@@ -3,11 +3,14 @@ package shard
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
 
+	"tomato/domain"
+	"tomato/domain/order"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
 )
@@ -25,6 +28,9 @@ type logs struct {
 	copies  int // second copies of records of which the first counts
 	// events are those that count, by the command that made them.
 	events map[string][]*eventlog.Event
+	// own are those that the shards appended of themselves: deadlines.
+	own    []*eventlog.Event
+	orders map[string]order.State // as they are at the end
 }
 
 func readLogs(t testing.TB, cfg eventlog.Config) *logs {
@@ -35,7 +41,7 @@ func readLogs(t testing.TB, cfg eventlog.Config) *logs {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &logs{records: map[eventlog.TopicPartition][]logRecord{}, events: map[string][]*eventlog.Event{}}
+	l := &logs{records: map[eventlog.TopicPartition][]logRecord{}, events: map[string][]*eventlog.Event{}, orders: map[string]order.State{}}
 	rules := map[eventlog.TopicPartition]*eventlog.Rule{}
 	ranges := map[eventlog.TopicPartition]eventlog.Range{}
 	for tp, end := range ends {
@@ -54,6 +60,15 @@ func readLogs(t testing.TB, cfg eventlog.Config) *logs {
 			l.voids++
 		case e.CausationID != "":
 			l.events[e.CausationID] = append(l.events[e.CausationID], &r.e)
+		case e.Subject != "":
+			l.own = append(l.own, &r.e)
+		}
+		if r.counts && e.Subject != "" && e.Topic == eventlog.Orders {
+			ev, err := order.Decode(e.Type, e.Data)
+			if err != nil {
+				return err
+			}
+			l.orders[e.Subject] = order.Evolve(l.orders[e.Subject], ev, e.Time)
 		}
 		return nil
 	})
@@ -61,6 +76,39 @@ func readLogs(t testing.TB, cfg eventlog.Config) *logs {
 		t.Fatal(err)
 	}
 	return l
+}
+
+// overdue are the orders on which a shard should have acted of itself by now.
+func (l *logs) overdue() (ids []string) {
+	for id, s := range l.orders {
+		if at, command := s.NextDeadline(); command != nil && time.Since(at) > time.Second {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// deadlines are the commands that the shards gave themselves, as operations: each
+// took effect where its version says.
+func (l *logs) deadlines(t testing.TB, ops []*operation) (own []*operation) {
+	t.Helper()
+	objects := map[string]string{}
+	for _, op := range ops {
+		if isPlace(op.req.Command) {
+			objects[op.req.ID] = op.object
+		}
+	}
+	for _, e := range l.own {
+		ev, err := decodeEvent(e.Topic, e.Type, e.Data)
+		ended, ok := ev.(order.OffersExpired)
+		if err != nil || !ok {
+			t.Errorf("an event that nobody asked for counts: %s of %s, %v", e.Type, e.Subject, err)
+			continue
+		}
+		own = append(own, &operation{id: e.ID, object: objects[e.Subject], ret: math.MaxInt64, outcome: outcome{event: e.Type, version: e.Version},
+			req: Request{Topic: e.Topic, ID: e.Subject, Actor: domain.SystemActor, Command: order.EndWave{Round: ended.Round, Wave: ended.Wave}}})
+	}
+	return own
 }
 
 // settle writes into the operations without an answer what the log says of them.
