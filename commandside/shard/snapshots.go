@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"tomato/eventlog"
 )
@@ -47,6 +49,7 @@ const (
 	quiesceAgain       = time.Second           // by so much
 	snapshotWriteLimit = 30 * time.Second      // for one to be written, over which the claim ends
 	leaveLimit         = 2 * time.Second       // for the last one when the shard is handed over
+	markLimit          = 3 * time.Second       // for the next records of what is loaded, before the mark at its end
 	snapshotChunk      = 5000                  // records of one transaction
 	readBytes          = 16 << 20              // of one fetch when a shard is opened
 )
@@ -88,7 +91,7 @@ type snapshots struct {
 // openSnapshots fences whoever wrote them before.
 func (s *Shards) openSnapshots(ctx context.Context, p int32) (*snapshots, error) {
 	client, err := s.Kafka.NewClient(
-		kgo.TransactionalID(fmt.Sprint("snapshots-", p)), kgo.ConcurrentTransactionsBackoff(time.Millisecond),
+		kgo.TransactionalID(snapshotsID(p)), kgo.ConcurrentTransactionsBackoff(time.Millisecond),
 		kgo.TransactionTimeout(time.Minute), kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0),
 	)
@@ -121,9 +124,15 @@ func (w *snapshots) load(ctx context.Context) (map[string]*kgo.Record, error) {
 	defer client.Close()
 	last := map[string]*kgo.Record{}
 	for {
-		fetches := client.PollFetches(ctx)
+		pctx, cancel := context.WithTimeout(ctx, markLimit)
+		fetches := client.PollFetches(pctx)
+		hidden := pctx.Err() != nil
+		cancel()
 		if err := ctx.Err(); err != nil {
 			return nil, err
+		}
+		if hidden {
+			return nil, errors.Join(errHidden, w.owner.writeAbortMarker(ctx, w.partition))
 		}
 		for _, fe := range fetches.Errors() {
 			return nil, fmt.Errorf("reading the snapshots of shard %d: %w", w.partition, fe.Err)
@@ -144,6 +153,47 @@ func (w *snapshots) load(ctx context.Context) (map[string]*kgo.Record, error) {
 		}
 	}
 }
+
+// errHidden says that what was committed just now cannot be read.
+var errHidden = errors.New("the snapshots do not end where they are marked")
+
+// writeAbortMarker aborts a transaction without records. The embedded broker, when
+// it was killed in the middle of a transaction, holds it for aborted but writes no
+// marker that says so: readers take what follows under this transactional id for
+// aborted, too, up to the next marker. Of Apache Kafka nothing needs it.
+func (s *Shards) writeAbortMarker(ctx context.Context, p int32) error {
+	s.mu.Lock()
+	client := s.producer
+	s.mu.Unlock()
+	id := snapshotsID(p)
+	begin := kmsg.NewPtrInitProducerIDRequest()
+	begin.TransactionalID, begin.TransactionTimeoutMillis = &id, int32(time.Minute.Milliseconds())
+	begin.ProducerID, begin.ProducerEpoch = -1, -1
+	begun, err := begin.RequestWith(ctx, client)
+	if err == nil {
+		err = kerr.ErrorForCode(begun.ErrorCode)
+	}
+	if err != nil {
+		return err
+	}
+	add := kmsg.NewPtrAddPartitionsToTxnRequest()
+	add.TransactionalID, add.ProducerID, add.ProducerEpoch = id, begun.ProducerID, begun.ProducerEpoch
+	topic := kmsg.NewAddPartitionsToTxnRequestTopic()
+	topic.Topic, topic.Partitions = eventlog.ShardSnapshots, []int32{p}
+	add.Topics = append(add.Topics, topic)
+	if _, err := add.RequestWith(ctx, client); err != nil {
+		return err
+	}
+	end := kmsg.NewPtrEndTxnRequest()
+	end.TransactionalID, end.ProducerID, end.ProducerEpoch = id, begun.ProducerID, begun.ProducerEpoch
+	ended, err := end.RequestWith(ctx, client)
+	if err == nil {
+		err = kerr.ErrorForCode(ended.ErrorCode)
+	}
+	return err
+}
+
+func snapshotsID(p int32) string { return fmt.Sprint("snapshots-", p) }
 
 // commit writes records in one transaction. After an error nothing more may be
 // written with this client.
