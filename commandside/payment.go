@@ -108,7 +108,7 @@ func (s *Side) openPayment(ctx context.Context, in *openPaymentInput) (*openPaym
 			return nil, notFoundAs("order", err)
 		}
 	}
-	out := &openPaymentOutput{ConsistencyToken: res.Token.String()}
+	out := &openPaymentOutput{ConsistencyToken: res.ConsistencyToken()}
 	if res.Order != nil {
 		out.ETag = httpapi.ETag(res.Order.Version)
 	}
@@ -264,7 +264,7 @@ type paymentOutput struct {
 }
 
 func newPaymentOutput(res shard.Result) *paymentOutput {
-	return &paymentOutput{ETag: httpapi.ETag(res.Payment.Version), ConsistencyToken: res.Token.String(), Body: payment.NewView(res.Payment)}
+	return &paymentOutput{ETag: httpapi.ETag(res.Payment.Version), ConsistencyToken: res.ConsistencyToken(), Body: payment.NewView(res.Payment)}
 }
 
 type refundInput struct {

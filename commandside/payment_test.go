@@ -97,7 +97,7 @@ func (m *memoryShards) Execute(_ context.Context, r shard.Request) (shard.Result
 		m.log = append(m.log, eventlog.Event{ID: fmt.Sprintf("event-%d", len(m.log)), Type: ev.EventType(), Subject: r.ID, Topic: r.Topic, Version: version,
 			Time: domain.Time(now), CausationID: r.CausationID, Traceparent: r.Traceparent, Data: data})
 	}
-	res := shard.Result{Event: ev, Status: 200, Token: eventlog.Token{}}
+	res := shard.Result{Event: ev, Status: 200}
 	if held {
 		res.Order = &o
 	}

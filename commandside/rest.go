@@ -65,7 +65,7 @@ func (s *Side) execute(ctx context.Context, in commandInput, body any, r shard.R
 	case in.IfMatch.Version == httpapi.AnyVersion:
 		r.IfMatch = shard.Exists
 	}
-	if traceparent.MatchString(in.Traceparent) {
+	if in.Traceparent != "" && traceparent.MatchString(in.Traceparent) {
 		r.Traceparent = in.Traceparent
 	}
 	r.After = in.ConsistencyToken.Token
@@ -148,7 +148,7 @@ type orderOutput struct {
 }
 
 func orderAnswer(res shard.Result, actor domain.Actor) *orderOutput {
-	return &orderOutput{Status: res.Status, ETag: httpapi.ETag(res.Order.Version), Token: res.Token.String(), Body: viewOf(res).For(actor.Role)}
+	return &orderOutput{Status: res.Status, ETag: httpapi.ETag(res.Order.Version), Token: res.ConsistencyToken(), Body: viewOf(res).For(actor.Role)}
 }
 
 // viewOf is the order as an answer shows it.

@@ -11,7 +11,6 @@ import (
 	"tomato/commandside/shard"
 	"tomato/domain"
 	"tomato/domain/order"
-	"tomato/eventlog"
 	"tomato/httpapi"
 )
 
@@ -36,7 +35,7 @@ func BenchmarkHTTPCommand(b *testing.B) {
 		DeliverTo: order.DeliverTo{Location: domain.Point{Lng: 77.6, Lat: 12.97}, Address: "14 Church Street, Bengaluru"},
 		PaymentID: "pay_1", ReadyAt: at.Add(20 * time.Minute), CreatedAt: at, UpdatedAt: at}
 	s := &Side{Config: Config{CommandDeadline: 5 * time.Second, PaymentTTL: time.Minute},
-		Commands: answers{shard.Result{Status: 200, Order: o, Token: eventlog.Token{{Topic: eventlog.Orders, Partition: 3}: 12345}}}}
+		Commands: answers{shard.Result{Status: 200, Order: o}}}
 	api := httpapi.New(httpapi.Options{Auth: auth})
 	s.orderRoutes(api)
 	customer := domain.Actor{Sub: "c1", Role: domain.Customer}

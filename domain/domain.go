@@ -13,6 +13,7 @@ import (
 	"math"
 	"strconv"
 	"time"
+	"unique"
 )
 
 // Point is a position on the earth: degrees, WGS 84. Its JSON form is a
@@ -177,3 +178,15 @@ func ValidID(s string) bool {
 
 // Time is the instant as events carry it: UTC, whole milliseconds.
 func Time(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }
+
+// Shared returns the one copy of a text that many aggregates have, such as the
+// name of a restaurant in all of its orders.
+func Shared[T ~string](text T) T { return T(unique.Make(string(text)).Value()) }
+
+// Fitted returns list without room for more, which decoding leaves.
+func Fitted[T any](list []T) []T {
+	if cap(list) == len(list) {
+		return list
+	}
+	return append(make([]T, 0, len(list)), list...)
+}

@@ -68,7 +68,13 @@ var (
 // NewRecord returns e as a record for topic and partition. Aggregate topics
 // (Version or Term set) carry version, term and seq; others do not.
 func (e *Event) NewRecord(topic string, partition int32) *kgo.Record {
-	h := make([]kgo.RecordHeader, 0, 14)
+	n := 10 // headers; those below are rare
+	for _, v := range [...]string{e.CausationID, e.CorrelationID, e.Traceparent, e.Idempotency} {
+		if v != "" {
+			n++
+		}
+	}
+	h := make([]kgo.RecordHeader, 0, n)
 	// All values stand in one array: a record is made for every command.
 	const numbers = len(time.RFC3339Nano) + 3*20 // the time and three decimals at most
 	b := make([]byte, 0, numbers+len(e.ID)+len(e.Source)+len(e.Type)+len(e.Subject)+
@@ -95,6 +101,10 @@ func (e *Event) NewRecord(topic string, partition int32) *kgo.Record {
 	b = e.Time.UTC().AppendFormat(b, time.RFC3339Nano)
 	add(hdrTime)
 	text(hdrSubject, e.Subject)
+	var key []byte
+	if e.Subject != "" {
+		key = h[len(h)-1].Value
+	}
 	h = append(h, kgo.RecordHeader{Key: hdrContentType, Value: contentType})
 	if e.Version > 0 {
 		number(hdrVersion, e.Version)
@@ -107,11 +117,7 @@ func (e *Event) NewRecord(topic string, partition int32) *kgo.Record {
 	text(hdrCorrelation, e.CorrelationID)
 	text(hdrTraceparent, e.Traceparent)
 	text(hdrIdempotency, e.Idempotency)
-	r := &kgo.Record{Topic: topic, Partition: partition, Headers: h, Value: e.Data, Timestamp: e.Time}
-	if e.Subject != "" {
-		r.Key = []byte(e.Subject)
-	}
-	return r
+	return &kgo.Record{Topic: topic, Partition: partition, Key: key, Headers: h, Value: e.Data, Timestamp: e.Time}
 }
 
 // ParseRecord reads a record as an event. It fails on a record that is not

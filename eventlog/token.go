@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 )
 
@@ -44,24 +43,41 @@ const maxTokenEntries = 64
 // short-lived, but two builds may meet during a rolling restart.
 var tokenTopics = []string{Orders, Payments, Riders, Restaurants, RiderLocations, PaymentWebhooks, Feed}
 
+// Position is the place of one record.
+type Position struct {
+	TopicPartition
+	Offset int64
+}
+
 // String returns the token as [A-Za-z0-9_-]*: base64url of varint triples
 // (topic number, partition, offset), sorted.
 func (t Token) String() string {
-	b := make([]byte, 0, 8*len(t))
-	keys := slices.SortedFunc(maps.Keys(t), func(a, c TopicPartition) int {
+	positions := make([]Position, 0, len(t))
+	for tp, offset := range t {
+		positions = append(positions, Position{tp, offset})
+	}
+	return TokenString(positions)
+}
+
+// TokenString returns what a token of these positions is as text; it sorts them.
+// Of each log there is one.
+func TokenString(positions []Position) string {
+	slices.SortFunc(positions, func(a, c Position) int {
 		if d := slices.Index(tokenTopics, a.Topic) - slices.Index(tokenTopics, c.Topic); d != 0 {
 			return d
 		}
 		return int(a.Partition - c.Partition)
 	})
-	for _, tp := range keys {
-		i := slices.Index(tokenTopics, tp.Topic)
+	var room [64]byte
+	b := room[:0]
+	for _, p := range positions {
+		i := slices.Index(tokenTopics, p.Topic)
 		if i < 0 {
 			continue
 		}
 		b = binary.AppendUvarint(b, uint64(i))
-		b = binary.AppendUvarint(b, uint64(tp.Partition))
-		b = binary.AppendUvarint(b, uint64(t[tp]))
+		b = binary.AppendUvarint(b, uint64(p.Partition))
+		b = binary.AppendUvarint(b, uint64(p.Offset))
 	}
 	return base64.RawURLEncoding.EncodeToString(b)
 }

@@ -10,7 +10,9 @@ import (
 )
 
 // ETag is the entity tag of a version: `"3"`.
-func ETag(version int64) string { return `"` + strconv.FormatInt(version, 10) + `"` }
+func ETag(version int64) string {
+	return string(append(strconv.AppendInt([]byte{'"'}, version, 10), '"'))
+}
 
 // What ParseIfMatch gives for tags that are no version.
 const (

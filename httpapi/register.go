@@ -666,17 +666,22 @@ func (out *response) write(w http.ResponseWriter, v reflect.Value) error {
 		w.Header()["Content-Type"] = contentTypeJSON
 	}
 	h := w.Header()
+	values := make([]string, 0, len(out.headers)+1) // one array for all
+	set := func(name, value string) {
+		values = append(values, value)
+		h[name] = values[len(values)-1 : len(values) : len(values)]
+	}
 	for _, o := range out.headers {
 		f := v.FieldByIndex(o.index)
 		switch {
 		case f.Kind() == reflect.String && f.Len() > 0:
-			h.Set(o.name, f.String())
+			set(o.name, f.String())
 		case f.CanInt() && f.Int() != 0:
-			h.Set(o.name, strconv.FormatInt(f.Int(), 10))
+			set(o.name, strconv.FormatInt(f.Int(), 10))
 		}
 	}
 	if out.body != nil && status != http.StatusNoContent {
-		h.Set("Content-Length", strconv.Itoa(len(body)))
+		set("Content-Length", strconv.Itoa(len(body)))
 	}
 	w.WriteHeader(status)
 	if len(body) > 0 {

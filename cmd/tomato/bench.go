@@ -128,6 +128,8 @@ type bench struct {
 	databases int
 	stops     []func(context.Context) error
 	profiled  *os.File
+
+	heapProfiled bool
 }
 
 func (b *bench) onStop(f func(context.Context) error) { b.stops = append(b.stops, f) }

@@ -42,7 +42,7 @@ type life struct {
 	last       int // the step after which the next order begins
 	step       int
 	order      *order.State
-	token      eventlog.Token
+	res        shard.Result // of the last command
 }
 
 // lifeSteps are the commands of a whole life.
@@ -83,7 +83,7 @@ func (l *life) next(ctx context.Context) error {
 	if res.Event == nil {
 		return fmt.Errorf("%s of order %s appended nothing", r.Command.CommandName(), res.Order.ID)
 	}
-	l.order, l.token = res.Order, res.Token
+	l.order, l.res = res.Order, res
 	if l.step++; l.step == l.last {
 		l.step = 0
 	}
@@ -115,7 +115,7 @@ func kitchen(ctx context.Context, s *server, id string, at domain.Point) error {
 		}
 	}
 	// A look at an order that is not there has no other effect than its wait.
-	_, err = s.shards.Execute(ctx, shard.Request{Topic: eventlog.Orders, ID: id, Actor: domain.SystemActor, Command: shard.Look{}, After: res.Token})
+	_, err = s.shards.Execute(ctx, shard.Request{Topic: eventlog.Orders, ID: id, Actor: domain.SystemActor, Command: shard.Look{}, After: res.Token()})
 	return err
 }
 
@@ -386,7 +386,7 @@ func fill(ctx context.Context, s *server, orders, steps int, restaurantOf func(n
 					return err
 				}
 			}
-			states[n], reached[n] = l.order, l.token
+			states[n], reached[n] = l.order, l.res.Token()
 			return nil
 		})
 	}

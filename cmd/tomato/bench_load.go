@@ -2,9 +2,9 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"slices"
@@ -79,7 +79,7 @@ type httpConn struct {
 	r      *bufio.Reader
 	out    []byte
 	header http.Header // of the last answer
-	body   []byte
+	body   bytes.Buffer
 }
 
 // connIdle is how long a connection is kept between two requests; the server
@@ -150,11 +150,12 @@ func (c *httpConn) do(method, path, token string, body []byte) error {
 	}
 	defer res.Body.Close()
 	c.header = res.Header
-	if c.body, err = io.ReadAll(res.Body); err != nil {
+	c.body.Reset()
+	if _, err = c.body.ReadFrom(res.Body); err != nil {
 		return err
 	}
 	if res.StatusCode < 200 || res.StatusCode > 299 {
-		return fmt.Errorf("%s %s: %s: %s", method, path, res.Status, c.body)
+		return fmt.Errorf("%s %s: %s: %s", method, path, res.Status, &c.body)
 	}
 	return nil
 }

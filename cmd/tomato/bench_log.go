@@ -404,7 +404,7 @@ func (b *bench) visible(ctx context.Context, s *server, upsert func(context.Cont
 		},
 		func(ctx context.Context) (map[string]float64, error) {
 			return loop(ctx, func(ctx context.Context) error {
-				return s.models.Read(ctx, l.token, []string{projections.Orders}, func([]string) error { return nil })
+				return s.models.Read(ctx, l.res.Token(), []string{projections.Orders}, func([]string) error { return nil })
 			})
 		})
 	if err != nil {

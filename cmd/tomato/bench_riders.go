@@ -107,7 +107,7 @@ func goOnline(ctx context.Context, s *server, n int) ([][]string, eventlog.Token
 				if err != nil {
 					return err
 				}
-				reached[i] = res.Token
+				reached[i] = res.Token()
 			}
 			return nil
 		})

@@ -360,6 +360,8 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 		c.extend(api)
 	}
 	httpServer := httpapi.NewServer(s.lastOnes(api))
+	silent := &silentConns{conns: map[net.Conn]struct{}{}}
+	httpServer.ConnState = silent.note
 	go func() {
 		if err := httpServer.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			s.failed <- err
@@ -368,6 +370,8 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 	s.onStop(func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, httpStopLimit) // the shards want time, too
 		defer cancel()
+		closing := time.AfterFunc(silentLimit, silent.close)
+		defer closing.Stop()
 		if httpServer.Shutdown(ctx) != nil {
 			return httpServer.Close()
 		}
@@ -386,6 +390,34 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 	}
 	s.onStop(func(context.Context) error { s.stopping.Store(true); return nil })
 	return nil
+}
+
+// silentConns are connections on which nothing was sent yet. Clients open some
+// in advance; a shutdown would wait five seconds for each.
+type silentConns struct {
+	mu    sync.Mutex
+	conns map[net.Conn]struct{}
+}
+
+// silentLimit is how long a shutdown waits for their first request.
+const silentLimit = 300 * time.Millisecond
+
+func (s *silentConns) note(c net.Conn, state http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if state == http.StateNew {
+		s.conns[c] = struct{}{}
+	} else {
+		delete(s.conns, c)
+	}
+}
+
+func (s *silentConns) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		_ = c.Close() // it ends either way
+	}
 }
 
 // lastOnes lets a server that stops close each connection after its next answer:

@@ -16,7 +16,11 @@ const retireAgain = time.Hour
 
 // retire lets a closed order whose time has come shrink, or leave.
 func (s *shard) retire(id string, now time.Time) {
-	e := s.agg.find(orders, id)
+	e, err := s.agg.find(orders, id)
+	if err != nil {
+		s.fail(err)
+		return
+	}
 	if e == nil || e.order == nil || !e.order.Status.Closed() {
 		return
 	}

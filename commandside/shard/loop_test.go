@@ -68,7 +68,7 @@ func TestAStoppedShardAnswersBeforeItIsClosed(t *testing.T) {
 	for range 2 {
 		c := &call{done: make(chan answer)} // not buffered: the answer waits to be taken
 		calls = append(calls, c)
-		s.logs[orders].inFlight = append(s.logs[orders].inFlight, &pending{waiters: []*waiter{{call: c, res: Result{Event: order.OrderPreparing{}}, left: 1}}})
+		s.logs[orders].inFlight = append(s.logs[orders].inFlight, &pending{own: waiter{call: c, res: Result{Event: order.OrderPreparing{}}, left: 1}})
 	}
 	go s.abandon()
 	for _, c := range calls {
@@ -185,7 +185,7 @@ func TestPaymentOfAnArchivedOrder(t *testing.T) {
 		{uuid.NewString(), customer, payment.RequestPayment{}, domain.NotFound},
 		{"pay_1", domain.SystemActor, payment.RecordUnmatched{}, ""},
 	} {
-		err := s.authorize(payments, s.agg.find(payments, of.id), &Request{Topic: eventlog.Payments, ID: of.id, Actor: of.actor, Command: of.command}, now)
+		err := s.authorize(payments, s.agg.held[payments][of.id], &Request{Topic: eventlog.Payments, ID: of.id, Actor: of.actor, Command: of.command}, now)
 		if domain.RefusedWith(err) != of.want {
 			t.Errorf("%s of %s by %s: %v, want %q", of.command.CommandName(), of.id, of.actor.Sub, err, of.want)
 		}

@@ -29,7 +29,8 @@ const (
 // open takes shard p over: it fences the snapshots, loads them, reads the four
 // logs from there to their ends, folding what counts, then appends a claim to
 // each and returns when all four count.
-func (s *Shards) open(ctx context.Context, p int32) (sh *shard, err error) {
+// Snapshots that were found not to be usable are left out.
+func (s *Shards) open(ctx context.Context, p int32, trust bool) (sh *shard, err error) {
 	s.mu.Lock()
 	producer := s.producer
 	s.mu.Unlock()
@@ -52,6 +53,9 @@ func (s *Shards) open(ctx context.Context, p int32) (sh *shard, err error) {
 	ends, err := eventlog.EndOffsets(rctx, producer, eventlog.AggregateTopics[:]...)
 	if err != nil {
 		return nil, err
+	}
+	if !trust {
+		delete(saved, checkpointKey)
 	}
 	sh = s.newShard(p, producer)
 	sh.snapshots = snapshots

@@ -40,8 +40,29 @@ type Result struct {
 	Payment    *payment.State
 	Rider      *rider.State
 	Restaurant *restaurant.State
-	Known      []bool         // of Known
-	Token      eventlog.Token // position of what the answer rests on
+	Known      []bool               // of Known
+	reached    [2]eventlog.Position // what the answer rests on; no topic: none
+}
+
+// Token returns the positions of what the answer rests on.
+func (r *Result) Token() eventlog.Token {
+	t := eventlog.Token{}
+	for _, p := range r.reached {
+		if p.Topic != "" {
+			t.Add(p.Topic, p.Partition, p.Offset)
+		}
+	}
+	return t
+}
+
+// ConsistencyToken is Token as text.
+func (r *Result) ConsistencyToken() string {
+	n := 0
+	for n < len(r.reached) && r.reached[n].Topic != "" {
+		n++
+	}
+	reached := r.reached // which are sorted
+	return eventlog.TokenString(reached[:n])
 }
 
 // Executor decides commands where their shard is. It returns when the outcome

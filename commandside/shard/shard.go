@@ -78,11 +78,12 @@ type waiter struct {
 
 // pending is an append on its way.
 type pending struct {
+	log     int
 	ordinal int64
 	seq     int64
 	at      time.Time
-	waiters []*waiter
-	menu    *restaurant.State // what it makes of a restaurant: orders are priced from it as soon as it counts
+	own     waiter    // of the command that appended it; no call: a SEEN
+	waiters []*waiter // further ones that wait for it
 }
 
 // ack is what the producer says of one append.
@@ -175,8 +176,8 @@ func (s *shard) serve(ctx context.Context) error {
 	var leave, drain <-chan time.Time
 	for s.failed == nil {
 		queue := s.queue
-		if s.unacked() >= maxInFlight || drain != nil || !s.quiesceBy.IsZero() {
-			queue = nil
+		if s.deposed == nil && (s.unacked() >= maxInFlight || drain != nil || !s.quiesceBy.IsZero()) {
+			queue = nil // of a deposed one commands are given back at once
 		}
 		s.arm(timer)
 		select {
@@ -299,6 +300,9 @@ func (s *shard) abandon() {
 	for i := range s.logs {
 		l := &s.logs[i]
 		for _, p := range l.inFlight {
+			if p.own.call != nil {
+				s.abandonOne(&p.own)
+			}
 			s.abandonAll(p.waiters)
 		}
 		s.abandonAll(l.awaiting)
@@ -344,12 +348,16 @@ func (s *shard) depose(log int) {
 
 func (s *shard) abandonAll(ws []*waiter) {
 	for _, w := range ws {
-		if w.res.Event == nil {
-			w.call.reply(Result{}, errNotDecided)
-			continue
-		}
-		w.call.reply(Result{}, fmt.Errorf("%w: %w", ErrUnavailable, s.failed))
+		s.abandonOne(w)
 	}
+}
+
+func (s *shard) abandonOne(w *waiter) {
+	if w.res.Event == nil {
+		w.call.reply(Result{}, errNotDecided)
+		return
+	}
+	w.call.reply(Result{}, fmt.Errorf("%w: %w", ErrUnavailable, s.failed))
 }
 
 // arm sets the timer to what is due first.
@@ -397,7 +405,11 @@ func (s *shard) tick(now time.Time) {
 
 // deadlineDue issues the order's own command, if the deadline still holds.
 func (s *shard) deadlineDue(d deadline, now time.Time) {
-	e := s.agg.find(orders, d.orderID)
+	e, err := s.agg.find(orders, d.orderID)
+	if err != nil {
+		s.fail(err)
+		return
+	}
 	if e == nil || e.order == nil {
 		return
 	}
@@ -471,7 +483,12 @@ func (s *shard) handle(c *call) {
 		c.reply(Result{}, fmt.Errorf("%q is no aggregate topic", c.req.Topic))
 		return
 	}
-	e := s.agg.find(kind, c.req.ID)
+	e, err := s.agg.find(kind, c.req.ID)
+	if err != nil {
+		s.fail(err)
+		c.reply(Result{}, errNotDecided)
+		return
+	}
 	if _, ok := c.req.Command.(Look); ok {
 		if s.deferUntil(kind, e.lastOf(kind), c) {
 			return
@@ -668,8 +685,13 @@ func (s *shard) repeat(c *call, kind int, used keyUse) {
 		return
 	}
 	c.first.Store(used.ordinal > s.logs[kind].acked)
-	c.req.ID = used.id
-	e := s.agg.find(kind, used.id)
+	c.req.ID = used.on.id
+	e, err := s.agg.find(kind, used.on.id)
+	if err != nil {
+		s.fail(err)
+		c.reply(Result{}, errNotDecided)
+		return
+	}
 	res := result(e, nil)
 	res.Repeated, res.Status = true, int(used.status)
 	s.confirm(c, kind, e, res, nil)
@@ -705,12 +727,7 @@ func (s *shard) append(c *call, kind int, held *entry, ev domain.Event, scope ke
 		e.Idempotency = use.text(scope)
 		s.agg.keys.add(held, scope, use)
 	}
-	w := &waiter{call: c, res: res, left: 1}
-	s.produce(kind, &e, now, w)
-	if kind == restaurants {
-		l.inFlight[len(l.inFlight)-1].menu = res.Restaurant
-	}
-	s.awaitOther(kind, held, w)
+	s.awaitOther(kind, held, s.produce(kind, &e, now, waiter{call: c, res: res, left: 1}))
 	s.seenInterval = seenIntervalLo
 }
 
@@ -746,23 +763,21 @@ func (s *shard) awaitOther(kind int, e *entry, w *waiter) {
 	}
 }
 
-// produce sends an event of this claim without waiting. The answers that
-// awaited any append of this log are confirmed by this one.
-func (s *shard) produce(kind int, e *eventlog.Event, now time.Time, w *waiter) {
+// produce sends an event of this claim without waiting, and returns the waiter
+// that it keeps. The answers that awaited any append of this log are confirmed
+// by this one.
+func (s *shard) produce(kind int, e *eventlog.Event, now time.Time, own waiter) *waiter {
 	l := &s.logs[kind]
-	p := &pending{ordinal: l.ordinal, seq: l.seq, at: now, waiters: l.awaiting}
-	if w != nil {
-		p.waiters = append(p.waiters, w)
-	}
+	p := &pending{log: kind, ordinal: l.ordinal, seq: l.seq, at: now, own: own, waiters: l.awaiting}
 	l.awaiting = nil
 	l.inFlight = append(l.inFlight, p)
-	ordinal := l.ordinal
 	s.producer.Produce(context.Background(), e.NewRecord(l.topic, s.partition), func(r *kgo.Record, err error) {
 		s.owner.at(StepAppendLanded, s.partition)
-		s.acknowledge(ack{kind, ordinal, r.Offset, err})
+		s.acknowledge(ack{p.log, p.ordinal, r.Offset, err})
 	})
 	s.owner.at(StepAppendSent, s.partition)
 	s.rearmSeen(now)
+	return &p.own
 }
 
 func (s *shard) acknowledge(a ack) {
@@ -821,7 +836,7 @@ func (s *shard) appendSeen(now time.Time) {
 			ID:     l.eventID(s.partition),
 			Source: s.owner.source, Type: eventlog.ShardSeen, Time: domain.Time(now),
 			Term: l.rule.Term, Seq: l.seq, Data: []byte("{}"),
-		}, now, nil)
+		}, now, waiter{})
 		s.owner.metrics.seen.Inc()
 	}
 	s.seenInterval = min(2*s.seenInterval, seenIntervalHi)
@@ -866,16 +881,15 @@ func (s *shard) settled(l *partitionLog, offset int64) {
 	l.rule.Seq = p.seq
 	l.acked = p.ordinal
 	l.lastOff = offset
-	if p.menu != nil {
-		s.owner.Menus.learn(p.menu)
+	if p.log == restaurants && p.own.call != nil { // orders are priced from it as soon as it counts
+		s.owner.Menus.learn(p.own.res.Restaurant)
 	}
 	s.owner.at(StepSettled, s.partition)
+	if p.own.call != nil {
+		s.waited(&p.own)
+	}
 	for _, w := range p.waiters {
-		w.left--
-		if w.left == 0 {
-			w.res.Token = s.token(&w.call.req, w.res)
-			w.call.reply(w.res, w.err)
-		}
+		s.waited(w)
 	}
 	s.owner.at(StepAnswered, s.partition)
 	n := 0
@@ -885,6 +899,14 @@ func (s *shard) settled(l *partitionLog, offset int64) {
 		s.handle(c)
 	}
 	l.deferred = l.deferred[n:]
+}
+
+// waited answers the caller if this was the last acknowledgement it waited for.
+func (s *shard) waited(w *waiter) {
+	if w.left--; w.left == 0 {
+		s.reached(&w.call.req, &w.res)
+		w.call.reply(w.res, w.err)
+	}
 }
 
 // verify reads what stands between the expected and the actual offset, with
@@ -928,20 +950,21 @@ func (s *shard) void(l *partitionLog) {
 	s.owner.metrics.void.WithLabelValues(l.topic).Inc()
 }
 
-// token names the positions that an answer rests on.
-func (s *shard) token(r *Request, res Result) eventlog.Token {
-	t := eventlog.Token{}
+// reached names the positions that an answer rests on.
+func (s *shard) reached(r *Request, res *Result) {
+	n := 0
 	add := func(log int) {
-		if l := &s.logs[log]; l.lastOff >= 0 {
-			t.Add(l.topic, s.partition, l.lastOff)
+		if l := &s.logs[log]; l.lastOff >= 0 && n < len(res.reached) {
+			res.reached[n] = eventlog.Position{TopicPartition: eventlog.TopicPartition{Topic: l.topic, Partition: s.partition}, Offset: l.lastOff}
+			n++
 		}
 	}
-	add(logOf(r.Topic))
 	if res.Payment != nil {
 		add(orders)
 		add(payments)
+		return
 	}
-	return t
+	add(logOf(r.Topic))
 }
 
 // result collects the states that an answer shows.
@@ -956,7 +979,7 @@ func result(e *entry, ev domain.Event) Result {
 func (s *shard) known(k Known) (res Result) {
 	res.Known = make([]bool, len(k.RiderIDs))
 	for i, id := range k.RiderIDs {
-		res.Known[i] = s.agg.find(riders, id) != nil
+		res.Known[i] = s.agg.held[riders][id] != nil
 	}
 	return res
 }

@@ -110,7 +110,8 @@ func (i *instance) openRestaurant(t testing.TB) eventlog.Token {
 	t.Helper()
 	i.must(t, domain.SystemActor, eventlog.Restaurants, "r1", restaurant.Put{RestaurantID: "r1", Name: "Dosa Corner", Location: domain.Point{Lng: 77.6, Lat: 12.9}})
 	i.must(t, domain.SystemActor, eventlog.Restaurants, "r1", restaurant.SetMenuItem{Item: restaurant.MenuItem{ItemID: "dosa", Name: "Dosa", Price: domain.Money{Amount: 12000, Currency: "INR"}, Available: true}})
-	return i.must(t, domain.SystemActor, eventlog.Restaurants, "r1", restaurant.Open{}).Token
+	res := i.must(t, domain.SystemActor, eventlog.Restaurants, "r1", restaurant.Open{})
+	return res.Token()
 }
 
 func placeRequest(after eventlog.Token, key string) shard.Request {

@@ -451,9 +451,10 @@ func (s *Shards) stopAll() {
 
 // run opens and serves one shard, again and again, while it is assigned here.
 func (s *Shards) run(ctx context.Context, p int32, a *assignment) {
+	trust := true
 	for try := 0; ctx.Err() == nil; {
 		start := time.Now()
-		sh, err := s.open(ctx, p)
+		sh, err := s.open(ctx, p, trust)
 		if err != nil {
 			if s.ends(a) {
 				return
@@ -475,6 +476,7 @@ func (s *Shards) run(ctx context.Context, p int32, a *assignment) {
 		s.at(StepAnnounced, p)
 		err = sh.serve(ctx)
 		s.setServing(p, nil)
+		trust = !errors.Is(err, errForeignSnapshot)
 		switch {
 		case errors.Is(err, errHandedOff):
 			s.metrics.stops.WithLabelValues("handed_over").Inc()

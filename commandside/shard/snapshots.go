@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,6 +16,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"tomato/domain/order"
 	"tomato/eventlog"
 )
 
@@ -43,6 +45,8 @@ const (
 	markKey       = "mark" // a take-over's own record: what stands before it is all there is
 	hdrFold       = "fold"
 	hdrKeys       = "keys"
+	hdrDue        = "due"    // Unix milliseconds: the order's next deadline
+	hdrClosed     = "closed" // Unix milliseconds: when it closed
 
 	snapshotEvery      = 10 * time.Second      // default: after the end of one, until the next
 	quiesceLimit       = 50 * time.Millisecond // for appends in flight, before a snapshot is put off
@@ -240,19 +244,33 @@ func (a *aggregates) restore(last map[string]*kgo.Record, now time.Time) (*check
 }
 
 func (a *aggregates) restoreOne(key recordKey, r *kgo.Record, now time.Time) (err error) {
-	e := a.begin(key.kind, key.id)
+	e := a.held[key.kind][key.id]
+	if e == nil {
+		e = a.begin(key.kind, key.id)
+	}
 	switch key.kind {
-	case orders:
-		err = json.Unmarshal(r.Value, &e.order)
-	case payments:
-		err = json.Unmarshal(r.Value, &e.payment)
 	case riders:
 		err = json.Unmarshal(r.Value, &e.rider)
-	default:
+	case restaurants:
 		err = json.Unmarshal(r.Value, &e.restaurant)
+	default:
+		if e.frozen == nil {
+			e.frozen = &frozen{}
+		}
+		if value := bytes.Clone(r.Value); key.kind == orders { // the record's own is part of a large batch
+			e.frozen.order = value
+		} else {
+			e.frozen.payment = value
+		}
 	}
 	if err != nil {
 		return err
+	}
+	if due, ok := millis(r, hdrDue); ok {
+		a.due.push(due, key.id)
+	}
+	if closed, ok := millis(r, hdrClosed); ok {
+		a.closed.push(closed.Add(closedFor), key.id)
 	}
 	for used := range strings.SplitSeq(headerOf(r, hdrKeys), ",") {
 		scope, u, ok := parseKeyUse(used)
@@ -274,6 +292,11 @@ func headerOf(r *kgo.Record, key string) string {
 		}
 	}
 	return ""
+}
+
+func millis(r *kgo.Record, key string) (time.Time, bool) {
+	ms, err := strconv.ParseInt(headerOf(r, key), 10, 64)
+	return time.UnixMilli(ms), err == nil
 }
 
 func foldOf(r *kgo.Record) int {
@@ -315,7 +338,7 @@ func (s *shard) cut(now time.Time) *snapshot {
 		e.unsaved = 0
 	}
 	for _, k := range s.agg.gone {
-		if s.agg.find(k.kind, k.id).version(k.kind) == 0 { // else it is in the cut: all that is held is, the first time
+		if e := s.agg.held[k.kind][k.id]; e == nil || e.frozen == nil && e.version(k.kind) == 0 { // else it is in the cut: all that is held is, the first time
 			c.gone = append(c.gone, k)
 		}
 	}
@@ -358,7 +381,18 @@ func (w *snapshots) write(ctx context.Context, c *snapshot) error {
 		if err != nil {
 			return err
 		}
-		if records = append(records, record(s.key.String(), s.keys, value)); len(records) == snapshotChunk {
+		r := record(s.key.String(), s.keys, value)
+		if o, ok := s.state.(*order.State); ok {
+			at := func(key string, t time.Time) {
+				if !t.IsZero() {
+					r.Headers = append(r.Headers, kgo.RecordHeader{Key: key, Value: strconv.AppendInt(nil, t.UnixMilli(), 10)})
+				}
+			}
+			due, _ := o.NextDeadline()
+			at(hdrDue, due)
+			at(hdrClosed, o.ClosedAt)
+		}
+		if records = append(records, r); len(records) == snapshotChunk {
 			if err := w.commit(ctx, records); err != nil {
 				return err
 			}

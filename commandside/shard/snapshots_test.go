@@ -56,7 +56,7 @@ func (l *lone) serve() *owned {
 	l.t.Helper()
 	ctx, cancel := context.WithTimeout(l.t.Context(), time.Minute)
 	defer cancel()
-	sh, err := l.open(ctx, 0)
+	sh, err := l.open(ctx, 0, true)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -146,15 +146,18 @@ func (o *owned) statusNow() Status {
 func (a *aggregates) live() map[string]any {
 	m := map[string]any{}
 	for kind, held := range a.held {
-		for id, e := range held {
+		for id := range held {
+			e, err := a.find(kind, id)
+			if err != nil {
+				m[id] = err
+			}
 			if e.version(kind) > 0 {
 				m[recordKey{kind, id}.String()] = [logCount]any{e.order, e.payment, e.rider, e.restaurant}[kind]
 			}
 		}
 	}
 	for scope, u := range a.keys.known {
-		u.ordinal = 0
-		m[fmt.Sprintf("key %x", scope)] = fmt.Sprintf("%+v", u)
+		m[fmt.Sprintf("key %x", scope)] = fmt.Sprintf("%s %s %d", u.text(scope), u.on.id, u.at)
 	}
 	return m
 }
@@ -420,6 +423,49 @@ func TestSnapshotsThatDoNotFitAreIgnored(t *testing.T) {
 				t.Errorf("the next take-over read %d events, holds %d of %d things", c.replayed, len(c.agg.live()), len(b.agg.live()))
 			}
 		})
+	}
+}
+
+// States are read when somebody asks for them. One that cannot be read then ends
+// the claim; the next take-over reads the logs instead.
+func TestASnapshotThatIsNotReadableIsLeft(t *testing.T) {
+	t.Parallel()
+	cfg := eventlogtest.Embedded(t)
+	snapshotTopics(t, cfg)
+	a := newLone(t, cfg).serve()
+	a.town(3)
+	a.leave()
+	l := newLone(t, cfg)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	saved := savedKeys(t, cfg)
+	var id string
+	for key, r := range saved {
+		if after, ok := strings.CutPrefix(key, "orders/"); ok {
+			id, r.Value = after, []byte(`{"orderId":7}`)
+			w, err := l.openSnapshots(ctx, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := w.commit(ctx, []*kgo.Record{r}); err != nil {
+				t.Fatal(err)
+			}
+			w.close()
+			break
+		}
+	}
+	b := l.serve()
+	if _, err := b.do(eventlog.Orders, id, "", Look{}); !errors.Is(err, errNotDecided) {
+		t.Fatalf("answered with %v", err)
+	}
+	b.endsWith(errForeignSnapshot)
+	sh, err := l.open(ctx, 0, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sh.snapshots.close()
+	if e, err := sh.agg.find(orders, id); err != nil || e == nil || e.order.Version == 0 || sh.replayed < 10 {
+		t.Fatalf("after %d events it has %+v, %v", sh.replayed, e, err)
 	}
 }
 

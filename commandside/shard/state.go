@@ -45,10 +45,38 @@ type entry struct {
 	payment    *payment.State
 	rider      *rider.State
 	restaurant *restaurant.State
+	frozen     *frozen // order and payment as a snapshot has them, until somebody asks
 
 	last    [2]int64   // ordinals of this owner's last appends, of the payment in [1]; unacknowledged while above their log's acked
 	keys    []keyScope // of idempotency keys used on it; some may be forgotten
 	unsaved uint8      // bit per log: changed since the last snapshot
+}
+
+// frozen are states that are not read yet. Most of what a take-over loads is
+// not asked for within the next minutes, and reading it would be most of its time.
+type frozen struct{ order, payment []byte }
+
+func (e *entry) thaw() error {
+	f := e.frozen
+	e.frozen = nil
+	for _, part := range []struct {
+		data []byte
+		into any
+	}{{f.order, &e.order}, {f.payment, &e.payment}} {
+		if part.data == nil {
+			continue
+		}
+		if err := json.Unmarshal(part.data, part.into); err != nil {
+			return fmt.Errorf("%w: %s is not readable: %w", errForeignSnapshot, e.id, err)
+		}
+	}
+	if e.order != nil {
+		e.order.Share()
+	}
+	if e.payment != nil {
+		e.payment.Share()
+	}
+	return nil
 }
 
 // aggregates is the state of one partition of all four topics.
@@ -69,16 +97,20 @@ func newAggregates() *aggregates {
 	return a
 }
 
-// find returns what is held under the id, or nil.
-func (a *aggregates) find(kind int, id string) *entry { return a.held[kind][id] }
-
-// begin is find for an event that may be the first.
-func (a *aggregates) begin(kind int, id string) *entry {
+// find returns what is held under the id, or nil. An error says that the
+// snapshot cannot be used.
+func (a *aggregates) find(kind int, id string) (*entry, error) {
 	e := a.held[kind][id]
-	if e == nil {
-		e = &entry{id: id}
-		a.held[kind][id] = e
+	if e == nil || e.frozen == nil {
+		return e, nil
 	}
+	return e, e.thaw()
+}
+
+// begin makes an entry for what is not held.
+func (a *aggregates) begin(kind int, id string) *entry {
+	e := &entry{id: id}
+	a.held[kind][id] = e
 	return e
 }
 
@@ -172,10 +204,15 @@ func (a *aggregates) evolve(kind int, e *entry, ev domain.Event, at time.Time, o
 		e.order = &next
 		if ordinal > 0 {
 			a.schedule(&next)
+		} else if next.Version == 1 {
+			next.Share()
 		}
 	case payments:
 		next := payment.Evolve(*e.paymentState(), ev.(payment.Event), at)
 		e.payment = &next
+		if ordinal == 0 && next.Version == 1 {
+			next.Share()
+		}
 	case riders:
 		next := rider.Evolve(*e.riderState(), ev.(rider.Event), at)
 		e.rider = &next
@@ -204,7 +241,13 @@ func (a *aggregates) replay(e *eventlog.Event, now time.Time) error {
 		return nil
 	}
 	kind := logOf(e.Topic)
-	held := a.begin(kind, e.Subject)
+	held, err := a.find(kind, e.Subject)
+	if err != nil {
+		return err
+	}
+	if held == nil {
+		held = a.begin(kind, e.Subject)
+	}
 	if e.Version <= held.version(kind) && e.Version > 0 {
 		return nil // the snapshot was later
 	}
@@ -236,7 +279,7 @@ func (a *aggregates) schedule(s *order.State) {
 // scheduleAll fills the deadlines after a replay.
 func (a *aggregates) scheduleAll() {
 	for _, e := range a.held[orders] {
-		if e.order != nil {
+		if e.order != nil { // of the frozen ones the snapshot told
 			a.schedule(e.order)
 		}
 	}
@@ -252,10 +295,10 @@ type keyScope [16]byte
 // keyUse is the first, successful use of a key.
 type keyUse struct {
 	body    [8]byte
+	on      *entry
+	ordinal int64 // of the append in this ownership; 0 when replayed
+	at      int64 // Unix milliseconds
 	status  int32
-	id      string // of the aggregate
-	ordinal int64  // of the append in this ownership; 0 when replayed
-	at      int64  // Unix milliseconds
 }
 
 func (u keyUse) expired(now time.Time) bool {
@@ -277,7 +320,7 @@ func (m *keyMemory) add(e *entry, scope keyScope, u keyUse) {
 		}
 		e.keys = append(e.keys, scope)
 	}
-	u.id = e.id
+	u.on = e
 	m.known[scope] = u
 }
 

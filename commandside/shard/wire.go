@@ -93,7 +93,7 @@ func decodeRequest(b []byte) (Request, error) {
 // encodeAnswer fails only with an error that is no refusal.
 func encodeAnswer(res Result, err error) ([]byte, error) {
 	w := wireAnswer{Repeated: res.Repeated, Status: res.Status, Order: res.Order, Payment: res.Payment,
-		Rider: res.Rider, Restaurant: res.Restaurant, Known: res.Known, Token: res.Token.String()}
+		Rider: res.Rider, Restaurant: res.Restaurant, Known: res.Known, Token: res.ConsistencyToken()}
 	if err != nil && !errors.As(err, &w.Refusal) {
 		return nil, err
 	}
@@ -118,8 +118,14 @@ func decodeAnswer(topic string, b []byte) (Result, error) {
 			return Result{}, err
 		}
 	}
-	if res.Token, err = eventlog.ParseToken(w.Token); err != nil {
-		return Result{}, err
+	token, err := eventlog.ParseToken(w.Token)
+	if err != nil || len(token) > len(res.reached) {
+		return Result{}, fmt.Errorf("not a shard's token: %w", err)
+	}
+	n := 0
+	for tp, offset := range token {
+		res.reached[n] = eventlog.Position{TopicPartition: tp, Offset: offset}
+		n++
 	}
 	if w.Refusal != nil {
 		return res, w.Refusal

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"tomato/domain"
 	"tomato/domain/order"
 )
 
@@ -131,6 +132,24 @@ func (s *State) Facts() order.PaymentFacts {
 
 // AwaitsMoney says whether the order has a gateway order on which nothing was booked.
 func (s *State) AwaitsMoney() bool { return s.Status == Requested || s.Status == Failed }
+
+// Share lets texts that many payments have be one in memory. The receiver must
+// be nobody else's yet, as after decoding.
+func (s *State) Share() {
+	s.Status, s.Provider = domain.Shared(s.Status), domain.Shared(s.Provider)
+	s.Currency, s.RestaurantID = domain.Shared(s.Currency), domain.Shared(s.RestaurantID)
+	if s.OrderID == s.ID {
+		s.OrderID = s.ID
+	}
+	for i := range s.Attempts {
+		a := &s.Attempts[i]
+		a.Currency, a.State, a.GatewayStatus, a.Reason = domain.Shared(a.Currency), domain.Shared(a.State), domain.Shared(a.GatewayStatus), domain.Shared(a.Reason)
+		if a.PaymentID == s.Booked {
+			a.PaymentID = s.Booked
+		}
+	}
+	s.Attempts, s.Refunds = domain.Fitted(s.Attempts), domain.Fitted(s.Refunds)
+}
 
 // Settled says that no money is on its way, or before an operator: nothing
 // captured that is neither booked, sent back nor resolved, no refund without
