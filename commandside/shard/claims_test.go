@@ -39,9 +39,9 @@ func TestOfTwoThatClaimTheSameTermOneOpensAtMost(t *testing.T) {
 			defer cancel()
 			shards, errs := make([]*shard, 2), make([]error, 2)
 			var opening sync.WaitGroup
-			opening.Go(func() { shards[0], errs[0] = a.open(ctx, 0) })
+			opening.Go(func() { shards[0], errs[0] = a.open(ctx, 0, true) })
 			<-read // the other one fences the snapshots, which this one has read
-			opening.Go(func() { shards[1], errs[1] = b.open(ctx, 0) })
+			opening.Go(func() { shards[1], errs[1] = b.open(ctx, 0, true) })
 			opening.Wait()
 			open := 0
 			for i, sh := range shards {

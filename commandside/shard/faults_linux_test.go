@@ -75,7 +75,6 @@ type world struct {
 	instances []*instanceSlot
 	proxies   []*toxiproxy.Proxy // one per instance, where the run cuts networks
 	d         *driver
-	shop      eventlog.Token
 	session   time.Duration
 	tell      sync.Once
 	settled   int
@@ -218,9 +217,9 @@ func newWorld(t testing.TB, kind string, session time.Duration, proxied bool) *w
 		restaurant.Put{RestaurantID: theShop.ID, Name: theShop.Name, Location: theShop.Location},
 		restaurant.SetMenuItem{Item: theShop.Menu["dosa"]}, restaurant.Open{},
 	} {
-		w.shop = w.must(0, "shop", Request{Topic: eventlog.Restaurants, ID: theShop.ID, Actor: domain.SystemActor, Command: c}).Token
+		res := w.must(0, "shop", Request{Topic: eventlog.Restaurants, ID: theShop.ID, Actor: domain.SystemActor, Command: c})
+		w.d.shop = res.Token()
 	}
-	w.d.shop = w.shop
 	w.settle()
 	return w
 }
@@ -660,8 +659,8 @@ func TestABrokerIsKilledInTheMiddleOfASnapshot(t *testing.T) {
 				l := newLone(t, cfg)
 				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 				defer cancel()
-				sh, err := l.open(ctx, 0) // as an instance does it: again and again
-				for ; err != nil && ctx.Err() == nil; sh, err = l.open(ctx, 0) {
+				sh, err := l.open(ctx, 0, true) // as an instance does it: again and again
+				for ; err != nil && ctx.Err() == nil; sh, err = l.open(ctx, 0, true) {
 					t.Logf("not opened: %v", err)
 				}
 				if err != nil {
