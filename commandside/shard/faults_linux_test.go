@@ -38,6 +38,7 @@ const (
 	faultPartitions = 4
 	faultInstances  = 3
 	faultSession    = 1500 * time.Millisecond // after which the group gives an instance up
+	embeddedSession = 2500 * time.Millisecond // its groups also give up who waits that long for others to join
 	serveAgain      = 30 * time.Second        // after the last fault
 )
 
@@ -330,17 +331,23 @@ func (w *world) await(what string, limit time.Duration, ok func() bool) bool {
 	return true
 }
 
-// serving is an instance that serves a shard.
+// serving is one of the instances that serve a shard.
 func (w *world) serving() int {
 	w.t.Helper()
-	i := w.rng.IntN(len(w.instances))
-	if !w.await(fmt.Sprintf("instance %d serves a shard", i), serveAgain, func() bool {
-		st, err := w.instances[i].child().status()
-		return err == nil && st.Serving > 0
+	var all []int
+	if !w.await("an instance that serves a shard", w.again, func() bool {
+		all = nil
+		for i, s := range w.instances {
+			if st, err := s.child().status(); err == nil && st.Serving > 0 {
+				all = append(all, i)
+			}
+		}
+		return len(all) > 0
 	}) {
 		w.tell.Do(w.whatInstancesDo)
+		w.t.FailNow()
 	}
-	return i
+	return all[w.rng.IntN(len(all))]
 }
 
 // under runs a script of faults under load and checks everything.
@@ -454,7 +461,11 @@ func TestFaults(t *testing.T) {
 		for _, kind := range []string{"embedded", "kafka"} {
 			t.Run(s.name+"/"+kind, func(t *testing.T) {
 				t.Parallel()
-				newWorld(t, kind, faultSession, s.proxied).under(s.rate, s.script)
+				session := faultSession
+				if kind == "embedded" {
+					session = embeddedSession
+				}
+				newWorld(t, kind, session, s.proxied).under(s.rate, s.script)
 			})
 		}
 	}
@@ -505,7 +516,7 @@ func pausedOwner(w *world) {
 			w.t.Error(err)
 		}
 		w.await(fmt.Sprintf("instance %d stops at step %q", i, step), serveAgain, c.stopped)
-		hold(faultSession + 1500*time.Millisecond) // its shards go to others, who serve them
+		hold(w.session + 1500*time.Millisecond) // its shards go to others, who serve them
 		c.signal(syscall.SIGCONT)
 		w.settle()
 	}
@@ -552,7 +563,7 @@ func twoOwners(w *world) {
 	if err := c.order(instanceOrder{Tamper: map[eventlogtest.Tamper]int{eventlogtest.GroupCut: 1}}); err != nil {
 		w.t.Error(err)
 	}
-	hold(faultSession + 2*time.Second)
+	hold(w.session + 2*time.Second)
 	if err := c.order(instanceOrder{Tamper: map[eventlogtest.Tamper]int{eventlogtest.GroupCut: 0}}); err != nil {
 		w.t.Error(err)
 	}
@@ -601,7 +612,7 @@ func brokenBroker(w *world) {
 	}
 	w.settle()
 	w.broker.pause()
-	hold(faultSession + 2*time.Second)
+	hold(w.session + 2*time.Second)
 	w.broker.resume()
 	w.settle()
 }
