@@ -32,6 +32,10 @@ func (c Config) Options(more ...kgo.Opt) ([]kgo.Opt, error) {
 		// Metadata is asked for when something moved; the default of 5 s between
 		// two refreshes would make every take-over and leader change that long.
 		kgo.MetadataMinAge(100 * time.Millisecond),
+		// A broker that stands still (a frozen machine, a stalled disk) closes no
+		// connection. With the default of 10 s on top of each request's own limit,
+		// clients stayed with it long after its partitions had another leader.
+		kgo.RequestTimeoutOverhead(3 * time.Second),
 		kgo.RetryBackoffFn(func(n int) time.Duration { return min(time.Duration(n)*50*time.Millisecond, time.Second) }),
 	}
 	if c.ClientID != "" {

@@ -29,6 +29,7 @@
 package shard
 
 import (
+	"cmp"
 	"context"
 	"crypto/subtle"
 	"errors"
@@ -73,6 +74,10 @@ type Config struct {
 	InboxPassed func(ctx context.Context, gatewayOrderID string) (bool, error)
 	Registry    prometheus.Registerer
 	Log         *slog.Logger
+	// SessionTimeout is how long the group waits for a sign of life of this
+	// instance before its shards go to others; 0: 6 s, the least that brokers
+	// take unless group.min.session.timeout.ms says otherwise.
+	SessionTimeout time.Duration
 	// Probe is told of each step of an append, a take-over and a snapshot, on
 	// the goroutine that takes it, before it goes on; nil: nobody is. For tests
 	// that let the process end there.
@@ -203,6 +208,7 @@ func (s *Shards) newProducer() (*kgo.Client, error) {
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.ProducerLinger(0),
+		kgo.ProduceRequestTimeout(3*time.Second), // then it is sent again, to whoever leads by now
 		kgo.StopProducerOnDataLossDetected(),
 		kgo.MaxBufferedRecords(int(s.Partitions)*(maxInFlight+1)), // never blocks the loops
 		kgo.ProducerBatchCompression(kgo.NoCompression()),
@@ -266,7 +272,7 @@ func (s *Shards) Run(ctx context.Context) error {
 	group, err := s.Kafka.NewClient(
 		kgo.ConsumerGroup(Group), kgo.ConsumeTopics(eventlog.Orders), kgo.DisableAutoCommit(),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
-		kgo.HeartbeatInterval(200*time.Millisecond), kgo.SessionTimeout(6*time.Second), kgo.RebalanceTimeout(10*time.Second),
+		kgo.HeartbeatInterval(200*time.Millisecond), kgo.SessionTimeout(cmp.Or(s.SessionTimeout, 6*time.Second)), kgo.RebalanceTimeout(10*time.Second),
 		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.assign(m[eventlog.Orders]) }),
 		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.release(m[eventlog.Orders]) }),
 		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.release(m[eventlog.Orders]) }),

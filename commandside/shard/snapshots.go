@@ -52,6 +52,7 @@ const (
 	quiesceAgain  = time.Second           // by so much
 	commitLimit   = 30 * time.Second      // for one transaction, over which the claim ends
 	leaveLimit    = 2 * time.Second       // for the last one when the shard is handed over
+	markLimit     = 3 * time.Second       // for the next records of what is loaded, before the mark at its end
 	snapshotChunk = 5000                  // records of one transaction
 	readBytes     = 16 << 20              // of one fetch when a shard is opened
 )
@@ -126,9 +127,15 @@ func (w *snapshots) load(ctx context.Context) (map[string]*kgo.Record, error) {
 	defer client.Close()
 	last := map[string]*kgo.Record{}
 	for {
-		fetches := client.PollFetches(ctx)
+		pctx, cancel := context.WithTimeout(ctx, markLimit)
+		fetches := client.PollFetches(pctx)
+		hidden := pctx.Err() != nil
+		cancel()
 		if err := ctx.Err(); err != nil {
 			return nil, err
+		}
+		if hidden {
+			return nil, errors.Join(errHidden, w.writeAbortMarker(ctx))
 		}
 		for _, fe := range fetches.Errors() {
 			return nil, fmt.Errorf("reading the snapshots of shard %d: %w", w.partition, fe.Err)
@@ -148,6 +155,21 @@ func (w *snapshots) load(ctx context.Context) (map[string]*kgo.Record, error) {
 			}
 		}
 	}
+}
+
+// errHidden says that what was committed just now cannot be read.
+var errHidden = errors.New("the snapshots do not end where they are marked")
+
+// writeAbortMarker aborts a transaction. The embedded broker, when it was killed
+// in the middle of one, holds it for aborted but writes no marker that says so:
+// readers take what follows under this transactional id for aborted, too, up to
+// the next marker. Of Apache Kafka nothing needs it.
+func (w *snapshots) writeAbortMarker(ctx context.Context) error {
+	if err := w.client.BeginTransaction(); err != nil {
+		return err
+	}
+	r := &kgo.Record{Topic: eventlog.ShardSnapshots, Partition: w.partition, Key: []byte(markKey)}
+	return errors.Join(w.client.ProduceSync(ctx, r).FirstErr(), w.client.EndTransaction(ctx, kgo.TryAbort))
 }
 
 // commit writes records in one transaction. After an error nothing more may be

@@ -112,8 +112,9 @@ func started(t testing.TB, err error) {
 	}
 }
 
-// Options are those of the brokers that Kafka starts: quick to start, small.
-var Options = kafkaprocess.Options{HeapMB: 512, QuickStart: true}
+// Options are those of the brokers that Kafka starts: quick to start, small,
+// and with groups that give a silent member up as soon as a test asks for.
+var Options = kafkaprocess.Options{HeapMB: 512, QuickStart: true, Properties: map[string]string{"group.min.session.timeout.ms": "500"}}
 
 // Each runs test once on every kind of broker, each with a broker of its own.
 func Each(t *testing.T, test func(t *testing.T, cfg eventlog.Config)) {
