@@ -13,7 +13,9 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"tomato/domain/order"
 	"tomato/eventlog"
@@ -94,7 +96,7 @@ type snapshots struct {
 // openSnapshots fences whoever wrote them before.
 func (s *Shards) openSnapshots(ctx context.Context, p int32) (*snapshots, error) {
 	client, err := s.Kafka.NewClient(
-		kgo.TransactionalID(fmt.Sprint("snapshots-", p)), kgo.ConcurrentTransactionsBackoff(time.Millisecond),
+		kgo.TransactionalID(snapshotsID(p)), kgo.ConcurrentTransactionsBackoff(time.Millisecond),
 		kgo.TransactionTimeout(time.Minute), kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0),
 	)
@@ -135,7 +137,7 @@ func (w *snapshots) load(ctx context.Context) (map[string]*kgo.Record, error) {
 			return nil, err
 		}
 		if hidden {
-			return nil, errors.Join(errHidden, w.writeAbortMarker(ctx))
+			return nil, errors.Join(errHidden, w.owner.writeAbortMarker(ctx, w.partition))
 		}
 		for _, fe := range fetches.Errors() {
 			return nil, fmt.Errorf("reading the snapshots of shard %d: %w", w.partition, fe.Err)
@@ -160,17 +162,44 @@ func (w *snapshots) load(ctx context.Context) (map[string]*kgo.Record, error) {
 // errHidden says that what was committed just now cannot be read.
 var errHidden = errors.New("the snapshots do not end where they are marked")
 
-// writeAbortMarker aborts a transaction. The embedded broker, when it was killed
-// in the middle of one, holds it for aborted but writes no marker that says so:
-// readers take what follows under this transactional id for aborted, too, up to
-// the next marker. Of Apache Kafka nothing needs it.
-func (w *snapshots) writeAbortMarker(ctx context.Context) error {
-	if err := w.client.BeginTransaction(); err != nil {
+// writeAbortMarker aborts a transaction without records. The embedded broker, when
+// it was killed in the middle of a transaction, holds it for aborted but writes no
+// marker that says so: readers take what follows under this transactional id for
+// aborted, too, up to the next marker. It has no records: those would be one
+// more transaction for a marker to end. Of Apache Kafka nothing needs it.
+func (s *Shards) writeAbortMarker(ctx context.Context, p int32) error {
+	s.mu.Lock()
+	client := s.producer
+	s.mu.Unlock()
+	id := snapshotsID(p)
+	begin := kmsg.NewPtrInitProducerIDRequest()
+	begin.TransactionalID, begin.TransactionTimeoutMillis = &id, int32(time.Minute.Milliseconds())
+	begin.ProducerID, begin.ProducerEpoch = -1, -1
+	begun, err := begin.RequestWith(ctx, client)
+	if err == nil {
+		err = kerr.ErrorForCode(begun.ErrorCode)
+	}
+	if err != nil {
 		return err
 	}
-	r := &kgo.Record{Topic: eventlog.ShardSnapshots, Partition: w.partition, Key: []byte(markKey)}
-	return errors.Join(w.client.ProduceSync(ctx, r).FirstErr(), w.client.EndTransaction(ctx, kgo.TryAbort))
+	add := kmsg.NewPtrAddPartitionsToTxnRequest()
+	add.TransactionalID, add.ProducerID, add.ProducerEpoch = id, begun.ProducerID, begun.ProducerEpoch
+	topic := kmsg.NewAddPartitionsToTxnRequestTopic()
+	topic.Topic, topic.Partitions = eventlog.ShardSnapshots, []int32{p}
+	add.Topics = append(add.Topics, topic)
+	if _, err := add.RequestWith(ctx, client); err != nil {
+		return err
+	}
+	end := kmsg.NewPtrEndTxnRequest()
+	end.TransactionalID, end.ProducerID, end.ProducerEpoch = id, begun.ProducerID, begun.ProducerEpoch
+	ended, err := end.RequestWith(ctx, client)
+	if err == nil {
+		err = kerr.ErrorForCode(ended.ErrorCode)
+	}
+	return err
 }
+
+func snapshotsID(p int32) string { return fmt.Sprint("snapshots-", p) }
 
 // commit writes records in one transaction. After an error nothing more may be
 // written with this client.
