@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"syscall"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/alecthomas/kong"
 )
 
@@ -37,7 +38,27 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	tuneMemory()
 	os.Exit(run(ctx, os.Args[1:]))
+}
+
+// gcPercent lets the heap grow to four times of what is live before it is
+// collected: a command makes some kilobytes of garbage, and with the default of
+// 100 a quarter of the write side's work was collecting. memoryRatio is how much
+// of the machine's (or the container's) memory the process may have before
+// collecting goes before speed again.
+const (
+	gcPercent   = 300
+	memoryRatio = 0.6
+)
+
+// tuneMemory sets the collector, unless GOGC or GOMEMLIMIT say how.
+func tuneMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	_, _ = memlimit.Set(memlimit.WithRatio(memoryRatio), // without a limit where none can be known
+		memlimit.WithProvider(memlimit.ApplyFallback(memlimit.FromCgroup, memlimit.FromSystem)))
 }
 
 // run parses args and runs the command. It returns the exit code.
