@@ -53,7 +53,7 @@ const (
 	quiesceAgain       = time.Second           // by so much
 	snapshotWriteLimit = 30 * time.Second      // for one to be written, over which the claim ends
 	leaveLimit         = 2 * time.Second       // for the last one when the shard is handed over
-	markLimit          = 3 * time.Second       // for the next records of what is loaded, before the mark at its end
+	markLimit          = 10 * time.Second      // for the next records of what is loaded, before the mark at its end
 	snapshotChunk      = 5000                  // records of one transaction
 	readBytes          = 16 << 20              // of one fetch when a shard is opened
 )
