@@ -664,7 +664,7 @@ func TestABrokerIsKilledInTheMiddleOfASnapshot(t *testing.T) {
 			}
 			for n := range 2 {
 				l := newLone(t, cfg)
-				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
 				defer cancel()
 				sh, err := l.open(ctx, 0, true) // as an instance does it: again and again
 				for ; err != nil && ctx.Err() == nil; sh, err = l.open(ctx, 0, true) {

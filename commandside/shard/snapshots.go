@@ -54,7 +54,6 @@ const (
 	quiesceAgain  = time.Second           // by so much
 	commitLimit   = 30 * time.Second      // for one transaction, over which the claim ends
 	leaveLimit    = 2 * time.Second       // for the last one when the shard is handed over
-	markLimit     = 3 * time.Second       // for the next records of what is loaded, before the mark at its end
 	snapshotChunk = 5000                  // records of one transaction
 	readBytes     = 16 << 20              // of one fetch when a shard is opened
 )
@@ -115,13 +114,14 @@ func (w *snapshots) close() { w.client.Close() }
 // load reads what is there: the last record of each key, as of a mark of its own
 // (in a log with transactions and compaction the end is no record).
 func (w *snapshots) load(ctx context.Context) (map[string]*kgo.Record, error) {
-	mark := uuid.NewString()
-	if err := w.commit(ctx, []*kgo.Record{{Key: []byte(markKey), Value: []byte(mark)}}); err != nil {
+	mark := &kgo.Record{Key: []byte(markKey), Value: []byte(uuid.NewString())}
+	if err := w.commit(ctx, []*kgo.Record{mark}); err != nil {
 		return nil, fmt.Errorf("marking the snapshots of shard %d: %w", w.partition, err)
 	}
 	client, err := w.owner.Kafka.NewClient(
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{eventlog.ShardSnapshots: {w.partition: kgo.NewOffset().AtStart()}}),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.FetchMaxWait(100*time.Millisecond), kgo.FetchMaxPartitionBytes(readBytes),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
+		kgo.FetchMaxWait(100*time.Millisecond), kgo.FetchMaxPartitionBytes(readBytes),
 	)
 	if err != nil {
 		return nil, err
@@ -129,15 +129,9 @@ func (w *snapshots) load(ctx context.Context) (map[string]*kgo.Record, error) {
 	defer client.Close()
 	last := map[string]*kgo.Record{}
 	for {
-		pctx, cancel := context.WithTimeout(ctx, markLimit)
-		fetches := client.PollFetches(pctx)
-		hidden := pctx.Err() != nil
-		cancel()
+		fetches := client.PollFetches(ctx)
 		if err := ctx.Err(); err != nil {
 			return nil, err
-		}
-		if hidden {
-			return nil, errors.Join(errHidden, w.owner.writeAbortMarker(ctx, w.partition))
 		}
 		for _, fe := range fetches.Errors() {
 			return nil, fmt.Errorf("reading the snapshots of shard %d: %w", w.partition, fe.Err)
@@ -146,10 +140,11 @@ func (w *snapshots) load(ctx context.Context) (map[string]*kgo.Record, error) {
 			r := iter.Next()
 			key := string(r.Key)
 			switch {
-			case key == markKey:
-				if string(r.Value) == mark {
-					return last, nil
-				}
+			case r.Offset == mark.Offset:
+				return last, nil
+			case r.Offset > mark.Offset: // such as the marker that commits the mark
+				return nil, errors.Join(errHidden, w.owner.writeAbortMarker(ctx, w.partition))
+			case r.Attrs.IsControl() || key == markKey:
 			case r.Value == nil:
 				delete(last, key)
 			default:
