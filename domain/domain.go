@@ -161,7 +161,8 @@ const (
 	CurrencyMismatch      Code = "currency_mismatch"
 	PaymentNotRequested   Code = "payment_not_requested"    // captured money for an order that never asked: policies only
 	OrderClosedForPayment Code = "order_closed_for_payment" // MarkPaid refused: policies only
-	PaymentUnsettled      Code = "payment_unsettled"        // nothing to refund or resolve
+	MenuFull              Code = "menu_full"
+	PaymentUnsettled      Code = "payment_unsettled" // nothing to refund or resolve
 )
 
 // ValidID says whether s may be the id of a restaurant, rider, customer or

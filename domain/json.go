@@ -11,7 +11,8 @@ import (
 
 // A JSONWriter writes itself as encoding/json would, byte for byte, without its
 // reflection: what is written for every command is one. That it is the same is
-// held by tests, not by hand; whoever adds a field adds it in both.
+// held by tests, not by hand; whoever adds a field adds it in both. None is to be
+// embedded in a struct: that would be written as the embedded one alone.
 type JSONWriter interface {
 	WriteJSON(j *JSON)
 }

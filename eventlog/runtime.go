@@ -153,7 +153,7 @@ func (r *Runtime) Run(ctx context.Context, consumers ...Consumer) error {
 	s := &r.state
 	s.once.Do(func() {
 		s.metrics = newRuntimeMetrics(r)
-		s.breakers = &breakers{log: log, state: s.metrics.breakers, by: map[string]*gobreaker.TwoStepCircuitBreaker[struct{}]{}}
+		s.breakers = &breakers{state: s.metrics.breakers, by: map[string]*gobreaker.TwoStepCircuitBreaker[struct{}]{}}
 		if s.idleTx == 0 {
 			s.idleTx = idleInTransaction
 		}

@@ -2,7 +2,6 @@ package eventlog
 
 import (
 	"errors"
-	"log/slog"
 	"sync"
 	"time"
 
@@ -12,10 +11,10 @@ import (
 	"github.com/sony/gobreaker/v2"
 )
 
-// What a dependency's absence costs. Who needs it waits; while it is known to be
-// away, one at a time asks whether it is back, on behalf of all who wait, in
-// whichever lane, partition or consumer of the process. Who does not need it is
-// not held up.
+// What a dependency's absence costs. Who needs it waits. Of those who wait one at
+// a time asks whether it is back, on behalf of all, in whichever lane, partition
+// or consumer of the process; a fresh event's first try, and a parked one that is
+// due, find out for themselves. Who does not need it is not held up.
 const (
 	breakerTrips = 3                      // failures in a row, after which one at a time asks
 	breakerOpen  = 500 * time.Millisecond // between two such questions
@@ -57,7 +56,6 @@ func dependencyOf(err error) string {
 
 // breakers are those of a runtime, by dependency.
 type breakers struct {
-	log   *slog.Logger
 	state *prometheus.GaugeVec
 
 	mu sync.Mutex
@@ -71,6 +69,7 @@ func (b *breakers) of(dependency string) *gobreaker.TwoStepCircuitBreaker[struct
 	if cb == nil {
 		cb = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 			Name: dependency, MaxRequests: 1, Timeout: breakerOpen,
+			IsExcluded:  func(err error) bool { return errors.Is(err, errNotAsked) },
 			ReadyToTrip: func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= breakerTrips },
 			OnStateChange: func(name string, _, to gobreaker.State) {
 				b.state.WithLabelValues(name).Set(map[gobreaker.State]float64{gobreaker.StateHalfOpen: 1, gobreaker.StateOpen: 2}[to])
@@ -91,45 +90,58 @@ type absence struct {
 	asked      func(error) // tells the breaker what the present try came to; nil: it did not let it through
 }
 
+// errNotAsked gives a breaker's leave back.
+var errNotAsked = errors.New("not asked")
+
 // wait is called after each try that failed because something is away. It
-// returns when it is this lane's turn to try again, or errStopped.
-func (a *absence) wait(w *worker, err error) error {
+// returns when it is this lane's turn to try again, or errStopped. place takes
+// what the lane needs for that, without waiting; false: not now.
+func (a *absence) wait(w *worker, err error, place func() bool) error {
 	if a.w == nil {
-		a.w, a.dependency, a.backoff = w, dependencyOf(err), newBackoff(50*time.Millisecond, 2*time.Second)
+		a.w, a.backoff = w, newBackoff(50*time.Millisecond, 2*time.Second)
 		w.awaits(a)
 	}
 	w.awaiting(a, err)
-	if a.dependency == "" {
-		return w.sleep(a.backoff.NextBackOff())
+	if dependency := dependencyOf(err); dependency != a.dependency {
+		a.tell(nil) // what it waited for before has answered
+		a.dependency = dependency
 	}
-	cb := w.g.r.state.breakers.of(a.dependency)
-	if a.asked == nil { // the first try needed no leave; it tells all the same
-		a.asked, _ = cb.Allow()
+	if a.dependency != "" && a.asked == nil { // the first try needed no leave; it tells all the same
+		a.asked, _ = w.g.r.state.breakers.of(a.dependency).Allow()
 	}
+	a.tell(err)
+	for d := a.backoff.NextBackOff(); ; d = breakerPoll/2 + jitter(breakerPoll) {
+		if err := w.sleep(d); err != nil {
+			return err
+		}
+		if a.dependency != "" {
+			var closed error
+			if a.asked, closed = w.g.r.state.breakers.of(a.dependency).Allow(); closed != nil {
+				a.asked = nil
+				continue
+			}
+		}
+		if place() {
+			return nil
+		}
+		a.tell(errNotAsked) // whoever has a place may ask
+	}
+}
+
+// anyPlace is of who keeps its place while it waits.
+func anyPlace() bool { return true }
+
+// tell says to the breaker what the try that it allowed came to.
+func (a *absence) tell(err error) {
 	if a.asked != nil {
 		a.asked(err)
 		a.asked = nil
-	}
-	if err := w.sleep(a.backoff.NextBackOff()); err != nil {
-		return err
-	}
-	for {
-		var closed error
-		if a.asked, closed = cb.Allow(); closed == nil {
-			return nil
-		}
-		if err := w.sleep(breakerPoll/2 + jitter(breakerPoll)); err != nil {
-			return err
-		}
 	}
 }
 
 // over ends the wait, whatever the last try came to: the dependency answered.
 func (a *absence) over() {
-	if a.asked != nil {
-		a.asked(nil)
-		a.asked = nil
-	}
+	a.tell(nil)
 	if a.w != nil {
 		a.w.awaitsNoMore(a)
 		a.w = nil
@@ -138,10 +150,7 @@ func (a *absence) over() {
 
 // gaveUp ends the wait of a lane that was stopped: nothing is known.
 func (a *absence) gaveUp() {
-	if a.asked != nil {
-		a.asked(errStopped) // at worst one more question is asked
-		a.asked = nil
-	}
+	a.tell(errNotAsked)
 	a.over()
 }
 

@@ -242,10 +242,7 @@ func (w *worker) handle(i *item) (*parkedItem, error) {
 			return nil, errStopped
 		case isAway(err):
 			place.begin(w)
-			if err := away.wait(w, err); err != nil {
-				return nil, err
-			}
-			if err := place.resume(w); err != nil {
+			if err := away.wait(w, err, func() bool { return place.resume(w) }); err != nil {
 				return nil, err
 			}
 			continue
@@ -283,16 +280,13 @@ func (s *suspension) begin(w *worker) {
 	}
 }
 
-func (s *suspension) resume(w *worker) error {
+func (s *suspension) resume(w *worker) bool {
 	select {
 	case w.resumed <- struct{}{}:
 		s.resumed = true
-		return nil
-	case <-w.drain:
-		return errStopped
-	case <-w.ctx.Done():
-		return errStopped
+	default:
 	}
+	return s.resumed
 }
 
 func (s *suspension) end(w *worker) {

@@ -395,7 +395,7 @@ func (w *worker) insist(fn func() error) error {
 			away.over()
 			return err
 		}
-		if err := away.wait(w, err); err != nil {
+		if err := away.wait(w, err, anyPlace); err != nil {
 			away.gaveUp()
 			return err
 		}
@@ -789,7 +789,7 @@ func (w *worker) apply(items []*item, end Mark) error {
 		case w.ctx.Err() != nil:
 			return errStopped
 		case isAway(err):
-			if err := away.wait(w, err); err != nil {
+			if err := away.wait(w, err, anyPlace); err != nil {
 				return err
 			}
 			continue

@@ -88,7 +88,8 @@ func (l Layout) table() []topic {
 		// A body of 1 MiB with its headers, and not every body compresses.
 		{name: PaymentWebhooks, keep: 30 * day, maxByte: 2 << 20},
 		{name: Feed, keep: day, lossy: true},
-		{name: ShardSnapshots, compact: true, keep: forever, segment: 32 << 20},
+		// A restaurant with its whole menu is one record.
+		{name: ShardSnapshots, compact: true, keep: forever, segment: 32 << 20, maxByte: 8 << 20},
 		{name: ShardOwners, compact: true, keep: forever},
 	}
 	for _, s := range l.Consumers {
@@ -397,6 +398,9 @@ func (t topic) verify(l Layout, r TopicRow, c map[string]string) (problems []str
 	}
 	if r.Replication > 1 && r.MinInsync < 2 {
 		bad("has replication %d with min.insync.replicas=%d, so that one broker alone may acknowledge: set min.insync.replicas=2", r.Replication, r.MinInsync)
+	}
+	if n := number(c["max.message.bytes"], int64(t.maxByte)); n < int64(t.maxByte) {
+		bad("takes no batch above %d bytes: set max.message.bytes=%d", n, t.maxByte)
 	}
 	compacts, deletes := strings.Contains(r.CleanupPolicy, "compact"), strings.Contains(r.CleanupPolicy, "delete")
 	switch {

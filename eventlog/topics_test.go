@@ -164,10 +164,11 @@ func TestEnsureRefusesWhatWouldLoseEventsAndChangesNothing(t *testing.T) {
 		{"payments", 3, set("retention.ms", "604800000"), "topic payments deletes records after 168h0m0s: set retention.ms=-1"},
 		{"riders", 3, set("retention.ms", "-1", "retention.bytes", "1000000000"), "topic riders deletes records above 1000000000 bytes"},
 		{"restaurants", 4, set("retention.ms", "-1"), "topic restaurants has 4 partitions, not 3"},
-		{"payment-webhooks", 3, set("retention.ms", "3600000"), "topic payment-webhooks deletes records after 1h0m0s: set retention.ms=2592000000"},
-		{"shard-snapshots", 3, set("cleanup.policy", "delete"), "topic shard-snapshots has cleanup.policy=delete: set cleanup.policy=compact"},
+		{"payment-webhooks", 3, set("retention.ms", "3600000", "max.message.bytes", "2097152"), "topic payment-webhooks deletes records after 1h0m0s: set retention.ms=2592000000"},
+		{"shard-snapshots", 3, set("cleanup.policy", "delete", "max.message.bytes", "8388608"), "topic shard-snapshots has cleanup.policy=delete: set cleanup.policy=compact"},
 		{"shard-owners", 3, set("cleanup.policy", "compact", "unclean.leader.election.enable", "true"), "topic shard-owners allows unclean leader election"},
-		{"orders.orders.dlq", 3, set("retention.ms", "1000"), "topic orders.orders.dlq deletes records after 1s"},
+		{"orders.orders.dlq", 3, set("retention.ms", "1000", "max.message.bytes", "2097152"), "topic orders.orders.dlq deletes records after 1s"},
+		{"orders.orders.retry-5s", 3, set("retention.ms", "2592000000"), "topic orders.orders.retry-5s takes no batch above 1048588 bytes: set max.message.bytes=2097152"},
 	}
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
 		ctx := deadline(t, 2*time.Minute)

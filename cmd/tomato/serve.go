@@ -143,8 +143,8 @@ const stopLimit = 18 * time.Second
 // over, while this one still serves; httpStopLimit, how much requests under way
 // may take after that.
 const (
-	handOverLimit = 8 * time.Second
-	httpStopLimit = 6 * time.Second
+	handOverLimit = 5 * time.Second
+	httpStopLimit = 5 * time.Second
 )
 
 func (s *server) onStop(f func(context.Context) error) { s.stops = append(s.stops, f) }
@@ -485,8 +485,8 @@ func (s *server) serveCommands(api *httpapi.API, health *health) {
 	commandside.ShardRoutes(api, s.shards)
 	api.Router.Method(http.MethodPost, shard.CommandsPath, s.shards.Handler())
 	health.add("shards", func(context.Context) error {
-		if serving, assigned := s.shards.Serving(); serving < assigned {
-			return fmt.Errorf("%d of %d assigned shards are served", serving, assigned)
+		if unserved := s.shards.Unserved(); len(unserved) > 0 {
+			return fmt.Errorf("assigned shards %v are not served yet", unserved)
 		}
 		if away := s.shards.Unreachable(); len(away) > 0 {
 			return fmt.Errorf("nobody is known to serve shards %v", away)

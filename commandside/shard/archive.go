@@ -2,6 +2,8 @@ package shard
 
 import (
 	"time"
+
+	"tomato/domain/order"
 )
 
 // Closed orders keep their whole state for closedFor, in which commands on them
@@ -10,6 +12,17 @@ import (
 // theirs is still on its way or before an operator. Their ids, whose time is
 // inside, are refused as archived from then on; captured money that still comes
 // for them is PAYMENT_UNMATCHED under its own id.
+
+// retireAt is when a closed order is to be looked at next: to shrink, or to leave.
+func retireAt(o *order.State, archiveAfter time.Duration) time.Time {
+	switch {
+	case !o.Status.Closed():
+		return time.Time{}
+	case o.Items == nil: // it has shrunk
+		return o.ClosedAt.Add(archiveAfter)
+	}
+	return o.ClosedAt.Add(closedFor)
+}
 
 // retireAgain is when an order that cannot leave yet is looked at again.
 const retireAgain = time.Hour
@@ -51,7 +64,9 @@ func (a *aggregates) shrink(e *entry) {
 func (a *aggregates) leave(e *entry) {
 	delete(a.held[orders], e.id)
 	for _, scope := range e.keys {
-		delete(a.keys.known, scope) // whoever repeats is told that it is archived
+		if a.keys.known[scope].on == e {
+			delete(a.keys.known, scope) // whoever repeats is told that it is archived
+		}
 	}
 	for kind := orders; kind <= payments; kind++ {
 		if e.version(kind) > 0 {

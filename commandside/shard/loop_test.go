@@ -3,10 +3,12 @@ package shard
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/domain"
@@ -24,6 +26,7 @@ func newLoop(t testing.TB) *shard {
 		t.Fatal(err)
 	}
 	owner := &Shards{Config: Config{Partitions: 3, ArchiveAfter: 720 * time.Hour, SnapshotEvery: snapshotEvery}}
+	owner.metrics = &metrics{snapshots: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "snapshots"}, []string{"outcome"})}
 	s := owner.newShard(0, client)
 	s.snapshots = &snapshots{owner, 0, client}
 	return s
@@ -219,13 +222,11 @@ func TestADeposedShardGivesBackWhatIsVoid(t *testing.T) {
 	refused, deferred := newCall(Request{Topic: eventlog.Orders}), newCall(Request{Topic: eventlog.Orders})
 	landed := newCall(Request{Topic: eventlog.Riders})
 	l := &s.logs[orders]
-	l.inFlight = []*pending{{ordinal: 1, waiters: []*waiter{
-		{call: void, res: Result{Event: order.OrderPreparing{}}, left: 1},
-		{call: crossed, res: Result{Event: payment.PaymentRequested{}}, left: 2},
-	}}}
+	l.inFlight = []*pending{{ordinal: 1, own: waiter{call: void, res: Result{Event: order.OrderPreparing{}}, left: 2},
+		waiters: []*waiter{{call: crossed, res: Result{Event: payment.PaymentRequested{}}, left: 2}}}}
 	l.awaiting = []*waiter{{call: refused, err: domain.Refuse(domain.OrderNotPaid, ""), left: 1}}
 	l.deferred = []deferral{{1, deferred}}
-	s.logs[riders].inFlight = []*pending{{ordinal: 1, seq: 1, waiters: []*waiter{{call: landed, res: Result{Event: rider.Released{}}, left: 1}}}}
+	s.logs[riders].inFlight = []*pending{{ordinal: 1, seq: 1, own: waiter{call: landed, res: Result{Event: rider.Released{}}, left: 1}}}
 	s.depose(orders)
 	for _, c := range []*call{void, refused, deferred} {
 		if a := <-c.done; !errors.Is(a.err, errNotDecided) {
@@ -245,5 +246,30 @@ func TestADeposedShardGivesBackWhatIsVoid(t *testing.T) {
 	s.handle(late)
 	if a := <-late.done; !errors.Is(a.err, errNotDecided) {
 		t.Errorf("a command after it is answered %v", a.err)
+	}
+}
+
+// A key that has expired but was not forgotten yet was used again, for another
+// order: the new order did not have the key, so a repeat after a take-over placed
+// one more; or the old order had it still, and the repeat was answered with that.
+func TestAKeyUsedAgainBelongsToTheNewOrder(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	a := newAggregates()
+	scope := keyScope{1}
+	old, fresh := a.begin(orders, "old"), a.begin(orders, "new")
+	a.keys.add(old, scope, keyUse{status: 201, at: now.Add(-25 * time.Hour).UnixMilli()})
+	a.keys.add(old, keyScope{2}, keyUse{status: 200, at: now.Add(-24*time.Hour - time.Minute).UnixMilli()})
+	a.keys.add(fresh, scope, keyUse{status: 201, at: now.UnixMilli()})
+	if a.keys.textOf(old) == "" || strings.Contains(a.keys.textOf(old), keyUse{}.text(scope)[:8]) || !strings.Contains(a.keys.textOf(fresh), keyUse{}.text(scope)[:8]) {
+		t.Errorf("the old order has %q, the new one %q", a.keys.textOf(old), a.keys.textOf(fresh))
+	}
+	a.keys.forget(now)
+	if u := a.keys.known[scope]; u.on != fresh || len(a.keys.known) != 1 {
+		t.Errorf("after forgetting: %+v of %d", u, len(a.keys.known))
+	}
+	a.leave(old)
+	if a.keys.known[scope].on != fresh {
+		t.Error("the key left with the old order")
 	}
 }

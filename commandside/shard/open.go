@@ -24,6 +24,7 @@ type claimData struct {
 const (
 	readLimit  = 10 * time.Minute // for the replay of a shard's logs
 	claimLimit = 30 * time.Second // for a claim to be acknowledged
+	claimGap   = 1000             // records that may stand between what was read and the claim
 )
 
 // open takes shard p over: it fences the snapshots, loads them, reads the four
@@ -71,6 +72,13 @@ func (s *Shards) open(ctx context.Context, p int32, trust bool) (sh *shard, err 
 		sh.snapshots = snapshots
 		err = sh.read(rctx, saved, ends)
 	}
+	// The last owner goes on until the claim. What it has appended meanwhile is
+	// read first: behind the claim its commands would wait for that.
+	for gap := int64(claimGap); err == nil && gap >= claimGap; {
+		if ends, err = eventlog.EndOffsets(rctx, producer, eventlog.AggregateTopics[:]...); err == nil {
+			gap, err = sh.readOn(rctx, ends)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +100,7 @@ func (s *Shards) newShard(p int32, producer *kgo.Client) *shard {
 	sh := &shard{
 		owner: s, partition: p, producer: producer, log: s.Log,
 		queue: make(chan *call, queueLength), internal: make(chan func(time.Time), 64), closed: make(chan struct{}), ask: make(chan chan Status),
-		ackWake: make(chan struct{}, 1), written: make(chan error, 1), agg: newAggregates(), seenInterval: seenIntervalLo,
+		ackWake: make(chan struct{}, 1), written: make(chan error, 1), agg: newAggregates(), seenInterval: seenIntervalLo, quiesceFor: quiesceLeast,
 	}
 	for i, topic := range eventlog.AggregateTopics {
 		sh.logs[i] = partitionLog{topic: topic, lastOff: -1}
@@ -131,7 +139,11 @@ func (s *shard) read(ctx context.Context, saved map[string]*kgo.Record, ends map
 	return eventlog.Read(ctx, s.owner.Kafka, ranges, func(e *eventlog.Event) error {
 		p, ok := resumed[e.Topic]
 		if !ok {
-			return s.fold(e, now)
+			err := s.fold(e, now)
+			if at != nil && errors.Is(err, errCorrupt) {
+				err = fmt.Errorf("%w: %w", errForeignSnapshot, err) // if the log is, it will show
+			}
+			return err
 		}
 		// Who resumes reads the last record that counted again: is it the same?
 		if e.Offset != p.Offset || e.Term != p.Term || e.Seq != p.Seq {
@@ -145,6 +157,23 @@ func (s *shard) read(ctx context.Context, saved map[string]*kgo.Record, ends map
 	})
 }
 
+// readOn folds what stands between the end that is known and these ends, and
+// returns how much that was.
+func (s *shard) readOn(ctx context.Context, ends map[eventlog.TopicPartition]int64) (records int64, err error) {
+	now := time.Now()
+	ranges := map[eventlog.TopicPartition]eventlog.Range{}
+	for i := range s.logs {
+		l := &s.logs[i]
+		tp := eventlog.TopicPartition{Topic: l.topic, Partition: s.partition}
+		if end := ends[tp]; end > l.next { // a broker that leads no more may tell an older one
+			records += end - l.next
+			ranges[tp] = eventlog.Range{From: l.next, To: end}
+			l.next = end
+		}
+	}
+	return records, eventlog.Read(ctx, s.owner.Kafka, ranges, func(e *eventlog.Event) error { return s.fold(e, now) })
+}
+
 // fold takes one record of the log in, if it counts.
 func (s *shard) fold(e *eventlog.Event, now time.Time) error {
 	l := &s.logs[logOf(e.Topic)]
@@ -154,6 +183,7 @@ func (s *shard) fold(e *eventlog.Event, now time.Time) error {
 	}
 	l.lastOff = e.Offset
 	s.replayed++
+	s.sinceCut++
 	return s.agg.replay(e, now)
 }
 

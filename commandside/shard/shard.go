@@ -107,7 +107,7 @@ type partitionLog struct {
 	// awaiting are answers that rest on this log as it was when their command
 	// came in: the next append of anything confirms them.
 	awaiting []*waiter
-	void     bool       // another's claim counts: none of what was in flight does
+	lost     bool       // another's claim counts: none of what was in flight does
 	deferred []deferral // commands that wait for this log's own appends, as they came: each waits for those before it too
 }
 
@@ -148,9 +148,11 @@ type shard struct {
 	quiesceBy  time.Time  // no commands are taken until all appends are acknowledged, or this; zero: they are
 	written    chan error // the outcome of the one that is written
 	writing    bool
-	savedAt    time.Time   // of the last one that was kept
-	passing    atomic.Bool // another may take it over: it has fenced the snapshots then, or will
-	unkept     error       // why one was not kept while passing: none can be any more under this claim
+	savedAt    time.Time     // of the last one that was kept
+	quiesceFor time.Duration // how long appends may take to be acknowledged; doubled where they take longer
+	sinceCut   int           // records that count since the last one
+	passing    atomic.Bool   // another may take it over: it has fenced the snapshots then, or will
+	unkept     error         // why one was not kept while passing: none can be any more under this claim
 
 	agg          *aggregates
 	logs         [logCount]partitionLog
@@ -187,7 +189,7 @@ func (s *shard) serve(ctx context.Context) error {
 		select {
 		case c := <-queue:
 			s.handle(c)
-			for n := 0; n < 256 && s.failed == nil; n++ {
+			for n := 0; n < 256 && s.failed == nil && s.unacked() < maxInFlight; n++ {
 				select {
 				case c := <-queue:
 					s.handle(c)
@@ -234,53 +236,6 @@ func (s *shard) serve(ctx context.Context) error {
 	return s.failed
 }
 
-// quiesced takes the cut of a snapshot that is due once nothing is in flight,
-// and lets it be written while the loop goes on.
-func (s *shard) quiesced() {
-	if s.deposed != nil { // the state has what does not count
-		s.quiesceBy = time.Time{}
-	}
-	if s.quiesceBy.IsZero() {
-		return
-	}
-	now := time.Now()
-	switch {
-	case s.unacked() == 0:
-		c := s.cut(now)
-		s.owner.at(StepSnapshotCut, s.partition)
-		s.writing = true
-		go func() {
-			err := s.snapshots.write(context.Background(), c)
-			if err == nil {
-				s.owner.metrics.snapshotSeconds.Observe(time.Since(now).Seconds())
-				s.owner.at(StepSnapshotKept, s.partition)
-			}
-			s.written <- err
-		}()
-	case now.Before(s.quiesceBy):
-		return
-	default: // the broker is slow: commands go first
-		s.snapshotAt = now.Add(quiesceAgain)
-	}
-	s.quiesceBy = time.Time{}
-}
-
-func (s *shard) snapshotWritten(err error) {
-	s.writing = false
-	if err != nil && s.passing.Load() { // the next owner reads already; this one serves until it claims
-		s.unkept, s.snapshotAt = err, time.Now().Add(s.owner.SnapshotEvery)
-		return
-	}
-	if err != nil {
-		s.owner.metrics.snapshots.WithLabelValues("failed").Inc()
-		s.fail(fmt.Errorf("%w: %w", errSnapshot, err))
-		return
-	}
-	s.owner.metrics.snapshots.WithLabelValues("kept").Inc()
-	s.savedAt = time.Now().UTC()
-	s.snapshotAt = s.savedAt.Add(s.owner.SnapshotEvery)
-}
-
 func (s *shard) fail(err error) {
 	if s.failed == nil {
 		s.failed = err
@@ -302,17 +257,7 @@ func (s *shard) abandon() {
 	defer close(s.closed)
 	defer s.snapshots.close() // one that is being written is given up
 	for i := range s.logs {
-		l := &s.logs[i]
-		for _, p := range l.inFlight {
-			if p.own.call != nil {
-				s.abandonOne(&p.own)
-			}
-			s.abandonAll(p.waiters)
-		}
-		s.abandonAll(l.awaiting)
-		for _, d := range l.deferred {
-			d.call.reply(Result{}, errNotDecided)
-		}
+		s.giveUp(i, fmt.Errorf("%w: %w", ErrUnavailable, s.failed))
 	}
 	for {
 		select {
@@ -327,47 +272,48 @@ func (s *shard) abandon() {
 
 // depose gives back what is in flight in a log in which a higher claim counts: up
 // to the claim everything was read, so none of it counts or ever will, and the
-// next owner may decide it. An answer that only waited here for an append to
-// another log is not known: that append may count.
+// next owner may decide it. The shard ends when its other logs have settled.
 func (s *shard) depose(log int) {
+	s.giveUp(log, errNotDecided)
 	l := &s.logs[log]
-	for _, p := range l.inFlight {
-		for _, w := range p.waiters {
-			if w.res.Event == nil || logOf(w.call.req.Topic) == log {
-				w.call.reply(Result{}, errNotDecided)
-				continue
-			}
-			w.call.reply(Result{}, fmt.Errorf("%w: %w", ErrUnavailable, errDeposed))
-		}
-	}
-	for _, w := range l.awaiting {
-		w.call.reply(Result{}, errNotDecided)
-	}
-	for _, d := range l.deferred {
-		d.call.reply(Result{}, errNotDecided)
-	}
-	l.inFlight, l.awaiting, l.deferred, l.void = nil, nil, nil, true
+	l.inFlight, l.awaiting, l.deferred, l.lost = nil, nil, nil, true
 	s.deposed = errDeposed
 }
 
-func (s *shard) abandonAll(ws []*waiter) {
-	for _, w := range ws {
-		s.abandonOne(w)
+// giveUp answers all who wait for this log: with appended who has an append of
+// its own in flight here. Who only waits here for an append to another log may
+// see that one count; who has appended nothing may be decided by the next owner.
+func (s *shard) giveUp(log int, appended error) {
+	l := &s.logs[log]
+	behind := func(ws []*waiter) {
+		for _, w := range ws {
+			if w.res.Event == nil {
+				w.call.reply(Result{}, errNotDecided)
+			} else {
+				w.call.reply(Result{}, fmt.Errorf("%w: %w", ErrUnavailable, cmp.Or(s.failed, errDeposed)))
+			}
+		}
 	}
-}
-
-func (s *shard) abandonOne(w *waiter) {
-	if w.res.Event == nil {
-		w.call.reply(Result{}, errNotDecided)
-		return
+	for _, p := range l.inFlight {
+		if p.own.call != nil {
+			p.own.call.reply(Result{}, appended)
+		}
+		behind(p.waiters)
 	}
-	w.call.reply(Result{}, fmt.Errorf("%w: %w", ErrUnavailable, s.failed))
+	behind(l.awaiting)
+	for _, d := range l.deferred {
+		d.call.reply(Result{}, errNotDecided)
+	}
 }
 
 // arm sets the timer to what is due first.
 func (s *shard) arm(timer *time.Timer) {
 	at := time.Now().Add(time.Hour)
-	for _, t := range [...]time.Time{s.agg.due.next(), s.agg.closed.next(), s.seenAt, s.snapshotAt, s.quiesceBy} {
+	snapshotAt := s.snapshotAt
+	if s.writing { // it is set anew then
+		snapshotAt = time.Time{}
+	}
+	for _, t := range [...]time.Time{s.agg.due.next(), s.agg.closed.next(), s.seenAt, snapshotAt, s.quiesceBy} {
 		if !t.IsZero() && t.Before(at) {
 			at = t
 		}
@@ -379,17 +325,7 @@ func (s *shard) tick(now time.Time) {
 	if !s.seenAt.IsZero() && !now.Before(s.seenAt) {
 		s.appendSeen(now)
 	}
-	if !s.snapshotAt.IsZero() && !now.Before(s.snapshotAt) && !s.writing {
-		s.snapshotAt = time.Time{}
-		switch {
-		case s.deposed != nil || s.passing.Load() || len(s.agg.unsaved)+len(s.agg.gone) == 0:
-			s.snapshotAt = now.Add(s.owner.SnapshotEvery)
-		case s.unkept != nil:
-			s.fail(fmt.Errorf("%w: %w", errSnapshot, s.unkept))
-		default:
-			s.quiesceBy = now.Add(quiesceLimit)
-		}
-	}
+	s.snapshotDue(now)
 	for n := 0; n < 256; n++ {
 		d, ok := s.agg.due.pop(now)
 		if !ok {
@@ -858,7 +794,7 @@ func (s *shard) settle(ctx context.Context) {
 		}
 		l := &s.logs[a.log]
 		switch {
-		case l.void:
+		case l.lost:
 		case a.err != nil:
 			s.log.Error("append failed; the shard is claimed anew", "topic", l.topic, "partition", s.partition, "err", a.err)
 			s.owner.replaceProducer(s.producer)
@@ -885,6 +821,7 @@ func (s *shard) settled(l *partitionLog, offset int64) {
 	l.rule.Seq = p.seq
 	l.acked = p.ordinal
 	l.lastOff = offset
+	s.sinceCut++
 	if p.log == restaurants && p.own.call != nil { // orders are priced from it as soon as it counts
 		s.owner.Menus.learn(p.own.res.Restaurant)
 	}

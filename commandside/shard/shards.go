@@ -210,7 +210,7 @@ func (s *Shards) newProducer() (*kgo.Client, error) {
 		kgo.ProducerLinger(0),
 		kgo.ProduceRequestTimeout(3*time.Second), // then it is sent again, to whoever leads by now
 		kgo.StopProducerOnDataLossDetected(),
-		kgo.MaxBufferedRecords(int(s.Partitions)*(maxInFlight+1)), // never blocks the loops
+		kgo.MaxBufferedRecords(int(s.Partitions)*(maxInFlight+1024)), // never blocks the loops: deadlines and SEENs come on top
 		kgo.ProducerBatchCompression(kgo.NoCompression()),
 	)
 }
@@ -556,6 +556,20 @@ func (s *Shards) Serving() (serving, assigned int) {
 		}
 	}
 	return len(s.serving), assigned
+}
+
+// Unserved returns the shards that are assigned to this instance and not served
+// by it yet.
+func (s *Shards) Unserved() (out []int32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for p, a := range s.assigned {
+		if !a.leaving && s.serving[p] == nil {
+			out = append(out, p)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // Execute implements Executor: here where the shard is served, else at its

@@ -47,14 +47,17 @@ const (
 	hdrFold       = "fold"
 	hdrKeys       = "keys"
 	hdrDue        = "due"    // Unix milliseconds: the order's next deadline
-	hdrClosed     = "closed" // Unix milliseconds: when it closed
+	hdrRetire     = "retire" // Unix milliseconds: when a closed one is to shrink, or to leave
 
 	snapshotEvery = 10 * time.Second      // default: after the end of one, until the next
-	quiesceLimit  = 50 * time.Millisecond // for appends in flight, before a snapshot is put off
+	quiesceLeast  = 50 * time.Millisecond // for appends in flight, before a snapshot is put off
+	quiesceMost   = time.Second           // after it was put off some times
 	quiesceAgain  = time.Second           // by so much
 	commitLimit   = 30 * time.Second      // for one transaction, over which the claim ends
 	leaveLimit    = 2 * time.Second       // for the last one when the shard is handed over
 	snapshotChunk = 5000                  // records of one transaction
+	snapshotBytes = 8 << 20               // of one record at most: a restaurant with its whole menu; as the topic takes
+	keysSaved     = 20_000                // idempotency keys of one aggregate, the newest
 	readBytes     = 16 << 20              // of one fetch when a shard is opened
 )
 
@@ -97,7 +100,7 @@ func (s *Shards) openSnapshots(ctx context.Context, p int32) (*snapshots, error)
 	client, err := s.Kafka.NewClient(
 		kgo.TransactionalID(snapshotsID(p)), kgo.ConcurrentTransactionsBackoff(time.Millisecond),
 		kgo.TransactionTimeout(time.Minute), kgo.RequiredAcks(kgo.AllISRAcks()),
-		kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0),
+		kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0), kgo.ProducerBatchMaxBytes(snapshotBytes),
 	)
 	if err != nil {
 		return nil, err
@@ -143,7 +146,7 @@ func (w *snapshots) load(ctx context.Context) (map[string]*kgo.Record, error) {
 			case r.Offset == mark.Offset:
 				return last, nil
 			case r.Offset > mark.Offset: // such as the marker that commits the mark
-				return nil, errors.Join(errHidden, w.owner.writeAbortMarker(ctx, w.partition))
+				return nil, errors.Join(errHidden, w.writeAbortMarker(ctx))
 			case r.Attrs.IsControl() || key == markKey:
 			case r.Value == nil:
 				delete(last, key)
@@ -162,32 +165,32 @@ var errHidden = errors.New("the snapshots do not end where they are marked")
 // marker that says so: readers take what follows under this transactional id for
 // aborted, too, up to the next marker. It has no records: those would be one
 // more transaction for a marker to end. Of Apache Kafka nothing needs it.
-func (s *Shards) writeAbortMarker(ctx context.Context, p int32) error {
-	s.mu.Lock()
-	client := s.producer
-	s.mu.Unlock()
-	id := snapshotsID(p)
-	begin := kmsg.NewPtrInitProducerIDRequest()
-	begin.TransactionalID, begin.TransactionTimeoutMillis = &id, int32(time.Minute.Milliseconds())
-	begin.ProducerID, begin.ProducerEpoch = -1, -1
-	begun, err := begin.RequestWith(ctx, client)
-	if err == nil {
-		err = kerr.ErrorForCode(begun.ErrorCode)
-	}
+// It is written under this take-over's own id and epoch: a successor fences it.
+func (w *snapshots) writeAbortMarker(ctx context.Context) error {
+	id, epoch, err := w.client.ProducerID(ctx)
 	if err != nil {
 		return err
 	}
+	name := snapshotsID(w.partition)
 	add := kmsg.NewPtrAddPartitionsToTxnRequest()
-	add.TransactionalID, add.ProducerID, add.ProducerEpoch = id, begun.ProducerID, begun.ProducerEpoch
+	add.TransactionalID, add.ProducerID, add.ProducerEpoch = name, id, epoch
 	topic := kmsg.NewAddPartitionsToTxnRequestTopic()
-	topic.Topic, topic.Partitions = eventlog.ShardSnapshots, []int32{p}
+	topic.Topic, topic.Partitions = eventlog.ShardSnapshots, []int32{w.partition}
 	add.Topics = append(add.Topics, topic)
-	if _, err := add.RequestWith(ctx, client); err != nil {
+	added, err := add.RequestWith(ctx, w.client)
+	if err != nil {
 		return err
 	}
+	for _, t := range added.Topics {
+		for _, p := range t.Partitions {
+			if err := kerr.ErrorForCode(p.ErrorCode); err != nil {
+				return err
+			}
+		}
+	}
 	end := kmsg.NewPtrEndTxnRequest()
-	end.TransactionalID, end.ProducerID, end.ProducerEpoch = id, begun.ProducerID, begun.ProducerEpoch
-	ended, err := end.RequestWith(ctx, client)
+	end.TransactionalID, end.ProducerID, end.ProducerEpoch = name, id, epoch
+	ended, err := end.RequestWith(ctx, w.client)
 	if err == nil {
 		err = kerr.ErrorForCode(ended.ErrorCode)
 	}
@@ -215,34 +218,38 @@ func (w *snapshots) commit(ctx context.Context, records []*kgo.Record) error {
 }
 
 // restore puts what was loaded into the aggregates and returns how far it goes.
-// Where it cannot be used (there is none, or of another fold), the checkpoint is
-// nil and the aggregates are empty; what is in the topic and will not be
-// overwritten is then to be taken out.
+// Where there is no checkpoint, or anything is of another fold, that is nil, the
+// aggregates are empty, and what is in the topic and will not be overwritten is
+// to be taken out of it.
 func (a *aggregates) restore(last map[string]*kgo.Record, now time.Time) (*checkpoint, error) {
-	var at *checkpoint
-	if r := last[checkpointKey]; r != nil && headersOf(r).fold == foldVersion {
-		at = &checkpoint{}
-		if err := json.Unmarshal(r.Value, at); err != nil {
-			return nil, fmt.Errorf("the checkpoint of the snapshots is not readable: %w", err)
-		}
+	fits := last[checkpointKey] != nil
+	for name, r := range last { // a part of another fold's is no part of this
+		_, ok := parseRecordKey(name)
+		fits = fits && (!ok && name != checkpointKey || headersOf(r).fold == foldVersion)
 	}
-	if at != nil {
-		a.room(len(last) / 2) // an order and its payment are two records
-	}
-	for name, r := range last {
-		key, ok := parseRecordKey(name)
-		h := headersOf(r)
-		switch {
-		case !ok:
-		case at == nil || h.fold != foldVersion:
-			a.gone = append(a.gone, key)
-		default:
-			if err := a.restoreOne(key, r, h, now); err != nil {
-				return nil, fmt.Errorf("the snapshot of %s is not readable: %w", name, err)
+	if !fits {
+		for name := range last {
+			if key, ok := parseRecordKey(name); ok {
+				a.gone = append(a.gone, key)
 			}
 		}
+		return nil, nil
 	}
-	slices.SortFunc(a.keys.order, func(x, y keyScope) int { return cmp.Compare(a.keys.known[x].at, a.keys.known[y].at) })
+	at := &checkpoint{}
+	if err := json.Unmarshal(last[checkpointKey].Value, at); err != nil {
+		return nil, fmt.Errorf("%w: its checkpoint is not readable: %w", errForeignSnapshot, err)
+	}
+	a.room(len(last) / 2) // an order and its payment are two records
+	for name, r := range last {
+		key, ok := parseRecordKey(name)
+		if !ok {
+			continue
+		}
+		if err := a.restoreOne(key, r, headersOf(r), now); err != nil {
+			return nil, fmt.Errorf("%w: %s is not readable: %w", errForeignSnapshot, name, err)
+		}
+	}
+	slices.SortFunc(a.keys.order, func(x, y keyAge) int { return cmp.Compare(x.at, y.at) })
 	return at, nil
 }
 
@@ -272,8 +279,8 @@ func (a *aggregates) restoreOne(key recordKey, r *kgo.Record, h savedHeaders, no
 	if h.due > 0 {
 		a.due.push(time.UnixMilli(h.due), key.id)
 	}
-	if h.closed > 0 {
-		a.closed.push(time.UnixMilli(h.closed).Add(closedFor), key.id)
+	if h.retire > 0 {
+		a.closed.push(time.UnixMilli(h.retire), key.id)
 	}
 	for used := range strings.SplitSeq(h.keys, ",") {
 		scope, u, ok := parseKeyUse(used)
@@ -291,7 +298,7 @@ func (a *aggregates) restoreOne(key recordKey, r *kgo.Record, h savedHeaders, no
 // savedHeaders are a record's.
 type savedHeaders struct {
 	fold        int64 // -1: none
-	due, closed int64
+	due, retire int64
 	keys        string
 }
 
@@ -308,13 +315,80 @@ func headersOf(r *kgo.Record) savedHeaders {
 			number(&h.fold)
 		case hdrDue:
 			number(&h.due)
-		case hdrClosed:
-			number(&h.closed)
+		case hdrRetire:
+			number(&h.retire)
 		case hdrKeys:
 			h.keys = string(r.Headers[i].Value)
 		}
 	}
 	return h
+}
+
+// snapshotDue begins a snapshot whose time has come: no command is taken until
+// nothing is in flight. There is none where nothing has changed.
+func (s *shard) snapshotDue(now time.Time) {
+	if s.snapshotAt.IsZero() || now.Before(s.snapshotAt) || s.writing {
+		return
+	}
+	s.snapshotAt = time.Time{}
+	switch {
+	case s.deposed != nil, s.passing.Load(), len(s.agg.unsaved)+len(s.agg.gone) == 0 && s.sinceCut < snapshotChunk:
+		s.snapshotAt = now.Add(s.owner.SnapshotEvery)
+	case s.unkept != nil:
+		s.fail(fmt.Errorf("%w: %w", errSnapshot, s.unkept))
+	default:
+		s.quiesceBy = now.Add(s.quiesceFor)
+	}
+}
+
+// quiesced takes the cut of a snapshot that is due once nothing is in flight,
+// and lets it be written while the loop goes on.
+func (s *shard) quiesced() {
+	if s.deposed != nil { // the state has what does not count
+		s.quiesceBy = time.Time{}
+	}
+	if s.quiesceBy.IsZero() {
+		return
+	}
+	now := time.Now()
+	switch {
+	case s.unacked() == 0:
+		c := s.cut(now)
+		s.quiesceFor = quiesceLeast
+		s.owner.at(StepSnapshotCut, s.partition)
+		s.writing = true
+		go func() {
+			err := s.snapshots.write(context.Background(), c)
+			if err == nil {
+				s.owner.metrics.snapshotSeconds.Observe(time.Since(now).Seconds())
+				s.owner.at(StepSnapshotKept, s.partition)
+			}
+			s.written <- err
+		}()
+	case now.Before(s.quiesceBy):
+		return
+	default: // the broker is slow, and commands go first, but not for ever
+		s.owner.metrics.snapshots.WithLabelValues("put_off").Inc()
+		s.quiesceFor = min(2*s.quiesceFor, quiesceMost)
+		s.snapshotAt = now.Add(quiesceAgain)
+	}
+	s.quiesceBy = time.Time{}
+}
+
+func (s *shard) snapshotWritten(err error) {
+	s.writing = false
+	if err != nil && s.passing.Load() { // the next owner reads already; this one serves until it claims
+		s.unkept, s.snapshotAt = err, time.Now().Add(s.owner.SnapshotEvery)
+		return
+	}
+	if err != nil {
+		s.owner.metrics.snapshots.WithLabelValues("failed").Inc()
+		s.fail(fmt.Errorf("%w: %w", errSnapshot, err))
+		return
+	}
+	s.owner.metrics.snapshots.WithLabelValues("kept").Inc()
+	s.savedAt = time.Now().UTC()
+	s.snapshotAt = s.savedAt.Add(s.owner.SnapshotEvery)
 }
 
 // snapshot is what one is to hold: a cut of the shard's state.
@@ -352,16 +426,16 @@ func (s *shard) cut(now time.Time) *snapshot {
 			c.gone = append(c.gone, k)
 		}
 	}
-	s.agg.unsaved, s.agg.gone = nil, nil
+	s.agg.unsaved, s.agg.gone, s.sinceCut = nil, nil, 0
 	return c
 }
 
 // textOf is the header that keeps the keys used on e.
 func (m *keyMemory) textOf(e *entry) string {
 	var b strings.Builder
-	for _, scope := range e.keys {
-		u, ok := m.known[scope]
-		if !ok {
+	for _, scope := range e.keys[max(0, len(e.keys)-keysSaved):] {
+		u := m.known[scope]
+		if u.on != e { // forgotten, or used again for another
 			continue
 		}
 		if b.Len() > 0 {
@@ -398,7 +472,7 @@ func (w *snapshots) write(ctx context.Context, c *snapshot) error {
 			}
 			due, _ := o.NextDeadline()
 			at(hdrDue, due)
-			at(hdrClosed, o.ClosedAt)
+			at(hdrRetire, retireAt(o, w.owner.ArchiveAfter))
 		}
 		if records = append(records, r); len(records) == snapshotChunk {
 			if err := w.commit(ctx, records); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
 
 	"tomato/domain"
 	"tomato/domain/order"
@@ -379,6 +381,21 @@ func TestSnapshotsThatDoNotFitAreIgnored(t *testing.T) {
 			}
 			return rs
 		},
+		"a part of another fold": func(saved map[string]*kgo.Record) []*kgo.Record {
+			r := saved["restaurants/r1"] // as one that died in the middle of a snapshot left it
+			r.Headers = []kgo.RecordHeader{{Key: hdrFold, Value: []byte("9")}}
+			return []*kgo.Record{r}
+		},
+		"a record that is not readable": func(saved map[string]*kgo.Record) []*kgo.Record {
+			r := saved["restaurants/r1"]
+			r.Value = []byte("{")
+			return []*kgo.Record{r}
+		},
+		"a checkpoint that is not readable": func(saved map[string]*kgo.Record) []*kgo.Record {
+			r := saved[checkpointKey]
+			r.Value = []byte("{")
+			return []*kgo.Record{r}
+		},
 		"ahead of the log": func(saved map[string]*kgo.Record) []*kgo.Record {
 			r := saved[checkpointKey]
 			r.Value = []byte(strings.Replace(string(r.Value), `"offset":`, `"offset":1000`, 1))
@@ -467,6 +484,43 @@ func TestASnapshotThatIsNotReadableIsLeft(t *testing.T) {
 	if e, err := sh.agg.find(orders, id); err != nil || e == nil || e.order.Version == 0 || sh.replayed < 10 {
 		t.Fatalf("after %d events it has %+v, %v", sh.replayed, e, err)
 	}
+}
+
+// One restaurant could end the claims of its shard without end: its state was
+// larger than a batch may be, so no snapshot with it was ever kept.
+func TestTheLargestRestaurantIsSaved(t *testing.T) {
+	t.Parallel()
+	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
+		snapshotTopics(t, cfg)
+		a := newLone(t, cfg).serve()
+		a.must(eventlog.Restaurants, "r1", "", restaurant.Put{RestaurantID: "r1", Name: "R"})
+		set := func(n int) error {
+			// Text that does not compress, and doubles as JSON.
+			name := strings.Repeat("<", 100)
+			for len([]rune(name)) < 500 {
+				name += string(rune(0x4e00 + rand.N(20000)))
+			}
+			_, err := a.do(eventlog.Restaurants, "r1", fmt.Sprint("key", n), restaurant.SetMenuItem{Item: restaurant.MenuItem{ItemID: fmt.Sprint("item", n), Name: name, Price: domain.Money{Amount: 1, Currency: "INR"}}})
+			return err
+		}
+		var g errgroup.Group
+		g.SetLimit(64)
+		for n := range restaurant.MaxMenuItems {
+			g.Go(func() error { return set(n) })
+		}
+		if err := g.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		if err := set(restaurant.MaxMenuItems); domain.RefusedWith(err) != domain.MenuFull {
+			t.Errorf("one more: %v", err)
+		}
+		a.snapshotNow()
+		a.leave()
+		b := newLone(t, cfg).serve()
+		if res := b.must(eventlog.Restaurants, "r1", "", Look{}); len(res.Restaurant.Menu) != restaurant.MaxMenuItems || b.replayed != 0 {
+			t.Errorf("it has %d items, after %d events", len(res.Restaurant.Menu), b.replayed)
+		}
+	})
 }
 
 // A closed order shrinks after a day and leaves after ArchiveAfter, across

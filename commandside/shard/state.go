@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -240,6 +241,9 @@ func (a *aggregates) changed(kind int, e *entry) {
 	e.unsaved |= 1 << kind
 }
 
+// errCorrupt says that the log has what no owner can have written.
+var errCorrupt = errors.New("the log is corrupt")
+
 // replay folds an event that counts, unless a snapshot has it. It fails where
 // the log is corrupt: an event that cannot be read, or whose version is not the
 // next one.
@@ -265,7 +269,7 @@ func (a *aggregates) replay(e *eventlog.Event, now time.Time) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("%s/%d@%d (%s %s) is corrupt: %w", e.Topic, e.Partition, e.Offset, e.Type, e.Subject, err)
+		return fmt.Errorf("%w: %s/%d@%d (%s %s): %w", errCorrupt, e.Topic, e.Partition, e.Offset, e.Type, e.Subject, err)
 	}
 	if kind == orders && held.order.ClosedFor(now) > closedFor {
 		a.shrink(held) // at once: a long history is not held whole on the way
@@ -316,14 +320,19 @@ func (u keyUse) expired(now time.Time) bool {
 // events, which carry key and body hash, and from snapshots.
 type keyMemory struct {
 	known map[keyScope]keyUse
-	order []keyScope // oldest first, as far as one clock goes
+	order []keyAge // oldest first, as far as one clock goes
+}
+
+type keyAge struct {
+	scope keyScope
+	at    int64 // Unix milliseconds
 }
 
 func (m *keyMemory) add(e *entry, scope keyScope, u keyUse) {
-	if _, ok := m.known[scope]; !ok {
-		m.order = append(m.order, scope)
+	if old, ok := m.known[scope]; !ok || old.on != e || old.at != u.at { // an expired one may be used again, on another aggregate
+		m.order = append(m.order, keyAge{scope, u.at})
 		if len(e.keys) == cap(e.keys) { // what is forgotten makes room
-			e.keys = slices.DeleteFunc(e.keys, func(k keyScope) bool { _, ok := m.known[k]; return !ok })
+			e.keys = slices.DeleteFunc(e.keys, func(k keyScope) bool { return m.known[k].on != e })
 		}
 		e.keys = append(e.keys, scope)
 	}
@@ -333,8 +342,10 @@ func (m *keyMemory) add(e *entry, scope keyScope, u keyUse) {
 
 func (m *keyMemory) forget(now time.Time) {
 	n := 0
-	for n < len(m.order) && m.known[m.order[n]].expired(now) {
-		delete(m.known, m.order[n])
+	for n < len(m.order) && (keyUse{at: m.order[n].at}).expired(now) {
+		if k := m.order[n]; m.known[k.scope].at == k.at { // else it was used again
+			delete(m.known, k.scope)
+		}
 		n++
 	}
 	m.order = m.order[n:]

@@ -226,6 +226,9 @@ func Evolve(s State, e Event, at time.Time) State {
 	return s
 }
 
+// MaxMenuItems bounds a menu. A restaurant is kept, and read, as one.
+const MaxMenuItems = 1000
+
 // Decide returns the event that the command makes of the restaurant, nil where
 // it is already so, or a *domain.Refusal.
 func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
@@ -253,8 +256,12 @@ func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 		}
 		return Closed{RestaurantID: s.ID}, nil
 	case SetMenuItem:
-		if old, ok := s.Menu[c.Item.ItemID]; ok && old == c.Item {
+		old, ok := s.Menu[c.Item.ItemID]
+		switch {
+		case ok && old == c.Item:
 			return nil, nil
+		case !ok && len(s.Menu) >= MaxMenuItems:
+			return nil, domain.Refuse(domain.MenuFull, "a menu has at most %d items: remove one first", MaxMenuItems)
 		}
 		return MenuItemSet{RestaurantID: s.ID, Item: c.Item}, nil
 	case RemoveMenuItem:
