@@ -21,7 +21,8 @@ var ErrInUse = errors.New("in use by another process")
 // TCP port and keeps its topics, groups and producers in a directory. Each
 // acknowledged batch has been written to the operating system, so that it
 // outlives a kill of the process; a power cut may take what the page cache
-// held, as with Apache Kafka's own defaults on one broker. It is for trying out,
+// held, as with Apache Kafka's own defaults on one broker. A batch that was under
+// way at a kill may stand twice afterwards, which the reader rule sees. It is for trying out,
 // development and tests; it has one copy of everything and one loop that serves all.
 type Broker struct {
 	cluster *kfake.Cluster
