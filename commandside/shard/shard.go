@@ -711,10 +711,10 @@ func (s *shard) produce(kind int, e *eventlog.Event, now time.Time, own waiter) 
 	p := &pending{log: kind, ordinal: l.ordinal, seq: l.seq, at: now, own: own, waiters: l.awaiting}
 	l.awaiting = nil
 	l.inFlight = append(l.inFlight, p)
-	s.producer.Produce(context.Background(), e.NewRecord(l.topic, s.partition), func(r *kgo.Record, err error) {
+	s.owner.outbox.put(outgoing{s.producer, e.NewRecord(l.topic, s.partition), func(r *kgo.Record, err error) {
 		s.owner.at(StepAppendLanded, s.partition)
 		s.acknowledge(ack{p.log, p.ordinal, r.Offset, err})
-	})
+	}})
 	s.owner.at(StepAppendSent, s.partition)
 	s.rearmSeen(now)
 	return &p.own

@@ -117,6 +117,7 @@ type Shards struct {
 	source  string
 	metrics *metrics
 	owners  *owners
+	outbox  *outbox
 	http    *http.Client // to other instances
 
 	mu       sync.Mutex
@@ -197,6 +198,7 @@ func NewShards(cfg Config) (*Shards, error) {
 	if s.producer, err = s.newProducer(); err != nil {
 		return nil, err
 	}
+	s.outbox = newOutbox()
 	return s, nil
 }
 
@@ -250,6 +252,7 @@ func (s *Shards) closeProducer() {
 	s.stopped = true
 	producer := s.producer
 	s.mu.Unlock()
+	s.outbox.close()
 	producer.Close()
 }
 
