@@ -28,10 +28,18 @@ type DeadLetters struct {
 // many they are.
 const ConfirmAbove = 100
 
+// What a replay may be held to, per second. So the last of a hundred letters is
+// due within some minutes, and not when nobody remembers that it was replayed.
+const (
+	MinReplayRate = 0.1
+	MaxReplayRate = 100_000
+)
+
 // Errors of DeadLetters that are the caller's.
 var (
 	ErrNoDeadLetter  = errors.New("no such dead letter")
 	ErrInvalidCursor = errors.New("not a cursor that this service made")
+	ErrReplayRate    = fmt.Errorf("the rate of a replay is %v to %v per second, or 0: all at once", MinReplayRate, MaxReplayRate)
 	ErrSelection     = errors.New("select dead letters of one consumer by exactly one of ids, key, class and all")
 )
 
@@ -203,6 +211,9 @@ func (l *DeadLetters) Replay(ctx context.Context, r ReplayRequest) (ReplayResult
 	}
 	if selectors != 1 || r.Consumer == "" {
 		return ReplayResult{}, ErrSelection
+	}
+	if rate := r.RatePerSecond; rate != 0 && !(rate >= MinReplayRate && rate <= MaxReplayRate) { // NaN is neither
+		return ReplayResult{}, ErrReplayRate
 	}
 	var res ReplayResult
 	err := pgx.BeginFunc(ctx, l.DB, func(tx pgx.Tx) error {

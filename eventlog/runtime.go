@@ -83,7 +83,8 @@ const (
 	endsInterval      = time.Second
 	maxQueueBytes     = 4 << 20 // per partition, before fetching pauses
 	readTimeout       = 5 * time.Second
-	awayTellFirst     = 2 * time.Second // how long something is away before it is logged, and then how often
+	takeTimeout       = 15 * time.Second // for taking checkpoints: longer than Postgres leaves them to a process that is stopped
+	awayTellFirst     = 2 * time.Second  // how long something is away before it is logged, and then how often
 	awayTellEvery     = 10 * time.Second
 	awayStopped       = 30 * time.Second // and before it counts as standing still
 )
@@ -101,6 +102,15 @@ type runtimeState struct {
 	idleTx  time.Duration
 	tools   time.Duration
 	abandon chan struct{} // closed: end as if the process were killed
+	still   time.Duration // instead of all times after which something counts as standing still
+}
+
+// stillAfter is d, but in tests.
+func (r *Runtime) stillAfter(d time.Duration) time.Duration {
+	if r.state.still > 0 {
+		return r.state.still
+	}
+	return d
 }
 
 func (c Consumer) withDefaults() (Consumer, error) {
@@ -434,6 +444,8 @@ func (s *session) assigned(ctx context.Context, offsets map[string]map[int32]kgo
 
 // take takes the checkpoints and makes the workers, not yet running.
 func (g *group) take(ctx context.Context, s *session, tps []TopicPartition) ([]*worker, error) {
+	ctx, cancel := context.WithTimeout(ctx, g.r.stillAfter(takeTimeout))
+	defer cancel()
 	starts, err := g.adm.ListStartOffsets(ctx, g.c.Topics...)
 	if err == nil {
 		err = starts.Error()

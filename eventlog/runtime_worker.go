@@ -59,6 +59,7 @@ type worker struct {
 
 	hasParked atomic.Bool // so that an operator may have changed a row
 	heartbeat atomic.Int64
+	calling   atomic.Int64 // since when the longest call of an Each handler is under way, Unix nanoseconds; 0: none is
 
 	// Of the goroutine that runs run, and nobody else.
 	read   Mark // handed out up to here
@@ -82,10 +83,12 @@ func (w *worker) beat() { w.heartbeat.Store(time.Now().UnixNano()) }
 
 func (w *worker) run() {
 	defer close(w.done)
-	var err error
-	if w.g.c.Each != nil {
+	err := w.keepAll()
+	switch {
+	case err != nil:
+	case w.g.c.Each != nil:
 		err = w.runEach()
-	} else {
+	default:
 		err = w.runBatches()
 	}
 	if err != nil && !errors.Is(err, errStopped) && w.ctx.Err() == nil {
@@ -588,6 +591,9 @@ func (w *worker) tryParked(it parkedItem) (parkedItem, bool, error) {
 			if err := w.cp.hold(w.ctx, tx); err != nil {
 				return err
 			}
+			// Each try begins at the row's rev: one that was rolled back has not
+			// raised it, and the failed attempt would be taken for unknown.
+			next.rev = it.rev
 			ok, err := updateParked(w.ctx, tx, &next)
 			if err == nil && !ok {
 				err = errStale
@@ -643,6 +649,20 @@ func (w *worker) settle(it *parkedItem, now parkedItem, gone bool) error {
 	return nil
 }
 
+// keepAll does what an earlier owner may not have come to: a record died, and
+// its crash was before all that queues behind it had been copied.
+func (w *worker) keepAll() error {
+	if IsAggregate(w.cp.Topic) {
+		return nil
+	}
+	for _, key := range w.parked.deadKeys() {
+		if err := w.keepFollowers(key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // keepFollowers copies what queues behind a record that just died, where the
 // source topic does not keep it for ever.
 func (w *worker) keepFollowers(key string) error {
@@ -650,6 +670,7 @@ func (w *worker) keepFollowers(key string) error {
 		if f.copyOffset >= 0 {
 			continue
 		}
+		w.beat()
 		var rec *kgo.Record
 		err := w.insist(func() (err error) {
 			it := w.parked.snapshot(f)
@@ -674,9 +695,10 @@ func (w *worker) keepFollowers(key string) error {
 				if err := w.cp.hold(w.ctx, tx); err != nil {
 					return err
 				}
+				next.rev = f.rev
 				// A row that an operator changed meanwhile keeps the older copy.
 				_, err := updateParked(w.ctx, tx, &next)
-				return err
+				return ownWork(err)
 			})
 		})
 		if err != nil {
