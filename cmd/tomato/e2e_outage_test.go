@@ -26,6 +26,7 @@ import (
 	"tomato/domain"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
+	"tomato/migrations/cluster"
 )
 
 // outage is how long something is away in these tests: 10 s, or TOMATO_OUTAGE.
@@ -245,7 +246,8 @@ func TestWhatIsAwayIsWaitedFor(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "postgres")
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	pg, away := startPostgres(t, ctx, dir), outage(t)
+	startDatabase := func() *cluster.Cluster { return startPostgres(t, ctx, dir) } // until the whole test ends
+	pg, away := startDatabase(), outage(t)
 	vendor := razorpay(t)
 	a := newTownOn(t, eventlogtest.Embedded(t), pg.URL(), "--offer-ttl", "10m", "--partitions", "1")
 	a.cmd.KeyID, a.cmd.KeySecret, a.cmd.gatewayURL = "rzp_test", "secret", "http://"+vendor.addr
@@ -283,7 +285,7 @@ func TestWhatIsAwayIsWaitedFor(t *testing.T) {
 				t.Error(x.fault())
 			}
 		}
-		startPostgres(t, ctx, dir)
+		startDatabase()
 		for _, id := range orders {
 			a.awaitEvent(eventlog.Orders, id, "ORDER_PAID", 1)
 		}
