@@ -266,7 +266,7 @@ func (w *worker) toFlush(now time.Time) (Mark, bool) {
 	if w.pos.Next == w.cp.Next {
 		return Mark{}, false
 	}
-	if w.g.c.Each == nil && !now.IsZero() && now.Sub(w.dirty) < quietFlush {
+	if w.g.c.Rows != nil && !now.IsZero() && now.Sub(w.dirty) < quietFlush {
 		return Mark{}, false // a batch that is coming will move it
 	}
 	return w.pos, true
@@ -864,7 +864,12 @@ func (w *worker) attempt(items []*item, end Mark) error {
 	if len(events) == 0 {
 		apply = nil
 	}
-	if err := w.commit(end, rows, apply, events); err != nil {
+	if w.g.c.Batch != nil && len(rows) == 0 {
+		// The effect has happened; that it is known may come a little later, in
+		// one statement for all partitions. A batch that waited for a commit of its
+		// own would be several times as slow as its handler.
+		w.at(end)
+	} else if err := w.commit(end, rows, apply, events); err != nil {
 		return err
 	}
 	w.g.r.state.metrics.handled(w.g.c.Name, len(events))
