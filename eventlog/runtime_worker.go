@@ -297,7 +297,8 @@ type item struct {
 func (w *worker) scan(recs []*kgo.Record) ([]*item, error) {
 	aggregate := IsAggregate(w.cp.Topic)
 	items := make([]*item, 0, len(recs))
-	for _, r := range recs {
+	room := make([]item, len(recs)) // for all of them: they come and go together
+	for n, r := range recs {
 		if r.Offset < w.read.Next {
 			continue
 		}
@@ -327,7 +328,11 @@ func (w *worker) scan(recs []*kgo.Record) ([]*item, error) {
 		if w.parked.has(r.Offset) {
 			continue // parked before a crash, ahead of the checkpoint
 		}
-		it := &item{before: before, event: e, key: string(r.Key)}
+		it := &room[n]
+		it.before, it.event, it.key = before, e, e.Subject
+		if string(r.Key) != it.key { // of no event, or of an inbox record
+			it.key = string(r.Key)
+		}
 		if bad != nil {
 			it.bad = decodeError{bad}
 		}
