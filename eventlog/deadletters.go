@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -40,6 +41,7 @@ var (
 	ErrNoDeadLetter  = errors.New("no such dead letter")
 	ErrInvalidCursor = errors.New("not a cursor that this service made")
 	ErrReplayRate    = fmt.Errorf("the rate of a replay is %v to %v per second, or 0: all at once", MinReplayRate, MaxReplayRate)
+	ErrNoReason      = errors.New("a dead letter is not discarded without a reason: it is all that is left to tell why")
 	ErrSelection     = errors.New("select dead letters of one consumer by exactly one of ids, key, class and all")
 )
 
@@ -254,8 +256,12 @@ func (l *DeadLetters) Replay(ctx context.Context, r ReplayRequest) (ReplayResult
 }
 
 // Discard gives one dead letter up for good; what queues behind it follows. It
-// fails with ErrNoDeadLetter when id is not dead (any more).
+// fails with ErrNoDeadLetter when id is not dead (any more), and with ErrNoReason
+// without one.
 func (l *DeadLetters) Discard(ctx context.Context, id int64, reason, who string) error {
+	if strings.TrimSpace(reason) == "" {
+		return ErrNoReason
+	}
 	err := pgx.BeginFunc(ctx, l.DB, func(tx pgx.Tx) error {
 		letters, err := l.lock(ctx, tx, `id = $1`, id)
 		if err != nil {

@@ -290,3 +290,90 @@ func TestWhatStandsStillIsNamed(t *testing.T) {
 	close(release)
 	eventually(t, "who hung is well", well("hangs", hangs))
 }
+
+// The row of what failed and the position behind it are one transaction, or the
+// row comes first: where it cannot be written, the position stays before the
+// record, whatever crashes then.
+func TestNoPositionPassesWhatIsNotParked(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, eventlogtest.Embedded(t), everyKind("row")...)
+	b.exec(appliedTable)
+	b.exec(`CREATE FUNCTION full_up() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no room'; END $$`)
+	b.exec(`CREATE TRIGGER full_up BEFORE INSERT ON tomato.parked FOR EACH ROW EXECUTE FUNCTION full_up()`)
+	b.produce(b.event(eventlog.Orders, "k", "T")...)
+	bad := b.produce(b.event(eventlog.Orders, "k", "T")...)
+	b.produce(b.event(eventlog.Orders, "k", "T")...)
+	kind := []string{"Rows", "Each", "Batch"}
+	runtimes := map[string]*eventlog.Runtime{}
+	for _, k := range kind {
+		c := kinds("", func(e eventlog.Event) error {
+			if e.Version == 2 {
+				return eventlog.Poison(errors.New("no"))
+			}
+			return nil
+		})[k]
+		c.Name, c.Topics, c.MaxBatch = "row"+k, []string{eventlog.Orders}, 1
+		runtimes[k] = b.runtime()
+		start(t, runtimes[k], c)
+	}
+	for _, k := range kind {
+		eventually(t, k+" cannot park it, and says so", func() bool {
+			return strings.Contains(strings.Join(runtimes[k].Stopped("row"+k), ""), "no room")
+		})
+		if n := query[int64](b, `SELECT max(next_offset) FROM tomato.checkpoints WHERE consumer = $1`, "row"+k); n > bad {
+			t.Errorf("%s: position %d, behind %d, which is nowhere", k, n, bad)
+		}
+	}
+	b.exec(`DROP TRIGGER full_up ON tomato.parked`)
+	for _, k := range kind {
+		eventually(t, k+" parks it and what follows", func() bool {
+			return query[int](b, `SELECT count(*) FROM tomato.parked WHERE consumer = $1`, "row"+k) == 2 &&
+				query[int64](b, `SELECT max(next_offset) FROM tomato.checkpoints WHERE consumer = $1`, "row"+k) == bad+2
+		}, b.state)
+	}
+}
+
+// A replay is of one consumer, whoever else has failed on the same events; and
+// nothing is discarded without a reason.
+func TestToolsTouchOneConsumerAndWantAReason(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, eventlogtest.Embedded(t), everyKind("tool")...)
+	b.exec(appliedTable)
+	var fixed atomic.Bool
+	for _, k := range []string{"Each", "Batch"} {
+		c := kinds("", func(eventlog.Event) error {
+			if fixed.Load() {
+				return nil
+			}
+			return eventlog.Poison(errors.New("no"))
+		})[k]
+		c.Name, c.Topics = "tool"+k, []string{eventlog.Orders}
+		start(t, b.runtime(), c)
+	}
+	for k := range 5 {
+		b.produce(b.event(eventlog.Orders, fmt.Sprint("k", k), "T")...)
+	}
+	left := func(consumer string) int {
+		return query[int](b, `SELECT count(*) FROM tomato.parked WHERE consumer = $1 AND state = 'dead' AND replays = 0`, consumer)
+	}
+	eventually(t, "dead for both", func() bool { return left("toolEach") == 5 && left("toolBatch") == 5 })
+	tools := &eventlog.DeadLetters{DB: b.db, Kafka: b.cfg}
+	for _, reason := range []string{"", " \t"} {
+		if err := tools.Discard(t.Context(), query[int64](b, `SELECT min(id) FROM tomato.parked`), reason, "test"); !errors.Is(err, eventlog.ErrNoReason) {
+			t.Errorf("reason %q: %v", reason, err)
+		}
+	}
+	fixed.Store(true)
+	for _, r := range []eventlog.ReplayRequest{{Key: "k0"}, {Class: "poison"}, {All: true}} {
+		r.Consumer, r.Who = "toolEach", "test"
+		if _, err := tools.Replay(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "replayed", func() bool {
+		return query[int](b, `SELECT count(*) FROM tomato.parked WHERE consumer = 'toolEach'`) == 0
+	})
+	if n := left("toolBatch"); n != 5 {
+		t.Errorf("the other consumer has %d of its 5 dead letters", n)
+	}
+}

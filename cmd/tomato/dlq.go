@@ -128,7 +128,11 @@ type dlqDiscardCmd struct {
 
 func (c dlqDiscardCmd) Run(ctx context.Context) error {
 	return c.withLetters(ctx, func(l *eventlog.DeadLetters) error {
-		if err := l.Discard(ctx, c.ID, c.Reason, operator()); err != nil {
+		err := l.Discard(ctx, c.ID, c.Reason, operator())
+		if errors.Is(err, eventlog.ErrNoReason) {
+			return usageError{err}
+		}
+		if err != nil {
 			return err
 		}
 		fmt.Println("discarded", c.ID)
