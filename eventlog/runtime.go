@@ -23,10 +23,12 @@
 //
 // Handling. Rows: one transaction has the checkpoint's move, the parked rows and
 // the handler's rows, so an event takes effect once. Batch: effect, then parked
-// rows and checkpoint. Each: keys run beside each other, a key's events one after
-// the other; a parked row is written before its record counts as done, and the
-// checkpoint follows the oldest record that is not done. Where an effect comes
-// before the checkpoint it may be repeated after a crash, in the same order.
+// rows and checkpoint in one transaction; where nothing was parked, the checkpoint
+// follows with those of the other partitions, some tens of milliseconds later.
+// Each: keys run beside each other, a key's events one after the other; a parked
+// row is written before its record counts as done, and the checkpoint follows the
+// oldest record that is not done. Where an effect comes before the checkpoint it
+// may be repeated after a crash, in the same order.
 //
 // Failures. A batch that fails is halved until the event stands alone. Alone,
 // it is tried a few times in place; then its copy, with the reasons as headers,
