@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 
 	"tomato/commandside/shard"
@@ -50,6 +51,18 @@ type dispatch struct {
 
 // errSearching says that an order's next wave is being searched for.
 var errSearching = errors.New("an order near the rider is about to be offered")
+
+// unread is the error of a read model that a policy needs. One that is behind, or
+// cannot be reached, is away. What Postgres answered is an answer: the runtime
+// knows those that are absences; the others are failures, and waiting for them
+// would hold all orders up for ever.
+func unread(err error) error {
+	var answer *pgconn.PgError
+	if errors.As(err, &answer) {
+		return err
+	}
+	return eventlog.Away(err)
+}
 
 // errBehind says that a shard's answer is older than the event it was asked about.
 var errBehind = errors.New("the shard has not seen the event yet")
@@ -174,7 +187,7 @@ func (d *dispatch) searchFor(ctx context.Context, orders map[string]eventlog.Eve
 		}
 		found, err := d.Search.Nearest(ctx, searches, d.PositionMaxAge, after)
 		if err != nil {
-			return eventlog.Away(err)
+			return unread(err)
 		}
 		var wider []*want
 		g, gctx := errgroup.WithContext(ctx)
@@ -239,7 +252,7 @@ func (d *dispatch) wake(ctx context.Context, woken map[string]eventlog.Event, af
 	}
 	waiting, err := d.Search.Waiting(ctx, ids, d.OfferRadii, d.PositionMaxAge, after)
 	if err != nil {
-		return eventlog.Away(err)
+		return unread(err)
 	}
 	riders := map[string][]Candidate{}
 	cause := map[string]eventlog.Event{}

@@ -232,8 +232,10 @@ func (s *Side) orderOf(ctx context.Context, gatewayOrderID string) (orderID stri
 		return "", false, nil
 	}
 	// An index that is behind, or away, is no attempt: it must not cost a webhook its tries.
-	if orderID, known, err = s.GatewayOrders.OrderOf(ctx, gatewayOrderID, nil); err != nil || known {
-		return orderID, known, eventlog.Away(err)
+	if orderID, known, err = s.GatewayOrders.OrderOf(ctx, gatewayOrderID, nil); err != nil {
+		return "", false, unread(err)
+	} else if known {
+		return orderID, true, nil
 	}
 	ends, err := kadm.NewClient(s.Producer).ListEndOffsets(ctx, eventlog.Payments)
 	if err == nil {
@@ -248,8 +250,10 @@ func (s *Side) orderOf(ctx context.Context, gatewayOrderID string) (orderID stri
 			after.Add(o.Topic, o.Partition, o.Offset-1)
 		}
 	})
-	if orderID, known, err = s.GatewayOrders.OrderOf(ctx, gatewayOrderID, after); err != nil || known {
-		return orderID, known, eventlog.Away(err)
+	if orderID, known, err = s.GatewayOrders.OrderOf(ctx, gatewayOrderID, after); err != nil {
+		return "", false, unread(err)
+	} else if known {
+		return orderID, true, nil
 	}
 	receipt, err := s.Gateway.Order(ctx, gatewayOrderID)
 	if errors.Is(err, gateway.ErrUnknown) || errors.Is(err, gateway.ErrRefused) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -28,10 +29,19 @@ type DeadLetters struct {
 // many they are.
 const ConfirmAbove = 100
 
+// What a replay may be held to, per second. So the last of a hundred letters is
+// due within some minutes, and not when nobody remembers that it was replayed.
+const (
+	MinReplayRate = 0.1
+	MaxReplayRate = 100_000
+)
+
 // Errors of DeadLetters that are the caller's.
 var (
 	ErrNoDeadLetter  = errors.New("no such dead letter")
 	ErrInvalidCursor = errors.New("not a cursor that this service made")
+	ErrReplayRate    = fmt.Errorf("the rate of a replay is %v to %v per second, or 0: all at once", MinReplayRate, MaxReplayRate)
+	ErrNoReason      = errors.New("a dead letter is not discarded without a reason: it is all that is left to tell why")
 	ErrSelection     = errors.New("select dead letters of one consumer by exactly one of ids, key, class and all")
 )
 
@@ -204,6 +214,9 @@ func (l *DeadLetters) Replay(ctx context.Context, r ReplayRequest) (ReplayResult
 	if selectors != 1 || r.Consumer == "" {
 		return ReplayResult{}, ErrSelection
 	}
+	if rate := r.RatePerSecond; rate != 0 && !(rate >= MinReplayRate && rate <= MaxReplayRate) { // NaN is neither
+		return ReplayResult{}, ErrReplayRate
+	}
 	var res ReplayResult
 	err := pgx.BeginFunc(ctx, l.DB, func(tx pgx.Tx) error {
 		res = ReplayResult{}
@@ -243,8 +256,12 @@ func (l *DeadLetters) Replay(ctx context.Context, r ReplayRequest) (ReplayResult
 }
 
 // Discard gives one dead letter up for good; what queues behind it follows. It
-// fails with ErrNoDeadLetter when id is not dead (any more).
+// fails with ErrNoDeadLetter when id is not dead (any more), and with ErrNoReason
+// without one.
 func (l *DeadLetters) Discard(ctx context.Context, id int64, reason, who string) error {
+	if strings.TrimSpace(reason) == "" {
+		return ErrNoReason
+	}
 	err := pgx.BeginFunc(ctx, l.DB, func(tx pgx.Tx) error {
 		letters, err := l.lock(ctx, tx, `id = $1`, id)
 		if err != nil {

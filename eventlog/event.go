@@ -3,6 +3,7 @@ package eventlog
 import (
 	"fmt"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -138,9 +139,9 @@ func ParseRecord(r *kgo.Record) (Event, error) {
 		case hdrID:
 			e.ID = string(v)
 		case hdrSource:
-			e.Source = string(v)
+			e.Source = intern(v)
 		case hdrType:
-			e.Type = string(v)
+			e.Type = intern(v)
 		case hdrTime:
 			t, perr := time.Parse(time.RFC3339Nano, string(v))
 			if perr != nil && err == nil {
@@ -172,4 +173,23 @@ func ParseRecord(r *kgo.Record) (Event, error) {
 		return e, fmt.Errorf("record %s/%d@%d is no event: %w", r.Topic, r.Partition, r.Offset, err)
 	}
 	return e, nil
+}
+
+// interned are texts that came last, by a hash of theirs: a handful of types
+// and sources is in millions of records.
+var interned [256]atomic.Pointer[string]
+
+// intern is string(v) without an allocation where v came before.
+func intern(v []byte) string {
+	if len(v) == 0 || len(v) > 64 {
+		return string(v)
+	}
+	last := len(v) - 1
+	slot := &interned[(uint(v[0])+31*uint(v[last/2])+61*uint(v[last])+97*uint(len(v)))%uint(len(interned))]
+	if p := slot.Load(); p != nil && *p == string(v) {
+		return *p
+	}
+	s := string(v)
+	slot.Store(&s)
+	return s
 }

@@ -198,6 +198,16 @@ func (s *parkedSet) behindDead(key string) bool {
 	return len(l) > 0 && l[0].state == stateDead
 }
 
+// deadKeys are those that wait for an operator.
+func (s *parkedSet) deadKeys() (keys []string) {
+	for key := range s.byKey {
+		if s.behindDead(key) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
 func (s *parkedSet) followers(key string) []*parkedItem {
 	if l := s.byKey[key]; len(l) > 1 {
 		return slices.Clone(l[1:])

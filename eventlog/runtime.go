@@ -23,10 +23,12 @@
 //
 // Handling. Rows: one transaction has the checkpoint's move, the parked rows and
 // the handler's rows, so an event takes effect once. Batch: effect, then parked
-// rows and checkpoint. Each: keys run beside each other, a key's events one after
-// the other; a parked row is written before its record counts as done, and the
-// checkpoint follows the oldest record that is not done. Where an effect comes
-// before the checkpoint it may be repeated after a crash, in the same order.
+// rows and checkpoint in one transaction; where nothing was parked, the checkpoint
+// follows with those of the other partitions, some tens of milliseconds later.
+// Each: keys run beside each other, a key's events one after the other; a parked
+// row is written before its record counts as done, and the checkpoint follows the
+// oldest record that is not done. Where an effect comes before the checkpoint it
+// may be repeated after a crash, in the same order.
 //
 // Failures. A batch that fails is halved until the event stands alone. Alone,
 // it is tried a few times in place; then its copy, with the reasons as headers,
@@ -83,7 +85,8 @@ const (
 	endsInterval      = time.Second
 	maxQueueBytes     = 4 << 20 // per partition, before fetching pauses
 	readTimeout       = 5 * time.Second
-	awayTellFirst     = 2 * time.Second // how long something is away before it is logged, and then how often
+	takeTimeout       = 15 * time.Second // for taking checkpoints: longer than Postgres leaves them to a process that is stopped
+	awayTellFirst     = 2 * time.Second  // how long something is away before it is logged, and then how often
 	awayTellEvery     = 10 * time.Second
 	awayStopped       = 30 * time.Second // and before it counts as standing still
 )
@@ -101,6 +104,15 @@ type runtimeState struct {
 	idleTx  time.Duration
 	tools   time.Duration
 	abandon chan struct{} // closed: end as if the process were killed
+	still   time.Duration // instead of all times after which something counts as standing still
+}
+
+// stillAfter is d, but in tests.
+func (r *Runtime) stillAfter(d time.Duration) time.Duration {
+	if r.state.still > 0 {
+		return r.state.still
+	}
+	return d
 }
 
 func (c Consumer) withDefaults() (Consumer, error) {
@@ -434,6 +446,8 @@ func (s *session) assigned(ctx context.Context, offsets map[string]map[int32]kgo
 
 // take takes the checkpoints and makes the workers, not yet running.
 func (g *group) take(ctx context.Context, s *session, tps []TopicPartition) ([]*worker, error) {
+	ctx, cancel := context.WithTimeout(ctx, g.r.stillAfter(takeTimeout))
+	defer cancel()
 	starts, err := g.adm.ListStartOffsets(ctx, g.c.Topics...)
 	if err == nil {
 		err = starts.Error()

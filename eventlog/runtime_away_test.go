@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
 )
@@ -76,6 +78,7 @@ func TestOneAsksForWhatIsAwayAndOthersGoOn(t *testing.T) {
 	}
 	eventually(t, "all is done when it is back", func() bool { return l.total() == 4*keys })
 	eventually(t, "nobody waits", func() bool { return !waits() })
+	eventually(t, "the breaker is closed", func() bool { return gauge(t, r, "tomato_breaker_state", "the bank") == 0 })
 	if n := query[int](b, `SELECT count(*) FROM tomato.parked`); n != 0 {
 		t.Errorf("%d parked", n)
 	}
@@ -104,4 +107,23 @@ func TestRetriesAreConfiguration(t *testing.T) {
 	if err := b.runtime().Run(t.Context(), eventlog.Consumer{Name: "x", Topics: []string{eventlog.Orders}, Each: c.Each, RetryDelays: make([]time.Duration, 3)}); err == nil {
 		t.Error("three delays, and two retry topics")
 	}
+}
+
+// gauge is the value of a metric with that label value; -1: there is none.
+func gauge(t *testing.T, r *eventlog.Runtime, name, label string) float64 {
+	t.Helper()
+	families, err := r.Registry.(*prometheus.Registry).Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if f.GetName() == name && l.GetValue() == label {
+					return m.GetGauge().GetValue()
+				}
+			}
+		}
+	}
+	return -1
 }

@@ -3,6 +3,7 @@ package eventlog
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -20,6 +21,7 @@ type eachWorker struct {
 
 	begun    int64 // highest offset that was begun
 	draining bool
+	looked   time.Time // when the lanes' calls were last looked at
 }
 
 // slot is a record's place in the window.
@@ -30,9 +32,10 @@ type slot struct {
 
 // lane is what is under way and waits for one key.
 type lane struct {
-	busy   bool
-	slots  []*slot     // fresh records, the first under way if busy and parked is nil
-	parked *parkedItem // under way or about to be
+	busy    bool
+	slots   []*slot      // fresh records, the first under way if busy and parked is nil
+	parked  *parkedItem  // under way or about to be
+	calling atomic.Int64 // since when its handler is at work, Unix nanoseconds; 0: it is not
 }
 
 type laneResult struct {
@@ -81,6 +84,7 @@ func (e *eachWorker) loop() error {
 	defer timer.Stop()
 	for {
 		e.beat()
+		e.lookAtCalls()
 		if e.stopping() {
 			return errStopped
 		}
@@ -117,6 +121,24 @@ func (e *eachWorker) loop() error {
 		case <-e.ctx.Done():
 		}
 	}
+}
+
+// lookAtCalls notes since when the longest call is under way. The loop's own
+// heartbeat says nothing of lanes: one whose handler never returned stood still
+// unseen.
+func (e *eachWorker) lookAtCalls() {
+	now := time.Now()
+	if now.Sub(e.looked) < time.Second {
+		return
+	}
+	e.looked = now
+	oldest := int64(0)
+	for _, l := range e.lanes {
+		if since := l.calling.Load(); since > 0 && (oldest == 0 || since < oldest) {
+			oldest = since
+		}
+	}
+	e.calling.Store(oldest)
 }
 
 // admit puts fresh records into their lanes, or behind the parked ones of
@@ -208,7 +230,9 @@ func (e *eachWorker) start() {
 			it := e.parked.snapshot(l.parked)
 			go func() {
 				r := laneResult{key: key}
+				l.calling.Store(time.Now().UnixNano())
 				r.now, r.gone, r.err = e.runParked(it)
+				l.calling.Store(0)
 				e.results <- r
 			}()
 			continue
@@ -216,14 +240,14 @@ func (e *eachWorker) start() {
 		s := l.slots[0]
 		e.begun = max(e.begun, s.event.Offset)
 		go func() {
-			failed, err := e.handle(s.item)
+			failed, err := e.handle(s.item, &l.calling)
 			e.results <- laneResult{key: key, failed: failed, err: err}
 		}()
 	}
 }
 
 // handle runs one fresh record: repeated in place, then parked.
-func (w *worker) handle(i *item) (*parkedItem, error) {
+func (w *worker) handle(i *item, calling *atomic.Int64) (*parkedItem, error) {
 	var away absence
 	defer away.gaveUp()
 	var place suspension
@@ -231,7 +255,9 @@ func (w *worker) handle(i *item) (*parkedItem, error) {
 	for try := 1; ; {
 		err := error(i.bad)
 		if err == nil {
+			calling.Store(time.Now().UnixNano())
 			err = w.call(func(ctx context.Context) error { return w.g.c.Each(ctx, i.event) })
+			calling.Store(0)
 		}
 		switch {
 		case err == nil:

@@ -12,6 +12,9 @@ func (r *Runtime) Hasten(first, second time.Duration) {
 // IdleTx sets after what time Postgres ends a transaction of a stopped process.
 func (r *Runtime) IdleTx(d time.Duration) { r.state.idleTx = d }
 
+// StillAfter sets after what time anything counts as standing still.
+func (r *Runtime) StillAfter(d time.Duration) { r.state.still = d }
+
 // Abandon makes Run end as if the process had been killed, but for the leave
 // request of its group members: nothing is drained, no position written. It
 // must be called before Run; the returned func does it.

@@ -42,6 +42,7 @@ type PartitionStatus struct {
 	Paused        string    `json:"paused,omitempty"` // why nothing new is handled, until an operator acts
 	Away          string    `json:"away,omitempty"`   // what is being waited for
 	AwaySince     time.Time `json:"awaySince,omitzero"`
+	Handling      time.Time `json:"handlingSince,omitzero"` // since when the longest call is under way; to a second, and of Each consumers alone
 	LastHeartbeat time.Time `json:"lastHeartbeat,omitzero"`
 }
 
@@ -93,6 +94,9 @@ func (w *worker) status() PartitionStatus {
 		Retrying: c.retry, Waiting: c.waiting, Dead: c.dead, ParkedKeys: c.keys, OldestDead: c.oldestDead,
 		LastHeartbeat: time.Unix(0, w.heartbeat.Load()).UTC(),
 	}
+	if since := w.calling.Load(); since > 0 {
+		p.Handling = time.Unix(0, since).UTC()
+	}
 	p.LagRecords = p.End - p.Position
 	if p.LagRecords > 0 {
 		oldest := w.headTime
@@ -137,14 +141,17 @@ func (r *Runtime) Stopped(names ...string) []string {
 		switch {
 		case c.Error != "":
 			out = append(out, fmt.Sprintf("consumer %s: %s", c.Consumer, c.Error))
-		case time.Since(c.LastHeartbeat) > loopStoppedAfter:
+		case time.Since(c.LastHeartbeat) > r.stillAfter(loopStoppedAfter):
 			out = append(out, fmt.Sprintf("consumer %s: no heartbeat since %s", c.Consumer, c.LastHeartbeat.Format(time.RFC3339)))
 		}
 		for _, p := range c.Partitions {
-			if time.Since(p.LastHeartbeat) > workerStoppedAfter {
+			if time.Since(p.LastHeartbeat) > r.stillAfter(workerStoppedAfter) {
 				out = append(out, fmt.Sprintf("consumer %s: %s/%d stands still since %s", c.Consumer, p.Topic, p.Partition, p.LastHeartbeat.Format(time.RFC3339)))
 			}
-			if !p.AwaySince.IsZero() && time.Since(p.AwaySince) > awayStopped {
+			if !p.Handling.IsZero() && time.Since(p.Handling) > r.stillAfter(workerStoppedAfter) {
+				out = append(out, fmt.Sprintf("consumer %s: %s/%d: a call of its handler does not return since %s", c.Consumer, p.Topic, p.Partition, p.Handling.Format(time.RFC3339)))
+			}
+			if !p.AwaySince.IsZero() && time.Since(p.AwaySince) > r.stillAfter(awayStopped) {
 				out = append(out, fmt.Sprintf("consumer %s: %s/%d waits since %s: %s", c.Consumer, p.Topic, p.Partition, p.AwaySince.UTC().Format(time.RFC3339), p.Away))
 			}
 		}

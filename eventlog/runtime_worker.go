@@ -59,6 +59,7 @@ type worker struct {
 
 	hasParked atomic.Bool // so that an operator may have changed a row
 	heartbeat atomic.Int64
+	calling   atomic.Int64 // since when the longest call of an Each handler is under way, Unix nanoseconds; 0: none is
 
 	// Of the goroutine that runs run, and nobody else.
 	read   Mark // handed out up to here
@@ -82,10 +83,12 @@ func (w *worker) beat() { w.heartbeat.Store(time.Now().UnixNano()) }
 
 func (w *worker) run() {
 	defer close(w.done)
-	var err error
-	if w.g.c.Each != nil {
+	err := w.keepAll()
+	switch {
+	case err != nil:
+	case w.g.c.Each != nil:
 		err = w.runEach()
-	} else {
+	default:
 		err = w.runBatches()
 	}
 	if err != nil && !errors.Is(err, errStopped) && w.ctx.Err() == nil {
@@ -263,7 +266,7 @@ func (w *worker) toFlush(now time.Time) (Mark, bool) {
 	if w.pos.Next == w.cp.Next {
 		return Mark{}, false
 	}
-	if w.g.c.Each == nil && !now.IsZero() && now.Sub(w.dirty) < quietFlush {
+	if w.g.c.Rows != nil && !now.IsZero() && now.Sub(w.dirty) < quietFlush {
 		return Mark{}, false // a batch that is coming will move it
 	}
 	return w.pos, true
@@ -294,7 +297,8 @@ type item struct {
 func (w *worker) scan(recs []*kgo.Record) ([]*item, error) {
 	aggregate := IsAggregate(w.cp.Topic)
 	items := make([]*item, 0, len(recs))
-	for _, r := range recs {
+	room := make([]item, len(recs)) // for all of them: they come and go together
+	for n, r := range recs {
 		if r.Offset < w.read.Next {
 			continue
 		}
@@ -324,7 +328,11 @@ func (w *worker) scan(recs []*kgo.Record) ([]*item, error) {
 		if w.parked.has(r.Offset) {
 			continue // parked before a crash, ahead of the checkpoint
 		}
-		it := &item{before: before, event: e, key: string(r.Key)}
+		it := &room[n]
+		it.before, it.event, it.key = before, e, e.Subject
+		if string(r.Key) != it.key { // of no event, or of an inbox record
+			it.key = string(r.Key)
+		}
 		if bad != nil {
 			it.bad = decodeError{bad}
 		}
@@ -588,6 +596,9 @@ func (w *worker) tryParked(it parkedItem) (parkedItem, bool, error) {
 			if err := w.cp.hold(w.ctx, tx); err != nil {
 				return err
 			}
+			// Each try begins at the row's rev: one that was rolled back has not
+			// raised it, and the failed attempt would be taken for unknown.
+			next.rev = it.rev
 			ok, err := updateParked(w.ctx, tx, &next)
 			if err == nil && !ok {
 				err = errStale
@@ -643,6 +654,20 @@ func (w *worker) settle(it *parkedItem, now parkedItem, gone bool) error {
 	return nil
 }
 
+// keepAll does what an earlier owner may not have come to: a record died, and
+// its crash was before all that queues behind it had been copied.
+func (w *worker) keepAll() error {
+	if IsAggregate(w.cp.Topic) {
+		return nil
+	}
+	for _, key := range w.parked.deadKeys() {
+		if err := w.keepFollowers(key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // keepFollowers copies what queues behind a record that just died, where the
 // source topic does not keep it for ever.
 func (w *worker) keepFollowers(key string) error {
@@ -650,6 +675,7 @@ func (w *worker) keepFollowers(key string) error {
 		if f.copyOffset >= 0 {
 			continue
 		}
+		w.beat()
 		var rec *kgo.Record
 		err := w.insist(func() (err error) {
 			it := w.parked.snapshot(f)
@@ -674,9 +700,10 @@ func (w *worker) keepFollowers(key string) error {
 				if err := w.cp.hold(w.ctx, tx); err != nil {
 					return err
 				}
+				next.rev = f.rev
 				// A row that an operator changed meanwhile keeps the older copy.
 				_, err := updateParked(w.ctx, tx, &next)
-				return err
+				return ownWork(err)
 			})
 		})
 		if err != nil {
@@ -842,7 +869,12 @@ func (w *worker) attempt(items []*item, end Mark) error {
 	if len(events) == 0 {
 		apply = nil
 	}
-	if err := w.commit(end, rows, apply, events); err != nil {
+	if w.g.c.Batch != nil && len(rows) == 0 {
+		// The effect has happened; that it is known may come a little later, in
+		// one statement for all partitions. A batch that waited for a commit of its
+		// own would be several times as slow as its handler.
+		w.at(end)
+	} else if err := w.commit(end, rows, apply, events); err != nil {
 		return err
 	}
 	w.g.r.state.metrics.handled(w.g.c.Name, len(events))

@@ -3,17 +3,20 @@ package projections_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"tomato/domain"
@@ -610,4 +613,95 @@ func TestStatusTellsGenerationsAndLag(t *testing.T) {
 	}
 	b.project(b.m)
 	b.eventually("no lag", func() bool { return lag()["orders_g1"].LagEvents == 0 })
+}
+
+// 5 % of what the orders read model is handed fails, some of it for good, while
+// its projectors come and go. Mended, and replayed once, its rows are those that
+// a rebuild gives.
+func TestRowsAfterFailuresAreThoseOfARebuild(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	g, err := b.m.Serving(t.Context(), projections.Orders)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := g.Consumer()
+	rows := c.Rows
+	var mu sync.Mutex
+	rnd := rand.New(rand.NewPCG(3, 4))
+	mended := false
+	c.MaxBatch, c.InPlaceTries, c.RetryDelays = 50, 2, []time.Duration{20 * time.Millisecond, 50 * time.Millisecond}
+	c.Rows = func(ctx context.Context, tx pgx.Tx, events []eventlog.Event) error {
+		if err := rows(ctx, tx, events); err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for _, e := range events {
+			switch {
+			case mended:
+			case strings.HasSuffix(e.Subject, "7") && e.Version == 3:
+				return eventlog.Poison(errors.New("as a bug would have it"))
+			case rnd.IntN(20) == 0:
+				return errors.New("not this time")
+			}
+		}
+		return nil
+	}
+	run := func() (stop func()) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if err := b.runtime().Run(ctx, c); err != nil {
+				t.Error(err)
+			}
+		})
+		stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
+		t.Cleanup(stop)
+		return stop
+	}
+	const n = 200
+	token := eventlog.Token{}
+	stop := run()
+	for i := range n {
+		token.Merge(b.w.Append(eventlog.Orders, orderID(i), life(i)...))
+		if i%50 == 49 {
+			next := run()
+			stop()
+			stop = next
+		}
+	}
+	b.passed(projections.Orders, token)
+	parked := func(where string) (n int) {
+		if err := b.db.QueryRow(t.Context(), `SELECT count(*) FROM tomato.parked`+where).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	b.eventually("what can be done is done", func() bool { return parked(` WHERE state = 'retry'`) == 0 })
+	dead := parked(` WHERE state = 'dead'`)
+	if dead < n/10 || parked(` WHERE class = 'poison'`) != n/10 {
+		t.Errorf("%d dead letters, %d of them poison: %d events are", dead, parked(` WHERE class = 'poison'`), n/10)
+	}
+	mu.Lock()
+	mended = true
+	mu.Unlock()
+	tools := &eventlog.DeadLetters{DB: b.db, Kafka: b.cfg}
+	if res, err := tools.Replay(t.Context(), eventlog.ReplayRequest{Consumer: projections.Orders, All: true, ConfirmCount: dead, Who: "test"}); err != nil || res.Replayed != dead {
+		t.Fatalf("replay: %+v, %v", res, err)
+	}
+	b.eventually("all is replayed", func() bool { return parked("") == 0 })
+	stop()
+	b.project(b.m)
+	rebuilt, err := b.m.Rebuild(t.Context(), projections.Orders, projections.RebuildOptions{Runtime: b.runtime()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if differences, err := b.m.Compare(t.Context(), g, rebuilt); err != nil || differences != 0 {
+		t.Errorf("%d differences, %v", differences, err)
+	}
+	var events int
+	if err := b.db.QueryRow(t.Context(), `SELECT count(*) FROM `+g.Schema()+`.order_events`).Scan(&events); err != nil || events != n*9 {
+		t.Errorf("%d of %d events, %v", events, n*9, err)
+	}
 }

@@ -65,7 +65,7 @@ type replayInput struct {
 		Class         string  `json:"class,omitempty" maxLength:"64"`
 		All           bool    `json:"all,omitempty"`
 		DryRun        bool    `json:"dryRun,omitempty"`
-		RatePerSecond float64 `json:"ratePerSecond,omitempty" minimum:"0" maximum:"100000" doc:"Default: all at once."`
+		RatePerSecond float64 `json:"ratePerSecond,omitempty" minimum:"0" maximum:"100000" doc:"0.1 or more; default: all at once."`
 		ConfirmCount  int     `json:"confirmCount,omitempty" minimum:"0" doc:"The number that matches, where it is above 100."`
 	}
 }
@@ -187,6 +187,8 @@ func letterProblem(err error) error {
 		return invalidCursor()
 	case errors.Is(err, eventlog.ErrSelection):
 		return httpapi.Invalid(httpapi.FieldError{Location: "body", Message: err.Error()})
+	case errors.Is(err, eventlog.ErrReplayRate):
+		return httpapi.Invalid(httpapi.FieldError{Location: "body.ratePerSecond", Message: err.Error()})
 	case errors.As(err, &confirm):
 		return httpapi.NewProblem(http.StatusConflict, "confirmation_required", confirm.Error())
 	}

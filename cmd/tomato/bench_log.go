@@ -160,7 +160,7 @@ func (b *bench) consume(ctx context.Context) error {
 		return err
 	}
 	b.add("events_per_s", "events/s", value["per_s"], limit["per_s"])
-	return nil
+	return b.poison(ctx, s)
 }
 
 func (b *bench) consumeOnce(ctx context.Context, s *server, name string, h history) (map[string]float64, error) {

@@ -33,7 +33,7 @@ func TestBenchesHaveTheirRows(t *testing.T) {
 		"orders-ready": {"http_phase_ms", "last_offer_ms", "sustained_orders_per_s", "e2e_p50_ms", "e2e_p99_ms"},
 		"takeover":     {"kill_ms", "handover_ms", "open_ms"},
 		"shards":       {"kib_per_live_order", "replay_ms", "snapshot_load_ms"},
-		"consume":      {"events_per_s"},
+		"consume":      {"events_per_s", "poison_each_p50_ms", "poison_each_p99_ms", "poison_rows_p50_ms", "poison_rows_p99_ms"},
 		"project":      {"events_per_s", "visible_p50_ms"},
 		"rebuild":      {"events_per_s"},
 		"riders":       {"updates_per_s", "searches_per_s", "search_p99_ms"},

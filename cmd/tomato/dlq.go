@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/user"
@@ -100,7 +101,7 @@ type dlqReplayCmd struct {
 	Class         string  `help:"Those of this error class."`
 	All           bool    `help:"All of the consumer."`
 	DryRun        bool    `help:"Only count."`
-	RatePerSecond float64 `help:"At most so many a second; 0: all at once."`
+	RatePerSecond float64 `help:"At most so many a second, 0.1 or more; 0: all at once."`
 	ConfirmCount  int     `help:"The number matched, to confirm more than 100."`
 }
 
@@ -108,6 +109,9 @@ func (c dlqReplayCmd) Run(ctx context.Context) error {
 	return c.withLetters(ctx, func(l *eventlog.DeadLetters) error {
 		res, err := l.Replay(ctx, eventlog.ReplayRequest{Consumer: c.Consumer, IDs: c.ID, Key: c.Key, Class: c.Class, All: c.All,
 			DryRun: c.DryRun, RatePerSecond: c.RatePerSecond, ConfirmCount: c.ConfirmCount, Who: operator()})
+		if errors.Is(err, eventlog.ErrSelection) || errors.Is(err, eventlog.ErrReplayRate) {
+			return usageError{err}
+		}
 		if err != nil {
 			return err
 		}
@@ -124,7 +128,11 @@ type dlqDiscardCmd struct {
 
 func (c dlqDiscardCmd) Run(ctx context.Context) error {
 	return c.withLetters(ctx, func(l *eventlog.DeadLetters) error {
-		if err := l.Discard(ctx, c.ID, c.Reason, operator()); err != nil {
+		err := l.Discard(ctx, c.ID, c.Reason, operator())
+		if errors.Is(err, eventlog.ErrNoReason) {
+			return usageError{err}
+		}
+		if err != nil {
 			return err
 		}
 		fmt.Println("discarded", c.ID)

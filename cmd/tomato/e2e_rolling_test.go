@@ -83,6 +83,7 @@ func TestARollingRestartLosesNothing(t *testing.T) {
 type instance struct {
 	*town
 	dir, addr, url string
+	args           []string // more of serve
 	process        *child
 }
 
@@ -94,8 +95,8 @@ func (a *town) instance(n int) *instance {
 func (i *instance) start() {
 	i.t.Helper()
 	_ = os.Remove(runningFile(i.dir)) // of one that was killed
-	i.process = i.spawn("serve", "--role", "command", "--database-url", i.cmd.DatabaseURL, "--kafka-brokers", strings.Join(i.kafka.Brokers, ","),
-		"--data-dir", i.dir, "--http-addr", i.addr, "--partitions", fmt.Sprint(i.cmd.Partitions), "--log-level", logLevel())
+	i.process = i.spawn(append([]string{"serve", "--role", "command", "--database-url", i.cmd.DatabaseURL, "--kafka-brokers", strings.Join(i.kafka.Brokers, ","),
+		"--data-dir", i.dir, "--http-addr", i.addr, "--partitions", fmt.Sprint(i.cmd.Partitions), "--log-level", logLevel()}, i.args...)...)
 	i.await(filepath.Base(i.dir)+" is ready", func() error {
 		select {
 		case <-i.process.ended:

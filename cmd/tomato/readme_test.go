@@ -467,7 +467,8 @@ func undocumentedMetrics(t *testing.T, ctx context.Context, url string) {
 	}
 }
 
-// Alerts that name a metric which does not exist never fire.
+// Alerts that name a metric which does not exist never fire, and who is told to
+// look at one looks in vain.
 func TestAlertsNameMetricsThatAreThere(t *testing.T) {
 	t.Parallel()
 	var source strings.Builder
@@ -490,6 +491,13 @@ func TestAlertsNameMetricsThatAreThere(t *testing.T) {
 	for _, name := range names {
 		if !strings.Contains(source.String(), `"`+name+`"`) {
 			t.Errorf("docs/alerts.yaml: nothing has the metric %s", name)
+		}
+	}
+	for doc, text := range documents(t) {
+		for _, m := range regexp.MustCompile("`(tomato_\\w+)`").FindAllStringSubmatch(text, -1) {
+			if !strings.Contains(source.String(), `"`+m[1]+`"`) {
+				t.Errorf("%s: nothing has the metric %s", doc, m[1])
+			}
 		}
 	}
 }

@@ -69,7 +69,8 @@ type serveCmd struct {
 	ArchiveAfter duration `name:"archive-after" env:"TOMATO_ARCHIVE_AFTER" default:"720h" help:"Closed orders leave the write side after this; at least 24h."`
 	Origins      []string `name:"allowed-origins" env:"TOMATO_ALLOWED_ORIGINS" help:"For CORS and websockets."`
 
-	extend func(*httpapi.API) // more routes, for benches; nil: none
+	extend     func(*httpapi.API) // more routes, for benches; nil: none
+	gatewayURL string             // of a stand-in for Razorpay, for tests; "": the real one
 }
 
 // duration is a time.Duration that must be positive.
@@ -455,7 +456,7 @@ func (s *server) startSide(kafka eventlog.Config, positions *eventlog.Positions)
 	}
 	s.registry.MustRegister(s.side.WebhooksHandled)
 	if c.KeyID != "" {
-		s.side.Gateway = gateway.NewRazorpay(c.KeyID, c.KeySecret, gateway.RazorpayOptions{})
+		s.side.Gateway = gateway.NewRazorpay(c.KeyID, c.KeySecret, gateway.RazorpayOptions{BaseURL: c.gatewayURL, Log: s.log})
 	} else {
 		s.log.Warn("no Razorpay key is set: payments go to a simulated gateway")
 		s.side.Gateway = gateway.NewSimulated(s.db, s.url+"/v1/webhooks/razorpay", c.WebhookSecrets, s.log)

@@ -621,7 +621,7 @@ func brokenBroker(w *world) {
 func TestALeaderIsLost(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "cluster", faultSession, false)
-	w.again = 20 * time.Second
+	w.again = 45 * time.Second // with three brokers on a busy machine of two processors
 	w.under(100, func(w *world) {
 		w.broker.kill()
 		w.settle()

@@ -1,0 +1,188 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/eventlog"
+)
+
+// The events that poison measures: so many a second on the inbox, of which one in
+// so many is poison, with an event behind it that has to wait.
+const (
+	poisonPerSecond = 1000
+	poisonOneIn     = 50
+)
+
+// poison measures what events that no retry can help cost the others: how long
+// after it was written an event of another key has been handled, at a steady pace
+// far below what a consumer can do. The limit is the same without poison.
+func (b *bench) poison(ctx context.Context, s *server) error {
+	for _, kind := range []string{"each", "rows"} {
+		name := "bench-poison-" + kind
+		layout := eventlog.Layout{Partitions: b.Partitions, Replication: b.Replication, Consumers: []eventlog.Subscription{{Name: name, Topics: []string{eventlog.PaymentWebhooks}}}}
+		client, err := b.kafka.NewClient(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0))
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		adm := kadm.NewClient(client)
+		if err := eventlog.Ensure(ctx, adm, layout); err != nil {
+			return err
+		}
+		defer func() {
+			dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+			defer cancel()
+			for _, stage := range []string{eventlog.Retry5s, eventlog.Retry30s, eventlog.DeadLetter} { // what it left in brokers that were given
+				_, _ = adm.DeleteTopics(dctx, eventlog.ParkedTopic(eventlog.PaymentWebhooks, name, stage))
+			}
+			b.forget(eventlog.Consumer{Name: name}.Group())
+		}()
+		round := 0
+		once := func(oneIn int) func(context.Context) (map[string]float64, error) {
+			return func(ctx context.Context) (map[string]float64, error) {
+				round++
+				return b.poisonOnce(ctx, s, client, name, kind, round, oneIn)
+			}
+		}
+		limit, value, err := b.alternating(ctx, "poison, "+kind, once(0), once(poisonOneIn))
+		if err != nil {
+			return err
+		}
+		b.add("poison_"+kind+"_p50_ms", "ms", value["p50_ms"], limit["p50_ms"])
+		b.add("poison_"+kind+"_p99_ms", "ms", value["p99_ms"], limit["p99_ms"])
+	}
+	return nil
+}
+
+func (b *bench) poisonOnce(ctx context.Context, s *server, client *kgo.Client, name, kind string, round, oneIn int) (map[string]float64, error) {
+	const warm = "warm"
+	var mu sync.Mutex
+	var took []time.Duration
+	good, warmed := map[string]bool{}, map[int32]bool{}
+	more := make(chan struct{}, 1)
+	mine := fmt.Sprintf("%s-%d-", name, round)
+	poisonous := func(e *eventlog.Event) error {
+		if e.Type == "POISON" && strings.HasPrefix(e.ID, mine) {
+			return eventlog.Poison(errors.New("measured"))
+		}
+		return nil
+	}
+	handle := func(e *eventlog.Event) error {
+		if !strings.HasPrefix(e.ID, mine) {
+			return nil // of the rounds before
+		}
+		if err := poisonous(e); err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if e.Type == warm {
+			warmed[e.Partition] = true
+		} else if !good[e.ID] {
+			good[e.ID] = true
+			took = append(took, time.Since(e.Time))
+		}
+		select {
+		case more <- struct{}{}:
+		default:
+		}
+		return nil
+	}
+	consumer := eventlog.Consumer{Name: name, Topics: []string{eventlog.PaymentWebhooks}}
+	if kind == "each" {
+		consumer.Each = func(_ context.Context, e eventlog.Event) error { return handle(&e) }
+	} else {
+		consumer.Rows = func(_ context.Context, _ pgx.Tx, events []eventlog.Event) error {
+			for i := range events { // all or none takes effect
+				if err := poisonous(&events[i]); err != nil {
+					return err
+				}
+			}
+			for i := range events {
+				_ = handle(&events[i])
+			}
+			return nil
+		}
+	}
+	rctx, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	quiet := &eventlog.Runtime{Kafka: b.kafka, Partitions: b.Partitions, DB: s.db, Log: slog.New(slog.DiscardHandler)}
+	go func() { ended <- quiet.Run(rctx, consumer) }()
+	defer func() {
+		stop()
+		<-ended
+	}()
+	event := func(typ, key string, n int) *kgo.Record {
+		e := eventlog.Event{ID: fmt.Sprint(mine, n), Source: "/bench", Type: typ, Subject: key, Time: time.Now(), Data: []byte("{}")}
+		return e.NewRecord(eventlog.PaymentWebhooks, eventlog.PartitionFor(key, b.Partitions))
+	}
+	reached := func(done func() bool) error {
+		limit := time.NewTimer(2 * time.Minute)
+		defer limit.Stop()
+		for {
+			mu.Lock()
+			ok := done()
+			mu.Unlock()
+			if ok {
+				return nil
+			}
+			select {
+			case <-more:
+			case <-limit.C:
+				return errors.New("events are not handled within 2 minutes")
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+	for p := range b.Partitions { // joining a group is not consuming
+		r := event(warm, "", -1-int(p))
+		r.Partition, r.Key = p, []byte(warm)
+		if err := client.ProduceSync(ctx, r).FirstErr(); err != nil {
+			return nil, err
+		}
+	}
+	if err := reached(func() bool { return len(warmed) == int(b.Partitions) }); err != nil {
+		return nil, err
+	}
+	tick := time.NewTicker(time.Second / poisonPerSecond)
+	defer tick.Stop()
+	sent, want := 0, 0
+	for begin := time.Now(); time.Since(begin) < b.Duration; sent++ {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		key := fmt.Sprintf("%d-%d", round, sent)
+		if oneIn > 0 && sent%oneIn == 0 {
+			client.Produce(ctx, event("POISON", key, sent), nil)
+			client.Produce(ctx, event("BEHIND", key, 1<<30+sent), nil)
+			continue
+		}
+		want++
+		client.Produce(ctx, event("GOOD", key, sent), nil)
+	}
+	if err := client.Flush(ctx); err != nil {
+		return nil, err
+	}
+	if err := reached(func() bool { return len(took) >= want }); err != nil {
+		return nil, err
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(took) > want {
+		return nil, fmt.Errorf("%d of %d events were handled: some that had to wait", len(took), want)
+	}
+	return latencies(took), nil
+}

@@ -1,0 +1,587 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/commandside/gateway"
+	"tomato/commandside/shard"
+	"tomato/domain"
+	"tomato/eventlog"
+	"tomato/eventlog/eventlogtest"
+	"tomato/migrations/cluster"
+)
+
+// outage is how long something is away in these tests: 10 s, or TOMATO_OUTAGE.
+func outage(t *testing.T) time.Duration {
+	t.Helper()
+	s := os.Getenv("TOMATO_OUTAGE")
+	if s == "" {
+		return 10 * time.Second
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// A gate lets connections through to a server, or closes them as soon as they
+// come, as long as it is shut.
+type gate struct {
+	addr string
+	to   string
+
+	mu    sync.Mutex
+	shut  bool
+	conns map[net.Conn]bool
+}
+
+func newGate(t *testing.T) *gate {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &gate{addr: l.Addr().String(), conns: map[net.Conn]bool{}}
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			all.Go(func() { g.pass(c) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		g.close()
+		all.Wait()
+	})
+	return g
+}
+
+func (g *gate) pass(c net.Conn) {
+	defer c.Close()
+	g.mu.Lock()
+	to, shut := g.to, g.shut
+	g.mu.Unlock()
+	if shut {
+		return
+	}
+	s, err := net.Dial("tcp", to)
+	if err != nil {
+		return
+	}
+	defer s.Close()
+	g.mu.Lock()
+	if g.shut {
+		g.mu.Unlock()
+		return
+	}
+	g.conns[c], g.conns[s] = true, true
+	g.mu.Unlock()
+	go func() {
+		_, _ = io.Copy(s, c)
+		_ = s.Close()
+	}()
+	_, _ = io.Copy(c, s)
+	g.mu.Lock()
+	delete(g.conns, c)
+	delete(g.conns, s)
+	g.mu.Unlock()
+}
+
+func (g *gate) close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.shut = true
+	for c := range g.conns {
+		_ = c.Close()
+	}
+}
+
+func (g *gate) open(to string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.shut, g.to = false, to
+}
+
+// razorpay is a stand-in for the gateway's API behind a gate: it makes orders,
+// knows those, and refunds whatever it is asked to.
+func razorpay(t *testing.T) *gate {
+	t.Helper()
+	var mu sync.Mutex
+	orders := map[string]map[string]any{}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		var in map[string]any
+		_ = json.NewDecoder(r.Body).Decode(&in)
+		var out any
+		parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
+		switch {
+		case r.Method == http.MethodPost && r.URL.Path == "/v1/orders":
+			o := map[string]any{"id": fmt.Sprint("order_", len(orders)), "amount": in["amount"], "currency": in["currency"], "receipt": in["receipt"], "notes": in["notes"], "status": "created"}
+			orders[fmt.Sprint(o["id"])] = o
+			out = o
+		case parts[1] == "orders" && len(parts) == 4:
+			out = map[string]any{"items": []any{}}
+		case parts[1] == "orders" && orders[parts[2]] != nil:
+			out = orders[parts[2]]
+		case strings.HasSuffix(r.URL.Path, "/refund"):
+			out = map[string]any{"id": "rfnd_" + parts[2], "status": "processed"}
+		default:
+			w.WriteHeader(http.StatusBadRequest)
+			out = map[string]any{"error": map[string]any{"code": "BAD_REQUEST_ERROR", "description": "The id provided does not exist"}}
+		}
+		_ = json.NewEncoder(w).Encode(out)
+	}))
+	t.Cleanup(s.Close)
+	g := newGate(t)
+	g.open(strings.TrimPrefix(s.URL, "http://"))
+	return g
+}
+
+// metric is the sum of the series of that name whose labels contain all of with.
+func (a *town) metric(name string, with ...string) (sum float64) {
+	a.t.Helper()
+	x := a.must(domain.Actor{}, "GET /metrics", nil)
+	for s := bufio.NewScanner(bytes.NewReader(x.body)); s.Scan(); {
+		line := s.Text()
+		labels, value, ok := strings.Cut(line, " ")
+		if !ok || labels != name && !strings.HasPrefix(line, name+"{") {
+			continue
+		}
+		if i := strings.LastIndexByte(line, ' '); i >= 0 {
+			labels, value = line[:i], line[i+1:]
+		}
+		matches := true
+		for _, w := range with {
+			matches = matches && strings.Contains(labels, w)
+		}
+		if v, err := strconv.ParseFloat(value, 64); matches && err == nil {
+			sum += v
+		}
+	}
+	return sum
+}
+
+// waits returns when a consumer's lag shows and what it waits for is named.
+func (a *town) waits(consumer, dependency string) {
+	a.t.Helper()
+	a.await(consumer+" waits for "+dependency, func() error {
+		lag, state := a.metric("tomato_consumer_lag_records", `consumer="`+consumer+`"`), a.metric("tomato_breaker_state", `dependency="`+dependency)
+		if lag == 0 || state == 0 {
+			return fmt.Errorf("lag %v, breaker %v", lag, state)
+		}
+		return nil
+	})
+}
+
+func (a *town) during(d time.Duration) {
+	a.t.Helper()
+	select {
+	case <-time.After(d):
+	case <-a.t.Context().Done():
+	}
+}
+
+// nothingFailed holds that no event cost an attempt: none is parked, and there
+// is no copy on any retry or dead letter topic, of any consumer.
+func (a *town) nothingFailed() {
+	a.t.Helper()
+	if copies := a.copies(); len(copies) > 0 {
+		a.t.Errorf("copies of failed events: %v", copies)
+	}
+	if n := a.metric("tomato_consumer_retries_total") + a.metric("tomato_consumer_dead_letters_total"); n > 0 {
+		a.t.Errorf("%v attempts failed", n)
+	}
+	a.noDeadLetters()
+}
+
+// copies are the numbers of records on the retry and dead letter topics that
+// have some.
+func (a *town) copies() map[string]int64 {
+	a.t.Helper()
+	ends, err := kadm.NewClient(a.log.client).ListEndOffsets(a.t.Context())
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	n := map[string]int64{}
+	ends.Each(func(o kadm.ListedOffset) {
+		if strings.Contains(o.Topic, ".retry-") || strings.HasSuffix(o.Topic, ".dlq") {
+			if n[o.Topic] += o.Offset; n[o.Topic] == 0 {
+				delete(n, o.Topic)
+			}
+		}
+	})
+	return n
+}
+
+// TestWhatIsAwayIsWaitedFor: Postgres, then the gateway, is away for a while.
+// The lag shows, no event costs an attempt, and afterwards all is caught up by
+// itself. Without the gateway, which few need, orders go on to their doors, on
+// the very partition on which others wait for it.
+func TestWhatIsAwayIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "postgres")
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	startDatabase := func() *cluster.Cluster { return startPostgres(t, ctx, dir) } // until the whole test ends
+	pg, away := startDatabase(), outage(t)
+	vendor := razorpay(t)
+	a := newTownOn(t, eventlogtest.Embedded(t), pg.URL(), "--offer-ttl", "10m", "--partitions", "1")
+	a.cmd.KeyID, a.cmd.KeySecret, a.cmd.gatewayURL = "rzp_test", "secret", "http://"+vendor.addr
+	a.open()
+	a.restaurant("r1", lng0, lat0)
+	a.riders("k", 4, lng0, lat0)
+	const n = 20
+	orders, gatewayOrders := make([]string, n), make([]string, n)
+	open := func() {
+		a.each(n, 8, func(i int) {
+			orders[i] = a.place("c1", "r1")
+			gatewayOrders[i] = a.openPayment("c1", orders[i])
+		})
+	}
+	pay := func(i int) {
+		t.Helper()
+		if x := a.webhook(capture(gateway.PaymentCaptured, gatewayOrders[i], "pay_"+gatewayOrders[i], 50000)); x.status != http.StatusOK {
+			t.Fatal(x.fault())
+		}
+	}
+
+	t.Run("postgres", func(t *testing.T) {
+		open()
+		if err := pg.Stop(ctx); err != nil {
+			t.Fatal(err)
+		}
+		for i := range n {
+			pay(i)
+		}
+		a.waits("record-payment", "postgres")
+		a.during(away)
+		a.waits("record-payment", "postgres")
+		if away > 35*time.Second {
+			if x := a.do(domain.Actor{}, "GET /readyz", nil); x.status != http.StatusServiceUnavailable || !strings.Contains(string(x.body), "consumer record-payment: payment-webhooks/0 waits since") {
+				t.Error(x.fault())
+			}
+		}
+		startDatabase()
+		for _, id := range orders {
+			a.awaitEvent(eventlog.Orders, id, "ORDER_PAID", 1)
+		}
+		a.idle()
+		a.nothingFailed()
+		a.ready()
+	})
+
+	t.Run("gateway", func(t *testing.T) {
+		cancelled, back := orders[0], "pay_"+gatewayOrders[0]
+		open()
+		vendor.close()
+		if x := a.do(customer("c1"), "POST /v1/orders/"+a.place("c1", "r1")+"/payment", nil); x.status != http.StatusServiceUnavailable || x.header.Get("Retry-After") == "" {
+			t.Error("a payment without the gateway: ", x.fault())
+		}
+		// More wait for the gateway's word than a partition has lanes.
+		const unknown = 40
+		for i := range unknown {
+			if x := a.webhook(capture(gateway.PaymentCaptured, fmt.Sprint("order_ofNobody", i), fmt.Sprint("pay_ofNobody", i), 100)); x.status != http.StatusOK {
+				t.Fatal(x.fault())
+			}
+		}
+		a.must(customer("c1"), "POST /v1/orders/"+cancelled+"/cancel", reason)
+		a.waits("record-payment", "gateway")
+		a.waits("refund", "gateway")
+		for i, id := range orders {
+			pay(i)
+			a.awaitEvent(eventlog.Orders, id, "ORDER_PAID", 1)
+			if i >= 4 {
+				continue
+			}
+			rider := courier(fmt.Sprint("k", i))
+			for _, step := range []string{"accept-order", "preparing", "ready"} {
+				a.must(staff("r1"), "POST /v1/orders/"+id+"/"+step, nil)
+			}
+			a.awaitEvent(eventlog.Orders, id, "ORDER_OFFERED", 1)
+			for _, step := range []string{"accept", "pick-up", "deliver"} {
+				a.must(rider, "POST /v1/orders/"+id+"/"+step, nil)
+			}
+		}
+		a.during(away)
+		a.waits("record-payment", "gateway")
+		a.waits("refund", "gateway")
+		if events := a.history(eventlog.Payments, cancelled); count(events, "REFUND_SUCCESS")+count(events, "REFUND_FAILED") > 0 {
+			t.Errorf("without the gateway: %v", types(events))
+		}
+		vendor.open(vendor.to)
+		e := a.awaitEvent(eventlog.Payments, cancelled, "REFUND_SUCCESS", 1)
+		if data(e, "paymentId") != back {
+			t.Errorf("refunded: %s", e.Data)
+		}
+		for i := range unknown {
+			a.awaitEvent(eventlog.Payments, fmt.Sprint("pay_ofNobody", i), "PAYMENT_UNMATCHED", 1)
+		}
+		a.idle()
+		a.nothingFailed()
+	})
+}
+
+// TestAShardThatNobodyServesIsWaitedFor: one of two owners cannot be reached;
+// then there is none at all. Payments of orders elsewhere are recorded
+// meanwhile, from the same partitions of the inbox; those of the orders that
+// nobody serves wait, cost no attempt, and are recorded as soon as somebody
+// does. And what a consumer of another process waits for, operators see.
+func TestAShardThatNobodyServesIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	away := outage(t)
+	a := newTown(t, eventlogtest.Embedded(t), "--role", "query,feed,project,react")
+	near, far, road := a.instance(1), a.instance(2), newGate(t)
+	far.args = []string{"--advertised-url", "http://" + road.addr}
+	near.start()
+	far.start()
+	road.open(far.addr)
+	near.serves(townPartitions / 2)
+	far.serves(townPartitions / 2)
+	a.open()
+	here := *a // where commands go
+	here.url = near.url
+	here.restaurant("r1", lng0, lat0)
+	const n = 32
+	orders, gatewayOrders := make([]string, n), make([]string, n)
+	open := func() {
+		here.each(n, 8, func(i int) {
+			orders[i] = here.place("c1", "r1")
+			gatewayOrders[i] = here.openPayment("c1", orders[i])
+		})
+	}
+	open()
+	var served struct{ Items []shard.Status }
+	if err := json.Unmarshal(here.must(office, "GET /v1/ops/shards", nil).body, &served); err != nil {
+		t.Fatal(err)
+	}
+	mine := map[int32]bool{}
+	for _, s := range served.Items {
+		mine[s.Shard] = s.State == "serving"
+	}
+	atHand := func(i int) bool { return mine[eventlog.PartitionFor(orders[i], townPartitions)] }
+
+	road.close()
+	waiting, inbox := "", map[int32]map[bool]int{}
+	for i := range n {
+		if x := here.webhook(capture(gateway.PaymentCaptured, gatewayOrders[i], "pay_"+gatewayOrders[i], 50000)); x.status != http.StatusOK {
+			t.Fatal(x.fault())
+		}
+		p := eventlog.PartitionFor(gatewayOrders[i], townPartitions)
+		if inbox[p] == nil {
+			inbox[p] = map[bool]int{}
+		}
+		if inbox[p][atHand(i)]++; !atHand(i) {
+			waiting = orders[i]
+		}
+	}
+	both := 0
+	for _, kinds := range inbox {
+		if kinds[true] > 0 && kinds[false] > 0 {
+			both++
+		}
+	}
+	if both == 0 {
+		t.Fatalf("no partition of the inbox has both kinds: %v", inbox)
+	}
+	a.waits("record-payment", "shard ")
+	paid := func(i int) bool { return count(a.history(eventlog.Orders, orders[i]), "ORDER_PAID") > 0 }
+	for i := range n {
+		if atHand(i) {
+			a.awaitEvent(eventlog.Orders, orders[i], "ORDER_PAID", 1)
+		}
+	}
+	a.during(away)
+	a.waits("record-payment", "shard ")
+	for i := range n {
+		if paid(i) != atHand(i) {
+			t.Errorf("order %d: paid %v, its shard at hand %v", i, paid(i), atHand(i))
+		}
+	}
+	a.await("operators see the lag", func() error {
+		x := a.must(office, "GET /v1/ops/consumers", nil)
+		var all struct{ Items []eventlog.ConsumerStatus }
+		if err := json.Unmarshal(x.body, &all); err != nil {
+			return err
+		}
+		for _, c := range all.Items {
+			for _, p := range c.Partitions {
+				if c.Consumer == "record-payment" && p.LagRecords > 0 {
+					return nil
+				}
+			}
+		}
+		return x.fault()
+	})
+	if away > 35*time.Second {
+		if x := a.do(domain.Actor{}, "GET /readyz", nil); x.status != http.StatusServiceUnavailable || !strings.Contains(string(x.body), "waits since") || !strings.Contains(string(x.body), "shard ") {
+			t.Error(x.fault())
+		}
+	}
+	road.open(far.addr)
+	a.awaitEvent(eventlog.Orders, waiting, "ORDER_PAID", 1)
+	for _, id := range orders {
+		a.awaitEvent(eventlog.Orders, id, "ORDER_PAID", 1)
+	}
+	a.idle()
+	a.nothingFailed()
+
+	// Nobody at all: the inbox gets its records as from a process that died then.
+	open()
+	near.process.kill()
+	far.process.kill()
+	road.close()
+	var recs []*kgo.Record
+	for i, g := range gatewayOrders {
+		e := eventlog.Event{ID: fmt.Sprint("late-", i), Source: "/test", Type: "WEBHOOK_RECEIVED", Time: domain.Time(time.Now()), Subject: g,
+			Data: capture(gateway.PaymentCaptured, g, "pay_"+g, 50000)}
+		recs = append(recs, e.NewRecord(eventlog.PaymentWebhooks, eventlog.PartitionFor(g, townPartitions)))
+	}
+	writer := eventlogtest.Client(t, a.kafka, kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	if err := writer.ProduceSync(t.Context(), recs...).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	a.waits("record-payment", "shard ")
+	a.during(away)
+	a.waits("record-payment", "shard ")
+	near.start()
+	for _, id := range orders {
+		a.awaitEvent(eventlog.Orders, id, "ORDER_PAID", 1)
+	}
+	a.idle()
+	a.nothingFailed()
+}
+
+// TestADispatchThatKeepsFailingEndsInItsDLQ: three failed attempts, of which
+// the topics tell, then a dead letter of dispatch and of nobody else, which
+// operators see, mend and replay.
+func TestADispatchThatKeepsFailingEndsInItsDLQ(t *testing.T) {
+	t.Parallel()
+	a := newTown(t, eventlogtest.Embedded(t), "--offer-ttl", "10m").open()
+	a.restaurant("r1", lng0, lat0)
+	a.rider("k1", lng0, lat0)
+	id := a.cook("c1", "r1")
+	a.idle()
+	g, err := a.server.models.Serving(t.Context(), "riders")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The search for riders is broken: Postgres answers, and the answer is an error.
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := a.db().Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec(`ALTER TABLE ` + g.Schema() + `.free_riders RENAME COLUMN recorded_at TO broken`)
+	began := time.Now()
+	a.must(staff("r1"), "POST /v1/orders/"+id+"/ready", nil)
+	a.awaitQuery(office, "/v1/ops/dead-letters?consumer=dispatch", "items.0.key", id, "items.0.attempt", "3", "items.0.class", "pg_42703",
+		"items.0.eventType", "ORDER_READY_FOR_RIDER", "items.0.topic", "orders", "items.1", "")
+	if took := time.Since(began); took < 35*time.Second {
+		t.Errorf("dead after %v: three attempts take 35 s", took)
+	}
+	// On the topics, one copy of each failed attempt, and none of another consumer.
+	want := map[string]int64{}
+	for _, stage := range []string{"retry-5s", "retry-30s", "dlq"} {
+		want[eventlog.ParkedTopic(eventlog.Orders, "dispatch", stage)] = 1
+	}
+	if got := a.copies(); fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("copies on %v, want %v", got, want)
+	}
+	letters := a.must(office, "GET /v1/ops/dead-letters", nil).want("items.0.consumer", "dispatch", "items.1", "")
+	letter := fmt.Sprint(letters.get("items.0.id"))
+	a.must(office, "GET /v1/ops/dead-letters/"+letter, nil).want("state", "dead", "data.orderId", id)
+	dead, inRetry := map[string]int{}, 0
+	var all struct{ Items []eventlog.ConsumerStatus }
+	if err := json.Unmarshal(a.must(office, "GET /v1/ops/consumers", nil).body, &all); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range all.Items {
+		for _, p := range c.Partitions {
+			if p.Dead > 0 {
+				dead[c.Consumer] += p.Dead
+			}
+			inRetry += p.Retrying
+		}
+	}
+	if len(dead) != 1 || dead["dispatch"] != 1 || inRetry != 0 {
+		t.Errorf("consumers show %v dead, %d in retry", dead, inRetry)
+	}
+	if n := a.metric("tomato_consumer_dead", `consumer="dispatch"`); n != 1 {
+		t.Errorf("tomato_consumer_dead is %v", n)
+	}
+	a.must(office, "GET /v1/orders/"+id, nil).want("status", "ready_for_rider")
+	if n := count(a.history(eventlog.Orders, id), "ORDER_OFFERED"); n != 0 {
+		t.Errorf("offered %d times by a search that fails", n)
+	}
+
+	exec(`ALTER TABLE ` + g.Schema() + `.free_riders RENAME COLUMN broken TO recorded_at`)
+	a.must(office, "POST /v1/ops/dead-letters/"+letter+"/replay", nil).want("matched", "1", "replayed", "1")
+	a.awaitEvent(eventlog.Orders, id, "ORDER_OFFERED", 1)
+	a.await("nothing is parked", func() error {
+		if n := a.metric("tomato_consumer_parked_keys"); n != 0 {
+			return fmt.Errorf("%v keys", n)
+		}
+		return nil
+	})
+	a.must(courier("k1"), "POST /v1/orders/"+id+"/accept", nil).want("status", "rider_assigned")
+	a.noDeadLetters()
+}
+
+// TestAConsumerThatCannotGoOnMakesReadyzRed: with the reason, until it can.
+func TestAConsumerThatCannotGoOnMakesReadyzRed(t *testing.T) {
+	t.Parallel()
+	a := newTown(t, eventlogtest.Embedded(t), "--partitions", "1").open()
+	a.restaurant("r1", lng0, lat0)
+	a.idle()
+	move := func(by int) {
+		t.Helper()
+		// Another owner took the checkpoint, to where there is no log.
+		if _, err := a.db().Exec(t.Context(), `UPDATE tomato.checkpoints SET next_offset = next_offset + $1, epoch = epoch + 1
+			WHERE consumer = 'claims' AND topic = 'orders'`, by); err != nil {
+			t.Fatal(err)
+		}
+	}
+	move(1_000_000)
+	a.place("c1", "r1") // there is something to move over
+	a.await("readyz is red and says why", func() error {
+		x := a.do(domain.Actor{}, "GET /readyz", nil)
+		if x.status != http.StatusServiceUnavailable || x.code() != "not_ready" || !strings.Contains(x.str("detail"), "consumers: standing still: consumer claims: ") ||
+			!strings.Contains(x.str("detail"), "orders/0") {
+			return x.fault()
+		}
+		return nil
+	})
+	if x := a.do(domain.Actor{}, "GET /healthz", nil); x.status != http.StatusOK {
+		t.Error("it lives: ", x.fault())
+	}
+	a.pay("c1", a.place("c1", "r1")) // the others go on
+	move(-1_000_000)
+	a.ready()
+	a.idle()
+	a.noDeadLetters()
+}
