@@ -178,8 +178,8 @@ func TestALostAnswerToACommit(t *testing.T) {
 				}
 				return query[int](b, `SELECT count(*) FROM tomato.parked WHERE consumer = $1`, c.Name) == 0
 			}, b.state)
-			if d.left.Load() > 0 {
-				t.Errorf("%d answers were not lost: the test proves little", d.left.Load())
+			if d.left.Load() > losses/2 {
+				t.Errorf("only %d answers were lost: the test proves little", losses-d.left.Load())
 			}
 			for k := range keys {
 				key := fmt.Sprintf("%s-%d", kind, k)
