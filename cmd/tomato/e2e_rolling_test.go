@@ -107,7 +107,9 @@ func (i *instance) start() {
 		if err != nil {
 			return err
 		}
-		i.url, i.addr = r.URL, strings.TrimPrefix(r.URL, "http://")
+		if i.url != r.URL { // who sends meanwhile reads it, and it is the same again
+			i.url, i.addr = r.URL, strings.TrimPrefix(r.URL, "http://")
+		}
 		x, err := i.client.Get(i.url + "/readyz")
 		if err != nil {
 			return err
