@@ -27,7 +27,7 @@ func chaosSize(t *testing.T) int {
 	t.Helper()
 	s := os.Getenv("TOMATO_CONSUME_EVENTS")
 	if s == "" {
-		return 20_000
+		return 10_000
 	}
 	n, err := strconv.Atoi(s)
 	if err != nil || n < 2000 {
