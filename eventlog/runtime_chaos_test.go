@@ -27,7 +27,7 @@ func chaosSize(t *testing.T) int {
 	t.Helper()
 	s := os.Getenv("TOMATO_CONSUME_EVENTS")
 	if s == "" {
-		return 20_000
+		return 10_000
 	}
 	n, err := strconv.Atoi(s)
 	if err != nil || n < 2000 {
@@ -396,9 +396,12 @@ func (b *bench) deadLetters(consumer string) map[string]string {
 func (b *bench) wantLetter(consumer, id, class, reason string) {
 	b.t.Helper()
 	var state, gotClass, text string
-	err := b.db.QueryRow(b.t.Context(), `SELECT state, class, error FROM tomato.parked WHERE consumer = $1 AND event_id = $2`, consumer, id).Scan(&state, &gotClass, &text)
-	if err != nil || state != "dead" || gotClass != class || text != id+" "+reason {
-		b.t.Errorf("%s: %s is %s, class %s, reason %q, %v", consumer, id, state, gotClass, text, err)
+	var attempt int
+	err := b.db.QueryRow(b.t.Context(), `SELECT state, class, error, attempt FROM tomato.parked WHERE consumer = $1 AND event_id = $2`, consumer, id).
+		Scan(&state, &gotClass, &text, &attempt)
+	attempts := map[string]int{"poison": 1, "transient": 3}[class]
+	if err != nil || state != "dead" || gotClass != class || text != id+" "+reason || attempt != attempts {
+		b.t.Errorf("%s: %s is %s after %d attempts, class %s, reason %q, %v", consumer, id, state, attempt, gotClass, text, err)
 	}
 }
 

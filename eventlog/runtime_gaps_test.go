@@ -142,9 +142,9 @@ func TestALostAnswerToACommit(t *testing.T) {
 				id := fmt.Sprint(e.Subject, "-", e.Version)
 				calls[id]++
 				switch {
-				case e.Version == 2 && calls[id] <= 2: // parked once
+				case e.Version == 2 && calls[id] <= 4: // a batch that is halved calls four times before it parks
 					return errors.New("not this time")
-				case e.Version == 4 && calls[id] <= 1:
+				case e.Version == 4 && calls[id] <= 4:
 					return eventlog.Poison(errors.New("never"))
 				}
 				l.add(e)
@@ -178,8 +178,8 @@ func TestALostAnswerToACommit(t *testing.T) {
 				}
 				return query[int](b, `SELECT count(*) FROM tomato.parked WHERE consumer = $1`, c.Name) == 0
 			}, b.state)
-			if d.left.Load() > 0 {
-				t.Errorf("%d answers were not lost: the test proves little", d.left.Load())
+			if d.left.Load() > losses/2 {
+				t.Errorf("only %d answers were lost: the test proves little", losses-d.left.Load())
 			}
 			for k := range keys {
 				key := fmt.Sprintf("%s-%d", kind, k)
@@ -194,7 +194,7 @@ func TestALostAnswerToACommit(t *testing.T) {
 			mu.Lock()
 			defer mu.Unlock()
 			for id, n := range calls {
-				if n > 2*(losses+3) {
+				if n > 4*(losses+3) {
 					t.Errorf("%s was tried %d times", id, n)
 				}
 			}

@@ -398,7 +398,7 @@ func (r *rush) acknowledged() []ack {
 func TestPostgresComesAndGoes(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "postgres")
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	pg := startPostgres(t, ctx, dir)
 	a := newTownOn(t, eventlogtest.Embedded(t), pg.URL(), "--offer-ttl", "10m").open()

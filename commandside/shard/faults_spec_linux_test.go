@@ -354,7 +354,7 @@ func checkLinearizable(t testing.TB, ops []*operation) {
 	for _, name := range slices.Sorted(maps.Keys(byObject)) {
 		history := byObject[name]
 		most = max(most, len(history))
-		result, info := porcupine.CheckOperationsVerbose(specification, history, 30*time.Second)
+		result, info := porcupine.CheckOperationsVerbose(specification, history, 3*time.Minute)
 		if result == porcupine.Ok {
 			continue
 		}
