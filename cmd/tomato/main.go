@@ -42,13 +42,13 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:]))
 }
 
-// gcPercent lets the heap grow to four times of what is live before it is
+// gcPercent lets the heap grow to five times of what is live before it is
 // collected: a command makes some kilobytes of garbage, and with the default of
 // 100 a quarter of the write side's work was collecting. memoryRatio is how much
 // of the machine's (or the container's) memory the process may have before
 // collecting goes before speed again.
 const (
-	gcPercent   = 300
+	gcPercent   = 400
 	memoryRatio = 0.6
 )
 
