@@ -168,8 +168,11 @@ func TestOneWinnerAmongFiftyRiders(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, kafka eventlog.Config) {
 		rounds := 200 // on each broker
-		if testing.Short() {
+		switch {
+		case testing.Short():
 			rounds = 5
+		case raceDetector:
+			rounds = 50
 		}
 		// On a busy machine the rounds outlast the riders' positions.
 		a := newTown(t, kafka, "--offer-ttl", "1h", "--position-max-age", "1h").open()
