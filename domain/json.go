@@ -41,6 +41,17 @@ func EncodeJSON(w JSONWriter) []byte {
 	return out
 }
 
+// AppendEncoded appends w as json.Marshal would write it.
+func AppendEncoded(b []byte, w JSONWriter) []byte {
+	j := jsons.Get().(*JSON)
+	own := j.b
+	j.b = b
+	w.WriteJSON(j)
+	b, j.b = j.b, own
+	jsons.Put(j)
+	return b
+}
+
 // AppendJSON appends w as a json.Encoder without HTML escapes would write it.
 func AppendJSON(b []byte, w JSONWriter) []byte {
 	j := JSON{b: b, raw: true}

@@ -22,7 +22,7 @@ func TestJSON(t *testing.T) {
 	t.Parallel()
 	for _, w := range []domain.JSONWriter{
 		&domain.Point{}, &domain.Ctx{},
-		&order.View{}, &order.OrderPlaced{}, &order.OrderPaid{}, &order.OrderAccepted{}, &order.OrderPreparing{}, &order.OrderReadyForRider{},
+		&order.View{}, &order.State{}, &order.OrderPlaced{}, &order.OrderPaid{}, &order.OrderAccepted{}, &order.OrderPreparing{}, &order.OrderReadyForRider{},
 		&order.OrderOffered{}, &order.RiderAssignedEvent{}, &order.OrderPickedUp{}, &order.OrderDelivered{}, &order.OrderCancelled{},
 		&payment.PaymentRequested{}, &payment.PaymentSuccess{}, &rider.Claimed{}, &rider.Released{},
 	} {
@@ -38,6 +38,9 @@ func TestJSON(t *testing.T) {
 				}
 				if got := domain.EncodeJSON(v.Interface().(domain.JSONWriter)); !bytes.Equal(got, want) {
 					t.Errorf("by hand:\n%s\nencoding/json:\n%s", got, want)
+				}
+				if got := domain.AppendEncoded([]byte("before "), v.Interface().(domain.JSONWriter)); string(got) != "before "+string(want) {
+					t.Errorf("appended:\n%s\nencoding/json:\n%s", got, want)
 				}
 				var plain bytes.Buffer
 				e := json.NewEncoder(&plain)

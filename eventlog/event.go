@@ -2,6 +2,7 @@ package eventlog
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -66,19 +67,30 @@ var (
 	contentType = []byte("application/json")
 )
 
+// A Room is memory for one record, for who makes many: it is used again when the
+// record before is done with. The zero value is ready.
+type Room struct {
+	Data    []byte // for the event's data, by whoever writes it
+	record  kgo.Record
+	headers []kgo.RecordHeader
+	values  []byte // of the headers, one after the other
+}
+
 // NewRecord returns e as a record for topic and partition. Aggregate topics
 // (Version or Term set) carry version, term and seq; others do not.
 func (e *Event) NewRecord(topic string, partition int32) *kgo.Record {
-	n := 10 // headers; those below are rare
-	for _, v := range [...]string{e.CausationID, e.CorrelationID, e.Traceparent, e.Idempotency} {
-		if v != "" {
-			n++
-		}
+	return e.RecordIn(&Room{}, topic, partition)
+}
+
+// RecordIn is NewRecord in memory that is the caller's. The record is the one
+// before until then: its producer must have answered.
+func (e *Event) RecordIn(room *Room, topic string, partition int32) *kgo.Record {
+	if room.headers == nil {
+		room.headers = make([]kgo.RecordHeader, 0, 10) // most have so many, or fewer
 	}
-	h := make([]kgo.RecordHeader, 0, n)
-	// All values stand in one array: a record is made for every command.
+	h := room.headers[:0]
 	const numbers = len(time.RFC3339Nano) + 3*20 // the time and three decimals at most
-	b := make([]byte, 0, numbers+len(e.ID)+len(e.Source)+len(e.Type)+len(e.Subject)+
+	b := slices.Grow(room.values[:0], numbers+len(e.ID)+len(e.Source)+len(e.Type)+len(e.Subject)+
 		len(e.CausationID)+len(e.CorrelationID)+len(e.Traceparent)+len(e.Idempotency))
 	from := 0
 	add := func(k string) { // the value is what b has had since the last one
@@ -118,7 +130,9 @@ func (e *Event) NewRecord(topic string, partition int32) *kgo.Record {
 	text(hdrCorrelation, e.CorrelationID)
 	text(hdrTraceparent, e.Traceparent)
 	text(hdrIdempotency, e.Idempotency)
-	return &kgo.Record{Topic: topic, Partition: partition, Key: key, Headers: h, Value: e.Data, Timestamp: e.Time}
+	room.headers, room.values = h, b
+	room.record = kgo.Record{Topic: topic, Partition: partition, Key: key, Headers: h, Value: e.Data, Timestamp: e.Time}
+	return &room.record
 }
 
 // ParseRecord reads a record as an event. It fails on a record that is not

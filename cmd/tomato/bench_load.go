@@ -25,10 +25,12 @@ func closedLoop(ctx context.Context, callers int, d time.Duration, call func(ctx
 	var all sync.WaitGroup
 	for n := range callers {
 		all.Go(func() {
+			mine, done := context.WithCancel(ctx) // as a request has its own
+			defer done()
 			<-begin
 			for !over.Load() {
 				start := time.Now()
-				if err := call(ctx, n); err != nil {
+				if err := call(mine, n); err != nil {
 					cancel(err)
 					return
 				}

@@ -33,7 +33,7 @@ func newLoop(t testing.TB) *shard {
 }
 
 func newCall(r Request) *call {
-	return &call{ctx: context.Background(), req: r, done: make(chan answer, 1)}
+	return &call{ctx: context.Background(), req: r, done: make(chan struct{}, 1)}
 }
 
 // The owner drew another id than the instance that forwarded the command: the
@@ -69,17 +69,17 @@ func TestAStoppedShardAnswersBeforeItIsClosed(t *testing.T) {
 	s.failed = errDeposed
 	var calls []*call
 	for range 2 {
-		c := &call{done: make(chan answer)} // not buffered: the answer waits to be taken
+		c := &call{res: Result{Event: order.OrderPreparing{}}, done: make(chan struct{})} // not buffered: the answer waits to be taken
 		calls = append(calls, c)
-		s.logs[orders].inFlight = append(s.logs[orders].inFlight, &pending{own: waiter{call: c, res: Result{Event: order.OrderPreparing{}}, left: 1}})
+		s.logs[orders].inFlight = append(s.logs[orders].inFlight, &pending{own: waiter{call: c, left: 1}})
 	}
 	go s.abandon()
 	for _, c := range calls {
 		if s.isClosed() {
 			t.Fatal("closed before all were answered")
 		}
-		if a := <-c.done; !errors.Is(a.err, ErrUnavailable) {
-			t.Fatalf("an append in flight is answered %v", a.err)
+		if <-c.done; !errors.Is(c.err, ErrUnavailable) {
+			t.Fatalf("an append in flight is answered %v", c.err)
 		}
 	}
 	<-s.closed
@@ -96,11 +96,13 @@ func TestAStoppedShardPassesOnWhatAppendedNothing(t *testing.T) {
 	l.awaiting = []*waiter{{call: awaiting, err: domain.Refuse(domain.OrderNotPaid, ""), left: 1}}
 	l.inFlight = []*pending{{ordinal: 1, waiters: []*waiter{{call: confirming, left: 1}}}}
 	l.deferred = []deferral{{1, deferred}}
-	s.queue <- queued
+	if err := s.queue.put(queued); err != nil {
+		t.Fatal(err)
+	}
 	s.abandon()
 	for _, c := range []*call{awaiting, confirming, deferred, queued} {
-		if a := <-c.done; !errors.Is(a.err, errNotDecided) {
-			t.Fatalf("answered %v", a.err)
+		if <-c.done; !errors.Is(c.err, errNotDecided) {
+			t.Fatalf("answered %v", c.err)
 		}
 	}
 }
@@ -142,16 +144,16 @@ func TestAnOfferOpensOnceItIsAcknowledged(t *testing.T) {
 		c := newCall(Request{Topic: eventlog.Orders, ID: "o", Actor: domain.Actor{Sub: "x", Role: domain.Rider}, Command: command})
 		s.handle(c)
 		select {
-		case a := <-c.done:
-			t.Fatalf("%s is answered before the offer is acknowledged: %+v", command.CommandName(), a)
+		case <-c.done:
+			t.Fatalf("%s is answered before the offer is acknowledged: %+v", command.CommandName(), c.res)
 		default:
 		}
 		s.acknowledge(ack{log: orders, ordinal: 1, offset: 10})
 		s.settle(t.Context())
 		select {
-		case a := <-c.done:
-			if a.err != nil || a.res.Order.Wave != 1 {
-				t.Fatalf("%s: %+v", command.CommandName(), a)
+		case <-c.done:
+			if c.err != nil || c.res.Order.Wave != 1 {
+				t.Fatalf("%s: %+v, %v", command.CommandName(), c.res, c.err)
 			}
 		default:
 			t.Fatalf("%s is not answered after the acknowledgement", command.CommandName())
@@ -219,33 +221,35 @@ func TestADeposedShardGivesBackWhatIsVoid(t *testing.T) {
 	s := newLoop(t)
 	void := newCall(Request{Topic: eventlog.Orders})
 	crossed := newCall(Request{Topic: eventlog.Payments})
+	void.res.Event, crossed.res.Event = order.OrderPreparing{}, payment.PaymentRequested{}
 	refused, deferred := newCall(Request{Topic: eventlog.Orders}), newCall(Request{Topic: eventlog.Orders})
 	landed := newCall(Request{Topic: eventlog.Riders})
+	landed.res.Event = rider.Released{}
 	l := &s.logs[orders]
-	l.inFlight = []*pending{{ordinal: 1, own: waiter{call: void, res: Result{Event: order.OrderPreparing{}}, left: 2},
-		waiters: []*waiter{{call: crossed, res: Result{Event: payment.PaymentRequested{}}, left: 2}}}}
+	l.inFlight = []*pending{{ordinal: 1, own: waiter{call: void, left: 2},
+		waiters: []*waiter{{call: crossed, left: 2}}}}
 	l.awaiting = []*waiter{{call: refused, err: domain.Refuse(domain.OrderNotPaid, ""), left: 1}}
 	l.deferred = []deferral{{1, deferred}}
-	s.logs[riders].inFlight = []*pending{{ordinal: 1, seq: 1, own: waiter{call: landed, res: Result{Event: rider.Released{}}, left: 1}}}
+	s.logs[riders].inFlight = []*pending{{ordinal: 1, seq: 1, own: waiter{call: landed, left: 1}}}
 	s.depose(orders)
 	for _, c := range []*call{void, refused, deferred} {
-		if a := <-c.done; !errors.Is(a.err, errNotDecided) {
-			t.Errorf("what is void is answered %v", a.err)
+		if <-c.done; !errors.Is(c.err, errNotDecided) {
+			t.Errorf("what is void is answered %v", c.err)
 		}
 	}
-	if a := <-crossed.done; !errors.Is(a.err, ErrUnavailable) {
-		t.Errorf("an append to another log is answered %v", a.err)
+	if <-crossed.done; !errors.Is(crossed.err, ErrUnavailable) {
+		t.Errorf("an append to another log is answered %v", crossed.err)
 	}
 	s.acknowledge(ack{log: riders, ordinal: 1, offset: 0})
 	s.acknowledge(ack{log: orders, ordinal: 1, offset: 7}) // behind the claim
 	s.settle(t.Context())
-	if a := <-landed.done; a.err != nil || s.failed != nil {
-		t.Errorf("what landed where it must is answered %v; %v", a.err, s.failed)
+	if <-landed.done; landed.err != nil || s.failed != nil {
+		t.Errorf("what landed where it must is answered %v; %v", landed.err, s.failed)
 	}
 	late := newCall(Request{Topic: eventlog.Riders})
 	s.handle(late)
-	if a := <-late.done; !errors.Is(a.err, errNotDecided) {
-		t.Errorf("a command after it is answered %v", a.err)
+	if <-late.done; !errors.Is(late.err, errNotDecided) {
+		t.Errorf("a command after it is answered %v", late.err)
 	}
 }
 

@@ -99,7 +99,7 @@ func (s *Shards) open(ctx context.Context, p int32, trust bool) (sh *shard, err 
 func (s *Shards) newShard(p int32, producer *kgo.Client) *shard {
 	sh := &shard{
 		owner: s, partition: p, producer: producer, log: s.Log,
-		queue: make(chan *call, queueLength), internal: make(chan func(time.Time), 64), closed: make(chan struct{}), ask: make(chan chan Status),
+		queue: newQueue(), internal: make(chan func(time.Time), 64), closed: make(chan struct{}), ask: make(chan chan Status),
 		ackWake: make(chan struct{}, 1), written: make(chan error, 1), agg: newAggregates(), seenInterval: seenIntervalLo, quiesceFor: quiesceLeast,
 	}
 	for i, topic := range eventlog.AggregateTopics {

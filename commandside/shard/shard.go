@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -26,6 +27,7 @@ import (
 
 const (
 	queueLength    = 4096                  // commands waiting for the loop; more are refused with ErrUnavailable
+	turnLength     = 256                   // commands that are handled before acknowledgements have their turn
 	maxInFlight    = 8192                  // unacknowledged appends of one shard, over which it takes no more commands
 	stallLimit     = 5 * time.Second       // oldest unacknowledged append, over which new commands are refused at once
 	drainLimit     = 2 * time.Second       // for appends in flight when the shard is handed over
@@ -50,28 +52,36 @@ var (
 type call struct {
 	ctx     context.Context
 	req     Request
-	done    chan answer // buffered, written once
-	settled bool        // answered; loop only
-	quiet   bool        // a deadline: nobody waits for the answer
-	first   atomic.Bool // a repeat whose first run is not acknowledged yet
+	res     Result // the answer: the caller's once done says so, the loop's until then
+	err     error
+	done    chan struct{} // buffered, sent to once; nil: nobody waits
+	settled bool          // answered; loop only
+	first   atomic.Bool   // a repeat whose first run is not acknowledged yet
 }
 
-type answer struct {
-	res Result
-	err error
-}
+// dones are channels to wait for an answer with: of a call that was answered the
+// channel is empty, and nobody sends to it any more. The calls themselves are not
+// used again: several waiters may name one, and reply to it again.
+var dones = sync.Pool{New: func() any { return make(chan struct{}, 1) }}
 
 func (c *call) reply(res Result, err error) {
-	if !c.settled {
-		c.settled = true
-		c.done <- answer{res, err}
+	if c.settled {
+		return
+	}
+	c.settled = true
+	if c.done != nil {
+		c.res, c.err = res, err
+		c.done <- struct{}{}
 	}
 }
 
-// waiter holds an answer back until the appends it waits for are acknowledged.
+// quiet says that nobody waits for the answer: a deadline's.
+func (c *call) quiet() bool { return c.done == nil }
+
+// waiter holds a call's answer, which stands in the call already, back until the
+// appends it waits for are acknowledged.
 type waiter struct {
 	call *call
-	res  Result
 	err  error
 	left int
 }
@@ -133,7 +143,9 @@ type shard struct {
 	producer  *kgo.Client
 	log       *slog.Logger
 
-	queue    chan *call
+	queue    *queue
+	taken    []*call                  // from the queue, the last time
+	todo     []*call                  // of taken: what is not handled yet
 	internal chan func(now time.Time) // what the shard's own goroutines let the loop do: not bounded by the queue
 	closed   chan struct{}
 	ask      chan chan Status
@@ -181,23 +193,23 @@ func (s *shard) serve(ctx context.Context) error {
 	leaving := false
 	var leave, drain <-chan time.Time
 	for s.failed == nil {
-		queue := s.queue
-		if s.deposed == nil && (s.unacked() >= maxInFlight || drain != nil || !s.quiesceBy.IsZero()) {
-			queue = nil // of a deposed one commands are given back at once
+		wake, more := s.queue.wake, always
+		switch {
+		case s.deposed == nil && (s.unacked() >= maxInFlight || drain != nil || !s.quiesceBy.IsZero()):
+			wake, more = nil, nil // of a deposed one commands are given back at once
+		case len(s.todo) > 0:
+			wake = nil
+		default:
+			more = nil
 		}
 		s.arm(timer)
 		select {
-		case c := <-queue:
-			s.handle(c)
-			for n := 0; n < 256 && s.failed == nil && s.unacked() < maxInFlight; n++ {
-				select {
-				case c := <-queue:
-					s.handle(c)
-					continue
-				default:
-				}
-				break
-			}
+		case <-wake:
+			s.taken = s.queue.take(s.taken)
+			s.todo = s.taken
+			s.turn()
+		case <-more:
+			s.turn()
 		case do := <-s.internal:
 			do(time.Now())
 		case <-s.ackWake:
@@ -236,6 +248,24 @@ func (s *shard) serve(ctx context.Context) error {
 	return s.failed
 }
 
+// always is ready.
+var always = func() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+// turn handles some of what was taken from the queue.
+func (s *shard) turn() {
+	n := 0
+	for n < min(len(s.todo), turnLength) && s.failed == nil && (n == 0 || s.unacked() < maxInFlight) {
+		s.handle(s.todo[n])
+		s.todo[n] = nil
+		n++
+	}
+	s.todo = s.todo[n:]
+}
+
 func (s *shard) fail(err error) {
 	if s.failed == nil {
 		s.failed = err
@@ -259,14 +289,8 @@ func (s *shard) abandon() {
 	for i := range s.logs {
 		s.giveUp(i, fmt.Errorf("%w: %w", ErrUnavailable, s.failed))
 	}
-	for {
-		select {
-		case c := <-s.queue:
-			c.reply(Result{}, errNotDecided)
-		case <-s.internal: // the next owner has the same deadlines
-		default:
-			return
-		}
+	for _, c := range slices.Concat(s.todo, s.queue.close()) {
+		c.reply(Result{}, errNotDecided)
 	}
 }
 
@@ -287,7 +311,7 @@ func (s *shard) giveUp(log int, appended error) {
 	l := &s.logs[log]
 	behind := func(ws []*waiter) {
 		for _, w := range ws {
-			if w.res.Event == nil {
+			if w.call.res.Event == nil {
 				w.call.reply(Result{}, errNotDecided)
 			} else {
 				w.call.reply(Result{}, fmt.Errorf("%w: %w", ErrUnavailable, cmp.Or(s.failed, errDeposed)))
@@ -368,7 +392,7 @@ func (s *shard) deadlineDue(d deadline, now time.Time) {
 }
 
 func deadlineCall(req Request) *call {
-	return &call{ctx: context.Background(), req: req, done: make(chan answer, 1), quiet: true}
+	return &call{ctx: context.Background(), req: req}
 }
 
 // expireWhenInboxPassed asks, outside the loop, whether every webhook that came
@@ -410,7 +434,7 @@ func (s *shard) handle(c *call) {
 		return
 	}
 	now := time.Now()
-	if !c.quiet && s.stalled(now) {
+	if !c.quiet() && s.stalled(now) {
 		c.reply(Result{}, fmt.Errorf("%w: appends are not acknowledged", ErrUnavailable))
 		return
 	}
@@ -458,7 +482,7 @@ func (s *shard) handle(c *call) {
 	if !matches(c.req.IfMatch, e.version(kind)) && (ev != nil || open || err != nil && !badReference(err)) {
 		ev, err = nil, domain.Refuse(VersionMismatch, "the resource has version %d", e.version(kind))
 	}
-	if ev == nil && c.quiet {
+	if ev == nil && c.quiet() {
 		return
 	}
 	if open && err == nil {
@@ -639,8 +663,9 @@ func (s *shard) repeat(c *call, kind int, used keyUse) {
 
 func (s *shard) append(c *call, kind int, held *entry, ev domain.Event, scope keyScope, keyed bool, now time.Time) {
 	at := domain.Time(now)
-	data, err := encode(ev)
-	if err != nil {
+	room := rooms.Get().(*eventlog.Room)
+	var err error
+	if room.Data, err = encode(room.Data[:0], ev); err != nil {
 		c.reply(Result{}, fmt.Errorf("encoding %s: %w", ev.EventType(), err))
 		return
 	}
@@ -655,7 +680,7 @@ func (s *shard) append(c *call, kind int, held *entry, ev domain.Event, scope ke
 	e := eventlog.Event{
 		ID:     l.eventID(s.partition),
 		Source: s.owner.source, Type: ev.EventType(), Time: at, Subject: c.req.ID,
-		Version: version, Term: l.rule.Term, Seq: l.seq, Data: data,
+		Version: version, Term: l.rule.Term, Seq: l.seq, Data: room.Data,
 		CausationID: c.req.CausationID, CorrelationID: c.req.CorrelationID, Traceparent: c.req.Traceparent,
 	}
 	res := result(held, ev)
@@ -667,7 +692,8 @@ func (s *shard) append(c *call, kind int, held *entry, ev domain.Event, scope ke
 		e.Idempotency = use.text(scope)
 		s.agg.keys.add(held, scope, use)
 	}
-	s.awaitOther(kind, held, s.produce(kind, &e, now, waiter{call: c, res: res, left: 1}))
+	c.res = res
+	s.awaitOther(kind, held, s.produce(kind, &e, room, now, waiter{call: c, left: 1}))
 	s.seenInterval = seenIntervalLo
 }
 
@@ -703,17 +729,25 @@ func (s *shard) awaitOther(kind int, e *entry, w *waiter) {
 	}
 }
 
+// rooms are for records on their way.
+var rooms = sync.Pool{New: func() any { return new(eventlog.Room) }}
+
+const maxRoom = 64 << 10 // bytes of data, above which a room is not kept
+
 // produce sends an event of this claim without waiting, and returns the waiter
 // that it keeps. The answers that awaited any append of this log are confirmed
 // by this one.
-func (s *shard) produce(kind int, e *eventlog.Event, now time.Time, own waiter) *waiter {
+func (s *shard) produce(kind int, e *eventlog.Event, room *eventlog.Room, now time.Time, own waiter) *waiter {
 	l := &s.logs[kind]
 	p := &pending{log: kind, ordinal: l.ordinal, seq: l.seq, at: now, own: own, waiters: l.awaiting}
 	l.awaiting = nil
 	l.inFlight = append(l.inFlight, p)
-	s.owner.outbox.put(outgoing{s.producer, e.NewRecord(l.topic, s.partition), func(r *kgo.Record, err error) {
+	s.owner.outbox.put(outgoing{s.producer, e.RecordIn(room, l.topic, s.partition), func(r *kgo.Record, err error) {
 		s.owner.at(StepAppendLanded, s.partition)
 		s.acknowledge(ack{p.log, p.ordinal, r.Offset, err})
+		if cap(room.Data) <= maxRoom {
+			rooms.Put(room) // the producer is done with the record
+		}
 	}})
 	s.owner.at(StepAppendSent, s.partition)
 	s.rearmSeen(now)
@@ -735,7 +769,8 @@ func (s *shard) acknowledge(a ack) {
 // only that proves that this owner was not deposed, and that the state it rests
 // on counts.
 func (s *shard) confirm(c *call, kind int, e *entry, res Result, err error) {
-	w := &waiter{call: c, res: res, err: err, left: 1}
+	c.res = res
+	w := &waiter{call: c, err: err, left: 1}
 	s.logs[kind].awaiting = append(s.logs[kind].awaiting, w)
 	if _, ok := c.req.Command.(payment.RequestPayment); ok {
 		w.left++
@@ -776,7 +811,7 @@ func (s *shard) appendSeen(now time.Time) {
 			ID:     l.eventID(s.partition),
 			Source: s.owner.source, Type: eventlog.ShardSeen, Time: domain.Time(now),
 			Term: l.rule.Term, Seq: l.seq, Data: []byte("{}"),
-		}, now, waiter{})
+		}, rooms.Get().(*eventlog.Room), now, waiter{})
 		s.owner.metrics.seen.Inc()
 	}
 	s.seenInterval = min(2*s.seenInterval, seenIntervalHi)
@@ -823,7 +858,7 @@ func (s *shard) settled(l *partitionLog, offset int64) {
 	l.lastOff = offset
 	s.sinceCut++
 	if p.log == restaurants && p.own.call != nil { // orders are priced from it as soon as it counts
-		s.owner.Menus.learn(p.own.res.Restaurant)
+		s.owner.Menus.learn(p.own.call.res.Restaurant)
 	}
 	s.owner.at(StepSettled, s.partition)
 	if p.own.call != nil {
@@ -844,9 +879,9 @@ func (s *shard) settled(l *partitionLog, offset int64) {
 
 // waited answers the caller if this was the last acknowledgement it waited for.
 func (s *shard) waited(w *waiter) {
-	if w.left--; w.left == 0 {
-		s.reached(&w.call.req, &w.res)
-		w.call.reply(w.res, w.err)
+	if w.left--; w.left == 0 && !w.call.settled {
+		s.reached(&w.call.req, &w.call.res)
+		w.call.reply(w.call.res, w.err)
 	}
 }
 

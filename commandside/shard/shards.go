@@ -639,27 +639,19 @@ func (s *Shards) awaitMenus(ctx context.Context, r Request) error {
 
 // local hands a command to a shard that is served here, and waits for its answer.
 func (s *Shards) local(ctx context.Context, sh *shard, r Request) (Result, error) {
-	c := &call{ctx: ctx, req: r, done: make(chan answer, 1)} // not pooled: several waiters may name it, and reply to it again
-	select {
-	case sh.queue <- c:
-	default:
-		return Result{}, fmt.Errorf("%w: the queue of shard %d is full", ErrUnavailable, sh.partition)
+	c := &call{ctx: ctx, req: r, done: dones.Get().(chan struct{})}
+	if err := sh.queue.put(c); err != nil {
+		return Result{}, err
 	}
 	select {
-	case a := <-c.done:
-		return a.res, a.err
+	case <-c.done:
+		dones.Put(c.done)
+		return c.res, c.err
 	case <-ctx.Done():
 		if c.first.Load() {
 			return Result{}, domain.Refuse(IdempotencyInProgress, "the first request with this key is still running")
 		}
 		return Result{}, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
-	case <-sh.closed:
-		select {
-		case a := <-c.done:
-			return a.res, a.err
-		default: // it came after the loop's end
-		}
-		return Result{}, errNotDecided
 	}
 }
 

@@ -116,7 +116,20 @@ func (w *snapshots) close() { w.client.Close() }
 
 // load reads what is there: the last record of each key, as of a mark of its own
 // (in a log with transactions and compaction the end is no record).
-func (w *snapshots) load(ctx context.Context) (map[string]*kgo.Record, error) {
+func (w *snapshots) load(ctx context.Context) (last map[string]*kgo.Record, err error) {
+	for range 3 {
+		if last, err = w.read(ctx); !errors.Is(err, errHidden) {
+			return last, err
+		}
+		w.owner.Log.Warn("a transaction of snapshots without an end is ended", "partition", w.partition, "err", err)
+		if err := w.writeAbortMarker(ctx); err != nil {
+			return nil, fmt.Errorf("ending a transaction of the snapshots of shard %d: %w", w.partition, err)
+		}
+	}
+	return nil, err
+}
+
+func (w *snapshots) read(ctx context.Context) (map[string]*kgo.Record, error) {
 	mark := &kgo.Record{Key: []byte(markKey), Value: []byte(uuid.NewString())}
 	if err := w.commit(ctx, []*kgo.Record{mark}); err != nil {
 		return nil, fmt.Errorf("marking the snapshots of shard %d: %w", w.partition, err)
@@ -131,6 +144,7 @@ func (w *snapshots) load(ctx context.Context) (map[string]*kgo.Record, error) {
 	}
 	defer client.Close()
 	last := map[string]*kgo.Record{}
+	before := int64(-1) // offset of the record before
 	for {
 		fetches := client.PollFetches(ctx)
 		if err := ctx.Err(); err != nil {
@@ -146,13 +160,14 @@ func (w *snapshots) load(ctx context.Context) (map[string]*kgo.Record, error) {
 			case r.Offset == mark.Offset:
 				return last, nil
 			case r.Offset > mark.Offset: // such as the marker that commits the mark
-				return nil, errors.Join(errHidden, w.writeAbortMarker(ctx))
+				return nil, fmt.Errorf("%w: not at %d, but at %d and %d (control %v)", errHidden, mark.Offset, before, r.Offset, r.Attrs.IsControl())
 			case r.Attrs.IsControl() || key == markKey:
 			case r.Value == nil:
 				delete(last, key)
 			default:
 				last[key] = r
 			}
+			before = r.Offset
 		}
 	}
 }
@@ -459,7 +474,7 @@ func (w *snapshots) write(ctx context.Context, c *snapshot) error {
 	}
 	var records []*kgo.Record
 	for _, s := range c.changed {
-		value, err := json.Marshal(s.state)
+		value, err := encode(nil, s.state)
 		if err != nil {
 			return err
 		}

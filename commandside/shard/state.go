@@ -208,10 +208,11 @@ func (e *entry) orderFacts() payment.OrderFacts {
 func (a *aggregates) evolve(kind int, e *entry, ev domain.Event, at time.Time, ordinal int64) int64 {
 	switch kind {
 	case orders:
-		next := order.Evolve(*e.orderState(), ev.(order.Event), at)
-		e.order = &next
-		if ordinal > 0 {
-			a.schedule(&next)
+		next := new(order.State)
+		*next = *e.orderState()
+		next.Apply(ev.(order.Event), at)
+		if e.order = next; ordinal > 0 {
+			a.schedule(next)
 		} else if next.Version == 1 {
 			next.Share()
 		}
@@ -403,9 +404,12 @@ func bodyOf(r *Request) [8]byte {
 	return [8]byte(sum[:8])
 }
 
-func encode(ev domain.Event) ([]byte, error) {
-	if w, ok := ev.(domain.JSONWriter); ok {
-		return domain.EncodeJSON(w), nil
+// encode appends v as json.Marshal would write it, without reflection where v
+// knows how.
+func encode(b []byte, v any) ([]byte, error) {
+	if w, ok := v.(domain.JSONWriter); ok {
+		return domain.AppendEncoded(b, w), nil
 	}
-	return json.Marshal(ev)
+	data, err := json.Marshal(v)
+	return append(b, data...), err
 }

@@ -8,6 +8,12 @@ import (
 // Evolve returns the state after e, which happened at time at. It refuses
 // nothing: an event is a fact.
 func Evolve(s State, e Event, at time.Time) State {
+	s.Apply(e, at)
+	return s
+}
+
+// Apply is Evolve on a copy that is nobody else's yet.
+func (s *State) Apply(e Event, at time.Time) {
 	s.Version++
 	s.UpdatedAt = at
 	switch e := e.(type) {
@@ -74,7 +80,6 @@ func Evolve(s State, e Event, at time.Time) State {
 	if s.Status.Closed() && s.ClosedAt.IsZero() {
 		s.ClosedAt = at
 	}
-	return s
 }
 
 func (s *State) endOffers() {

@@ -2,8 +2,8 @@ package order
 
 import "tomato/domain"
 
-// The events that every order passes, and the view that every command answers
-// with, write their JSON by hand. Fields and their order are those of the
+// The events that every order passes, the view that every command answers with,
+// and the state that snapshots have, write their JSON by hand. Fields and their order are those of the
 // structs; TestJSON holds it against encoding/json.
 
 // WriteJSON implements domain.JSONWriter.
@@ -93,6 +93,72 @@ func (v *View) WriteJSON(j *domain.JSON) {
 	}
 	j.Time("createdAt", v.CreatedAt)
 	j.Time("updatedAt", v.UpdatedAt)
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (o RiderOffer) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("riderId", o.RiderID)
+	j.Int("wave", int64(o.Wave))
+	j.Int("distanceMeters", int64(o.DistanceMeters))
+	j.String("state", string(o.State))
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (d Drop) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("riderId", d.RiderID)
+	j.Int("claimId", d.ClaimID)
+	j.Int("round", int64(d.Round))
+	j.String("by", string(d.By))
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (s *State) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("orderId", s.ID)
+	j.Int("version", s.Version)
+	j.String("status", string(s.Status))
+	j.String("customerId", s.CustomerID)
+	j.String("restaurantId", s.RestaurantID)
+	domain.JSONList(j, "items", s.Items)
+	j.Int("amount", s.Amount)
+	j.String("currency", s.Currency)
+	j.Name("pickUp")
+	s.PickUp.WriteJSON(j)
+	j.Name("deliverTo")
+	s.DeliverTo.WriteJSON(j)
+	j.SomeString("externalReference", s.ExternalReference)
+	j.SomeString("paymentId", s.PaymentID)
+	j.SomeTime("paymentDueAt", s.PaymentDueAt)
+	j.SomeTime("acceptBy", s.AcceptBy)
+	j.SomeTime("readyAt", s.ReadyAt)
+	j.SomeInt("round", int64(s.Round))
+	j.SomeInt("wave", int64(s.Wave))
+	if s.WaveOpen {
+		j.Bool("waveOpen", true)
+	}
+	j.SomeTime("waveEndsAt", s.WaveEndsAt)
+	if len(s.Offers) > 0 {
+		domain.JSONList(j, "offers", s.Offers)
+	}
+	if len(s.Drops) > 0 {
+		domain.JSONList(j, "drops", s.Drops)
+	}
+	if s.Exhausted {
+		j.Bool("exhausted", true)
+	}
+	j.SomeString("riderId", s.RiderID)
+	j.SomeString("riderName", s.RiderName)
+	j.SomeInt("claimId", s.ClaimID)
+	j.SomeString("reason", s.Reason)
+	j.SomeString("by", string(s.By))
+	j.SomeTime("createdAt", s.CreatedAt)
+	j.SomeTime("updatedAt", s.UpdatedAt)
+	j.SomeTime("closedAt", s.ClosedAt)
 	j.Close()
 }
 
