@@ -277,3 +277,47 @@ func TestAKeyUsedAgainBelongsToTheNewOrder(t *testing.T) {
 		t.Error("the key left with the old order")
 	}
 }
+
+// A command that is put into the queue while the shard stops is answered, or was
+// not let in: left there, its caller would wait for the end of its patience.
+func TestNoCommandIsForgottenWhenAShardStops(t *testing.T) {
+	t.Parallel()
+	for range 200 {
+		s := newLoop(t)
+		s.failed = errHandedOff
+		calls := make(chan error)
+		for range 8 {
+			go func() {
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				_, err := s.owner.local(ctx, s, Request{Topic: eventlog.Orders, Command: Look{}})
+				calls <- err
+			}()
+		}
+		s.taken = s.queue.take(nil) // as a turn that was not finished
+		s.todo = s.taken
+		s.abandon()
+		for range 8 {
+			if err := <-calls; !errors.Is(err, errNotDecided) {
+				t.Fatalf("answered %v", err)
+			}
+		}
+	}
+}
+
+// What does not fit is refused at once.
+func TestAFullQueueRefuses(t *testing.T) {
+	t.Parallel()
+	q := newQueue()
+	for range queueLength {
+		if err := q.put(newCall(Request{})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := q.put(newCall(Request{})); !errors.Is(err, ErrUnavailable) || errors.Is(err, errNotDecided) {
+		t.Fatalf("one too many: %v", err)
+	}
+	if n := len(q.take(nil)); n != queueLength || q.len() != 0 {
+		t.Fatalf("%d taken, %d left", n, q.len())
+	}
+}

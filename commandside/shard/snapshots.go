@@ -55,7 +55,7 @@ const (
 	quiesceAgain  = time.Second           // by so much
 	commitLimit   = 30 * time.Second      // for one transaction, over which the claim ends
 	leaveLimit    = 2 * time.Second       // for the last one when the shard is handed over
-	snapshotChunk = 5000                  // records of one transaction
+	snapshotChunk = 1000                  // records of one transaction
 	snapshotBytes = 8 << 20               // of one record at most: a restaurant with its whole menu; as the topic takes
 	keysSaved     = 20_000                // idempotency keys of one aggregate, the newest
 	readBytes     = 16 << 20              // of one fetch when a shard is opened
@@ -473,12 +473,13 @@ func (w *snapshots) write(ctx context.Context, c *snapshot) error {
 		return r
 	}
 	var records []*kgo.Record
+	var value []byte
+	var err error
 	for _, s := range c.changed {
-		value, err := encode(nil, s.state)
-		if err != nil {
+		if value, err = encode(value[:0], s.state); err != nil {
 			return err
 		}
-		r := record(s.key.String(), s.keys, value)
+		r := record(s.key.String(), s.keys, bytes.Clone(value))
 		if o, ok := s.state.(*order.State); ok {
 			at := func(key string, t time.Time) {
 				if !t.IsZero() {
@@ -499,8 +500,7 @@ func (w *snapshots) write(ctx context.Context, c *snapshot) error {
 	for _, k := range c.gone {
 		records = append(records, &kgo.Record{Key: []byte(k.String())})
 	}
-	value, err := json.Marshal(c.checkpoint)
-	if err != nil {
+	if value, err = json.Marshal(c.checkpoint); err != nil {
 		return err
 	}
 	return w.commit(ctx, append(records, record(checkpointKey, "", value)))
