@@ -26,7 +26,9 @@ type Consumer struct {
 	// how many keys of one partition may be under way at once (default 16).
 	Each  func(ctx context.Context, e Event) error
 	Lanes int
-	// Batch handles many events of one partition at once, idempotently.
+	// Batch handles many events of one partition at once, idempotently. The
+	// slice is used again when the handler has returned, here and with Rows: it
+	// is neither to be changed nor kept; what stands in it may be copied.
 	Batch func(ctx context.Context, events []Event) error
 	// Rows applies many events of one partition to a read model, in the
 	// transaction that also moves the checkpoint. It only writes rows.

@@ -138,8 +138,14 @@ func (e *Event) RecordIn(room *Room, topic string, partition int32) *kgo.Record 
 // ParseRecord reads a record as an event. It fails on a record that is not
 // one: no type, or a number that is none. The data is not looked into.
 func ParseRecord(r *kgo.Record) (Event, error) {
-	e := Event{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Timestamp: r.Timestamp, Data: r.Value, Record: r}
-	var err error
+	var e Event
+	err := e.parse(r)
+	return e, err
+}
+
+func (e *Event) parse(r *kgo.Record) (err error) {
+	*e = Event{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Timestamp: r.Timestamp, Data: r.Value, Record: r}
+	var id, subject []byte
 	num := func(v []byte) int64 {
 		n, perr := strconv.ParseInt(string(v), 10, 64)
 		if perr != nil && err == nil {
@@ -151,19 +157,18 @@ func ParseRecord(r *kgo.Record) (Event, error) {
 		v := r.Headers[i].Value
 		switch r.Headers[i].Key {
 		case hdrID:
-			e.ID = string(v)
+			id = v
 		case hdrSource:
 			e.Source = intern(v)
 		case hdrType:
 			e.Type = intern(v)
 		case hdrTime:
-			t, perr := time.Parse(time.RFC3339Nano, string(v))
-			if perr != nil && err == nil {
+			if perr := e.Time.UnmarshalText(v); perr != nil && err == nil { // RFC 3339
 				err = perr
 			}
-			e.Time = t.UTC()
+			e.Time = e.Time.UTC()
 		case hdrSubject:
-			e.Subject = string(v)
+			subject = v
 		case hdrVersion:
 			e.Version = num(v)
 		case hdrTerm:
@@ -180,13 +185,16 @@ func ParseRecord(r *kgo.Record) (Event, error) {
 			e.Idempotency = string(v)
 		}
 	}
+	var room [128]byte // both in one piece: they go together
+	both := string(append(append(room[:0], subject...), id...))
+	e.Subject, e.ID = both[:len(subject)], both[len(subject):]
 	if e.Type == "" && err == nil {
 		err = fmt.Errorf("no %s header", hdrType)
 	}
 	if err != nil {
-		return e, fmt.Errorf("record %s/%d@%d is no event: %w", r.Topic, r.Partition, r.Offset, err)
+		return fmt.Errorf("record %s/%d@%d is no event: %w", r.Topic, r.Partition, r.Offset, err)
 	}
-	return e, nil
+	return nil
 }
 
 // interned are texts that came last, by a hash of theirs: a handful of types

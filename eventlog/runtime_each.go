@@ -92,11 +92,11 @@ func (e *eachWorker) loop() error {
 		e.startParked()
 		if room := e.g.c.MaxBatch - len(e.window); room > 0 {
 			if recs := e.worker.take(room); len(recs) > 0 {
-				items, err := e.scan(recs)
+				b, err := e.scan(recs, &scanRoom{})
 				if err != nil {
 					return err
 				}
-				if err := e.admit(items); err != nil {
+				if err := e.admit(b.items); err != nil {
 					return err
 				}
 				e.advance()
@@ -256,7 +256,7 @@ func (w *worker) handle(i *item, calling *atomic.Int64) (*parkedItem, error) {
 		err := error(i.bad)
 		if err == nil {
 			calling.Store(time.Now().UnixNano())
-			err = w.call(func(ctx context.Context) error { return w.g.c.Each(ctx, i.event) })
+			err = w.call(func(ctx context.Context) error { return w.g.c.Each(ctx, *i.event) })
 			calling.Store(0)
 		}
 		switch {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -64,6 +65,7 @@ type worker struct {
 	// Of the goroutine that runs run, and nobody else.
 	read   Mark // handed out up to here
 	parked *parkedSet
+	room   scanRoom // of runBatches
 }
 
 func newWorker(s *session, cp *Checkpoint, parked *parkedSet) *worker {
@@ -286,34 +288,64 @@ func (w *worker) sawEnd(end int64) {
 // item is a record that counts, with the place before it.
 type item struct {
 	before Mark
-	event  Event
+	event  *Event
 	bad    error // why it is no event
 	key    string
 	queued *parkedItem // its row, once it was found to queue behind another
 }
 
-// scan applies the reader rule and returns what the handler is concerned with.
-// It moves read.
-func (w *worker) scan(recs []*kgo.Record) ([]*item, error) {
+// batch is items with their events, which stand side by side: a handler of many
+// is given them as they are.
+type batch struct {
+	items  []*item
+	events []Event
+}
+
+func (b batch) part(from, to int) batch { return batch{b.items[from:to], b.events[from:to]} }
+
+// scanRoom is memory for the items of one scan, which come and go together.
+type scanRoom struct {
+	list   []*item
+	items  []item
+	events []Event
+}
+
+func (room *scanRoom) of(n int) {
+	if cap(room.items) < n {
+		room.list, room.items, room.events = make([]*item, 0, n), make([]item, n), make([]Event, n)
+	}
+	room.items, room.events = room.items[:n], room.events[:n]
+}
+
+// forget lets go of the records of the last scan.
+func (room *scanRoom) forget() {
+	clear(room.items)
+	clear(room.events)
+}
+
+// scan applies the reader rule and returns what the handler is concerned with, in
+// room, which the scan before had until then. It moves read.
+func (w *worker) scan(recs []*kgo.Record, room *scanRoom) (batch, error) {
 	aggregate := IsAggregate(w.cp.Topic)
-	items := make([]*item, 0, len(recs))
-	room := make([]item, len(recs)) // for all of them: they come and go together
-	for n, r := range recs {
+	room.of(len(recs))
+	items := room.list[:0]
+	for _, r := range recs {
 		if r.Offset < w.read.Next {
 			continue
 		}
 		if aggregate && r.Offset > w.read.Next {
-			return nil, fmt.Errorf("hole before offset %d, expected %d: an aggregate topic keeps everything", r.Offset, w.read.Next)
+			return batch{}, fmt.Errorf("hole before offset %d, expected %d: an aggregate topic keeps everything", r.Offset, w.read.Next)
 		}
 		before := w.read
 		before.Next = r.Offset
-		e, bad := ParseRecord(r)
+		e := &room.events[len(items)]
+		bad := e.parse(r)
 		w.read.Next, w.read.Time = r.Offset+1, r.Timestamp
 		if aggregate {
 			// A record that is no event has a say here only if it bears the
 			// next place in its writer's term; otherwise it is void like any
 			// other: nothing that the owner did not write may park a key.
-			if !w.read.Rule.Counts(&e) {
+			if !w.read.Rule.Counts(e) {
 				w.g.r.state.metrics.void(w.cp.Topic)
 				w.log.Warn("void record", "offset", r.Offset, "type", e.Type, "term", e.Term, "seq", e.Seq)
 				continue
@@ -328,8 +360,8 @@ func (w *worker) scan(recs []*kgo.Record) ([]*item, error) {
 		if w.parked.has(r.Offset) {
 			continue // parked before a crash, ahead of the checkpoint
 		}
-		it := &room[n]
-		it.before, it.event, it.key = before, e, e.Subject
+		it := &room.items[len(items)]
+		*it = item{before: before, event: e, key: e.Subject}
 		if string(r.Key) != it.key { // of no event, or of an inbox record
 			it.key = string(r.Key)
 		}
@@ -338,7 +370,7 @@ func (w *worker) scan(recs []*kgo.Record) ([]*item, error) {
 		}
 		items = append(items, it)
 	}
-	return items, nil
+	return batch{items, room.events[:len(items)]}, nil
 }
 
 // --- handling
@@ -775,12 +807,12 @@ func (w *worker) runBatches() error {
 		}
 		recs := w.take(w.g.c.MaxBatch)
 		if len(recs) > 0 {
-			items, err := w.scan(recs)
+			b, err := w.scan(recs, &w.room)
 			if err != nil {
 				return err
 			}
-			if len(items) > 0 {
-				if err := w.apply(items, w.read); err != nil {
+			if len(b.items) > 0 {
+				if err := w.apply(b, w.read); err != nil {
 					return err
 				}
 			}
@@ -790,6 +822,7 @@ func (w *worker) runBatches() error {
 		if len(due) > 0 || len(recs) > 0 {
 			continue
 		}
+		w.room.forget()
 		timer.Reset(w.pause())
 		select {
 		case <-w.wake:
@@ -800,13 +833,13 @@ func (w *worker) runBatches() error {
 	}
 }
 
-// apply handles items in order, and moves the checkpoint to end: what fails is
+// apply handles a batch in order, and moves the checkpoint to end: what fails is
 // isolated by halving and parked, what queues behind it becomes rows.
-func (w *worker) apply(items []*item, end Mark) error {
+func (w *worker) apply(b batch, end Mark) error {
 	var away absence
 	defer away.gaveUp()
 	for try := 1; ; {
-		err := w.attempt(items, end)
+		err := w.attempt(b, end)
 		switch {
 		case err == nil:
 			away.over()
@@ -823,37 +856,40 @@ func (w *worker) apply(items []*item, end Mark) error {
 		}
 		away.over()
 		retriable := !errors.Is(err, ErrPoison)
-		if try < w.g.c.InPlaceTries && retriable && (len(items) == 1 || isConflict(err)) {
+		if try < w.g.c.InPlaceTries && retriable && (len(b.items) == 1 || isConflict(err)) {
 			try++
 			if err := w.sleep(inPlaceWait(try)); err != nil {
 				return err
 			}
 			continue
 		}
-		if len(items) == 1 {
-			return w.park(items[0], end, err)
+		if len(b.items) == 1 {
+			return w.park(b.items[0], end, err)
 		}
-		mid := len(items) / 2
-		if err := w.apply(items[:mid], items[mid].before); err != nil {
+		mid := len(b.items) / 2
+		if err := w.apply(b.part(0, mid), b.items[mid].before); err != nil {
 			return err
 		}
-		return w.apply(items[mid:], end)
+		return w.apply(b.part(mid, len(b.items)), end)
 	}
 }
 
-// attempt hands items to the handler once, all together, but for those behind a
+// attempt hands a batch to the handler once, all together, but for those behind a
 // parked record, and commits what goes with it.
-func (w *worker) attempt(items []*item, end Mark) error {
-	events := make([]Event, 0, len(items))
+func (w *worker) attempt(b batch, end Mark) error {
+	events := b.events
 	var queued []*item
-	for _, i := range items {
+	for n, i := range b.items {
 		switch {
 		case w.parked.blocks(i.key, i.event.Offset):
+			if queued == nil {
+				events = slices.Clone(events[:n])
+			}
 			queued = append(queued, i)
 		case i.bad != nil:
 			return i.bad
-		default:
-			events = append(events, i.event)
+		case queued != nil:
+			events = append(events, *i.event)
 		}
 	}
 	rows, err := w.behindParked(queued)

@@ -22,7 +22,10 @@ import (
 
 // historyOrders is how many orders are in the log by default, with lifeSteps
 // events each.
-const historyOrders = 20_000
+const (
+	historyOrders  = 20_000
+	consumedOrders = 100_000 // of consume: some 600,000 events are read within a second
+)
 
 // history is what is in topic orders, when nobody writes there any more.
 type history struct {
@@ -122,18 +125,15 @@ func (s *since) perSecond(events int64) map[string]float64 {
 // reader rule, order, checkpoints and all. Time runs from the first event
 // handled to the last one: joining a group is not consuming.
 func (b *bench) consume(ctx context.Context) error {
-	c, err := b.serveConfig(roleCommand)
+	h, err := b.writeForConsumers(ctx)
 	if err != nil {
 		return err
 	}
-	s, err := b.serve(ctx, c)
+	db, err := pgxpool.New(ctx, b.DatabaseURL)
 	if err != nil {
 		return err
 	}
-	h, err := b.writeHistory(ctx, s)
-	if err != nil {
-		return err
-	}
+	defer db.Close()
 	if err := b.profile(); err != nil {
 		return err
 	}
@@ -154,16 +154,37 @@ func (b *bench) consume(ctx context.Context) error {
 		},
 		func(ctx context.Context) (map[string]float64, error) {
 			consumers++
-			return b.consumeOnce(ctx, s, fmt.Sprint("bench-", consumers), h)
+			return b.consumeOnce(ctx, db, fmt.Sprint("bench-", consumers), h)
 		})
 	if err != nil {
 		return err
 	}
 	b.add("events_per_s", "events/s", value["per_s"], limit["per_s"])
-	return b.poison(ctx, s)
+	return b.poison(ctx, db)
 }
 
-func (b *bench) consumeOnce(ctx context.Context, s *server, name string, h history) (map[string]float64, error) {
+// writeForConsumers writes the history through a server that is closed then: what
+// its shards hold, the collector would go through again and again.
+func (b *bench) writeForConsumers(ctx context.Context) (h history, err error) {
+	c, err := b.serveConfig(roleCommand)
+	if err != nil {
+		return h, err
+	}
+	s, err := startServer(ctx, c)
+	if err != nil {
+		return h, err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if err := ready(ctx, s.url); err != nil {
+		return h, err
+	}
+	if b.Count == 0 {
+		b.Count = consumedOrders
+	}
+	return b.writeHistory(ctx, s)
+}
+
+func (b *bench) consumeOnce(ctx context.Context, db *pgxpool.Pool, name string, h history) (map[string]float64, error) {
 	var first since
 	var handled, size atomic.Int64
 	all := make(chan map[string]float64, 1)
@@ -179,7 +200,7 @@ func (b *bench) consumeOnce(ctx context.Context, s *server, name string, h histo
 	}}
 	rctx, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1)
-	runtime := &eventlog.Runtime{Kafka: b.kafka, Partitions: b.Partitions, DB: s.db, Log: b.log}
+	runtime := &eventlog.Runtime{Kafka: b.kafka, Partitions: b.Partitions, DB: db, Log: b.log}
 	go func() { ended <- runtime.Run(rctx, consumer) }()
 	defer b.forget(consumer.Group())
 	limit := time.NewTimer(10 * time.Minute)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -26,7 +27,7 @@ const (
 // poison measures what events that no retry can help cost the others: how long
 // after it was written an event of another key has been handled, at a steady pace
 // far below what a consumer can do. The limit is the same without poison.
-func (b *bench) poison(ctx context.Context, s *server) error {
+func (b *bench) poison(ctx context.Context, db *pgxpool.Pool) error {
 	for _, kind := range []string{"each", "rows"} {
 		name := "bench-poison-" + kind
 		layout := eventlog.Layout{Partitions: b.Partitions, Replication: b.Replication, Consumers: []eventlog.Subscription{{Name: name, Topics: []string{eventlog.PaymentWebhooks}}}}
@@ -51,7 +52,7 @@ func (b *bench) poison(ctx context.Context, s *server) error {
 		once := func(oneIn int) func(context.Context) (map[string]float64, error) {
 			return func(ctx context.Context) (map[string]float64, error) {
 				round++
-				return b.poisonOnce(ctx, s, client, name, kind, round, oneIn)
+				return b.poisonOnce(ctx, db, client, name, kind, round, oneIn)
 			}
 		}
 		limit, value, err := b.alternating(ctx, "poison, "+kind, once(0), once(poisonOneIn))
@@ -64,7 +65,7 @@ func (b *bench) poison(ctx context.Context, s *server) error {
 	return nil
 }
 
-func (b *bench) poisonOnce(ctx context.Context, s *server, client *kgo.Client, name, kind string, round, oneIn int) (map[string]float64, error) {
+func (b *bench) poisonOnce(ctx context.Context, db *pgxpool.Pool, client *kgo.Client, name, kind string, round, oneIn int) (map[string]float64, error) {
 	const warm = "warm"
 	var mu sync.Mutex
 	var took []time.Duration
@@ -116,7 +117,7 @@ func (b *bench) poisonOnce(ctx context.Context, s *server, client *kgo.Client, n
 	}
 	rctx, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1)
-	quiet := &eventlog.Runtime{Kafka: b.kafka, Partitions: b.Partitions, DB: s.db, Log: slog.New(slog.DiscardHandler)}
+	quiet := &eventlog.Runtime{Kafka: b.kafka, Partitions: b.Partitions, DB: db, Log: slog.New(slog.DiscardHandler)}
 	go func() { ended <- quiet.Run(rctx, consumer) }()
 	defer func() {
 		stop()
