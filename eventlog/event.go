@@ -82,8 +82,8 @@ func (e *Event) NewRecord(topic string, partition int32) *kgo.Record {
 	return e.RecordIn(&Room{}, topic, partition)
 }
 
-// RecordIn is NewRecord in memory that is the caller's. The record is the one
-// before until then: its producer must have answered.
+// RecordIn is NewRecord in memory that is the caller's. It overwrites the record
+// that was made in room before; that one's promise must have been called.
 func (e *Event) RecordIn(room *Room, topic string, partition int32) *kgo.Record {
 	if room.headers == nil {
 		room.headers = make([]kgo.RecordHeader, 0, 10) // most have so many, or fewer

@@ -301,7 +301,7 @@ type batch struct {
 	events []Event
 }
 
-func (b batch) part(from, to int) batch { return batch{b.items[from:to], b.events[from:to]} }
+func (b batch) part(from, to int) batch { return batch{b.items[from:to:to], b.events[from:to:to]} }
 
 // scanRoom is memory for the items of one scan, which come and go together.
 type scanRoom struct {
@@ -314,6 +314,10 @@ func (room *scanRoom) of(n int) {
 	if cap(room.items) < n {
 		room.list, room.items, room.events = make([]*item, 0, n), make([]item, n), make([]Event, n)
 	}
+	if n < len(room.items) { // forget does not come to what is beyond
+		clear(room.items[n:])
+		clear(room.events[n:])
+	}
 	room.items, room.events = room.items[:n], room.events[:n]
 }
 
@@ -323,8 +327,8 @@ func (room *scanRoom) forget() {
 	clear(room.events)
 }
 
-// scan applies the reader rule and returns what the handler is concerned with, in
-// room, which the scan before had until then. It moves read.
+// scan applies the reader rule and returns what the handler is concerned with. What
+// the last scan has put into room is gone then. It moves read.
 func (w *worker) scan(recs []*kgo.Record, room *scanRoom) (batch, error) {
 	aggregate := IsAggregate(w.cp.Topic)
 	room.of(len(recs))
@@ -370,7 +374,7 @@ func (w *worker) scan(recs []*kgo.Record, room *scanRoom) (batch, error) {
 		}
 		items = append(items, it)
 	}
-	return batch{items, room.events[:len(items)]}, nil
+	return batch{items, room.events[:len(items):len(items)]}, nil
 }
 
 // --- handling

@@ -24,6 +24,9 @@ import (
 const (
 	benchRestaurant  = "bench-restaurant"
 	benchHTTPCallers = 256
+	// warmUp is how long the broker is given work before anything is measured: of
+	// Apache Kafka's first seconds half the machine goes to its compiler.
+	warmUp = 10 * time.Second
 	// limitTopic takes what the limit produces; it has the settings of an
 	// aggregate topic and is deleted afterwards.
 	limitTopic = "bench-limit"
@@ -120,7 +123,7 @@ func kitchen(ctx context.Context, s *server, id string, at domain.Point) error {
 }
 
 // commands measures the write side: the caller's Execute until its event is on
-// Kafka and known to count; then the same over HTTP. One in six commands places
+// Kafka and known to count; and the same over HTTP. One in six commands places
 // an order, the others move it on. The limit is a producer with the same
 // options that appends the same records without looking at them.
 func (b *bench) commands(ctx context.Context) error {
@@ -136,13 +139,16 @@ func (b *bench) commands(ctx context.Context) error {
 	if err := kitchen(ctx, s, benchRestaurant, domain.Point{Lng: 77.59, Lat: 12.97}); err != nil {
 		return err
 	}
-	b.tell("commands: the broker warms up") // for the first seconds half of the machine goes to its compiler
-	first := lives(s, 256)
-	if _, err := closedLoop(ctx, len(first), 10*b.Duration, func(ctx context.Context, n int) error { return first[n].next(ctx) }); err != nil {
+	first := lives(s, 64)
+	if _, err := closedLoop(ctx, len(first), b.Duration/2, func(ctx context.Context, n int) error { return first[n].next(ctx) }); err != nil {
 		return err
 	}
 	bare, err := b.newBare(ctx, s)
 	if err != nil {
+		return err
+	}
+	b.tell("commands: the broker warms up")
+	if _, err := bare.loop(ctx, 64, min(warmUp, 10*b.Duration)); err != nil {
 		return err
 	}
 	if err := b.profile(); err != nil {
@@ -185,9 +191,9 @@ func (b *bench) commandsOf(ctx context.Context, s *server, bare *bare, callers i
 }
 
 // commandsOverHTTP measures the same lives over HTTP, with as many callers as
-// the in-process row of 256, each on a kept-alive connection, so that the two
-// rows differ by HTTP alone. The limit is an empty operation of the same server
-// over the same connections, which checks the token too.
+// the in-process row of 256, each on a kept-alive connection. The limit is an
+// empty operation of the same server over the same connections, which checks the
+// token too.
 func (b *bench) commandsOverHTTP(ctx context.Context, s *server) error {
 	token, err := tokens{}.of(benchCustomer)
 	if err != nil {

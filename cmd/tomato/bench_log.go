@@ -20,11 +20,11 @@ import (
 	"tomato/projections"
 )
 
-// historyOrders is how many orders are in the log by default, with lifeSteps
-// events each.
+// How many orders are in the log by default, with lifeSteps events each. Those of
+// consume are read within a second.
 const (
 	historyOrders  = 20_000
-	consumedOrders = 100_000 // of consume: some 600,000 events are read within a second
+	consumedOrders = 100_000
 )
 
 // history is what is in topic orders, when nobody writes there any more.
@@ -129,7 +129,12 @@ func (b *bench) consume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	db, err := pgxpool.New(ctx, b.DatabaseURL)
+	cfg, err := pgxpool.ParseConfig(b.DatabaseURL)
+	if err != nil {
+		return err
+	}
+	cfg.MaxConns = serveConns
+	db, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -312,7 +317,7 @@ func (b *bench) projectOnce(ctx context.Context, h history) (map[string]float64,
 	if err != nil {
 		return nil, err
 	}
-	cfg.MaxConns = 48
+	cfg.MaxConns = serveConns
 	db, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return nil, err

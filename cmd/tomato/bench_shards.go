@@ -130,7 +130,7 @@ func (b *bench) openAll(ctx context.Context, menus *shard.Menus, snapshotEvery t
 	defer cancel()
 	err = until(sctx, func() (bool, error) {
 		for _, s := range shards.Status(sctx) {
-			if s.Unsaved > 0 { // the last instance may have kept a few when it stopped
+			if s.Unsaved > 0 || s.Saving { // the last instance may have kept a few when it stopped
 				return false, nil
 			}
 		}

@@ -268,13 +268,17 @@ func (s *server) startDatabase(ctx context.Context) error {
 	if err != nil {
 		return usage("DATABASE_URL: %w", err)
 	}
-	cfg.MaxConns = max(cfg.MaxConns, 48) // every partition of every consumer may hold one
+	cfg.MaxConns = max(cfg.MaxConns, serveConns)
 	if s.db, err = pgxpool.NewWithConfig(context.WithoutCancel(ctx), cfg); err != nil {
 		return err
 	}
 	s.onStop(func(context.Context) error { s.db.Close(); return nil })
 	return nil
 }
+
+// serveConns are connections to Postgres: every partition of every consumer may
+// hold one.
+const serveConns = 48
 
 func (s *server) ensureTopics(ctx context.Context, kafka eventlog.Config) error {
 	client, err := kafka.NewClient()

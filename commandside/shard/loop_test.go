@@ -93,7 +93,8 @@ func TestAStoppedShardPassesOnWhatAppendedNothing(t *testing.T) {
 	s.failed = errDeposed
 	awaiting, confirming, deferred, queued := newCall(Request{}), newCall(Request{}), newCall(Request{}), newCall(Request{})
 	l := &s.logs[orders]
-	l.awaiting = []*waiter{{call: awaiting, err: domain.Refuse(domain.OrderNotPaid, ""), left: 1}}
+	awaiting.err = domain.Refuse(domain.OrderNotPaid, "")
+	l.awaiting = []*waiter{{call: awaiting, left: 1}}
 	l.inFlight = []*pending{{ordinal: 1, waiters: []*waiter{{call: confirming, left: 1}}}}
 	l.deferred = []deferral{{1, deferred}}
 	if err := s.queue.put(queued); err != nil {
@@ -228,7 +229,8 @@ func TestADeposedShardGivesBackWhatIsVoid(t *testing.T) {
 	l := &s.logs[orders]
 	l.inFlight = []*pending{{ordinal: 1, own: waiter{call: void, left: 2},
 		waiters: []*waiter{{call: crossed, left: 2}}}}
-	l.awaiting = []*waiter{{call: refused, err: domain.Refuse(domain.OrderNotPaid, ""), left: 1}}
+	refused.err = domain.Refuse(domain.OrderNotPaid, "")
+	l.awaiting = []*waiter{{call: refused, left: 1}}
 	l.deferred = []deferral{{1, deferred}}
 	s.logs[riders].inFlight = []*pending{{ordinal: 1, seq: 1, own: waiter{call: landed, left: 1}}}
 	s.depose(orders)

@@ -27,7 +27,7 @@ func (q *queue) put(c *call) error {
 	case q.closed:
 		return errNotDecided
 	case len(q.calls) >= queueLength:
-		return fmt.Errorf("%w: the queue of the shard is full", ErrUnavailable)
+		return fmt.Errorf("%w: its queue is full", ErrUnavailable)
 	}
 	if q.calls = append(q.calls, c); len(q.calls) == 1 {
 		select {

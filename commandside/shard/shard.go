@@ -26,7 +26,7 @@ import (
 )
 
 const (
-	queueLength    = 4096                  // commands waiting for the loop; more are refused with ErrUnavailable
+	queueLength    = 4096                  // commands waiting to be taken by the loop, which may have as many in hand; more are refused with ErrUnavailable
 	turnLength     = 256                   // commands that are handled before acknowledgements have their turn
 	maxInFlight    = 8192                  // unacknowledged appends of one shard, over which it takes no more commands
 	stallLimit     = 5 * time.Second       // oldest unacknowledged append, over which new commands are refused at once
@@ -52,7 +52,7 @@ var (
 type call struct {
 	ctx     context.Context
 	req     Request
-	res     Result // the answer: the caller's once done says so, the loop's until then
+	res     Result // this and err are the answer: the caller's once done says so, the loop's until then
 	err     error
 	done    chan struct{} // buffered, sent to once; nil: nobody waits
 	settled bool          // answered; loop only
@@ -82,7 +82,6 @@ func (c *call) quiet() bool { return c.done == nil }
 // appends it waits for are acknowledged.
 type waiter struct {
 	call *call
-	err  error
 	left int
 }
 
@@ -186,7 +185,7 @@ func (s *shard) serve(ctx context.Context) error {
 	defer timer.Stop()
 	every := s.owner.SnapshotEvery
 	s.snapshotAt = time.Now().Add(every/4 + rand.N(every)) // the shards of an instance in turns
-	if s.replayed > snapshotChunk {
+	if s.replayed > snapshotWorth {
 		s.snapshotAt = time.Now().Add(rand.N(every / 4)) // whoever is next is to have less to read
 	}
 	done := ctx.Done()
@@ -281,8 +280,9 @@ func (s *shard) unacked() (n int) {
 
 // abandon answers everybody who still waits, then closes the shard. An append
 // may or may not take effect, a retry finds out; who has appended nothing may
-// be decided by the next owner. Closed any earlier, a caller whose command is in
-// flight would take silence for errNotDecided and have it done twice.
+// be decided by the next owner. Whatever was put into the queue is answered, and
+// nothing is let in any more: callers know by their answer alone what became of
+// their command.
 func (s *shard) abandon() {
 	defer close(s.closed)
 	defer s.snapshots.close() // one that is being written is given up
@@ -769,8 +769,8 @@ func (s *shard) acknowledge(a ack) {
 // only that proves that this owner was not deposed, and that the state it rests
 // on counts.
 func (s *shard) confirm(c *call, kind int, e *entry, res Result, err error) {
-	c.res = res
-	w := &waiter{call: c, err: err, left: 1}
+	c.res, c.err = res, err
+	w := &waiter{call: c, left: 1}
 	s.logs[kind].awaiting = append(s.logs[kind].awaiting, w)
 	if _, ok := c.req.Command.(payment.RequestPayment); ok {
 		w.left++
@@ -881,7 +881,7 @@ func (s *shard) settled(l *partitionLog, offset int64) {
 func (s *shard) waited(w *waiter) {
 	if w.left--; w.left == 0 && !w.call.settled {
 		s.reached(&w.call.req, &w.call.res)
-		w.call.reply(w.call.res, w.err)
+		w.call.reply(w.call.res, w.call.err)
 	}
 }
 

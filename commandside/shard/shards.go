@@ -641,7 +641,7 @@ func (s *Shards) awaitMenus(ctx context.Context, r Request) error {
 func (s *Shards) local(ctx context.Context, sh *shard, r Request) (Result, error) {
 	c := &call{ctx: ctx, req: r, done: dones.Get().(chan struct{})}
 	if err := sh.queue.put(c); err != nil {
-		return Result{}, err
+		return Result{}, fmt.Errorf("shard %d: %w", sh.partition, err)
 	}
 	select {
 	case <-c.done:

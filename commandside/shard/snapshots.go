@@ -56,6 +56,7 @@ const (
 	commitLimit   = 30 * time.Second      // for one transaction, over which the claim ends
 	leaveLimit    = 2 * time.Second       // for the last one when the shard is handed over
 	snapshotChunk = 1000                  // records of one transaction
+	snapshotWorth = 5000                  // records, after which a snapshot is worth it though no state has changed, or early
 	snapshotBytes = 8 << 20               // of one record at most: a restaurant with its whole menu; as the topic takes
 	keysSaved     = 20_000                // idempotency keys of one aggregate, the newest
 	readBytes     = 16 << 20              // of one fetch when a shard is opened
@@ -125,6 +126,12 @@ func (w *snapshots) load(ctx context.Context) (last map[string]*kgo.Record, err 
 		if err := w.writeAbortMarker(ctx); err != nil {
 			return nil, fmt.Errorf("ending a transaction of the snapshots of shard %d: %w", w.partition, err)
 		}
+		fresh, err := w.owner.openSnapshots(ctx, w.partition) // the marker was the end of this client's epoch
+		if err != nil {
+			return nil, err
+		}
+		w.client.Close()
+		w.client = fresh.client
 	}
 	return nil, err
 }
@@ -347,7 +354,7 @@ func (s *shard) snapshotDue(now time.Time) {
 	}
 	s.snapshotAt = time.Time{}
 	switch {
-	case s.deposed != nil, s.passing.Load(), len(s.agg.unsaved)+len(s.agg.gone) == 0 && s.sinceCut < snapshotChunk:
+	case s.deposed != nil, s.passing.Load(), len(s.agg.unsaved)+len(s.agg.gone) == 0 && s.sinceCut < snapshotWorth:
 		s.snapshotAt = now.Add(s.owner.SnapshotEvery)
 	case s.unkept != nil:
 		s.fail(fmt.Errorf("%w: %w", errSnapshot, s.unkept))

@@ -24,6 +24,7 @@ type Status struct {
 	InFlight    int              `json:"inFlight"`                  // appends not acknowledged
 	Aggregates  int              `json:"aggregates"`                // held; an order and its payment are one
 	Unsaved     int              `json:"unsaved"`                   // of these, changed since the last snapshot
+	Saving      bool             `json:"-"`                         // one is being written
 	SavedAt     time.Time        `json:"savedAt,omitzero"`          // when that was written, by this owner
 	VoidRecords int64            `json:"voidRecords"`               // read since it was taken over
 	Replayed    int64            `json:"replayedEvents"`            // read after the snapshot when it was taken over, claims and SEENs included
@@ -72,7 +73,7 @@ func (s *Shards) statusOf(ctx context.Context, p int32) Status {
 func (s *shard) status() Status {
 	st := Status{Shard: s.partition, State: "serving", Owner: s.owner.Instance, URL: s.owner.URL, Term: s.term,
 		Terms: map[string]int64{}, Offsets: map[string]int64{}, Queue: len(s.todo) + s.queue.len(), InFlight: s.unacked(),
-		Aggregates: s.agg.size(), Unsaved: len(s.agg.unsaved), SavedAt: s.savedAt,
+		Aggregates: s.agg.size(), Unsaved: len(s.agg.unsaved), Saving: s.writing, SavedAt: s.savedAt,
 		VoidRecords: s.voids, Replayed: s.replayed, TakenOverAt: s.openedAt, TookSeconds: s.took.Seconds()}
 	for i, topic := range eventlog.AggregateTopics {
 		st.Terms[topic], st.Offsets[topic] = s.logs[i].rule.Term, s.logs[i].next
