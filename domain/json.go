@@ -65,8 +65,13 @@ func (j *JSON) Close() { j.b = append(j.b, '}') }
 
 // Name begins a field whose value writes itself next.
 func (j *JSON) Name(name string) {
-	j.comma()
-	j.b = append(append(append(j.b, '"'), name...), `":`...)
+	b := j.b
+	if c := b[len(b)-1]; c != '{' && c != '[' {
+		b = append(b, ',')
+	}
+	b = append(b, '"')
+	b = append(b, name...)
+	j.b = append(b, '"', ':')
 }
 
 func (j *JSON) comma() {
@@ -155,8 +160,12 @@ func JSONList[W JSONWriter](j *JSON, name string, list []W) {
 func (j *JSON) text(s string) {
 	for i := 0; i < len(s); {
 		c := s[i]
+		if plain[c] {
+			i++
+			continue
+		}
 		if c < utf8.RuneSelf {
-			if c < ' ' || c == '"' || c == '\\' || !j.raw && (c == '<' || c == '>' || c == '&') {
+			if c < ' ' || c == '"' || c == '\\' || !j.raw {
 				j.escaped(s)
 				return
 			}
@@ -170,8 +179,18 @@ func (j *JSON) text(s string) {
 		}
 		i += size
 	}
-	j.b = append(append(append(j.b, '"'), s...), '"')
+	b := append(j.b, '"')
+	b = append(b, s...)
+	j.b = append(b, '"')
 }
+
+// plain are the bytes that stand for themselves in any JSON text.
+var plain = func() (p [256]bool) {
+	for c := ' '; c < utf8.RuneSelf; c++ {
+		p[c] = c != '"' && c != '\\' && c != '<' && c != '>' && c != '&'
+	}
+	return p
+}()
 
 func (j *JSON) escaped(s string) {
 	var buf bytes.Buffer

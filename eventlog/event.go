@@ -92,47 +92,49 @@ func (e *Event) RecordIn(room *Room, topic string, partition int32) *kgo.Record 
 	const numbers = len(time.RFC3339Nano) + 3*20 // the time and three decimals at most
 	b := slices.Grow(room.values[:0], numbers+len(e.ID)+len(e.Source)+len(e.Type)+len(e.Subject)+
 		len(e.CausationID)+len(e.CorrelationID)+len(e.Traceparent)+len(e.Idempotency))
-	from := 0
-	add := func(k string) { // the value is what b has had since the last one
-		h = append(h, kgo.RecordHeader{Key: k, Value: b[from:len(b):len(b)]})
-		from = len(b)
-	}
-	text := func(k, v string) {
-		if v != "" {
-			b = append(b, v...)
-			add(k)
-		}
-	}
-	number := func(k string, n int64) {
-		b = strconv.AppendInt(b, n, 10)
-		add(k)
-	}
 	h = append(h, kgo.RecordHeader{Key: hdrSpecVersion, Value: specVersion})
-	text(hdrID, e.ID)
-	text(hdrSource, e.Source)
-	text(hdrType, e.Type)
+	h, b = textHeader(h, b, hdrID, e.ID)
+	h, b = textHeader(h, b, hdrSource, e.Source)
+	h, b = textHeader(h, b, hdrType, e.Type)
+	from := len(b)
 	b = e.Time.UTC().AppendFormat(b, time.RFC3339Nano)
-	add(hdrTime)
-	text(hdrSubject, e.Subject)
+	h = append(h, kgo.RecordHeader{Key: hdrTime, Value: b[from:len(b):len(b)]})
+	h, b = textHeader(h, b, hdrSubject, e.Subject)
 	var key []byte
 	if e.Subject != "" {
 		key = h[len(h)-1].Value
 	}
 	h = append(h, kgo.RecordHeader{Key: hdrContentType, Value: contentType})
 	if e.Version > 0 {
-		number(hdrVersion, e.Version)
+		h, b = numberHeader(h, b, hdrVersion, e.Version)
 	}
 	if e.Term > 0 {
-		number(hdrTerm, e.Term)
-		number(hdrSeq, e.Seq)
+		h, b = numberHeader(h, b, hdrTerm, e.Term)
+		h, b = numberHeader(h, b, hdrSeq, e.Seq)
 	}
-	text(hdrCausation, e.CausationID)
-	text(hdrCorrelation, e.CorrelationID)
-	text(hdrTraceparent, e.Traceparent)
-	text(hdrIdempotency, e.Idempotency)
+	h, b = textHeader(h, b, hdrCausation, e.CausationID)
+	h, b = textHeader(h, b, hdrCorrelation, e.CorrelationID)
+	h, b = textHeader(h, b, hdrTraceparent, e.Traceparent)
+	h, b = textHeader(h, b, hdrIdempotency, e.Idempotency)
 	room.headers, room.values = h, b
 	room.record = kgo.Record{Topic: topic, Partition: partition, Key: key, Headers: h, Value: e.Data, Timestamp: e.Time}
 	return &room.record
+}
+
+// textHeader appends a header whose value is appended to b; none for no value.
+func textHeader(h []kgo.RecordHeader, b []byte, key, value string) ([]kgo.RecordHeader, []byte) {
+	if value == "" {
+		return h, b
+	}
+	from := len(b)
+	b = append(b, value...)
+	return append(h, kgo.RecordHeader{Key: key, Value: b[from:len(b):len(b)]}), b
+}
+
+func numberHeader(h []kgo.RecordHeader, b []byte, key string, n int64) ([]kgo.RecordHeader, []byte) {
+	from := len(b)
+	b = strconv.AppendInt(b, n, 10)
+	return append(h, kgo.RecordHeader{Key: key, Value: b[from:len(b):len(b)]}), b
 }
 
 // ParseRecord reads a record as an event. It fails on a record that is not

@@ -292,7 +292,7 @@ func TestNoCommandIsForgottenWhenAShardStops(t *testing.T) {
 			go func() {
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()
-				_, err := s.owner.local(ctx, s, Request{Topic: eventlog.Orders, Command: Look{}})
+				_, err := s.owner.local(ctx, s, &Request{Topic: eventlog.Orders, Command: Look{}})
 				calls <- err
 			}()
 		}

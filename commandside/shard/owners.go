@@ -220,11 +220,11 @@ func (s *Shards) Handler() http.Handler {
 			s.misdirect(w, p)
 			return
 		}
-		if err := s.awaitMenus(ctx, req); err != nil {
+		if err := s.Menus.WaitFor(ctx, req.After); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
-		res, err := s.local(ctx, sh, req)
+		res, err := s.local(ctx, sh, &req)
 		if errors.Is(err, errNotDecided) {
 			s.misdirect(w, p)
 			return

@@ -155,10 +155,10 @@ type shard struct {
 	ackWake chan struct{}
 
 	snapshots  *snapshots
-	snapshotAt time.Time  // when the next one is due; zero while one is written
-	quiesceBy  time.Time  // no commands are taken until all appends are acknowledged, or this; zero: they are
-	written    chan error // the outcome of the one that is written
-	writing    bool
+	snapshotAt time.Time     // when the next one is due; zero while one is written
+	quiesceBy  time.Time     // no commands are taken until all appends are acknowledged, or this; zero: they are
+	written    chan error    // the outcome of the one that is written
+	writing    *snapshot     // the cut that is written; nil: none is
 	savedAt    time.Time     // of the last one that was kept
 	quiesceFor time.Duration // how long appends may take to be acknowledged; doubled where they take longer
 	sinceCut   int           // records that count since the last one
@@ -237,7 +237,7 @@ func (s *shard) serve(ctx context.Context) error {
 			done, leaving, leave, drain = nil, false, nil, time.After(drainLimit)
 		}
 		s.quiesced()
-		if leaving && !s.writing && s.quiesceBy.IsZero() {
+		if leaving && s.writing == nil && s.quiesceBy.IsZero() {
 			leaving, leave, drain = false, nil, time.After(drainLimit)
 		}
 		if drain != nil && s.unacked() == 0 {
@@ -334,7 +334,7 @@ func (s *shard) giveUp(log int, appended error) {
 func (s *shard) arm(timer *time.Timer) {
 	at := time.Now().Add(time.Hour)
 	snapshotAt := s.snapshotAt
-	if s.writing { // it is set anew then
+	if s.writing != nil { // it is set anew then
 		snapshotAt = time.Time{}
 	}
 	for _, t := range [...]time.Time{s.agg.due.next(), s.agg.closed.next(), s.seenAt, snapshotAt, s.quiesceBy} {

@@ -585,10 +585,10 @@ func (s *Shards) Execute(ctx context.Context, r Request) (Result, error) {
 		sh, changed := s.serving[p], s.changed
 		s.mu.Unlock()
 		if sh != nil && !sh.isClosed() {
-			if err := s.awaitMenus(ctx, r); err != nil {
+			if err := s.Menus.WaitFor(ctx, r.After); err != nil {
 				return Result{}, err
 			}
-			res, err := s.local(ctx, sh, r)
+			res, err := s.local(ctx, sh, &r)
 			if !errors.Is(err, errNotDecided) {
 				return res, err
 			}
@@ -633,13 +633,9 @@ func (s *shard) isClosed() bool {
 // forwardAgain is how long an owner that did not serve is left alone.
 const forwardAgain = 200 * time.Millisecond
 
-func (s *Shards) awaitMenus(ctx context.Context, r Request) error {
-	return s.Menus.WaitFor(ctx, r.After)
-}
-
 // local hands a command to a shard that is served here, and waits for its answer.
-func (s *Shards) local(ctx context.Context, sh *shard, r Request) (Result, error) {
-	c := &call{ctx: ctx, req: r, done: dones.Get().(chan struct{})}
+func (s *Shards) local(ctx context.Context, sh *shard, r *Request) (Result, error) {
+	c := &call{ctx: ctx, req: *r, done: dones.Get().(chan struct{})}
 	if err := sh.queue.put(c); err != nil {
 		return Result{}, fmt.Errorf("shard %d: %w", sh.partition, err)
 	}

@@ -349,7 +349,7 @@ func headersOf(r *kgo.Record) savedHeaders {
 // snapshotDue begins a snapshot whose time has come: no command is taken until
 // nothing is in flight. There is none where nothing has changed.
 func (s *shard) snapshotDue(now time.Time) {
-	if s.snapshotAt.IsZero() || now.Before(s.snapshotAt) || s.writing {
+	if s.snapshotAt.IsZero() || now.Before(s.snapshotAt) || s.writing != nil {
 		return
 	}
 	s.snapshotAt = time.Time{}
@@ -378,7 +378,7 @@ func (s *shard) quiesced() {
 		c := s.cut(now)
 		s.quiesceFor = quiesceLeast
 		s.owner.at(StepSnapshotCut, s.partition)
-		s.writing = true
+		s.writing = c
 		go func() {
 			err := s.snapshots.write(context.Background(), c)
 			if err == nil {
@@ -398,7 +398,8 @@ func (s *shard) quiesced() {
 }
 
 func (s *shard) snapshotWritten(err error) {
-	s.writing = false
+	written := s.writing
+	s.writing = nil
 	if err != nil && s.passing.Load() { // the next owner reads already; this one serves until it claims
 		s.unkept, s.snapshotAt = err, time.Now().Add(s.owner.SnapshotEvery)
 		return
@@ -409,6 +410,7 @@ func (s *shard) snapshotWritten(err error) {
 		return
 	}
 	s.owner.metrics.snapshots.WithLabelValues("kept").Inc()
+	written.freeze()
 	s.savedAt = time.Now().UTC()
 	s.snapshotAt = s.savedAt.Add(s.owner.SnapshotEvery)
 }
@@ -423,8 +425,10 @@ type snapshot struct {
 // saved is one aggregate in the cut.
 type saved struct {
 	key   recordKey
+	on    *entry
 	state any
 	keys  string
+	value []byte // as it was written
 }
 
 // cut takes the state as it is. All of it is confirmed: nothing is in flight.
@@ -438,7 +442,7 @@ func (s *shard) cut(now time.Time) *snapshot {
 		keys := s.agg.keys.textOf(e)
 		for kind, state := range [logCount]any{e.order, e.payment, e.rider, e.restaurant} {
 			if e.unsaved&(1<<kind) != 0 {
-				c.changed = append(c.changed, saved{recordKey{kind, e.id}, state, keys})
+				c.changed = append(c.changed, saved{key: recordKey{kind, e.id}, on: e, state: state, keys: keys})
 			}
 		}
 		e.unsaved = 0
@@ -450,6 +454,33 @@ func (s *shard) cut(now time.Time) *snapshot {
 	}
 	s.agg.unsaved, s.agg.gone, s.sinceCut = nil, nil, 0
 	return c
+}
+
+// freeze lets closed orders and their payments be text, as the snapshot has them,
+// where nothing has changed since: hardly anybody asks for them any more, and most
+// of what is held is closed. Text is smaller, and the collector does not look into
+// it.
+func (c *snapshot) freeze() {
+	for i := range c.changed {
+		s := &c.changed[i]
+		e := s.on
+		if e.unsaved != 0 {
+			continue
+		}
+		f := e.frozen
+		if f == nil {
+			f = &frozen{}
+		}
+		switch {
+		case s.key.kind == orders && s.state == any(e.order) && e.order.Status.Closed():
+			f.order, e.order = s.value, nil
+		case s.key.kind == payments && s.state == any(e.payment) && (f.order != nil || e.order != nil && e.order.Status.Closed()):
+			f.payment, e.payment = s.value, nil
+		default:
+			continue
+		}
+		e.frozen = f
+	}
 }
 
 // textOf is the header that keeps the keys used on e.
@@ -482,11 +513,13 @@ func (w *snapshots) write(ctx context.Context, c *snapshot) error {
 	var records []*kgo.Record
 	var value []byte
 	var err error
-	for _, s := range c.changed {
+	for i := range c.changed {
+		s := &c.changed[i]
 		if value, err = encode(value[:0], s.state); err != nil {
 			return err
 		}
-		r := record(s.key.String(), s.keys, bytes.Clone(value))
+		s.value = bytes.Clone(value)
+		r := record(s.key.String(), s.keys, s.value)
 		if o, ok := s.state.(*order.State); ok {
 			at := func(key string, t time.Time) {
 				if !t.IsZero() {

@@ -103,7 +103,7 @@ func (o *owned) do(topic, id, key string, c domain.Command) (Result, error) {
 		r.Actor = domain.Actor{Sub: "c1", Role: domain.Customer}
 		r.ID = newOrderID()
 	}
-	return o.owner.local(ctx, o.shard, r)
+	return o.owner.local(ctx, o.shard, &r)
 }
 
 func (o *owned) must(topic, id, key string, c domain.Command) Result {
@@ -337,6 +337,68 @@ func TestAFencedOwnerTakesOverAnew(t *testing.T) {
 	}
 }
 
+// What is closed becomes text once a snapshot has it, and is what it was when
+// somebody asks; what is open, or changed while the snapshot was written, does not.
+func TestClosedOrdersBecomeText(t *testing.T) {
+	t.Parallel()
+	cfg := eventlogtest.Embedded(t)
+	snapshotTopics(t, cfg)
+	o := newLone(t, cfg).serve()
+	inLoop := func(look func()) {
+		done := make(chan struct{})
+		o.post(func(time.Time) { look(); close(done) })
+		<-done
+	}
+	o.town(0)
+	o.life("closed", 13)
+	o.life("open", 6)
+	var before map[string]any
+	inLoop(func() { before = o.agg.live() })
+	o.snapshotNow()
+	var id string
+	inLoop(func() {
+		for _, e := range o.agg.held[orders] {
+			switch {
+			case e.frozen == nil && !e.order.Status.Closed():
+			case e.frozen != nil && e.order == nil && e.payment == nil && strings.Contains(string(e.frozen.order), `"status":"cancelled"`) && e.frozen.payment != nil:
+				id = e.id
+			default:
+				t.Errorf("%+v, text %+v", e.order, e.frozen)
+			}
+		}
+		if diff := cmp.Diff(before, o.agg.live()); diff != "" {
+			t.Errorf("it is not what it was (-before +after):\n%s", diff)
+		}
+		if e := o.agg.held[orders][id]; e == nil || e.frozen != nil {
+			t.Errorf("it was asked for, and is %+v", e)
+		}
+	})
+	res := o.must(eventlog.Payments, id, "", payment.RequestRefund{RefundID: uuid.NewString(), Reason: "no"})
+	if len(res.Payment.Refunds) != 1 || res.Order.Status != order.Cancelled {
+		t.Errorf("a command on it: %+v, %+v", res.Payment, res.Order)
+	}
+	inLoop(func() { before = o.agg.live() })
+	o.snapshotNow() // of the payment alone
+	inLoop(func() {
+		if e := o.agg.held[orders][id]; e.order == nil || e.frozen == nil || e.frozen.order != nil {
+			t.Errorf("only the payment was written, and text is %+v", e.frozen)
+		}
+		if diff := cmp.Diff(before, o.agg.live()); diff != "" {
+			t.Errorf("it is not what it was (-before +after):\n%s", diff)
+		}
+		e := o.agg.held[orders][id]
+		c := &snapshot{changed: []saved{{key: recordKey{orders, id}, on: e, state: e.order, value: []byte("{}")}, {key: recordKey{payments, id}, on: e, state: &payment.State{}, value: []byte("{}")}}}
+		e.unsaved = 1 << orders
+		if c.freeze(); e.frozen != nil {
+			t.Error("what has changed since the cut is text")
+		}
+		e.unsaved = 0
+		if c.freeze(); e.frozen == nil || e.order != nil || e.payment == nil {
+			t.Error("what is not what was written is text")
+		}
+	})
+}
+
 // Speculative state is never saved: the cut waits for what is in flight, and is
 // put off where that takes long.
 func TestACutHasConfirmedStateOnly(t *testing.T) {
@@ -351,19 +413,19 @@ func TestACutHasConfirmedStateOnly(t *testing.T) {
 	s.snapshotAt = due
 	s.tick(due)
 	s.quiesced()
-	if s.writing || s.quiesceBy.IsZero() {
+	if s.writing != nil || s.quiesceBy.IsZero() {
 		t.Fatalf("an append is in flight: writing %v, waits until %v", s.writing, s.quiesceBy)
 	}
 	s.quiesceBy = time.Now().Add(-time.Millisecond)
 	s.quiesced()
-	if s.writing || !s.quiesceBy.IsZero() || s.snapshotAt.IsZero() {
+	if s.writing != nil || !s.quiesceBy.IsZero() || s.snapshotAt.IsZero() {
 		t.Fatal("a slow broker holds commands up")
 	}
 	s.tick(s.snapshotAt)
 	s.acknowledge(ack{log: riders, ordinal: 1, offset: 10})
 	s.settle(t.Context())
 	s.quiesced()
-	if !s.writing || e.unsaved != 0 {
+	if s.writing == nil || e.unsaved != 0 {
 		t.Fatal("nothing is in flight, and nothing is saved")
 	}
 }
@@ -572,7 +634,7 @@ func TestClosedOrdersShrinkThenLeave(t *testing.T) {
 			o := ids[name]
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
-			_, err := s.owner.local(ctx, s.shard, Request{Topic: eventlog.Orders, ID: o, Actor: domain.Actor{Sub: "c1", Role: domain.Customer}, Command: order.Cancel{By: domain.Actor{Sub: "c1", Role: domain.Customer}, Reason: "?"}})
+			_, err := s.owner.local(ctx, s.shard, &Request{Topic: eventlog.Orders, ID: o, Actor: domain.Actor{Sub: "c1", Role: domain.Customer}, Command: order.Cancel{By: domain.Actor{Sub: "c1", Role: domain.Customer}, Reason: "?"}})
 			if domain.RefusedWith(err) != want.code {
 				t.Errorf("%s: cancel: %v", name, err)
 			}

@@ -46,15 +46,16 @@ type entry struct {
 	payment    *payment.State
 	rider      *rider.State
 	restaurant *restaurant.State
-	frozen     *frozen // order and payment as a snapshot has them, until somebody asks
+	frozen     *frozen // order and payment, or one of them, as a snapshot has them, until somebody asks
 
 	last    [2]int64   // ordinals of this owner's last appends, of the payment in [1]; unacknowledged while above their log's acked
 	keys    []keyScope // of idempotency keys used on it; some may be forgotten
 	unsaved uint8      // bit per log: changed since the last snapshot
 }
 
-// frozen are states that are not read yet. Most of what a take-over loads is
-// not asked for within the next minutes, and reading it would be most of its time.
+// frozen are states that are text: those that a take-over has loaded, of which most
+// are not asked for within the next minutes, and reading them would be most of its
+// time; and those of closed orders.
 type frozen struct{ order, payment []byte }
 
 func (e *entry) thaw() error {

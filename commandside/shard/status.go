@@ -73,7 +73,7 @@ func (s *Shards) statusOf(ctx context.Context, p int32) Status {
 func (s *shard) status() Status {
 	st := Status{Shard: s.partition, State: "serving", Owner: s.owner.Instance, URL: s.owner.URL, Term: s.term,
 		Terms: map[string]int64{}, Offsets: map[string]int64{}, Queue: len(s.todo) + s.queue.len(), InFlight: s.unacked(),
-		Aggregates: s.agg.size(), Unsaved: len(s.agg.unsaved), Saving: s.writing, SavedAt: s.savedAt,
+		Aggregates: s.agg.size(), Unsaved: len(s.agg.unsaved), Saving: s.writing != nil, SavedAt: s.savedAt,
 		VoidRecords: s.voids, Replayed: s.replayed, TakenOverAt: s.openedAt, TookSeconds: s.took.Seconds()}
 	for i, topic := range eventlog.AggregateTopics {
 		st.Terms[topic], st.Offsets[topic] = s.logs[i].rule.Term, s.logs[i].next
