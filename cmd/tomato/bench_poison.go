@@ -21,7 +21,7 @@ import (
 // so many is poison, with an event behind it that has to wait.
 const (
 	poisonPerSecond = 1000
-	poisonOneIn     = 50
+	poisonOneIn     = 100
 	poisonRounds    = 4 // times as long as others: a p99 of two seconds is noise
 )
 

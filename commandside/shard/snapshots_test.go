@@ -383,6 +383,12 @@ func TestClosedOrdersBecomeText(t *testing.T) {
 		if e := o.agg.held[orders][id]; e.order == nil || e.frozen == nil || e.frozen.order != nil {
 			t.Errorf("only the payment was written, and text is %+v", e.frozen)
 		}
+		whole := *o.agg.held[orders][id].order
+		whole.Items = append(make([]order.Item, 0, 9), whole.Items...)
+		o.agg.held[orders][id].order = &whole
+		if _, err := o.agg.find(payments, id); err != nil || cap(whole.Items) != 9 {
+			t.Error("reading the payment's text wrote to the order, which answers share: ", err)
+		}
 		if diff := cmp.Diff(before, o.agg.live()); diff != "" {
 			t.Errorf("it is not what it was (-before +after):\n%s", diff)
 		}

@@ -58,25 +58,23 @@ type entry struct {
 // time; and those of closed orders.
 type frozen struct{ order, payment []byte }
 
+// thaw reads what is text. What is not is left alone: answers share it.
 func (e *entry) thaw() error {
 	f := e.frozen
 	e.frozen = nil
-	for _, part := range []struct {
-		data []byte
-		into any
-	}{{f.order, &e.order}, {f.payment, &e.payment}} {
-		if part.data == nil {
-			continue
-		}
-		if err := json.Unmarshal(part.data, part.into); err != nil {
-			return fmt.Errorf("%w: %s is not readable: %w", errForeignSnapshot, e.id, err)
+	var err error
+	if f.order != nil {
+		if err = json.Unmarshal(f.order, &e.order); err == nil {
+			e.order.Share()
 		}
 	}
-	if e.order != nil {
-		e.order.Share()
+	if f.payment != nil && err == nil {
+		if err = json.Unmarshal(f.payment, &e.payment); err == nil {
+			e.payment.Share()
+		}
 	}
-	if e.payment != nil {
-		e.payment.Share()
+	if err != nil {
+		return fmt.Errorf("%w: %s is not readable: %w", errForeignSnapshot, e.id, err)
 	}
 	return nil
 }
