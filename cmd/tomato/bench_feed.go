@@ -335,8 +335,18 @@ func startBareFeed(ctx context.Context, n int, sample []byte) (*bareFeed, func()
 		stopServer()
 		return nil, nil, err
 	}
+	stop := func() { stopMembers(); stopServer() }
+	err = until(ctx, func() (bool, error) { // who has dialed is not known to the server yet
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return len(f.conns) == n, nil
+	})
+	if err != nil {
+		stop()
+		return nil, nil, err
+	}
 	f.members = members
-	return f, func() { stopMembers(); stopServer() }, nil
+	return f, stop, nil
 }
 
 // send writes the message to all, in one loop per processor.
