@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"os"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -44,7 +46,8 @@ func TestBenchesHaveTheirRows(t *testing.T) {
 			t.Parallel()
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 			defer cancel()
-			var out, progress bytes.Buffer
+			var out bytes.Buffer
+			var progress lockedText
 			c := benchCmd{Name: name, JSON: true, Rounds: 1, Duration: 50 * time.Millisecond, Count: 20, DataDir: t.TempDir(), out: &out, progressOut: &progress}
 			c.Partitions, c.DatabaseURL = 4, postgrestest.URL(t)
 			if err := c.Run(ctx); err != nil {
@@ -65,4 +68,22 @@ func TestBenchesHaveTheirRows(t *testing.T) {
 			}
 		})
 	}
+}
+
+// lockedText takes what a bench and the servers that it starts say.
+type lockedText struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lockedText) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lockedText) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
