@@ -5,16 +5,14 @@ package migrations
 
 import (
 	"context"
-	"database/sql"
 	"embed"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
+	"math"
 	"regexp"
 
 	"github.com/golang-migrate/migrate/v4"
-	migratepgx "github.com/golang-migrate/migrate/v4/database/pgx/v5"
 	"github.com/golang-migrate/migrate/v4/source/iofs"
 	"github.com/jackc/pgx/v5"
 )
@@ -33,10 +31,10 @@ var validName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,62}$`)
 
 // Core brings the schema tomato up to date and sees to PostGIS (in public).
 // Several processes may call it at once: one migrates, the others wait. ctx
-// bounds the waiting for the lock and the preparation; a migration that has
-// begun is finished.
+// bounds all of it. Each file and its version are one transaction: what was
+// interrupted or failed has left nothing, and is applied again by the next call.
 func Core(ctx context.Context, databaseURL string) error {
-	return apply(ctx, databaseURL, coreSchema, "core")
+	return apply(ctx, databaseURL, coreSchema, files, "core")
 }
 
 // ReadModel brings one generation of a read model up to date: it applies the
@@ -46,64 +44,65 @@ func ReadModel(ctx context.Context, databaseURL, schema, model string) error {
 	if !validName.MatchString(schema) || !validName.MatchString(model) {
 		return fmt.Errorf("migrations: %q and %q must be lower-case SQL names", schema, model)
 	}
-	return apply(ctx, databaseURL, schema, model)
+	return apply(ctx, databaseURL, schema, files, model)
 }
 
-func apply(ctx context.Context, databaseURL, schema, folder string) error {
+func apply(ctx context.Context, databaseURL, schema string, files fs.FS, folder string) error {
 	if _, err := fs.Stat(files, folder); err != nil {
 		return fmt.Errorf("migrations: no folder %s", folder)
 	}
-	if err := prepare(ctx, databaseURL, schema); err != nil {
-		return fmt.Errorf("migrations: prepare schema %s: %w", schema, err)
-	}
-	u, err := url.Parse(databaseURL)
-	if err != nil {
-		return errors.New("migrations: the database URL is not a URL") // its text holds a password
-	}
-	q := u.Query()
-	q.Set("search_path", schema+",public")
-	u.RawQuery = q.Encode()
-	db, err := sql.Open("pgx/v5", u.String())
+	config, err := pgx.ParseConfig(databaseURL)
 	if err != nil {
 		return fmt.Errorf("migrations: %w", err)
 	}
-	driver, err := migratepgx.WithInstance(db, &migratepgx.Config{SchemaName: schema})
+	config.RuntimeParams["search_path"] = pgx.Identifier{schema}.Sanitize() + ",public"
+	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
-		return errors.Join(fmt.Errorf("migrations: %s: %w", folder, err), db.Close())
+		return fmt.Errorf("migrations: %w", err)
+	}
+	err = up(ctx, conn, schema, files, folder)
+	if err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))); err != nil {
+		return fmt.Errorf("migrations: %s to schema %s: %w", folder, schema, err)
+	}
+	return nil
+}
+
+func up(ctx context.Context, conn *pgx.Conn, schema string, files fs.FS, folder string) error {
+	if err := prepare(ctx, conn, schema); err != nil {
+		return fmt.Errorf("preparing: %w", err)
 	}
 	src, err := iofs.New(files, folder)
 	if err != nil {
-		return errors.Join(fmt.Errorf("migrations: %s: %w", folder, err), driver.Close())
+		return err
 	}
-	m, err := migrate.NewWithInstance("iofs", src, "pgx5", driver)
+	driver, err := newDriver(ctx, conn, src, schema)
 	if err != nil {
-		return errors.Join(fmt.Errorf("migrations: %s: %w", folder, err), driver.Close())
+		return errors.Join(err, src.Close())
 	}
-	stop := context.AfterFunc(ctx, func() { m.GracefulStop <- true })
-	defer stop()
+	m, err := migrate.NewWithInstance("iofs", src, "pgx", driver)
+	if err != nil {
+		return errors.Join(err, src.Close())
+	}
+	m.LockTimeout = math.MaxInt64 // ctx bounds the waiting, see driver.Lock
 	err = m.Up()
 	if errors.Is(err, migrate.ErrNoChange) {
 		err = nil
 	}
 	serr, derr := m.Close()
-	if err := errors.Join(err, serr, derr); err != nil {
-		return fmt.Errorf("migrations: %s to schema %s: %w", folder, schema, err)
-	}
-	return ctx.Err()
+	return errors.Join(err, serr, derr)
 }
 
-// prepare makes the schema and the extension.
-func prepare(ctx context.Context, databaseURL, schema string) (err error) {
-	conn, err := pgx.Connect(ctx, databaseURL)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
+// prepare makes the schema, its table of the version, and the extension.
+func prepare(ctx context.Context, conn *pgx.Conn, schema string) error {
 	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, int64(setupLock)); err != nil {
 		return err
 	}
-	// The lock ends with the session.
-	_, err = conn.Exec(ctx, `CREATE SCHEMA IF NOT EXISTS `+pgx.Identifier{schema}.Sanitize()+`;
+	_, err := conn.Exec(ctx, `CREATE SCHEMA IF NOT EXISTS `+pgx.Identifier{schema}.Sanitize()+`;
+		CREATE TABLE IF NOT EXISTS `+pgx.Identifier{schema, versionTable}.Sanitize()+` (version bigint NOT NULL PRIMARY KEY, dirty boolean NOT NULL);
 		CREATE EXTENSION IF NOT EXISTS postgis SCHEMA public`)
+	if err != nil {
+		return err // the lock ends with the session
+	}
+	_, err = conn.Exec(ctx, `SELECT pg_advisory_unlock($1)`, int64(setupLock))
 	return err
 }

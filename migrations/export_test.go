@@ -1,0 +1,4 @@
+package migrations
+
+// Apply is Core for files of a test's own.
+var Apply = apply
