@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -96,9 +97,9 @@ func NewAuthenticator(c AuthConfig) (*Authenticator, error) {
 			// than RateLimitWaitMax: else anybody could hold requests up.
 			RefreshUnknownKID: rate.NewLimiter(rate.Every(30*time.Second), 1),
 			RateLimitWaitMax:  2 * time.Second,
-			RefreshErrorHandlerFunc: func(url string) func(context.Context, error) {
+			RefreshErrorHandlerFunc: func(address string) func(context.Context, error) {
 				return func(_ context.Context, err error) {
-					log.Error("the JWT key set could not be read", "url", url, "error", err)
+					log.Error("the JWT key set could not be read", "url", withoutPassword(address), "err", err)
 				}
 			},
 		})
@@ -109,6 +110,15 @@ func NewAuthenticator(c AuthConfig) (*Authenticator, error) {
 		a.jwks = k
 	}
 	return a, nil
+}
+
+// withoutPassword is the URL as a log may show it.
+func withoutPassword(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return "not a URL"
+	}
+	return u.Redacted()
 }
 
 // Close stops following the key set.

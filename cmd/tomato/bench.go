@@ -265,15 +265,18 @@ func (b *bench) serveConfig(roles ...string) (serveCmd, error) {
 	s.DataDir, s.LogLevel = filepath.Join(b.dir, fmt.Sprint("serve", b.started)), strings.ToLower(benchLogLevel().String())
 	s.kafkaFlags, s.DatabaseURL = b.kafkaFlags, b.DatabaseURL
 	s.Role, s.HTTPAddr, s.Advertised = roles, "127.0.0.1:0", ""
-	s.secretFlags = secretFlags{JWTSecret: benchSecret, InternalKey: benchSecret, WebhookSecrets: []string{benchSecret}}
+	s.secretFlags = secretFlags{JWTSecret: benchSecret, ClusterKey: benchClusterKey, InternalKey: benchSecret, WebhookSecrets: []string{benchSecret}}
 	s.JWTIssuer, s.JWTAudience, s.KeyID, s.KeySecret = "", "", "", ""
 	s.PaymentTTL, s.AcceptTTL, s.OfferTTL, s.PositionAge = duration(12*time.Hour), duration(12*time.Hour), duration(12*time.Hour), duration(12*time.Hour)
 	s.OfferRadii, s.OfferLimit = []int{5000, 8000, 12000}, 50
 	return s, nil
 }
 
-// benchSecret is of servers that live as long as a bench and listen on 127.0.0.1.
-const benchSecret = "a secret of servers that nobody else talks to"
+// The secrets of servers that live as long as a bench and listen on 127.0.0.1.
+const (
+	benchSecret     = "a secret of servers that nobody else talks to"
+	benchClusterKey = "the cluster key of servers that nobody else talks to"
+)
 
 // serve starts a server in this process and returns when it is ready.
 func (b *bench) serve(ctx context.Context, c serveCmd) (*server, error) {

@@ -248,7 +248,7 @@ func (b *bench) startChild(ctx context.Context, roles ...string) (*benchChild, e
 	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool {
 		return strings.HasPrefix(v, "TOMATO_") && !strings.HasPrefix(v, "TOMATO_BENCH_")
 	}), "KAFKA_BROKERS="+strings.Join(b.Brokers, ","), "DATABASE_URL="+b.DatabaseURL,
-		"TOMATO_JWT_SECRET="+benchSecret, "TOMATO_INTERNAL_KEY="+benchSecret, "TOMATO_RAZORPAY_WEBHOOK_SECRETS="+benchSecret)
+		"TOMATO_JWT_SECRET="+benchSecret, "TOMATO_CLUSTER_KEY="+benchClusterKey, "TOMATO_INTERNAL_KEY="+benchSecret, "TOMATO_RAZORPAY_WEBHOOK_SECRETS="+benchSecret)
 	cmd.Stderr = b.progressOut
 	if err := cmd.Start(); err != nil {
 		return nil, err

@@ -1,15 +1,16 @@
 package main
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"tomato/eventlog"
 )
@@ -47,6 +48,21 @@ type databaseFlags struct {
 	DatabaseURL string `name:"database-url" env:"DATABASE_URL" placeholder:"postgres://…" help:"Postgres with PostGIS. Unset: a private cluster under the data directory."`
 }
 
+// check refuses an address that cannot be read. The error does not quote it: it
+// holds a password, which cannot be told from the rest where the form is wrong.
+func (f databaseFlags) check() error {
+	if f.DatabaseURL == "" {
+		return nil
+	}
+	scheme, _, _ := strings.Cut(f.DatabaseURL, "://")
+	_, err := pgxpool.ParseConfig(f.DatabaseURL)
+	_, uerr := url.Parse(f.DatabaseURL)
+	if err != nil || uerr != nil || scheme != "postgres" && scheme != "postgresql" {
+		return usage("DATABASE_URL cannot be read: expected postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=require, in which special characters of the password are written as %%XX")
+	}
+	return nil
+}
+
 // toolFlags are what the tools beside a running serve need: they find an
 // embedded broker and a private database by what serve wrote.
 type toolFlags struct {
@@ -59,7 +75,7 @@ type toolFlags struct {
 type running struct {
 	PID         int      `json:"pid"`
 	Brokers     []string `json:"brokers"`
-	DatabaseURL string   `json:"databaseUrl"`
+	DatabaseURL string   `json:"databaseUrl,omitempty"` // of the private database alone: a configured one has a password
 	URL         string   `json:"url"`
 }
 
@@ -73,13 +89,21 @@ func (r running) write(dir string) error {
 	return writeFile(runningFile(dir), b)
 }
 
-// writeFile replaces a file that only its owner may read.
+// writeFile replaces a file. Only its owner may read the new one (mode 0600),
+// whatever the mode of the old one was.
 func writeFile(path string, b []byte) error {
-	tmp := path + ".new"
-	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
+	tmp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new*") // mode 0600
+	if err != nil {
 		return err
 	}
-	return os.Rename(tmp, path)
+	_, err = tmp.Write(append(b, '\n'))
+	if err = errors.Join(err, tmp.Close()); err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(tmp.Name())
+	}
+	return err
 }
 
 func readRunning(dir string) (r running, err error) {
@@ -92,6 +116,9 @@ func readRunning(dir string) (r running, err error) {
 
 // resolve fills in what a running serve said, where nothing is configured.
 func (f *toolFlags) resolve() error {
+	if err := f.databaseFlags.check(); err != nil {
+		return err
+	}
 	if len(f.Brokers) > 0 && f.DatabaseURL != "" {
 		return nil
 	}
@@ -111,75 +138,13 @@ func (f *toolFlags) resolve() error {
 	return nil
 }
 
-// secretFlags are the secrets that every instance shares.
-type secretFlags struct {
-	JWTSecret      string   `env:"TOMATO_JWT_SECRET" help:"HS256 secret of the tokens."`
-	JWKSURL        string   `name:"jwks-url" env:"TOMATO_JWKS_URL" help:"Keys of RS256 or ES256 tokens, instead of a secret."`
-	InternalKey    string   `env:"TOMATO_INTERNAL_KEY" help:"Of POST /api/v1/internal/emit."`
-	WebhookSecrets []string `name:"razorpay-webhook-secrets" env:"TOMATO_RAZORPAY_WEBHOOK_SECRETS" help:"Newest first; older ones stay valid while the gateway retries."`
-}
-
-// secrets are development secrets as they are kept in the data directory.
-type secrets struct {
-	JWTSecret     string `json:"jwtSecret"`
-	InternalKey   string `json:"internalKey"`
-	WebhookSecret string `json:"webhookSecret"`
-}
-
-func secretsFile(dir string) string { return filepath.Join(dir, "secrets.json") }
-
-func readSecrets(dir string) (s secrets, err error) {
-	b, err := os.ReadFile(secretsFile(dir))
-	if err != nil {
-		return s, err
+// resolveDatabase is resolve for a tool that cannot do without the database.
+func (f *toolFlags) resolveDatabase() error {
+	if err := f.resolve(); err != nil {
+		return err
 	}
-	return s, json.Unmarshal(b, &s)
-}
-
-// develop fills missing secrets with development ones, made once and kept in
-// dir. allowed is false where a broker or a database is configured: secrets
-// that nobody chose do not belong there.
-func (f *secretFlags) develop(dir string, allowed bool) (made bool, err error) {
-	jwt := f.JWTSecret != "" || f.JWKSURL != ""
-	if jwt && f.InternalKey != "" && len(f.WebhookSecrets) > 0 {
-		return false, nil
+	if f.DatabaseURL == "" {
+		return usage("the serve with data directory %s has a configured database, whose address is not written down because it holds a password: set DATABASE_URL for this command, too", f.DataDir)
 	}
-	if !allowed {
-		var missing []string
-		for name, there := range map[string]bool{"TOMATO_JWT_SECRET (or TOMATO_JWKS_URL)": jwt,
-			"TOMATO_INTERNAL_KEY": f.InternalKey != "", "TOMATO_RAZORPAY_WEBHOOK_SECRETS": len(f.WebhookSecrets) > 0} {
-			if !there {
-				missing = append(missing, name)
-			}
-		}
-		return false, usage("KAFKA_BROKERS or DATABASE_URL is set, so secrets are not made up: set %v, or pass --dev", missing)
-	}
-	s, err := readSecrets(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		s = secrets{JWTSecret: random(), InternalKey: random(), WebhookSecret: random()}
-		b, merr := json.MarshalIndent(s, "", "  ")
-		if merr != nil {
-			return false, merr
-		}
-		err = writeFile(secretsFile(dir), b)
-	}
-	if err != nil {
-		return false, fmt.Errorf("development secrets: %w", err)
-	}
-	if !jwt {
-		f.JWTSecret = s.JWTSecret
-	}
-	if f.InternalKey == "" {
-		f.InternalKey = s.InternalKey
-	}
-	if len(f.WebhookSecrets) == 0 {
-		f.WebhookSecrets = []string{s.WebhookSecret}
-	}
-	return true, nil
-}
-
-func random() string {
-	b := make([]byte, 32)
-	_, _ = rand.Read(b) // never fails (crypto/rand)
-	return hex.EncodeToString(b)
+	return nil
 }

@@ -14,6 +14,8 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
+const contractSecretWord = "one_word_for_the_command_line_32" // 32 bytes: the least
+
 // The command line, run as a process of its own: exit codes, and what goes
 // where.
 func TestContractCommandLine(t *testing.T) {
@@ -23,7 +25,12 @@ func TestContractCommandLine(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	dir := t.TempDir()
-	all := []string{"TOMATO_JWT_SECRET=s3cret", "TOMATO_INTERNAL_KEY=k", "TOMATO_RAZORPAY_WEBHOOK_SECRETS=w"}
+	const hidden = "hunter2" // whatever has it may be shown nowhere
+	all := []string{"TOMATO_JWT_SECRET=" + contractSecretWord, "TOMATO_CLUSTER_KEY=" + strings.Repeat("c", 32), "TOMATO_INTERNAL_KEY=" + strings.Repeat("k", 32), "TOMATO_RAZORPAY_WEBHOOK_SECRETS=w"}
+	short := strings.Repeat("s", 24) + hidden // 31 bytes
+	long := hidden + strings.Repeat("l", 32)
+	allHidden := "TOMATO_JWT_SECRET=" + long + " TOMATO_CLUSTER_KEY=" + long + "c TOMATO_INTERNAL_KEY=" + long + "i TOMATO_RAZORPAY_WEBHOOK_SECRETS=" + hidden +
+		" KAFKA_SASL_PASSWORD=" + hidden + " TOMATO_RAZORPAY_KEY_SECRET=" + hidden + " DATABASE_URL=postgres://u:" + hidden + "@127.0.0.1:1/x?connect_timeout=2"
 	for _, r := range []struct {
 		env, args string
 		code      int
@@ -47,7 +54,25 @@ func TestContractCommandLine(t *testing.T) {
 		{"TOMATO_RAZORPAY_KEY_ID=k", "serve", 2, "", "TOMATO_RAZORPAY_KEY_SECRET"},
 		{"KAFKA_BROKERS=127.0.0.1:1", "serve", 2, "", "TOMATO_JWT_SECRET"},
 		{"DATABASE_URL=postgres://127.0.0.1:1/x", "serve", 2, "", "TOMATO_INTERNAL_KEY"},
-		{"KAFKA_BROKERS=127.0.0.1:1 " + strings.Join(all[:2], " "), "serve", 2, "", "TOMATO_RAZORPAY_WEBHOOK_SECRETS"},
+		{"KAFKA_BROKERS=127.0.0.1:1 " + strings.Join(all[:3], " "), "serve", 2, "", "TOMATO_RAZORPAY_WEBHOOK_SECRETS"},
+		{"KAFKA_BROKERS=127.0.0.1:1 " + all[0] + " " + strings.Join(all[2:], " "), "serve", 2, "", "TOMATO_CLUSTER_KEY"},
+		{"TOMATO_JWT_SECRET=" + short, "serve", 2, "", "TOMATO_JWT_SECRET has 31 bytes: at least 32 are needed. Make one with `openssl rand -hex 32`"},
+		{"TOMATO_CLUSTER_KEY=" + short, "serve", 2, "", "TOMATO_CLUSTER_KEY has 31 bytes: at least 32 are needed"},
+		{"TOMATO_INTERNAL_KEY=" + short, "serve", 2, "", "TOMATO_INTERNAL_KEY has 31 bytes: at least 32 are needed"},
+		{"TOMATO_JWT_SECRET=" + short + " KAFKA_BROKERS=127.0.0.1:1 " + strings.Join(all[1:], " "), "serve --dev", 2, "", "TOMATO_JWT_SECRET has 31 bytes"},
+		{"TOMATO_JWT_SECRET=" + short, "token --role ops --sub a", 2, "", "TOMATO_JWT_SECRET has 31 bytes: at least 32 are needed. Make one with"},
+		{"TOMATO_JWT_SECRET=" + short, "simulate --orders 1", 2, "", "TOMATO_JWT_SECRET has 31 bytes"},
+		{"TOMATO_CLUSTER_KEY=" + long + " TOMATO_INTERNAL_KEY=" + long, "serve", 2, "", "must differ"},
+		{"TOMATO_RAZORPAY_WEBHOOK_SECRETS=,", "serve", 2, "", "is empty, and anybody"},
+		{"TOMATO_RAZORPAY_WEBHOOK_SECRETS=" + hidden + ",,b", "serve", 2, "", "secret 2 of 3 is empty"},
+		{allHidden, "serve --help", 0, "Usage: tomato serve", ""},
+		{allHidden, "serve --nonsense", 2, "", "nonsense"},
+		{allHidden, "migrate", 1, "", "127.0.0.1"},
+		{"DATABASE_URL=postgres://u:" + hidden + "/" + hidden + "@127.0.0.1:1/x", "migrate", 2, "", "DATABASE_URL cannot be read"},
+		{"DATABASE_URL=postgres://u:1%zz" + hidden + "@127.0.0.1:1/x", "migrate", 2, "", "DATABASE_URL cannot be read"},
+		{"DATABASE_URL=postgress://u:" + hidden + "@127.0.0.1:1/x", "dlq list", 2, "", "DATABASE_URL cannot be read"},
+		{"DATABASE_URL=password=" + hidden + "'", "rebuild orders", 2, "", "DATABASE_URL cannot be read"},
+		{"DATABASE_URL=postgres://u:" + hidden + "@127.0.0.1:port/x", "serve", 2, "", "DATABASE_URL cannot be read"},
 		{"", "token --role ops", 2, "", "sub"},
 		{"", "token --role king --sub a", 2, "", "king"},
 		{"", "token --role ops --sub a", 2, "", "tomato serve"},
@@ -88,9 +113,12 @@ func TestContractCommandLine(t *testing.T) {
 			if !strings.Contains(stderr.String(), r.stderr) {
 				t.Errorf("stderr lacks %s: %s", r.stderr, stderr.Bytes())
 			}
+			if strings.Contains(stdout.String()+stderr.String(), hidden) {
+				t.Errorf("a secret is shown: %s%s", stdout.Bytes(), stderr.Bytes())
+			}
 			if token, is := strings.CutPrefix(r.args, "token "); is && r.code == 0 {
 				claims := jwt.MapClaims{}
-				_, err := jwt.ParseWithClaims(strings.TrimSuffix(stdout.String(), "\n"), claims, func(*jwt.Token) (any, error) { return []byte("s3cret"), nil },
+				_, err := jwt.ParseWithClaims(strings.TrimSuffix(stdout.String(), "\n"), claims, func(*jwt.Token) (any, error) { return []byte(contractSecretWord), nil },
 					jwt.WithIssuer("i"), jwt.WithAudience("d"), jwt.WithExpirationRequired())
 				if err != nil || claims["role"] != "restaurant" || claims["restaurantId"] != "r1" || claims["sub"] != "a" {
 					t.Errorf("token %s: %v %v", token, err, claims)

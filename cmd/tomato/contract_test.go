@@ -32,6 +32,7 @@ import (
 const (
 	contractSecret   = "a secret of the contract's tests, long enough"
 	contractInternal = "the internal key of the contract's tests"
+	contractCluster  = "the cluster key of the contract's tests"
 	contractWebhook  = "the webhook secret of the contract's tests"
 )
 
@@ -64,7 +65,7 @@ func startContract(t *testing.T, change func(*serveCmd)) *contract {
 		dirFlags:      dirFlags{DataDir: t.TempDir(), LogLevel: "error"},
 		kafkaFlags:    kafkaFlags{Brokers: c.kafka.Brokers, Partitions: 3},
 		databaseFlags: databaseFlags{DatabaseURL: postgrestest.URL(t)},
-		secretFlags:   secretFlags{JWTSecret: contractSecret, InternalKey: contractInternal, WebhookSecrets: []string{contractWebhook, "an old one"}},
+		secretFlags:   secretFlags{JWTSecret: contractSecret, ClusterKey: contractCluster, InternalKey: contractInternal, WebhookSecrets: []string{contractWebhook, "an old one"}},
 		Role:          []string{roleCommand, roleQuery, roleFeed, roleProject, roleReact},
 		HTTPAddr:      "127.0.0.1:0",
 		PaymentTTL:    duration(15 * time.Minute), PaymentGrace: duration(time.Hour), AcceptTTL: duration(10 * time.Minute), OfferTTL: duration(10 * time.Minute),

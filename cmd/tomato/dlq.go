@@ -24,12 +24,12 @@ type dlqCmd struct {
 
 // withLetters runs a tool on the dead letters of the installation.
 func (f toolFlags) withLetters(ctx context.Context, do func(*eventlog.DeadLetters) error) error {
-	if err := f.resolve(); err != nil {
+	if err := f.resolveDatabase(); err != nil {
 		return err
 	}
 	db, err := pgxpool.New(ctx, f.DatabaseURL)
 	if err != nil {
-		return usage("DATABASE_URL: %w", err)
+		return err
 	}
 	defer db.Close()
 	return do(&eventlog.DeadLetters{DB: db, Kafka: f.kafkaFlags.config("tomato-dlq")})

@@ -37,7 +37,8 @@ import (
 const (
 	townJWTSecret     = "of the end-to-end tests, 32 bytes"
 	townWebhookSecret = "whsec_e2e"
-	townInternalKey   = "internal_e2e"
+	townInternalKey   = "internal of the end-to-end tests, 32"
+	townClusterKey    = "cluster of the end-to-end tests, 32 b"
 	townPartitions    = 4 // of twelve: less to set up, nothing of another kind
 
 	// patience bounds every wait. It is long because the machine may be busy;
@@ -101,7 +102,8 @@ func (a *town) parse(args []string) *cli {
 	if _, err := p.Parse(append([]string{"serve"}, args...)); err != nil {
 		a.t.Fatal(err)
 	}
-	c.Serve.JWTSecret, c.Serve.InternalKey, c.Serve.WebhookSecrets = townJWTSecret, townInternalKey, []string{townWebhookSecret}
+	c.Serve.JWTSecret, c.Serve.ClusterKey, c.Serve.InternalKey = townJWTSecret, townClusterKey, townInternalKey
+	c.Serve.WebhookSecrets = []string{townWebhookSecret}
 	return &c
 }
 
@@ -916,7 +918,7 @@ func (a *town) spawn(args ...string) *child {
 		a.t.Fatal(err)
 	}
 	c := &child{cmd: exec.Command(self, args...), ended: make(chan struct{}), out: &output{}}
-	c.cmd.Env = append(os.Environ(), asTomato+"=1", "TOMATO_JWT_SECRET="+townJWTSecret, "TOMATO_INTERNAL_KEY="+townInternalKey,
+	c.cmd.Env = append(os.Environ(), asTomato+"=1", "TOMATO_JWT_SECRET="+townJWTSecret, "TOMATO_CLUSTER_KEY="+townClusterKey, "TOMATO_INTERNAL_KEY="+townInternalKey,
 		"TOMATO_RAZORPAY_WEBHOOK_SECRETS="+townWebhookSecret)
 	c.cmd.Stdout, c.cmd.Stderr = c.out, c.out
 	if err := c.cmd.Start(); err != nil {

@@ -25,13 +25,13 @@ type rebuildCmd struct {
 }
 
 func (c rebuildCmd) Run(ctx context.Context) error {
-	if err := c.resolve(); err != nil {
+	if err := c.resolveDatabase(); err != nil {
 		return err
 	}
 	log := c.logger()
 	db, err := pgxpool.New(ctx, c.DatabaseURL)
 	if err != nil {
-		return usage("DATABASE_URL: %w", err)
+		return err
 	}
 	defer db.Close()
 	kafka := c.kafkaFlags.config("tomato-rebuild")

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -99,7 +100,10 @@ func (c serveCmd) validate() error {
 	case (c.KeyID == "") != (c.KeySecret == ""):
 		return usage("TOMATO_RAZORPAY_KEY_ID and TOMATO_RAZORPAY_KEY_SECRET go together")
 	}
-	return nil
+	if err := c.databaseFlags.check(); err != nil {
+		return err
+	}
+	return c.secretFlags.check()
 }
 
 func (c serveCmd) has(role string) bool { return slices.Contains(c.Role, role) }
@@ -110,7 +114,7 @@ func (c serveCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.greet()
+	s.greet(os.Stdout)
 	select {
 	case <-ctx.Done():
 	case err = <-s.failed:
@@ -123,7 +127,7 @@ type server struct {
 	cmd      serveCmd
 	log      *slog.Logger
 	url      string
-	devMade  bool
+	made     madeUp
 	failed   chan error // a part that cannot go on; the process ends
 	stops    []func(context.Context) error
 	shards   *shard.Shards
@@ -203,10 +207,10 @@ func startServer(ctx context.Context, c serveCmd) (_ *server, err error) {
 		return nil, err
 	}
 	private := len(c.Brokers) == 0 && c.DatabaseURL == ""
-	if s.devMade, err = s.cmd.develop(c.DataDir, private || c.Dev); err != nil {
+	if s.made, err = s.cmd.develop(c.DataDir, private || c.Dev); err != nil {
 		return nil, err
 	}
-	if s.devMade {
+	if s.made.any {
 		s.log.Warn("using development secrets", "file", secretsFile(c.DataDir))
 	}
 	if err := s.startBroker(); err != nil {
@@ -234,7 +238,10 @@ func startServer(ctx context.Context, c serveCmd) (_ *server, err error) {
 		_ = listener.Close()
 		return nil, err
 	}
-	run := running{PID: os.Getpid(), Brokers: s.cmd.Brokers, DatabaseURL: s.cmd.DatabaseURL, URL: s.url}
+	run := running{PID: os.Getpid(), Brokers: s.cmd.Brokers, URL: s.url}
+	if c.DatabaseURL == "" {
+		run.DatabaseURL = s.cmd.DatabaseURL
+	}
 	if err := run.write(c.DataDir); err != nil {
 		return nil, err
 	}
@@ -266,7 +273,7 @@ func (s *server) startDatabase(ctx context.Context) error {
 	}
 	cfg, err := pgxpool.ParseConfig(s.cmd.DatabaseURL)
 	if err != nil {
-		return usage("DATABASE_URL: %w", err)
+		return err
 	}
 	cfg.MaxConns = max(cfg.MaxConns, serveConns)
 	if s.db, err = pgxpool.NewWithConfig(context.WithoutCancel(ctx), cfg); err != nil {
@@ -467,7 +474,7 @@ func (s *server) startSide(kafka eventlog.Config, positions *eventlog.Positions)
 	}
 	s.menus = shard.NewMenus()
 	s.shards, err = shard.NewShards(shard.Config{Kafka: kafka, Partitions: c.Partitions, Build: build(), Menus: s.menus,
-		URL: c.Advertised, InternalKey: c.InternalKey,
+		URL: c.Advertised, ClusterKey: c.ClusterKey,
 		PaymentGrace: time.Duration(c.PaymentGrace), ArchiveAfter: time.Duration(c.ArchiveAfter), InboxPassed: s.side.InboxPassed, Registry: s.registry, Log: s.log})
 	if err != nil {
 		return err
@@ -589,18 +596,18 @@ func (h *health) serve(w http.ResponseWriter, r *http.Request) {
 }
 
 // greet tells a newcomer where to go and how to get in.
-func (s *server) greet() {
-	fmt.Printf("tomato %s serves %s at %s\n", build(), strings.Join(s.cmd.Role, ", "), s.url)
-	if !s.devMade {
+func (s *server) greet(out io.Writer) {
+	fmt.Fprintf(out, "tomato %s serves %s at %s\n", build(), strings.Join(s.cmd.Role, ", "), s.url)
+	if !s.made.jwt { // tokens are never shown that a chosen secret has signed
 		return
 	}
-	fmt.Println("development tokens, valid for 24 hours:")
+	fmt.Fprintln(out, "development tokens, valid for 24 hours:")
 	for _, a := range []domain.Actor{{Sub: "ops1", Role: domain.Ops}, {Sub: "staff1", Role: domain.Restaurant, RestaurantID: "rest1"},
 		{Sub: "rider1", Role: domain.Rider}, {Sub: "cust1", Role: domain.Customer}} {
 		token, err := httpapi.AuthConfig{Secret: s.cmd.JWTSecret, Issuer: s.cmd.JWTIssuer, Audience: s.cmd.JWTAudience}.MintToken(a, 24*time.Hour)
 		if err != nil {
-			return // tokens come from elsewhere (JWKS)
+			return
 		}
-		fmt.Printf("  %s=%s\n", strings.ToUpper(string(a.Role)), token)
+		fmt.Fprintf(out, "  %s=%s\n", strings.ToUpper(string(a.Role)), token)
 	}
 }

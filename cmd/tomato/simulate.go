@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"time"
 
@@ -27,16 +25,9 @@ type simulateCmd struct {
 }
 
 func (c simulateCmd) Run(ctx context.Context) error {
-	secret := c.JWTSecret
-	if secret == "" {
-		s, err := readSecrets(c.DataDir)
-		if errors.Is(err, fs.ErrNotExist) {
-			return usage("no development secret in %s: run `tomato serve` beside this, or set TOMATO_JWT_SECRET", c.DataDir)
-		}
-		if err != nil {
-			return err
-		}
-		secret = s.JWTSecret
+	secret, err := tokenSecret(c.JWTSecret, c.DataDir)
+	if err != nil {
+		return err
 	}
 	if c.URL == "" {
 		if r, err := readRunning(c.DataDir); err == nil {

@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"text/tabwriter"
 	"time"
@@ -121,16 +119,9 @@ func (c tokenCmd) Run() error {
 	case c.TTL < time.Second:
 		return usage("--ttl must be at least 1s")
 	}
-	secret := c.JWTSecret
-	if secret == "" {
-		s, err := readSecrets(c.DataDir)
-		if errors.Is(err, fs.ErrNotExist) {
-			return usage("no development secret in %s: run `tomato serve` once, or set TOMATO_JWT_SECRET", c.DataDir)
-		}
-		if err != nil {
-			return err
-		}
-		secret = s.JWTSecret
+	secret, err := tokenSecret(c.JWTSecret, c.DataDir)
+	if err != nil {
+		return err
 	}
 	token, err := httpapi.AuthConfig{Secret: secret, Issuer: c.Issuer, Audience: c.Audience}.MintToken(
 		domain.Actor{Sub: c.Sub, Role: domain.Role(c.Role), RestaurantID: c.Restaurant}, c.TTL)
@@ -145,9 +136,12 @@ type migrateCmd struct{ toolFlags }
 
 func (c migrateCmd) Run(ctx context.Context) error {
 	if c.DatabaseURL == "" {
-		if err := c.resolve(); err != nil {
+		if err := c.resolveDatabase(); err != nil {
 			return err
 		}
+	}
+	if err := c.databaseFlags.check(); err != nil {
+		return err
 	}
 	if err := migrations.Core(ctx, c.DatabaseURL); err != nil {
 		return err

@@ -159,7 +159,7 @@ func (s *Shards) forward(ctx context.Context, to Owner, r Request) (Result, erro
 		return Result{}, err
 	}
 	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set(hdrInternalKey, s.InternalKey)
+	req.Header.Set(hdrInternalKey, s.ClusterKey)
 	if deadline, ok := ctx.Deadline(); ok {
 		req.Header.Set(hdrTimeout, strconv.FormatInt(max(1, (time.Until(deadline)-forwardMargin).Milliseconds()), 10))
 	}

@@ -60,7 +60,7 @@ func startProbed(t testing.TB, cfg eventlog.Config, probe func(shard.Step, int32
 	menus := shard.NewMenus()
 	s, err := shard.NewShards(shard.Config{Kafka: cfg, Partitions: partitions, Menus: menus, PaymentGrace: time.Hour, ArchiveAfter: 720 * time.Hour,
 		InboxPassed: func(context.Context, string) (bool, error) { return true, nil },
-		InternalKey: "test", Probe: probe, Registry: prometheus.NewRegistry(), Log: log})
+		ClusterKey:  "of the tests of the shards, 32 bytes", Probe: probe, Registry: prometheus.NewRegistry(), Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -61,7 +61,7 @@ type Config struct {
 	Partitions   int32
 	Instance     string // of this process, unique; made up where empty
 	URL          string // where other instances reach this one
-	InternalKey  string // shared by the instances: forwarded commands carry it
+	ClusterKey   string // shared by the instances: it signs what they say to one another
 	Build        string // shown in claims
 	PaymentGrace time.Duration
 	ArchiveAfter time.Duration // closed orders leave memory after it; unknown ids that are older are archived
@@ -153,8 +153,14 @@ type metrics struct {
 	snapshotSeconds     prometheus.Histogram
 }
 
+// minClusterKey is the least length of Config.ClusterKey, in bytes.
+const minClusterKey = 32
+
 // NewShards returns the shards of one instance; Run makes them serve.
 func NewShards(cfg Config) (*Shards, error) {
+	if len(cfg.ClusterKey) < minClusterKey {
+		return nil, fmt.Errorf("the cluster key has %d bytes: at least %d are needed", len(cfg.ClusterKey), minClusterKey)
+	}
 	if cfg.Instance == "" {
 		cfg.Instance = uuid.NewString()
 	}
@@ -653,7 +659,7 @@ func (s *Shards) local(ctx context.Context, sh *shard, r *Request) (Result, erro
 
 // trusted says whether the key is that of this installation's instances.
 func (s *Shards) trusted(key string) bool {
-	return s.InternalKey != "" && subtle.ConstantTimeCompare([]byte(key), []byte(s.InternalKey)) == 1
+	return s.ClusterKey != "" && subtle.ConstantTimeCompare([]byte(key), []byte(s.ClusterKey)) == 1
 }
 
 // partitionOf names the request's shard, and draws the id of a new order, where

@@ -90,3 +90,6 @@ func TestARequestSurvivesTheWay(t *testing.T) {
 		t.Fatalf("%+v, %v", res, err)
 	}
 }
+
+// testClusterKey is the key of instances under test.
+const testClusterKey = "of the tests of the shards, 32 bytes"

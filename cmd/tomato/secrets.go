@@ -1,0 +1,185 @@
+package main
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// secretFlags are the secrets that every instance shares.
+type secretFlags struct {
+	JWTSecret      string   `env:"TOMATO_JWT_SECRET" help:"HS256 secret of the tokens, at least 32 bytes."`
+	JWKSURL        string   `name:"jwks-url" env:"TOMATO_JWKS_URL" help:"Keys of RS256 or ES256 tokens, instead of a secret."`
+	ClusterKey     string   `env:"TOMATO_CLUSTER_KEY" help:"Signs the calls between instances, at least 32 bytes. For instances alone."`
+	InternalKey    string   `env:"TOMATO_INTERNAL_KEY" help:"Of POST /api/v1/internal/emit, at least 32 bytes. For services that push messages into rooms."`
+	WebhookSecrets []string `name:"razorpay-webhook-secrets" env:"TOMATO_RAZORPAY_WEBHOOK_SECRETS" help:"Newest first; older ones stay valid while the gateway retries."`
+}
+
+// minSecretBytes is the least length of a secret that signs: as long as the
+// output of SHA-256, as RFC 7518 asks for HS256.
+const minSecretBytes = 32
+
+// checkSecret refuses a secret that is too short. It does not quote it.
+func checkSecret(name, secret string) error {
+	if len(secret) < minSecretBytes {
+		return usage("%s has %d bytes: at least %d are needed. Make one with `openssl rand -hex 32`", name, len(secret), minSecretBytes)
+	}
+	return nil
+}
+
+// check refuses the secrets that were chosen and are not good enough; it leaves
+// those alone that are not set.
+func (f *secretFlags) check() error {
+	for _, s := range []struct{ name, value string }{
+		{"TOMATO_JWT_SECRET", f.JWTSecret}, {"TOMATO_CLUSTER_KEY", f.ClusterKey}, {"TOMATO_INTERNAL_KEY", f.InternalKey},
+	} {
+		if s.value == "" {
+			continue
+		}
+		if err := checkSecret(s.name, s.value); err != nil {
+			return err
+		}
+	}
+	// Who holds one of the other two must not be able to speak for an instance.
+	if f.ClusterKey != "" && (f.ClusterKey == f.InternalKey || f.ClusterKey == f.JWTSecret) {
+		return usage("TOMATO_CLUSTER_KEY must differ from TOMATO_INTERNAL_KEY and TOMATO_JWT_SECRET: it is for the instances alone. Make one with `openssl rand -hex 32`")
+	}
+	for i, s := range f.WebhookSecrets {
+		if strings.TrimSpace(s) == "" {
+			return usage("TOMATO_RAZORPAY_WEBHOOK_SECRETS: secret %d of %d is empty, and anybody could sign with it. Separate the secrets with single commas", i+1, len(f.WebhookSecrets))
+		}
+	}
+	return nil
+}
+
+// secrets are development secrets as they are kept in the data directory.
+type secrets struct {
+	JWTSecret     string `json:"jwtSecret"`
+	ClusterKey    string `json:"clusterKey"`
+	InternalKey   string `json:"internalKey"`
+	WebhookSecret string `json:"webhookSecret"`
+}
+
+func secretsFile(dir string) string { return filepath.Join(dir, "secrets.json") }
+
+func readSecrets(dir string) (s secrets, err error) {
+	b, err := os.ReadFile(secretsFile(dir))
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(b, &s); err != nil {
+		return s, fmt.Errorf("%s is not what `tomato serve` wrote: delete it to get new secrets", secretsFile(dir)) // without its text
+	}
+	return s, nil
+}
+
+// makeSecrets returns the development secrets in dir. Those that are not there
+// are made up and kept: all of them at first, later those that a newer build
+// has added. Processes that share dir get the same ones.
+func makeSecrets(dir string) (s secrets, err error) {
+	lock, err := os.Open(dir)
+	if err != nil {
+		return s, err
+	}
+	defer lock.Close() // which ends the lock
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return s, err
+	}
+	if s, err = readSecrets(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return s, err
+	}
+	before := s
+	for _, secret := range []*string{&s.JWTSecret, &s.ClusterKey, &s.InternalKey, &s.WebhookSecret} {
+		if *secret == "" {
+			*secret = random()
+		}
+	}
+	if s == before {
+		return s, nil
+	}
+	b, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return s, err
+	}
+	return s, writeFile(secretsFile(dir), b)
+}
+
+// madeUp says which secrets nobody chose.
+type madeUp struct {
+	any bool
+	jwt bool // tokens may be printed
+}
+
+// develop fills missing secrets with development ones, made once and kept in
+// dir. allowed is false where a broker or a database is configured: secrets
+// that nobody chose do not belong there.
+func (f *secretFlags) develop(dir string, allowed bool) (made madeUp, err error) {
+	jwt := f.JWTSecret != "" || f.JWKSURL != ""
+	var missing []string
+	for _, s := range []struct {
+		name string
+		set  bool
+	}{
+		{"TOMATO_JWT_SECRET (or TOMATO_JWKS_URL)", jwt}, {"TOMATO_CLUSTER_KEY", f.ClusterKey != ""},
+		{"TOMATO_INTERNAL_KEY", f.InternalKey != ""}, {"TOMATO_RAZORPAY_WEBHOOK_SECRETS", len(f.WebhookSecrets) > 0},
+	} {
+		if !s.set {
+			missing = append(missing, s.name)
+		}
+	}
+	if len(missing) == 0 {
+		return madeUp{}, nil
+	}
+	if !allowed {
+		return madeUp{}, usage("KAFKA_BROKERS or DATABASE_URL is set, so secrets are not made up: set %s, each the same on every instance (`openssl rand -hex 32` makes one), or pass --dev", strings.Join(missing, ", "))
+	}
+	s, err := makeSecrets(dir)
+	if err != nil {
+		return madeUp{}, fmt.Errorf("development secrets: %w", err)
+	}
+	if !jwt {
+		f.JWTSecret = s.JWTSecret
+	}
+	if f.ClusterKey == "" {
+		f.ClusterKey = s.ClusterKey
+	}
+	if f.InternalKey == "" {
+		f.InternalKey = s.InternalKey
+	}
+	if len(f.WebhookSecrets) == 0 {
+		f.WebhookSecrets = []string{s.WebhookSecret}
+	}
+	if err := f.check(); err != nil {
+		return madeUp{}, fmt.Errorf("%w (a secret that is not set comes from %s)", err, secretsFile(dir))
+	}
+	return madeUp{any: true, jwt: !jwt}, nil
+}
+
+// tokenSecret returns the secret that tokens are signed with: the chosen one, or
+// where there is none the development secret in dir.
+func tokenSecret(chosen, dir string) (string, error) {
+	if chosen != "" {
+		return chosen, checkSecret("TOMATO_JWT_SECRET", chosen)
+	}
+	s, err := readSecrets(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", usage("no development secret in %s: run `tomato serve` once, or set TOMATO_JWT_SECRET", dir)
+	}
+	if err != nil {
+		return "", err
+	}
+	return s.JWTSecret, checkSecret("jwtSecret in "+secretsFile(dir), s.JWTSecret)
+}
+
+func random() string {
+	b := make([]byte, minSecretBytes)
+	_, _ = rand.Read(b) // never fails (crypto/rand)
+	return hex.EncodeToString(b)
+}
