@@ -34,9 +34,7 @@ func (s *Side) emitRoutes(api *httpapi.API) {
 	}
 	type output struct{}
 	// The key is checked before the body is looked at.
-	keyed := *api
-	keyed.Router = api.Router.With(s.internalKey)
-	httpapi.Register(&keyed, huma.Operation{
+	httpapi.Register(api.Behind(s.internalKey, true), huma.Operation{
 		Method: http.MethodPost, Path: "/api/v1/internal/emit", OperationID: "emit", Tags: []string{"internal"},
 		Summary: "Send a message to a room", DefaultStatus: http.StatusAccepted, Errors: []int{http.StatusUnauthorized, http.StatusServiceUnavailable},
 	}, nil, func(ctx context.Context, in *input) (*output, error) {
@@ -84,7 +82,7 @@ func (s *Side) internalKey(next http.Handler) http.Handler {
 		got := sha256.Sum256([]byte(r.Header.Get("x-internal-key")))
 		if s.InternalKey == "" || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
 			w.Header().Set("WWW-Authenticate", `Internal-Key realm="tomato"`)
-			httpapi.WriteProblem(w, httpapi.NewProblem(http.StatusUnauthorized, "unauthorized", "The header x-internal-key is missing or wrong."))
+			httpapi.Refuse(w, r, httpapi.NewProblem(http.StatusUnauthorized, "unauthorized", "The header x-internal-key is missing or wrong."))
 			return
 		}
 		next.ServeHTTP(w, r)

@@ -29,6 +29,8 @@ const (
 	inboxTimeout   = 4 * time.Second // the gateway gives us five
 	gatewayTimeout = 8 * time.Second // for /payment to open the gateway order
 	maxEventID     = 255             // bytes of the gateway's event id that are kept
+
+	maxWebhookBytes = 256 << 10 // Razorpay's are a few KiB
 )
 
 // paymentRoutes registers what customers, operators and the gateway do with
@@ -38,8 +40,8 @@ func (s *Side) paymentRoutes(api *httpapi.API) {
 	open.Description = "Repeats with the same gateway order while the order is payable. If-Match and ETag are the order's."
 	httpapi.Register(api, open, []domain.Role{domain.Customer}, s.openPayment)
 
-	httpapi.Register(api, huma.Operation{Method: http.MethodPost, Path: "/v1/webhooks/razorpay", OperationID: "take-webhook", DefaultStatus: http.StatusOK,
-		Summary:     "Take a webhook of the gateway",
+	httpapi.Register(api.Behind(signed, false), huma.Operation{Method: http.MethodPost, Path: "/v1/webhooks/razorpay", OperationID: "take-webhook", DefaultStatus: http.StatusOK,
+		MaxBodyBytes: maxWebhookBytes, Summary: "Take a webhook of the gateway",
 		Description: "Authenticated by its signature. 200 once it is kept, whatever it holds; 503 only when it could not be kept.",
 		Errors:      []int{http.StatusUnauthorized}}, nil, s.takeWebhook)
 
@@ -137,6 +139,22 @@ func notFoundAs(noun string, err error) error {
 	return err
 }
 
+// signed lets a webhook pass that has something like a signature: without one its
+// body is not read.
+func signed(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !gateway.IsSignature(r.Header.Get(gateway.SignatureHeader)) {
+			httpapi.Refuse(w, r, wrongSignature())
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func wrongSignature() *httpapi.Problem {
+	return httpapi.Unauthorized(`Razorpay-Signature realm="tomato"`, "The webhook's signature is missing or wrong.")
+}
+
 type webhookInput struct {
 	Signature string `header:"X-Razorpay-Signature"`
 	EventID   string `header:"X-Razorpay-Event-Id"`
@@ -147,7 +165,7 @@ type webhookInput struct {
 // means is record-payment's to find out.
 func (s *Side) takeWebhook(ctx context.Context, in *webhookInput) (*struct{}, error) {
 	if !gateway.Verify(s.WebhookSecrets, in.RawBody, in.Signature) {
-		return nil, httpapi.Unauthorized(`Razorpay-Signature realm="tomato"`, "The webhook's signature is missing or wrong.")
+		return nil, wrongSignature()
 	}
 	ctx, cancel := context.WithTimeout(ctx, inboxTimeout)
 	defer cancel()

@@ -949,13 +949,13 @@ func TestInbox(t *testing.T) {
 		`{"event":"invoice.paid","payload":{}}`,
 		`no JSON`,
 		`{"event":"payment.captured","payload":{"payment":{"entity":{"id":"pay_2"}}}}`,
-		`{"pad":"` + strings.Repeat("x", 1<<20-10) + `"}`,
+		`{"pad":"` + strings.Repeat("x", maxWebhookBytes-10) + `"}`,
 	} {
 		if r := w.webhook(body); r.status != 200 {
 			t.Errorf("%.60s: %+v", body, r)
 		}
 	}
-	if r := w.webhook(strings.Repeat(" ", 1<<20+1)); r.status != 413 {
+	if r := w.webhook(strings.Repeat(" ", maxWebhookBytes+1)); r.status != 413 {
 		t.Errorf("%+v", r)
 	}
 	kept := w.inbox()

@@ -18,7 +18,7 @@ type restaurantInput struct {
 type putRestaurantInput struct {
 	restaurantInput
 	Body struct {
-		Name     httpapi.Text `json:"name"`
+		Name     httpapi.Line `json:"name"`
 		Location domain.Point `json:"location"`
 		Address  httpapi.Text `json:"address,omitempty"`
 	}
@@ -32,7 +32,7 @@ type menuItemInput struct {
 type putMenuItemInput struct {
 	menuItemInput
 	Body struct {
-		Name      httpapi.Text `json:"name"`
+		Name      httpapi.Line `json:"name"`
 		Price     price        `json:"price"`
 		Available bool         `json:"available"`
 	}

@@ -18,8 +18,8 @@ type riderInput struct {
 type putRiderInput struct {
 	riderInput
 	Body struct {
-		Name    httpapi.Text `json:"name"`
-		Vehicle httpapi.Text `json:"vehicle,omitempty"`
+		Name    httpapi.Line `json:"name"`
+		Vehicle httpapi.Line `json:"vehicle,omitempty"`
 	}
 }
 

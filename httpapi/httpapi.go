@@ -55,10 +55,23 @@ type API struct {
 	// OpenAPI is the document behind /openapi.json.
 	OpenAPI *huma.OpenAPI
 
-	auth     *Authenticator
-	log      *slog.Logger
-	duration *prometheus.HistogramVec
-	problem  *huma.Schema
+	auth      *Authenticator
+	log       *slog.Logger
+	duration  *prometheus.HistogramVec
+	problem   *huma.Schema
+	strangers *budget // of the bodies of callers without a token; nil: not bounded
+}
+
+// Behind returns an API whose operations let guard look at each request before
+// they do. authenticates says that guard lets only those pass who have proved who
+// they are: what their bodies take is not bounded then. guard refuses with Refuse.
+func (a *API) Behind(guard func(http.Handler) http.Handler, authenticates bool) *API {
+	b := *a
+	b.Router = a.Router.With(guard)
+	if authenticates {
+		b.strangers = nil
+	}
+	return &b
 }
 
 // New makes an API that answers /openapi.json and /problems/{name}.
@@ -66,7 +79,7 @@ func New(o Options) *API {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	a := &API{Router: chi.NewRouter(), auth: o.Auth, log: o.Log}
+	a := &API{Router: chi.NewRouter(), auth: o.Auth, log: o.Log, strangers: newBudget(strangersBytes)}
 	registry := huma.NewMapRegistry("#/components/schemas/", schemaNames())
 	registry.RegisterTypeAlias(reflect.TypeFor[domain.Point](), reflect.TypeFor[Point]())
 	a.OpenAPI = &huma.OpenAPI{
@@ -85,7 +98,10 @@ func New(o Options) *API {
 			Help:    "Time from the end of the request's header to the end of its handler, by route pattern.",
 			Buckets: []float64{.00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"route", "method", "status"})
-		o.Registry.MustRegister(a.duration)
+		o.Registry.MustRegister(a.duration, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "tomato_http_unauthenticated_body_bytes",
+			Help: "What the bodies of callers without a token take now; bounded.",
+		}, func() float64 { return float64(a.strangers.held.Load()) }))
 	}
 	a.Router.Use(a.observe)
 	if len(o.AllowedOrigins) > 0 {
@@ -97,12 +113,12 @@ func New(o Options) *API {
 			MaxAge:         600,
 		}))
 	}
-	a.Router.NotFound(func(w http.ResponseWriter, _ *http.Request) {
-		WriteProblem(w, NewProblem(http.StatusNotFound, "not_found", "There is no such path."))
+	a.Router.NotFound(func(w http.ResponseWriter, r *http.Request) {
+		Refuse(w, r, NewProblem(http.StatusNotFound, "not_found", "There is no such path."))
 	})
 	a.Router.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Allow", strings.Join(a.allowed(r), ", "))
-		WriteProblem(w, NewProblem(http.StatusMethodNotAllowed, "method_not_allowed", "The path takes other methods; Allow lists them."))
+		Refuse(w, r, NewProblem(http.StatusMethodNotAllowed, "method_not_allowed", "The path takes other methods; Allow lists them."))
 	})
 	a.Router.Get("/problems/{name}", describe)
 
@@ -165,6 +181,11 @@ func (a *API) observe(next http.Handler) http.Handler {
 			}
 		}()
 		ww.Header()["X-Content-Type-Options"] = noSniff
+		switch r.Method {
+		case http.MethodPost, http.MethodPut, http.MethodPatch:
+		default: // nobody reads its body
+			leaveBody(ww, r)
+		}
 		next.ServeHTTP(ww, r)
 	})
 }

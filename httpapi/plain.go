@@ -52,8 +52,8 @@ func plainReader(registry huma.Registry, s *huma.Schema, t reflect.Type, depth i
 	switch {
 	case t == reflect.TypeFor[domain.Point]():
 		return func(p *plain, v reflect.Value) bool { return p.point(v.Addr().Interface().(*domain.Point)) }
-	case t == reflect.TypeFor[Text]():
-		return plainText
+	case t == reflect.TypeFor[Text](), t == reflect.TypeFor[Line]():
+		return func(p *plain, v reflect.Value) bool { return p.trimmed(s.Format, v) }
 	case t == reflect.TypeFor[ID]():
 		return func(p *plain, v reflect.Value) bool { return p.id(v, domain.ValidID) }
 	case t == reflect.TypeFor[OrderID]():
@@ -215,14 +215,14 @@ func takesInt(registry huma.Registry, s *huma.Schema, n int64) bool {
 	return (s.Minimum == nil || float64(n) >= *s.Minimum) && (s.Maximum == nil || float64(n) <= *s.Maximum)
 }
 
-func plainText(p *plain, v reflect.Value) bool {
+func (p *plain) trimmed(format string, v reflect.Value) bool {
 	b, ok := p.text()
 	if !ok {
 		return false
 	}
 	s := string(b)
 	v.SetString(strings.TrimSpace(s))
-	return validText(s)
+	return textFault(format, s) == ""
 }
 
 func (p *plain) id(v reflect.Value, valid func(string) bool) bool {

@@ -21,7 +21,7 @@ type Problem struct {
 	Detail        string       `json:"detail,omitempty" doc:"What happened this time."`
 	Code          string       `json:"code" pattern:"^[a-z][a-z0-9_]*$" doc:"Clients branch on this."`
 	CurrentStatus string       `json:"currentStatus,omitempty" doc:"The order's status, where the code is invalid_transition."`
-	Errors        []FieldError `json:"errors,omitempty" doc:"Every fault of the request, where the code is validation_failed."`
+	Errors        []FieldError `json:"errors,omitempty" doc:"Every fault of the request, up to 100, where the code is validation_failed."`
 
 	// RetryAfter goes out as the header Retry-After, in whole seconds rounded
 	// up; zero: no header.
@@ -74,19 +74,20 @@ func Unauthorized(challenge, detail string) *Problem {
 	return p
 }
 
-// Invalid is a 422 that lists the faults of the request.
+// Invalid is a 422 that lists the faults of the request, the first 100 of them.
 func Invalid(faults ...FieldError) *Problem {
 	p := NewProblem(http.StatusUnprocessableEntity, "validation_failed", "The request has faults; errors lists them.")
 	if len(faults) > maxFaults {
-		p.Detail = "The request has faults; errors lists the first " + strconv.Itoa(maxFaults) + " of " + strconv.Itoa(len(faults)) + "."
+		p.Detail = "The request has faults; errors lists the first " + strconv.Itoa(maxFaults) + ". There are more."
 		faults = faults[:maxFaults]
 	}
 	p.Errors = faults
 	return p
 }
 
-// maxFaults bounds an answer: a body of 1 MiB can hold 100,000 unknown fields.
-const maxFaults = 1000
+// maxFaults bounds an answer, and the work on a request: a body of 1 MiB can hold
+// 100,000 unknown fields. Whoever collects faults stops after one more.
+const maxFaults = 100
 
 // refusalStatus maps the domain's refusals to HTTP; what is not here is 409.
 var refusalStatus = map[domain.Code]int{
@@ -162,9 +163,9 @@ func title(code string) string {
 // descriptions explain the codes at /problems/<name>. Every code in use is
 // here, but for <noun>_not_found.
 var descriptions = map[string]string{
-	"validation_failed":           "422. The body, path, query or a header breaks the schema in /openapi.json. errors lists every fault with its location. Correct the request; a repeat as it is will fail again.",
+	"validation_failed":           "422. The body, path, query or a header breaks the schema in /openapi.json. errors lists every fault with its location, up to 100. Correct the request; a repeat as it is will fail again.",
 	"malformed_json":              "400. The body is not one JSON value in UTF-8.",
-	"body_too_large":              "413. The body is larger than 1 MiB.",
+	"body_too_large":              "413. The body is larger than the operation takes: 1 MiB, or 256 KiB for a webhook.",
 	"body_unreadable":             "400 or 408. The body ended early or came too slowly.",
 	"unsupported_media_type":      "415. A non-empty body needs Content-Type: application/json, UTF-8, not compressed.",
 	"unauthorized":                "401. A valid bearer token is needed: signed, not expired, with sub, role and, for restaurants, restaurantId.",

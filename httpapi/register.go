@@ -7,9 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"mime"
-	"net"
 	"net/http"
 	"net/url"
 	"reflect"
@@ -24,11 +21,6 @@ import (
 	"github.com/go-chi/chi/v5"
 
 	"tomato/domain"
-)
-
-const (
-	maxBodyBytes    = 1 << 20
-	bodyReadTimeout = 10 * time.Second
 )
 
 // Register adds an operation to the router and to the OpenAPI document. It
@@ -59,17 +51,22 @@ const (
 // is 200 unless set, or 204 without Body).
 //
 // Of op, Method and Path are needed. op.Errors lists what the handler may
-// answer beyond 400, 401, 403, 413, 415, 422, 500 and 503, which are documented
+// answer beyond 400, 401, 403, 408, 413, 415, 422, 500 and 503, which are documented
 // where they can occur. A further success status is documented by an empty entry
 // in op.Responses.
 func Register[I, O any](a *API, op huma.Operation, roles []domain.Role, handler func(context.Context, *I) (*O, error)) {
 	in := readRequest(a, &op, reflect.TypeFor[I]())
+	if len(roles) == 0 {
+		in.strangers = a.strangers
+	}
 	out := readResponse(a, &op, reflect.TypeFor[O]())
 	checkFaults := reflect.TypeFor[*I]().Implements(reflect.TypeFor[faulter]())
 
 	a.handle(op, roles, func(w http.ResponseWriter, r *http.Request, actor domain.Actor) {
 		var i I
-		if p := in.bind(w, r, reflect.ValueOf(&i).Elem()); p != nil {
+		held := hold{of: in.strangers}
+		defer held.release()
+		if p := in.bind(w, r, &held, reflect.ValueOf(&i).Elem()); p != nil {
 			a.fail(w, r, p)
 			return
 		}
@@ -121,11 +118,11 @@ func (a *API) handle(op huma.Operation, roles []domain.Role, next func(http.Resp
 		if len(roles) > 0 {
 			var err error
 			if actor, _, err = a.auth.Authenticate(TokenFromRequest(r)); err != nil {
-				a.fail(w, r, FromError("", err))
+				Refuse(w, r, FromError("", err))
 				return
 			}
 			if !slices.Contains(roles, actor.Role) {
-				a.fail(w, r, NewProblem(http.StatusForbidden, "forbidden", "The role "+string(actor.Role)+" may not do this."))
+				Refuse(w, r, NewProblem(http.StatusForbidden, "forbidden", "The role "+string(actor.Role)+" may not do this."))
 				return
 			}
 		}
@@ -150,6 +147,8 @@ type request struct {
 	schema   *huma.Schema // of the body; nil: not JSON, or not read at all
 	plain    reader       // of the body, where it can be read at once
 	maxBytes int64
+
+	strangers *budget // of the body, where callers have not proved who they are
 }
 
 type param struct {
@@ -195,9 +194,10 @@ func readRequest(a *API, op *huma.Operation, t reflect.Type) *request {
 			s = in.registry.SchemaFromRef(s.Ref)
 		}
 		op.RequestBody = &huma.RequestBody{Required: len(s.Required) > 0, Content: map[string]*huma.MediaType{"application/json": {Schema: in.schema}}}
-		op.Errors = append(op.Errors, http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity)
-	} else if in.rawBody != nil {
-		op.Errors = append(op.Errors, http.StatusRequestEntityTooLarge)
+		op.Errors = append(op.Errors, http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity)
+	}
+	if in.schema != nil || in.rawBody != nil {
+		op.Errors = append(op.Errors, http.StatusBadRequest, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge)
 	}
 	if len(in.params) > 0 {
 		op.Errors = append(op.Errors, http.StatusUnprocessableEntity)
@@ -284,12 +284,11 @@ func (in *request) fields(op *huma.Operation, t reflect.Type, at []int) {
 var noFields = []byte("{}")
 
 // bind reads the request into the input struct v.
-func (in *request) bind(w http.ResponseWriter, r *http.Request, v reflect.Value) *Problem {
-	var tree any
+func (in *request) bind(w http.ResponseWriter, r *http.Request, held *hold, v reflect.Value) *Problem {
 	var body []byte
 	if in.schema != nil || in.rawBody != nil {
 		var p *Problem
-		if body, p = in.read(w, r); p != nil {
+		if body, p = in.read(w, r, held); p != nil {
 			return p
 		}
 	}
@@ -308,11 +307,8 @@ func (in *request) bind(w http.ResponseWriter, r *http.Request, v reflect.Value)
 		case in.plain != nil && valid:
 			done = readPlain(body, in.plain, v.FieldByIndex(in.body))
 		}
-		if !done {
-			var ok bool
-			if tree, ok = readJSON(body); !ok || !valid {
-				return NewProblem(http.StatusBadRequest, "malformed_json", "The body is not one JSON value in UTF-8.")
-			}
+		if !done && (!valid || !json.Valid(body)) {
+			return NewProblem(http.StatusBadRequest, "malformed_json", "The body is not one JSON value in UTF-8.")
 		}
 	}
 
@@ -332,7 +328,7 @@ func (in *request) bind(w http.ResponseWriter, r *http.Request, v reflect.Value)
 	}
 	if !done {
 		check.at = append(check.at[:0], "body"...)
-		check.value(in.schema, tree)
+		check.value(in.schema, body)
 	}
 	if len(check.faults) > 0 {
 		return Invalid(check.faults...)
@@ -346,63 +342,6 @@ func (in *request) bind(w http.ResponseWriter, r *http.Request, v reflect.Value)
 		}
 	}
 	return nil
-}
-
-// read returns the body, nil if there is none.
-func (in *request) read(w http.ResponseWriter, r *http.Request) ([]byte, *Problem) {
-	if r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0 {
-		return nil, nil
-	}
-	tooLarge := func() *Problem {
-		w.Header().Set("Connection", "close") // rather than read it all
-		return NewProblem(http.StatusRequestEntityTooLarge, "body_too_large", "The body is larger than "+strconv.FormatInt(in.maxBytes, 10)+" bytes.")
-	}
-	if r.ContentLength > 0 && in.schema != nil && !isJSON(r.Header) {
-		return nil, unsupported()
-	}
-	if r.ContentLength > in.maxBytes {
-		return nil, tooLarge()
-	}
-	// Where the writer has no deadlines (tests), there are none.
-	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(bodyReadTimeout))
-	var b []byte
-	var err error
-	if r.ContentLength > 0 {
-		b = make([]byte, r.ContentLength)
-		_, err = io.ReadFull(r.Body, b)
-	} else if b, err = io.ReadAll(io.LimitReader(r.Body, in.maxBytes+1)); err == nil && int64(len(b)) > in.maxBytes {
-		return nil, tooLarge()
-	}
-	if err != nil {
-		w.Header().Set("Connection", "close")
-		if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
-			return nil, NewProblem(http.StatusRequestTimeout, "body_unreadable", "The body came too slowly.")
-		}
-		return nil, NewProblem(http.StatusBadRequest, "body_unreadable", "The body ended early.")
-	}
-	_ = control.SetReadDeadline(time.Time{})
-	if len(b) > 0 && in.schema != nil && !isJSON(r.Header) {
-		return nil, unsupported()
-	}
-	return b, nil
-}
-
-func unsupported() *Problem {
-	return NewProblem(http.StatusUnsupportedMediaType, "unsupported_media_type", "A body needs Content-Type: application/json, in UTF-8 and without Content-Encoding.")
-}
-
-func isJSON(h http.Header) bool {
-	if e := h.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
-		return false
-	}
-	ct := h.Get("Content-Type")
-	if ct == "application/json" {
-		return true
-	}
-	mediaType, params, err := mime.ParseMediaType(ct)
-	charset, given := params["charset"]
-	return err == nil && mediaType == "application/json" && (!given || strings.EqualFold(charset, "utf-8"))
 }
 
 func (p *param) bind(check *validation, r *http.Request, query url.Values, v reflect.Value) {
@@ -447,15 +386,18 @@ func (p *param) bind(check *validation, r *http.Request, query url.Values, v ref
 	}
 	before := len(check.faults)
 	if p.schema.Type == huma.TypeArray {
-		list := make([]any, len(values))
-		for i, s := range values {
-			list[i] = p.typed(s)
+		if check.length(p.schema, len(values)) {
+			n := len(check.at)
+			for i, s := range values {
+				check.index(n, i)
+				check.scalar(p.schema.Items, p.typed(s))
+			}
+			check.at = check.at[:n]
 		}
-		check.value(p.schema, list)
 	} else if len(values) > 1 {
 		check.fault("given more than once")
 	} else {
-		check.value(p.schema, p.typed(values[0]))
+		check.scalar(p.schema, p.typed(values[0]))
 	}
 	if len(check.faults) > before {
 		return

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"errors"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -13,12 +14,15 @@ import (
 // Formats that the validation knows beyond huma's.
 const (
 	formatText  = "text"
+	formatLine  = "line"
 	formatPoint = "geojson-point"
 )
 
 const (
 	maxTextChars = 500
-	textMessage  = "expected 1 to 500 characters beside white space at the ends, and no U+0000"
+	textMessage  = "expected 1 to 500 characters beside white space at the ends, one of them visible"
+	textControls = "expected UTF-8 without control characters but line feed and tab"
+	lineControls = "expected UTF-8 without control characters"
 )
 
 // ID is the id of a restaurant, rider, customer or menu item, chosen by the
@@ -37,23 +41,72 @@ type Text string
 
 // UnmarshalText reads and trims.
 func (t *Text) UnmarshalText(b []byte) error {
-	if !validText(string(b)) {
-		return fault{errors.New(textMessage)}
+	s, err := readText(formatText, string(b))
+	*t = Text(s)
+	return err
+}
+
+// Schema describes a text.
+func (Text) Schema(huma.Registry) *huma.Schema { return textSchema(formatText) }
+
+// Line is a Text of one line, such as a name.
+type Line string
+
+// UnmarshalText reads and trims.
+func (l *Line) UnmarshalText(b []byte) error {
+	s, err := readText(formatLine, string(b))
+	*l = Line(s)
+	return err
+}
+
+// Schema describes a line.
+func (Line) Schema(huma.Registry) *huma.Schema { return textSchema(formatLine) }
+
+func readText(format, s string) (string, error) {
+	if message := textFault(format, s); message != "" {
+		return "", fault{errors.New(message)}
 	}
-	*t = Text(strings.TrimSpace(string(b)))
-	return nil
+	return strings.TrimSpace(s), nil
 }
 
-// Schema describes a text. The pattern says, exactly, what 1 to 500 characters
-// after trimming are.
-func (Text) Schema(huma.Registry) *huma.Schema {
-	return &huma.Schema{Type: huma.TypeString, Format: formatText,
-		Extensions: map[string]any{"pattern": `^\s*[^\s\u0000]([^\u0000]{0,498}[^\s\u0000])?\s*$`}}
+// textSchema has a pattern that says all of it but that one character must be
+// visible.
+func textSchema(format string) *huma.Schema {
+	control := `\u0000-\u001f\u007f-\u009f`
+	if format == formatText {
+		control = `\u0000-\u0008\u000b-\u001f\u007f-\u009f`
+	}
+	return &huma.Schema{Type: huma.TypeString, Format: format,
+		Description: "Trimmed; at least one character is visible: a letter, digit, sign or symbol.",
+		Extensions:  map[string]any{"pattern": `^\s*[^\s` + control + `]([^` + control + `]{0,498}[^\s` + control + `])?\s*$`}}
 }
 
-func validText(s string) bool {
+// textFault says what is wrong with a text of the format, or "".
+func textFault(format, s string) string {
 	s = strings.TrimSpace(s)
-	return s != "" && (len(s) <= maxTextChars || utf8.RuneCountInString(s) <= maxTextChars) && strings.IndexByte(s, 0) < 0
+	seen := false
+	for _, r := range s {
+		if unicode.IsControl(r) && (format == formatLine || r != '\n' && r != '\t') || r == utf8.RuneError && !utf8.ValidString(s) {
+			if format == formatLine {
+				return lineControls
+			}
+			return textControls
+		}
+		seen = seen || visible(r)
+	}
+	if !seen || len(s) > maxTextChars && utf8.RuneCountInString(s) > maxTextChars {
+		return textMessage
+	}
+	return ""
+}
+
+// visible says whether a character shows by itself: no space, mark, format
+// character or filler.
+func visible(r rune) bool {
+	if r < utf8.RuneSelf {
+		return r > ' ' && r < 0x7f
+	}
+	return unicode.In(r, unicode.L, unicode.N, unicode.P, unicode.S) && !unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r) && r != '\u2800' // a blank of Braille
 }
 
 // Point is domain.Point for request structs; domain.Point itself does as well:

@@ -3,21 +3,20 @@ package httpapi
 import (
 	"bytes"
 	"encoding/json"
-	"io"
 	"math"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 )
 
-// validation walks a body that was read into any (numbers as json.Number)
-// beside its schema and collects every fault. The leaves are huma's; objects
-// and arrays are walked here, because huma takes field names in any case, takes
-// null for a field that may be absent, loses its place after a field name with
-// a dot in it, and knows no GeoJSON.
+// validation walks the bytes of a body, which are valid JSON, beside its schema
+// and collects faults: all of them, up to one more than an answer lists. Nothing
+// is made of what the schema does not know, so the work and the memory of a fault
+// are bounded. The leaves are huma's; objects and arrays are walked here, because
+// huma takes field names in any case, takes null for a field that may be absent,
+// loses its place after a field name with a dot in it, and knows no GeoJSON.
 type validation struct {
 	registry huma.Registry
 	at       []byte // the present location: body.items[0]
@@ -30,8 +29,13 @@ type validation struct {
 const maxLocationBytes = 256
 
 func (v *validation) fault(message string) {
-	v.faults = append(v.faults, FieldError{location(v.at), message})
+	if !v.full() {
+		v.faults = append(v.faults, FieldError{location(v.at), message})
+	}
 }
+
+// full says that no more faults are wanted.
+func (v *validation) full() bool { return len(v.faults) > maxFaults }
 
 func location(at []byte) string {
 	if len(at) > maxLocationBytes {
@@ -40,37 +44,41 @@ func location(at []byte) string {
 	return strings.ToValidUTF8(string(at), "")
 }
 
-func (v *validation) value(s *huma.Schema, x any) {
+// value checks one JSON value.
+func (v *validation) value(s *huma.Schema, raw []byte) {
 	for s.Ref != "" {
 		s = v.registry.SchemaFromRef(s.Ref)
 	}
-	if s.OneOf != nil || s.AnyOf != nil || s.AllOf != nil || s.Not != nil {
-		v.huma(s, floats(x))
-		return
+	raw = skipSpace(raw)
+	switch {
+	case s.OneOf != nil || s.AnyOf != nil || s.AllOf != nil || s.Not != nil:
+		v.huma(s, floats(readJSON(raw)))
+	case s.Type == huma.TypeObject && raw[0] == '{':
+		v.object(s, raw)
+	case s.Type == huma.TypeObject:
+		v.fault("expected object")
+	case s.Type == huma.TypeArray && raw[0] == '[':
+		v.array(s, raw)
+	case s.Type == huma.TypeArray:
+		v.fault("expected array")
+	case s.Type != "": // else any value
+		v.scalar(s, scalarOf(raw))
 	}
+}
+
+// scalar checks a string, json.Number or bool; anything else is none of them.
+func (v *validation) scalar(s *huma.Schema, x any) {
 	switch s.Type {
-	case huma.TypeObject:
-		m, ok := x.(map[string]any)
-		if !ok {
-			v.fault("expected object")
-			return
-		}
-		v.object(s, m)
-	case huma.TypeArray:
-		a, ok := x.([]any)
-		if !ok {
-			v.fault("expected array")
-			return
-		}
-		v.array(s, a)
 	case huma.TypeString:
 		str, ok := x.(string)
 		switch {
+		case x == brokenText{}:
+			v.fault("expected string without half of a surrogate pair")
 		case !ok:
 			v.fault("expected string")
-		case s.Format == formatText:
-			if !validText(str) {
-				v.fault(textMessage)
+		case s.Format == formatText || s.Format == formatLine:
+			if message := textFault(s.Format, str); message != "" {
+				v.fault(message)
 			}
 		case strings.IndexByte(str, 0) >= 0: // Postgres cannot store it
 			v.fault("expected string without U+0000")
@@ -99,102 +107,128 @@ func (v *validation) value(s *huma.Schema, x any) {
 		if _, ok := x.(bool); !ok {
 			v.fault("expected boolean")
 		}
-	default: // any value
 	}
 }
 
-func (v *validation) object(s *huma.Schema, m map[string]any) {
+func (v *validation) object(s *huma.Schema, raw []byte) {
+	given := make(map[string][]byte, len(s.Properties)) // of a name given twice the last counts
+	var names []string                                  // of the properties, and of unknown fields
+	more, _ := s.AdditionalProperties.(*huma.Schema)
+	closed := s.AdditionalProperties == false
+	fields := 0
 	n := len(v.at)
-	names := make([]string, 0, len(s.Properties)+len(m))
+	before := len(v.faults)
+	members(raw, func(name string, value []byte) bool {
+		fields++
+		switch p := s.Properties[name]; {
+		case p != nil:
+			given[name] = value
+		case more != nil:
+			v.name(n, name)
+			v.value(more, value)
+		case closed && len(names) <= maxFaults:
+			names = append(names, name)
+		}
+		return !v.full()
+	})
 	for name := range s.Properties {
 		names = append(names, name)
 	}
-	for name := range m {
-		if _, known := s.Properties[name]; !known {
-			names = append(names, name)
-		}
-	}
-	sort.Strings(names) // the same request gets the same answer
-	before := len(v.faults)
-	for _, name := range names {
-		x, given := m[name]
-		v.at = append(append(v.at[:n], '.'), name...)
-		switch p := s.Properties[name]; {
-		case p != nil && given:
-			v.value(p, x)
-		case p != nil:
-			if slices.Contains(s.Required, name) {
-				v.fault("required")
-			}
-		default:
-			switch more := s.AdditionalProperties.(type) {
-			case *huma.Schema:
-				v.value(more, x)
-			case bool:
-				if !more {
-					v.fault("unknown field")
-				}
-			}
+	slices.Sort(names) // the same request gets the same answer
+	for _, name := range slices.Compact(names) {
+		v.name(n, name)
+		p := s.Properties[name]
+		switch value, there := given[name]; {
+		case v.full():
+		case p == nil:
+			v.fault("unknown field")
+		case there:
+			v.value(p, value)
+		case slices.Contains(s.Required, name):
+			v.fault("required")
 		}
 	}
 	v.at = v.at[:n]
-	if s.MinProperties != nil && len(m) < *s.MinProperties {
+	if s.MinProperties != nil && fields < *s.MinProperties {
 		v.fault("expected " + strconv.Itoa(*s.MinProperties) + " or more fields")
 	}
-	if s.MaxProperties != nil && len(m) > *s.MaxProperties {
+	if s.MaxProperties != nil && fields > *s.MaxProperties {
 		v.fault("expected " + strconv.Itoa(*s.MaxProperties) + " or fewer fields")
 	}
 	if s.Format == formatPoint && len(v.faults) == before {
-		v.point(m)
+		v.point(given["coordinates"])
 	}
+}
+
+// name moves to a field of the value at the location of n bytes.
+func (v *validation) name(n int, name string) {
+	v.at = append(append(v.at[:n], '.'), name[:min(len(name), maxLocationBytes)]...)
+}
+
+// index moves to an item of the value at the location of n bytes.
+func (v *validation) index(n, i int) {
+	v.at = append(strconv.AppendInt(append(v.at[:n], '['), int64(i), 10), ']')
 }
 
 // point checks the ranges of a Point whose shape is right.
-func (v *validation) point(m map[string]any) {
+func (v *validation) point(coordinates []byte) {
 	n := len(v.at)
-	for i, limit := range [2]float64{180, 90} {
-		f, _ := m["coordinates"].([]any)[i].(json.Number).Float64()
-		if math.Abs(f) > limit {
-			v.at = append(append(append(v.at[:n], ".coordinates["...), '0'+byte(i)), ']')
+	i := 0
+	elements(coordinates, func(raw []byte) bool {
+		limit := [2]float64{180, 90}[i]
+		if f, err := strconv.ParseFloat(string(raw), 64); err != nil || math.Abs(f) > limit {
+			v.at = append(v.at[:n], ".coordinates"...)
+			v.index(len(v.at), i)
 			l := strconv.Itoa(int(limit))
 			v.fault([2]string{"expected longitude", "expected latitude"}[i] + " from -" + l + " to " + l)
 		}
-	}
+		i++
+		return i < 2
+	})
 	v.at = v.at[:n]
 }
 
-func (v *validation) array(s *huma.Schema, a []any) {
-	if s.MinItems != nil && len(a) < *s.MinItems {
+// length checks how many items there are, and says whether to look at them.
+func (v *validation) length(s *huma.Schema, items int) bool {
+	if s.MinItems != nil && items < *s.MinItems {
 		v.fault("expected " + strconv.Itoa(*s.MinItems) + " or more items")
 	}
-	if s.MaxItems != nil && len(a) > *s.MaxItems {
+	if s.MaxItems != nil && items > *s.MaxItems {
 		v.fault("expected " + strconv.Itoa(*s.MaxItems) + " or fewer items")
-		return
+		return false
 	}
-	if s.UniqueItems && !unique(a) {
+	return s.Items != nil
+}
+
+func (v *validation) array(s *huma.Schema, raw []byte) {
+	items := 0
+	elements(raw, func([]byte) bool { items++; return true })
+	if s.UniqueItems && !unique(raw) {
 		v.fault("expected no item twice")
 	}
-	if s.Items == nil {
+	if !v.length(s, items) {
 		return
 	}
-	n := len(v.at)
-	for i, x := range a {
-		v.at = append(strconv.AppendInt(append(v.at[:n], '['), int64(i), 10), ']')
-		v.value(s.Items, x)
-	}
+	n, i := len(v.at), 0
+	elements(raw, func(item []byte) bool {
+		v.index(n, i)
+		v.value(s.Items, item)
+		i++
+		return !v.full()
+	})
 	v.at = v.at[:n]
 }
 
-func unique(a []any) bool {
-	seen := make(map[string]bool, len(a))
-	for _, x := range a {
-		b, err := json.Marshal(x)
-		if err != nil || seen[string(b)] {
-			return false
-		}
+func unique(array []byte) bool {
+	seen := map[string]bool{}
+	twice := false
+	elements(array, func(item []byte) bool {
+		b, err := json.Marshal(readJSON(item))
+		twice = err != nil || seen[string(b)]
 		seen[string(b)] = true
-	}
-	return true
+		return !twice
+	})
+	return !twice
 }
 
 // huma checks a leaf. Of huma's messages those are kept that are made of the
@@ -236,15 +270,12 @@ func floats(x any) any {
 	return x
 }
 
-// readJSON reads one JSON value; numbers stay json.Number, so that one out of
+// readJSON reads one valid JSON value; numbers stay json.Number, so that one out of
 // range is a fault of the field and not of the syntax.
-func readJSON(b []byte) (any, bool) {
+func readJSON(b []byte) any {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.UseNumber()
 	var x any
-	if d.Decode(&x) != nil {
-		return nil, false
-	}
-	_, err := d.Token() // only white space may follow
-	return x, err == io.EOF
+	_ = d.Decode(&x)
+	return x
 }

@@ -168,7 +168,7 @@ func (c *contract) refusedRequests(t *testing.T) {
 		c.send(t, "POST", "/v1/webhooks/razorpay", hook).want(t, 401)
 		c.send(t, "POST", "/v1/webhooks/razorpay", hook, "X-Razorpay-Signature", strings.Repeat("0", 64)).want(t, 401)
 		c.send(t, "POST", "/v1/webhooks/razorpay", "x", "X-Razorpay-Signature", "not hex").want(t, 401)
-		c.send(t, "POST", "/v1/webhooks/razorpay", strings.Repeat("x", 1<<20+1), "X-Razorpay-Signature", strings.Repeat("0", 64)).want(t, 413, "body_too_large")
+		c.send(t, "POST", "/v1/webhooks/razorpay", strings.Repeat("x", 256<<10+1), "X-Razorpay-Signature", strings.Repeat("0", 64)).want(t, 413, "body_too_large")
 		good := `{"event":"promo","room":"user:u","payload":{}}`
 		emit := func(body string, headers ...string) *reply {
 			return c.send(t, "POST", "/api/v1/internal/emit", body, append([]string{"x-internal-key", contractInternal}, headers...)...)

@@ -449,7 +449,7 @@ func (s *server) lastOnes(h http.Handler) http.Handler {
 func (s *server) startSide(kafka eventlog.Config, positions *eventlog.Positions) error {
 	c := &s.cmd
 	producer, err := kafka.NewClient(kgo.RequiredAcks(kgo.AllISRAcks()), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0),
-		kgo.ProducerBatchMaxBytes(2<<20)) // a webhook of 1 MiB and its headers
+		kgo.ProducerBatchMaxBytes(2<<20)) // an emitted message of 1 MiB and its headers
 	if err != nil {
 		return err
 	}

@@ -33,3 +33,13 @@ func Verify(secrets []string, body []byte, signature string) bool {
 	}
 	return good
 }
+
+// IsSignature says whether s has the form of a signature.
+func IsSignature(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return len(s) == hex.EncodedLen(sha256.Size)
+}

@@ -1,0 +1,125 @@
+package httpapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"strconv"
+	"unicode/utf16"
+)
+
+// These cut pieces out of valid JSON without making anything of the rest.
+
+func skipSpace(b []byte) []byte {
+	for len(b) > 0 && (b[0] == ' ' || b[0] == '\t' || b[0] == '\n' || b[0] == '\r') {
+		b = b[1:]
+	}
+	return b
+}
+
+// cut cuts the first value off.
+func cut(b []byte) (value, rest []byte) {
+	b = skipSpace(b)
+	depth := 0
+	for i := 0; i < len(b); i++ {
+		switch c := b[i]; {
+		case c == '"':
+			for i++; b[i] != '"'; i++ {
+				if b[i] == '\\' {
+					i++
+				}
+			}
+		case c == '{' || c == '[':
+			depth++
+		case c == '}' || c == ']':
+			depth--
+		case depth == 0: // a number or a word
+			for i+1 < len(b) && bytes.IndexByte([]byte(" \t\n\r,:]}"), b[i+1]) < 0 {
+				i++
+			}
+		}
+		if depth == 0 {
+			return b[:i+1], b[i+1:]
+		}
+	}
+	return b, nil
+}
+
+// elements calls f with the values of an array in turn, until it says false.
+func elements(array []byte, f func(value []byte) bool) {
+	b := skipSpace(array)[1:]
+	for b = skipSpace(b); len(b) > 0 && b[0] != ']'; b = skipSpace(b) {
+		var value []byte
+		if value, b = cut(b); !f(value) {
+			return
+		}
+		if b = skipSpace(b); len(b) > 0 && b[0] == ',' {
+			b = b[1:]
+		}
+	}
+}
+
+// members calls f with the fields of an object in turn, until it says false.
+func members(object []byte, f func(name string, value []byte) bool) {
+	b := skipSpace(object)[1:]
+	for b = skipSpace(b); len(b) > 0 && b[0] != '}'; b = skipSpace(b) {
+		var name, value []byte
+		name, b = cut(b)
+		value, b = cut(skipSpace(b)[1:]) // behind the colon
+		s, _ := scalarOf(name).(string)
+		if !f(s, value) {
+			return
+		}
+		if b = skipSpace(b); len(b) > 0 && b[0] == ',' {
+			b = b[1:]
+		}
+	}
+}
+
+// brokenText is a string that is no Unicode text.
+type brokenText struct{}
+
+// scalarOf reads a string, a number as json.Number, or a bool. It is brokenText
+// for a string with half of a surrogate pair, which would become another text,
+// and nil for what is no scalar.
+func scalarOf(raw []byte) any {
+	switch raw[0] {
+	case '"':
+		if bytes.IndexByte(raw, '\\') < 0 {
+			return string(raw[1 : len(raw)-1])
+		}
+		var s string
+		if halfSurrogate(raw) || json.Unmarshal(raw, &s) != nil {
+			return brokenText{}
+		}
+		return s
+	case 't', 'f':
+		return raw[0] == 't'
+	case 'n', '{', '[':
+		return nil
+	}
+	return json.Number(raw)
+}
+
+// halfSurrogate says whether the escapes of a string hold one.
+func halfSurrogate(raw []byte) bool {
+	unit := func(b []byte) rune { // the escape that b begins with, or 0
+		if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
+			return 0
+		}
+		n, _ := strconv.ParseUint(string(b[2:6]), 16, 16)
+		return rune(n)
+	}
+	for i := 0; i < len(raw); i++ {
+		if raw[i] != '\\' {
+			continue
+		}
+		if first := unit(raw[i:]); utf16.IsSurrogate(first) {
+			if utf16.DecodeRune(first, unit(raw[i+6:])) == '\uFFFD' {
+				return true
+			}
+			i += 6
+		}
+		i++ // what is escaped
+	}
+	return false
+}
