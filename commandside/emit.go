@@ -22,6 +22,7 @@ type emitBody struct {
 	Event   string          `json:"event" minLength:"1" maxLength:"100" doc:"Letters, digits, _ . - and colons between. Names that begin with feed: are refused."`
 	Room    string          `json:"room" minLength:"3" maxLength:"80" doc:"user:<id>, restaurant:<id>, order:<id> or ops."`
 	Payload json.RawMessage `json:"payload" doc:"Any JSON but null."`
+	Role    string          `json:"role,omitempty" enum:"customer,rider" doc:"With a room user:<id>: only to the customer, or only to the rider, of this id. Default: to both."`
 }
 
 // emitRoutes adds POST /api/v1/internal/emit: a message straight to a room. It
@@ -53,10 +54,13 @@ func (s *Side) emit(ctx context.Context, b emitBody) error {
 	if len(b.Payload) == 0 || string(b.Payload) == "null" {
 		faults = append(faults, httpapi.FieldError{Location: "body.payload", Message: "expected a JSON value other than null"})
 	}
+	if b.Role != "" && !feed.IsUserRoom(b.Room) {
+		faults = append(faults, httpapi.FieldError{Location: "body.role", Message: "goes only with a room user:<id>"})
+	}
 	if len(faults) > 0 {
 		return httpapi.Invalid(faults...)
 	}
-	data, err := json.Marshal(feed.Emit{Event: b.Event, Room: b.Room, Payload: b.Payload}) // compacts the payload
+	data, err := json.Marshal(feed.Emit{Event: b.Event, Room: b.Room, Payload: b.Payload, Role: domain.Role(b.Role)}) // compacts the payload
 	if err != nil {
 		return err
 	}

@@ -43,6 +43,8 @@ func TestEmitAnswersFaultsInOrder(t *testing.T) {
 		"no room":            {"the key", `{"event":"x","room":"nowhere","payload":1}`, 422, "body.room"},
 		"null payload":       {"the key", `{"event":"x","room":"ops","payload":null}`, 422, "body.payload"},
 		"an unknown field":   {"the key", `{"event":"x","room":"ops","payload":1,"to":"all"}`, 422, "body.to"},
+		"a role of no user":  {"the key", `{"event":"x","room":"user:u1","payload":1,"role":"ops"}`, 422, "body.role"},
+		"a role, no user":    {"the key", `{"event":"x","room":"order:o1","payload":1,"role":"rider"}`, 422, "body.role"},
 		"two faults at once": {"the key", `{"event":"feed:x","room":"nowhere","payload":1}`, 422, `body.room`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -65,17 +67,20 @@ func TestEmitIsOnTopicFeedWhenItAnswers(t *testing.T) {
 			t.Fatalf("%s: %d %s", payload, w.Code, w.Body)
 		}
 	}
+	if w := emit(t.Context(), api, "the key", `{"event":"promo:new","room":"user:u1","payload":6,"role":"rider"}`); w.Code != 202 {
+		t.Fatalf("with a role: %d %s", w.Code, w.Body)
+	}
 	partition := eventlog.PartitionFor("user:u1", 3)
 	var got []string
-	err := eventlog.Read(t.Context(), cfg, map[eventlog.TopicPartition]eventlog.Range{{Topic: eventlog.Feed, Partition: partition}: {From: 0, To: 5}}, func(e *eventlog.Event) error {
+	err := eventlog.Read(t.Context(), cfg, map[eventlog.TopicPartition]eventlog.Range{{Topic: eventlog.Feed, Partition: partition}: {From: 0, To: 6}}, func(e *eventlog.Event) error {
 		var said feed.Emit
 		if err := json.Unmarshal(e.Data, &said); err != nil || e.Type != feed.Emitted || e.Subject != "user:u1" || said.Room != "user:u1" || said.Event != "promo:new" {
 			t.Errorf("%+v %v", e, err)
 		}
-		got = append(got, string(said.Payload))
+		got = append(got, string(said.Payload)+string(said.Role))
 		return nil
 	})
-	if want := `{"a":[1,2]} "text" 0 false []`; err != nil || strings.Join(got, " ") != want {
+	if want := `{"a":[1,2]} "text" 0 false [] 6rider`; err != nil || strings.Join(got, " ") != want {
 		t.Error(got, err)
 	}
 }

@@ -148,7 +148,7 @@ type orderOutput struct {
 }
 
 func orderAnswer(res shard.Result, actor domain.Actor) *orderOutput {
-	return &orderOutput{Status: res.Status, ETag: httpapi.ETag(res.Order.Version), Token: res.ConsistencyToken(), Body: viewOf(res).For(actor.Role)}
+	return &orderOutput{Status: res.Status, ETag: httpapi.ETag(res.Order.Version), Token: res.ConsistencyToken(), Body: viewOf(res).For(actor)}
 }
 
 // viewOf is the order as an answer shows it.

@@ -608,8 +608,9 @@ func (w *world) viewShape(o *anOrder) {
 	must := []string{"orderId", "version", "status", "paymentStatus", "customerId", "restaurantId", "items", "amount", "currency", "pickUp", "deliverTo", "createdAt", "updatedAt"}
 	may := []string{"riderId", "externalReference", "riderName", "paymentDueAt", "acceptBy", "readyAt", "dispatch", "reason", "by"}
 	v := order.NewView(&o.order, "pending")
+	v.RiderID = "its-rider"
 	for _, role := range []domain.Role{domain.Customer, domain.Restaurant, domain.Rider, domain.Ops} {
-		keys := w.keys(v.For(role))
+		keys := w.keys(v.For(domain.Actor{Role: role, Sub: "its-rider"}))
 		for _, k := range must {
 			if !slices.Contains(keys, k) {
 				w.Fatalf("%s is missing in %v", k, keys)

@@ -9,7 +9,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"tomato/domain"
 	"tomato/domain/order"
 	"tomato/eventlog"
 	"tomato/projections/realtime"
@@ -69,22 +68,20 @@ func (m *ReadModels) FeedStart(ctx context.Context) (realtime.Start, error) {
 	return start, nil
 }
 
-// OrderParty says whether actor is a party of the order; false also of an order
-// that the read model does not have.
-func (m *ReadModels) OrderParty(ctx context.Context, orderID string, actor domain.Actor) (party bool, err error) {
+// Order returns one order as the serving generation has it, or nil.
+func (m *ReadModels) Order(ctx context.Context, orderID string) (s *order.State, err error) {
 	err = m.Read(ctx, nil, []string{Orders}, func(schemas []string) error {
 		var text []byte
 		err := m.DB.QueryRow(ctx, `SELECT state FROM `+schemas[0]+`.orders WHERE id = $1`, orderID).Scan(&text)
 		if errors.Is(err, pgx.ErrNoRows) {
-			party = false
+			s = nil
 			return nil
 		}
-		var s order.State
 		if err == nil {
-			err = json.Unmarshal(text, &s)
+			s = new(order.State)
+			err = json.Unmarshal(text, s)
 		}
-		party = err == nil && s.Party(actor)
 		return err
 	})
-	return party, err
+	return s, err
 }

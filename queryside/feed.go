@@ -17,21 +17,19 @@ import (
 
 	"github.com/coder/websocket"
 	"github.com/danielgtaylor/huma/v2"
-	"github.com/google/uuid"
 	"golang.org/x/time/rate"
 
 	"tomato/domain"
 	"tomato/domain/feed"
+	"tomato/domain/order"
 	"tomato/eventlog"
 	"tomato/httpapi"
 )
 
-// OrderParties asks the orders read model.
-type OrderParties interface {
-	// OrderParty says whether actor is a party of the order: its customer, its
-	// restaurant, its rider, or a rider whom it is offered to. Of an order that
-	// the read model does not have it is false.
-	OrderParty(ctx context.Context, orderID string, actor domain.Actor) (bool, error)
+// Orders asks the orders read model.
+type Orders interface {
+	// Order returns the order, or nil if the read model does not have it.
+	Order(ctx context.Context, orderID string) (*order.State, error)
 }
 
 // LocationReporter takes positions of riders, as PUT /v1/riders/{id}/location
@@ -53,7 +51,7 @@ type LocationReporter interface {
 type Feed struct {
 	Hub            *Hub
 	Auth           *httpapi.Authenticator
-	Orders         OrderParties
+	Orders         Orders
 	CatchUp        CatchUp          // nil: clients resume from the window alone
 	Locations      LocationReporter // nil: refused as not_configured
 	AllowedOrigins []string         // beside the server's own: https://app.example, *.example, or * for any
@@ -139,79 +137,25 @@ func (f *Feed) session(r *http.Request, actor domain.Actor, expires time.Time, c
 			return nil, httpapi.Unavailable("consistency_token_not_ready", "The feed has not reached the Consistency-Token in time.", time.Second)
 		}
 	}
+	c := connecting{actor: actor, rooms: rooms, orders: map[string]int64{}}
 	for _, room := range rooms {
-		if p := f.mayJoin(r.Context(), actor, room); p != nil {
+		version, p := f.mayJoin(r.Context(), actor, room)
+		if p != nil {
 			return nil, p
 		}
+		c.orders[room] = version
 	}
 	if cursor != "" {
-		ctx, cancel := context.WithTimeout(r.Context(), cursorWait)
-		defer cancel()
-		// Where these do not come in time, open says feed:reset.
-		_ = f.Hub.reachedCursor(ctx, cursor, actor)
-		if f.CatchUp != nil {
-			f.Hub.catchUp(ctx, f.CatchUp, f.log(), cursor, actor)
+		c.cursor = f.Hub.cursors.parse(cursor, actor)
+		if err := f.returns(r.Context(), &c); err != nil {
+			return nil, err
 		}
 	}
-	s, at, err := f.Hub.open(actor, rooms, cursor)
+	s, at, err := f.Hub.connect(c)
 	if err != nil {
 		return nil, httpapi.Unavailable("unavailable", "No feed can be opened here now: "+err.Error()+".", time.Second)
 	}
 	return &session{subscriber: s, cursor: at, expires: expires}, nil
-}
-
-// mayJoin says why actor may not join the room, or nil.
-func (f *Feed) mayJoin(ctx context.Context, actor domain.Actor, room string) *httpapi.Problem {
-	if actor.Role == domain.Ops || slices.Contains(feed.RoomsOf(actor), room) {
-		return nil
-	}
-	id, ok := feed.OrderOf(room)
-	if !ok {
-		return httpapi.NewProblem(http.StatusForbidden, "forbidden", "The room is not for this token.")
-	}
-	notFound := httpapi.NewProblem(http.StatusNotFound, "order_not_found", "There is no such order, or the caller is no party to it.")
-	ctx, cancel := context.WithTimeout(ctx, opTimeout)
-	defer cancel()
-	tick := time.NewTicker(partyEvery)
-	defer tick.Stop()
-	for until := time.Now().Add(partyWait); ; {
-		// The hub has seen a fresh order before the read model has; what it
-		// knows of an older one is only what happened lately.
-		is, known := f.Hub.party(actor, id)
-		if is {
-			return nil
-		}
-		if known && actor.Role != domain.Rider {
-			return notFound // customer and restaurant never change
-		}
-		is, err := f.Orders.OrderParty(ctx, id, actor)
-		if err != nil {
-			f.log().Warn("the feed cannot ask for an order's parties", "error", err)
-			return httpapi.Unavailable("unavailable", "The order's parties cannot be looked up now.", time.Second)
-		}
-		if is {
-			return nil
-		}
-		if !time.Now().Before(until) || !fresh(id) && actor.Role != domain.Rider {
-			return notFound
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return httpapi.FromError("order", ctx.Err())
-		}
-	}
-}
-
-// fresh says whether an order was placed so lately that the read model may not
-// have it: its id is a UUIDv7, with the time inside.
-func fresh(orderID string) bool {
-	u, err := uuid.Parse(orderID)
-	if err != nil || u.Version() != 7 {
-		return false
-	}
-	sec, nsec := u.Time().UnixTime()
-	return time.Since(time.Unix(sec, nsec)) < time.Minute
 }
 
 const subprotocolPrefix = "bearer."
@@ -443,10 +387,14 @@ func (f *Feed) do(ctx context.Context, s *session, o op, locations *rate.Limiter
 			f.Hub.part(s.subscriber, o.Room)
 			return nil
 		}
-		if p := f.mayJoin(ctx, s.actor, o.Room); p != nil {
+		version, p := f.mayJoin(ctx, s.actor, o.Room)
+		if p != nil {
 			return p
 		}
-		if errors.Is(f.Hub.join(s.subscriber, o.Room), errRooms) {
+		switch err := f.Hub.join(s.subscriber, o.Room, version); {
+		case errors.Is(err, errNotTheirs):
+			return errNotTheirs
+		case err != nil:
 			return httpapi.NewProblem(http.StatusTooManyRequests, "too_many_rooms", "The connection has joined as many rooms as it may; leave one.")
 		}
 		return nil
@@ -481,19 +429,6 @@ func (f *Feed) do(ctx context.Context, s *session, o op, locations *rate.Limiter
 		return nil
 	}
 	return httpapi.NewProblem(http.StatusBadRequest, "unknown_op", "op is join, leave or location.")
-}
-
-// fail queues feed:error.
-func (s *subscriber) fail(room string, p *httpapi.Problem) {
-	b, err := json.Marshal(struct {
-		Event  string `json:"event"`
-		Code   string `json:"code"`
-		Detail string `json:"detail,omitempty"`
-		Room   string `json:"room,omitempty"`
-	}{"feed:error", p.Code, p.Detail, room})
-	if err == nil { // strings only: always
-		s.push(item{head: b})
-	}
 }
 
 func (f *Feed) log() *slog.Logger {

@@ -20,24 +20,28 @@ import (
 
 	"tomato/domain"
 	"tomato/domain/feed"
+	"tomato/domain/order"
 	"tomato/eventlog"
 	"tomato/httpapi"
 )
 
 const secret = "a secret for tests, 32 bytes long"
 
-// readModel is OrderParties and LocationReporter.
+// readModel is Orders and LocationReporter.
 type readModel struct {
 	mu        sync.Mutex
-	parties   map[string]string // order → who
+	orders    map[string]order.State
 	err       error
 	locations []domain.Point
 }
 
-func (m *readModel) OrderParty(_ context.Context, orderID string, actor domain.Actor) (bool, error) {
+func (m *readModel) Order(_ context.Context, orderID string) (*order.State, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.parties[orderID] == actor.Sub, m.err
+	if s, ok := m.orders[orderID]; ok {
+		return &s, m.err
+	}
+	return nil, m.err
 }
 
 func (m *readModel) ReportLocation(_ context.Context, riderID string, at domain.Point, _ time.Time) error {
@@ -66,7 +70,7 @@ func serve(t *testing.T, change func(*Feed, *HubConfig)) *server {
 		t.Fatal(err)
 	}
 	t.Cleanup(auth.Close)
-	m := &readModel{parties: map[string]string{}}
+	m := &readModel{orders: map[string]order.State{}}
 	f := &Feed{Auth: auth, Orders: m, Locations: m, Log: slog.New(slog.DiscardHandler)}
 	cfg := HubConfig{}
 	if change != nil {
@@ -274,7 +278,7 @@ func TestJoining(t *testing.T) {
 	t.Parallel()
 	s := serve(t, nil)
 	old, placed := "order:o1", uuid.Must(uuid.NewV7()).String()
-	s.model.parties["o1"] = "u1"
+	s.model.orders["o1"] = order.State{Version: 9, CustomerID: "u1", RestaurantID: "r7", RiderID: "k2", Offers: []order.RiderOffer{{RiderID: "k3"}}, Drops: []order.Drop{{RiderID: "k4"}}}
 	restaurant := domain.Actor{Sub: "m1", Role: domain.Restaurant, RestaurantID: "r1"}
 	rider := domain.Actor{Sub: "k1", Role: domain.Rider}
 	for _, c := range []struct {
@@ -294,6 +298,10 @@ func TestJoining(t *testing.T) {
 		{restaurant, old, "order_not_found"},
 		{rider, "user:k1", ""},
 		{rider, old, "order_not_found"},
+		{domain.Actor{Sub: "k2", Role: domain.Rider}, old, ""},
+		{domain.Actor{Sub: "k3", Role: domain.Rider}, old, "forbidden"}, // it is offered to them
+		{domain.Actor{Sub: "k4", Role: domain.Rider}, old, "forbidden"}, // they dropped it
+		{domain.Actor{Sub: "k2", Role: domain.Customer}, old, "order_not_found"},
 		{ops, "user:u1", ""},
 		{ops, "restaurant:r9", ""},
 		{ops, "order:any", ""},
@@ -315,7 +323,7 @@ func TestJoining(t *testing.T) {
 	t.Run("fresh", func(t *testing.T) {
 		t.Parallel()
 		// The hub has seen the order, the read model not yet.
-		s.Hub.Publish(orders0, 0, time.Time{}, []feed.Message{{Event: "e", Rooms: []string{"order:" + placed}, Payload: []byte("1"), Customer: "u1", Restaurant: "r1"}})
+		s.Hub.Publish(orders0, 0, time.Time{}, []feed.Message{{Event: "e", Rooms: []string{"order:" + placed}, Payload: []byte("1"), Customer: "u1", Restaurant: "r1", Version: 1}})
 		conn := s.dial(t, customer("u1"), "")
 		conn.send(`{"op":"join","room":"order:` + placed + `"}`)
 		conn.want("feed:joined order:" + placed)
@@ -329,7 +337,7 @@ func TestJoining(t *testing.T) {
 		conn := s.dial(t, customer("u1"), "")
 		conn.send(`{"op":"join","room":"order:` + id + `"}`)
 		s.model.mu.Lock()
-		s.model.parties[id] = "u1" // the read model follows
+		s.model.orders[id] = order.State{Version: 1, CustomerID: "u1"} // the read model follows
 		s.model.mu.Unlock()
 		conn.want("feed:joined order:" + id)
 	})
@@ -402,7 +410,7 @@ func TestOperationsAreBounded(t *testing.T) {
 func TestAClientResumesWhereItWas(t *testing.T) {
 	t.Parallel()
 	s := serve(t, nil)
-	s.model.parties["o1"] = "u1"
+	s.model.orders["o1"] = order.State{Version: 9, CustomerID: "u1", RestaurantID: "r7", RiderID: "k2", Offers: []order.RiderOffer{{RiderID: "k3"}}, Drops: []order.Drop{{RiderID: "k4"}}}
 	c := s.dial(t, customer("u1"), "")
 	if c.header.Get("Feed-Cursor") == "" {
 		t.Error("no Feed-Cursor")
@@ -435,7 +443,7 @@ func TestACursorGoesOutWithEachPing(t *testing.T) {
 	s.Hub.Publish(orders0, 0, time.Time{}, msg("user:somebody"))
 	for {
 		g := c.want("feed:ping")
-		if p, _, ok := newCursors(testKey).parse(g.Cursor, customer("u1")); ok && p.done[0] == 0 {
+		if p := newCursors(testKey).parse(g.Cursor, customer("u1")); p.fault == "" && p.done[0] == 0 {
 			return // the quiet room's cursor has moved on
 		}
 	}

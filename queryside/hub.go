@@ -241,6 +241,9 @@ func (h *Hub) send(e *entry) {
 			h.metrics.messages.Inc()
 		}
 	}
+	if e.Unassigned {
+		h.expel(e)
+	}
 }
 
 // head is the message up to its cursor. Names of events and rooms hold nothing
@@ -273,51 +276,6 @@ var (
 	errRooms       = errors.New("too many rooms")
 )
 
-// open joins a new connection to its rooms: from then on everything published
-// there is in its queue. With a cursor, the first message is feed:resumed,
-// followed by what it missed, or feed:reset. The cursor returned is the present
-// one. leave must be called in the end.
-func (h *Hub) open(actor domain.Actor, rooms []string, cursor string) (*subscriber, string, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	switch {
-	case h.draining:
-		return nil, "", errDraining
-	case !h.ready:
-		return nil, "", errNotReady
-	case len(h.subs) >= h.cfg.MaxConnections:
-		return nil, "", errConnections
-	}
-	s := &subscriber{actor: actor, wake: make(chan struct{}, 1), limit: h.cfg.QueueBytes, total: h.metrics.queued, own: feed.RoomsOf(actor)}
-	for _, r := range rooms {
-		if err := h.addRoom(s, r); err != nil {
-			return nil, "", err
-		}
-	}
-	if cursor != "" {
-		from, before, ok := h.cursors.parse(cursor, actor)
-		if ok {
-			for _, r := range before {
-				ok = ok && h.addRoom(s, r) == nil
-			}
-			s.suffix = h.cursors.rooms(actor, s.joined)
-			ok = ok && h.resume(s, from)
-		}
-		s.suffix = h.cursors.rooms(actor, s.joined)
-		if !ok {
-			s.push(item{head: []byte(`{"event":"feed:reset","cursor":"`), cursor: h.cursor(), rooms: s.suffix})
-		}
-		h.metrics.resume(ok)
-	}
-	s.suffix = h.cursors.rooms(actor, s.joined)
-	for _, r := range slices.Concat(s.own, s.joined) {
-		h.enter(s, r)
-	}
-	h.subs[s] = struct{}{}
-	h.metrics.connections.Inc()
-	return s, string(h.cursor()) + string(s.suffix), nil
-}
-
 func (h *Hub) addRoom(s *subscriber, room string) error {
 	if slices.Contains(s.own, room) || slices.Contains(s.joined, room) {
 		return nil
@@ -343,92 +301,20 @@ func (h *Hub) exit(s *subscriber, room string) {
 	}
 }
 
-// resume queues what the rooms of s were told after from, or says that it
-// cannot.
-func (h *Hub) resume(s *subscriber, from place) bool {
-	if from.partitions != h.at.partitions || !h.at.reached(&from) {
-		return false
-	}
-	for l, floor := range h.floor {
-		if floor > from.done[l] && cursorTopics[l/from.partitions] != eventlog.RiderLocations {
-			return false
-		}
-	}
-	type missed struct {
-		*entry
-		room string
-	}
-	var all []missed
-	size := 0
-	look := func(e *entry, own []string) {
-		if e.mark == s || from.has(e.log, e.offset, e.i) {
-			return
-		}
-		for _, room := range e.Rooms {
-			if slices.Contains(own, room) && e.VisibleTo(s.actor, room) {
-				e.mark = s
-				all = append(all, missed{e, room})
-				size += e.size() + 2*len(h.cursor()) + len(s.suffix)
-				return
-			}
-		}
-	}
-	own := slices.Concat(s.own, s.joined)
-	for _, room := range own {
-		for _, e := range h.byRoom[room] {
-			look(e, own)
-		}
-		if e := h.latest[room]; e != nil {
-			look(e, own)
-		}
-	}
-	for _, m := range all {
-		m.mark = nil
-	}
-	if size > s.limit {
-		return false
-	}
-	slices.SortFunc(all, func(a, b missed) int {
-		// What is left of a record that was sent in part goes first: the cursors
-		// of what follows say that all of it was sent.
-		aPart, bPart := a.log == from.partial && a.offset == from.offset, b.log == from.partial && b.offset == from.offset
-		switch {
-		case aPart && !bPart:
-			return -1
-		case bPart && !aPart:
-			return 1
-		}
-		return cmp.Compare(a.number, b.number)
-	})
-	s.push(item{head: []byte(`{"event":"feed:resumed"}`)})
-	// The cursor of each is where the client was, and what it has been sent
-	// since. The hub's own place then is no good: the client may have come from
-	// an instance that had read the logs in another order.
-	at := from.clone()
-	for _, m := range all {
-		if at.partial != noLog && (at.partial != m.log || at.offset != m.offset) {
-			at.done[at.partial] = max(at.done[at.partial], at.offset) // the rest of that record is for others
-			at.partial = noLog
-		}
-		if m.i == m.n-1 {
-			at.partial, at.done[m.log] = noLog, m.offset
-		} else {
-			at.partial, at.offset, at.messages = m.log, m.offset, m.i+1
-		}
-		it := item{head: m.head(m.room), cursor: h.cursors.place(&at), rooms: s.suffix}
-		if m.Latest {
-			it.latest = m.Event + " " + m.room
-		}
-		s.push(it)
-		h.metrics.messages.Inc()
-	}
-	return true
-}
-
-// join adds a room and queues the answer.
-func (h *Hub) join(s *subscriber, room string) error {
+// join adds a room and queues the answer. version is that of the order as of
+// which the actor may follow it, 0 for other rooms.
+func (h *Hub) join(s *subscriber, room string, version int64) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if id, is := feed.OrderOf(room); is && s.actor.Role == domain.Rider {
+		if !h.stillTheirs(s.actor, id, version) {
+			return errNotTheirs
+		}
+		if s.orders == nil {
+			s.orders = map[string]int64{}
+		}
+		s.orders[room] = max(s.orders[room], version)
+	}
 	if err := h.addRoom(s, room); err != nil {
 		return err
 	}
@@ -530,15 +416,9 @@ func (h *Hub) passed(ctx context.Context, t eventlog.Token) error {
 }
 
 // reachedCursor waits until this hub is not behind the one that made the
-// cursor. A bad cursor waits for nothing.
-func (h *Hub) reachedCursor(ctx context.Context, cursor string, actor domain.Actor) error {
-	h.mu.Lock()
-	p, _, ok := h.cursors.parse(cursor, actor)
-	h.mu.Unlock()
-	if !ok {
-		return nil
-	}
-	return h.wait(ctx, func() bool { return h.ready && (p.partitions != h.at.partitions || h.at.reached(&p)) })
+// cursor.
+func (h *Hub) reachedCursor(ctx context.Context, c *cursor) error {
+	return h.wait(ctx, func() bool { return h.ready && (c.partitions != h.at.partitions || h.at.reached(&c.place)) })
 }
 
 func (h *Hub) wait(ctx context.Context, ok func() bool) error {
@@ -568,19 +448,6 @@ func (h *Hub) wakeWaiters() {
 			delete(h.waiters, w)
 		}
 	}
-}
-
-// party says what the window knows of the order's parties: whether actor is
-// one, and whether it knows the order at all. It is ahead of the read models.
-func (h *Hub) party(actor domain.Actor, orderID string) (is, known bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, e := range slices.Backward(h.byRoom[feed.OrderRoom(orderID)]) {
-		if e.Customer != "" && cursorTopics[e.log/h.at.partitions] == eventlog.Orders {
-			return e.Party(actor), true
-		}
-	}
-	return false, false
 }
 
 type hubMetrics struct {

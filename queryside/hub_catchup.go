@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"tomato/domain"
 	"tomato/domain/feed"
 	"tomato/eventlog"
 )
@@ -34,18 +33,17 @@ type behind struct {
 // catchUp widens the window down to the cursor, if it can: after a restart it
 // is narrow, and all clients come back at once. One reader serves all who wait.
 // It returns when that is tried or ctx ends; resume sees what came of it.
-func (h *Hub) catchUp(ctx context.Context, reader CatchUp, log *slog.Logger, cursor string, actor domain.Actor) {
+func (h *Hub) catchUp(ctx context.Context, reader CatchUp, log *slog.Logger, c *cursor) {
 	h.mu.Lock()
-	p, _, ok := h.cursors.parse(cursor, actor)
-	if !ok || !h.ready || h.draining || p.partitions != h.at.partitions {
+	if !h.ready || h.draining || c.partitions != h.at.partitions {
 		h.mu.Unlock()
 		return
 	}
-	if n := h.lacks(&p); n == 0 || n > maxCatchUpRecords {
+	if n := h.lacks(&c.place); n == 0 || n > maxCatchUpRecords {
 		h.mu.Unlock()
 		return
 	}
-	b := &behind{p, make(chan struct{})}
+	b := &behind{c.place, make(chan struct{})}
 	h.behind = append(h.behind, b)
 	if !h.catching {
 		h.catching = true

@@ -88,20 +88,23 @@ func (p *place) reached(other *place) bool {
 // distance from it, the record done in part; varints. The second is absent for
 // most: the rooms that this connection joined beside those of its token; its MAC
 // covers the actor too, so nobody resumes in the rooms of another.
+//
+// Writing is for one goroutine at a time; parse is safe for concurrent use.
 type cursors struct {
+	key  []byte
 	mac  hash.Hash
 	body []byte // scratch
 }
 
 func newCursors(key []byte) *cursors {
-	return &cursors{mac: hmac.New(sha256.New, key)}
+	return &cursors{key: key, mac: hmac.New(sha256.New, key)}
 }
 
-func (c *cursors) sum(kind string, body []byte) []byte {
-	c.mac.Reset()
-	c.mac.Write([]byte(kind))
-	c.mac.Write(body)
-	return c.mac.Sum(nil)
+func sum(mac hash.Hash, kind string, body []byte) []byte {
+	mac.Reset()
+	mac.Write([]byte(kind))
+	mac.Write(body)
+	return mac.Sum(nil)
 }
 
 // macLen makes body and MAC together a multiple of three bytes.
@@ -124,7 +127,7 @@ func (c *cursors) place(p *place) []byte {
 		b = binary.AppendUvarint(b, uint64(p.offset-p.done[p.partial]))
 		b = binary.AppendUvarint(b, uint64(p.messages))
 	}
-	b = append(b, c.sum("place", b)[:macLen(len(b))]...)
+	b = append(b, sum(c.mac, "place", b)[:macLen(len(b))]...)
 	c.body = b
 	return base64.RawURLEncoding.AppendEncode(make([]byte, 0, base64.RawURLEncoding.EncodedLen(len(b))), b)
 }
@@ -144,7 +147,7 @@ func (c *cursors) rooms(actor domain.Actor, rooms []string) []byte {
 		}
 		b = append(append(b, byte(len(r))), r...) // 3 to 80
 	}
-	b = append(b, c.sum(actorKind(actor), b)[:cursorMACBytes]...)
+	b = append(b, sum(c.mac, actorKind(actor), b)[:cursorMACBytes]...)
 	return base64.RawURLEncoding.AppendEncode(nil, b)
 }
 
@@ -152,78 +155,122 @@ func actorKind(a domain.Actor) string {
 	return "rooms\x00" + string(a.Role) + "\x00" + a.Sub + "\x00" + a.RestaurantID + "\x00"
 }
 
-// parse reads both parts. ok is false for whatever was not written here for
-// this actor.
-func (c *cursors) parse(s string, actor domain.Actor) (p place, rooms []string, ok bool) {
+// A cursor is what a client came back with.
+type cursor struct {
+	place
+	rooms []string // joined beside those of the token
+	fault string   // "" or why it is of no use: a reason of feed:reset
+}
+
+// parse reads both parts. The fault is resetUnknown for whatever was not
+// written here, of these logs, for this actor.
+func (c *cursors) parse(s string, actor domain.Actor) *cursor {
+	unknown := &cursor{fault: resetUnknown}
 	if len(s) > maxCursorChars {
-		return p, nil, false
+		return unknown
 	}
 	b, err := base64.RawURLEncoding.DecodeString(s)
 	if err != nil || len(b) == 0 || b[0] != cursorVersion {
-		return p, nil, false
+		return unknown
 	}
-	at, bad := 1, false
-	next := func() int64 {
-		v, n := binary.Uvarint(b[at:])
-		if n <= 0 || v > 1<<62 {
-			bad = true
-			return 0
-		}
-		at += n
-		return int64(v)
+	// The MAC stands behind the place, so the length of the place is found first.
+	// Nothing is kept of it before the MAC is known to be right.
+	mac := hmac.New(sha256.New, c.key)
+	body, ok := placeLen(b)
+	if !ok || body+macLen(body) > len(b) {
+		return unknown
 	}
-	partitions := next()
-	if bad || partitions < 1 || partitions > maxPartitions {
-		return p, nil, false
+	end := body + macLen(body)
+	if !hmac.Equal(b[body:end], sum(mac, "place", b[:body])[:end-body]) {
+		return unknown
 	}
-	p = newPlace(int(partitions))
-	for t := range cursorTopics {
-		least := next() - 1
-		for i := range p.partitions {
-			p.done[t*p.partitions+i] = least + next()
-		}
-	}
-	if l := next() - 1; l != noLog {
-		if bad || l >= int64(len(p.done)) {
-			return p, nil, false
-		}
-		p.partial = int(l)
-		p.offset = p.done[l] + next()
-		p.messages = int(next())
-	}
-	if bad {
-		return p, nil, false
-	}
-	end := at + macLen(at)
-	if end > len(b) || !hmac.Equal(b[at:end], c.sum("place", b[:at])[:end-at]) {
-		return p, nil, false
+	parsed := &cursor{}
+	if parsed.place, ok = readPlace(b[:body]); !ok {
+		return unknown
 	}
 	rest := b[end:]
 	if len(rest) == 0 {
-		return p, nil, true
+		return parsed
 	}
 	if len(rest) < cursorMACBytes {
-		return p, nil, false
+		return unknown
 	}
-	body, sum := rest[:len(rest)-cursorMACBytes], rest[len(rest)-cursorMACBytes:]
-	if !hmac.Equal(sum, c.sum(actorKind(actor), body)[:cursorMACBytes]) {
-		return p, nil, false
+	list, tail := rest[:len(rest)-cursorMACBytes], rest[len(rest)-cursorMACBytes:]
+	if !hmac.Equal(tail, sum(mac, actorKind(actor), list)[:cursorMACBytes]) {
+		return unknown
 	}
-	for r := bytes.NewBuffer(body); r.Len() > 0; {
+	for r := bytes.NewBuffer(list); r.Len() > 0; {
 		n, _ := r.ReadByte()
 		if n == 1 {
 			u, err := uuid.FromBytes(r.Next(16))
 			if err != nil {
-				return p, nil, false
+				return unknown
 			}
-			rooms = append(rooms, feed.OrderRoom(u.String()))
+			parsed.rooms = append(parsed.rooms, feed.OrderRoom(u.String()))
 			continue
 		}
 		room := string(r.Next(int(n)))
 		if !feed.ValidRoom(room) {
-			return p, nil, false
+			return unknown
 		}
-		rooms = append(rooms, room)
+		parsed.rooms = append(parsed.rooms, room)
 	}
-	return p, rooms, true
+	return parsed
+}
+
+// varints reads the numbers of a place, from behind its version.
+type varints struct {
+	b   []byte
+	at  int
+	bad bool
+}
+
+func (v *varints) next() int64 {
+	n, size := binary.Uvarint(v.b[v.at:])
+	if size <= 0 || n > 1<<62 {
+		v.bad = true
+		return 0
+	}
+	v.at += size
+	return int64(n)
+}
+
+// placeLen is how many bytes the place at the beginning of b has.
+func placeLen(b []byte) (int, bool) {
+	v := varints{b: b, at: 1}
+	partitions := v.next()
+	if partitions < 1 || partitions > maxPartitions {
+		return 0, false
+	}
+	for range len(cursorTopics) * (1 + int(partitions)) {
+		if v.next(); v.bad {
+			return 0, false
+		}
+	}
+	if v.next() > 0 { // a record that is done in part
+		v.next()
+		v.next()
+	}
+	return v.at, !v.bad
+}
+
+// readPlace reads what placeLen has measured.
+func readPlace(b []byte) (p place, ok bool) {
+	v := varints{b: b, at: 1}
+	p = newPlace(int(v.next()))
+	for t := range cursorTopics {
+		least := v.next() - 1
+		for i := range p.partitions {
+			p.done[t*p.partitions+i] = least + v.next()
+		}
+	}
+	if l := v.next() - 1; l != noLog {
+		if l >= int64(len(p.done)) {
+			return p, false
+		}
+		p.partial = int(l)
+		p.offset = p.done[l] + v.next()
+		p.messages = int(v.next())
+	}
+	return p, !v.bad
 }

@@ -63,6 +63,9 @@ type subscriber struct {
 	joined []string // rooms beside those
 	suffix []byte   // joined, as the second part of its cursors
 	mark   uint64   // the last message that reached it
+	// orders are the joined rooms of a rider's orders, each with the version of
+	// the order as of which it was the rider's. nil for others.
+	orders map[string]int64
 
 	mu     sync.Mutex // taken inside Hub.mu, or alone
 	items  []item

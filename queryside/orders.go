@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -125,10 +126,10 @@ func (s *Side) getOrder(ctx context.Context, in *orderInput) (*orderOutput, erro
 	if !state.Party(actor) {
 		return nil, notFound("order")
 	}
-	if recordedAt != nil && (actor.Role != domain.Rider || actor.Sub == state.RiderID) { // a rider follows nobody else
+	if recordedAt != nil {
 		view.RiderLocation = &order.RiderLocation{RiderID: state.RiderID, Location: domain.Point{Lng: *lng, Lat: *lat}, RecordedAt: recordedAt.UTC()}
 	}
-	return &orderOutput{ETag: httpapi.ETag(view.Version), Body: view.For(actor.Role)}, nil
+	return &orderOutput{ETag: httpapi.ETag(view.Version), Body: view.For(actor)}, nil
 }
 
 // own restricts a list to what is the caller's, or says that it asks for more.
@@ -196,7 +197,7 @@ func (s *Side) listOrders(ctx context.Context, in *listOrdersInput) (*listOrders
 		if err != nil {
 			return nil, err
 		}
-		out.Body.Items = append(out.Body.Items, view.For(actor.Role))
+		out.Body.Items = append(out.Body.Items, view.For(actor))
 		places = append(places, listPlace{rows[i].createdAt, view.OrderID})
 	}
 	if places, next := cut(places, in.Limit, func(p *listPlace) listPlace { return *p }); next != "" {
@@ -280,23 +281,28 @@ func (s *Side) getOrderEvents(ctx context.Context, in *orderInput) (*orderEvents
 		out.Body.Items = []orderEvent{}
 		var e orderEvent
 		var data, text []byte
-		known := false
+		var state *order.State
 		_, err = pgx.ForEachRow(rows, []any{&e.Type, &e.Version, &e.Timestamp, &data, (*pgtype.DriverBytes)(&text)}, func() error {
 			if text != nil {
-				state, err := readState[order.State](text)
-				if err != nil {
+				if state, err = readState[order.State](text); err != nil {
 					return err
 				}
 				if !state.Party(actor) {
 					return notFound("order")
 				}
-				known = true
 			}
-			e.Timestamp, e.Data = e.Timestamp.UTC(), slices.Clone(data)
+			if state == nil {
+				return notFound("order") // its history does not begin with its first event
+			}
+			seen, err := state.EventData(data, actor)
+			if err != nil {
+				return fmt.Errorf("event %d of order %s: %w", e.Version, in.ID, err)
+			}
+			e.Timestamp, e.Data = e.Timestamp.UTC(), slices.Clone(seen)
 			out.Body.Items = append(out.Body.Items, e)
 			return nil
 		})
-		if err == nil && !known {
+		if err == nil && state == nil {
 			return notFound("order")
 		}
 		return err

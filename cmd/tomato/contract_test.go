@@ -403,7 +403,7 @@ func TestContract(t *testing.T) {
 			t.Run("order "+state, func(t *testing.T) { t.Parallel(); c.orderTable(t, column) })
 		}
 	}
-	for name, test := range map[string]func(*testing.T){"riders": c.riderTable, "placing": c.placing, "places": c.places, "payments": c.payments, "feeds": c.feeds} {
+	for name, test := range map[string]func(*testing.T){"riders": c.riderTable, "placing": c.placing, "places": c.places, "payments": c.payments, "feeds": c.feeds, "privacy": c.privacy} {
 		t.Run(name, func(t *testing.T) { t.Parallel(); test(t) })
 	}
 }

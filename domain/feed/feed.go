@@ -6,6 +6,7 @@ package feed
 import (
 	"encoding/json"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,14 +22,19 @@ type Emit struct {
 	Event   string          `json:"event"`
 	Room    string          `json:"room"`
 	Payload json.RawMessage `json:"payload"`
+	Role    domain.Role     `json:"role,omitempty"` // in a room user:<id>: of whom it is for; "" is whoever has joined
 }
 
 // Message is one message to the connections that have joined one of its rooms.
 // It reaches each of them once, with the first of Rooms that it has joined.
 type Message struct {
-	Event     string
-	Rooms     []string // in the order of the contract's table, no duplicates
-	Payload   []byte   // JSON
+	Event string
+	Rooms []string // in the order of the contract's table, no duplicates
+	// Roles says for whom the message is in a room user:<id>, which a customer
+	// and a rider may share: Roles[i] is for Rooms[i]. None, or "", is whoever
+	// has joined the room.
+	Roles     []domain.Role
+	Payload   []byte // JSON
 	Timestamp time.Time
 
 	// Customer, Restaurant and Rider are the order's parties as of this event.
@@ -38,6 +44,13 @@ type Message struct {
 	Restaurant string
 	Rider      string
 
+	// Version is the order's after the event that the message tells of; 0 where
+	// it does not come from an event of an order. With such an event Rider either
+	// has the order before and after it, or Assigned says that they have it from
+	// then on, or Unassigned that they have it no longer.
+	Version              int64
+	Assigned, Unassigned bool
+
 	// Latest marks a message that a later one of the same event and room
 	// replaces wherever it still waits.
 	Latest bool
@@ -45,13 +58,29 @@ type Message struct {
 	Final bool
 }
 
-// VisibleTo says whether actor, having joined room, may see m there.
+// VisibleTo says whether actor, having joined room, may see m there. Ops see
+// all that their rooms are told.
 func (m *Message) VisibleTo(actor domain.Actor, room string) bool {
-	if actor.Role == domain.Ops || m.Customer == "" && m.Restaurant == "" && m.Rider == "" || !strings.HasPrefix(room, orderPrefix) {
+	switch {
+	case actor.Role == domain.Ops:
 		return true
+	case strings.HasPrefix(room, userPrefix):
+		i := slices.Index(m.Rooms, room)
+		return i < 0 || i >= len(m.Roles) || m.Roles[i] == "" || m.Roles[i] == actor.Role
+	case strings.HasPrefix(room, orderPrefix):
+		return !m.OfParties() || m.Party(actor)
 	}
-	return m.Party(actor)
+	return true
 }
+
+// OfParties says whether m tells of an order, and so is shown in the order's
+// room to its parties alone. What is emitted to the room is for all in it.
+func (m *Message) OfParties() bool {
+	return m.Customer != "" || m.Restaurant != "" || m.Rider != ""
+}
+
+// RiderHas says whether the rider has the order after the event that m tells of.
+func (m *Message) RiderHas(riderID string) bool { return m.Rider == riderID && !m.Unassigned }
 
 // Party says whether actor is the customer, the restaurant or the rider of the
 // order that m tells of.
@@ -77,6 +106,9 @@ const (
 
 // UserRoom is the room of one customer or rider.
 func UserRoom(id string) string { return userPrefix + id }
+
+// IsUserRoom says whether room is that of one customer or rider.
+func IsUserRoom(room string) bool { return strings.HasPrefix(room, userPrefix) }
 
 // RestaurantRoom is the room of one restaurant.
 func RestaurantRoom(id string) string { return restaurantPrefix + id }

@@ -242,6 +242,12 @@ func (s *State) Party(a domain.Actor) bool {
 	return false
 }
 
+// MayFollow says whether the actor may be in the order's room of the feed: who
+// has to do with it, but of riders the one who has it alone.
+func (s *State) MayFollow(a domain.Actor) bool {
+	return s.Party(a) && (a.Role != domain.Rider || a.Sub == s.RiderID)
+}
+
 // NextDeadline returns the command that the order's owner issues by itself
 // when time at is reached, or nil when nothing is due.
 func (s *State) NextDeadline() (at time.Time, command domain.Command) {

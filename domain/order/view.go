@@ -106,17 +106,27 @@ func NewView(s *State, payment PaymentStatus) View {
 	return v
 }
 
-// For returns the view as this role may see it: dispatch is for restaurant and
-// ops.
-func (v View) For(role domain.Role) View {
-	if role != domain.Restaurant && role != domain.Ops {
-		v.Dispatch = nil
+// For returns the view as this party of the order may see it. The restaurant
+// and ops see everything, the customer and the order's own rider everything but
+// dispatch. A rider to whom the order is only offered, or who declined, dropped
+// or lost it, sees neither what is personal nor whose order it is.
+func (v View) For(a domain.Actor) View {
+	switch {
+	case seesRiders(a.Role):
+		return v
+	case a.Role == domain.Customer, a.Role == domain.Rider && a.Sub == v.RiderID:
+	default:
+		v = v.WithoutParties()
+		v.RiderID, v.RiderName, v.RiderLocation = "", "", nil
 	}
+	v.Dispatch = nil
 	return v
 }
 
-// WithoutParties returns the view for a rider who just gave the order back.
+// WithoutParties returns the view without what is personal: the answer of a
+// command by which a rider gives the order up, and what riders see who are not
+// the order's.
 func (v View) WithoutParties() View {
-	v.CustomerID, v.Items, v.DeliverTo = "", nil, nil
+	v.CustomerID, v.Items, v.DeliverTo, v.ExternalReference = "", nil, nil, ""
 	return v
 }

@@ -109,7 +109,7 @@ func (a *assignments) position(e *eventlog.Event) ([]feed.Message, error) {
 
 func (a *assignments) message(n Assignment, p Position, at time.Time) ([]feed.Message, error) {
 	m := messages{at: at}
-	m.add("rider:location", domain.Ctx{CustomerID: n.CustomerID, RestaurantID: n.RestaurantID, RiderID: n.RiderID}, p, feed.OrderRoom(n.OrderID))
+	m.add("rider:location", domain.Ctx{CustomerID: n.CustomerID, RestaurantID: n.RestaurantID, RiderID: n.RiderID}, p, to(feed.OrderRoom(n.OrderID)))
 	if m.err == nil {
 		m.all[0].Latest = true
 	}

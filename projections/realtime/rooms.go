@@ -82,7 +82,7 @@ func orderRooms(e *eventlog.Event) ([]feed.Message, error) {
 	case order.OrderPlaced:
 		m.update(e, o.OrderID, o.Ctx, "", false)
 	case order.OrderPaid:
-		m.add("order:new", o.Ctx, o.Order, feed.RestaurantRoom(o.Ctx.RestaurantID))
+		m.add("order:new", o.Ctx, o.Order, to(feed.RestaurantRoom(o.Ctx.RestaurantID)))
 		m.update(e, o.OrderID, o.Ctx, string(order.PaymentPaid), false)
 	case order.OrderExpired:
 		m.update(e, o.OrderID, o.Ctx, "", false)
@@ -96,7 +96,7 @@ func orderRooms(e *eventlog.Event) ([]feed.Message, error) {
 		m.update(e, o.OrderID, o.Ctx, "", false)
 	case order.OrderOffered:
 		for _, r := range o.Riders {
-			m.add("order:available", o.Ctx, availablePayload{o.OrderID, o.Ctx.RestaurantID, o.Location, r.DistanceMeters, o.ExpiresAt}, feed.UserRoom(r.RiderID))
+			m.add("order:available", o.Ctx, availablePayload{o.OrderID, o.Ctx.RestaurantID, o.Location, r.DistanceMeters, o.ExpiresAt}, toRider(r.RiderID))
 		}
 	case order.OffersExpired:
 		m.taken(o.OrderID, o.Ctx, "expired", o.Riders)
@@ -104,11 +104,11 @@ func orderRooms(e *eventlog.Event) ([]feed.Message, error) {
 		m.update(e, o.OrderID, o.Ctx, "", false)
 		m.taken(o.OrderID, o.Ctx, "assigned", o.Riders)
 		m.add("order:rider_assigned", o.Ctx, assignedPayload{o.OrderID, o.RiderID, o.RiderName},
-			userRoom(o.Ctx.CustomerID), feed.RestaurantRoom(o.Ctx.RestaurantID), feed.OrderRoom(o.OrderID))
+			toCustomer(o.Ctx.CustomerID), to(feed.RestaurantRoom(o.Ctx.RestaurantID)), to(feed.OrderRoom(o.OrderID)))
 	case order.RiderUnassigned:
 		m.update(e, o.OrderID, o.Ctx, "", true)
 	case order.DispatchExhausted:
-		m.add("dispatch:exhausted", o.Ctx, exhaustedPayload{o.OrderID, o.Waves}, feed.RestaurantRoom(o.Ctx.RestaurantID), feed.OpsRoom)
+		m.add("dispatch:exhausted", o.Ctx, exhaustedPayload{o.OrderID, o.Waves}, to(feed.RestaurantRoom(o.Ctx.RestaurantID)), to(feed.OpsRoom))
 	case order.OrderPickedUp:
 		m.update(e, o.OrderID, o.Ctx, "", false)
 	case order.OrderDelivered:
@@ -116,6 +116,10 @@ func orderRooms(e *eventlog.Event) ([]feed.Message, error) {
 	case order.OrderCancelled:
 		m.update(e, o.OrderID, o.Ctx, "", true)
 		m.taken(o.OrderID, o.Ctx, "cancelled", o.Riders)
+	}
+	for i := range m.all {
+		m.all[i].Version = e.Version
+		m.all[i].Assigned, m.all[i].Unassigned = e.Type == "RIDER_ASSIGNED", e.Type == "RIDER_UNASSIGNED"
 	}
 	return m.all, m.err
 }
@@ -168,7 +172,11 @@ func emitRooms(e *eventlog.Event) ([]feed.Message, error) {
 	if err := json.Compact(&payload, emit.Payload); err != nil {
 		return nil, err
 	}
-	return []feed.Message{{Event: emit.Event, Rooms: []string{emit.Room}, Payload: payload.Bytes(), Timestamp: e.Time}}, nil
+	m := feed.Message{Event: emit.Event, Rooms: []string{emit.Room}, Payload: payload.Bytes(), Timestamp: e.Time}
+	if emit.Role != "" {
+		m.Roles = []domain.Role{emit.Role}
+	}
+	return []feed.Message{m}, nil
 }
 
 // messages collects what one event means.
@@ -178,16 +186,44 @@ type messages struct {
 	err error
 }
 
-// add appends a message to the rooms; those named "" are left out.
-func (m *messages) add(event string, ctx domain.Ctx, payload any, rooms ...string) {
+// target is a room, and for whom in it the message is; see feed.Message.Roles.
+type target struct {
+	room string
+	role domain.Role
+}
+
+func to(room string) target { return target{room: room} }
+
+func toCustomer(id string) target { return toUser(id, domain.Customer) }
+func toRider(id string) target    { return toUser(id, domain.Rider) }
+
+// toUser is the zero target where there is no such user.
+func toUser(id string, role domain.Role) target {
+	if id == "" {
+		return target{}
+	}
+	return target{feed.UserRoom(id), role}
+}
+
+// add appends a message to the targets; zero ones are left out. A room that is
+// meant for two roles is named once, for both.
+func (m *messages) add(event string, ctx domain.Ctx, payload any, targets ...target) {
 	b, err := json.Marshal(payload)
 	if err != nil {
 		m.err = err
 		return
 	}
-	rooms = slices.DeleteFunc(rooms, func(r string) bool { return r == "" })
-	m.all = append(m.all, feed.Message{Event: event, Rooms: rooms, Payload: b, Timestamp: m.at,
-		Customer: ctx.CustomerID, Restaurant: ctx.RestaurantID, Rider: ctx.RiderID})
+	msg := feed.Message{Event: event, Payload: b, Timestamp: m.at, Customer: ctx.CustomerID, Restaurant: ctx.RestaurantID, Rider: ctx.RiderID}
+	for _, t := range targets {
+		if i := slices.Index(msg.Rooms, t.room); i >= 0 {
+			if msg.Roles[i] != t.role {
+				msg.Roles[i] = ""
+			}
+		} else if t.room != "" {
+			msg.Rooms, msg.Roles = append(msg.Rooms, t.room), append(msg.Roles, t.role)
+		}
+	}
+	m.all = append(m.all, msg)
 }
 
 func (m *messages) update(e *eventlog.Event, orderID string, ctx domain.Ctx, paymentStatus string, final bool) {
@@ -201,24 +237,13 @@ func (m *messages) taken(orderID string, ctx domain.Ctx, reason string, riders [
 	if len(riders) == 0 {
 		return
 	}
-	rooms := make([]string, len(riders))
+	targets := make([]target, len(riders))
 	for i, r := range riders {
-		rooms[i] = feed.UserRoom(r)
+		targets[i] = toRider(r)
 	}
-	m.add("order:taken", ctx, takenPayload{orderID, reason}, rooms...)
+	m.add("order:taken", ctx, takenPayload{orderID, reason}, targets...)
 }
 
-func orderParties(orderID string, ctx domain.Ctx) []string {
-	rooms := []string{userRoom(ctx.CustomerID), feed.RestaurantRoom(ctx.RestaurantID), feed.OrderRoom(orderID), userRoom(ctx.RiderID)}
-	if ctx.RiderID == ctx.CustomerID {
-		rooms = rooms[:3] // one person as both: one room
-	}
-	return rooms
-}
-
-func userRoom(id string) string {
-	if id == "" {
-		return ""
-	}
-	return feed.UserRoom(id)
+func orderParties(orderID string, ctx domain.Ctx) []target {
+	return []target{toCustomer(ctx.CustomerID), to(feed.RestaurantRoom(ctx.RestaurantID)), to(feed.OrderRoom(orderID)), toRider(ctx.RiderID)}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"tomato/domain"
 	"tomato/domain/feed"
 	"tomato/eventlog"
 )
@@ -116,6 +117,46 @@ func TestRoomsOfEveryPaymentEvent(t *testing.T) {
 	}
 }
 
+// A customer and a rider may have the same id: each message in a room user:<id>
+// says for which of the two it is, and goes to both where it is meant for both.
+func TestMessagesToUsersSayForWhichRole(t *testing.T) {
+	t.Parallel()
+	for _, aggregate := range []string{"order", "payment"} {
+		topic := map[string]string{"order": eventlog.Orders, "payment": eventlog.Payments}[aggregate]
+		for _, eventType := range golden(t, aggregate) {
+			all, err := Rooms(&eventlog.Event{Topic: topic, Type: eventType, Version: 7, Time: at, Data: wire(t, aggregate, eventType)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range all {
+				if len(m.Roles) != len(m.Rooms) {
+					t.Fatalf("%s: %s has roles %v for rooms %v", eventType, m.Event, m.Roles, m.Rooms)
+				}
+				for i, room := range m.Rooms {
+					want := domain.Role("")
+					switch {
+					case room == "user:cust-9":
+						want = domain.Customer
+					case strings.HasPrefix(room, "user:rider-"):
+						want = domain.Rider
+					}
+					if m.Roles[i] != want {
+						t.Errorf("%s: %s in %s is for %q, not %q", eventType, m.Event, room, m.Roles[i], want)
+					}
+				}
+				if topic == eventlog.Orders && (m.Version != 7 || m.Assigned != (eventType == "RIDER_ASSIGNED") || m.Unassigned != (eventType == "RIDER_UNASSIGNED")) {
+					t.Errorf("%s: %+v", eventType, m)
+				}
+			}
+		}
+	}
+	both := strings.ReplaceAll(string(wire(t, "order", "ORDER_PICKED_UP")), "rider-5", "cust-9")
+	all, err := Rooms(&eventlog.Event{Topic: eventlog.Orders, Type: "ORDER_PICKED_UP", Version: 7, Time: at, Data: []byte(both)})
+	if err != nil || strings.Join(all[0].Rooms, " ") != parties || all[0].Roles[0] != "" {
+		t.Errorf("%v %v, %v", all[0].Rooms, all[0].Roles, err)
+	}
+}
+
 func TestRoomsOfCancelledOffers(t *testing.T) {
 	t.Parallel()
 	data := []byte(`{"orderId":"` + theOrder + `","reason":"closed","by":"ops","riders":["rider-5","rider-6"],"ctx":{"customerId":"cust-9","restaurantId":"res-17","status":"cancelled"}}`)
@@ -134,6 +175,10 @@ func TestRoomsOfEmitted(t *testing.T) {
 1}}`))
 	if d := cmp.Diff([]string{`promo:new [user:u1] {"a":1}`}, got); d != "" {
 		t.Error(d)
+	}
+	m, err := Rooms(&eventlog.Event{Topic: eventlog.Feed, Type: feed.Emitted, Data: []byte(`{"event":"x","room":"user:u1","payload":1,"role":"rider"}`)})
+	if err != nil || len(m) != 1 || len(m[0].Roles) != 1 || m[0].Roles[0] != domain.Rider {
+		t.Errorf("with a role: %+v, %v", m, err)
 	}
 	for _, bad := range []string{`{`, `{"event":"feed:reset","room":"user:u1","payload":1}`, `{"event":"x","room":"nowhere","payload":1}`, `{"event":"x","room":"ops"}`} {
 		if m, err := Rooms(&eventlog.Event{Topic: eventlog.Feed, Type: feed.Emitted, Data: []byte(bad)}); err == nil {

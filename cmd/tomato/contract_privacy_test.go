@@ -1,0 +1,121 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"tomato/domain"
+)
+
+// privacy follows an order from one rider to the next and looks at what each of
+// them is shown, before, while and after the order is theirs.
+func (c *contract) privacy(t *testing.T) {
+	s := c.newScene(t)
+	x := c.command(t, s.customer, "POST", "/v1/orders", map[string]any{"restaurantId": s.rest, "items": []any{map[string]any{"itemId": "dosa", "quantity": 3}},
+		"deliverTo":         map[string]any{"location": pointAt(s.lng, s.lat), "address": "4 Church Street", "instructions": "ring twice"},
+		"externalReference": "till-3"}).want(t, 201)
+	s.order, s.token = x.str("orderId"), x.cToken()
+	s.pay(t)
+	s.must(t, s.restaurant, "accept-order")
+	s.must(t, s.restaurant, "preparing")
+	s.must(t, s.restaurant, "ready")
+	s.untilOffered(t, s.winner, s.loser, s.decliner)
+	path := "/v1/orders/" + s.order
+	personal := []string{s.cust, "4 Church Street", "ring twice", "till-3", "deliverTo", "customerId", "externalReference"}
+	shows := func(x *reply, sees bool, riders ...string) {
+		t.Helper()
+		x.want(t, 200)
+		for _, word := range personal {
+			if !sees && strings.Contains(string(x.raw), word) {
+				t.Errorf("%s shows %s: %s", x.request, word, x.raw)
+			}
+		}
+		if sees != strings.Contains(string(x.raw), "ring twice") {
+			t.Errorf("%s: %s", x.request, x.raw)
+		}
+		for _, r := range riders {
+			if strings.Contains(string(x.raw), r) {
+				t.Errorf("%s shows the rider %s: %s", x.request, r, x.raw)
+			}
+		}
+	}
+	both := func(a domain.Actor, sees bool, riders ...string) {
+		t.Helper()
+		shows(c.do(t, a, "GET", path, nil, "Consistency-Token", s.token), sees, riders...)
+		shows(c.do(t, a, "GET", path+"/events", nil, "Consistency-Token", s.token), sees, riders...)
+	}
+	both(s.won, false, s.loser, s.decliner)
+	both(s.customer, true, s.winner, s.loser, s.decliner)
+	for range 2 { // the repeat of a key too
+		shows(s.do(t, riderActor(s.decliner), "decline", "Idempotency-Key", "k"), false, s.winner, s.loser)
+	}
+	shows(s.must(t, s.won, "accept"), true, s.loser)
+	both(s.won, true, s.loser, s.decliner)
+	both(s.offered, false, s.winner, s.decliner)
+	both(s.customer, true, s.loser, s.decliner)
+	if events := string(c.do(t, s.restaurant, "GET", path+"/events", nil).raw); !strings.Contains(events, s.loser) || !strings.Contains(events, s.decliner) {
+		t.Errorf("the restaurant is not shown all riders: %s", events)
+	}
+	if x := s.do(t, s.offered, "accept").want(t, 409, "order_already_assigned"); strings.Contains(string(x.raw), s.winner) {
+		t.Errorf("who lost is told who won: %s", x.raw)
+	}
+
+	// The room of the order: its rider is in it until they drop the order.
+	room := "order:" + s.order
+	emit := func(event string) {
+		t.Helper()
+		c.send(t, "POST", "/api/v1/internal/emit", `{"event":"`+event+`","room":"`+room+`","payload":1}`, "x-internal-key", contractInternal).want(t, 202)
+	}
+	join := `{"op":"join","room":"` + room + `"}`
+	rider, loser, customer := c.listen(t, s.won, "", nil), c.listen(t, s.offered, "", nil), c.listen(t, s.customer, "?room="+room, nil)
+	rider.say(t, join)
+	joined := rider.until(t, "feed:joined "+room)["cursor"].(string)
+	loser.say(t, join)
+	loser.until(t, "feed:error "+room+" forbidden")
+	emit("note:one")
+	rider.until(t, "note:one")
+	for range 2 {
+		shows(s.do(t, s.won, "drop", "Idempotency-Key", "k"), false, s.loser)
+	}
+	s.token = s.do(t, s.won, "drop").cToken()
+	both(s.won, false, s.loser, s.decliner)
+	rider.until(t, "feed:error "+room+" not_allowed")
+	emit("note:two")
+	customer.until(t, "note:two")
+	rider.say(t, join)
+	rider.until(t, "feed:error "+room+" forbidden")
+	again := c.listen(t, s.won, "?cursor="+joined, nil)
+	again.until(t, "feed:error "+room+" not_allowed")
+	emit("note:three")
+	customer.until(t, "note:three")
+	for _, l := range []*listener{rider, again} {
+		l.say(t, `{"op":"dance"}`)
+		l.until(t, "unknown_op") // what was before it has come
+		if lines := strings.Join(l.lines(), "\n"); !strings.Contains(lines, "note:one") || strings.Contains(lines, "note:two") || strings.Contains(lines, "note:three") {
+			t.Errorf("who dropped the order was told\n%s", lines)
+		}
+	}
+
+	// A customer who has the id of a rider shares the rider's room, not their
+	// messages.
+	namesake := customerActor(s.loser)
+	c1, r1 := c.listen(t, namesake, "", nil), c.listen(t, s.offered, "", nil)
+	s.untilOffered(t, s.loser)
+	s.token = s.must(t, s.offered, "accept").cToken()
+	r1.until(t, `"status":"rider_assigned"`)
+	for _, role := range []string{"customer", "rider", ""} {
+		body := `{"event":"for:all","room":"user:` + s.loser + `","payload":1}`
+		if role != "" {
+			body = `{"event":"for:` + role + `","room":"user:` + s.loser + `","payload":1,"role":"` + role + `"}`
+		}
+		c.send(t, "POST", "/api/v1/internal/emit", body, "x-internal-key", contractInternal).want(t, 202)
+	}
+	c1.until(t, "for:all")
+	r1.until(t, "for:all")
+	if lines := strings.Join(c1.lines(), "\n"); strings.Contains(lines, "order:") || strings.Contains(lines, "for:rider") || !strings.Contains(lines, "for:customer") {
+		t.Errorf("the customer of a rider's id was told\n%s", lines)
+	}
+	if lines := strings.Join(r1.lines(), "\n"); strings.Contains(lines, "for:customer") || !strings.Contains(lines, "for:rider") {
+		t.Errorf("the rider of a customer's id was told\n%s", lines)
+	}
+}

@@ -1,0 +1,103 @@
+package order
+
+import (
+	"bytes"
+	"encoding/json"
+
+	"tomato/domain"
+)
+
+// seesRiders says whether the role sees all riders of an order, and its dispatch.
+func seesRiders(r domain.Role) bool {
+	return r == domain.Restaurant || r == domain.Ops || r == domain.System
+}
+
+// viewer is what a party of an order may read in its events.
+type viewer struct {
+	personal bool   // the customer, the items, the address and the reference
+	riders   bool   // all riders
+	riderID  string // else this one alone; "" is none
+}
+
+// The fields of events by what they tell. A field that stands beside riderId
+// and belongs to the same rider goes with it.
+var (
+	personalFields = []string{"customerId", "items", "deliverTo", "externalReference"}
+	riderFields    = []string{"riderId", "riderName", "claimId", "distanceMeters", "riderLocation"}
+)
+
+// EventData returns the data of one event of the order as this party may see
+// it. The rule is that of View.For: s is the order as it is now, so that a rider
+// who dropped the order no longer reads what they read when it was theirs, and a
+// customer sees the rider who has the order and nobody who had it before. Riders
+// always see themselves. Fields that are hidden are absent. The error is of data
+// that is not a JSON object.
+func (s *State) EventData(data []byte, a domain.Actor) ([]byte, error) {
+	v := viewer{personal: true, riders: seesRiders(a.Role)}
+	switch {
+	case v.riders:
+		return data, nil
+	case a.Role == domain.Customer:
+		v.riderID = s.RiderID
+	case a.Role == domain.Rider:
+		v.personal, v.riderID = a.Sub == s.RiderID, a.Sub
+	default:
+		v.personal = false
+	}
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.UseNumber() // a number goes out as it came
+	var fields map[string]any
+	if err := d.Decode(&fields); err != nil {
+		return nil, err
+	}
+	v.object(fields)
+	return json.Marshal(fields)
+}
+
+// object takes out of an object, and of all inside, what the viewer may not see.
+func (v *viewer) object(o map[string]any) {
+	if !v.personal {
+		for _, name := range personalFields {
+			delete(o, name)
+		}
+	}
+	if id, _ := o["riderId"].(string); !v.sees(id) {
+		for _, name := range riderFields {
+			delete(o, name)
+		}
+	}
+	if riders, ok := o["riders"].([]any); ok {
+		seen := []any{}
+		for _, r := range riders {
+			id, plain := r.(string)
+			if !plain {
+				entry, _ := r.(map[string]any)
+				id, _ = entry["riderId"].(string)
+			}
+			if v.sees(id) {
+				seen = append(seen, r)
+			}
+		}
+		o["riders"] = seen
+	}
+	if who, ok := o["actor"].(map[string]any); ok {
+		sub, _ := who["sub"].(string)
+		if who["role"] == string(domain.Rider) && !v.sees(sub) || who["role"] == string(domain.Customer) && !v.personal {
+			delete(who, "sub")
+		}
+	}
+	for _, inner := range o {
+		switch x := inner.(type) {
+		case map[string]any:
+			v.object(x)
+		case []any:
+			for _, e := range x {
+				if m, ok := e.(map[string]any); ok {
+					v.object(m)
+				}
+			}
+		}
+	}
+}
+
+func (v *viewer) sees(riderID string) bool { return riderID != "" && riderID == v.riderID }

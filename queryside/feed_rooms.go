@@ -1,0 +1,122 @@
+package queryside
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"tomato/domain"
+	"tomato/domain/feed"
+	"tomato/httpapi"
+)
+
+// returns prepares the hub for a client with a cursor, and finds out which of
+// the orders that a rider followed are still theirs. The error is a
+// *httpapi.Problem.
+func (f *Feed) returns(ctx context.Context, c *connecting) error {
+	if c.cursor.fault != "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, cursorWait)
+	defer cancel()
+	// Where these do not come in time, connect says feed:reset.
+	_ = f.Hub.reachedCursor(ctx, c.cursor)
+	if f.CatchUp != nil {
+		f.Hub.catchUp(ctx, f.CatchUp, f.log(), c.cursor)
+	}
+	if c.actor.Role != domain.Rider {
+		return nil
+	}
+	for _, room := range c.cursor.rooms {
+		if id, is := feed.OrderOf(room); is {
+			x, err := f.standing(ctx, c.actor, id)
+			if err != nil {
+				return err
+			}
+			if x.follows {
+				c.orders[room] = x.version
+			}
+		}
+	}
+	return nil
+}
+
+// standing is how an actor stands to an order.
+type standing struct {
+	follows bool  // may be in its room
+	party   bool  // of the order as the read model has it
+	version int64 // of the order as of which it is so; 0: nobody knows the order
+}
+
+// standing asks the hub and the read model; who has the later version of the
+// order is right. The error is a *httpapi.Problem.
+func (f *Feed) standing(ctx context.Context, actor domain.Actor, orderID string) (x standing, err error) {
+	x.follows, x.version = f.Hub.follows(actor, orderID)
+	if x.follows || x.version > 0 && actor.Role != domain.Rider {
+		return x, nil // customer and restaurant never change; a rider's place ends with the event that ends it
+	}
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	s, err := f.Orders.Order(ctx, orderID)
+	if err != nil {
+		f.log().Warn("The feed cannot ask the read model for an order's parties.", "order", orderID, "err", err)
+		return x, httpapi.Unavailable("unavailable", "The order's parties cannot be looked up now.", time.Second)
+	}
+	if s != nil {
+		x.party = s.Party(actor)
+		if s.Version > x.version {
+			x.follows, x.version = s.MayFollow(actor), s.Version
+		}
+	}
+	return x, nil
+}
+
+// mayJoin says why actor may not join the room, or nil and, for the room of an
+// order, as of which version of it they may.
+func (f *Feed) mayJoin(ctx context.Context, actor domain.Actor, room string) (version int64, p *httpapi.Problem) {
+	if actor.Role == domain.Ops || slices.Contains(feed.RoomsOf(actor), room) {
+		return 0, nil
+	}
+	id, ok := feed.OrderOf(room)
+	if !ok {
+		return 0, httpapi.NewProblem(http.StatusForbidden, "forbidden", "The room is not for this token.")
+	}
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	tick := time.NewTicker(partyEvery)
+	defer tick.Stop()
+	for until := time.Now().Add(partyWait); ; {
+		x, err := f.standing(ctx, actor, id)
+		switch {
+		case err != nil:
+			return 0, httpapi.FromError("order", err)
+		case x.follows:
+			return x.version, nil
+		case time.Now().Before(until) && (actor.Role == domain.Rider || x.version == 0 && fresh(id)):
+			// The read model and the hub may not have heard of it yet.
+		case x.party:
+			return 0, httpapi.NewProblem(http.StatusForbidden, "forbidden", "The order is not this rider's.")
+		default:
+			return 0, httpapi.NewProblem(http.StatusNotFound, "order_not_found", "There is no such order, or the caller is no party to it.")
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return 0, httpapi.FromError("order", ctx.Err())
+		}
+	}
+}
+
+// fresh says whether an order was placed so lately that the read model may not
+// have it: its id is a UUIDv7, with the time inside.
+func fresh(orderID string) bool {
+	u, err := uuid.Parse(orderID)
+	if err != nil || u.Version() != 7 {
+		return false
+	}
+	sec, nsec := u.Time().UnixTime()
+	return time.Since(time.Unix(sec, nsec)) < time.Minute
+}
