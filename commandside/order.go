@@ -58,11 +58,11 @@ func (s *Side) orderRoutes(api *httpapi.API) {
 	place.DefaultStatus = 201
 	httpapi.Register(api, place, []domain.Role{domain.Customer}, s.placeOrder)
 
-	httpapi.Register(api, operation("POST", "/v1/orders/{id}/accept-order", "acceptOrder", "The restaurant takes the order", 410), []domain.Role{domain.Restaurant},
+	httpapi.Register(api, operation("POST", "/v1/orders/{id}/accept-order", "acceptOrder", "The restaurant takes the order"), []domain.Role{domain.Restaurant},
 		func(ctx context.Context, in *acceptOrderInput) (*orderOutput, error) {
 			return s.orderCommand(ctx, in.orderInput, in.Body, order.AcceptOrder{PrepMinutes: in.Body.PrepMinutes})
 		})
-	httpapi.Register(api, operation("POST", "/v1/orders/{id}/reject", "rejectOrder", "The restaurant refuses the order", 410), []domain.Role{domain.Restaurant},
+	httpapi.Register(api, operation("POST", "/v1/orders/{id}/reject", "rejectOrder", "The restaurant refuses the order"), []domain.Role{domain.Restaurant},
 		func(ctx context.Context, in *reasonInput) (*orderOutput, error) {
 			return s.orderCommand(ctx, in.orderInput, in.Body, order.Reject{Reason: string(in.Body.Reason)})
 		})
@@ -71,8 +71,8 @@ func (s *Side) orderRoutes(api *httpapi.API) {
 	s.step(api, "pick-up", "pickUpOrder", "The rider has it", []domain.Role{domain.Rider}, order.PickUpOrder{})
 	s.step(api, "dispatch", "dispatchOrder", "Ask riders again after exhaustion", []domain.Role{domain.Ops}, order.RequestDispatch{})
 
-	httpapi.Register(api, operation("POST", "/v1/orders/{id}/accept", "acceptOffer", "The rider takes the order", 410), []domain.Role{domain.Rider}, s.acceptOffer)
-	httpapi.Register(api, operation("POST", "/v1/orders/{id}/decline", "declineOffer", "The rider does not want the order", 410), []domain.Role{domain.Rider},
+	httpapi.Register(api, operation("POST", "/v1/orders/{id}/accept", "acceptOffer", "The rider takes the order"), []domain.Role{domain.Rider}, s.acceptOffer)
+	httpapi.Register(api, operation("POST", "/v1/orders/{id}/decline", "declineOffer", "The rider does not want the order"), []domain.Role{domain.Rider},
 		func(ctx context.Context, in *orderInput) (*orderOutput, error) {
 			out, err := s.orderCommand(ctx, *in, nil, order.Decline{RiderID: httpapi.Actor(ctx).Sub})
 			if err == nil {
@@ -80,11 +80,11 @@ func (s *Side) orderRoutes(api *httpapi.API) {
 			}
 			return out, err
 		})
-	httpapi.Register(api, operation("POST", "/v1/orders/{id}/deliver", "deliverOrder", "The customer has it", 410), []domain.Role{domain.Rider},
+	httpapi.Register(api, operation("POST", "/v1/orders/{id}/deliver", "deliverOrder", "The customer has it"), []domain.Role{domain.Rider},
 		func(ctx context.Context, in *orderInput) (*orderOutput, error) {
 			return s.endingCommand(ctx, *in, nil, order.Deliver{})
 		})
-	httpapi.Register(api, operation("POST", "/v1/orders/{id}/drop", "dropOrder", "The rider gives it back before pick-up", 410), []domain.Role{domain.Rider, domain.Ops},
+	httpapi.Register(api, operation("POST", "/v1/orders/{id}/drop", "dropOrder", "The rider gives it back before pick-up"), []domain.Role{domain.Rider, domain.Ops},
 		func(ctx context.Context, in *reasonInput) (*orderOutput, error) {
 			out, err := s.endingCommand(ctx, in.orderInput, in.Body, order.DropOrder{By: httpapi.Actor(ctx), Reason: string(in.Body.Reason)})
 			if err == nil {
@@ -92,7 +92,7 @@ func (s *Side) orderRoutes(api *httpapi.API) {
 			}
 			return out, err
 		})
-	httpapi.Register(api, operation("POST", "/v1/orders/{id}/cancel", "cancelOrder", "End the order; booked money goes back", 410), []domain.Role{domain.Customer, domain.Restaurant, domain.Ops},
+	httpapi.Register(api, operation("POST", "/v1/orders/{id}/cancel", "cancelOrder", "End the order; booked money goes back"), []domain.Role{domain.Customer, domain.Restaurant, domain.Ops},
 		func(ctx context.Context, in *reasonInput) (*orderOutput, error) {
 			return s.endingCommand(ctx, in.orderInput, in.Body, order.Cancel{By: httpapi.Actor(ctx), Reason: string(in.Body.Reason)})
 		})
@@ -100,7 +100,7 @@ func (s *Side) orderRoutes(api *httpapi.API) {
 
 // step registers a command without a body.
 func (s *Side) step(api *httpapi.API, name, id, summary string, roles []domain.Role, c domain.Command) {
-	httpapi.Register(api, operation("POST", "/v1/orders/{id}/"+name, id, summary, 410), roles,
+	httpapi.Register(api, operation("POST", "/v1/orders/{id}/"+name, id, summary), roles,
 		func(ctx context.Context, in *orderInput) (*orderOutput, error) {
 			return s.orderCommand(ctx, *in, nil, c)
 		})

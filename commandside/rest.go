@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -57,13 +58,13 @@ func (s *Side) execute(ctx context.Context, in commandInput, body any, r shard.R
 	defer cancel()
 	r.Actor = httpapi.Actor(ctx)
 	r.IdempotencyKey = string(in.IdempotencyKey)
-	switch {
-	case in.IfMatch.Set && in.IfMatch.Version == 0: // of no resource that there is
-		r.IfMatch = httpapi.NoVersion
-	case in.IfMatch.Set:
-		r.IfMatch = in.IfMatch.Version
-	case in.IfMatch.Version == httpapi.AnyVersion:
+	switch versions := in.IfMatch.Versions; {
+	case in.IfMatch.Any:
 		r.IfMatch = shard.Exists
+	case len(versions) > 0:
+		r.IfMatch, r.OrMatch = versions[0], versions[1:]
+	case in.IfMatch.Set:
+		r.IfMatch = shard.Never
 	}
 	if in.Traceparent != "" && traceparent.MatchString(in.Traceparent) {
 		r.Traceparent = in.Traceparent
@@ -129,6 +130,9 @@ func (s *Side) policy(ctx context.Context, cause *eventlog.Event, topic, id stri
 
 // operation describes a command for the OpenAPI document.
 func operation(method, path, id, summary string, responses ...int) huma.Operation {
+	if strings.HasPrefix(path, "/v1/orders/") || strings.Contains(path, "/payments/") {
+		responses = append(responses, http.StatusGone) // order_archived
+	}
 	return huma.Operation{Method: method, Path: path, OperationID: id, Summary: summary, Errors: append([]int{404, 409, 412}, responses...)}
 }
 

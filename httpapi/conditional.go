@@ -3,6 +3,7 @@ package httpapi
 import (
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -14,59 +15,84 @@ func ETag(version int64) string {
 	return string(append(strconv.AppendInt([]byte{'"'}, version, 10), '"'))
 }
 
-// What ParseIfMatch gives for tags that are no version.
-const (
-	// AnyVersion, with ok false, stands for `*`: any version will do, but
-	// there must be one.
-	AnyVersion int64 = -1
-	// NoVersion, with ok true, stands for a well-formed tag that we never
-	// gave or a weak one (RFC 9110: If-Match compares strongly). It equals no
-	// version, so it ends in 412.
-	NoVersion int64 = -2
-)
+// IfMatch is a parameter field: `header:"If-Match"`. The zero value is no header.
+// A broken header is a fault of the request.
+type IfMatch struct {
+	Set bool // there is a header
+	Any bool // it is *: any version will do, but there must be one
 
-// ParseIfMatch reads the header If-Match: `"3"`, or 3. ok says that there is a
-// version to compare with. A broken header is a 422 *Problem.
-func ParseIfMatch(header string) (version int64, ok bool, err error) {
-	version, ok, err = parseIfMatch(header)
-	if err != nil {
-		return 0, false, Invalid(FieldError{"header.If-Match", err.Error()})
-	}
-	return version, ok, nil
+	// Versions are those that the header names by strong tags, each more than 0.
+	// Weak tags match nothing (RFC 9110, 13.1.1: If-Match compares strongly), nor do
+	// tags that we never gave; both are left out, so there may be none.
+	Versions []int64
 }
 
-var errIfMatch = errors.New(`expected one entity tag such as "3", or *`)
+// Check is a 412 *Problem if the header does not match a resource of the version
+// current; 0 is a resource that does not exist.
+func (m IfMatch) Check(current int64) error {
+	if !m.Set || current > 0 && (m.Any || slices.Contains(m.Versions, current)) {
+		return nil
+	}
+	return NewProblem(http.StatusPreconditionFailed, "precondition_failed", "The resource has another version than If-Match asks for.")
+}
 
-func parseIfMatch(header string) (int64, bool, error) {
-	s := strings.TrimSpace(header)
-	if s == "" {
-		return 0, false, nil
+// Schema describes the header.
+func (IfMatch) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{Type: huma.TypeString, Description: `The versions that will do, as ETag gives them: "3", or "3", "4", or * for any. Another one is 412.`}
+}
+
+var errIfMatch = errors.New(`expected entity tags such as "3", separated by commas, or *`)
+
+// UnmarshalText reads the header's value: *, or a list of tags. A bare 3 is taken
+// for "3".
+func (m *IfMatch) UnmarshalText(b []byte) error {
+	*m = IfMatch{}
+	rest := strings.Trim(string(b), " \t")
+	if rest == "*" {
+		*m = IfMatch{Set: true, Any: true}
+		return nil
 	}
-	if s == "*" {
-		return AnyVersion, false, nil
-	}
-	tag, weak := strings.CutPrefix(s, "W/")
-	quoted := len(tag) >= 2 && tag[0] == '"' && tag[len(tag)-1] == '"'
-	if quoted {
-		tag = tag[1 : len(tag)-1]
-	}
-	if weak && !quoted {
-		return 0, false, errIfMatch
-	}
-	for i := range len(tag) { // etagc of RFC 9110
-		if c := tag[i]; c != 0x21 && (c < 0x23 || c == 0x7f) {
-			return 0, false, errIfMatch
+	for rest != "" {
+		if after, empty := strings.CutPrefix(rest, ","); empty { // RFC 9110, 5.6.1.2
+			rest = strings.TrimLeft(after, " \t")
+			continue
+		}
+		tag, after, ok := cutTag(rest)
+		if rest = strings.TrimLeft(after, " \t"); !ok || rest != "" && rest[0] != ',' {
+			return asFault(errIfMatch)
+		}
+		m.Set = true
+		if v, err := strconv.ParseInt(tag, 10, 64); err == nil && v > 0 && strconv.FormatInt(v, 10) == tag {
+			m.Versions = append(m.Versions, v)
 		}
 	}
-	v, err := strconv.ParseInt(tag, 10, 64)
-	plain := err == nil && v >= 0 && strconv.FormatInt(v, 10) == tag
-	switch {
-	case plain && !weak:
-		return v, true, nil
-	case quoted:
-		return NoVersion, true, nil
+	if !m.Set {
+		return asFault(errIfMatch)
 	}
-	return 0, false, errIfMatch
+	return nil
+}
+
+// cutTag cuts an entity tag off and returns what is between its quotes, or "" of a
+// weak one.
+func cutTag(s string) (tag, rest string, ok bool) {
+	opaque, weak := strings.CutPrefix(s, "W/")
+	if !strings.HasPrefix(opaque, `"`) {
+		n := 0
+		for n < len(opaque) && opaque[n] >= '0' && opaque[n] <= '9' {
+			n++
+		}
+		return opaque[:n], opaque[n:], n > 0 && !weak
+	}
+	tag, rest, ok = strings.Cut(opaque[1:], `"`)
+	for i := range len(tag) {
+		if c := tag[i]; c < 0x21 || c == 0x7f { // not etagc
+			return "", rest, false
+		}
+	}
+	if weak {
+		tag = ""
+	}
+	return tag, rest, ok
 }
 
 // ParseIdempotencyKey reads the header Idempotency-Key: k1 and "k1" are the
@@ -116,32 +142,6 @@ func (k *IdempotencyKey) UnmarshalText(b []byte) error {
 func (IdempotencyKey) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeString, Description: "Makes the command safe to repeat for 24 h; scoped to caller, operation and resource.",
 		Extensions: map[string]any{"minLength": 1, "maxLength": 257, "pattern": "^[!-~]+$"}}
-}
-
-// IfMatch is a parameter field: `header:"If-Match"`.
-type IfMatch struct {
-	Version int64 // as ParseIfMatch gives it
-	Set     bool  // there is a version to compare with
-}
-
-// UnmarshalText reads the header's value.
-func (m *IfMatch) UnmarshalText(b []byte) (err error) {
-	m.Version, m.Set, err = parseIfMatch(string(b))
-	return asFault(err)
-}
-
-// Check is a 412 *Problem if there is a version to compare with and current is
-// another. current is 0 for a resource that does not exist.
-func (m IfMatch) Check(current int64) error {
-	if m.Set && m.Version != current || m.Version == AnyVersion && current == 0 {
-		return NewProblem(http.StatusPreconditionFailed, "precondition_failed", "The resource has another version than If-Match asks for.")
-	}
-	return nil
-}
-
-// Schema describes the header.
-func (IfMatch) Schema(huma.Registry) *huma.Schema {
-	return &huma.Schema{Type: huma.TypeString, Description: `The version that the caller has seen, as in ETag: "3". Another one is 412.`}
 }
 
 // fault is the error of a parameter type of ours: its text may go to the caller.

@@ -103,7 +103,7 @@ func New(o Options) *API {
 			Help: "What the bodies of callers without a token take now; bounded.",
 		}, func() float64 { return float64(a.strangers.held.Load()) }))
 	}
-	a.Router.Use(a.observe)
+	a.Router.Use(a.observe, middleware.GetHead) // HEAD wherever GET
 	if len(o.AllowedOrigins) > 0 {
 		a.Router.Use(cors.Handler(cors.Options{
 			AllowedOrigins: o.AllowedOrigins,
@@ -133,7 +133,6 @@ func New(o Options) *API {
 		_, _ = w.Write(b)
 	}
 	a.Router.Get("/openapi.json", openapi)
-	a.Router.Head("/openapi.json", openapi)
 	return a
 }
 
@@ -147,9 +146,11 @@ func (a *API) allowed(r *http.Request) []string {
 		path = r.URL.Path
 	}
 	var out []string
-	for _, m := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} {
+	for _, m := range []string{"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} {
 		if a.Router.Match(chi.NewRouteContext(), m, path) {
-			out = append(out, m)
+			if out = append(out, m); m == http.MethodGet {
+				out = append(out, http.MethodHead)
+			}
 		}
 	}
 	return out

@@ -98,8 +98,7 @@ func Register[I, O any](a *API, op huma.Operation, roles []domain.Role, handler 
 type faulter interface{ Faults() []FieldError }
 
 // Handle adds an operation that reads and answers by itself, with the checks of
-// token and role, and documents op as it is, but for security and errors. A GET
-// takes HEAD as well.
+// token and role, and documents op as it is, but for security and errors.
 func (a *API) Handle(op huma.Operation, roles []domain.Role, h http.HandlerFunc) {
 	a.handle(op, roles, func(w http.ResponseWriter, r *http.Request, actor domain.Actor) {
 		if len(roles) > 0 {
@@ -132,9 +131,6 @@ func (a *API) handle(op huma.Operation, roles []domain.Role, next func(http.Resp
 		a.document(&op, roles)
 	}
 	a.Router.Method(op.Method, op.Path, h)
-	if op.Method == http.MethodGet {
-		a.Router.Method(http.MethodHead, op.Path, h)
-	}
 }
 
 // request knows how to fill an input struct.
@@ -158,6 +154,7 @@ type param struct {
 	schema   *huma.Schema
 	kind     string            // of the schema, or of the items of an array
 	valid    func(string) bool // of a string that is checked by hand
+	list     bool              // a header that may come in several lines, as one list
 	required bool
 	fallback []string
 }
@@ -247,6 +244,8 @@ func (in *request) fields(op *huma.Operation, t reflect.Type, at []int) {
 			p.valid = domain.ValidID
 		case reflect.TypeFor[OrderID]():
 			p.valid = validOrderID
+		case reflect.TypeFor[IfMatch]():
+			p.list = true
 		}
 		base := f.Type
 		if base.Kind() == reflect.Pointer {
@@ -351,6 +350,9 @@ func (p *param) bind(check *validation, r *http.Request, query url.Values, v ref
 		values = query[p.name]
 	case "header":
 		values = r.Header[p.header]
+		if len(values) > 1 && p.list {
+			values = []string{strings.Join(values, ", ")}
+		}
 		if len(values) == 1 && values[0] == "" {
 			values = nil
 		}

@@ -16,10 +16,8 @@ var asyncAPIDocument []byte
 // AsyncAPI adds GET /asyncapi.json: the topics and the feed's messages, as
 // AsyncAPI 3.0. It needs no token.
 func AsyncAPI(api *httpapi.API) {
-	get := func(w http.ResponseWriter, _ *http.Request) {
+	api.Router.Get("/asyncapi.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(asyncAPIDocument)
-	}
-	api.Router.Get("/asyncapi.json", get)
-	api.Router.Head("/asyncapi.json", get)
+	})
 }

@@ -261,7 +261,8 @@ func (c *contract) orderTable(t *testing.T, column int) {
 				s := c.reach(t, state)
 				a := s.actor(row.who)
 				s.do(t, a, row.command, "If-Match", fmt.Sprintf(`"%d"`, s.version+7)).want(t, 412, "precondition_failed")
-				x := s.do(t, a, row.command, "If-Match", fmt.Sprintf(`"%d"`, s.version)).want(t, 200)
+				s.do(t, a, row.command, "If-Match", fmt.Sprintf(`W/"%d", "%d"`, s.version, s.version+7)).want(t, 412, "precondition_failed")
+				x := s.do(t, a, row.command, "If-Match", fmt.Sprintf(`"%d", "%d"`, s.version+7, s.version)).want(t, 200)
 				s.checkOrder(t, x, a.Role, row.command)
 				if x.str("status") != next || x.num("version") != s.version+1 {
 					t.Errorf("%s in %s: %s", name, state, x.raw)

@@ -365,7 +365,6 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 		"/metrics": promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}).ServeHTTP,
 	} {
 		api.Router.Get(path, h)
-		api.Router.Head(path, h)
 	}
 
 	if c.extend != nil {

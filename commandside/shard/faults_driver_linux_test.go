@@ -249,7 +249,9 @@ func (d *driver) next(rng *rand.Rand, th *thing) Request {
 	} else if !isPlace(r.Command) && rng.IntN(10) == 0 {
 		r.IfMatch = Exists
 		if v := th.version(r.Topic); v > 0 && rng.IntN(3) > 0 {
-			r.IfMatch = v
+			if r.IfMatch = v; rng.IntN(2) == 0 {
+				r.IfMatch, r.OrMatch = v+7, []int64{v}
+			}
 		}
 	}
 	if r.IdempotencyKey != "" {

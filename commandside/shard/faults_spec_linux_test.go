@@ -169,7 +169,7 @@ func (o *object) apply(r *Request, now time.Time) (*object, outcome) {
 	}
 	ev, err := o.decide(r, now)
 	version := o.version(r.Topic)
-	met := r.IfMatch == 0 || r.IfMatch == version || r.IfMatch == Exists && version > 0
+	met := r.IfMatch == 0 || r.IfMatch == version || r.IfMatch == Exists && version > 0 || slices.Contains(r.OrMatch, version)
 	reference := err != nil && domain.RefusedWith(err) == domain.NotFound
 	if !met && !reference && (ev != nil || err != nil) {
 		return refused(domain.Refuse(VersionMismatch, ""))

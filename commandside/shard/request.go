@@ -22,7 +22,8 @@ type Request struct {
 
 	IdempotencyKey string         `json:"idempotencyKey,omitempty"` // "" = none
 	BodyHash       string         `json:"bodyHash,omitempty"`       // of what the key stands for
-	IfMatch        int64          `json:"ifMatch,omitempty"`        // the version that the resource must have; 0 = any
+	IfMatch        int64          `json:"ifMatch,omitempty"`        // the version that the resource must have; 0 = any, Exists, Never
+	OrMatch        []int64        `json:"orMatch,omitempty"`        // further versions that will do
 	CausationID    string         `json:"causationId,omitempty"`    // the event that made a policy ask
 	CorrelationID  string         `json:"correlationId,omitempty"`
 	Traceparent    string         `json:"traceparent,omitempty"`
@@ -74,6 +75,9 @@ type Executor interface {
 
 // Exists is the IfMatch that takes any version of a resource that there is.
 const Exists int64 = -1
+
+// Never is the IfMatch that no resource meets: its tags are no versions.
+const Never int64 = -2
 
 // ErrUnavailable says that the command's outcome is not known, or that nobody
 // could decide it now: no owner, a full queue, a deadline, a deposed owner. A

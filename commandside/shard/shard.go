@@ -479,7 +479,7 @@ func (s *shard) handle(c *call) {
 	}
 	_, asks := c.req.Command.(order.Accept)
 	open := asks && err == nil && e.orderState().Status == order.ReadyForRider
-	if !matches(c.req.IfMatch, e.version(kind)) && (ev != nil || open || err != nil && !badReference(err)) {
+	if !matches(&c.req, e.version(kind)) && (ev != nil || open || err != nil && !badReference(err)) {
 		ev, err = nil, domain.Refuse(VersionMismatch, "the resource has version %d", e.version(kind))
 	}
 	if ev == nil && c.quiet() {
@@ -502,8 +502,8 @@ func (s *shard) handle(c *call) {
 }
 
 // matches says whether a resource of this version is the one that is meant.
-func matches(ifMatch, version int64) bool {
-	return ifMatch == 0 || ifMatch == version || ifMatch == Exists && version > 0
+func matches(r *Request, version int64) bool {
+	return r.IfMatch == 0 || r.IfMatch == version || r.IfMatch == Exists && version > 0 || slices.Contains(r.OrMatch, version)
 }
 
 // badReference says whether a refusal goes before If-Match: 404, and 422 of

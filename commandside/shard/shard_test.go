@@ -157,6 +157,12 @@ func TestAnOrderGoesItsWayAndSurvivesARestart(t *testing.T) {
 		if _, err := a.exec(t, shard.Request{Topic: eventlog.Orders, ID: id, Actor: kitchen, Command: order.Ready{}, IfMatch: 1}); domain.RefusedWith(err) != shard.VersionMismatch {
 			t.Fatalf("ready with an old version: %v", err)
 		}
+		for _, r := range []shard.Request{{IfMatch: shard.Never}, {IfMatch: 1, OrMatch: []int64{2, 3}}} {
+			r.Topic, r.ID, r.Actor, r.Command = eventlog.Orders, id, kitchen, order.Ready{}
+			if _, err := a.exec(t, r); domain.RefusedWith(err) != shard.VersionMismatch {
+				t.Fatalf("ready with other versions: %v", err)
+			}
+		}
 		a.stop()
 
 		b := startInstance(t, cfg)
@@ -164,7 +170,10 @@ func TestAnOrderGoesItsWayAndSurvivesARestart(t *testing.T) {
 		if err != nil || again.Order.ID != id || again.Status != 201 || again.Order.Status != order.Preparing || again.Order.Version != 4 {
 			t.Fatalf("the repeat after a restart: %+v, %v", again, err)
 		}
-		ready := b.must(t, kitchen, eventlog.Orders, id, order.Ready{})
+		ready, err := b.exec(t, shard.Request{Topic: eventlog.Orders, ID: id, Actor: kitchen, Command: order.Ready{}, IfMatch: 1, OrMatch: []int64{4}})
+		if err != nil {
+			t.Fatal(err)
+		}
 		if ready.Order.Status != order.ReadyForRider || ready.Order.Version != 5 {
 			t.Fatalf("ready: %+v", ready.Order)
 		}

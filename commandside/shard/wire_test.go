@@ -70,7 +70,7 @@ func TestARequestSurvivesTheWay(t *testing.T) {
 	t.Parallel()
 	in := Request{Topic: eventlog.Orders, ID: "o", Actor: domain.Actor{Sub: "x", Role: domain.Rider},
 		Command:        order.Assign{RiderID: "x", RiderName: "Una", ClaimID: 3, Round: 1, Wave: 2},
-		IdempotencyKey: "k", BodyHash: "b", IfMatch: 4, CausationID: "c", CorrelationID: "d", Traceparent: "e",
+		IdempotencyKey: "k", BodyHash: "b", IfMatch: 4, OrMatch: []int64{7, 9}, CausationID: "c", CorrelationID: "d", Traceparent: "e",
 		After: eventlog.Token{{Topic: eventlog.Restaurants, Partition: 2}: 7}}
 	b, err := encodeRequest(in)
 	if err != nil {

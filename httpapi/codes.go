@@ -1,0 +1,80 @@
+package httpapi
+
+import (
+	"net/http"
+	"strings"
+)
+
+// descriptions has every code that an answer can carry, a feed's feed:error and the
+// items of a bulk answer included: what /problems/<name> says of it. A code that is
+// not here, or that nothing answers with, fails TestEveryCodeHasItsPage.
+var descriptions = map[string]string{
+	"validation_failed":           "422. The body, path, query or a header breaks the schema in /openapi.json. errors lists every fault with its location, up to 100. Correct the request; a repeat as it is will fail again.",
+	"malformed_json":              "400. The body is not one JSON value in UTF-8.",
+	"body_too_large":              "413. The body is larger than the operation takes: 1 MiB, or 256 KiB for a webhook.",
+	"body_unreadable":             "400 or 408. The body ended early or came too slowly.",
+	"unsupported_media_type":      "415. A non-empty body needs Content-Type: application/json, UTF-8, not compressed.",
+	"unauthorized":                "401. A valid bearer token is needed: signed, not expired, with sub, role and, for restaurants, restaurantId.",
+	"forbidden":                   "403. The token is valid, but its bearer may not do this.",
+	"not_found":                   "404. There is no such path.",
+	"method_not_allowed":          "405. The path exists, the method does not; the header Allow names those that do.",
+	"precondition_failed":         "412. The resource has another version than If-Match asks for. Read it again.",
+	"too_many_requests":           "429. Wait for the seconds in Retry-After.",
+	"not_ready":                   "503. GET /readyz: requests of this instance would be 503.",
+	"internal":                    "500. A fault on our side. It has been logged.",
+	"unavailable":                 "503. Wait for the seconds in Retry-After and repeat; a command is safe to repeat with the same Idempotency-Key.",
+	"deadline_exceeded":           "503. The answer did not come in time, and the outcome is unknown. A repeat with the same Idempotency-Key is safe.",
+	"idempotency_key_reused":      "422. This Idempotency-Key was used for the same operation with another body.",
+	"idempotency_in_progress":     "409. The first request with this Idempotency-Key is still running. Wait for the seconds in Retry-After.",
+	"read_model_behind":           "503. The read model has not reached the Consistency-Token in time. Wait for the seconds in Retry-After and repeat.",
+	"invalid_cursor":              "422. The cursor is not one that this list gave.",
+	"invalid_transition":          "409. The order's status, in currentStatus, does not allow this command.",
+	"order_not_paid":              "409. The order is not paid yet.",
+	"order_already_paid":          "409. The order is paid already.",
+	"order_already_assigned":      "409. Another rider has the order.",
+	"offer_expired":               "409. The offer is no longer open to this rider.",
+	"order_archived":              "410. The order has been closed for too long to be changed; queries still show it.",
+	"rider_busy":                  "409. The rider has an order.",
+	"rider_not_verified":          "409. Ops have not verified the rider.",
+	"rider_offline":               "409. The rider is offline.",
+	"rider_suspended":             "409. Ops have suspended the rider.",
+	"restaurant_closed":           "409. The restaurant is closed.",
+	"item_unavailable":            "409. An item is not available now.",
+	"unknown_restaurant":          "422. The body names a restaurant that does not exist.",
+	"unknown_item":                "422. The body names an item that is not on the menu.",
+	"currency_mismatch":           "422. The items have different currencies.",
+	"payment_not_requested":       "409. No payment was requested for the order.",
+	"order_closed_for_payment":    "409. The order can no longer be paid.",
+	"payment_unsettled":           "409. There is nothing to refund or to resolve.",
+	"gateway_refused":             "502. The payment gateway does not take this payment, such as one in a currency that it does not know.",
+	"confirmation_required":       "409. So many records need confirmCount to match.",
+	"not_configured":              "404. This installation does not have that part switched on.",
+	"recorded_at_in_future":       "In the answer to a bulk of positions. The position is from more than 60 s ahead.",
+	"upgrade_required":            "426. The path is a websocket; /v1/feed/sse is the same as Server-Sent Events.",
+	"bad_handshake":               "400. The websocket handshake is not one of RFC 6455, version 13.",
+	"origin_not_allowed":          "403. The page's origin may not open feeds here; TOMATO_ALLOWED_ORIGINS lists those that may.",
+	"consistency_token_not_ready": "503. The read model has not reached the Consistency-Token in time. Wait for the seconds in Retry-After.",
+	"order_not_found":             notFoundText,
+	"restaurant_not_found":        notFoundText,
+	"rider_not_found":             notFoundText,
+	"payment_not_found":           notFoundText,
+	"gateway_order_not_found":     notFoundText,
+	"dead_letter_not_found":       notFoundText,
+	"menu_full":                   "409. The menu has as many items as it may. Remove one first.",
+	"too_many_rooms":              "429, as feed:error. The connection has joined as many rooms as it may. Leave one.",
+	"unknown_op":                  "400, as feed:error. A feed takes the operations join, leave and location.",
+}
+
+const notFoundText = "404. There is none with this id, or the caller is no party to it."
+
+// describe serves GET /problems/{name}.
+func describe(w http.ResponseWriter, r *http.Request) {
+	code := strings.ReplaceAll(strings.TrimPrefix(r.URL.Path, "/problems/"), "-", "_")
+	text, ok := descriptions[code]
+	if !ok {
+		WriteProblem(w, NewProblem(http.StatusNotFound, "not_found", "There is no such problem."))
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = w.Write([]byte(title(code) + " (" + code + ")\n" + text + "\n"))
+}
