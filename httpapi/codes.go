@@ -61,6 +61,7 @@ var descriptions = map[string]string{
 	"gateway_order_not_found":     notFoundText,
 	"dead_letter_not_found":       notFoundText,
 	"menu_full":                   "409. The menu has as many items as it may. Remove one first.",
+	"not_allowed":                 "403, as feed:error. The order is no longer this rider's, and the connection has left its room.",
 	"too_many_rooms":              "429, as feed:error. The connection has joined as many rooms as it may. Leave one.",
 	"unknown_op":                  "400, as feed:error. A feed takes the operations join, leave and location.",
 }
