@@ -111,7 +111,7 @@ func (s *Side) orderCommand(ctx context.Context, in orderInput, body any, c doma
 	if err != nil {
 		return nil, err
 	}
-	return orderAnswer(res, httpapi.Actor(ctx)), nil
+	return s.orderAnswer(res, httpapi.Actor(ctx)), nil
 }
 
 func (s *Side) placeOrder(ctx context.Context, in *placeInput) (*orderOutput, error) {
@@ -128,7 +128,7 @@ func (s *Side) placeOrder(ctx context.Context, in *placeInput) (*orderOutput, er
 	if err != nil {
 		return nil, err
 	}
-	out := orderAnswer(res, httpapi.Actor(ctx))
+	out := s.orderAnswer(res, httpapi.Actor(ctx))
 	out.Location = "/v1/orders/" + res.Order.ID
 	return out, nil
 }
@@ -154,7 +154,7 @@ func (s *Side) endingCommand(ctx context.Context, in orderInput, body any, c dom
 			return nil, problem(eventlog.Riders, err)
 		}
 	}
-	return orderAnswer(res, httpapi.Actor(ctx)), nil
+	return s.orderAnswer(res, httpapi.Actor(ctx)), nil
 }
 
 // acceptTries bounds how many unsettled claims one accept settles.
@@ -175,7 +175,7 @@ func (s *Side) acceptOffer(ctx context.Context, in *orderInput) (*orderOutput, e
 		}
 		o := open.Order
 		if o.Status != order.ReadyForRider {
-			return orderAnswer(open, actor), nil // theirs already
+			return s.orderAnswer(open, actor), nil // theirs already
 		}
 		claimed, err := s.system(ctx, eventlog.Riders, actor.Sub, rider.ClaimFor{OrderID: o.ID, Round: o.Round, Wave: o.Wave,
 			CustomerID: o.CustomerID, RestaurantID: o.RestaurantID})
@@ -198,7 +198,7 @@ func (s *Side) acceptOffer(ctx context.Context, in *orderInput) (*orderOutput, e
 		assigned, err := s.system(ctx, eventlog.Orders, o.ID, order.Assign{RiderID: actor.Sub, RiderName: claimed.Rider.Name,
 			ClaimID: claimed.Rider.Claim.ID, Round: o.Round, Wave: o.Wave})
 		if err == nil {
-			return orderAnswer(assigned, actor), nil
+			return s.orderAnswer(assigned, actor), nil
 		}
 		if domain.RefusedWith(err) == "" {
 			return nil, problem(eventlog.Orders, err) // not known: the claims policy repeats exactly this step

@@ -110,7 +110,7 @@ func (s *Side) openPayment(ctx context.Context, in *openPaymentInput) (*openPaym
 			return nil, notFoundAs("order", err)
 		}
 	}
-	out := &openPaymentOutput{ConsistencyToken: res.ConsistencyToken()}
+	out := &openPaymentOutput{ConsistencyToken: s.token(&res)}
 	if res.Order != nil {
 		out.ETag = httpapi.ETag(res.Order.Version)
 	}
@@ -281,8 +281,8 @@ type paymentOutput struct {
 	Body             payment.View
 }
 
-func newPaymentOutput(res shard.Result) *paymentOutput {
-	return &paymentOutput{ETag: httpapi.ETag(res.Payment.Version), ConsistencyToken: res.ConsistencyToken(), Body: payment.NewView(res.Payment)}
+func (s *Side) newPaymentOutput(res shard.Result) *paymentOutput {
+	return &paymentOutput{ETag: httpapi.ETag(res.Payment.Version), ConsistencyToken: s.token(&res), Body: payment.NewView(res.Payment)}
 }
 
 type refundInput struct {
@@ -310,7 +310,7 @@ func (s *Side) refundPayment(ctx context.Context, in *refundInput) (*paymentOutp
 	if err != nil {
 		return nil, notFoundAs("payment", err)
 	}
-	return newPaymentOutput(res), nil
+	return s.newPaymentOutput(res), nil
 }
 
 // toRefund chooses the payment that an operator means who names none: one whose
@@ -349,7 +349,7 @@ func (s *Side) resolvePayment(ctx context.Context, in *resolveInput) (*paymentOu
 	unknown := httpapi.NewProblem(http.StatusNotFound, "payment_not_found", "There is no such payment.")
 	res, err := s.execute(ctx, in.commandInput, in.Body, request)
 	if err == nil {
-		return newPaymentOutput(res), nil
+		return s.newPaymentOutput(res), nil
 	}
 	var p *httpapi.Problem
 	if !errors.As(err, &p) || p.Status != http.StatusNotFound && p.Status != http.StatusPreconditionFailed {
@@ -376,5 +376,5 @@ func (s *Side) resolvePayment(ctx context.Context, in *resolveInput) (*paymentOu
 	if res, err = s.execute(ctx, in.commandInput, in.Body, request); err != nil {
 		return nil, notFoundAs("payment", err)
 	}
-	return newPaymentOutput(res), nil
+	return s.newPaymentOutput(res), nil
 }

@@ -38,11 +38,11 @@ type commandInput struct {
 }
 
 // consistencyToken is a parameter field.
-type consistencyToken struct{ eventlog.Token }
+type consistencyToken struct{ eventlog.ClientToken }
 
 // UnmarshalText reads the header's value.
 func (t *consistencyToken) UnmarshalText(b []byte) (err error) {
-	t.Token, err = eventlog.ParseToken(string(b))
+	t.ClientToken, err = eventlog.ParseClientToken(string(b))
 	return err
 }
 
@@ -69,7 +69,10 @@ func (s *Side) execute(ctx context.Context, in commandInput, body any, r shard.R
 	if in.Traceparent != "" && traceparent.MatchString(in.Traceparent) {
 		r.Traceparent = in.Traceparent
 	}
-	r.After = in.ConsistencyToken.Token
+	var err error
+	if r.After, err = in.ConsistencyToken.For(s.LogID); err != nil {
+		return shard.Result{}, httpapi.UnknownToken()
+	}
 	if r.IdempotencyKey != "" && body != nil {
 		b, err := json.Marshal(body)
 		if err != nil {
@@ -98,6 +101,8 @@ func problem(topic string, err error) error {
 	switch domain.RefusedWith(err) {
 	case shard.VersionMismatch:
 		return httpapi.NewProblem(http.StatusPreconditionFailed, "precondition_failed", err.Error())
+	case shard.UnknownConsistencyToken:
+		return httpapi.UnknownToken()
 	case shard.IdempotencyKeyReused:
 		return httpapi.NewProblem(http.StatusUnprocessableEntity, string(shard.IdempotencyKeyReused), "This Idempotency-Key was used with another body.")
 	case shard.IdempotencyInProgress:
@@ -151,9 +156,12 @@ type orderOutput struct {
 	Body     order.View
 }
 
-func orderAnswer(res shard.Result, actor domain.Actor) *orderOutput {
-	return &orderOutput{Status: res.Status, ETag: httpapi.ETag(res.Order.Version), Token: res.ConsistencyToken(), Body: viewOf(res).For(actor)}
+func (s *Side) orderAnswer(res shard.Result, actor domain.Actor) *orderOutput {
+	return &orderOutput{Status: res.Status, ETag: httpapi.ETag(res.Order.Version), Token: s.token(&res), Body: viewOf(res).For(actor)}
 }
+
+// token is the Consistency-Token of an answer.
+func (s *Side) token(res *shard.Result) string { return s.LogID.Format(res.ConsistencyToken()) }
 
 // viewOf is the order as an answer shows it.
 func viewOf(res shard.Result) order.View {

@@ -82,5 +82,5 @@ func (s *Side) restaurantCommand(ctx context.Context, in restaurantInput, body a
 	if err != nil {
 		return nil, err
 	}
-	return &restaurantOutput{Status: res.Status, ETag: httpapi.ETag(res.Restaurant.Version), Token: res.ConsistencyToken(), Body: restaurant.NewView(res.Restaurant)}, nil
+	return &restaurantOutput{Status: res.Status, ETag: httpapi.ETag(res.Restaurant.Version), Token: s.token(&res), Body: restaurant.NewView(res.Restaurant)}, nil
 }

@@ -57,5 +57,5 @@ func (s *Side) riderCommand(ctx context.Context, in riderInput, body any, c doma
 	if err != nil {
 		return nil, err
 	}
-	return &riderOutput{Status: res.Status, ETag: httpapi.ETag(res.Rider.Version), Token: res.ConsistencyToken(), Body: rider.NewView(res.Rider)}, nil
+	return &riderOutput{Status: res.Status, ETag: httpapi.ETag(res.Rider.Version), Token: s.token(&res), Body: rider.NewView(res.Rider)}, nil
 }

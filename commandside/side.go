@@ -44,6 +44,7 @@ type Side struct {
 	Producer   *kgo.Client // for what is no aggregate: inbox, positions, feed
 	Kafka      eventlog.Config
 	Partitions int32
+	LogID      eventlog.LogID // of the logs that the tokens of clients are for
 	DB         *pgxpool.Pool
 	Log        *slog.Logger
 

@@ -19,6 +19,10 @@ const positionsPoll = 3 * time.Millisecond
 // who wait share one query; while nobody waits, none runs. Safe for concurrent
 // use; made by NewPositions.
 type Positions struct {
+	// Ends ends the wait for a token that can never be passed; nil: it lasts as
+	// long as its context.
+	Ends *Ends
+
 	db *pgxpool.Pool
 
 	mu      sync.Mutex                          // guards what follows
@@ -45,8 +49,8 @@ func NewPositions(db *pgxpool.Pool) *Positions {
 
 // WaitFor waits until the consumer has passed the token's positions in the
 // given topics; other topics of the token are none of its business. It fails
-// with ctx's error. A position counts as passed when everything up to it has
-// taken effect or is parked.
+// with ctx's error, or with ErrUnknownToken. A position counts as passed when
+// everything up to it has taken effect or is parked.
 func (p *Positions) WaitFor(ctx context.Context, consumer string, generation int, topics []string, token Token) error {
 	w := &positionWaiter{reader: reader{consumer, generation}, done: make(chan struct{})}
 	for tp, o := range token {
@@ -68,6 +72,8 @@ func (p *Positions) WaitFor(ctx context.Context, consumer string, generation int
 		go p.poll()
 	}
 	p.mu.Unlock()
+	ctx, stop := p.Ends.Watch(ctx, w.need)
+	defer stop()
 	select {
 	case <-w.done:
 		return nil

@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"slices"
 )
 
@@ -15,8 +14,9 @@ type TopicPartition struct {
 }
 
 // Token is a set of log positions: for each log the offset that a reader must
-// have passed (its next offset is higher). It is the content of the
-// Consistency-Token header. A nil Token asks for nothing.
+// have passed (its next offset is higher). With a LogID it is the content of the
+// Consistency-Token header; instances pass it to one another without. A nil Token
+// asks for nothing.
 type Token map[TopicPartition]int64
 
 // Add raises the token to at least offset in the given log.
@@ -38,6 +38,8 @@ func (t Token) Merge(other Token) {
 var ErrBehind = errors.New("behind the consistency token")
 
 const maxTokenEntries = 64
+
+var errNoToken = errors.New("not a Consistency-Token that this service made")
 
 // tokenTopics numbers the topics inside a token. Append only: tokens are
 // short-lived, but two builds may meet during a rolling restart.
@@ -90,13 +92,13 @@ func ParseToken(s string) (Token, error) {
 	}
 	b, err := base64.RawURLEncoding.DecodeString(s)
 	if err != nil {
-		return nil, errors.New("not a Consistency-Token that this service made")
+		return nil, errNoToken
 	}
 	t := Token{}
 	next := func() uint64 {
 		v, n := binary.Uvarint(b)
 		if n <= 0 {
-			err = errors.New("not a Consistency-Token that this service made")
+			err = errNoToken
 			b = nil
 			return 0
 		}
@@ -109,7 +111,7 @@ func ParseToken(s string) (Token, error) {
 			return nil, err
 		}
 		if topic >= uint64(len(tokenTopics)) || part > 1<<20 || off > 1<<62 || len(t) >= maxTokenEntries {
-			return nil, fmt.Errorf("not a Consistency-Token that this service made")
+			return nil, errNoToken
 		}
 		t[TopicPartition{tokenTopics[topic], int32(part)}] = int64(off)
 	}

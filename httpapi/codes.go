@@ -53,6 +53,7 @@ var descriptions = map[string]string{
 	"upgrade_required":            "426. The path is a websocket; /v1/feed/sse is the same as Server-Sent Events.",
 	"bad_handshake":               "400. The websocket handshake is not one of RFC 6455, version 13.",
 	"origin_not_allowed":          "403. The page's origin may not open feeds here; TOMATO_ALLOWED_ORIGINS lists those that may.",
+	"unknown_consistency_token":   "422. The Consistency-Token was made for another log (the data was deleted or restored, or the token comes from another installation), or it names what was never appended. Repeat without it; what you had loaded before may no longer be so.",
 	"consistency_token_not_ready": "503. The read model has not reached the Consistency-Token in time. Wait for the seconds in Retry-After.",
 	"order_not_found":             notFoundText,
 	"restaurant_not_found":        notFoundText,

@@ -144,6 +144,12 @@ func (IdempotencyKey) Schema(huma.Registry) *huma.Schema {
 		Extensions: map[string]any{"minLength": 1, "maxLength": 257, "pattern": "^[!-~]+$"}}
 }
 
+// UnknownToken is the answer to a Consistency-Token that names positions which
+// the logs do not have.
+func UnknownToken() *Problem {
+	return NewProblem(http.StatusUnprocessableEntity, "unknown_consistency_token", "The Consistency-Token is of another log, or names what this log does not hold. Repeat without it, and reload what you know.")
+}
+
 // fault is the error of a parameter type of ours: its text may go to the caller.
 type fault struct{ error }
 

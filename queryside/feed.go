@@ -52,6 +52,7 @@ type Feed struct {
 	Hub            *Hub
 	Auth           *httpapi.Authenticator
 	Orders         Orders
+	LogID          eventlog.LogID   // of the logs that the tokens of clients are for
 	CatchUp        CatchUp          // nil: clients resume from the window alone
 	Locations      LocationReporter // nil: refused as not_configured
 	AllowedOrigins []string         // beside the server's own: https://app.example, *.example, or * for any
@@ -126,14 +127,20 @@ func (f *Feed) session(r *http.Request, actor domain.Actor, expires time.Time, c
 			return nil, httpapi.Invalid(httpapi.FieldError{Location: "query.room", Message: "not the name of a room"})
 		}
 	}
-	after, err := eventlog.ParseToken(cmp.Or(r.Header.Get("Consistency-Token"), q.Get("consistencyToken")))
+	sent, err := eventlog.ParseClientToken(cmp.Or(r.Header.Get("Consistency-Token"), q.Get("consistencyToken")))
 	if err != nil {
 		return nil, httpapi.Invalid(httpapi.FieldError{Location: "header.Consistency-Token", Message: err.Error()})
+	}
+	after, err := sent.For(f.LogID)
+	if err != nil {
+		return nil, httpapi.UnknownToken()
 	}
 	if after != nil {
 		ctx, cancel := context.WithTimeout(r.Context(), tokenWait)
 		defer cancel()
-		if f.Hub.passed(ctx, after) != nil {
+		if err := f.Hub.passed(ctx, after); errors.Is(err, eventlog.ErrUnknownToken) {
+			return nil, httpapi.UnknownToken()
+		} else if err != nil {
 			return nil, httpapi.Unavailable("consistency_token_not_ready", "The feed has not reached the Consistency-Token in time.", time.Second)
 		}
 	}

@@ -2,6 +2,7 @@ package queryside
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"slices"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"tomato/domain"
 	"tomato/domain/feed"
+	"tomato/eventlog"
 	"tomato/httpapi"
 )
 
@@ -23,7 +25,10 @@ func (f *Feed) returns(ctx context.Context, c *connecting) error {
 	ctx, cancel := context.WithTimeout(ctx, cursorWait)
 	defer cancel()
 	// Where these do not come in time, connect says feed:reset.
-	_ = f.Hub.reachedCursor(ctx, c.cursor)
+	if errors.Is(f.Hub.reachedCursor(ctx, c.cursor), eventlog.ErrUnknownToken) {
+		c.cursor.fault = resetUnknown
+		return nil
+	}
 	if f.CatchUp != nil {
 		f.Hub.catchUp(ctx, f.CatchUp, f.log(), c.cursor)
 	}

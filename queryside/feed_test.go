@@ -555,7 +555,7 @@ func TestAFeedWaitsForItsConsistencyToken(t *testing.T) {
 	go func() {
 		defer close(opened)
 		c, _, err := websocket.Dial(t.Context(), s.URL+"/v1/feed", &websocket.DialOptions{HTTPHeader: http.Header{
-			"Authorization": {"Bearer " + token(t, customer("u1"), time.Hour)}, "Consistency-Token": {after.String()}}})
+			"Authorization": {"Bearer " + token(t, customer("u1"), time.Hour)}, "Consistency-Token": {eventlog.LogID{}.Format(after.String())}}})
 		if err != nil {
 			t.Error(err)
 			return

@@ -18,9 +18,12 @@ import (
 
 // HubConfig are the limits of a hub. Zero values take the defaults.
 type HubConfig struct {
-	// Key of the cursors' MAC; needed, the same on all instances. Derived from
-	// a secret and the cluster's id, it makes cursors of another cluster void.
+	// Key of the cursors' MAC; needed, the same on all instances. Made of a secret
+	// and the LogID, it makes cursors of other logs unknown.
 	Key []byte
+	// Ends ends the wait for a token or cursor that is beyond the logs' ends; nil:
+	// it lasts as long as its context.
+	Ends *eventlog.Ends
 	// QueueBytes may wait for one connection; over it the connection is closed
 	// to resume with its cursor. Default 1 MiB. It is the bound of what a
 	// resuming client may have missed, too.
@@ -400,14 +403,22 @@ func (h *Hub) IsReady() bool {
 	return h.ready && !h.draining
 }
 
-// passed waits until all that the token names has been published.
+// passed waits until all that the token names has been published; positions in
+// topics that are not the feed's are none of its business. The error is ctx's
+// cause, or eventlog.ErrUnknownToken.
 func (h *Hub) passed(ctx context.Context, t eventlog.Token) error {
-	return h.wait(ctx, func() bool {
+	need := eventlog.Token{}
+	for tp, o := range t {
+		if slices.Contains(cursorTopics[:], tp.Topic) {
+			need[tp] = o
+		}
+	}
+	return h.wait(ctx, need, func() bool {
 		if !h.ready {
 			return false
 		}
-		for tp, o := range t {
-			if l := h.at.log(tp); l != noLog && h.at.done[l] < o {
+		for tp, o := range need {
+			if l := h.at.log(tp); l == noLog || h.at.done[l] < o {
 				return false
 			}
 		}
@@ -416,12 +427,14 @@ func (h *Hub) passed(ctx context.Context, t eventlog.Token) error {
 }
 
 // reachedCursor waits until this hub is not behind the one that made the
-// cursor.
+// cursor. The error is ctx's cause, or eventlog.ErrUnknownToken where the cursor
+// is beyond the end of a log.
 func (h *Hub) reachedCursor(ctx context.Context, c *cursor) error {
-	return h.wait(ctx, func() bool { return h.ready && (c.partitions != h.at.partitions || h.at.reached(&c.place)) })
+	return h.wait(ctx, c.token(), func() bool { return h.ready && (c.partitions != h.at.partitions || h.at.reached(&c.place)) })
 }
 
-func (h *Hub) wait(ctx context.Context, ok func() bool) error {
+// wait waits until ok, which will be so once need is passed.
+func (h *Hub) wait(ctx context.Context, need eventlog.Token, ok func() bool) error {
 	h.mu.Lock()
 	if ok() {
 		h.mu.Unlock()
@@ -430,6 +443,8 @@ func (h *Hub) wait(ctx context.Context, ok func() bool) error {
 	w := &waiter{ok: ok, ch: make(chan struct{})}
 	h.waiters[w] = struct{}{}
 	h.mu.Unlock()
+	ctx, stop := h.cfg.Ends.Watch(ctx, need)
+	defer stop()
 	select {
 	case <-w.ch:
 		return nil
@@ -437,7 +452,7 @@ func (h *Hub) wait(ctx context.Context, ok func() bool) error {
 		h.mu.Lock()
 		delete(h.waiters, w)
 		h.mu.Unlock()
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 }
 

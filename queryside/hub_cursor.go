@@ -80,6 +80,24 @@ func (p *place) reached(other *place) bool {
 	return other.partial == noLog || p.done[other.partial] >= other.offset
 }
 
+// token is the place as positions: what has been sent of each log, the record
+// that was sent in part included.
+func (p *place) token() eventlog.Token {
+	t := eventlog.Token{}
+	add := func(log int, offset int64) {
+		if offset >= 0 {
+			t.Add(cursorTopics[log/p.partitions], int32(log%p.partitions), offset)
+		}
+	}
+	for l, o := range p.done {
+		add(l, o)
+	}
+	if p.partial != noLog {
+		add(p.partial, p.offset)
+	}
+	return t
+}
+
 // A cursor is the text of a place, for clients: opaque, [A-Za-z0-9_-].
 //
 // It has two parts, each with its own truncated HMAC-SHA256. The first is the

@@ -76,8 +76,8 @@ func none(partitions int32) map[eventlog.TopicPartition]int64 {
 
 // got is a message as a client reads it.
 type got struct {
-	Event, Room, Cursor, Code string
-	Payload                   json.RawMessage
+	Event, Room, Cursor, Code, Reason string
+	Payload                           json.RawMessage
 }
 
 func (g got) String() string { return g.Event + " " + g.Room + " " + string(g.Payload) }

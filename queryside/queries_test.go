@@ -34,18 +34,18 @@ const secret = "0123456789abcdef0123456789abcdef"
 // queries is the query side on a database that the test fills by itself, in
 // place of the projections.
 type queries struct {
-	t      *testing.T
-	db     *pgxpool.Pool
-	api    *httpapi.API
-	behind bool
-	seen   eventlog.Token
+	t     *testing.T
+	db    *pgxpool.Pool
+	api   *httpapi.API
+	fails error // of the wait for the token
+	seen  eventlog.Token
 }
 
 // Read implements queryside.ReadModels.
 func (q *queries) Read(_ context.Context, after eventlog.Token, models []string, query func([]string) error) error {
 	q.seen = after
-	if q.behind {
-		return fmt.Errorf("orders_g1: %w", eventlog.ErrBehind)
+	if q.fails != nil {
+		return fmt.Errorf("orders_g1: %w", q.fails)
 	}
 	schemas := make([]string, len(models))
 	for i, m := range models {
@@ -617,14 +617,27 @@ func TestAReadModelBehindIs503AndAnAbsentDatabaseToo(t *testing.T) {
 	t.Parallel()
 	q := newQueries(t)
 	token := eventlog.Token{{Topic: eventlog.Orders, Partition: 2}: 17}
-	if a := q.get(ops, "/v1/orders", "Consistency-Token", token.String()); a.status != 200 || text(q.seen.String()) != text(token.String()) {
+	if a := q.get(ops, "/v1/orders", "Consistency-Token", eventlog.LogID{}.Format(token.String())); a.status != 200 || text(q.seen.String()) != text(token.String()) {
 		t.Errorf("%d, token %v", a.status, q.seen)
 	}
-	q.behind = true
+	for name, header := range map[string]string{"of other logs": eventlog.LogID{1}.Format(token.String()), "malformed": "x", "without its logs": token.String()} {
+		want := "validation_failed"
+		if name == "of other logs" {
+			want = "unknown_consistency_token"
+		}
+		if a := q.get(ops, "/v1/orders", "Consistency-Token", header); a.status != 422 || a.code() != want {
+			t.Errorf("a token %s: %d %v", name, a.status, a.body)
+		}
+	}
+	q.fails = eventlog.ErrUnknownToken // beyond the end
+	if a := q.get(ops, "/v1/orders/"+orderID(1)); a.status != 422 || a.code() != "unknown_consistency_token" {
+		t.Errorf("%d %v", a.status, a.body)
+	}
+	q.fails = eventlog.ErrBehind
 	if a := q.get(ops, "/v1/orders/"+orderID(1)); a.status != 503 || a.code() != "read_model_behind" || a.header.Get("Retry-After") == "" {
 		t.Errorf("%d %v", a.status, a.body)
 	}
-	q.behind = false
+	q.fails = nil
 	q.exec(`SELECT 1`)
 	// Its backends are ended, and no new one is let in.
 	name := q.db.Config().ConnConfig.Database

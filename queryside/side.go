@@ -55,7 +55,8 @@ const retryAfter = time.Second
 type Side struct {
 	DB             *pgxpool.Pool
 	Models         ReadModels
-	PositionMaxAge time.Duration // of a rider's position that counts as fresh
+	LogID          eventlog.LogID // of the logs that the tokens of clients are for
+	PositionMaxAge time.Duration  // of a rider's position that counts as fresh
 
 	// For operators.
 	DeadLetters *eventlog.DeadLetters
@@ -84,11 +85,11 @@ type queryInput struct {
 }
 
 // consistencyToken is a parameter field.
-type consistencyToken struct{ eventlog.Token }
+type consistencyToken struct{ eventlog.ClientToken }
 
 // UnmarshalText reads the header's value.
 func (t *consistencyToken) UnmarshalText(b []byte) (err error) {
-	t.Token, err = eventlog.ParseToken(string(b))
+	t.ClientToken, err = eventlog.ParseClientToken(string(b))
 	return err
 }
 
@@ -101,12 +102,18 @@ func (consistencyToken) Schema(huma.Registry) *huma.Schema {
 func (s *Side) read(ctx context.Context, after consistencyToken, models []string, query func(ctx context.Context, schemas []string) error) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	return problem(s.Models.Read(ctx, after.Token, models, func(schemas []string) error { return query(ctx, schemas) }))
+	token, err := after.For(s.LogID)
+	if err != nil {
+		return problem(err)
+	}
+	return problem(s.Models.Read(ctx, token, models, func(schemas []string) error { return query(ctx, schemas) }))
 }
 
 // problem is what the caller sees of an error.
 func problem(err error) error {
 	switch {
+	case errors.Is(err, eventlog.ErrUnknownToken):
+		return httpapi.UnknownToken()
 	case errors.Is(err, eventlog.ErrBehind):
 		return httpapi.Unavailable("read_model_behind", "The read model has not reached the Consistency-Token in time.", retryAfter)
 	case away(err):

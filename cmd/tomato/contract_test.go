@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -42,6 +43,8 @@ type contract struct {
 	kafka eventlog.Config
 	spec  map[string]any
 	names atomic.Int64
+	logID eventlog.LogID
+	stop  func()
 }
 
 var (
@@ -78,12 +81,13 @@ func startContract(t *testing.T, change func(*serveCmd)) *contract {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	c.stop = sync.OnceFunc(func() {
 		if err := s.close(); err != nil {
 			t.Error("closing:", err)
 		}
 	})
-	c.url = s.url
+	t.Cleanup(c.stop)
+	c.url, c.logID = s.url, s.logID
 	soon(t, time.Minute, "the server to be ready", func() bool {
 		resp, err := contractClient.Get(c.url + "/readyz")
 		if err != nil {

@@ -132,6 +132,8 @@ type server struct {
 	stops    []func(context.Context) error
 	shards   *shard.Shards
 	menus    *shard.Menus
+	logID    eventlog.LogID
+	ends     *eventlog.Ends
 	side     *commandside.Side
 	hub      *queryside.Hub
 	models   *projections.ReadModels
@@ -311,7 +313,11 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 	}
 	s.onStop(func(context.Context) error { auth.Close(); return nil })
 	api := httpapi.New(httpapi.Options{Auth: auth, AllowedOrigins: c.Origins, Log: s.log, Registry: s.registry, Title: "Tomato", Version: build()})
+	if err := s.identifyLogs(ctx, kafka); err != nil {
+		return err
+	}
 	positions := eventlog.NewPositions(s.db)
+	positions.Ends = s.ends
 	s.models = &projections.ReadModels{DB: s.db, DatabaseURL: c.DatabaseURL, Kafka: kafka, Positions: positions, Log: s.log}
 	if err := s.models.Ensure(ctx); err != nil {
 		return fmt.Errorf("read models: %w", err)
@@ -403,6 +409,20 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 	return nil
 }
 
+// identifyLogs finds out which logs these are, and how to ask for their ends.
+func (s *server) identifyLogs(ctx context.Context, kafka eventlog.Config) error {
+	client, err := kafka.NewClient()
+	if err != nil {
+		return err
+	}
+	s.onStop(func(context.Context) error { client.Close(); return nil })
+	s.ends = eventlog.NewEnds(client)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	s.logID, err = eventlog.ReadLogID(ctx, client)
+	return err
+}
+
 // silentConns are connections on which nothing was sent yet. Clients open some
 // in advance; a shutdown would wait five seconds for each.
 type silentConns struct {
@@ -460,7 +480,7 @@ func (s *server) startSide(kafka eventlog.Config, positions *eventlog.Positions)
 			PositionMaxAge: time.Duration(c.PositionAge), ArchiveAfter: time.Duration(c.ArchiveAfter),
 			InternalKey: c.InternalKey, WebhookSecrets: c.WebhookSecrets, CommandDeadline: 5 * time.Second,
 		},
-		Producer: producer, Kafka: kafka, Partitions: c.Partitions, DB: s.db, Log: s.log,
+		Producer: producer, Kafka: kafka, Partitions: c.Partitions, LogID: s.logID, DB: s.db, Log: s.log,
 		GatewayOrders: s.models, Search: riderSearch{s.models}, Inbox: positions,
 		WebhooksHandled: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_webhooks_handled_total", Help: "Webhooks of the inbox, by event and outcome."}, []string{"event", "outcome"}),
 	}
@@ -472,6 +492,7 @@ func (s *server) startSide(kafka eventlog.Config, positions *eventlog.Positions)
 		s.side.Gateway = gateway.NewSimulated(s.db, s.url+"/v1/webhooks/razorpay", c.WebhookSecrets, s.log)
 	}
 	s.menus = shard.NewMenus()
+	s.menus.Ends = s.ends
 	s.shards, err = shard.NewShards(shard.Config{Kafka: kafka, Partitions: c.Partitions, Build: build(), Menus: s.menus,
 		URL: c.Advertised, ClusterKey: c.ClusterKey,
 		PaymentGrace: time.Duration(c.PaymentGrace), ArchiveAfter: time.Duration(c.ArchiveAfter), InboxPassed: s.side.InboxPassed, Registry: s.registry, Log: s.log})
@@ -513,7 +534,7 @@ func (s *server) startQueries(kafka eventlog.Config, api *httpapi.API) error {
 	}
 	s.onStop(func(context.Context) error { client.Close(); return nil })
 	adm := kadm.NewClient(client)
-	q := &queryside.Side{DB: s.db, Models: s.models, PositionMaxAge: time.Duration(s.cmd.PositionAge),
+	q := &queryside.Side{DB: s.db, Models: s.models, LogID: s.logID, PositionMaxAge: time.Duration(s.cmd.PositionAge),
 		DeadLetters: &eventlog.DeadLetters{DB: s.db, Kafka: kafka},
 		Projections: projectionStatus(s.models),
 		Consumers: func(ctx context.Context) ([]eventlog.ConsumerStatus, error) {
@@ -526,11 +547,12 @@ func (s *server) startQueries(kafka eventlog.Config, api *httpapi.API) error {
 func (s *server) startFeed(kafka eventlog.Config, auth *httpapi.Authenticator, api *httpapi.API, health *health) error {
 	mac := hmac.New(sha256.New, []byte(s.cmd.InternalKey))
 	mac.Write([]byte("feed cursor"))
-	hub, err := queryside.NewHub(queryside.HubConfig{Key: mac.Sum(nil), Registry: s.registry})
+	mac.Write(s.logID[:])
+	hub, err := queryside.NewHub(queryside.HubConfig{Key: mac.Sum(nil), Ends: s.ends, Registry: s.registry})
 	if err != nil {
 		return err
 	}
-	feed := &queryside.Feed{Hub: hub, Auth: auth, Orders: s.models, Locations: s.side, AllowedOrigins: s.cmd.Origins, Log: s.log}
+	feed := &queryside.Feed{Hub: hub, Auth: auth, Orders: s.models, LogID: s.logID, Locations: s.side, AllowedOrigins: s.cmd.Origins, Log: s.log}
 	feed.Routes(api)
 	projector := &realtime.Projector{Kafka: kafka, Loader: s.models, Sink: hub, Registry: s.registry, Log: s.log}
 	feed.CatchUp = projector

@@ -2,6 +2,7 @@ package shard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"tomato/domain"
 	"tomato/domain/restaurant"
 	"tomato/eventlog"
 )
@@ -17,6 +19,10 @@ import (
 // follows topic restaurants from its start with the reader rule. Orders are
 // priced from it. Safe for concurrent use.
 type Menus struct {
+	// Ends ends the wait for a token that can never be passed; nil: it lasts as
+	// long as its context.
+	Ends *eventlog.Ends
+
 	mu         sync.RWMutex
 	held       map[string]*restaurant.State
 	next       map[int32]int64
@@ -51,28 +57,47 @@ func (m *Menus) learn(s *restaurant.State) {
 }
 
 // WaitFor returns when the table has passed the token's positions of topic
-// restaurants, or with ctx's error.
+// restaurants, or with ctx's error. A token that can never be passed is refused
+// as UnknownConsistencyToken.
 func (m *Menus) WaitFor(ctx context.Context, t eventlog.Token) error {
-	if len(t) == 0 {
+	progressed, behind := m.behind(t)
+	if len(behind) == 0 {
 		return nil
 	}
+	ctx, stop := m.Ends.Watch(ctx, behind)
+	defer stop()
 	for {
-		behind := false
-		m.mu.RLock()
-		for tp, offset := range t {
-			behind = behind || tp.Topic == eventlog.Restaurants && m.next[tp.Partition] <= offset
-		}
-		progressed := m.progressed
-		m.mu.RUnlock()
-		if !behind {
-			return nil
-		}
 		select {
 		case <-progressed:
+			if progressed, behind = m.behind(t); len(behind) == 0 {
+				return nil
+			}
 		case <-ctx.Done():
+			if errors.Is(context.Cause(ctx), eventlog.ErrUnknownToken) {
+				return domain.Refuse(UnknownConsistencyToken, "%v", eventlog.ErrUnknownToken)
+			}
 			return fmt.Errorf("%w: the menus have not caught up", ErrUnavailable)
 		}
 	}
+}
+
+// behind are the positions of the token that the table has not passed, and what
+// is closed when it moves on.
+func (m *Menus) behind(t eventlog.Token) (progressed <-chan struct{}, behind eventlog.Token) {
+	if len(t) == 0 {
+		return nil, nil
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for tp, offset := range t {
+		if tp.Topic == eventlog.Restaurants && m.next[tp.Partition] <= offset {
+			if behind == nil {
+				behind = eventlog.Token{}
+			}
+			behind[tp] = offset
+		}
+	}
+	return m.progressed, behind
 }
 
 // Run follows the topic until ctx ends. A broken connection is waited out; a

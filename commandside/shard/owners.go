@@ -220,11 +220,10 @@ func (s *Shards) Handler() http.Handler {
 			s.misdirect(w, p)
 			return
 		}
-		if err := s.Menus.WaitFor(ctx, req.After); err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
+		var res Result
+		if err = s.Menus.WaitFor(ctx, req.After); err == nil {
+			res, err = s.local(ctx, sh, &req)
 		}
-		res, err := s.local(ctx, sh, &req)
 		if errors.Is(err, errNotDecided) {
 			s.misdirect(w, p)
 			return

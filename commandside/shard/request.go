@@ -89,4 +89,6 @@ const (
 	VersionMismatch       domain.Code = "version_mismatch"        // 412
 	IdempotencyKeyReused  domain.Code = "idempotency_key_reused"  // 422
 	IdempotencyInProgress domain.Code = "idempotency_in_progress" // 409 with Retry-After
+
+	UnknownConsistencyToken domain.Code = "unknown_consistency_token" // 422
 )

@@ -58,6 +58,7 @@ func startProbed(t testing.TB, cfg eventlog.Config, probe func(shard.Step, int32
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	menus := shard.NewMenus()
+	menus.Ends = eventlog.NewEnds(eventlogtest.Client(t, cfg))
 	s, err := shard.NewShards(shard.Config{Kafka: cfg, Partitions: partitions, Menus: menus, PaymentGrace: time.Hour, ArchiveAfter: 720 * time.Hour,
 		InboxPassed: func(context.Context, string) (bool, error) { return true, nil },
 		ClusterKey:  "of the tests of the shards, 32 bytes", Probe: probe, Registry: prometheus.NewRegistry(), Log: log})
@@ -184,6 +185,27 @@ func TestAnOrderGoesItsWayAndSurvivesARestart(t *testing.T) {
 			t.Fatalf("a foreign customer: %v", err)
 		}
 	})
+}
+
+// A token beyond the end of the menus' log is refused, here and where the
+// command is forwarded to, and not waited for.
+func TestATokenBeyondTheMenusEndIsRefused(t *testing.T) {
+	t.Parallel()
+	cfg := eventlogtest.Embedded(t)
+	ensureTopics(t, cfg)
+	a, b := startInstance(t, cfg), startInstance(t, cfg)
+	eventually(t, func() bool { n, _ := b.Serving(); m, _ := a.Serving(); return n > 0 && m > 0 })
+	seen := a.openRestaurant(t)
+	for n := range 8 {
+		r := shard.Request{Actor: domain.SystemActor, Topic: eventlog.Riders, ID: fmt.Sprint("z", n), Command: rider.Put{RiderID: fmt.Sprint("z", n), Name: "A"}, After: seen}
+		if _, err := a.exec(t, r); err != nil {
+			t.Fatal("after what was appended:", err)
+		}
+		r.After = eventlog.Token{{Topic: eventlog.Restaurants, Partition: 0}: 1 << 40}
+		if _, err := a.exec(t, r); domain.RefusedWith(err) != shard.UnknownConsistencyToken {
+			t.Fatal(err)
+		}
+	}
 }
 
 // Two instances: the shards are spread, a stopped one's are taken over, and
