@@ -16,6 +16,7 @@ import (
 	"tomato/commandside/shard"
 	"tomato/domain"
 	"tomato/domain/order"
+	"tomato/domain/rider"
 	"tomato/eventlog"
 )
 
@@ -29,11 +30,25 @@ import (
 // then says that it is exhausted.
 //
 // A rider who becomes eligible while orders nearby wait is added to their
-// running waves. No such wake-up is lost: a search begins by taking the ends of
-// the topics that make riders eligible, and waits until the riders read model
-// has passed them; what comes later is an event of its own that dispatch
-// handles, waiting in turn for the orders read model. Where it then finds an
-// order whose next wave is just being searched for, it waits for that wave.
+// running waves. A search waits for the riders read model to pass the ends of
+// its topics, but at most SearchWait: one partition that is slow or paused must
+// not keep the orders of a city waiting. No rider is lost by that. Each event
+// that makes a rider eligible wakes dispatch, which
+//  1. waits, for as long as it takes, until the riders read model has passed
+//     all that concerns this rider's partition,
+//  2. then takes the ends of orders, and
+//  3. asks which orders near the rider wait, once the orders read model has
+//     passed those ends.
+//
+// A search that missed the rider looked before step 1 was done, so its order
+// became ready before step 2, and step 3 finds it. An order that step 3 misses,
+// because its partition of the orders read model is behind by more than
+// SearchWait, finds the rider in its next wave: searches take the order's state
+// from its shard. Where step 3 finds an order whose next wave is just being
+// searched for, it waits for that wave.
+//
+// A search that did not see everything gives no order up: it makes a further,
+// empty wave, and looks again when that ends.
 //
 // What dispatch knows may be old; what counts is decided by order.Decide: an
 // offer names its round and wave, and is dropped where the order has moved on.
@@ -79,6 +94,15 @@ func (d *dispatch) handle(ctx context.Context, events []eventlog.Event) error {
 	woken := map[string]eventlog.Event{}  // riders who became eligible
 	last := map[string]time.Time{}        // last positions, remembered once the batch is done: a repeat must see the same firsts
 	for _, e := range events {
+		if e.Topic == eventlog.RiderLocations { // whatever type a foreign record there has
+			p, err := rider.ReadPosition(e.Type, e.Subject, e.Data, time.Now())
+			if err != nil {
+				eventlog.Skip(ctx, &e, err)
+			} else if d.firstFresh(p, last) {
+				woken[e.Subject] = e
+			}
+			continue
+		}
 		switch e.Type {
 		case "ORDER_READY_FOR_RIDER", "OFFERS_EXPIRED", "RIDER_UNASSIGNED", "DISPATCH_REQUESTED":
 			orders[e.Subject] = e
@@ -92,34 +116,21 @@ func (d *dispatch) handle(ctx context.Context, events []eventlog.Event) error {
 			}
 		case "RIDER_ONLINE", "RIDER_RELEASED":
 			woken[e.Subject] = e
-		case "RIDER_LOCATION":
-			var p Position
-			if err := json.Unmarshal(e.Data, &p); err != nil {
-				return eventlog.Poison(err)
-			}
-			if d.firstFresh(p, last) {
-				woken[e.Subject] = e
-			}
 		}
 	}
 	if len(orders) == 0 && len(woken) == 0 {
 		d.remember(last)
 		return nil
 	}
-	// Everything that made riders eligible, or orders wait, before now.
-	ends, err := eventlog.EndOffsets(ctx, d.Producer, eventlog.Riders, eventlog.RiderLocations, eventlog.Orders)
+	// Everything that made riders eligible before now.
+	after, err := d.ends(ctx, eventlog.Riders, eventlog.RiderLocations)
 	if err != nil {
-		return eventlog.Away(err)
-	}
-	after := eventlog.Token{}
-	for tp, end := range ends {
-		if end > 0 {
-			after.Add(tp.Topic, tp.Partition, end-1)
-		}
+		return err
 	}
 	if err := d.searchFor(ctx, orders, after); err != nil {
 		return err
 	}
+	maps.DeleteFunc(after, func(tp eventlog.TopicPartition, _ int64) bool { return tp.Partition != events[0].Partition })
 	if err := d.wake(ctx, woken, after); err != nil {
 		return err
 	}
@@ -127,10 +138,25 @@ func (d *dispatch) handle(ctx context.Context, events []eventlog.Event) error {
 	return nil
 }
 
+// ends asks for everything that is on the topics now.
+func (d *dispatch) ends(ctx context.Context, topics ...string) (eventlog.Token, error) {
+	ends, err := eventlog.EndOffsets(ctx, d.Producer, topics...)
+	if err != nil {
+		return nil, eventlog.Away(err)
+	}
+	after := eventlog.Token{}
+	for tp, end := range ends {
+		if end > 0 {
+			after.Add(tp.Topic, tp.Partition, end-1)
+		}
+	}
+	return after, nil
+}
+
 // firstFresh says whether the position is the first after a time without a
 // fresh one, and notes it in last. After a restart every rider's first position
 // is.
-func (d *dispatch) firstFresh(p Position, last map[string]time.Time) bool {
+func (d *dispatch) firstFresh(p rider.Position, last map[string]time.Time) bool {
 	before, ok := last[p.RiderID]
 	if !ok {
 		d.mu.Lock()
@@ -174,6 +200,7 @@ func (d *dispatch) searchFor(ctx context.Context, orders map[string]eventlog.Eve
 		return err
 	}
 	last := len(d.OfferRadii)
+	until := time.Now().Add(d.SearchWait) // of all waves together
 	for len(wants) > 0 {
 		searches := make([]Search, len(wants))
 		for i, w := range wants {
@@ -185,9 +212,12 @@ func (d *dispatch) searchFor(ctx context.Context, orders map[string]eventlog.Eve
 			}
 			searches[i] = Search{OrderID: w.state.ID, Point: w.state.PickUp.Location, RadiusMeters: d.radius(w.wave), Limit: d.OfferLimit, Without: without}
 		}
-		found, err := d.Search.Nearest(ctx, searches, d.PositionMaxAge, after)
+		found, complete, err := d.Search.Nearest(ctx, searches, d.PositionMaxAge, after, time.Until(until))
 		if err != nil {
 			return unread(err)
+		}
+		if !complete && d.IncompleteSearches != nil {
+			d.IncompleteSearches.Add(float64(len(searches)))
 		}
 		var wider []*want
 		g, gctx := errgroup.WithContext(ctx)
@@ -195,7 +225,7 @@ func (d *dispatch) searchFor(ctx context.Context, orders map[string]eventlog.Eve
 		for i, w := range wants {
 			var command domain.Command
 			switch {
-			case len(found[i]) > 0 || w.wave == last:
+			case len(found[i]) > 0 || w.wave == last || w.wave > last && w.wave <= 2*last && !complete:
 				command = order.Offer{Round: w.state.Round, Wave: w.wave, Riders: offered(found[i]), TTL: d.OfferTTL, Limit: d.OfferLimit}
 			case w.wave < last:
 				w.wave++
@@ -241,7 +271,8 @@ func (d *dispatch) look(ctx context.Context, orders map[string]eventlog.Event) (
 	return wants, g.Wait()
 }
 
-// wake adds riders who became eligible to the running waves near them.
+// wake adds riders who became eligible to the running waves near them. Their
+// rows are there once the riders read model has passed after.
 func (d *dispatch) wake(ctx context.Context, woken map[string]eventlog.Event, after eventlog.Token) error {
 	if len(woken) == 0 {
 		return nil
@@ -250,7 +281,14 @@ func (d *dispatch) wake(ctx context.Context, woken map[string]eventlog.Event, af
 	for id := range woken {
 		ids = append(ids, id)
 	}
-	waiting, err := d.Search.Waiting(ctx, ids, d.OfferRadii, d.PositionMaxAge, after)
+	if err := d.Search.Passed(ctx, after); err != nil {
+		return unread(err)
+	}
+	orders, err := d.ends(ctx, eventlog.Orders)
+	if err != nil {
+		return err
+	}
+	waiting, err := d.Search.Waiting(ctx, ids, d.OfferRadii, d.PositionMaxAge, orders, d.SearchWait)
 	if err != nil {
 		return unread(err)
 	}

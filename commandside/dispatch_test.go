@@ -11,6 +11,7 @@ import (
 	"tomato/commandside/shard"
 	"tomato/domain"
 	"tomato/domain/order"
+	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
 )
@@ -35,20 +36,25 @@ type search struct {
 	err        error
 	asked      [][]Search
 	wakes      int
+	incomplete bool // the read model is behind
 }
 
-func (s *search) Nearest(_ context.Context, searches []Search, _ time.Duration, _ eventlog.Token) ([][]Candidate, error) {
+func (s *search) Nearest(_ context.Context, searches []Search, _ time.Duration, _ eventlog.Token, _ time.Duration) ([][]Candidate, bool, error) {
 	s.asked = append(s.asked, searches)
 	if s.err != nil {
-		return nil, s.err
+		return nil, false, s.err
 	}
 	found := s.candidates[0]
 	s.candidates = s.candidates[1:]
-	return found, nil
+	return found, !s.incomplete, nil
 }
 
-func (s *search) Waiting(context.Context, []string, []int, time.Duration, eventlog.Token) ([]WaitingOrder, error) {
+func (s *search) Passed(context.Context, eventlog.Token) error {
 	s.wakes++
+	return s.err
+}
+
+func (s *search) Waiting(context.Context, []string, []int, time.Duration, eventlog.Token, time.Duration) ([]WaitingOrder, error) {
 	return s.waiting, s.err
 }
 
@@ -70,11 +76,11 @@ func TestAWakeUpThatFailedIsRepeated(t *testing.T) {
 	o := &oneOrder{state: order.State{ID: "o", Version: 6, Status: order.ReadyForRider, Round: 1, Wave: 1, WaveOpen: true}}
 	s := &search{err: errors.New("away"), waiting: []WaitingOrder{{OrderID: "o", RiderID: "r", DistanceMeters: 7}}}
 	c := newDispatch(t, o, s)
-	data, err := json.Marshal(Position{RiderID: "r", RecordedAt: time.Now()})
+	data, err := json.Marshal(rider.Position{RiderID: "r", RecordedAt: time.Now()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	events := []eventlog.Event{{Type: "RIDER_LOCATION", Subject: "r", Data: data}}
+	events := []eventlog.Event{{Topic: eventlog.RiderLocations, Type: rider.PositionType, Subject: "r", Data: data}}
 	if err := c.Batch(t.Context(), events); !errors.Is(err, eventlog.ErrAway) {
 		t.Fatalf("a search that is away: %v", err)
 	}
@@ -131,5 +137,55 @@ func TestWavesWidenAndEnd(t *testing.T) {
 	}
 	if _, ok := o.got[1].(order.Exhaust); !ok {
 		t.Fatalf("then: %+v", o.got[1])
+	}
+}
+
+// A record of a foreign type on rider-locations is no order's event: dispatch
+// would ask for an order that is not there, again and again.
+func TestWhatIsNoPositionWakesNobody(t *testing.T) {
+	t.Parallel()
+	o := &oneOrder{}
+	s := &search{}
+	c := newDispatch(t, o, s)
+	err := c.Batch(t.Context(), []eventlog.Event{
+		{Topic: eventlog.RiderLocations, Type: "ORDER_READY_FOR_RIDER", Subject: "o", Version: 5, Data: []byte(`{}`)},
+		{Topic: eventlog.RiderLocations, Type: "RIDER_ONLINE", Subject: "r", Data: []byte(`{}`)},
+		{Topic: eventlog.RiderLocations, Type: rider.PositionType, Subject: "r", Data: []byte(`{`)},
+		{Topic: eventlog.RiderLocations, Type: rider.PositionType, Subject: "r", Data: []byte(`{"riderId":"r","recordedAt":"9999-01-01T00:00:00Z","location":{"type":"Point","coordinates":[1,1]}}`)},
+	})
+	if err != nil || s.wakes != 0 || len(s.asked) != 0 {
+		t.Fatalf("%d wake-ups, %d searches, %v", s.wakes, len(s.asked), err)
+	}
+}
+
+// A search that did not see every rider gives no order up, but not for ever.
+func TestAnIncompleteSearchGivesNoOrderUp(t *testing.T) {
+	t.Parallel()
+	o := &oneOrder{state: order.State{ID: "o", Version: 7, Status: order.ReadyForRider, Round: 1, Wave: 2}}
+	s := &search{incomplete: true}
+	c := newDispatch(t, o, s)
+	for wave := 3; ; wave++ {
+		s.candidates = [][][]Candidate{{nil}}
+		if err := c.Batch(t.Context(), []eventlog.Event{{Topic: eventlog.Orders, Type: "OFFERS_EXPIRED", Subject: "o", Version: 7}}); err != nil {
+			t.Fatal(err)
+		}
+		command := o.got[len(o.got)-1]
+		if _, ok := command.(order.Exhaust); ok {
+			if wave != 5 {
+				t.Fatalf("given up at wave %d", wave)
+			}
+			break
+		}
+		if offer, ok := command.(order.Offer); !ok || offer.Wave != wave || len(offer.Riders) != 0 {
+			t.Fatalf("wave %d: %+v", wave, command)
+		}
+		o.state.Wave = wave
+	}
+	o.state.Wave, s.incomplete, s.candidates = 2, false, [][][]Candidate{{nil}}
+	if err := c.Batch(t.Context(), []eventlog.Event{{Topic: eventlog.Orders, Type: "OFFERS_EXPIRED", Subject: "o", Version: 7}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := o.got[len(o.got)-1].(order.Exhaust); !ok {
+		t.Fatalf("a complete search: %+v", o.got[len(o.got)-1])
 	}
 }

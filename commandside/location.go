@@ -11,17 +11,10 @@ import (
 
 	"tomato/commandside/shard"
 	"tomato/domain"
+	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/httpapi"
 )
-
-// Position is a rider's position: the data of RIDER_LOCATION on topic
-// rider-locations. It is telemetry: no aggregate, no version.
-type Position struct {
-	RiderID    string       `json:"riderId"`
-	Location   domain.Point `json:"location"`
-	RecordedAt time.Time    `json:"recordedAt"`
-}
 
 // maxClockSkew is how far ahead of us a device's clock may be.
 const maxClockSkew = time.Minute
@@ -99,7 +92,7 @@ func (s *Side) ReportLocation(ctx context.Context, riderID string, at domain.Poi
 	if !known[riderID] {
 		return domain.Refuse(domain.NotFound, "no such rider")
 	}
-	return s.producePositions(ctx, []Position{{riderID, at, recordedAt}})
+	return s.producePositions(ctx, []rider.Position{{RiderID: riderID, Location: at, RecordedAt: recordedAt}})
 }
 
 func (s *Side) bulkLocations(ctx context.Context, in *locationsInput) (*locationsOutput, error) {
@@ -114,7 +107,7 @@ func (s *Side) bulkLocations(ctx context.Context, in *locationsInput) (*location
 	out := &locationsOutput{Status: 202}
 	out.Body.Rejected = []rejectedPosition{}
 	latest := time.Now().Add(maxClockSkew)
-	var accepted []Position
+	var accepted []rider.Position
 	for i, p := range in.Body.Positions {
 		switch {
 		case !known[ids[i]]:
@@ -122,7 +115,7 @@ func (s *Side) bulkLocations(ctx context.Context, in *locationsInput) (*location
 		case p.RecordedAt.After(latest):
 			out.Body.Rejected = append(out.Body.Rejected, rejectedPosition{i, "recorded_at_in_future"})
 		default:
-			accepted = append(accepted, Position{ids[i], p.Location, p.RecordedAt})
+			accepted = append(accepted, rider.Position{RiderID: ids[i], Location: p.Location, RecordedAt: p.RecordedAt})
 		}
 	}
 	if err := s.producePositions(ctx, accepted); err != nil {
@@ -169,7 +162,7 @@ func (s *Side) knownRiders(ctx context.Context, ids []string) (map[string]bool, 
 	return known, nil
 }
 
-func (s *Side) producePositions(ctx context.Context, positions []Position) error {
+func (s *Side) producePositions(ctx context.Context, positions []rider.Position) error {
 	if len(positions) == 0 {
 		return nil
 	}
@@ -186,7 +179,7 @@ func (s *Side) producePositions(ctx context.Context, positions []Position) error
 		if err != nil {
 			return err
 		}
-		e := eventlog.Event{ID: uuid.NewString(), Source: "/tomato/commandside", Type: "RIDER_LOCATION", Time: now, Subject: p.RiderID, Data: data}
+		e := eventlog.Event{ID: uuid.NewString(), Source: "/tomato/commandside", Type: rider.PositionType, Time: now, Subject: p.RiderID, Data: data}
 		records[i] = e.NewRecord(eventlog.RiderLocations, eventlog.PartitionFor(p.RiderID, s.Partitions))
 	}
 	if err := s.produce(ctx, records...); err != nil {

@@ -30,6 +30,7 @@ type Config struct {
 	OfferRadii      []int // meters, one per wave
 	OfferLimit      int   // riders in one wave
 	PositionMaxAge  time.Duration
+	SearchWait      time.Duration // at most, of dispatch for the read models it searches
 	ArchiveAfter    time.Duration
 	InternalKey     string   // of POST /api/v1/internal/emit
 	WebhookSecrets  []string // newest first
@@ -54,6 +55,9 @@ type Side struct {
 
 	// WebhooksHandled counts the webhooks of the inbox by event and outcome; nil: not counted.
 	WebhooksHandled *prometheus.CounterVec
+
+	// IncompleteSearches counts the searches that did not wait any longer; nil: not counted.
+	IncompleteSearches prometheus.Counter
 
 	inbox inboxMarks
 }
@@ -97,12 +101,17 @@ type WaitingOrder struct {
 // RiderSearch is what dispatch asks of the riders and orders read models.
 type RiderSearch interface {
 	// Nearest answers all searches in one round trip: for each, free, verified
-	// riders with a fresh position within its radius, nearest first. The riders
-	// read model has passed after.
-	Nearest(ctx context.Context, searches []Search, maxAge time.Duration, after eventlog.Token) ([][]Candidate, error)
+	// riders with a fresh position within its radius, nearest first. It waits
+	// at most wait for the riders read model to pass after, and then answers
+	// from what is there; complete says whether the read model had passed it.
+	Nearest(ctx context.Context, searches []Search, maxAge time.Duration, after eventlog.Token, wait time.Duration) (found [][]Candidate, complete bool, err error)
+	// Passed waits until the riders read model has passed after. It fails with
+	// eventlog.ErrBehind where that takes more than seconds.
+	Passed(ctx context.Context, after eventlog.Token) error
 	// Waiting returns, for riders that became eligible, the orders that wait
 	// for a rider (not exhausted) within whose radius they are: that of the
 	// running wave, or of the next one where none runs (radii[wave-1], the last
-	// one for later waves). Both read models have passed after.
-	Waiting(ctx context.Context, riderIDs []string, radii []int, maxAge time.Duration, after eventlog.Token) ([]WaitingOrder, error)
+	// one for later waves). It waits at most wait for the orders read model to
+	// pass after, and then answers from what is there.
+	Waiting(ctx context.Context, riderIDs []string, radii []int, maxAge time.Duration, after eventlog.Token, wait time.Duration) ([]WaitingOrder, error)
 }

@@ -148,7 +148,7 @@ func (e *eachWorker) admit(items []*item) error {
 	for _, i := range items {
 		s := &slot{item: i}
 		e.window = append(e.window, s)
-		if e.parked.blocks(i.key, i.event.Offset) {
+		if e.blocked(i) {
 			queued = append(queued, s)
 			continue
 		}
@@ -280,6 +280,10 @@ func (w *worker) handle(i *item, calling *atomic.Int64) (*parkedItem, error) {
 				return nil, err
 			}
 			continue
+		}
+		if w.telemetry {
+			w.skip(i.event.Offset, err)
+			return nil, nil
 		}
 		it, err := w.newlyFailed(i, err)
 		if err != nil {

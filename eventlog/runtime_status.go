@@ -169,7 +169,7 @@ func (r *Runtime) Stopped(names ...string) []string {
 type runtimeMetrics struct {
 	r                       *Runtime
 	voids, retries, deads   *prometheus.CounterVec
-	handledTotal            *prometheus.CounterVec
+	handledTotal, skipped   *prometheus.CounterVec
 	breakers                *prometheus.GaugeVec
 	lagRecords, lagSeconds  *prometheus.Desc
 	inRetry, waiting, dead_ *prometheus.Desc
@@ -187,6 +187,7 @@ func newRuntimeMetrics(r *Runtime) *runtimeMetrics {
 		retries:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_consumer_retries_total", Help: "Failed attempts after which a record was parked for retry."}, []string{"consumer"}),
 		deads:        prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_consumer_dead_letters_total", Help: "Records that became dead letters."}, []string{"consumer", "class"}),
 		handledTotal: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_consumer_events_total", Help: "Events that have taken effect on their first attempt."}, []string{"consumer"}),
+		skipped:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_consumer_skipped_total", Help: "Records of telemetry topics that could not be read, or whose handler failed, and were passed over."}, []string{"consumer", "topic"}),
 		breakers: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tomato_breaker_state",
 			Help: "Of what consumers depend on: 0 it answers, 1 one asks whether it is back, 2 it is away."}, []string{"dependency"}),
 		lagRecords: desc("tomato_consumer_lag_records", "Records of the partition that are neither done nor parked."),
@@ -200,7 +201,7 @@ func newRuntimeMetrics(r *Runtime) *runtimeMetrics {
 	}
 	if r.Registry != nil {
 		m.voids, m.retries = register(r.Registry, m.voids), register(r.Registry, m.retries)
-		m.breakers = register(r.Registry, m.breakers)
+		m.breakers, m.skipped = register(r.Registry, m.breakers), register(r.Registry, m.skipped)
 		m.deads, m.handledTotal = register(r.Registry, m.deads), register(r.Registry, m.handledTotal)
 		_ = register(r.Registry, prometheus.Collector(m))
 	}

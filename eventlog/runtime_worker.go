@@ -42,6 +42,8 @@ type worker struct {
 	commitMu sync.Mutex
 	cp       *Checkpoint
 
+	telemetry bool // IsTelemetry of the topic
+
 	mu        sync.Mutex // guards what follows
 	queue     []*kgo.Record
 	bytes     int
@@ -58,6 +60,7 @@ type worker struct {
 	suspended atomic.Int32  // lanes of an Each consumer that wait for what is away, and have no place
 	resumed   chan struct{} // one in it for each of these that is at work again
 
+	skips     skips
 	hasParked atomic.Bool // so that an operator may have changed a row
 	heartbeat atomic.Int64
 	calling   atomic.Int64 // since when the longest call of an Each handler is under way, Unix nanoseconds; 0: none is
@@ -71,11 +74,12 @@ type worker struct {
 func newWorker(s *session, cp *Checkpoint, parked *parkedSet) *worker {
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &worker{
-		s: s, g: s.g, cp: cp, ctx: ctx, cancel: cancel,
+		s: s, g: s.g, cp: cp, telemetry: IsTelemetry(cp.Topic), ctx: ctx, cancel: cancel,
 		log:    s.g.log.With("topic", cp.Topic, "partition", cp.Partition),
 		absent: map[*absence]*absent{}, resumed: make(chan struct{}, s.g.c.Lanes), drain: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1),
 		pos: cp.Mark, end: cp.Next, read: cp.Mark, parked: parked,
 	}
+	w.ctx = context.WithValue(w.ctx, workerKey{}, w)
 	w.hasParked.Store(parked.len() > 0)
 	w.beat()
 	return w
@@ -216,6 +220,8 @@ func (w *worker) take(n int) []*kgo.Record {
 
 func (w *worker) overBudget() error {
 	switch {
+	case w.telemetry: // what an older build has parked holds nothing up
+		return nil
 	case w.parked.len() >= w.g.c.Budget:
 		return fmt.Errorf("%d records are parked (budget %d)", w.parked.len(), w.g.c.Budget)
 	case w.parked.overKeys > 0:
@@ -363,6 +369,12 @@ func (w *worker) scan(recs []*kgo.Record, room *scanRoom) (batch, error) {
 		}
 		if w.parked.has(r.Offset) {
 			continue // parked before a crash, ahead of the checkpoint
+		}
+		if w.telemetry && (bad != nil || r.Value == nil) {
+			if r.Value != nil {
+				w.skip(r.Offset, bad)
+			}
+			continue
 		}
 		it := &room.items[len(items)]
 		*it = item{before: before, event: e, key: e.Subject}
@@ -885,7 +897,7 @@ func (w *worker) attempt(b batch, end Mark) error {
 	var queued []*item
 	for n, i := range b.items {
 		switch {
-		case w.parked.blocks(i.key, i.event.Offset):
+		case w.blocked(i):
 			if queued == nil {
 				events = slices.Clone(events[:n])
 			}
@@ -921,8 +933,17 @@ func (w *worker) attempt(b batch, end Mark) error {
 	return nil
 }
 
+// blocked says whether a fresh record must queue behind a parked one of its key.
+func (w *worker) blocked(i *item) bool {
+	return !w.telemetry && w.parked.blocks(i.key, i.event.Offset)
+}
+
 // park writes the row of a record that failed, and moves the checkpoint.
 func (w *worker) park(i *item, end Mark, cause error) error {
+	if w.telemetry {
+		w.skip(i.event.Offset, cause)
+		return w.insist(func() error { return w.commit(end, nil, nil, nil) })
+	}
 	it, err := w.newlyFailed(i, cause)
 	if err != nil {
 		return err

@@ -69,7 +69,7 @@ func benchmarkNearest(b *testing.B, share float64, batch int) {
 			for i := range wish {
 				wish[i] = projections.Search{Point: domain.Point{Lng: 77.55 + rand.Float64()*0.1, Lat: 12.95 + rand.Float64()*0.1}, RadiusMeters: 5000, Limit: 20}
 			}
-			got, err := m.Nearest(ctx, wish, time.Hour, nil)
+			got, _, err := m.Nearest(ctx, wish, time.Hour, nil, 0)
 			if err != nil {
 				b.Error(err)
 				return

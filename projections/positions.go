@@ -2,33 +2,29 @@ package projections
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"maps"
 	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
-	"tomato/domain"
+	"tomato/domain/rider"
 	"tomato/eventlog"
-	"tomato/projections/realtime"
 )
 
 // positions is the table of each rider's latest position. It is telemetry, not
-// a fold: one that is older than the last is dropped.
+// a fold: one that is older than the last is dropped, and so is a record that is
+// no position.
 type positions struct{}
 
 func (positions) apply(ctx context.Context, tx pgx.Tx, schema string, events []eventlog.Event) error {
-	latest := make(map[string]realtime.Position, len(events))
+	latest, now := make(map[string]rider.Position, len(events)), time.Now()
 	for i := range events {
 		e := &events[i]
-		if e.Type != realtime.PositionType {
+		p, err := rider.ReadPosition(e.Type, e.Subject, e.Data, now)
+		if err != nil {
+			eventlog.Skip(ctx, e, err)
 			continue
-		}
-		var p realtime.Position
-		if err := json.Unmarshal(e.Data, &p); err != nil || !domain.ValidID(p.RiderID) || p.RecordedAt.IsZero() || !p.Location.Valid() {
-			return eventlog.Poison(fmt.Errorf("%s/%d@%d is no position: %v", e.Topic, e.Partition, e.Offset, err))
 		}
 		if old, ok := latest[p.RiderID]; !ok || !p.RecordedAt.Before(old.RecordedAt) {
 			latest[p.RiderID] = p
@@ -51,7 +47,7 @@ func (positions) apply(ctx context.Context, tx pgx.Tx, schema string, events []e
 		SELECT u.id, ST_MakePoint(u.lng, u.lat)::geography, u.at
 		FROM unnest($1::text[], $2::float8[], $3::float8[], $4::timestamptz[]) AS u(id, lng, lat, at)
 		ON CONFLICT (rider_id) DO UPDATE SET location = EXCLUDED.location, recorded_at = EXCLUDED.recorded_at
-		WHERE p.recorded_at <= EXCLUDED.recorded_at`, ids, lngs, lats, times)
+		WHERE p.recorded_at <= EXCLUDED.recorded_at OR p.recorded_at > $5`, ids, lngs, lats, times, now.Add(rider.MaxAhead))
 	batch.Queue(joinFreeRiders(schema)+` AND p.rider_id = ANY ($1) ORDER BY p.rider_id`+replaceFreeRiders, ids)
 	return tx.SendBatch(ctx, batch).Close()
 }

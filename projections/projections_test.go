@@ -29,7 +29,6 @@ import (
 	"tomato/migrations"
 	"tomato/migrations/postgrestest"
 	"tomato/projections"
-	"tomato/projections/realtime"
 )
 
 const partitions = 3
@@ -160,7 +159,7 @@ func ready(id string) []domain.Event {
 }
 
 func (b *bench) position(id string, p domain.Point, at time.Time) eventlog.Token {
-	return b.w.Telemetry(eventlog.RiderLocations, id, realtime.PositionType, realtime.Position{RiderID: id, Location: p, RecordedAt: at})
+	return b.w.Telemetry(eventlog.RiderLocations, id, rider.PositionType, rider.Position{RiderID: id, Location: p, RecordedAt: at})
 }
 
 func TestRowsAreTheFoldOfTheLog(t *testing.T) {
@@ -471,7 +470,7 @@ func TestRidersRebuildKeepsPositionsAndTheirCheckpoint(t *testing.T) {
 		token.Merge(b.position(id, near(centre, 90000), now.Add(-time.Minute))) // older than the last: dropped
 	}
 	find := func() string {
-		found, err := b.m.Nearest(t.Context(), []projections.Search{{Point: centre, RadiusMeters: 450, Limit: 10}}, 5*time.Minute, token)
+		found, _, err := b.m.Nearest(t.Context(), []projections.Search{{Point: centre, RadiusMeters: 450, Limit: 10}}, 5*time.Minute, token, time.Minute)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -545,6 +544,44 @@ func TestATokenIsWaitedForAndThenGivenUp(t *testing.T) {
 	}
 }
 
+// Anybody may write to rider-locations: what is no position changes no row, and
+// the next one of its rider takes effect.
+func TestWhatIsNoPositionChangesNoRow(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	now := time.Now()
+	// As a build that took any time for good has left it.
+	if _, err := b.db.Exec(t.Context(), `INSERT INTO riders_g1.rider_positions VALUES ('ahead', ST_MakePoint(0, 0)::geography, '9999-01-01')`); err != nil {
+		t.Fatal(err)
+	}
+	b.project(b.m)
+	token := eventlog.Token{}
+	for _, id := range []string{"r1", "ahead"} {
+		token.Merge(b.w.Append(eventlog.Riders, id, ready(id)...))
+	}
+	type anything = map[string]any
+	place, at := anything{"type": "Point", "coordinates": []float64{77.59, 12.97}}, now.Format(time.RFC3339Nano)
+	for _, bad := range []any{
+		"no object", anything{}, anything{"riderId": "r1", "recordedAt": at}, anything{"riderId": "r1", "location": place},
+		anything{"riderId": "r1", "location": anything{"type": "Point", "coordinates": []float64{1e9, 0}}, "recordedAt": at},
+		anything{"riderId": "r1", "location": place, "recordedAt": "9999-01-01T00:00:00Z"},
+		anything{"riderId": "ahead", "location": place, "recordedAt": at},
+	} {
+		token.Merge(b.w.Telemetry(eventlog.RiderLocations, "r1", rider.PositionType, bad))
+	}
+	token.Merge(b.w.Telemetry(eventlog.RiderLocations, "r1", "RIDER_ONLINE", anything{"riderId": "r1"}))
+	token.Merge(b.position("r1", centre, now))
+	token.Merge(b.position("ahead", centre, now))
+	found, _, err := b.m.Nearest(t.Context(), []projections.Search{{Point: centre, RadiusMeters: 10, Limit: 10}}, 5*time.Minute, token, time.Minute)
+	if err != nil || len(found[0]) != 2 {
+		t.Errorf("found %v, %v", found, err)
+	}
+	var parked int
+	if err := b.db.QueryRow(t.Context(), `SELECT count(*) FROM tomato.parked`).Scan(&parked); err != nil || parked != 0 {
+		t.Errorf("%d parked, %v", parked, err)
+	}
+}
+
 func TestWaitingFindsOrdersWhoseWaveReachesTheRider(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -577,7 +614,7 @@ func TestWaitingFindsOrdersWhoseWaveReachesTheRider(t *testing.T) {
 	}
 	token.Merge(b.w.Append(eventlog.Riders, "busy", rider.Claimed{RiderID: "busy", ClaimID: 4, OrderID: orderID(9)}))
 	token.Merge(b.w.Append(eventlog.Riders, "offline", rider.WentOffline{RiderID: "offline"}))
-	got, err := b.m.Waiting(t.Context(), []string{"free", "busy", "stale", "offline", "unknown"}, []int{1000, 2000}, 5*time.Minute, token)
+	got, err := b.m.Waiting(t.Context(), []string{"free", "busy", "stale", "offline", "unknown"}, []int{1000, 2000}, 5*time.Minute, token, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -247,6 +247,25 @@ func (m *ReadModels) Serving(ctx context.Context, model string) (Generation, err
 // under way finishes on the generation it began with. If that is dropped
 // meanwhile, query is called once more; it must bear that.
 func (m *ReadModels) Read(ctx context.Context, after eventlog.Token, models []string, query func(schemas []string) error) error {
+	return m.read(ctx, models, query, func(g Generation) error { return m.wait(ctx, g, after, m.maxWait()) })
+}
+
+// readWithin is Read for who would rather have an answer from what is there
+// than wait for longer than most; passed says whether all of after had been passed.
+func (m *ReadModels) readWithin(ctx context.Context, most time.Duration, after eventlog.Token, models []string, query func(schemas []string) error) (passed bool, err error) {
+	until := time.Now().Add(most)
+	passed = true
+	err = m.read(ctx, models, query, func(g Generation) error {
+		err := m.wait(ctx, g, after, time.Until(until))
+		if errors.Is(err, eventlog.ErrBehind) {
+			passed, err = false, nil
+		}
+		return err
+	})
+	return passed, err
+}
+
+func (m *ReadModels) read(ctx context.Context, models []string, query func(schemas []string) error, wait func(Generation) error) error {
 	for again := false; ; again = true {
 		schemas := make([]string, len(models))
 		for i, model := range models {
@@ -254,7 +273,7 @@ func (m *ReadModels) Read(ctx context.Context, after eventlog.Token, models []st
 			if err != nil {
 				return err
 			}
-			if err := m.wait(ctx, g, after); err != nil {
+			if err := wait(g); err != nil {
 				return err
 			}
 			schemas[i] = g.Schema()
@@ -269,7 +288,14 @@ func (m *ReadModels) Read(ctx context.Context, after eventlog.Token, models []st
 	}
 }
 
-func (m *ReadModels) wait(ctx context.Context, g Generation, after eventlog.Token) error {
+func (m *ReadModels) maxWait() time.Duration {
+	if m.MaxWait == 0 {
+		return defaultMaxWait
+	}
+	return m.MaxWait
+}
+
+func (m *ReadModels) wait(ctx context.Context, g Generation, after eventlog.Token, most time.Duration) error {
 	topics := Topics(g.Model)
 	touched := false
 	for tp := range after {
@@ -277,10 +303,6 @@ func (m *ReadModels) wait(ctx context.Context, g Generation, after eventlog.Toke
 	}
 	if !touched {
 		return nil
-	}
-	most := m.MaxWait
-	if most == 0 {
-		most = defaultMaxWait
 	}
 	bounded, cancel := context.WithTimeoutCause(ctx, most, eventlog.ErrBehind)
 	defer cancel()

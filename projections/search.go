@@ -73,10 +73,11 @@ func nearest(schema string, sorted bool) string {
 
 // Nearest answers all searches in one round trip: for each, free, verified
 // riders with a position younger than maxAge within its radius, nearest first.
-// The riders read model has passed after.
-func (m *ReadModels) Nearest(ctx context.Context, searches []Search, maxAge time.Duration, after eventlog.Token) ([][]Candidate, error) {
+// It waits at most wait for the riders read model to pass after, and then
+// answers from what is there; complete says whether it had passed.
+func (m *ReadModels) Nearest(ctx context.Context, searches []Search, maxAge time.Duration, after eventlog.Token, wait time.Duration) (_ [][]Candidate, complete bool, _ error) {
 	if len(searches) == 0 {
-		return nil, nil
+		return nil, true, nil
 	}
 	n := len(searches)
 	index, lngs, lats, radii := make([]int32, n), make([]float64, n), make([]float64, n), make([]float64, n)
@@ -105,7 +106,7 @@ func (m *ReadModels) Nearest(ctx context.Context, searches []Search, maxAge time
 		})
 		return err
 	}
-	err := m.Read(ctx, after, []string{Riders}, func(schemas []string) error {
+	complete, err := m.readWithin(ctx, wait, after, []string{Riders}, func(schemas []string) error {
 		err := search(schemas[0], false)
 		var pg *pgconn.PgError
 		if errors.As(err, &pg) && pg.Code == "XX000" {
@@ -114,9 +115,9 @@ func (m *ReadModels) Nearest(ctx context.Context, searches []Search, maxAge time
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("search riders: %w", err)
+		return nil, false, fmt.Errorf("search riders: %w", err)
 	}
-	return found, nil
+	return found, complete, nil
 }
 
 // WaitingOrder is an order whose running wave a rider came in reach of.
@@ -130,8 +131,9 @@ type WaitingOrder struct {
 // rider, and are not given up, within whose radius they are: that of the
 // running wave, or of the next one where none runs (radii[wave-1], the last one
 // for later waves). Running waves that have the rider already, or that they
-// declined or dropped, are left out. Both read models have passed after.
-func (m *ReadModels) Waiting(ctx context.Context, riderIDs []string, radii []int, maxAge time.Duration, after eventlog.Token) ([]WaitingOrder, error) {
+// declined or dropped, are left out. It waits at most wait for the orders read
+// model to pass after, and then answers from what is there.
+func (m *ReadModels) Waiting(ctx context.Context, riderIDs []string, radii []int, maxAge time.Duration, after eventlog.Token, wait time.Duration) ([]WaitingOrder, error) {
 	if len(riderIDs) == 0 || len(radii) == 0 {
 		return nil, nil
 	}
@@ -141,7 +143,7 @@ func (m *ReadModels) Waiting(ctx context.Context, riderIDs []string, radii []int
 		widest = max(widest, meters[i])
 	}
 	var found []WaitingOrder
-	err := m.Read(ctx, after, []string{Riders, Orders}, func(schemas []string) error {
+	_, err := m.readWithin(ctx, wait, after, []string{Riders, Orders}, func(schemas []string) error {
 		rows, err := m.DB.Query(ctx, `
 			SELECT o.id, f.rider_id, o.meters
 			FROM `+schemas[0]+`.free_riders f

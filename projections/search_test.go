@@ -78,7 +78,7 @@ func TestNearestIsWhatLookingAtEveryRiderFinds(t *testing.T) {
 				searches[i].Without = append(searches[i].Without, fmt.Sprintf("rider%d", rapid.IntRange(0, 60).Draw(t, "one")))
 			}
 		}
-		found, err := b.m.Nearest(b.t.Context(), searches, 5*time.Minute, nil)
+		found, _, err := b.m.Nearest(b.t.Context(), searches, 5*time.Minute, nil, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -121,8 +121,8 @@ func TestAsyncAPIHasEveryTopic(t *testing.T) {
 	if got, want := doc.Channels["parked"].Address, eventlog.ParkedTopic("{topic}", "{consumer}", "{stage}"); got != want {
 		t.Errorf("parked records: %s, not %s", got, want)
 	}
-	if doc.Components.Messages[feed.Emitted].Name != feed.Emitted || doc.Components.Messages[realtime.PositionType].Name != realtime.PositionType {
-		t.Errorf("%s or %s is missing", feed.Emitted, realtime.PositionType)
+	if doc.Components.Messages[feed.Emitted].Name != feed.Emitted || doc.Components.Messages[rider.PositionType].Name != rider.PositionType {
+		t.Errorf("%s or %s is missing", feed.Emitted, rider.PositionType)
 	}
 }
 

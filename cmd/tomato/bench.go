@@ -268,7 +268,7 @@ func (b *bench) serveConfig(roles ...string) (serveCmd, error) {
 	s.secretFlags = secretFlags{JWTSecret: benchSecret, ClusterKey: benchClusterKey, InternalKey: benchSecret, WebhookSecrets: []string{benchSecret}}
 	s.JWTIssuer, s.JWTAudience, s.KeyID, s.KeySecret = "", "", "", ""
 	s.PaymentTTL, s.AcceptTTL, s.OfferTTL, s.PositionAge = duration(12*time.Hour), duration(12*time.Hour), duration(12*time.Hour), duration(12*time.Hour)
-	s.OfferRadii, s.OfferLimit = []int{5000, 8000, 12000}, 50
+	s.OfferRadii, s.OfferLimit, s.SearchWait = []int{5000, 8000, 12000}, 50, duration(500*time.Millisecond)
 	return s, nil
 }
 

@@ -147,7 +147,7 @@ func (b *bench) buildTown(ctx context.Context, s *server) error {
 	fctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	err := until(fctx, func() (bool, error) {
-		found, err := s.models.Nearest(fctx, searches, time.Hour, nil)
+		found, _, err := s.models.Nearest(fctx, searches, time.Hour, nil, 0)
 		if err != nil {
 			return false, err
 		}

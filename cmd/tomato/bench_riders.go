@@ -9,13 +9,11 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"tomato/commandside"
 	"tomato/commandside/shard"
 	"tomato/domain"
 	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/projections"
-	"tomato/projections/realtime"
 )
 
 const (
@@ -72,7 +70,7 @@ func (b *bench) riders(ctx context.Context) error {
 	limit, value, err = b.alternating(ctx, "searches",
 		func(ctx context.Context) (map[string]float64, error) {
 			return closedLoop(ctx, searchers, b.Duration, func(ctx context.Context, _ int) error {
-				_, err := s.models.Nearest(ctx, []projections.Search{{Point: cityPoint(), RadiusMeters: 5000, Limit: 20}}, time.Hour, nil)
+				_, _, err := s.models.Nearest(ctx, []projections.Search{{Point: cityPoint(), RadiusMeters: 5000, Limit: 20}}, time.Hour, nil, 0)
 				return err
 			})
 		},
@@ -191,11 +189,11 @@ func (b *bench) writePositions(ctx context.Context, s *server, byPartition [][]s
 		events := make([]eventlog.Event, positionsAtOnce)
 		for i := range events {
 			id := ids[rand.IntN(len(ids))]
-			data, err := json.Marshal(commandside.Position{RiderID: id, Location: cityPoint(), RecordedAt: now})
+			data, err := json.Marshal(rider.Position{RiderID: id, Location: cityPoint(), RecordedAt: now})
 			if err != nil {
 				return err
 			}
-			events[i] = eventlog.Event{Topic: eventlog.RiderLocations, Partition: int32(p), Type: realtime.PositionType, Subject: id, Time: now, Data: data}
+			events[i] = eventlog.Event{Topic: eventlog.RiderLocations, Partition: int32(p), Type: rider.PositionType, Subject: id, Time: now, Data: data}
 		}
 		tx, err := s.db.Begin(ctx)
 		if err != nil {

@@ -72,7 +72,7 @@ func startContract(t *testing.T, change func(*serveCmd)) *contract {
 		Role:          []string{roleCommand, roleQuery, roleFeed, roleProject, roleReact},
 		HTTPAddr:      "127.0.0.1:0",
 		PaymentTTL:    duration(15 * time.Minute), PaymentGrace: duration(time.Hour), AcceptTTL: duration(10 * time.Minute), OfferTTL: duration(10 * time.Minute),
-		OfferRadii: []int{5000, 8000, 12000}, OfferLimit: 50, PositionAge: duration(5 * time.Minute), ArchiveAfter: duration(720 * time.Hour),
+		OfferRadii: []int{5000, 8000, 12000}, OfferLimit: 50, PositionAge: duration(5 * time.Minute), SearchWait: duration(500 * time.Millisecond), ArchiveAfter: duration(720 * time.Hour),
 	}
 	if change != nil {
 		change(&cmd)

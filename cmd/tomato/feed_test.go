@@ -14,6 +14,7 @@ import (
 	"tomato/domain"
 	"tomato/domain/feed"
 	"tomato/domain/order"
+	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
 	"tomato/httpapi"
@@ -171,7 +172,7 @@ func TestFeedFromTheLogToTheSockets(t *testing.T) {
 		expectFeed(t, restaurant, "order:update", "restaurant:r1")
 		expectFeed(t, restaurant, "order:rider_assigned", "restaurant:r1")
 
-		w.Telemetry(eventlog.RiderLocations, "k1", realtime.PositionType, realtime.Position{RiderID: "k1", RecordedAt: time.Now()})
+		w.Telemetry(eventlog.RiderLocations, "k1", rider.PositionType, rider.Position{RiderID: "k1", RecordedAt: time.Now()})
 		cursor := expectFeed(t, customer, "rider:location", "order:"+id).Cursor
 
 		// One instance goes away; what happens meanwhile comes from the other.

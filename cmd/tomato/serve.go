@@ -67,6 +67,7 @@ type serveCmd struct {
 	OfferRadii   []int    `name:"offer-radii" env:"TOMATO_OFFER_RADII" default:"5000,8000,12000" help:"Meters, one per wave."`
 	OfferLimit   int      `name:"offer-limit" env:"TOMATO_OFFER_LIMIT" default:"50" help:"Riders in one wave."`
 	PositionAge  duration `name:"position-max-age" env:"TOMATO_POSITION_MAX_AGE" default:"5m" help:"Riders with an older position get no offers."`
+	SearchWait   duration `name:"search-wait" env:"TOMATO_SEARCH_WAIT" default:"500ms" help:"A search for riders waits at most this long for the read models, then searches what is there; at most 10s."`
 	ArchiveAfter duration `name:"archive-after" env:"TOMATO_ARCHIVE_AFTER" default:"720h" help:"Closed orders leave the write side after this; at least 24h."`
 	Origins      []string `name:"allowed-origins" env:"TOMATO_ALLOWED_ORIGINS" help:"For CORS and websockets."`
 
@@ -95,6 +96,8 @@ func (c serveCmd) validate() error {
 		return usage("TOMATO_OFFER_RADII must be 1 to 50000 meters, each at least the one before")
 	case c.OfferLimit < 1 || c.OfferLimit > 1000:
 		return usage("TOMATO_OFFER_LIMIT must be 1 to 1000")
+	case time.Duration(c.SearchWait) > 10*time.Second:
+		return usage("TOMATO_SEARCH_WAIT must be at most 10s: orders wait for their riders meanwhile")
 	case c.Partitions < 1 || c.Partitions > 1024:
 		return usage("--partitions must be 1 to 1024")
 	case (c.KeyID == "") != (c.KeySecret == ""):
@@ -477,14 +480,16 @@ func (s *server) startSide(kafka eventlog.Config, positions *eventlog.Positions)
 		Config: commandside.Config{
 			PaymentTTL: time.Duration(c.PaymentTTL), PaymentGrace: time.Duration(c.PaymentGrace), AcceptTTL: time.Duration(c.AcceptTTL),
 			OfferTTL: time.Duration(c.OfferTTL), OfferRadii: c.OfferRadii, OfferLimit: c.OfferLimit,
-			PositionMaxAge: time.Duration(c.PositionAge), ArchiveAfter: time.Duration(c.ArchiveAfter),
+			PositionMaxAge: time.Duration(c.PositionAge), SearchWait: time.Duration(c.SearchWait), ArchiveAfter: time.Duration(c.ArchiveAfter),
 			InternalKey: c.InternalKey, WebhookSecrets: c.WebhookSecrets, CommandDeadline: 5 * time.Second,
 		},
 		Producer: producer, Kafka: kafka, Partitions: c.Partitions, LogID: s.logID, DB: s.db, Log: s.log,
 		GatewayOrders: s.models, Search: riderSearch{s.models}, Inbox: positions,
 		WebhooksHandled: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_webhooks_handled_total", Help: "Webhooks of the inbox, by event and outcome."}, []string{"event", "outcome"}),
 	}
-	s.registry.MustRegister(s.side.WebhooksHandled)
+	s.side.IncompleteSearches = prometheus.NewCounter(prometheus.CounterOpts{Name: "tomato_dispatch_incomplete_searches_total",
+		Help: "Searches for riders that did not wait any longer for the riders read model."})
+	s.registry.MustRegister(s.side.WebhooksHandled, s.side.IncompleteSearches)
 	if c.KeyID != "" {
 		s.side.Gateway = gateway.NewRazorpay(c.KeyID, c.KeySecret, gateway.RazorpayOptions{BaseURL: c.gatewayURL, Log: s.log})
 	} else {

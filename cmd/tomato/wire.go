@@ -16,14 +16,14 @@ import (
 // riderSearch is the riders read model as dispatch asks it.
 type riderSearch struct{ models *projections.ReadModels }
 
-func (r riderSearch) Nearest(ctx context.Context, searches []commandside.Search, maxAge time.Duration, after eventlog.Token) ([][]commandside.Candidate, error) {
+func (r riderSearch) Nearest(ctx context.Context, searches []commandside.Search, maxAge time.Duration, after eventlog.Token, wait time.Duration) ([][]commandside.Candidate, bool, error) {
 	asked := make([]projections.Search, len(searches))
 	for i, s := range searches {
 		asked[i] = projections.Search(s)
 	}
-	found, err := r.models.Nearest(ctx, asked, maxAge, after)
+	found, complete, err := r.models.Nearest(ctx, asked, maxAge, after, wait)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	out := make([][]commandside.Candidate, len(found))
 	for i, cs := range found {
@@ -32,11 +32,15 @@ func (r riderSearch) Nearest(ctx context.Context, searches []commandside.Search,
 			out[i][j] = commandside.Candidate(c)
 		}
 	}
-	return out, nil
+	return out, complete, nil
 }
 
-func (r riderSearch) Waiting(ctx context.Context, riderIDs []string, radii []int, maxAge time.Duration, after eventlog.Token) ([]commandside.WaitingOrder, error) {
-	found, err := r.models.Waiting(ctx, riderIDs, radii, maxAge, after)
+func (r riderSearch) Passed(ctx context.Context, after eventlog.Token) error {
+	return r.models.Read(ctx, after, []string{projections.Riders}, func([]string) error { return nil })
+}
+
+func (r riderSearch) Waiting(ctx context.Context, riderIDs []string, radii []int, maxAge time.Duration, after eventlog.Token, wait time.Duration) ([]commandside.WaitingOrder, error) {
+	found, err := r.models.Waiting(ctx, riderIDs, radii, maxAge, after, wait)
 	if err != nil {
 		return nil, err
 	}

@@ -1,12 +1,12 @@
 package realtime
 
 import (
-	"encoding/json"
 	"time"
 
 	"tomato/domain"
 	"tomato/domain/feed"
 	"tomato/domain/order"
+	"tomato/domain/rider"
 	"tomato/eventlog"
 )
 
@@ -32,7 +32,7 @@ type assignments struct {
 }
 
 type lastPosition struct {
-	Position
+	rider.Position
 	at time.Time // when it was taken in
 }
 
@@ -90,11 +90,8 @@ func (a *assignments) order(e *eventlog.Event) ([]feed.Message, error) {
 // position follows a rider's position: to the room of the rider's order, unless
 // a later one has been seen.
 func (a *assignments) position(e *eventlog.Event) ([]feed.Message, error) {
-	if e.Type != PositionType {
-		return nil, nil
-	}
-	var p Position
-	if err := json.Unmarshal(e.Data, &p); err != nil {
+	p, err := rider.ReadPosition(e.Type, e.Subject, e.Data, time.Now())
+	if err != nil {
 		return nil, err
 	}
 	if old, ok := a.last[p.RiderID]; ok && !p.RecordedAt.After(old.RecordedAt) {
@@ -107,7 +104,7 @@ func (a *assignments) position(e *eventlog.Event) ([]feed.Message, error) {
 	return nil, nil
 }
 
-func (a *assignments) message(n Assignment, p Position, at time.Time) ([]feed.Message, error) {
+func (a *assignments) message(n Assignment, p rider.Position, at time.Time) ([]feed.Message, error) {
 	m := messages{at: at}
 	m.add("rider:location", domain.Ctx{CustomerID: n.CustomerID, RestaurantID: n.RestaurantID, RiderID: n.RiderID}, p, to(feed.OrderRoom(n.OrderID)))
 	if m.err == nil {

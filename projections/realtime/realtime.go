@@ -195,6 +195,10 @@ func (p *Projector) record(tp eventlog.TopicPartition, r *kgo.Record, rule *even
 			return
 		}
 	}
+	if eventlog.IsTelemetry(tp.Topic) && r.Value == nil { // the position is gone: nobody is told
+		p.Sink.Publish(tp, r.Offset, r.Timestamp, nil)
+		return
+	}
 	var all []feed.Message
 	if err == nil {
 		all, err = p.messages(&e, riders)

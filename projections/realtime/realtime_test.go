@@ -16,6 +16,7 @@ import (
 	"tomato/domain"
 	"tomato/domain/feed"
 	"tomato/domain/order"
+	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
 	"tomato/projections/realtime"
@@ -119,8 +120,8 @@ func ctxOf(order, rider, status string) domain.Ctx {
 	return domain.Ctx{CustomerID: "c-" + order, RestaurantID: "r1", RiderID: rider, Status: status}
 }
 
-func position(rider string, at time.Time) realtime.Position {
-	return realtime.Position{RiderID: rider, Location: place, RecordedAt: at}
+func position(id string, at time.Time) rider.Position {
+	return rider.Position{RiderID: id, Location: place, RecordedAt: at}
 }
 
 func TestFollowsFromTheBeginningWithoutMarks(t *testing.T) {
@@ -191,9 +192,9 @@ func TestARiderIsSeenWhileBringingTheOrder(t *testing.T) {
 	r := follow(t, cfg, realtime.Start{Assigned: []realtime.Assignment{{RiderID: "k2", ClaimID: 9, OrderID: "o9", CustomerID: "c9", RestaurantID: "r1"}}})
 	r.wait(t, "ready", func() bool { return r.ready })
 	now := time.Now().UTC().Truncate(time.Second)
-	tell := func(rider string, seconds int) {
+	tell := func(id string, seconds int) {
 		t.Helper()
-		r.wait(t, "a position", r.has(w.Telemetry(eventlog.RiderLocations, rider, realtime.PositionType, position(rider, now.Add(time.Duration(seconds)*time.Second)))))
+		r.wait(t, "a position", r.has(w.Telemetry(eventlog.RiderLocations, id, rider.PositionType, position(id, now.Add(time.Duration(seconds)*time.Second)))))
 	}
 	events := func(e ...domain.Event) {
 		t.Helper()
@@ -241,7 +242,7 @@ func TestAPositionReadBeforeItsAssignmentIsNotLost(t *testing.T) {
 	r := follow(t, cfg, realtime.Start{})
 	now := time.Now().UTC().Truncate(time.Second)
 	w.At(now.Add(time.Second))
-	r.wait(t, "the position", r.has(w.Telemetry(eventlog.RiderLocations, "k1", realtime.PositionType, position("k1", now))))
+	r.wait(t, "the position", r.has(w.Telemetry(eventlog.RiderLocations, "k1", rider.PositionType, position("k1", now))))
 	w.At(now)
 	r.wait(t, "the assignment", r.has(w.Append(eventlog.Orders, "o1", order.RiderAssignedEvent{OrderID: "o1", RiderID: "k1", ClaimID: 3, Riders: []string{}, Ctx: ctxOf("o1", "k1", "rider_assigned")})))
 	r.mu.Lock()

@@ -14,16 +14,6 @@ import (
 	"tomato/eventlog"
 )
 
-// PositionType is the type of the records on topic rider-locations.
-const PositionType = "RIDER_LOCATION"
-
-// Position is the data of a RIDER_LOCATION record.
-type Position struct {
-	RiderID    string       `json:"riderId"`
-	Location   domain.Point `json:"location"`
-	RecordedAt time.Time    `json:"recordedAt"`
-}
-
 // Payloads of the contract's table.
 type (
 	updatePayload struct {
