@@ -215,7 +215,7 @@ func TestReplayRateHasBounds(t *testing.T) {
 }
 
 // A handler of an Each consumer that never returned stood still unseen, for its
-// partition's loop went on. Whatever stands still shows in Stopped, which is what makes /readyz red, with
+// partition's loop went on. Whatever stands still shows in Stopped, which is what degrades /readyz, with
 // the reason, and no longer when it goes on.
 func TestWhatStandsStillIsNamed(t *testing.T) {
 	t.Parallel()

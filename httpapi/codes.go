@@ -20,7 +20,6 @@ var descriptions = map[string]string{
 	"method_not_allowed":          "405. The path exists, the method does not; the header Allow names those that do.",
 	"precondition_failed":         "412. The resource has another version than If-Match asks for. Read it again.",
 	"too_many_requests":           "429. Wait for the seconds in Retry-After.",
-	"not_ready":                   "503. GET /readyz: requests of this instance would be 503.",
 	"internal":                    "500. A fault on our side. It has been logged.",
 	"unavailable":                 "503. Wait for the seconds in Retry-After and repeat; a command is safe to repeat with the same Idempotency-Key.",
 	"deadline_exceeded":           "503. The answer did not come in time, and the outcome is unknown. A repeat with the same Idempotency-Key is safe.",

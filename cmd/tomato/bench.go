@@ -306,7 +306,7 @@ func ready(ctx context.Context, base string) error {
 		defer res.Body.Close()
 		body, _ := io.ReadAll(io.LimitReader(res.Body, 4<<10)) // for the error's text alone
 		last = string(body)
-		return res.StatusCode == http.StatusOK, nil
+		return res.StatusCode == http.StatusOK && strings.Contains(last, `"status":"ready"`), nil
 	})
 	if err != nil {
 		return fmt.Errorf("the server does not become ready: %w: %s", err, last)

@@ -93,8 +93,9 @@ func startContract(t *testing.T, change func(*serveCmd)) *contract {
 		if err != nil {
 			return false
 		}
-		_ = resp.Body.Close()
-		return resp.StatusCode == http.StatusOK
+		defer resp.Body.Close()
+		var r healthReport
+		return json.NewDecoder(resp.Body).Decode(&r) == nil && r.Status == healthy
 	})
 	resp, err := contractClient.Get(c.url + "/openapi.json")
 	if err != nil {

@@ -115,8 +115,7 @@ func (i *instance) start() {
 			return err
 		}
 		defer x.Body.Close()
-		if x.StatusCode != http.StatusOK {
-			b, _ := io.ReadAll(x.Body)
+		if b, _ := io.ReadAll(x.Body); x.StatusCode != http.StatusOK || !bytes.Contains(b, []byte(`"status":"ready"`)) {
 			return fmt.Errorf("%s", b)
 		}
 		return nil

@@ -120,13 +120,13 @@ func (a *town) open() *town {
 	return a
 }
 
-// ready returns when the server answers what its roles answer, and the
+// ready returns when the server and all its parts are well, and the
 // chronicle follows.
 func (a *town) ready() {
 	a.t.Helper()
 	a.await("the server is ready", func() error {
 		x := a.do(domain.Actor{}, "GET /readyz", nil)
-		if x.status != http.StatusOK {
+		if x.status != http.StatusOK || x.str("status") != healthy {
 			return x.fault()
 		}
 		return nil

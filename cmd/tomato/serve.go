@@ -327,7 +327,6 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 	}
 	s.background("following the read models", func(ctx context.Context) error { s.models.Follow(ctx); return nil })
 	s.runtime = &eventlog.Runtime{Kafka: kafka, Positions: positions, Partitions: c.Partitions, DB: s.db, Registry: s.registry, Log: s.log}
-	var health health
 
 	if c.has(roleCommand) || c.has(roleReact) || c.has(roleFeed) { // policies and feeds issue commands, too
 		if err := s.startSide(kafka, positions); err != nil {
@@ -335,7 +334,7 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 		}
 	}
 	if c.has(roleCommand) {
-		s.serveCommands(api, &health)
+		s.serveCommands(api)
 	}
 	if c.has(roleProject) {
 		s.background("projections", func(ctx context.Context) error { return s.models.Project(ctx, s.runtime) })
@@ -350,27 +349,14 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 		}
 	}
 	if c.has(roleFeed) {
-		if err := s.startFeed(kafka, auth, api, &health); err != nil {
+		if err := s.startFeed(kafka, auth, api); err != nil {
 			return err
 		}
 	}
-	health.add("consumers", func(context.Context) error {
-		if stopped := s.runtime.Stopped(); len(stopped) > 0 {
-			return fmt.Errorf("standing still: %s", strings.Join(stopped, ", "))
-		}
-		return nil
-	})
-	health.add("server", func(context.Context) error {
-		if s.stopping.Load() {
-			return errors.New("stopping")
-		}
-		return nil
-	})
-	health.add("database", func(ctx context.Context) error { return s.db.Ping(ctx) })
 	queryside.AsyncAPI(api)
 	for path, h := range map[string]http.HandlerFunc{
 		"/healthz": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) },
-		"/readyz":  health.serve,
+		"/readyz":  s.newHealth().ServeHTTP,
 		"/metrics": promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}).ServeHTTP,
 	} {
 		api.Router.Get(path, h)
@@ -512,7 +498,7 @@ func (s *server) startSide(kafka eventlog.Config, positions *eventlog.Positions)
 }
 
 // serveCommands makes this process an owner of shards.
-func (s *server) serveCommands(api *httpapi.API, health *health) {
+func (s *server) serveCommands(api *httpapi.API) {
 	s.background("menus", func(ctx context.Context) error { return s.menus.Run(ctx, s.side.Kafka, s.log) })
 	s.background("shards", s.shards.Run)
 	if g, ok := s.side.Gateway.(*gateway.Simulated); ok { // it sends webhooks to this process
@@ -521,15 +507,6 @@ func (s *server) serveCommands(api *httpapi.API, health *health) {
 	s.side.Routes(api)
 	commandside.ShardRoutes(api, s.shards)
 	api.Router.Method(http.MethodPost, shard.CommandsPath, s.shards.Handler())
-	health.add("shards", func(context.Context) error {
-		if unserved := s.shards.Unserved(); len(unserved) > 0 {
-			return fmt.Errorf("assigned shards %v are not served yet", unserved)
-		}
-		if away := s.shards.Unreachable(); len(away) > 0 {
-			return fmt.Errorf("nobody is known to serve shards %v", away)
-		}
-		return nil
-	})
 }
 
 func (s *server) startQueries(kafka eventlog.Config, api *httpapi.API) error {
@@ -549,7 +526,7 @@ func (s *server) startQueries(kafka eventlog.Config, api *httpapi.API) error {
 	return nil
 }
 
-func (s *server) startFeed(kafka eventlog.Config, auth *httpapi.Authenticator, api *httpapi.API, health *health) error {
+func (s *server) startFeed(kafka eventlog.Config, auth *httpapi.Authenticator, api *httpapi.API) error {
 	mac := hmac.New(sha256.New, []byte(s.cmd.InternalKey))
 	mac.Write([]byte("feed cursor"))
 	mac.Write(s.logID[:])
@@ -576,49 +553,7 @@ func (s *server) startFeed(kafka eventlog.Config, auth *httpapi.Authenticator, a
 		}
 	})
 	s.hub = hub
-	health.add("feed", func(context.Context) error {
-		if !hub.IsReady() {
-			return errors.New("catching up")
-		}
-		return nil
-	})
 	return nil
-}
-
-// health is what /readyz asks: every check, each time.
-type health struct {
-	mu     sync.Mutex
-	checks []check
-}
-
-type check struct {
-	name string
-	ask  func(context.Context) error
-}
-
-func (h *health) add(name string, ask func(context.Context) error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.checks = append(h.checks, check{name, ask})
-}
-
-func (h *health) serve(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
-	defer cancel()
-	h.mu.Lock()
-	checks := h.checks
-	h.mu.Unlock()
-	var reasons []string
-	for _, c := range checks {
-		if err := c.ask(ctx); err != nil {
-			reasons = append(reasons, c.name+": "+err.Error())
-		}
-	}
-	if len(reasons) > 0 {
-		httpapi.WriteProblem(w, httpapi.Unavailable("not_ready", strings.Join(reasons, "; "), time.Second))
-		return
-	}
-	_, _ = w.Write([]byte("ready\n"))
 }
 
 // greet tells a newcomer where to go and how to get in.
