@@ -271,8 +271,8 @@ func nextOfRider(rng *rand.Rand, th *thing) Request {
 	r := Request{Topic: eventlog.Riders, ID: th.id, Actor: domain.SystemActor}
 	self := domain.Actor{Sub: th.id, Role: domain.Rider}
 	put := rider.Put{RiderID: th.id, Name: oneOf(rng, "Una", "Uma", "Ula")}
-	claim := rider.ClaimFor{OrderID: oneOf(rng, "o1", "o2", "o3", "o4"), Round: 1 + rng.IntN(2), Wave: 1, CustomerID: "c", RestaurantID: "shop"}
-	release := rider.Release{ClaimID: int64(rng.IntN(8)), OrderID: "o1"}
+	claim := rider.ClaimFor{OrderID: oneOf(rng, anOrder, otherOrder), Round: 1 + rng.IntN(2), Wave: 1, CustomerID: "c", RestaurantID: "shop"}
+	release := rider.Release{ClaimID: int64(1 + rng.IntN(7)), OrderID: anOrder}
 	s := th.rider
 	if s != nil && s.Claim != nil {
 		release.ClaimID, release.OrderID = s.Claim.ID, s.Claim.OrderID
@@ -322,7 +322,8 @@ func (d *driver) nextOfOrder(rng *rand.Rand, th *thing) Request {
 	if th.id == "" {
 		if th.place == nil || rng.IntN(8) == 0 {
 			th.place = &Request{Topic: eventlog.Orders, Actor: customer, IdempotencyKey: "place", BodyHash: "body",
-				Command: Place{CustomerID: customer.Sub, RestaurantID: "shop", Lines: []restaurant.Line{{ItemID: oneOf(rng, "dosa", "dosa", "dosa", "dosa", "none"), Quantity: 1 + rng.IntN(3)}}, PaymentTTL: time.Hour}, After: d.shop}
+				Command: Place{CustomerID: customer.Sub, RestaurantID: "shop", Lines: []restaurant.Line{{ItemID: oneOf(rng, "dosa", "dosa", "dosa", "dosa", "none"), Quantity: 1 + rng.IntN(3)}},
+					DeliverTo: order.DeliverTo{Address: "1 Road"}, PaymentTTL: time.Hour}, After: d.shop}
 		}
 		r := *th.place
 		r.ID = d.orderID(&r)
@@ -369,7 +370,7 @@ func (d *driver) nextOfOrder(rng *rand.Rand, th *thing) Request {
 	asks := on(domain.Actor{Sub: who, Role: domain.Rider}, order.Accept{RiderID: who})
 	exhaust := on(domain.SystemActor, order.Exhaust{Round: s.Round, LastWave: 2})
 	dispatch := on(ops, order.RequestDispatch{})
-	stranger := on(domain.Actor{Sub: "stranger", Role: domain.Customer}, order.Cancel{By: domain.Actor{Sub: "stranger", Role: domain.Customer}})
+	stranger := on(domain.Actor{Sub: "stranger", Role: domain.Customer}, order.Cancel{By: domain.Actor{Sub: "stranger", Role: domain.Customer}, Reason: "because"})
 	if rng.IntN(4) == 0 {
 		return oneOf(rng, request, captured, failed, refund, refunded, resolve, paid, offer, assign, drop, accept, prepare, ready, pickUp, deliver, decline, asks, exhaust, dispatch, stranger)
 	}

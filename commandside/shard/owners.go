@@ -16,7 +16,9 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"tomato/domain"
 	"tomato/eventlog"
+	"tomato/httpapi"
 )
 
 // Owner is where the commands of a shard go: a hint, never a proof.
@@ -127,18 +129,9 @@ func (s *Shards) announceAgain(known Owner) {
 // CommandsPath is where Handler is to be served.
 const CommandsPath = "/internal/shard-commands"
 
-// Headers between instances.
-const (
-	hdrInternalKey = "X-Internal-Key"
-	hdrTimeout     = "X-Timeout-Ms" // what is left of the caller's deadline
-)
-
 // forwardMargin is what is kept of a deadline for the way back, so that the
 // owner's answer to it arrives.
 const forwardMargin = 50 * time.Millisecond
-
-// maxForwarded bounds a forwarded command and its answer.
-const maxForwarded = 4 << 20
 
 // errNotSent says that a forwarded command did not leave: it may be sent elsewhere.
 var errNotSent = errors.New("not sent")
@@ -150,6 +143,9 @@ func (m misdirected) Error() string { return "another instance owns the shard" }
 
 // forward sends a command to the shard's owner and returns its answer.
 func (s *Shards) forward(ctx context.Context, to Owner, r Request) (Result, error) {
+	if err := r.prepare(); err != nil {
+		return Result{}, err
+	}
 	body, err := encodeRequest(r)
 	if err != nil {
 		return Result{}, err
@@ -159,10 +155,11 @@ func (s *Shards) forward(ctx context.Context, to Owner, r Request) (Result, erro
 		return Result{}, err
 	}
 	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set(hdrInternalKey, s.ClusterKey)
+	timeout := maxForwardedFor
 	if deadline, ok := ctx.Deadline(); ok {
-		req.Header.Set(hdrTimeout, strconv.FormatInt(max(1, (time.Until(deadline)-forwardMargin).Milliseconds()), 10))
+		timeout = time.Until(deadline) - forwardMargin
 	}
+	s.signRequest(req.Header, body, timeout)
 	resp, err := s.http.Do(req)
 	if err != nil {
 		var op *net.OpError
@@ -178,11 +175,20 @@ func (s *Shards) forward(ctx context.Context, to Owner, r Request) (Result, erro
 	}
 	switch resp.StatusCode {
 	case http.StatusOK:
-		return decodeAnswer(r.Topic, b)
+		res, err := decodeAnswer(r.Topic, b)
+		if err != nil && domain.RefusedWith(err) == "" { // it may have been decided
+			err = fmt.Errorf("%w: the owner's answer cannot be read: %w", ErrUnavailable, err)
+		}
+		return res, err
 	case http.StatusMisdirectedRequest:
 		var m misdirected
 		_ = json.Unmarshal(b, &m.owner) // empty where it knows none
 		return Result{}, m
+	}
+	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusBadRequest {
+		if s.told.now() {
+			s.Log.Error("the owner of a shard refuses what this instance forwards", "shard", to.Shard, "owner", to.Owner, "url", to.URL, "err", refusedCall(resp, b))
+		}
 	}
 	return Result{}, fmt.Errorf("%w: owner answered %s", ErrUnavailable, resp.Status)
 }
@@ -192,26 +198,17 @@ func (s *Shards) forward(ctx context.Context, to Owner, r Request) (Result, erro
 // instance knows, never itself.
 func (s *Shards) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !s.trusted(r.Header.Get(hdrInternalKey)) {
-			http.Error(w, "wrong internal key", http.StatusUnauthorized)
-			return
-		}
-		b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxForwarded))
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
+		b, limit, ok := s.verifyCall(w, r)
+		if !ok {
 			return
 		}
 		req, err := decodeRequest(b)
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
+			s.refuseCall(w, r, refusedCommand, httpapi.NewProblem(http.StatusBadRequest, "bad_request", "The forwarded command is not valid: "+err.Error()+"."))
 			return
 		}
-		ctx := r.Context()
-		if ms, err := strconv.ParseInt(r.Header.Get(hdrTimeout), 10, 64); err == nil && ms > 0 {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, time.Duration(ms)*time.Millisecond)
-			defer cancel()
-		}
+		ctx, cancel := context.WithTimeout(r.Context(), limit)
+		defer cancel()
 		p := s.partitionOf(&req)
 		s.mu.Lock()
 		sh := s.serving[p]

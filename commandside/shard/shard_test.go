@@ -117,7 +117,8 @@ func (i *instance) openRestaurant(t testing.TB) eventlog.Token {
 
 func placeRequest(after eventlog.Token, key string) shard.Request {
 	return shard.Request{Topic: eventlog.Orders, Actor: customer, IdempotencyKey: key, BodyHash: "b", After: after,
-		Command: shard.Place{CustomerID: "c1", RestaurantID: "r1", Lines: []restaurant.Line{{ItemID: "dosa", Quantity: 2}}, PaymentTTL: 15 * time.Minute}}
+		Command: shard.Place{CustomerID: "c1", RestaurantID: "r1", Lines: []restaurant.Line{{ItemID: "dosa", Quantity: 2}},
+			DeliverTo: order.DeliverTo{Address: "1 Road"}, PaymentTTL: 15 * time.Minute}}
 }
 
 func TestAnOrderGoesItsWayAndSurvivesARestart(t *testing.T) {

@@ -31,7 +31,6 @@ package shard
 import (
 	"cmp"
 	"context"
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -119,6 +118,8 @@ type Shards struct {
 	owners  *owners
 	outbox  *outbox
 	http    *http.Client // to other instances
+	said    seldom       // of calls that were refused here
+	told    seldom       // of calls that another instance refused
 
 	mu       sync.Mutex
 	serving  map[int32]*shard
@@ -151,6 +152,7 @@ type metrics struct {
 	openSeconds         prometheus.Histogram
 	snapshots           *prometheus.CounterVec
 	snapshotSeconds     prometheus.Histogram
+	refusedCalls        *prometheus.CounterVec
 }
 
 // minClusterKey is the least length of Config.ClusterKey, in bytes.
@@ -193,6 +195,7 @@ func NewShards(cfg Config) (*Shards, error) {
 				Help: "Time from being assigned to serving.", Buckets: prometheus.ExponentialBuckets(0.01, 2, 14)}),
 		},
 	}
+	s.metrics.refusedCalls = counters("tomato_shard_calls_refused_total", "Calls of other instances that were refused, by reason.", "reason")
 	s.metrics.snapshots = counters("tomato_shard_snapshots_total", "Snapshots written, by outcome.", "outcome")
 	s.metrics.snapshotSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "tomato_shard_snapshot_seconds",
 		Help: "Time to write a snapshot; commands go on meanwhile.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 14)})
@@ -655,11 +658,6 @@ func (s *Shards) local(ctx context.Context, sh *shard, r *Request) (Result, erro
 		}
 		return Result{}, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
 	}
-}
-
-// trusted says whether the key is that of this installation's instances.
-func (s *Shards) trusted(key string) bool {
-	return s.ClusterKey != "" && subtle.ConstantTimeCompare([]byte(key), []byte(s.ClusterKey)) == 1
 }
 
 // partitionOf names the request's shard, and draws the id of a new order, where

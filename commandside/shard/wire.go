@@ -1,9 +1,11 @@
 package shard
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 
 	"tomato/domain"
 	"tomato/domain/order"
@@ -36,31 +38,87 @@ type wireAnswer struct {
 	Refusal    *domain.Refusal   `json:"refusal,omitempty"`
 }
 
-// commands are those that travel, by name. A new command gets a line here; a
-// test compares the table with the domain's commands.
-var commands = map[string]func([]byte) (domain.Command, error){
-	"place": as[Place], "known": as[Known], "look": as[Look],
-
-	"mark-paid": as[order.MarkPaid], "accept-order": as[order.AcceptOrder], "reject": as[order.Reject],
-	"preparing": as[order.Prepare], "ready": as[order.Ready], "offer": as[order.Offer], "exhaust": as[order.Exhaust],
-	"dispatch": as[order.RequestDispatch], "accept": as[order.Accept], "assign": as[order.Assign], "decline": as[order.Decline],
-	"drop": as[order.DropOrder], "pick-up": as[order.PickUpOrder], "deliver": as[order.Deliver], "cancel": as[order.Cancel],
-
-	"payment": as[payment.RequestPayment], "record-captured": as[payment.RecordCaptured], "record-failed": as[payment.RecordFailed],
-	"record-unmatched": as[payment.RecordUnmatched], "refund": as[payment.RequestRefund], "record-refund": as[payment.RecordRefund],
-	"resolve": as[payment.Resolve],
-
-	"put-rider": as[rider.Put], "verify": as[rider.Verify], "suspend": as[rider.Suspend], "online": as[rider.GoOnline],
-	"offline": as[rider.GoOffline], "claim": as[rider.ClaimFor], "release": as[rider.Release],
-
-	"put-restaurant": as[restaurant.Put], "open": as[restaurant.Open], "close": as[restaurant.Close],
-	"set-menu-item": as[restaurant.SetMenuItem], "remove-menu-item": as[restaurant.RemoveMenuItem],
+// commandRule says how a command that travels is read, of which topics it is, and
+// whose it is.
+type commandRule struct {
+	decode func([]byte) (domain.Command, error)
+	topics []string
+	roles  []domain.Role
 }
+
+// commands are those that travel, by name. A new command gets a line here, and a
+// case in checkCommand; a test compares the table with the domain's commands.
+//
+// People have the roles that the REST calls give them. What only policies issue
+// is the system's alone; riders and restaurants may be set up by the system, too.
+var commands = map[string]commandRule{
+	"place": {as[Place], ofOrders, []domain.Role{domain.Customer}},
+	"known": {as[Known], ofRiders, bySystem},
+	"look":  {as[Look], eventlog.AggregateTopics[:], bySystem},
+
+	"mark-paid":    {as[order.MarkPaid], ofOrders, bySystem},
+	"accept-order": {as[order.AcceptOrder], ofOrders, []domain.Role{domain.Restaurant}},
+	"reject":       {as[order.Reject], ofOrders, []domain.Role{domain.Restaurant}},
+	"preparing":    {as[order.Prepare], ofOrders, []domain.Role{domain.Restaurant}},
+	"ready":        {as[order.Ready], ofOrders, []domain.Role{domain.Restaurant}},
+	"offer":        {as[order.Offer], ofOrders, bySystem},
+	"exhaust":      {as[order.Exhaust], ofOrders, bySystem},
+	"dispatch":     {as[order.RequestDispatch], ofOrders, []domain.Role{domain.Ops}},
+	"accept":       {as[order.Accept], ofOrders, []domain.Role{domain.Rider}},
+	"assign":       {as[order.Assign], ofOrders, bySystem},
+	"decline":      {as[order.Decline], ofOrders, []domain.Role{domain.Rider}},
+	"drop":         {as[order.DropOrder], ofOrders, []domain.Role{domain.Rider, domain.Ops}},
+	"pick-up":      {as[order.PickUpOrder], ofOrders, []domain.Role{domain.Rider}},
+	"deliver":      {as[order.Deliver], ofOrders, []domain.Role{domain.Rider}},
+	"cancel":       {as[order.Cancel], ofOrders, []domain.Role{domain.Customer, domain.Restaurant, domain.Ops}},
+
+	"payment":          {as[payment.RequestPayment], ofPayments, []domain.Role{domain.Customer}},
+	"record-captured":  {as[payment.RecordCaptured], ofPayments, bySystem},
+	"record-failed":    {as[payment.RecordFailed], ofPayments, bySystem},
+	"record-unmatched": {as[payment.RecordUnmatched], ofPayments, bySystem},
+	"refund":           {as[payment.RequestRefund], ofPayments, []domain.Role{domain.Ops, domain.System}},
+	"record-refund":    {as[payment.RecordRefund], ofPayments, bySystem},
+	"resolve":          {as[payment.Resolve], ofPayments, []domain.Role{domain.Ops}},
+
+	"put-rider": {as[rider.Put], ofRiders, []domain.Role{domain.Ops, domain.Rider, domain.System}},
+	"verify":    {as[rider.Verify], ofRiders, []domain.Role{domain.Ops, domain.System}},
+	"suspend":   {as[rider.Suspend], ofRiders, []domain.Role{domain.Ops, domain.System}},
+	"online":    {as[rider.GoOnline], ofRiders, []domain.Role{domain.Rider, domain.System}},
+	"offline":   {as[rider.GoOffline], ofRiders, []domain.Role{domain.Rider, domain.System}},
+	"claim":     {as[rider.ClaimFor], ofRiders, bySystem},
+	"release":   {as[rider.Release], ofRiders, bySystem},
+
+	"put-restaurant":   {as[restaurant.Put], ofRestaurants, byKitchen},
+	"open":             {as[restaurant.Open], ofRestaurants, byKitchen},
+	"close":            {as[restaurant.Close], ofRestaurants, byKitchen},
+	"set-menu-item":    {as[restaurant.SetMenuItem], ofRestaurants, byKitchen},
+	"remove-menu-item": {as[restaurant.RemoveMenuItem], ofRestaurants, byKitchen},
+}
+
+var (
+	ofOrders, ofPayments    = []string{eventlog.Orders}, []string{eventlog.Payments}
+	ofRiders, ofRestaurants = []string{eventlog.Riders}, []string{eventlog.Restaurants}
+	bySystem                = []domain.Role{domain.System}
+	byKitchen               = []domain.Role{domain.Restaurant, domain.Ops, domain.System}
+)
 
 func as[C domain.Command](data []byte) (domain.Command, error) {
 	var c C
-	err := json.Unmarshal(data, &c)
+	err := strict(data, &c)
 	return c, err
+}
+
+// strict reads exactly one JSON value without fields that v does not have.
+func strict(data []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return errors.New("something follows the JSON value")
+	}
+	return nil
 }
 
 func encodeRequest(r Request) ([]byte, error) {
@@ -72,22 +130,26 @@ func encodeRequest(r Request) ([]byte, error) {
 	return json.Marshal(w)
 }
 
+// decodeRequest reads a forwarded command and checks it. Its errors quote nothing
+// that the sender chose.
 func decodeRequest(b []byte) (Request, error) {
 	var w wireRequest
-	if err := json.Unmarshal(b, &w); err != nil {
-		return Request{}, err
+	if strict(b, &w) != nil {
+		return Request{}, errors.New("the body is not a forwarded command")
 	}
-	decode := commands[w.Command]
-	if decode == nil {
-		return Request{}, fmt.Errorf("unknown command %q", w.Command)
+	rule, known := commands[w.Command]
+	if !known {
+		return Request{}, errors.New("the command is unknown")
 	}
 	r := w.Request
 	var err error
-	if r.Command, err = decode(w.CommandData); err != nil {
-		return Request{}, err
+	if r.Command, err = rule.decode(w.CommandData); err != nil {
+		return Request{}, errors.New("commandData is not of the command's form")
 	}
-	r.After, err = eventlog.ParseToken(w.AfterToken)
-	return r, err
+	if r.After, err = eventlog.ParseToken(w.AfterToken); err != nil {
+		return Request{}, errors.New("afterToken is not valid")
+	}
+	return r, r.check()
 }
 
 // encodeAnswer fails only with an error that is no refusal.

@@ -54,12 +54,12 @@ func TestEveryCommandTravels(t *testing.T) {
 		t.Fatalf("found only %d commands", len(declared))
 	}
 	for name := range declared {
-		if commands[name] == nil && !stays[name] {
+		if commands[name].decode == nil && !stays[name] {
 			t.Errorf("%s cannot be forwarded: it has no line in commands", name)
 		}
 	}
-	for name, decode := range commands {
-		c, err := decode([]byte("{}"))
+	for name, rule := range commands {
+		c, err := rule.decode([]byte("{}"))
 		if err != nil || c.CommandName() != name {
 			t.Errorf("%s is decoded as %T: %v", name, c, err)
 		}
@@ -68,16 +68,17 @@ func TestEveryCommandTravels(t *testing.T) {
 
 func TestARequestSurvivesTheWay(t *testing.T) {
 	t.Parallel()
-	in := Request{Topic: eventlog.Orders, ID: "o", Actor: domain.Actor{Sub: "x", Role: domain.Rider},
+	in := Request{Topic: eventlog.Orders, ID: anOrder, Actor: domain.SystemActor,
 		Command:        order.Assign{RiderID: "x", RiderName: "Una", ClaimID: 3, Round: 1, Wave: 2},
-		IdempotencyKey: "k", BodyHash: "b", IfMatch: 4, OrMatch: []int64{7, 9}, CausationID: "c", CorrelationID: "d", Traceparent: "e",
+		IdempotencyKey: "k", BodyHash: "b", IfMatch: 4, OrMatch: []int64{7, 9}, CausationID: "c", CorrelationID: "d",
+		Traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
 		After: eventlog.Token{{Topic: eventlog.Restaurants, Partition: 2}: 7}}
 	b, err := encodeRequest(in)
 	if err != nil {
 		t.Fatal(err)
 	}
 	out, err := decodeRequest(b)
-	if err != nil || !reflect.DeepEqual(in, out) {
+	if err != nil || !reflect.DeepEqual(in, out) { // and is valid
 		t.Fatalf("%+v became %+v: %v", in, out, err)
 	}
 	answer, err := encodeAnswer(Result{Status: 200, Event: order.OrderPickedUp{OrderID: "o"}, Order: &order.State{ID: "o", Version: 3},

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"tomato/commandside/shard"
+)
+
+// Who holds the emit key may send messages, and nothing else: a call between
+// instances that names its own caller needs the signature of an instance. The
+// cluster key in turn is no emit key.
+func TestTheEmitKeyOpensEmitAlone(t *testing.T) {
+	t.Parallel()
+	c := startContract(t, nil)
+	s := c.newScene(t)
+	s.place(t)
+	o := s.order
+	system := `"actor":{"sub":"system","role":"system"}`
+	for _, body := range []string{
+		`{"topic":"orders","id":"` + o + `",` + system + `,"command":"mark-paid","commandData":{"paymentId":"p","acceptTTL":60000000000}}`,
+		`{"topic":"orders","id":"` + o + `",` + system + `,"command":"look","commandData":{}}`,
+	} {
+		for _, key := range []string{contractInternal, contractCluster, ""} {
+			status, answer := c.post(t, shard.CommandsPath, key, body)
+			if status != http.StatusUnauthorized || strings.Contains(answer, "Street") {
+				t.Errorf("with key %q: %d %s", key, status, answer)
+			}
+		}
+	}
+	if got := s.do(t, s.restaurant, "accept-order"); got.body["code"] != "order_not_paid" { // its shard says
+		t.Errorf("the restaurant accepts: %d %s", got.status, got.raw)
+	}
+	emit := `{"event":"x:y","room":"ops","payload":1}`
+	if status, answer := c.post(t, "/api/v1/internal/emit", contractCluster, emit); status != http.StatusUnauthorized {
+		t.Errorf("emit with the cluster key: %d %s", status, answer)
+	}
+	if status, answer := c.post(t, "/api/v1/internal/emit", contractInternal, emit); status != http.StatusAccepted {
+		t.Errorf("emit with the emit key: %d %s", status, answer)
+	}
+}
+
+// post sends a body with the emit key.
+func (c *contract) post(t *testing.T, path, key, body string) (status int, answer string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, c.url+path, bytes.NewReader([]byte(body)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("X-Internal-Key", key)
+	resp, err := contractClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(b)
+}

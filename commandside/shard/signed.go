@@ -1,0 +1,141 @@
+package shard
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"tomato/httpapi"
+)
+
+// Headers of a call between instances.
+const (
+	hdrTimeout   = "X-Timeout-Ms"       // what is left of the caller's deadline, decimal milliseconds
+	hdrTime      = "X-Tomato-Time"      // the sender's clock, decimal Unix milliseconds
+	hdrBodyHash  = "X-Tomato-Body"      // SHA-256 of the body, lower-case hex
+	hdrSignature = "X-Tomato-Signature" // see signCall, lower-case hex
+)
+
+// clockWindow is how far the clocks of two instances may differ. A call that is
+// older is refused, so a recorded one cannot be sent again later.
+const clockWindow = 30 * time.Second
+
+// maxForwarded bounds a forwarded command and its answer, in bytes.
+const maxForwarded = 4 << 20
+
+// signCall returns the signature of a call between instances: the HMAC-SHA256,
+// keyed with the cluster key, of this text in lower-case hex. Every line ends
+// with \n, and the values are those of the request line and of the headers:
+//
+//	tomato call v1
+//	<method>
+//	<path, as it is escaped in the URL>
+//	<X-Tomato-Time>
+//	<X-Timeout-Ms>
+//	<X-Tomato-Body>
+//
+// The body is bound by its hash. So the receiver can verify the signature before
+// it reads the body, and needs to read only what an instance has signed. This is
+// fixed: instances of two builds meet during a restart.
+func signCall(key, method, path, unixMillis, timeoutMillis, bodyHash string) string {
+	return sign(key, "tomato call v1", method, path, unixMillis, timeoutMillis, bodyHash)
+}
+
+// sign is the HMAC-SHA256 of the lines in lower-case hex. The first line names
+// what is signed, so that no signature is good for something else.
+func sign(key string, lines ...string) string {
+	mac := hmac.New(sha256.New, []byte(key))
+	for _, l := range lines {
+		_, _ = io.WriteString(mac, l) // never fails
+		_, _ = io.WriteString(mac, "\n")
+	}
+	return hex.EncodeToString(mac.Sum(nil))
+}
+
+// same compares two signatures in constant time.
+func same(a, b string) bool { return hmac.Equal([]byte(a), []byte(b)) }
+
+func hashOf(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// signRequest sets the headers of a call to another instance.
+func (s *Shards) signRequest(h http.Header, body []byte, timeout time.Duration) {
+	now := strconv.FormatInt(time.Now().UnixMilli(), 10)
+	left := strconv.FormatInt(min(max(1, timeout.Milliseconds()), maxForwardedFor.Milliseconds()), 10)
+	hash := hashOf(body)
+	h.Set(hdrTime, now)
+	h.Set(hdrTimeout, left)
+	h.Set(hdrBodyHash, hash)
+	h.Set(hdrSignature, signCall(s.ClusterKey, http.MethodPost, CommandsPath, now, left, hash))
+}
+
+// Reasons for which a call of another instance is refused.
+const (
+	refusedSignature = "signature" // unsigned, or signed with another key
+	refusedClock     = "clock"     // signed, and too old or from the future
+	refusedBody      = "body"      // signed, and the body is another one, or too long
+	refusedCommand   = "command"   // an instance sent what is no valid command
+)
+
+// verifyCall returns the body and the time limit of a call that an instance has
+// signed. Anything else is answered and counted, and ok is false. The body of a
+// call that is not signed is never read.
+func (s *Shards) verifyCall(w http.ResponseWriter, r *http.Request) (body []byte, limit time.Duration, ok bool) {
+	at, timeout, hash := r.Header.Get(hdrTime), r.Header.Get(hdrTimeout), r.Header.Get(hdrBodyHash)
+	if !same(r.Header.Get(hdrSignature), signCall(s.ClusterKey, r.Method, r.URL.EscapedPath(), at, timeout, hash)) {
+		s.refuseCall(w, r, refusedSignature, httpapi.Unauthorized(`Tomato-Cluster realm="tomato"`,
+			"The call is not signed with the cluster key of this instance. Every instance needs the same TOMATO_CLUSTER_KEY."))
+		return nil, 0, false
+	}
+	millis, err := strconv.ParseInt(at, 10, 64)
+	if off := time.Since(time.UnixMilli(millis)); err != nil || off > clockWindow || off < -clockWindow {
+		s.refuseCall(w, r, refusedClock, httpapi.Unauthorized(`Tomato-Cluster realm="tomato"`,
+			fmt.Sprintf("The call's time differs from this instance's clock by more than %s. Synchronize the clocks of all instances.", clockWindow)))
+		return nil, 0, false
+	}
+	left, err := strconv.ParseInt(timeout, 10, 64)
+	if err != nil || left < 1 || left > maxForwardedFor.Milliseconds() {
+		s.refuseCall(w, r, refusedCommand, httpapi.NewProblem(http.StatusBadRequest, "bad_request", hdrTimeout+" is not 1 to "+strconv.FormatInt(maxForwardedFor.Milliseconds(), 10)+"."))
+		return nil, 0, false
+	}
+	body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxForwarded))
+	if err != nil || !same(hash, hashOf(body)) {
+		s.refuseCall(w, r, refusedBody, httpapi.NewProblem(http.StatusBadRequest, "bad_request", "The body is not the one that was signed, or longer than 4 MiB."))
+		return nil, 0, false
+	}
+	return body, time.Duration(left) * time.Millisecond, true
+}
+
+// refuseCall answers a call of another instance that cannot be taken.
+func (s *Shards) refuseCall(w http.ResponseWriter, r *http.Request, reason string, p *httpapi.Problem) {
+	s.metrics.refusedCalls.WithLabelValues(reason).Inc()
+	if s.said.now() {
+		s.Log.Warn("a call of another instance was refused; more of them within 10 s are only counted", "reason", reason, "from", r.RemoteAddr, "detail", p.Detail)
+	}
+	httpapi.WriteProblem(w, p)
+}
+
+// seldom lets a log line through once in ten seconds. The zero value is ready;
+// safe for concurrent use.
+type seldom struct{ last atomic.Int64 }
+
+func (s *seldom) now() bool {
+	now := time.Now().UnixNano()
+	last := s.last.Load()
+	return now-last > int64(10*time.Second) && s.last.CompareAndSwap(last, now)
+}
+
+// refusedCall is what an owner said that refused a call, for the log: an instance
+// that is configured otherwise, or of another build.
+func refusedCall(resp *http.Response, body []byte) string {
+	return resp.Status + ": " + strings.ToValidUTF8(string(body[:min(len(body), 500)]), "")
+}
