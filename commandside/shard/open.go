@@ -236,7 +236,7 @@ func (s *shard) claim(ctx context.Context) error {
 		}
 		l.next, l.lastOff = r.Offset+1, r.Offset
 	}
-	s.term = s.logs[orders].rule.Term
+	s.term, s.claimedAt = s.logs[orders].rule.Term, records[orders].Offset
 	s.owner.at(StepClaimed, s.partition)
 	return nil
 }

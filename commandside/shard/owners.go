@@ -1,61 +1,68 @@
 package shard
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"log/slog"
-	"net"
-	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"tomato/domain"
 	"tomato/eventlog"
-	"tomato/httpapi"
 )
 
-// Owner is where the commands of a shard go: a hint, never a proof.
-type Owner struct {
-	Shard int32  `json:"shard"`
-	Term  int64  `json:"term"`  // of its claim on orders
-	Owner string `json:"owner"` // instance
-	URL   string `json:"url"`
-}
-
-// owners follows topic shard-owners: for each shard who wrote itself with the
-// highest term. Safe for concurrent use.
+// owners follows topic shard-owners: for each shard, who claimed it with the
+// highest term that the log has. Safe for concurrent use.
 type owners struct {
-	mu      sync.Mutex
-	known   map[int32]Owner
-	changed chan struct{}
-	// lower is called, without locks, when a lower term than the known one lands
-	// behind it: compaction would keep that one.
-	lower func(known Owner)
+	cfg     eventlog.Config
+	key     string // cluster key
+	log     *slog.Logger
+	ignored *prometheus.CounterVec // by reason
+	said    seldom
+	life    context.Context // ends with run
+	end     context.CancelFunc
+	reading chan struct{} // one for each claim that is looked up at a time
+
+	mu         sync.Mutex
+	known      map[int32]Owner
+	changed    chan struct{}
+	candidates map[int32][]Owner // signed, and with a higher term than is known: their claims are being looked up
+	last       map[int32]string  // signature of the last record under the shard's key; "" for what is none
+	// follows is called, without locks, when another record than the known owner's
+	// is the last one: compaction would keep that one.
+	follows func(shard int32)
 }
 
-func newOwners() *owners {
-	return &owners{known: map[int32]Owner{}, changed: make(chan struct{})}
+// Bounds of looking up claims.
+const (
+	maxCandidates  = 16 // of one shard
+	claimsAtOnce   = 8
+	claimReadLimit = 3 * time.Second // for one of them
+	claimTries     = 3               // before a claim that is not found is not believed
+	claimPause     = 200 * time.Millisecond
+)
+
+func newOwners(cfg eventlog.Config, key string, log *slog.Logger) *owners {
+	life, end := context.WithCancel(context.Background())
+	return &owners{cfg: cfg, life: life, end: end, key: key, log: log, reading: make(chan struct{}, claimsAtOnce), known: map[int32]Owner{}, changed: make(chan struct{}),
+		candidates: map[int32][]Owner{}, last: map[int32]string{}}
 }
 
-// learn takes an owner in; it says whether a higher one is known.
-func (o *owners) learn(n Owner) (stale bool) {
+// learn takes in an owner whose claim is known to be in the log.
+func (o *owners) learn(n Owner) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	old, ok := o.known[n.Shard]
-	if ok && n.Term <= old.Term {
-		return n.Term < old.Term
+	if old, ok := o.known[n.Shard]; ok && n.Term <= old.Term {
+		return
 	}
 	o.known[n.Shard] = n
 	close(o.changed)
 	o.changed = make(chan struct{})
-	return false
 }
 
 func (o *owners) of(shard int32) (Owner, bool, <-chan struct{}) {
@@ -65,40 +72,146 @@ func (o *owners) of(shard int32) (Owner, bool, <-chan struct{}) {
 	return n, ok, o.changed
 }
 
+// consider takes in a signed owner once its claim is found in the log, which is
+// looked up aside: nobody waits for it.
+func (o *owners) consider(n Owner) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	all, running := o.candidates[n.Shard]
+	if n.Term <= o.known[n.Shard].Term || slices.Contains(all, n) {
+		return
+	}
+	// The highest term is looked up first: once it is found, the others are over.
+	all = append(slices.Clone(all), n)
+	slices.SortStableFunc(all, func(a, b Owner) int { return int(min(max(b.Term-a.Term, -1), 1)) })
+	if len(all) > maxCandidates {
+		o.ignore(ignoredClaim, all[maxCandidates])
+		all = all[:maxCandidates]
+	}
+	o.candidates[n.Shard] = all
+	if !running {
+		go o.lookUp(n.Shard)
+	}
+}
+
+// lookUp works off the candidates of one shard, until none is left or
+// run has ended.
+func (o *owners) lookUp(shard int32) {
+	ctx := o.life
+	tries := map[Owner]int{}
+	for {
+		o.mu.Lock()
+		all := slices.DeleteFunc(slices.Clone(o.candidates[shard]), func(n Owner) bool { return n.Term <= o.known[shard].Term })
+		o.candidates[shard] = all
+		if len(all) == 0 || ctx.Err() != nil {
+			delete(o.candidates, shard)
+			o.mu.Unlock()
+			return
+		}
+		o.mu.Unlock()
+		// Those that were tried less go first: one that cannot be found must not
+		// hold up the true one.
+		n := slices.MinFunc(all, func(a, b Owner) int { return tries[a] - tries[b] })
+		err := o.find(ctx, n)
+		tries[n]++
+		switch {
+		case err == nil:
+			o.learn(n)
+			continue
+		case errors.Is(err, errNoClaim) && tries[n] >= claimTries:
+			o.ignore(ignoredClaim, n)
+			o.mu.Lock()
+			o.candidates[shard] = slices.DeleteFunc(slices.Clone(o.candidates[shard]), func(c Owner) bool { return c == n })
+			o.mu.Unlock()
+			continue
+		case !errors.Is(err, errNoClaim) && o.said.now():
+			o.log.Warn("the claim of a shard's owner cannot be looked up now", "shard", shard, "err", err)
+		}
+		select {
+		case <-time.After(claimPause):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (o *owners) find(ctx context.Context, n Owner) error {
+	select {
+	case o.reading <- struct{}{}:
+		defer func() { <-o.reading }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	ctx, cancel := context.WithTimeout(ctx, claimReadLimit)
+	defer cancel()
+	return findClaim(ctx, o.cfg, n)
+}
+
+// ignore counts a record that is not believed.
+func (o *owners) ignore(reason string, n Owner) {
+	o.ignored.WithLabelValues(reason).Inc()
+	if o.said.now() {
+		o.log.Warn("a record about a shard's owner is ignored; more of them within 10 s are only counted", "topic", eventlog.ShardOwners, "shard", n.Shard, "term", n.Term, "reason", reason)
+	}
+}
+
 // run follows the topic until ctx ends.
-func (o *owners) run(ctx context.Context, cfg eventlog.Config, log *slog.Logger) error {
-	client, err := cfg.NewClient(kgo.ConsumeTopics(eventlog.ShardOwners), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+func (o *owners) run(ctx context.Context) error {
+	client, err := o.cfg.NewClient(kgo.ConsumeTopics(eventlog.ShardOwners), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	if err != nil {
 		return err
 	}
 	defer client.Close()
+	defer o.end()
 	for {
 		fetches := client.PollFetches(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
 		for _, fe := range fetches.Errors() {
-			log.Warn("shard owners: fetch failed", "err", fe.Err)
+			o.log.Warn("shard owners: fetch failed", "err", fe.Err)
 		}
 		for iter := fetches.RecordIter(); !iter.Done(); {
-			r := iter.Next()
-			var n Owner
-			if err := json.Unmarshal(r.Value, &n); err != nil {
-				log.Warn("shard owners: a record that is none", "partition", r.Partition, "offset", r.Offset)
-				continue
-			}
-			if o.learn(n) {
-				if known, _, _ := o.of(n.Shard); o.lower != nil {
-					o.lower(known)
-				}
-			}
+			o.take(iter.Next())
 		}
 	}
 }
 
+// take takes one record of the topic in.
+func (o *owners) take(r *kgo.Record) {
+	n, reason := readOwner(r.Value, r.Partition, o.key)
+	keyed := string(r.Key) == strconv.Itoa(int(r.Partition))
+	if reason == "" && !keyed {
+		n, reason = Owner{}, ignoredMalformed
+	}
+	if keyed {
+		o.mu.Lock()
+		o.last[r.Partition] = n.Signature
+		displaced := n.Signature != o.known[r.Partition].Signature
+		o.mu.Unlock()
+		if displaced {
+			o.follows(r.Partition)
+		}
+	}
+	if reason != "" {
+		o.ignore(reason, Owner{Shard: r.Partition})
+		return
+	}
+	o.consider(n)
+}
+
+// displaced says whether another record than that of the known owner is the last
+// one under the shard's key.
+func (o *owners) displaced(shard int32) (known Owner, displaced bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	known = o.known[shard]
+	return known, o.last[shard] != known.Signature
+}
+
 // announce writes this instance as the shard's owner.
-func (s *Shards) announce(p int32, term int64) {
-	n := Owner{Shard: p, Term: term, Owner: s.Instance, URL: s.URL}
+func (s *Shards) announce(sh *shard) {
+	p := sh.partition
+	n := Owner{Shard: p, Term: sh.term, Claim: sh.claimedAt, Owner: s.Instance, URL: s.URL}.signed(s.ClusterKey)
 	s.owners.learn(n)
 	b, err := json.Marshal(n)
 	if err != nil {
@@ -115,137 +228,28 @@ func (s *Shards) announce(p int32, term int64) {
 		})
 }
 
-// announceAgain puts this instance back as the last record of a shard that it
-// serves, where an older owner's record landed behind its own.
-func (s *Shards) announceAgain(known Owner) {
+// announceAgainAfter is the time from another record to this instance's own one
+// behind it. It bounds what somebody who writes again and again can cause.
+const announceAgainAfter = time.Second
+
+// announceAgain makes this instance's record the last one of a shard that it
+// serves, where another record landed behind it: an older owner's, or one that
+// nobody believes. One of a higher owner is left alone once it is believed.
+func (s *Shards) announceAgain(p int32) {
 	s.mu.Lock()
-	sh := s.serving[known.Shard]
-	s.mu.Unlock()
-	if sh != nil && sh.term == known.Term && known.Owner == s.Instance {
-		s.announce(known.Shard, known.Term)
-	}
-}
-
-// CommandsPath is where Handler is to be served.
-const CommandsPath = "/internal/shard-commands"
-
-// forwardMargin is what is kept of a deadline for the way back, so that the
-// owner's answer to it arrives.
-const forwardMargin = 50 * time.Millisecond
-
-// errNotSent says that a forwarded command did not leave: it may be sent elsewhere.
-var errNotSent = errors.New("not sent")
-
-// misdirected is a 421: the asked instance is not the owner, and knows this one.
-type misdirected struct{ owner Owner }
-
-func (m misdirected) Error() string { return "another instance owns the shard" }
-
-// forward sends a command to the shard's owner and returns its answer.
-func (s *Shards) forward(ctx context.Context, to Owner, r Request) (Result, error) {
-	if err := r.prepare(); err != nil {
-		return Result{}, err
-	}
-	body, err := encodeRequest(r)
-	if err != nil {
-		return Result{}, err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, to.URL+CommandsPath, bytes.NewReader(body))
-	if err != nil {
-		return Result{}, err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	timeout := maxForwardedFor
-	if deadline, ok := ctx.Deadline(); ok {
-		timeout = time.Until(deadline) - forwardMargin
-	}
-	s.signRequest(req.Header, body, timeout)
-	resp, err := s.http.Do(req)
-	if err != nil {
-		var op *net.OpError
-		if errors.As(err, &op) && op.Op == "dial" {
-			return Result{}, fmt.Errorf("%w: %w", errNotSent, err)
-		}
-		return Result{}, fmt.Errorf("%w: %w", ErrUnavailable, err) // it may have been decided
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxForwarded))
-	if err != nil {
-		return Result{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	switch resp.StatusCode {
-	case http.StatusOK:
-		res, err := decodeAnswer(r.Topic, b)
-		if err != nil && domain.RefusedWith(err) == "" { // it may have been decided
-			err = fmt.Errorf("%w: the owner's answer cannot be read: %w", ErrUnavailable, err)
-		}
-		return res, err
-	case http.StatusMisdirectedRequest:
-		var m misdirected
-		_ = json.Unmarshal(b, &m.owner) // empty where it knows none
-		return Result{}, m
-	}
-	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusBadRequest {
-		if s.told.now() {
-			s.Log.Error("the owner of a shard refuses what this instance forwards", "shard", to.Shard, "owner", to.Owner, "url", to.URL, "err", refusedCall(resp, b))
-		}
-	}
-	return Result{}, fmt.Errorf("%w: owner answered %s", ErrUnavailable, resp.Status)
-}
-
-// Handler takes commands that other instances forward. They go no further: a
-// command for a shard that is not served here is 421 with the owner that this
-// instance knows, never itself.
-func (s *Shards) Handler() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		b, limit, ok := s.verifyCall(w, r)
-		if !ok {
-			return
-		}
-		req, err := decodeRequest(b)
-		if err != nil {
-			s.refuseCall(w, r, refusedCommand, httpapi.NewProblem(http.StatusBadRequest, "bad_request", "The forwarded command is not valid: "+err.Error()+"."))
-			return
-		}
-		ctx, cancel := context.WithTimeout(r.Context(), limit)
-		defer cancel()
-		p := s.partitionOf(&req)
-		s.mu.Lock()
-		sh := s.serving[p]
-		s.mu.Unlock()
-		if sh == nil {
-			s.misdirect(w, p)
-			return
-		}
-		var res Result
-		if err = s.Menus.WaitFor(ctx, req.After); err == nil {
-			res, err = s.local(ctx, sh, &req)
-		}
-		if errors.Is(err, errNotDecided) {
-			s.misdirect(w, p)
-			return
-		}
-		answer, err := encodeAnswer(res, err)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write(answer)
-	})
-}
-
-func (s *Shards) misdirect(w http.ResponseWriter, p int32) {
-	known, ok, _ := s.owners.of(p)
-	if !ok || known.Owner == s.Instance {
-		known = Owner{}
-	}
-	b, err := json.Marshal(known)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+	defer s.mu.Unlock()
+	if s.serving[p] == nil || s.again[p] {
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusMisdirectedRequest)
-	_, _ = w.Write(b)
+	s.again[p] = true
+	time.AfterFunc(announceAgainAfter, func() {
+		s.mu.Lock()
+		delete(s.again, p)
+		sh, over := s.serving[p], s.stopped
+		s.mu.Unlock()
+		known, displaced := s.owners.displaced(p)
+		if sh != nil && !over && displaced && sh.term == known.Term && known.Owner == s.Instance {
+			s.announce(sh)
+		}
+	})
 }

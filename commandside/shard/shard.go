@@ -139,6 +139,7 @@ type shard struct {
 	owner     *Shards
 	partition int32
 	term      int64 // of the claim on orders; the four may differ
+	claimedAt int64 // offset of that claim
 	producer  *kgo.Client
 	log       *slog.Logger
 

@@ -127,7 +127,8 @@ type Shards struct {
 	changed  chan struct{} // closed and replaced whenever serving changes
 	producer *kgo.Client
 	group    *kgo.Client
-	leaving  bool // this instance takes no shards any more
+	again    map[int32]bool // shards that are to be announced again
+	leaving  bool           // this instance takes no shards any more
 	stopped  bool
 }
 
@@ -181,9 +182,10 @@ func NewShards(cfg Config) (*Shards, error) {
 	}
 	s := &Shards{
 		Config: cfg, source: "/tomato/commandside/" + cfg.Instance,
-		owners:  newOwners(),
-		http:    &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 512, IdleConnTimeout: time.Minute, DialContext: (&net.Dialer{Timeout: time.Second}).DialContext}},
-		serving: map[int32]*shard{}, assigned: map[int32]*assignment{}, changed: make(chan struct{}),
+		owners: newOwners(cfg.Kafka, cfg.ClusterKey, cfg.Log),
+		http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 512, IdleConnTimeout: time.Minute, DialContext: (&net.Dialer{Timeout: time.Second}).DialContext},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}, // a command goes to nobody else
+		serving: map[int32]*shard{}, assigned: map[int32]*assignment{}, again: map[int32]bool{}, changed: make(chan struct{}),
 		metrics: &metrics{
 			void:     counters("tomato_shard_void_records_total", "Records that a shard read and that do not count.", "topic"),
 			opened:   counters("tomato_shard_take_overs_total", "Shards opened, by outcome.", "outcome"),
@@ -202,7 +204,8 @@ func NewShards(cfg Config) (*Shards, error) {
 	all := prometheus.NewGauge(prometheus.GaugeOpts{Name: "tomato_shards", Help: "Shards that there are: partitions."})
 	all.Set(float64(cfg.Partitions))
 	cfg.Registry.MustRegister(s, all, s.metrics.serving, s.metrics.openSeconds, s.metrics.snapshotSeconds)
-	s.owners.lower = s.announceAgain
+	s.owners.follows = s.announceAgain
+	s.owners.ignored = counters("tomato_shard_owner_records_ignored_total", "Records about shards' owners that are not believed, by reason.", "reason")
 	var err error
 	if s.producer, err = s.newProducer(); err != nil {
 		return nil, err
@@ -253,7 +256,7 @@ func (s *Shards) Follow(ctx context.Context) error {
 
 func (s *Shards) follow(ctx context.Context) error {
 	defer s.http.CloseIdleConnections()
-	return s.owners.run(ctx, s.Kafka, s.Log)
+	return s.owners.run(ctx)
 }
 
 func (s *Shards) closeProducer() {
@@ -484,7 +487,7 @@ func (s *Shards) run(ctx context.Context, p int32, a *assignment) {
 		sh.openedAt, sh.took = time.Now().UTC(), time.Since(start)
 		s.setServing(p, sh)
 		s.at(StepServing, p)
-		s.announce(p, sh.term)
+		s.announce(sh)
 		s.at(StepAnnounced, p)
 		err = sh.serve(ctx)
 		s.setServing(p, nil)
@@ -609,8 +612,8 @@ func (s *Shards) Execute(ctx context.Context, r Request) (Result, error) {
 			switch {
 			case errors.As(err, &m):
 				tried = owner.Term
-				if m.owner.Term > tried {
-					s.owners.learn(m.owner)
+				if n, reason := readOwner(m.record, p, s.ClusterKey); reason == "" {
+					s.owners.consider(n)
 				}
 				continue
 			case errors.Is(err, errNotSent):

@@ -1,0 +1,140 @@
+package shard
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"tomato/domain"
+	"tomato/httpapi"
+)
+
+// CommandsPath is where Handler is to be served.
+const CommandsPath = "/internal/shard-commands"
+
+// forwardMargin is what is kept of a deadline for the way back, so that the
+// owner's answer to it arrives.
+const forwardMargin = 50 * time.Millisecond
+
+// errNotSent says that a forwarded command did not leave: it may be sent elsewhere.
+var errNotSent = errors.New("not sent")
+
+// misdirected is a 421: the asked instance is not the owner. record is the one
+// that it knows, or nothing: it is believed no more than one of the topic.
+type misdirected struct{ record []byte }
+
+func (m misdirected) Error() string { return "another instance owns the shard" }
+
+// forward sends a command to the shard's owner and returns its answer.
+func (s *Shards) forward(ctx context.Context, to Owner, r Request) (Result, error) {
+	if err := r.prepare(); err != nil {
+		return Result{}, err
+	}
+	body, err := encodeRequest(r)
+	if err != nil {
+		return Result{}, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimSuffix(to.URL, "/")+CommandsPath, bytes.NewReader(body))
+	if err != nil {
+		return Result{}, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	timeout := maxForwardedFor
+	if deadline, ok := ctx.Deadline(); ok {
+		timeout = time.Until(deadline) - forwardMargin
+	}
+	s.signRequest(req.Header, body, timeout)
+	resp, err := s.http.Do(req)
+	if err != nil {
+		var op *net.OpError
+		if errors.As(err, &op) && op.Op == "dial" {
+			return Result{}, fmt.Errorf("%w: %w", errNotSent, err)
+		}
+		return Result{}, fmt.Errorf("%w: %w", ErrUnavailable, err) // it may have been decided
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxForwarded))
+	if err != nil {
+		return Result{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	switch resp.StatusCode {
+	case http.StatusOK:
+		res, err := decodeAnswer(r.Topic, b)
+		if err != nil && domain.RefusedWith(err) == "" { // it may have been decided
+			err = fmt.Errorf("%w: the owner's answer cannot be read: %w", ErrUnavailable, err)
+		}
+		return res, err
+	case http.StatusMisdirectedRequest:
+		return Result{}, misdirected{b}
+	}
+	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusBadRequest {
+		if s.told.now() {
+			s.Log.Error("the owner of a shard refuses what this instance forwards", "shard", to.Shard, "owner", to.Owner, "url", to.URL, "err", refusedCall(resp, b))
+		}
+	}
+	return Result{}, fmt.Errorf("%w: owner answered %s", ErrUnavailable, resp.Status)
+}
+
+// Handler takes commands that other instances forward. They go no further: a
+// command for a shard that is not served here is 421 with the owner that this
+// instance knows, never itself.
+func (s *Shards) Handler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, limit, ok := s.verifyCall(w, r)
+		if !ok {
+			return
+		}
+		req, err := decodeRequest(b)
+		if err != nil {
+			s.refuseCall(w, r, refusedCommand, httpapi.NewProblem(http.StatusBadRequest, "bad_request", "The forwarded command is not valid: "+err.Error()+"."))
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), limit)
+		defer cancel()
+		p := s.partitionOf(&req)
+		s.mu.Lock()
+		sh := s.serving[p]
+		s.mu.Unlock()
+		if sh == nil {
+			s.misdirect(w, p)
+			return
+		}
+		var res Result
+		if err = s.Menus.WaitFor(ctx, req.After); err == nil {
+			res, err = s.local(ctx, sh, &req)
+		}
+		if errors.Is(err, errNotDecided) {
+			s.misdirect(w, p)
+			return
+		}
+		answer, err := encodeAnswer(res, err)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(answer)
+	})
+}
+
+func (s *Shards) misdirect(w http.ResponseWriter, p int32) {
+	known, ok, _ := s.owners.of(p)
+	if !ok || known.Owner == s.Instance {
+		known = Owner{}
+	}
+	b, err := json.Marshal(known)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusMisdirectedRequest)
+	_, _ = w.Write(b)
+}

@@ -1,0 +1,306 @@
+package shard
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/domain"
+	"tomato/domain/rider"
+	"tomato/eventlog"
+)
+
+// What an instance writes about itself is fixed: instances of two builds meet.
+func TestAnOwnersRecordIsFixed(t *testing.T) {
+	t.Parallel()
+	o := Owner{Shard: 3, Term: 7, Claim: 1234, Owner: "0b0e4f54-96b5-4c6e-9a53-3c1a2f6f0f11", URL: "http://10.0.0.7:8080"}.signed("0123456789abcdef0123456789abcdef")
+	got, err := json.Marshal(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile("testdata/shard-owner.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want = bytes.TrimSpace(want); !bytes.Equal(got, want) {
+		t.Errorf("it is %s, want %s", got, want)
+	}
+	if back, reason := readOwner(want, 3, "0123456789abcdef0123456789abcdef"); back != o || reason != "" {
+		t.Errorf("it is read as %+v, %s", back, reason)
+	}
+}
+
+// Only what an instance has signed, for this very shard, is read as an owner.
+func TestRecordsThatAreNoOwner(t *testing.T) {
+	t.Parallel()
+	good := Owner{Shard: 1, Term: 7, Claim: 9, Owner: "a", URL: "https://host:8080/base/"}
+	encode := func(o Owner) []byte {
+		b, err := json.Marshal(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	if _, reason := readOwner(encode(good.signed(testClusterKey)), 1, testClusterKey); reason != "" {
+		t.Fatalf("the good one is %s", reason)
+	}
+	signed := func(change func(*Owner)) []byte {
+		o := good
+		change(&o)
+		return encode(o.signed(testClusterKey))
+	}
+	changed := func(change func(*Owner)) []byte {
+		o := good.signed(testClusterKey)
+		change(&o)
+		return encode(o)
+	}
+	for what, c := range map[string]struct {
+		record []byte
+		reason string
+	}{
+		"nothing":          {nil, ignoredMalformed},
+		"no JSON":          {[]byte("x"), ignoredMalformed},
+		"null":             {[]byte("null"), ignoredMalformed},
+		"unsigned":         {encode(good), ignoredSignature},
+		"another key":      {encode(good.signed("another key of thirty-two bytes..")), ignoredSignature},
+		"another term":     {changed(func(o *Owner) { o.Term = 9e18 }), ignoredSignature},
+		"another claim":    {changed(func(o *Owner) { o.Claim++ }), ignoredSignature},
+		"another owner":    {changed(func(o *Owner) { o.Owner = "b" }), ignoredSignature},
+		"another URL":      {changed(func(o *Owner) { o.URL = "http://stranger" }), ignoredSignature},
+		"another shard":    {signed(func(o *Owner) { o.Shard = 2 }), ignoredMalformed},
+		"no term":          {signed(func(o *Owner) { o.Term = 0 }), ignoredMalformed},
+		"no offset":        {signed(func(o *Owner) { o.Claim = -1 }), ignoredMalformed},
+		"no owner":         {signed(func(o *Owner) { o.Owner = "" }), ignoredMalformed},
+		"two lines":        {signed(func(o *Owner) { o.Owner = "a\nb" }), ignoredMalformed},
+		"no URL":           {signed(func(o *Owner) { o.URL = "" }), ignoredMalformed},
+		"another scheme":   {signed(func(o *Owner) { o.URL = "ftp://host" }), ignoredMalformed},
+		"no host":          {signed(func(o *Owner) { o.URL = "http:///x" }), ignoredMalformed},
+		"only a port":      {signed(func(o *Owner) { o.URL = "http://:8080" }), ignoredMalformed},
+		"a password":       {signed(func(o *Owner) { o.URL = "http://u:p@host" }), ignoredMalformed},
+		"a query":          {signed(func(o *Owner) { o.URL = "http://host?x=1" }), ignoredMalformed},
+		"a fragment":       {signed(func(o *Owner) { o.URL = "http://host#x" }), ignoredMalformed},
+		"an unknown field": {bytes.Replace(encode(good.signed(testClusterKey)), []byte("{"), []byte(`{"x":1,`), 1), ignoredMalformed},
+		"too long":         {append(encode(good.signed(testClusterKey)), bytes.Repeat([]byte(" "), maxOwnerRecord)...), ignoredMalformed},
+	} {
+		if o, reason := readOwner(c.record, 1, testClusterKey); reason != c.reason || o != (Owner{}) {
+			t.Errorf("%s: %+v, %q, want %q", what, o, reason, c.reason)
+		}
+	}
+}
+
+// startFollower is an instance that serves no shards.
+func (f forwarding) startFollower(t *testing.T) *Shards {
+	t.Helper()
+	s, err := NewShards(Config{Kafka: f.cfg, Partitions: f.Partitions, Menus: NewMenus(), ClusterKey: testClusterKey, Registry: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Follow(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// all sends a command of every shard through an instance, which must arrive.
+func (f forwarding) all(t *testing.T, through *Shards, name string) {
+	t.Helper()
+	for n := 1; n <= 6; n++ {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		id := fmt.Sprint("x", n)
+		res, err := through.Execute(ctx, Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: rider.Put{RiderID: id, Name: name}})
+		cancel()
+		if err != nil || res.Rider.Name != name {
+			t.Fatalf("%s of %s: %v", name, id, err)
+		}
+	}
+}
+
+// Whoever reaches the brokers can write about owners. What no instance has
+// signed, and what the log does not bear out, changes nothing: commands go on to
+// the true owner, now and for who reads the topic later.
+func TestForgedOwnersChangeNothing(t *testing.T) {
+	t.Parallel()
+	f := startForwarding(t)
+	var asked atomic.Int64
+	stranger := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+	t.Cleanup(stranger.Close)
+	follower := f.startFollower(t)
+	f.all(t, follower, "before")
+
+	client, err := f.cfg.NewClient(kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	const forged = 9_000_000_000_000_000_000
+	written := 0
+	for p := range f.Partitions {
+		known, _, _ := follower.owners.of(p)
+		with := func(change func(*Owner)) Owner {
+			o := known
+			o.URL, o.Term = stranger.URL, forged
+			change(&o)
+			return o
+		}
+		sign := func(change func(*Owner)) Owner { return with(change).signed(testClusterKey) }
+		for _, o := range []Owner{
+			with(func(o *Owner) { o.Signature = "" }),
+			with(func(*Owner) {}), // the true one's signature
+			with(func(*Owner) {}).signed("another key of thirty-two bytes.."),
+			sign(func(o *Owner) { o.Term = known.Term - 1 }), // an old one again
+			sign(func(*Owner) {}),                            // the claim stands there, with another term
+			sign(func(o *Owner) { o.Term, o.Claim = known.Term+1, known.Claim+1_000_000 }),
+			sign(func(o *Owner) { o.Term, o.Owner = known.Term+1, "another" }),
+			sign(func(o *Owner) { o.Term, o.Claim = known.Term+2, 0 }),
+			sign(func(o *Owner) { o.Shard = (p + 1) % f.Partitions }),
+		} {
+			b, err := json.Marshal(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: eventlog.ShardOwners, Partition: p, Key: []byte(strconv.Itoa(int(p))), Value: b}).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+			written++
+		}
+		for _, b := range [][]byte{nil, []byte("junk")} { // compaction would keep the last one
+			if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: eventlog.ShardOwners, Partition: p, Key: []byte(strconv.Itoa(int(p))), Value: b}).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+			written++
+		}
+	}
+	f.all(t, follower, "meanwhile")
+	f.all(t, f.Shards, "at the owner itself")
+
+	// The owner writes itself again, once, and the topic's last record is its own.
+	last := func() (own int, ok bool) {
+		n, lasts := 0, map[int32]Owner{}
+		client, err := f.cfg.NewClient(kgo.ConsumeTopics(eventlog.ShardOwners), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		ends, err := eventlog.EndOffsets(t.Context(), client, eventlog.ShardOwners)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var total int64
+		for _, end := range ends {
+			total += end
+		}
+		for read := int64(0); read < total; {
+			fetches := client.PollFetches(t.Context())
+			fetches.EachRecord(func(r *kgo.Record) {
+				read++
+				o, _ := readOwner(r.Value, r.Partition, testClusterKey)
+				if lasts[r.Partition] = o; o.Owner == f.Instance && o.URL == f.URL {
+					n++
+				}
+			})
+		}
+		ok = true
+		for p := range f.Partitions {
+			ok = ok && lasts[p].Owner == f.Instance && lasts[p].URL == f.URL
+		}
+		return n, ok
+	}
+	deadline := time.Now().Add(time.Minute)
+	own, ok := last()
+	for ; !ok && time.Now().Before(deadline); own, ok = last() {
+		time.Sleep(50 * time.Millisecond)
+	}
+	if !ok {
+		t.Error("the owner is not the last record of its shards")
+	}
+	if own > written {
+		t.Errorf("the owner wrote itself %d times for %d records of others", own, written)
+	}
+
+	// Every signed one has been looked up and dropped by now, or is soon.
+	for follower.considering() > 0 && time.Now().Before(deadline) {
+		time.Sleep(20 * time.Millisecond)
+	}
+	f.all(t, follower, "afterwards")
+	late := f.startFollower(t)
+	f.all(t, late, "for who comes later")
+	for p := range f.Partitions {
+		for _, s := range []*Shards{f.Shards, follower, late} {
+			if known, _, _ := s.owners.of(p); known.Owner != f.Instance || known.URL != f.URL {
+				t.Errorf("shard %d is thought to be at %+v", p, known)
+			}
+		}
+	}
+	if n := asked.Load(); n != 0 {
+		t.Errorf("the stranger was asked %d times", n)
+	}
+	for _, reason := range []string{ignoredMalformed, ignoredSignature, ignoredClaim} {
+		if n := counted(f.registry, "tomato_shard_owner_records_ignored_total", reason); n == 0 {
+			t.Errorf("no record is counted as %s", reason)
+		}
+	}
+}
+
+// considering is how many signed owners are being looked up.
+func (s *Shards) considering() (n int) {
+	s.owners.mu.Lock()
+	defer s.owners.mu.Unlock()
+	for _, c := range s.owners.candidates {
+		n += len(c)
+	}
+	return n
+}
+
+// An owner that sends a command elsewhere is an owner that does not answer: the
+// command goes to nobody else, once, and without the key.
+func TestARedirectIsNotFollowed(t *testing.T) {
+	t.Parallel()
+	var elsewhere atomic.Int64
+	target := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) }))
+	t.Cleanup(target.Close)
+	var got []string
+	owner := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, _ := httputil.DumpRequest(r, true)
+		got = append(got, string(b))
+		http.Redirect(w, r, target.URL+r.URL.Path, http.StatusTemporaryRedirect)
+	}))
+	t.Cleanup(owner.Close)
+	s, err := NewShards(Config{Kafka: eventlog.Config{Brokers: []string{"127.0.0.1:1"}}, Partitions: 1, Menus: NewMenus(), ClusterKey: testClusterKey,
+		Registry: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.closeProducer)
+	s.owners.learn(Owner{Shard: 0, Term: 1, Owner: "a", URL: owner.URL})
+	_, err = s.Execute(t.Context(), validCommands()["place"])
+	if !errors.Is(err, ErrUnavailable) {
+		t.Errorf("%v", err)
+	}
+	if len(got) != 1 || strings.Contains(strings.Join(got, ""), testClusterKey) {
+		t.Errorf("the owner got %q", got)
+	}
+	if n := elsewhere.Load(); n != 0 {
+		t.Errorf("the other one got %d requests", n)
+	}
+}
