@@ -55,7 +55,7 @@ type serveCmd struct {
 	Role         []string `default:"command,query,feed,project,react" enum:"command,query,feed,project,react" help:"What this process does."`
 	Dev          bool     `help:"Make up secrets although a broker or a database is configured."`
 	HTTPAddr     string   `name:"http-addr" env:"TOMATO_HTTP_ADDR" default:"127.0.0.1:8080" help:"Where to listen."`
-	Advertised   string   `name:"advertised-url" env:"TOMATO_ADVERTISED_URL" help:"Where other instances reach this one. Default: the listening address."`
+	Advertised   string   `name:"advertised-url" env:"TOMATO_ADVERTISED_URL" help:"Where other instances reach this one. Default: the listening address, if it is no wildcard."`
 	JWTIssuer    string   `name:"jwt-issuer" env:"TOMATO_JWT_ISSUER" help:"Tokens must have this iss."`
 	JWTAudience  string   `name:"jwt-audience" env:"TOMATO_JWT_AUDIENCE" help:"Tokens must have this aud."`
 	KeyID        string   `name:"razorpay-key-id" env:"TOMATO_RAZORPAY_KEY_ID" help:"Of Razorpay. Unset: a simulated gateway."`
@@ -104,6 +104,9 @@ func (c serveCmd) validate() error {
 		return usage("TOMATO_RAZORPAY_KEY_ID and TOMATO_RAZORPAY_KEY_SECRET go together")
 	}
 	if err := c.databaseFlags.check(); err != nil {
+		return err
+	}
+	if err := c.checkAddresses(); err != nil {
 		return err
 	}
 	return c.secretFlags.check()
@@ -235,10 +238,7 @@ func startServer(ctx context.Context, c serveCmd) (_ *server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.url = "http://" + listener.Addr().String()
-	if s.cmd.Advertised == "" {
-		s.cmd.Advertised = s.url
-	}
+	s.url, s.cmd.Advertised = reachable("", listener.Addr()), reachable(c.Advertised, listener.Addr())
 	if err := s.startRoles(ctx, kafka, listener); err != nil {
 		_ = listener.Close()
 		return nil, err

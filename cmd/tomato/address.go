@@ -1,0 +1,75 @@
+package main
+
+import (
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+// isWildcard says whether a host means every address of the machine: nobody else
+// can reach this instance by it.
+func isWildcard(host string) bool {
+	ip := net.ParseIP(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"))
+	return host == "" || host == "0" || ip != nil && ip.IsUnspecified()
+}
+
+// checkAddresses refuses what other instances could not reach. Where brokers are
+// configured there may be others, and they forward commands to the advertised
+// address: a wildcard would lead them to themselves.
+func (c serveCmd) checkAddresses() error {
+	host, _, err := net.SplitHostPort(c.HTTPAddr)
+	if err != nil {
+		return usage("TOMATO_HTTP_ADDR must be HOST:PORT, such as 127.0.0.1:8080")
+	}
+	if c.Advertised == "" {
+		if len(c.Brokers) > 0 && isWildcard(host) {
+			return usage("TOMATO_HTTP_ADDR listens on every address of this machine, and KAFKA_BROKERS is set, so other instances may have to reach this one: set TOMATO_ADVERTISED_URL to its own address, such as http://10.0.0.7:8080")
+		}
+		return nil
+	}
+	u, err := url.Parse(c.Advertised)
+	var fault string
+	switch {
+	case err != nil || u.Opaque != "":
+		fault = "it is not a URL"
+	case u.Scheme != "http" && u.Scheme != "https":
+		fault = "it does not begin with http:// or https://"
+	case u.User != nil:
+		fault = "it must not have a user name or a password"
+	case u.Hostname() == "":
+		fault = "it has no host"
+	case isWildcard(u.Hostname()):
+		fault = "its host means every address of a machine, and nobody can reach this instance by it"
+	case u.RawQuery != "" || u.ForceQuery || strings.Contains(c.Advertised, "#"):
+		fault = "it must not have a query or a fragment"
+	case u.Port() != "" && !validPort(u.Port()):
+		fault = "its port is not 1 to 65535"
+	default:
+		return nil
+	}
+	return usage("TOMATO_ADVERTISED_URL is where other instances reach this one, such as http://10.0.0.7:8080: %s", fault)
+}
+
+func validPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
+}
+
+// reachable returns the URL of this instance: the advertised one, or the address
+// on which it listens. Of a wildcard that is the loopback address, which a
+// process on this machine reaches; checkAddresses has seen to it that no other
+// machine needs it.
+func reachable(advertised string, listening net.Addr) string {
+	if advertised != "" {
+		return strings.TrimSuffix(advertised, "/")
+	}
+	host, port, err := net.SplitHostPort(listening.String())
+	if err != nil {
+		return "http://" + listening.String()
+	}
+	if isWildcard(host) {
+		host = "127.0.0.1"
+	}
+	return "http://" + net.JoinHostPort(host, port)
+}
