@@ -72,7 +72,7 @@ func TestARequestSurvivesTheWay(t *testing.T) {
 		Command:        order.Assign{RiderID: "x", RiderName: "Una", ClaimID: 3, Round: 1, Wave: 2},
 		IdempotencyKey: "k", BodyHash: "b", IfMatch: 4, OrMatch: []int64{7, 9}, CausationID: "c", CorrelationID: "d",
 		Traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-		After: eventlog.Token{{Topic: eventlog.Restaurants, Partition: 2}: 7}}
+		After:       eventlog.Token{{Topic: eventlog.Restaurants, Partition: 2}: 7}}
 	b, err := encodeRequest(in)
 	if err != nil {
 		t.Fatal(err)
