@@ -527,7 +527,8 @@ func (s *server) startQueries(kafka eventlog.Config, api *httpapi.API) error {
 }
 
 func (s *server) startFeed(kafka eventlog.Config, auth *httpapi.Authenticator, api *httpapi.API) error {
-	mac := hmac.New(sha256.New, []byte(s.cmd.InternalKey))
+	// Not the internal key: other services hold it, and a cursor names rooms.
+	mac := hmac.New(sha256.New, []byte(s.cmd.ClusterKey))
 	mac.Write([]byte("feed cursor"))
 	mac.Write(s.logID[:])
 	hub, err := queryside.NewHub(queryside.HubConfig{Key: mac.Sum(nil), Ends: s.ends, Registry: s.registry})
