@@ -17,6 +17,10 @@ const (
 	bodyReadTimeout = 10 * time.Second
 	firstBodyBytes  = 1 << 10 // most bodies fit: they are read into one array
 
+	// How long the rest of a body that nobody reads may take to arrive, before its
+	// connection is closed.
+	unreadBodyTimeout = time.Second
+
 	// Of callers without a token: what their bodies may take at a time, all
 	// together, and how long one body may take to arrive.
 	strangersBytes       = 32 << 20
@@ -73,9 +77,13 @@ func Refuse(w http.ResponseWriter, r *http.Request, p *Problem) {
 	WriteProblem(w, p)
 }
 
+// leaveBody closes the connection after the answer. The server reads up to
+// 256 KiB of an unread body before it does so, whatever the answer's header says,
+// and would wait for ever for a body that does not come. So reading gets a deadline.
 func leaveBody(w http.ResponseWriter, r *http.Request) {
 	if r.ContentLength != 0 {
 		w.Header().Set("Connection", "close")
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(unreadBodyTimeout)) // where the writer has none (tests), there is none
 	}
 }
 

@@ -129,9 +129,16 @@ func TestRefusalsDoNotWaitForTheBody(t *testing.T) {
 		"GET /v1/things/t1 HTTP/1.1":                                       200,
 		"GET /openapi.json HTTP/1.1":                                       200,
 	} {
-		res, err := http.ReadResponse(begin(t, s, request, 1000, ""), nil)
+		conn := begin(t, s, request, 1000, "")
+		res, err := http.ReadResponse(conn, nil)
 		if err != nil || res.StatusCode != want || !res.Close {
 			t.Errorf("%s: %v %v, want %d and the connection closed", request, res, err, want)
+			continue
+		}
+		_, _ = io.Copy(io.Discard, res.Body)
+		// The server would wait for the rest of the body, and hold the connection.
+		if _, err := conn.ReadByte(); err != io.EOF {
+			t.Errorf("%s: the connection ends with %v, want EOF", request, err)
 		}
 	}
 	if res, err := http.ReadResponse(begin(t, s, "POST /v1/hook HTTP/1.1", maxBodyBytes+1, ""), nil); err != nil || res.StatusCode != 413 {

@@ -10,6 +10,7 @@ import (
 // not here, or that nothing answers with, fails TestEveryCodeHasItsPage.
 var descriptions = map[string]string{
 	"validation_failed":           "422. The body, path, query or a header breaks the schema in /openapi.json. errors lists every fault with its location, up to 100. Correct the request; a repeat as it is will fail again.",
+	"bad_request":                 "400. A call between instances whose body, deadline or command is not valid. It is answered to instances only.",
 	"malformed_json":              "400. The body is not one JSON value in UTF-8.",
 	"body_too_large":              "413. The body is larger than the operation takes: 1 MiB, or 256 KiB for a webhook.",
 	"body_unreadable":             "400 or 408. The body ended early or came too slowly.",

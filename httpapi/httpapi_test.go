@@ -268,6 +268,7 @@ func TestFaults(t *testing.T) {
 		"time":                       {post(order(`"items"`, `"at":"yesterday","items"`)), 422, "validation_failed", at("body.at")},
 		"free":                       {post(order(`"items"`, `"free":{"a":[null,1e999]},"items"`)), 422, "validation_failed", at("body")},
 		"headers and body":           {post(order(`"quantity":2`, `"quantity":101`), "If-Match", `"3`, "Idempotency-Key", "a b"), 422, "validation_failed", at("header.Idempotency-Key", "header.If-Match", "body.items[0].quantity")},
+		"an empty If-Match":          {post(goodOrder, "If-Match", ""), 422, "validation_failed", at("header.If-Match")},
 		"other version":              {post(goodOrder, "If-Match", `"3"`), 412, "precondition_failed", nil},
 		"this version":               {post(goodOrder, "If-Match", `"1"`), 201, "", nil},
 

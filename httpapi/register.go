@@ -353,7 +353,7 @@ func (p *param) bind(check *validation, r *http.Request, query url.Values, v ref
 		if len(values) > 1 && p.list {
 			values = []string{strings.Join(values, ", ")}
 		}
-		if len(values) == 1 && values[0] == "" {
+		if len(values) == 1 && values[0] == "" && !p.list { // an empty If-Match is a mistake, not the lack of a condition
 			values = nil
 		}
 	case "path":

@@ -22,15 +22,15 @@ func (f *Feed) returns(ctx context.Context, c *connecting) error {
 	if c.cursor.fault != "" {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, cursorWait)
+	waiting, cancel := context.WithTimeout(ctx, cursorWait)
 	defer cancel()
 	// Where these do not come in time, connect says feed:reset.
-	if errors.Is(f.Hub.reachedCursor(ctx, c.cursor), eventlog.ErrUnknownToken) {
+	if errors.Is(f.Hub.reachedCursor(waiting, c.cursor), eventlog.ErrUnknownToken) {
 		c.cursor.fault = resetUnknown
 		return nil
 	}
 	if f.CatchUp != nil {
-		f.Hub.catchUp(ctx, f.CatchUp, f.log(), c.cursor)
+		f.Hub.catchUp(waiting, f.CatchUp, f.log(), c.cursor)
 	}
 	if c.actor.Role != domain.Rider {
 		return nil

@@ -58,7 +58,7 @@ func (f databaseFlags) check() error {
 	_, err := pgxpool.ParseConfig(f.DatabaseURL)
 	_, uerr := url.Parse(f.DatabaseURL)
 	if err != nil || uerr != nil || scheme != "postgres" && scheme != "postgresql" {
-		return usage("DATABASE_URL cannot be read: expected postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=require, in which special characters of the password are written as %%XX")
+		return usage("DATABASE_URL cannot be read, or a file that it names (sslrootcert, sslcert, sslkey): expected postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=require, in which special characters of the password are written as %%XX")
 	}
 	return nil
 }

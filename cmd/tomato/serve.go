@@ -239,6 +239,9 @@ func startServer(ctx context.Context, c serveCmd) (_ *server, err error) {
 		return nil, err
 	}
 	s.url, s.cmd.Advertised = reachable("", listener.Addr()), reachable(c.Advertised, listener.Addr())
+	if len(c.Brokers) > 0 && c.Advertised == "" && listener.Addr().(*net.TCPAddr).IP.IsLoopback() {
+		s.log.Warn("instances on other machines cannot reach this one: set TOMATO_HTTP_ADDR, and TOMATO_ADVERTISED_URL where they need another address", "address", s.url)
+	}
 	if err := s.startRoles(ctx, kafka, listener); err != nil {
 		_ = listener.Close()
 		return nil, err

@@ -31,7 +31,7 @@ type owners struct {
 	mu         sync.Mutex
 	known      map[int32]Owner
 	changed    chan struct{}
-	candidates map[int32][]Owner // signed, and with a higher term than is known: their claims are being looked up
+	candidates map[int32][]Owner // signed, and not the one that is known: their claims are being looked up
 	last       map[int32]string  // signature of the last record under the shard's key; "" for what is none
 	// follows is called, without locks, when another record than the known owner's
 	// is the last one: compaction would keep that one.
@@ -78,7 +78,7 @@ func (o *owners) consider(n Owner) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	all, running := o.candidates[n.Shard]
-	if n.Term <= o.known[n.Shard].Term || slices.Contains(all, n) {
+	if n == o.known[n.Shard] || slices.Contains(all, n) {
 		return
 	}
 	// The highest term is looked up first: once it is found, the others are over.
@@ -101,36 +101,74 @@ func (o *owners) lookUp(shard int32) {
 	tries := map[Owner]int{}
 	for {
 		o.mu.Lock()
-		all := slices.DeleteFunc(slices.Clone(o.candidates[shard]), func(n Owner) bool { return n.Term <= o.known[shard].Term })
-		o.candidates[shard] = all
+		all, known := o.candidates[shard], o.known[shard]
 		if len(all) == 0 || ctx.Err() != nil {
 			delete(o.candidates, shard)
 			o.mu.Unlock()
 			return
 		}
 		o.mu.Unlock()
+		higher := slices.DeleteFunc(slices.Clone(all), func(n Owner) bool { return n.Term <= known.Term })
+		if len(higher) == 0 {
+			// Only in a log that has lost records is a lower term the last one, or
+			// the same term another owner's. Then the known claim is gone.
+			err := o.find(ctx, known)
+			tries[known]++
+			switch {
+			case err == nil:
+				o.drop(shard, func(n Owner) bool { return n.Term <= known.Term })
+			case errors.Is(err, errNoClaim) && tries[known] >= claimTries:
+				o.forget(known)
+			default:
+				o.pause(ctx, shard, tries[known], err)
+			}
+			continue
+		}
 		// Those that were tried less go first: one that cannot be found must not
 		// hold up the true one.
-		n := slices.MinFunc(all, func(a, b Owner) int { return tries[a] - tries[b] })
+		n := slices.MinFunc(higher, func(a, b Owner) int { return tries[a] - tries[b] })
 		err := o.find(ctx, n)
 		tries[n]++
 		switch {
 		case err == nil:
 			o.learn(n)
-			continue
+			o.drop(shard, func(c Owner) bool { return c.Term <= n.Term })
 		case errors.Is(err, errNoClaim) && tries[n] >= claimTries:
 			o.ignore(ignoredClaim, n)
-			o.mu.Lock()
-			o.candidates[shard] = slices.DeleteFunc(slices.Clone(o.candidates[shard]), func(c Owner) bool { return c == n })
-			o.mu.Unlock()
-			continue
-		case !errors.Is(err, errNoClaim) && o.said.now():
-			o.log.Warn("the claim of a shard's owner cannot be looked up now", "shard", shard, "err", err)
+			o.drop(shard, func(c Owner) bool { return c == n })
+		default:
+			o.pause(ctx, shard, tries[n], err)
 		}
-		select {
-		case <-time.After(claimPause):
-		case <-ctx.Done():
-		}
+	}
+}
+
+// drop takes candidates out.
+func (o *owners) drop(shard int32, which func(Owner) bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.candidates[shard] = slices.DeleteFunc(slices.Clone(o.candidates[shard]), which)
+}
+
+// forget takes a known owner out whose claim is not in the log any more.
+func (o *owners) forget(n Owner) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.known[n.Shard] == n {
+		o.log.Warn("the claim of a shard's owner is not in the log any more: the log has lost records", "shard", n.Shard, "term", n.Term)
+		delete(o.known, n.Shard)
+		close(o.changed)
+		o.changed = make(chan struct{})
+	}
+}
+
+// pause waits before a claim is looked up again, longer each time.
+func (o *owners) pause(ctx context.Context, shard int32, tries int, err error) {
+	if !errors.Is(err, errNoClaim) && o.said.now() {
+		o.log.Warn("the claim of a shard's owner cannot be looked up now", "shard", shard, "err", err)
+	}
+	select {
+	case <-time.After(claimPause << min(tries-1, 4)):
+	case <-ctx.Done():
 	}
 }
 
@@ -213,6 +251,7 @@ func (s *Shards) announce(sh *shard) {
 	p := sh.partition
 	n := Owner{Shard: p, Term: sh.term, Claim: sh.claimedAt, Owner: s.Instance, URL: s.URL}.signed(s.ClusterKey)
 	s.owners.learn(n)
+	s.owners.consider(n) // where a claim of its term or a higher one is known, which may be gone
 	b, err := json.Marshal(n)
 	if err != nil {
 		return

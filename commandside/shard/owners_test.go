@@ -59,6 +59,10 @@ func TestRecordsThatAreNoOwner(t *testing.T) {
 	if _, reason := readOwner(encode(good.signed(testClusterKey)), 1, testClusterKey); reason != "" {
 		t.Fatalf("the good one is %s", reason)
 	}
+	later := bytes.Replace(encode(good.signed(testClusterKey)), []byte("{"), []byte(`{"x":1,`), 1)
+	if _, reason := readOwner(later, 1, testClusterKey); reason != "" {
+		t.Errorf("one of a later build, which says more, is %s", reason)
+	}
 	signed := func(change func(*Owner)) []byte {
 		o := good
 		change(&o)
@@ -94,7 +98,6 @@ func TestRecordsThatAreNoOwner(t *testing.T) {
 		"a password":       {signed(func(o *Owner) { o.URL = "http://u:p@host" }), ignoredMalformed},
 		"a query":          {signed(func(o *Owner) { o.URL = "http://host?x=1" }), ignoredMalformed},
 		"a fragment":       {signed(func(o *Owner) { o.URL = "http://host#x" }), ignoredMalformed},
-		"an unknown field": {bytes.Replace(encode(good.signed(testClusterKey)), []byte("{"), []byte(`{"x":1,`), 1), ignoredMalformed},
 		"too long":         {append(encode(good.signed(testClusterKey)), bytes.Repeat([]byte(" "), maxOwnerRecord)...), ignoredMalformed},
 	} {
 		if o, reason := readOwner(c.record, 1, testClusterKey); reason != c.reason || o != (Owner{}) {
@@ -259,6 +262,61 @@ func TestForgedOwnersChangeNothing(t *testing.T) {
 		if n := counted(f.registry, "tomato_shard_owner_records_ignored_total", reason); n == 0 {
 			t.Errorf("no record is counted as %s", reason)
 		}
+	}
+}
+
+// A log that lost its last claim is claimed anew with a term that was there
+// before. Whoever knew the lost claim finds the new owner all the same: the shard
+// was out of its reach until the next take-over.
+func TestAnOwnerWhoseClaimIsLostIsForgotten(t *testing.T) {
+	t.Parallel()
+	f := startForwarding(t)
+	follower := f.startFollower(t)
+	f.all(t, follower, "before")
+	for p := range f.Partitions {
+		before, _, _ := follower.owners.of(p)
+		for _, term := range []int64{before.Term, before.Term + 1} {
+			lost := Owner{Shard: p, Term: term, Claim: before.Claim + 1000, Owner: "lost", URL: "http://127.0.0.1:1"}.signed(testClusterKey)
+			follower.owners.mu.Lock()
+			follower.owners.known[p] = lost
+			follower.owners.mu.Unlock()
+			follower.owners.consider(before)
+			for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+				if now, _, _ := follower.owners.of(p); now == before {
+					break
+				}
+				if time.Now().After(end) {
+					t.Fatalf("shard %d, term %d: the lost owner is still believed", p, term)
+				}
+			}
+		}
+		// A claim that stands is not given up for an older one.
+		follower.owners.consider(Owner{Shard: p, Term: before.Term, Claim: 0, Owner: "older", URL: "http://127.0.0.1:1"}.signed(testClusterKey))
+	}
+	for end := time.Now().Add(time.Minute); follower.considering() > 0 && time.Now().Before(end); {
+		time.Sleep(20 * time.Millisecond)
+	}
+	f.all(t, follower, "afterwards")
+	for p := range f.Partitions {
+		if now, _, _ := follower.owners.of(p); now.Owner != f.Instance {
+			t.Errorf("shard %d is thought to be at %+v", p, now)
+		}
+	}
+}
+
+// An owner that ran at this instance's own address is none that can be asked.
+func TestAPredecessorAtTheSameAddressServesNothing(t *testing.T) {
+	t.Parallel()
+	s, err := NewShards(Config{Kafka: eventlog.Config{Brokers: []string{"127.0.0.1:1"}}, Partitions: 2, URL: "http://127.0.0.1:2", Menus: NewMenus(), ClusterKey: testClusterKey,
+		Registry: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.closeProducer)
+	s.owners.learn(Owner{Shard: 0, Term: 1, Owner: "before", URL: s.URL})
+	s.owners.learn(Owner{Shard: 1, Term: 1, Owner: "other", URL: "http://127.0.0.1:3"})
+	if got := s.Unreachable(); len(got) != 1 || got[0] != 0 {
+		t.Errorf("out of reach are %v, want shard 0 alone", got)
 	}
 }
 

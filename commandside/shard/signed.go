@@ -24,7 +24,8 @@ const (
 )
 
 // clockWindow is how far the clocks of two instances may differ. A call that is
-// older is refused, so a recorded one cannot be sent again later.
+// older is refused, so a recorded one cannot be sent again later. Within the window
+// it can: who may listen between instances needs TLS to be kept out.
 const clockWindow = 30 * time.Second
 
 // maxForwarded bounds a forwarded command and its answer, in bytes.
@@ -121,7 +122,7 @@ func (s *Shards) refuseCall(w http.ResponseWriter, r *http.Request, reason strin
 	if s.said.now() {
 		s.Log.Warn("a call of another instance was refused; more of them within 10 s are only counted", "reason", reason, "from", r.RemoteAddr, "detail", p.Detail)
 	}
-	httpapi.WriteProblem(w, p)
+	httpapi.Refuse(w, r, p)
 }
 
 // seldom lets a log line through once in ten seconds. The zero value is ready;

@@ -121,14 +121,15 @@ func (s *Shards) Collect(values chan<- prometheus.Metric) {
 }
 
 // Unreachable returns the shards that this instance can neither serve nor
-// forward to.
+// forward to. An owner with this instance's own address is one that ran here
+// before: what is forwarded to it comes back.
 func (s *Shards) Unreachable() []int32 {
 	var out []int32
 	for p := range s.Partitions {
 		s.mu.Lock()
 		here := s.serving[p] != nil
 		s.mu.Unlock()
-		if o, ok, _ := s.owners.of(p); !here && (!ok || o.Owner == s.Instance) {
+		if o, ok, _ := s.owners.of(p); !here && (!ok || o.Owner == s.Instance || o.URL == s.URL && s.URL != "") {
 			out = append(out, p)
 		}
 	}
