@@ -45,10 +45,15 @@ import (
 // because its partition of the orders read model is behind by more than
 // SearchWait, finds the rider in its next wave: searches take the order's state
 // from its shard. Where step 3 finds an order whose next wave is just being
-// searched for, it waits for that wave.
+// searched for, it waits for that wave. A rider whom a search missed while it went
+// on to a wider wave may be out of reach of the wave that step 3 compares with;
+// the next wave finds them.
 //
 // A search that did not see everything gives no order up: it makes a further,
-// empty wave, and looks again when that ends.
+// empty wave, and looks again when that ends, as often as there are radii. A
+// search that saw everything as of its beginning may exhaust an order while the
+// wake-up of a rider who came after that is under way: that rider is offered the
+// order in its next round.
 //
 // What dispatch knows may be old; what counts is decided by order.Decide: an
 // offer names its round and wave, and is dropped where the order has moved on.
@@ -225,7 +230,7 @@ func (d *dispatch) searchFor(ctx context.Context, orders map[string]eventlog.Eve
 		for i, w := range wants {
 			var command domain.Command
 			switch {
-			case len(found[i]) > 0 || w.wave == last || w.wave > last && w.wave <= 2*last && !complete:
+			case len(found[i]) > 0 || w.wave == last || !complete && w.wave > last && w.wave-max(last, lastOffered(w.state)) <= last:
 				command = order.Offer{Round: w.state.Round, Wave: w.wave, Riders: offered(found[i]), TTL: d.OfferTTL, Limit: d.OfferLimit}
 			case w.wave < last:
 				w.wave++
@@ -242,6 +247,14 @@ func (d *dispatch) searchFor(ctx context.Context, orders map[string]eventlog.Eve
 		wants = wider
 	}
 	return nil
+}
+
+// lastOffered is the last wave of the round in which somebody was offered the order.
+func lastOffered(o *order.State) (wave int) {
+	for _, offer := range o.Offers {
+		wave = max(wave, offer.Wave)
+	}
+	return wave
 }
 
 // look takes the orders' present state from their shards: who waits for a search.

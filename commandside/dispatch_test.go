@@ -181,7 +181,16 @@ func TestAnIncompleteSearchGivesNoOrderUp(t *testing.T) {
 		}
 		o.state.Wave = wave
 	}
-	o.state.Wave, s.incomplete, s.candidates = 2, false, [][][]Candidate{{nil}}
+	// Waves that offered somebody do not count: riders of the partition that was not
+	// seen have not been asked.
+	o.state.Wave, o.state.Offers, s.candidates = 6, []order.RiderOffer{{RiderID: "r", Wave: 6, State: order.OfferEnded}}, [][][]Candidate{{nil}}
+	if err := c.Batch(t.Context(), []eventlog.Event{{Topic: eventlog.Orders, Type: "OFFERS_EXPIRED", Subject: "o", Version: 7}}); err != nil {
+		t.Fatal(err)
+	}
+	if offer, ok := o.got[len(o.got)-1].(order.Offer); !ok || offer.Wave != 7 {
+		t.Fatalf("after a late wave that offered somebody: %+v", o.got[len(o.got)-1])
+	}
+	o.state.Wave, o.state.Offers, s.incomplete, s.candidates = 2, nil, false, [][][]Candidate{{nil}}
 	if err := c.Batch(t.Context(), []eventlog.Event{{Topic: eventlog.Orders, Type: "OFFERS_EXPIRED", Subject: "o", Version: 7}}); err != nil {
 		t.Fatal(err)
 	}

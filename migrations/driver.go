@@ -36,7 +36,11 @@ type driver struct {
 }
 
 func newDriver(ctx context.Context, conn *pgx.Conn, src source.Driver, schema string) (*driver, error) {
-	lock, err := database.GenerateAdvisoryLockId(conn.Config().Database, schema, versionTable)
+	var name string // which the URL may lack, or a proxy may call otherwise
+	if err := conn.QueryRow(ctx, `SELECT current_database()`).Scan(&name); err != nil {
+		return nil, err
+	}
+	lock, err := database.GenerateAdvisoryLockId(name, schema, versionTable)
 	return &driver{ctx: ctx, conn: conn, lock: lock, table: pgx.Identifier{schema, versionTable}.Sanitize(), source: src, dirty: database.NilVersion}, err
 }
 
