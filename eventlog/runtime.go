@@ -53,6 +53,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -230,9 +231,10 @@ type group struct {
 	mu      sync.Mutex // guards what follows
 	client  *kgo.Client
 	workers map[TopicPartition]*worker
-	err     error     // why the last session ended, or its member left; nil while one runs well
-	errAt   time.Time // when that was
-	takeErr error     // why assigned partitions are not being read yet
+	err     error                             // why the last session ended, or its member left; nil while one runs well
+	errAt   time.Time                         // when that was
+	takeErr error                             // why assigned partitions are not being read yet
+	lost    map[TopicPartition]*LostBeginning // assigned partitions that are not read
 }
 
 // run holds one session after the other.
@@ -322,7 +324,7 @@ func (g *group) session(ctx context.Context) error {
 		return err
 	}
 	g.mu.Lock()
-	g.client = cl
+	g.client, g.lost = cl, map[TopicPartition]*LostBeginning{}
 	g.mu.Unlock()
 
 	var wg sync.WaitGroup
@@ -404,9 +406,10 @@ func (s *session) assigned(ctx context.Context, offsets map[string]map[int32]kgo
 	g := s.g
 	wait := newBackoff(50*time.Millisecond, 2*time.Second)
 	var workers []*worker
+	var lost []*LostBeginning
 	for {
 		var err error
-		if workers, err = g.take(ctx, s, tps); err == nil {
+		if workers, lost, err = g.take(ctx, s, tps); err == nil {
 			break
 		}
 		if ctx.Err() != nil {
@@ -425,6 +428,10 @@ func (s *session) assigned(ctx context.Context, offsets map[string]map[int32]kgo
 	g.mu.Lock()
 	cl := g.client
 	g.err, g.takeErr = nil, nil
+	for _, l := range lost { // the others are read
+		g.lost[l.TopicPartition] = l
+		g.log.Error("partition not read", "err", l)
+	}
 	for _, w := range workers {
 		if out[w.cp.Topic] == nil {
 			out[w.cp.Topic] = map[int32]kgo.Offset{}
@@ -444,8 +451,9 @@ func (s *session) assigned(ctx context.Context, offsets map[string]map[int32]kgo
 	return out, nil
 }
 
-// take takes the checkpoints and makes the workers, not yet running.
-func (g *group) take(ctx context.Context, s *session, tps []TopicPartition) ([]*worker, error) {
+// take takes the checkpoints and makes the workers, not yet running; none for
+// partitions whose records from the checkpoint on are lost.
+func (g *group) take(ctx context.Context, s *session, tps []TopicPartition) (_ []*worker, lost []*LostBeginning, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, g.r.stillAfter(takeTimeout))
 	defer cancel()
 	starts, err := g.adm.ListStartOffsets(ctx, g.c.Topics...)
@@ -453,33 +461,36 @@ func (g *group) take(ctx context.Context, s *session, tps []TopicPartition) ([]*
 		err = starts.Error()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("list start offsets: %w", err)
+		return nil, nil, fmt.Errorf("list start offsets: %w", err)
 	}
 	first := make(map[TopicPartition]int64, len(tps))
 	var since time.Time
 	for _, tp := range tps {
 		o, ok := starts.Lookup(tp.Topic, tp.Partition)
 		if !ok {
-			return nil, fmt.Errorf("list start offsets: no answer for %s/%d", tp.Topic, tp.Partition)
+			return nil, nil, fmt.Errorf("list start offsets: no answer for %s/%d", tp.Topic, tp.Partition)
 		}
 		first[tp] = o.Offset
 	}
-	begin := first
+	// An aggregate topic is needed from its first record, wherever it begins
+	// now. The reader rule needs it, too: with a backlog, older events are read
+	// and passed over there; elsewhere reading begins where the backlog does.
+	begin := maps.Clone(first)
+	for tp := range begin {
+		if IsAggregate(tp.Topic) {
+			begin[tp] = 0
+		}
+	}
 	if g.c.Backlog > 0 {
-		// The reader rule needs an aggregate topic from its first record, so
-		// there older events are read and passed over; elsewhere reading begins
-		// where the backlog does.
 		since = time.Now().Add(-g.c.Backlog)
 		after, err := g.adm.ListOffsetsAfterMilli(ctx, since.UnixMilli(), g.c.Topics...)
 		if err == nil {
 			err = after.Error()
 		}
 		if err != nil {
-			return nil, fmt.Errorf("list offsets after %v: %w", since, err)
+			return nil, nil, fmt.Errorf("list offsets after %v: %w", since, err)
 		}
-		begin = make(map[TopicPartition]int64, len(tps))
 		for tp, o := range first {
-			begin[tp] = o
 			if a, ok := after.Lookup(tp.Topic, tp.Partition); ok && !IsAggregate(tp.Topic) {
 				begin[tp] = max(o, a.Offset)
 			}
@@ -487,30 +498,31 @@ func (g *group) take(ctx context.Context, s *session, tps []TopicPartition) ([]*
 	}
 	cps, err := TakeCheckpoints(ctx, g.r.DB, g.c.Name, g.c.Generation, begin, since)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	parked, err := loadParked(ctx, g.r.DB, g.c.Name, g.c.Generation, tps)
 	if err != nil {
-		return nil, fmt.Errorf("load parked records: %w", err)
+		return nil, nil, fmt.Errorf("load parked records: %w", err)
 	}
 	workers := make([]*worker, 0, len(tps))
 	for _, tp := range tps {
 		cp := cps[tp]
 		if cp == nil {
-			return nil, fmt.Errorf("no checkpoint for %s/%d", tp.Topic, tp.Partition)
+			return nil, nil, fmt.Errorf("no checkpoint for %s/%d", tp.Topic, tp.Partition)
+		}
+		if l := lostBeginning(tp, first[tp], cp.Next); l != nil {
+			lost = append(lost, l)
+			continue
 		}
 		w := newWorker(s, cp, newParkedSet(parked[tp], g.c.KeyBudget))
-		if lost := first[tp] - cp.Next; lost > 0 {
-			if IsAggregate(tp.Topic) {
-				return nil, fmt.Errorf("%s/%d begins at %d, behind the checkpoint %d of %s: an aggregate topic must keep everything", tp.Topic, tp.Partition, first[tp], cp.Next, g.c.Name)
-			}
-			g.log.Error("records expired before they were read", "topic", tp.Topic, "partition", tp.Partition, "records", lost)
+		if expired := first[tp] - cp.Next; expired > 0 {
+			g.log.Error("records expired before they were read", "topic", tp.Topic, "partition", tp.Partition, "records", expired)
 			w.read.Next = first[tp]
 			w.pos = w.read // who waits for this consumer does not wait for what is gone
 		}
 		workers = append(workers, w)
 	}
-	return workers, nil
+	return workers, lost, nil
 }
 
 // release stops the workers of partitions that go away; bound 0: without
@@ -543,6 +555,7 @@ func (s *session) stop(tps []TopicPartition, bound time.Duration) {
 			ws = append(ws, w)
 			delete(s.g.workers, tp)
 		}
+		delete(s.g.lost, tp)
 	}
 	s.g.mu.Unlock()
 	var wg sync.WaitGroup

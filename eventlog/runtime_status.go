@@ -59,7 +59,11 @@ func (r *Runtime) Status() []ConsumerStatus {
 			st.LastHeartbeat = time.Unix(0, ns).UTC()
 		}
 		g.mu.Lock()
-		if err := errors.Join(g.takeErr, g.err); err != nil {
+		errs := []error{g.takeErr, g.err}
+		for _, tp := range slices.SortedFunc(maps.Keys(g.lost), compareTopicPartition) {
+			errs = append(errs, g.lost[tp])
+		}
+		if err := errors.Join(errs...); err != nil {
 			st.Error = err.Error()
 		}
 		ws := make([]*worker, 0, len(g.workers))

@@ -630,6 +630,55 @@ func TestWaitingFindsOrdersWhoseWaveReachesTheRider(t *testing.T) {
 	}
 }
 
+// The log has lost its beginning: the generation that has read it serves on, and
+// none is made of the rest.
+func TestNoGenerationIsMadeOfHalfALog(t *testing.T) {
+	t.Parallel()
+	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
+		b := newBenchOn(t, cfg)
+		stop := b.project(b.m)
+		token := b.w.Append(eventlog.Orders, orderID(1), life(1)...)
+		b.passed(projections.Orders, token)
+		stop()
+		for tp, offset := range token {
+			eventlogtest.DeleteBefore(t, cfg, tp.Topic, tp.Partition, offset)
+		}
+		var lost *eventlog.LostBeginning
+		if _, err := b.m.Rebuild(t.Context(), projections.Orders, projections.RebuildOptions{Runtime: b.runtime()}); !errors.As(err, &lost) || lost.Need != 0 {
+			t.Fatalf("rebuild: %v", err)
+		}
+		var generations, schemas int
+		if err := b.db.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM tomato.generations WHERE model = 'orders'),
+			(SELECT count(*) FROM information_schema.schemata WHERE schema_name LIKE 'orders_g%')`).Scan(&generations, &schemas); err != nil || generations != 1 || schemas != 1 {
+			t.Errorf("%d generations, %d schemas, %v", generations, schemas, err)
+		}
+		if err := b.m.Ensure(t.Context()); err != nil {
+			t.Errorf("the generation that has read it: %v", err)
+		}
+		b.project(b.models())
+		b.passed(projections.Orders, b.w.Append(eventlog.Orders, orderID(1), order.OrderCancelled{OrderID: orderID(1)}))
+		if version, _ := state[order.State](b, "orders_g1.orders", orderID(1)); version != 10 {
+			t.Errorf("version %d", version)
+		}
+
+		fresh := &projections.ReadModels{DatabaseURL: postgrestest.URL(t), Kafka: cfg, Log: b.log()}
+		if err := migrations.Core(t.Context(), fresh.DatabaseURL); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if fresh.DB, err = pgxpool.New(t.Context(), fresh.DatabaseURL); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(fresh.DB.Close)
+		if err := fresh.Ensure(t.Context()); !errors.As(err, &lost) {
+			t.Errorf("a first generation: %v", err)
+		}
+		if err := fresh.DB.QueryRow(t.Context(), `SELECT count(*) FROM tomato.generations WHERE model = 'orders'`).Scan(&generations); err != nil || generations != 0 {
+			t.Errorf("%d first generations, %v", generations, err)
+		}
+	})
+}
+
 func TestStatusTellsGenerationsAndLag(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

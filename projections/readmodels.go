@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/eventlog"
 	"tomato/migrations"
@@ -37,7 +38,7 @@ const (
 type ReadModels struct {
 	DB          *pgxpool.Pool
 	DatabaseURL string          // of the same database: migrations connect by themselves
-	Kafka       eventlog.Config // of Rebuild and Status
+	Kafka       eventlog.Config // of Ensure, Rebuild and Status
 	Positions   *eventlog.Positions
 	Log         *slog.Logger  // default slog.Default()
 	MaxWait     time.Duration // of a query for its token; default 5 s
@@ -74,23 +75,62 @@ func (m *ReadModels) log() *slog.Logger {
 
 // Ensure brings the tables of every live generation up to date and makes the
 // first one of a read model that has none. The schema tomato must be there.
-// Several processes may call it at once.
+// Several processes may call it at once. It fails with *eventlog.LostBeginning
+// where a generation would begin with a log whose first records are gone: its
+// rows would be those of half a history.
 func (m *ReadModels) Ensure(ctx context.Context) error {
+	client, err := m.Kafka.NewClient()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
 	for _, model := range Models {
 		numbers, err := m.liveNumbers(ctx, model)
 		if err == nil && len(numbers) == 0 {
-			err = m.first(ctx, model)
+			if err = m.checkBeginning(ctx, client, Generation{model, 1}); err == nil {
+				err = m.first(ctx, model)
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("read model %s: %w", model, err)
 		}
 		for _, n := range numbers {
+			if err := m.checkBeginning(ctx, client, Generation{model, n}); err != nil {
+				return fmt.Errorf("read model %s: %w", model, err)
+			}
 			if err := m.migrate(ctx, Generation{model, n}); err != nil {
 				return err
 			}
 		}
 	}
 	return m.Refresh(ctx)
+}
+
+// checkBeginning looks at the partitions that the generation has not begun with.
+// One that it has, and whose next records are gone, is its consumer's to report:
+// what the rows show is complete up to there.
+func (m *ReadModels) checkBeginning(ctx context.Context, client *kgo.Client, g Generation) error {
+	ends, err := eventlog.EndOffsets(ctx, client, Topics(g.Model)...)
+	if err != nil {
+		return err
+	}
+	need := map[eventlog.TopicPartition]int64{}
+	for tp := range ends {
+		need[tp] = 0
+	}
+	rows, err := m.DB.Query(ctx, `SELECT topic, partition FROM tomato.checkpoints WHERE consumer = $1 AND generation = $2 AND next_offset > 0`, g.Model, g.Number)
+	if err != nil {
+		return err
+	}
+	var tp eventlog.TopicPartition
+	_, err = pgx.ForEachRow(rows, []any{&tp.Topic, &tp.Partition}, func() error {
+		delete(need, tp)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return eventlog.CheckBeginnings(ctx, client, need)
 }
 
 func (m *ReadModels) liveNumbers(ctx context.Context, model string) ([]int, error) {

@@ -60,6 +60,8 @@ type Progress struct {
 // meanwhile and see one or the other, both current. It fails with ErrRunning
 // while another process is at it. If it fails or is killed before the switch,
 // everything is as before, but for a generation that the next rebuild removes.
+// It fails with *eventlog.LostBeginning, and changes nothing, where the log does
+// not have all of its records any more.
 //
 // Rider positions are no fold: they are copied from the serving generation
 // together with their checkpoint.
@@ -80,10 +82,6 @@ func (m *ReadModels) Rebuild(ctx context.Context, model string, o RebuildOptions
 	if err != nil {
 		return Generation{}, err
 	}
-	if err := m.removeUnfinished(ctx, model); err != nil {
-		return Generation{}, err
-	}
-
 	client, err := m.Kafka.NewClient()
 	if err != nil {
 		return Generation{}, err
@@ -95,12 +93,18 @@ func (m *ReadModels) Rebuild(ctx context.Context, model string, o RebuildOptions
 			folded = append(folded, topic)
 		}
 	}
-	starts, err := eventlog.StartOffsets(ctx, client, folded...)
+	targets, err := eventlog.EndOffsets(ctx, client, folded...)
 	if err != nil {
 		return Generation{}, err
 	}
-	targets, err := eventlog.EndOffsets(ctx, client, folded...)
-	if err != nil {
+	need := make(map[eventlog.TopicPartition]int64, len(targets))
+	for tp := range targets {
+		need[tp] = 0
+	}
+	if err := eventlog.CheckBeginnings(ctx, client, need); err != nil {
+		return Generation{}, fmt.Errorf("nothing has been changed, %s serves as before: %w", before, err)
+	}
+	if err := m.removeUnfinished(ctx, model); err != nil {
 		return Generation{}, err
 	}
 	g, err := m.create(ctx, model, targets)
@@ -111,7 +115,7 @@ func (m *ReadModels) Rebuild(ctx context.Context, model string, o RebuildOptions
 	if err != nil {
 		return g, fmt.Errorf("preparing %s: %w", g, err)
 	}
-	if err := m.fill(ctx, g, byTopic, starts, targets, o.Progress); err != nil {
+	if err := m.fill(ctx, g, byTopic, targets, o.Progress); err != nil {
 		return g, fmt.Errorf("filling %s: %w", g, err)
 	}
 	if err := m.makeIndexes(ctx, indexes); err != nil {
@@ -226,7 +230,7 @@ func filledTables(model string) (names []string) {
 }
 
 // fill folds every partition up to its target, a few at a time.
-func (m *ReadModels) fill(ctx context.Context, g Generation, byTopic map[string]table, starts, targets map[eventlog.TopicPartition]int64, progress func(Progress)) error {
+func (m *ReadModels) fill(ctx context.Context, g Generation, byTopic map[string]table, targets map[eventlog.TopicPartition]int64, progress func(Progress)) error {
 	var mu sync.Mutex // one report at a time
 	eg, ctx := errgroup.WithContext(ctx)
 	eg.SetLimit(fillWorkers)
@@ -240,8 +244,8 @@ func (m *ReadModels) fill(ctx context.Context, g Generation, byTopic map[string]
 			report(progress, p)
 		}
 		eg.Go(func() error {
-			tell(starts[tp])
-			return m.fillPartition(ctx, g, tp, byTopic[tp.Topic].filler(g.Schema()), eventlog.Range{From: starts[tp], To: targets[tp]}, tell)
+			tell(0)
+			return m.fillPartition(ctx, g, tp, byTopic[tp.Topic].filler(g.Schema()), eventlog.Range{To: targets[tp]}, tell)
 		})
 	}
 	return eg.Wait()

@@ -216,6 +216,7 @@ func (s *server) newHealth() *health {
 			return err
 		})
 		add("other-shards", false, "Shards of other instances are not served.", unreachable)
+		add("open-shards", false, "Shards of this instance cannot be opened.", func(context.Context) error { return s.shards.OpenError() })
 	}
 	if s.side != nil {
 		add("broker", command, "No broker answers.", func(ctx context.Context) error { return anyBroker(ctx, s.side.Producer) })

@@ -337,6 +337,9 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 		}
 	}
 	if c.has(roleCommand) {
+		if err := s.menus.Check(ctx, s.side.Producer); err != nil {
+			return fmt.Errorf("menus: %w", err)
+		}
 		s.serveCommands(api)
 	}
 	if c.has(roleProject) {

@@ -100,8 +100,30 @@ func (m *Menus) behind(t eventlog.Token) (progressed <-chan struct{}, behind eve
 	return m.progressed, behind
 }
 
+// Check fails with *eventlog.LostBeginning if topic restaurants does not begin
+// with its first record any more: prices would be those of half a table.
+func (m *Menus) Check(ctx context.Context, client *kgo.Client) error {
+	_, err := m.logs(ctx, client)
+	return err
+}
+
+// logs says where the partitions end, if they have all from the first record on.
+func (m *Menus) logs(ctx context.Context, client *kgo.Client) (ends map[eventlog.TopicPartition]int64, err error) {
+	if ends, err = eventlog.EndOffsets(ctx, client, eventlog.Restaurants); err != nil {
+		return nil, err
+	}
+	need := map[eventlog.TopicPartition]int64{}
+	for tp := range ends {
+		need[tp] = 0
+	}
+	if err := eventlog.CheckBeginnings(ctx, client, need); err != nil {
+		return nil, err
+	}
+	return ends, nil
+}
+
 // Run follows the topic until ctx ends. A broken connection is waited out; a
-// corrupt log is an error.
+// corrupt log, or one whose beginning is gone, is an error.
 func (m *Menus) Run(ctx context.Context, cfg eventlog.Config, log *slog.Logger) error {
 	client, err := cfg.NewClient(kgo.ConsumeTopics(eventlog.Restaurants), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	if err != nil {
@@ -110,7 +132,9 @@ func (m *Menus) Run(ctx context.Context, cfg eventlog.Config, log *slog.Logger) 
 	defer client.Close()
 	var ends map[eventlog.TopicPartition]int64
 	for ends == nil {
-		if ends, err = eventlog.EndOffsets(ctx, client, eventlog.Restaurants); err != nil {
+		if ends, err = m.logs(ctx, client); errors.As(err, new(*eventlog.LostBeginning)) {
+			return err
+		} else if err != nil {
 			log.Warn("menus wait for the broker", "err", err)
 			select {
 			case <-ctx.Done():
@@ -139,6 +163,10 @@ func (m *Menus) Run(ctx context.Context, cfg eventlog.Config, log *slog.Logger) 
 			if rule == nil {
 				rule = &eventlog.Rule{}
 				rules[r.Partition] = rule
+			}
+			if next := m.next[r.Partition]; r.Offset > next {
+				m.mu.Unlock()
+				return &eventlog.LostBeginning{TopicPartition: eventlog.TopicPartition{Topic: r.Topic, Partition: r.Partition}, Start: r.Offset, Need: next}
 			}
 			if err := m.fold(r, rule); err != nil {
 				m.mu.Unlock()

@@ -120,6 +120,7 @@ func (s *shard) read(ctx context.Context, saved map[string]*kgo.Record, ends map
 		return err
 	}
 	ranges := map[eventlog.TopicPartition]eventlog.Range{}
+	begins := map[eventlog.TopicPartition]int64{}
 	resumed := map[string]position{} // what the first record read must be
 	for i := range s.logs {
 		l := &s.logs[i]
@@ -135,6 +136,10 @@ func (s *shard) read(ctx context.Context, saved map[string]*kgo.Record, ends map
 			resumed[l.topic] = p
 		}
 		ranges[tp] = r
+		begins[tp] = r.From
+	}
+	if err := eventlog.CheckBeginnings(ctx, s.producer, begins); err != nil {
+		return err
 	}
 	return eventlog.Read(ctx, s.owner.Kafka, ranges, func(e *eventlog.Event) error {
 		p, ok := resumed[e.Topic]

@@ -34,6 +34,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -136,8 +137,9 @@ type Shards struct {
 type assignment struct {
 	cancel   context.CancelFunc
 	done     chan struct{}
-	leaving  bool // taken away: it serves until the next owner has claimed, and is not opened again
-	stopping bool // canceled
+	leaving  bool  // taken away: it serves until the next owner has claimed, and is not opened again
+	stopping bool  // canceled
+	err      error // why the last try to open it failed; nil once it serves. Guarded by the Shards' lock
 }
 
 // stop lets what is in flight be acknowledged, and no more. The caller holds the lock.
@@ -476,8 +478,13 @@ func (s *Shards) run(ctx context.Context, p int32, a *assignment) {
 			}
 			s.metrics.opened.WithLabelValues("failed").Inc()
 			s.Log.Error("shard not opened", "partition", p, "err", err)
+			s.notOpened(a, err)
 			try++
-			s.pause(ctx, try)
+			if lost := new(eventlog.LostBeginning); errors.As(err, &lost) {
+				s.pause(ctx, try, 30*time.Second) // each try loads its snapshots, and somebody has to restore the log
+			} else {
+				s.pause(ctx, try, pauseMost)
+			}
 			s.confirmAssigned(ctx)
 			continue
 		}
@@ -485,6 +492,7 @@ func (s *Shards) run(ctx context.Context, p int32, a *assignment) {
 		s.metrics.openSeconds.Observe(time.Since(start).Seconds())
 		s.Log.Info("shard serving", "partition", p, "term", sh.term, "took", time.Since(start).Round(time.Millisecond))
 		sh.openedAt, sh.took = time.Now().UTC(), time.Since(start)
+		s.notOpened(a, nil)
 		s.setServing(p, sh)
 		s.at(StepServing, p)
 		s.announce(sh)
@@ -509,15 +517,37 @@ func (s *Shards) run(ctx context.Context, p int32, a *assignment) {
 			try = 0
 		}
 		try++
-		s.pause(ctx, try)
+		s.pause(ctx, try, pauseMost)
 		s.confirmAssigned(ctx)
 	}
 }
 
+func (s *Shards) notOpened(a *assignment, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a.err = err
+}
+
+// OpenError says why shards that are assigned to this instance could not be
+// opened; nil: there are none.
+func (s *Shards) OpenError() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, p := range slices.Sorted(maps.Keys(s.assigned)) {
+		if err := s.assigned[p].err; err != nil {
+			errs = append(errs, fmt.Errorf("shard %d: %w", p, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+const pauseMost = 5 * time.Second
+
 // pause waits before the next claim, longer each time, with jitter: two owners
-// must not depose each other in turns.
-func (s *Shards) pause(ctx context.Context, try int) {
-	limit := min(100*time.Millisecond<<min(try, 6), 5*time.Second)
+// must not depose each other in turns. It is most at most.
+func (s *Shards) pause(ctx context.Context, try int, most time.Duration) {
+	limit := min(100*time.Millisecond<<min(try, 10), most)
 	select {
 	case <-ctx.Done():
 	case <-time.After(limit/2 + rand.N(limit/2)):
@@ -543,7 +573,7 @@ func (s *Shards) confirmAssigned(ctx context.Context) {
 				return
 			}
 		}
-		s.pause(ctx, min(try, 3))
+		s.pause(ctx, min(try, 3), pauseMost)
 	}
 }
 
@@ -574,12 +604,13 @@ func (s *Shards) Serving() (serving, assigned int) {
 }
 
 // Unserved returns the shards that are assigned to this instance and not served
-// by it yet.
+// by it yet, but for those that no instance can serve because their log is not
+// whole: OpenError has these.
 func (s *Shards) Unserved() (out []int32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for p, a := range s.assigned {
-		if !a.leaving && s.serving[p] == nil {
+		if !a.leaving && s.serving[p] == nil && !errors.As(a.err, new(*eventlog.LostBeginning)) {
 			out = append(out, p)
 		}
 	}

@@ -30,6 +30,7 @@ type Status struct {
 	Replayed    int64            `json:"replayedEvents"`            // read after the snapshot when it was taken over, claims and SEENs included
 	TakenOverAt time.Time        `json:"takenOverAt,omitzero"`      // when it began to serve
 	TookSeconds float64          `json:"takeOverSeconds,omitempty"` // from being assigned to serving
+	Error       string           `json:"error,omitempty"`           // why it is not served: what the last try to open it here came to
 }
 
 // Status returns all shards, by number. What a shard that is served here says of
@@ -46,6 +47,10 @@ func (s *Shards) statusOf(ctx context.Context, p int32) Status {
 	s.mu.Lock()
 	sh, a := s.serving[p], s.assigned[p]
 	opening := a != nil && !a.leaving
+	var openErr error
+	if opening {
+		openErr = a.err
+	}
 	s.mu.Unlock()
 	if sh != nil {
 		answer := make(chan Status, 1)
@@ -65,6 +70,9 @@ func (s *Shards) statusOf(ctx context.Context, p int32) Status {
 	}
 	if opening {
 		st.State = "opening"
+	}
+	if openErr != nil {
+		st.Error = openErr.Error()
 	}
 	return st
 }

@@ -152,3 +152,20 @@ func Topics(t testing.TB, cfg eventlog.Config, l eventlog.Layout) {
 func config(t testing.TB, addr string) eventlog.Config {
 	return eventlog.Config{Brokers: []string{addr}, ClientID: t.Name()}
 }
+
+// DeleteBefore deletes the records of one partition before offset, as an
+// operator or a retention does.
+func DeleteBefore(t testing.TB, cfg eventlog.Config, topic string, partition int32, offset int64) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var to kadm.Offsets
+	to.Add(kadm.Offset{Topic: topic, Partition: partition, At: offset})
+	deleted, err := kadm.NewClient(Client(t, cfg)).DeleteRecords(ctx, to)
+	if err == nil {
+		err = deleted.Error()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -234,6 +234,13 @@ func (p *Projector) positions(ctx context.Context, client *kgo.Client, start Sta
 	if backlog == 0 {
 		backlog = defaultBacklog
 	}
+	from := make(map[eventlog.TopicPartition]int64, len(ends))
+	for tp := range ends {
+		from[tp] = start.Marks[tp].Next
+	}
+	if err := eventlog.CheckBeginnings(ctx, client, from); err != nil {
+		return nil, nil, err
+	}
 	since, err := kadm.NewClient(client).ListOffsetsAfterMilli(ctx, time.Now().Add(-backlog).UnixMilli(), eventlog.RiderLocations, eventlog.Feed)
 	if err == nil {
 		err = since.Error()

@@ -3,6 +3,7 @@ package realtime_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -264,3 +265,18 @@ func TestALogThatIsShorterThanItWasStopsIt(t *testing.T) {
 }
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// A feed whose read model has not taken in what is gone would not know who has
+// which order.
+func TestAFeedDoesNotBeginBehindAHole(t *testing.T) {
+	t.Parallel()
+	cfg := eventlogtest.Embedded(t)
+	eventlogtest.Topics(t, cfg, eventlog.Layout{Partitions: partitions})
+	w := eventlogtest.NewWriter(t, cfg, partitions)
+	w.Claim(eventlog.Orders)
+	eventlogtest.DeleteBefore(t, cfg, eventlog.Orders, 1, 1)
+	p := &realtime.Projector{Kafka: cfg, Loader: loader{realtime.Start{}}, Sink: &recorder{}, Log: slog.New(slog.DiscardHandler)}
+	if err := p.Run(t.Context()); !errors.As(err, new(*eventlog.LostBeginning)) {
+		t.Errorf("it ended with %v", err)
+	}
+}
