@@ -1,7 +1,8 @@
 # make run    installs what is missing, builds, serves in the foreground
 # make test   installs what is missing, then all tests, those on Apache Kafka included
 # make lint   gofmt, go vet, staticcheck (its policy: staticcheck.conf)
-# .ci/run     make lint and make test, as the checks do it
+# make schemathesis  holds a running serve against its own /openapi.json
+# .ci/run     make lint, make test and make schemathesis, as the checks do it
 
 BUILD := go build -o bin/tomato ./cmd/tomato
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -10,7 +11,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # of its own beside it.
 TESTFLAGS ?= -race -p 2 -timeout 20m
 
-.PHONY: run build test lint clean
+.PHONY: run build test schemathesis lint clean
 
 run:
 	@if .ci/setup run; then $(BUILD) && exec bin/tomato serve; \
@@ -24,6 +25,10 @@ build:
 test:
 	.ci/setup test
 	TOMATO_REQUIRE_KAFKA=1 TOMATO_REQUIRE_POSTGIS=1 TOMATO_REQUIRE_MODEL=1 go test $(TESTFLAGS) -count=1 ./...
+
+schemathesis:
+	.ci/setup test
+	.ci/schemathesis
 
 lint:
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt:"; echo "$$unformatted"; exit 1; }

@@ -25,6 +25,19 @@ type emitBody struct {
 	Role    string          `json:"role,omitempty" enum:"customer,rider" doc:"With a room user:<id>: only to the customer, or only to the rider, of this id. Default: to both."`
 }
 
+// TransformSchema says in the document what emit checks by itself.
+func (emitBody) TransformSchema(_ huma.Registry, s *huma.Schema) *huma.Schema {
+	type object = map[string]any
+	s.Properties["event"].Extensions = object{"pattern": feed.EventPattern, "not": object{"pattern": "^feed:"}}
+	s.Properties["room"].Extensions = object{"pattern": feed.RoomPattern}
+	s.Properties["payload"].Extensions = object{"not": object{"type": "null"}}
+	s.Extensions = object{"anyOf": []any{
+		object{"not": object{"required": []string{"role"}}},
+		object{"properties": object{"room": object{"pattern": "^user:"}}},
+	}}
+	return s
+}
+
 // emitRoutes adds POST /api/v1/internal/emit: a message straight to a room. It
 // is 202 when the record is on topic feed; feeds of all instances send it from
 // there. A repeat sends it again.

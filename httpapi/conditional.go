@@ -38,7 +38,9 @@ func (m IfMatch) Check(current int64) error {
 
 // Schema describes the header.
 func (IfMatch) Schema(huma.Registry) *huma.Schema {
-	return &huma.Schema{Type: huma.TypeString, Description: `The versions that will do, as ETag gives them: "3", or "3", "4", or * for any. Another one is 412.`}
+	const tag = `((W/)?"[^\u0000-\u0020"\u007f]*"|[0-9]+)`
+	return &huma.Schema{Type: huma.TypeString, Description: `The versions that will do, as ETag gives them: "3", or "3", "4", or * for any. Another one is 412.`,
+		Extensions: map[string]any{"pattern": `^(\*|(,[ \t]*)*` + tag + `([ \t]*(,[ \t]*)+` + tag + `)*([ \t]*,)*)$`}}
 }
 
 var errIfMatch = errors.New(`expected entity tags such as "3", separated by commas, or *`)
@@ -141,7 +143,7 @@ func (k *IdempotencyKey) UnmarshalText(b []byte) error {
 // Schema describes the header.
 func (IdempotencyKey) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeString, Description: "Makes the command safe to repeat for 24 h; scoped to caller, operation and resource.",
-		Extensions: map[string]any{"minLength": 1, "maxLength": 257, "pattern": "^[!-~]+$"}}
+		Extensions: map[string]any{"pattern": `^([!#-~][!-~]{0,254}|"|"[!-~]{0,253}[!#-~]|"[!-~]{1,255}")?$`}} // in quotes, or not
 }
 
 // UnknownToken is the answer to a Consistency-Token that names positions which

@@ -23,6 +23,7 @@ import (
 	"net/http"
 	"reflect"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -59,7 +60,8 @@ type API struct {
 	log       *slog.Logger
 	duration  *prometheus.HistogramVec
 	problem   *huma.Schema
-	strangers *budget // of the bodies of callers without a token; nil: not bounded
+	strangers *budget             // of the bodies of callers without a token; nil: not bounded
+	literals  map[string][]string // methods of the operations whose path has no parameters
 }
 
 // Behind returns an API whose operations let guard look at each request before
@@ -79,7 +81,7 @@ func New(o Options) *API {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	a := &API{Router: chi.NewRouter(), auth: o.Auth, log: o.Log, strangers: newBudget(strangersBytes)}
+	a := &API{Router: chi.NewRouter(), auth: o.Auth, log: o.Log, strangers: newBudget(strangersBytes), literals: map[string][]string{}}
 	registry := huma.NewMapRegistry("#/components/schemas/", schemaNames())
 	registry.RegisterTypeAlias(reflect.TypeFor[domain.Point](), reflect.TypeFor[Point]())
 	a.OpenAPI = &huma.OpenAPI{
@@ -113,13 +115,11 @@ func New(o Options) *API {
 			MaxAge:         600,
 		}))
 	}
+	a.Router.Use(a.literalFirst)
 	a.Router.NotFound(func(w http.ResponseWriter, r *http.Request) {
 		Refuse(w, r, NewProblem(http.StatusNotFound, "not_found", "There is no such path."))
 	})
-	a.Router.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Allow", strings.Join(a.allowed(r), ", "))
-		Refuse(w, r, NewProblem(http.StatusMethodNotAllowed, "method_not_allowed", "The path takes other methods; Allow lists them."))
-	})
+	a.Router.MethodNotAllowed(a.methodNotAllowed)
 	a.Router.Get("/problems/{name}", describe)
 
 	document := sync.OnceValues(func() ([]byte, error) { return json.Marshal(a.OpenAPI) })
@@ -139,15 +139,37 @@ func New(o Options) *API {
 // ServeHTTP makes an API a handler.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.Router.ServeHTTP(w, r) }
 
+// literalFirst lets a path without parameters stand for its own operations alone,
+// as OpenAPI has it: PUT /v1/riders/nearby is not PUT /v1/riders/{id}.
+func (a *API) literalFirst(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		method := r.Method
+		if method == http.MethodHead {
+			method = http.MethodGet
+		}
+		if methods, is := a.literals[r.URL.Path]; is && !slices.Contains(methods, method) {
+			a.methodNotAllowed(w, r)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (a *API) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Allow", strings.Join(a.allowed(r), ", "))
+	Refuse(w, r, NewProblem(http.StatusMethodNotAllowed, "method_not_allowed", "The path takes other methods; Allow lists them."))
+}
+
 // allowed lists the methods that the request's path takes.
 func (a *API) allowed(r *http.Request) []string {
+	literal, is := a.literals[r.URL.Path]
 	path := r.URL.RawPath
 	if path == "" {
 		path = r.URL.Path
 	}
 	var out []string
 	for _, m := range []string{"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} {
-		if a.Router.Match(chi.NewRouteContext(), m, path) {
+		if is && slices.Contains(literal, m) || !is && a.Router.Match(chi.NewRouteContext(), m, path) {
 			if out = append(out, m); m == http.MethodGet {
 				out = append(out, http.MethodHead)
 			}

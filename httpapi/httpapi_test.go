@@ -248,6 +248,9 @@ func TestFaults(t *testing.T) {
 		"null for optional":          {post(order(`"address"`, `"instructions":null,"address"`)), 422, "validation_failed", at("body.deliverTo.instructions")},
 		"wrong types":                {post(`{"restaurantId":1,"items":[{"itemId":true,"quantity":"2"}],"deliverTo":[]}`), 422, "validation_failed", at("body.deliverTo", "body.items[0].itemId", "body.items[0].quantity", "body.restaurantId")},
 		"quantity":                   {post(order(`"quantity":2`, `"quantity":0`)), 422, "validation_failed", at("body.items[0].quantity")},
+		"whole number":               {post(order(`"quantity":2`, `"quantity":2.0`)), 201, "", nil},
+		"whole number by exponent":   {post(order(`"quantity":2`, `"quantity":20e-1`)), 201, "", nil},
+		"too much, with a point":     {post(order(`"quantity":2`, `"quantity":101.0`)), 422, "validation_failed", at("body.items[0].quantity")},
 		"fraction":                   {post(order(`"quantity":2`, `"quantity":1.5`)), 422, "validation_failed", at("body.items[0].quantity")},
 		"huge":                       {post(order(`"quantity":2`, `"quantity":1e999`)), 422, "validation_failed", at("body.items[0].quantity")},
 		"over int64":                 {post(order(`"items"`, `"big":9223372036854775808,"items"`)), 422, "validation_failed", at("body.big")},
@@ -377,6 +380,12 @@ func TestHead(t *testing.T) {
 	a.Router.Route("/sub", func(r chi.Router) {
 		r.Get("/{id}", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("sub")) })
 	})
+	Register(a, operationFor("GET", "/v1/shops/nearby"), nil, func(context.Context, *struct{}) (*struct{ Body int }, error) { return &struct{ Body int }{1}, nil })
+	Register(a, operationFor("PUT", "/v1/shops/{id}"), nil, func(context.Context, *struct {
+		ID ID `path:"id"`
+	}) (*struct{ Body int }, error) {
+		return &struct{ Body int }{2}, nil
+	})
 	s := serveTest(t, a)
 	ask := func(method, path string) (int, http.Header, string) {
 		r, err := http.NewRequest(method, s.URL+path, nil)
@@ -404,6 +413,14 @@ func TestHead(t *testing.T) {
 		if status == 200 {
 			if status, header, _ := ask("DELETE", path); status != 405 || header.Get("Allow") != "GET, HEAD" {
 				t.Errorf("%s: DELETE is %d, Allow %q", path, status, header.Get("Allow"))
+			}
+		}
+	}
+	for path, allow := range map[string]string{"/v1/shops/nearby": "GET, HEAD", "/v1/shops/near": "PUT"} {
+		for method, is := range map[string]bool{"GET": allow != "PUT", "HEAD": allow != "PUT", "PUT": allow == "PUT", "POST": false} {
+			status, header, _ := ask(method, path)
+			if is && status != 200 || !is && (status != 405 || header.Get("Allow") != allow) {
+				t.Errorf("%s %s: %d, Allow %q", method, path, status, header.Get("Allow"))
 			}
 		}
 	}

@@ -130,6 +130,9 @@ func (a *API) handle(op huma.Operation, roles []domain.Role, next func(http.Resp
 	if !op.Hidden {
 		a.document(&op, roles)
 	}
+	if !strings.Contains(op.Path, "{") {
+		a.literals[op.Path] = append(a.literals[op.Path], op.Method)
+	}
 	a.Router.Method(op.Method, op.Path, h)
 }
 
@@ -381,7 +384,7 @@ func (p *param) bind(check *validation, r *http.Request, query url.Values, v ref
 		values = p.fallback
 	}
 	for _, s := range values {
-		if !utf8.ValidString(s) {
+		if !p.list && !utf8.ValidString(s) { // a tag may hold any octet
 			check.fault("expected UTF-8")
 			return
 		}

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"bytes"
 	"encoding/json"
+	"math"
 	"strconv"
 	"unicode/utf16"
 )
@@ -97,7 +98,7 @@ func scalarOf(raw []byte) any {
 	case 'n', '{', '[':
 		return nil
 	}
-	return json.Number(raw)
+	return json.Number(bytes.TrimRight(raw, " "))
 }
 
 // halfSurrogate says whether the escapes of a string hold one.
@@ -122,4 +123,22 @@ func halfSurrogate(raw []byte) bool {
 		i++ // what is escaped
 	}
 	return false
+}
+
+// writeWhole writes a number such as 2.0 or 20e0, which JSON Schema counts among
+// the integers, as encoding/json reads one into an integer: in the same place, with
+// spaces behind.
+func writeWhole(raw []byte) {
+	if raw[0] == '"' || bytes.IndexAny(raw, ".eE") < 0 {
+		return
+	}
+	f, err := strconv.ParseFloat(string(raw), 64)
+	if err != nil || f != math.Trunc(f) || math.Abs(f) >= 1<<53 {
+		return
+	}
+	if whole := strconv.FormatInt(int64(f), 10); len(whole) <= len(raw) {
+		for n := copy(raw, whole); n < len(raw); n++ {
+			raw[n] = ' '
+		}
+	}
 }

@@ -61,6 +61,9 @@ func (v *validation) value(s *huma.Schema, raw []byte) {
 		v.array(s, raw)
 	case s.Type == huma.TypeArray:
 		v.fault("expected array")
+	case s.Type == huma.TypeInteger:
+		writeWhole(raw)
+		v.scalar(s, scalarOf(raw))
 	case s.Type != "": // else any value
 		v.scalar(s, scalarOf(raw))
 	}

@@ -86,11 +86,13 @@ func (f *Feed) Routes(api *httpapi.API) {
 	query := func(name, doc string) *huma.Param {
 		return &huma.Param{Name: name, In: "query", Description: doc, Schema: &huma.Schema{Type: huma.TypeString}}
 	}
+	explode, rooms := true, maxQueryRooms
 	params := func() []*huma.Param {
 		return []*huma.Param{
 			query("token", "The bearer token, where no header can be set."),
 			query("cursor", "The cursor of the last message that was received: the first message is feed:resumed, then what was missed, or feed:reset."),
-			query("room", "A room to join beside those of the token; repeatable."),
+			{Name: "room", In: "query", Description: "Rooms to join beside those of the token.", Explode: &explode, Schema: &huma.Schema{Type: huma.TypeArray, MaxItems: &rooms,
+				Items: &huma.Schema{Type: huma.TypeString, Pattern: feed.RoomPattern}}},
 			{Name: "Consistency-Token", In: "header", Description: "The feed waits until it has passed it.", Schema: &huma.Schema{Type: huma.TypeString}},
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net/http"
 
+	"github.com/danielgtaylor/huma/v2"
+
 	"tomato/domain"
 	"tomato/eventlog"
 	"tomato/httpapi"
@@ -57,17 +59,28 @@ type discardInput struct {
 	}
 }
 
-type replayInput struct {
-	Body struct {
-		Consumer      string  `json:"consumer" minLength:"1" maxLength:"64"`
-		IDs           []int64 `json:"ids,omitempty" maxItems:"10000"`
-		Key           string  `json:"key,omitempty" maxLength:"255"`
-		Class         string  `json:"class,omitempty" maxLength:"64"`
-		All           bool    `json:"all,omitempty"`
-		DryRun        bool    `json:"dryRun,omitempty"`
-		RatePerSecond float64 `json:"ratePerSecond,omitempty" minimum:"0" maximum:"100000" doc:"0.1 or more; default: all at once."`
-		ConfirmCount  int     `json:"confirmCount,omitempty" minimum:"0" doc:"The number that matches, where it is above 100."`
+type replayInput struct{ Body replayBody }
+
+type replayBody struct {
+	Consumer      string  `json:"consumer" minLength:"1" maxLength:"64"`
+	IDs           []int64 `json:"ids,omitempty" maxItems:"10000"`
+	Key           string  `json:"key,omitempty" maxLength:"255"`
+	Class         string  `json:"class,omitempty" maxLength:"64"`
+	All           bool    `json:"all,omitempty"`
+	DryRun        bool    `json:"dryRun,omitempty"`
+	RatePerSecond float64 `json:"ratePerSecond,omitempty" minimum:"0" maximum:"100000" doc:"0.1 or more; default, and 0: all at once."`
+	ConfirmCount  int     `json:"confirmCount,omitempty" minimum:"0" doc:"The number that matches, where it is above 100."`
+}
+
+// TransformSchema says in the document what Faults and the replay check.
+func (replayBody) TransformSchema(_ huma.Registry, s *huma.Schema) *huma.Schema {
+	type object = map[string]any
+	one := func(name string, schema object) object {
+		return object{"required": []string{name}, "properties": object{name: schema}}
 	}
+	s.Extensions = object{"oneOf": []any{one("ids", object{"minItems": 1}), one("key", object{"minLength": 1}), one("class", object{"minLength": 1}), one("all", object{"const": true})}}
+	s.Properties["ratePerSecond"].Extensions = object{"anyOf": []any{object{"maximum": 0}, object{"minimum": 0.1}}}
+	return s
 }
 
 // Faults says what no field tells by itself.

@@ -119,6 +119,12 @@ func OrderRoom(id string) string { return orderPrefix + id }
 // OrderOf returns the order id of an order's room.
 func OrderOf(room string) (orderID string, ok bool) { return strings.CutPrefix(room, orderPrefix) }
 
+// What the names of rooms and events look like.
+const (
+	RoomPattern  = `^(ops|(user|restaurant|order):[A-Za-z0-9_-]{1,64})$`
+	EventPattern = `^[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+)*$`
+)
+
 // RoomsOf returns the rooms that actor joins at connection.
 func RoomsOf(actor domain.Actor) []string {
 	switch actor.Role {
@@ -131,8 +137,8 @@ func RoomsOf(actor domain.Actor) []string {
 }
 
 var (
-	roomPattern  = regexp.MustCompile(`^(ops|(user|restaurant|order):[A-Za-z0-9_-]{1,64})$`)
-	eventPattern = regexp.MustCompile(`^[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+)*$`)
+	roomPattern  = regexp.MustCompile(RoomPattern)
+	eventPattern = regexp.MustCompile(EventPattern)
 )
 
 // ValidRoom says whether room is the name of a room.
