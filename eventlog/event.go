@@ -1,9 +1,11 @@
 package eventlog
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -34,6 +36,11 @@ type Event struct {
 	Traceparent   string    // W3C trace context, where known
 	Idempotency   string    // "<scope>.<body>.<status>" of the command, where it carried a key
 	Data          []byte    // compact JSON
+
+	// Fault says, on reading, which attribute of the record cannot be read; nil
+	// where all can. Only Rule.Take, and for other topics whoever reads them,
+	// decide what becomes of such a record.
+	Fault error
 
 	// Where the record stands; set on reading.
 	Topic     string
@@ -137,66 +144,117 @@ func numberHeader(h []kgo.RecordHeader, b []byte, key string, n int64) ([]kgo.Re
 	return append(h, kgo.RecordHeader{Key: key, Value: b[from:len(b):len(b)]}), b
 }
 
-// ParseRecord reads a record as an event. It fails on a record that is not
-// one: no type, or a number that is none. The data is not looked into.
+// Bounds of what is taken from a record's attributes. An event of Tomato's own is
+// far below them; a longer text would be copied into the events that follow it.
+const (
+	maxID   = 256 // bytes of ce_id and ce_source
+	maxType = 256 // bytes of ce_type
+	maxText = 512 // bytes of each attribute that is left out where it is longer
+)
+
+// ParseRecord reads a record as an event. The error, which is also in
+// Event.Fault, says which attribute cannot be read: the event has the others.
+// The data is not looked into.
 func ParseRecord(r *kgo.Record) (Event, error) {
 	var e Event
-	err := e.parse(r)
-	return e, err
+	e.parse(r)
+	return e, e.Fault
 }
 
-func (e *Event) parse(r *kgo.Record) (err error) {
+// parse reads what it can. Of a header that is there several times the last one
+// is read, as the readers of the README do; term and seq are what those take them
+// for, whatever else is wrong with the record.
+func (e *Event) parse(r *kgo.Record) {
 	*e = Event{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Timestamp: r.Timestamp, Data: r.Value, Record: r}
-	var id, subject []byte
-	num := func(v []byte) int64 {
-		n, perr := strconv.ParseInt(string(v), 10, 64)
-		if perr != nil && err == nil {
-			err = perr
-		}
-		return n
-	}
+	var id, subject, at, version, term, seq []byte
 	for i := range r.Headers {
 		v := r.Headers[i].Value
 		switch r.Headers[i].Key {
 		case hdrID:
 			id = v
 		case hdrSource:
-			e.Source = intern(v)
+			e.Source = intern(v[:min(len(v), maxID)])
 		case hdrType:
 			e.Type = intern(v)
 		case hdrTime:
-			if perr := e.Time.UnmarshalText(v); perr != nil && err == nil { // RFC 3339
-				err = perr
-			}
-			e.Time = e.Time.UTC()
+			at = v
 		case hdrSubject:
 			subject = v
 		case hdrVersion:
-			e.Version = num(v)
+			version = v
 		case hdrTerm:
-			e.Term = num(v)
+			term = v
 		case hdrSeq:
-			e.Seq = num(v)
+			seq = v
 		case hdrCausation:
-			e.CausationID = string(v)
+			e.CausationID = bounded(v)
 		case hdrCorrelation:
-			e.CorrelationID = string(v)
+			e.CorrelationID = bounded(v)
 		case hdrTraceparent:
-			e.Traceparent = string(v)
+			e.Traceparent = bounded(v)
 		case hdrIdempotency:
-			e.Idempotency = string(v)
+			e.Idempotency = bounded(v)
 		}
+	}
+	var err error
+	number := func(name string, text []byte) int64 {
+		if text == nil {
+			return 0
+		}
+		n, perr := strconv.ParseInt(string(text), 10, 64)
+		if perr != nil {
+			err = fmt.Errorf("its header %s is no number", name)
+		}
+		return n
+	}
+	e.Version, e.Term, e.Seq = number(hdrVersion, version), number(hdrTerm, term), number(hdrSeq, seq)
+	if e.Type == ShardClaimed {
+		e.Seq = 0 // whatever it says: the rule begins to count with it
+	}
+	switch {
+	case at != nil:
+		if perr := e.Time.UnmarshalText(at); perr != nil { // RFC 3339
+			err = errors.New("its ce_time is no time")
+		}
+		e.Time = e.Time.UTC()
+		if year := e.Time.Year(); year < 1 || year > 9999 { // in UTC: it cannot be written as JSON
+			e.Time, err = time.Time{}, errors.New("its ce_time is no time")
+		}
+	case e.Term != 0: // on other topics CloudEvents does not ask for one
+		err = errors.New("it has no ce_time")
+	}
+	if len(id) > maxID {
+		id, err = nil, fmt.Errorf("its ce_id is longer than %d bytes", maxID)
 	}
 	var room [128]byte // both in one piece: they go together
 	both := string(append(append(room[:0], subject...), id...))
 	e.Subject, e.ID = both[:len(subject)], both[len(subject):]
-	if e.Type == "" && err == nil {
-		err = fmt.Errorf("no %s header", hdrType)
+	switch {
+	case e.Type == "":
+		err = fmt.Errorf("it has no header %s", hdrType)
+	case len(e.Type) > maxType:
+		err = fmt.Errorf("its ce_type is longer than %d bytes", maxType)
 	}
 	if err != nil {
-		return fmt.Errorf("record %s/%d@%d is no event: %w", r.Topic, r.Partition, r.Offset, err)
+		e.Fault = fmt.Errorf("record %s/%d@%d is not a complete event: %w", r.Topic, r.Partition, r.Offset, err)
 	}
-	return nil
+}
+
+// bounded is an optional attribute; one that is too long is left out.
+func bounded(v []byte) string {
+	if len(v) > maxText {
+		return ""
+	}
+	return string(v)
+}
+
+// LogText is a text of a record as a log line may show it: records that Tomato has
+// not written may hold anything.
+func LogText(s string) string {
+	if len(s) > 64 {
+		s = s[:64] + "…"
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
 }
 
 // interned are texts that came last, by a hash of theirs: a handful of types

@@ -2,6 +2,7 @@ package eventlog
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -38,7 +39,10 @@ const (
 var parkedHeaders = []string{hdrSourceTopic, hdrSourcePartition, hdrSourceOffset, hdrSourceTimestamp, hdrConsumer,
 	hdrGeneration, hdrAttempt, hdrErrorClass, hdrError, hdrFirstFailed, hdrLastFailed, hdrValueOmitted}
 
-const maxErrorText = 1000 // bytes kept of an error's text
+const (
+	maxErrorText   = 1000     // bytes kept of an error's text
+	maxBareHeaders = 64 << 10 // bytes of headers that a copy keeps which is too large
+)
 
 // The states of a parked record.
 const (
@@ -263,6 +267,17 @@ func (s *parkedSet) counts() parkedCounts {
 
 func (s *parkedSet) len() int { return len(s.byOffset) }
 
+const maxParkedKey = 512 // bytes: an index of Postgres takes no more than some 2,700
+
+// parkedKey is what a record's key is parked under: of a longer one the beginning,
+// and a hash by which it stays another key than others that begin so.
+func parkedKey(key []byte) string {
+	if len(key) <= maxParkedKey {
+		return string(key)
+	}
+	return fmt.Sprintf("%s…%x", key[:64], sha256.Sum256(key))
+}
+
 // --- rows
 
 const parkedColumns = `id, rev, source_offset, key, state, attempt, due_at, class, error, first_failed_at, last_failed_at, copy_topic, copy_offset`
@@ -322,9 +337,9 @@ func insertParked(ctx context.Context, tx pgx.Tx, c *Checkpoint, items []*parked
 			for _, h := range it.rec.Headers {
 				switch h.Key {
 				case hdrID:
-					id = plainText(string(h.Value))
+					id = plainText(string(h.Value[:min(len(h.Value), maxID)]))
 				case hdrType:
-					typ = plainText(string(h.Value))
+					typ = plainText(string(h.Value[:min(len(h.Value), maxType)]))
 				}
 			}
 		}
@@ -525,7 +540,8 @@ func originalOf(c *kgo.Record, tp TopicPartition, offset int64) *kgo.Record {
 }
 
 // produceCopy appends a copy to its topic and returns where it landed. A copy
-// that is too large goes without its value.
+// that is too large goes without its value, its key, and those of the record's own
+// headers that are long: the source has them.
 func produceCopy(ctx context.Context, cl *kgo.Client, rec *kgo.Record) (offset int64, err error) {
 	type landed struct {
 		offset int64
@@ -546,8 +562,16 @@ func produceCopy(ctx context.Context, cl *kgo.Client, rec *kgo.Record) (offset i
 	offset, err = produce(rec)
 	if errors.Is(err, kerr.MessageTooLarge) {
 		bare := *rec
-		bare.Value = nil
-		bare.Headers = append(slices.Clip(rec.Headers), kgo.RecordHeader{Key: hdrValueOmitted, Value: []byte("true")})
+		bare.Key, bare.Value = nil, nil
+		bare.Headers = []kgo.RecordHeader{{Key: hdrValueOmitted, Value: []byte("true")}}
+		size := 0
+		for i := len(rec.Headers) - 1; i >= 0; i-- { // from the end, where those of the copy itself are
+			h := rec.Headers[i]
+			if size += len(h.Key) + len(h.Value); size > maxBareHeaders {
+				break
+			}
+			bare.Headers = append(bare.Headers, h)
+		}
 		offset, err = produce(&bare)
 	}
 	return offset, err

@@ -15,7 +15,8 @@ type Range struct{ From, To int64 }
 // Read reads stretches of logs that have no gaps (aggregate topics: neither
 // compaction nor transactions) and calls fn for every record, those of one
 // partition in offset order, from one goroutine. It returns when all are read,
-// or with the first error of fn, of ctx, or of a record that is no event.
+// or with the first error of fn or ctx. A record that is no event is given to fn
+// like any other: of an aggregate topic, Rule.Take says what becomes of it.
 func Read(ctx context.Context, cfg Config, ranges map[TopicPartition]Range, fn func(*Event) error) error {
 	offsets := map[string]map[int32]kgo.Offset{}
 	left := 0
@@ -55,10 +56,7 @@ func Read(ctx context.Context, cfg Config, ranges map[TopicPartition]Range, fn f
 			}
 			to := ranges[tp].To
 			if r.Offset < to {
-				e, err := ParseRecord(r)
-				if err != nil {
-					return err
-				}
+				e, _ := ParseRecord(r) // e.Fault has the error
 				if err := fn(&e); err != nil {
 					return err
 				}

@@ -187,7 +187,7 @@ func newRuntimeMetrics(r *Runtime) *runtimeMetrics {
 	}
 	m := &runtimeMetrics{
 		r:            r,
-		voids:        prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_void_records_total", Help: "Records of aggregate topics that do not count under the reader rule, each time one is read."}, []string{"topic"}),
+		voids:        prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_void_records_total", Help: "Invalid records that consumers skipped, each time one is read, by reason."}, []string{"topic", "reason"}),
 		retries:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_consumer_retries_total", Help: "Failed attempts after which a record was parked for retry."}, []string{"consumer"}),
 		deads:        prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_consumer_dead_letters_total", Help: "Records that became dead letters."}, []string{"consumer", "class"}),
 		handledTotal: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_consumer_events_total", Help: "Events that have taken effect on their first attempt."}, []string{"consumer"}),
@@ -224,7 +224,7 @@ func register[C prometheus.Collector](reg prometheus.Registerer, c C) C {
 	return c
 }
 
-func (m *runtimeMetrics) void(topic string)           { m.voids.WithLabelValues(topic).Inc() }
+func (m *runtimeMetrics) void(topic, reason string)   { m.voids.WithLabelValues(topic, reason).Inc() }
 func (m *runtimeMetrics) retry(consumer string)       { m.retries.WithLabelValues(consumer).Inc() }
 func (m *runtimeMetrics) dead(consumer, class string) { m.deads.WithLabelValues(consumer, class).Inc() }
 func (m *runtimeMetrics) handled(consumer string, n int) {

@@ -295,7 +295,7 @@ func (w *worker) sawEnd(end int64) {
 type item struct {
 	before Mark
 	event  *Event
-	bad    error // why it is no event
+	bad    error // why its attributes cannot be read
 	key    string
 	queued *parkedItem // its row, once it was found to queue behind another
 }
@@ -349,20 +349,18 @@ func (w *worker) scan(recs []*kgo.Record, room *scanRoom) (batch, error) {
 		before := w.read
 		before.Next = r.Offset
 		e := &room.events[len(items)]
-		bad := e.parse(r)
+		e.parse(r)
 		w.read.Next, w.read.Time = r.Offset+1, r.Timestamp
+		take, skipped := e.Fault == nil || w.telemetry, SkipNoEvent // of telemetry see below
 		if aggregate {
-			// A record that is no event has a say here only if it bears the
-			// next place in its writer's term; otherwise it is void like any
-			// other: nothing that the owner did not write may park a key.
-			if !w.read.Rule.Counts(e) {
-				w.g.r.state.metrics.void(w.cp.Topic)
-				w.log.Warn("void record", "offset", r.Offset, "type", e.Type, "term", e.Term, "seq", e.Seq)
-				continue
+			take, skipped = w.read.Rule.Take(e)
+		}
+		if !take {
+			if skipped != "" {
+				w.g.r.state.metrics.void(w.cp.Topic, skipped)
+				w.log.Warn("invalid record skipped", "offset", r.Offset, "reason", skipped, "type", LogText(e.Type), "term", e.Term, "seq", e.Seq)
 			}
-			if e.Type == ShardClaimed || e.Type == ShardSeen {
-				continue
-			}
+			continue
 		}
 		if !w.cp.Since.IsZero() && r.Timestamp.Before(w.cp.Since) {
 			continue
@@ -370,19 +368,19 @@ func (w *worker) scan(recs []*kgo.Record, room *scanRoom) (batch, error) {
 		if w.parked.has(r.Offset) {
 			continue // parked before a crash, ahead of the checkpoint
 		}
-		if w.telemetry && (bad != nil || r.Value == nil) {
+		if w.telemetry && (e.Fault != nil || r.Value == nil) {
 			if r.Value != nil {
-				w.skip(r.Offset, bad)
+				w.skip(r.Offset, e.Fault)
 			}
 			continue
 		}
 		it := &room.items[len(items)]
 		*it = item{before: before, event: e, key: e.Subject}
-		if string(r.Key) != it.key { // of no event, or of an inbox record
-			it.key = string(r.Key)
+		if !aggregate && string(r.Key) != it.key { // of an inbox record
+			it.key = parkedKey(r.Key)
 		}
-		if bad != nil {
-			it.bad = decodeError{bad}
+		if e.Fault != nil {
+			it.bad = decodeError{e.Fault}
 		}
 		items = append(items, it)
 	}

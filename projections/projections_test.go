@@ -11,6 +11,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -454,6 +455,49 @@ func TestRebuildLeavesWhatCannotBeFoldedToTheConsumer(t *testing.T) {
 	}
 	if !slices.Equal(parked, []int{6, 6}) { // one dead, five behind it
 		t.Errorf("parked %v", parked)
+	}
+}
+
+// Events whose values Postgres refuses are parked, and a rebuild is not stopped by
+// them: neither while it fills its tables, nor while it makes their indexes.
+func TestARebuildIsNotStoppedByValuesThatPostgresRefuses(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.project(b.m)
+	last := b.w.Append(eventlog.Orders, orderID(0), life(0)...)
+	var noise strings.Builder // too long for an index, and nothing that could be compressed
+	for rnd := rand.New(rand.NewPCG(1, 1)); noise.Len() < 20_000; {
+		noise.WriteString(strconv.FormatUint(rnd.Uint64(), 36))
+	}
+	parked := 0
+	for n, data := range []string{
+		`{"orderId":"x","customerId":"` + noise.String() + `"}`, // by itself: the fill must not end before it for another's sake
+		`{"orderId":"x","customerId":"a\u0000b"}`,
+		"{\"orderId\":\"x\",\"reason\":\"\xff\"}",
+	} {
+		last.Merge(b.w.AppendRaw(eventlog.Orders, orderID(10+n), "ORDER_PLACED", []byte(data)))
+		if parked++; n > 0 {
+			last.Merge(b.w.AppendRaw(eventlog.Orders, orderID(20+n), "ORDER_READY_FOR_RIDER", []byte(`{"round":9000000000000000}`)))
+			parked++
+		}
+		last.Merge(b.w.Append(eventlog.Orders, orderID(n+1), life(n+1)...))
+		b.passed(projections.Orders, last)
+		g, err := b.m.Rebuild(t.Context(), projections.Orders, projections.RebuildOptions{Runtime: b.runtime()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := eventlog.NewPositions(b.db).WaitFor(b.deadline(), projections.Orders, g.Number, []string{eventlog.Orders}, last); err != nil {
+			t.Fatal(err)
+		}
+		b.eventually("what Postgres refuses is parked", func() bool {
+			var dead int
+			err := b.db.QueryRow(t.Context(), `SELECT count(*) FROM tomato.parked WHERE generation = $1`, g.Number).Scan(&dead)
+			return err == nil && dead == parked
+		})
+		differences, err := b.m.Compare(t.Context(), projections.Generation{Model: projections.Orders, Number: 1}, g)
+		if err != nil || differences != 0 {
+			t.Errorf("%d differences, %v", differences, err)
+		}
 	}
 }
 

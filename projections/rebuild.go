@@ -254,7 +254,8 @@ func (m *ReadModels) fill(ctx context.Context, g Generation, byTopic map[string]
 // fillPartition folds one partition in memory and writes it by COPY, with the
 // checkpoint in the same transaction; one that is too large for memory in
 // several such steps. At an event that cannot be folded it stops: the consumer
-// goes on from there, and parks.
+// goes on from there, and parks. So it does where Postgres refuses what a step has
+// folded: the consumer finds the event.
 func (m *ReadModels) fillPartition(ctx context.Context, g Generation, tp eventlog.TopicPartition, f filler, r eventlog.Range, tell func(done int64)) error {
 	taken, err := eventlog.TakeCheckpoints(ctx, m.DB, g.Model, g.Number, map[eventlog.TopicPartition]int64{tp: r.From}, time.Time{})
 	if err != nil {
@@ -285,8 +286,14 @@ func (m *ReadModels) fillPartition(ctx context.Context, g Generation, tp eventlo
 	var broken error // of the database: the rebuild fails
 	err = eventlog.Read(ctx, m.Kafka, map[eventlog.TopicPartition]eventlog.Range{tp: r}, func(e *eventlog.Event) error {
 		rule := mark.Rule
-		if rule.Counts(e) && e.Version > 0 {
-			if err := f.fold(ctx, tx, e); err != nil {
+		if take, _ := rule.Take(e); take {
+			err := e.Fault // the consumer parks it
+			if err == nil {
+				err = f.fold(ctx, tx, e)
+			} else {
+				err = eventlog.Poison(err)
+			}
+			if err != nil {
 				if !errors.Is(err, eventlog.ErrPoison) {
 					broken = err
 				}
@@ -310,16 +317,25 @@ func (m *ReadModels) fillPartition(ctx context.Context, g Generation, tp eventlo
 		}
 		return nil
 	})
+	left := func(at int64, err error) {
+		m.log().Warn("a rebuild leaves the rest of a partition to the consumer", "generation", g.String(), "topic", tp.Topic, "partition", tp.Partition,
+			"offset", at, "err", err)
+	}
 	switch {
+	case refusesData(broken):
+		left(cp.Next, broken)
+		return nil
 	case broken != nil:
 		return broken
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case err != nil:
-		m.log().Warn("a rebuild leaves the rest of a partition to the consumer", "generation", g.String(), "topic", tp.Topic, "partition", tp.Partition,
-			"offset", mark.Next, "error", err)
+		left(mark.Next, err)
 	}
-	if err := commit(); err != nil {
+	if err := commit(); refusesData(err) {
+		left(cp.Next, err)
+		return nil
+	} else if err != nil {
 		return err
 	}
 	tell(mark.Next)

@@ -82,10 +82,20 @@ func (a *aggregates[S, E]) step(f *folded[S], e *eventlog.Event) error {
 	if err != nil {
 		return eventlog.Poison(fmt.Errorf("%s/%d@%d: %w", e.Topic, e.Partition, e.Offset, err))
 	}
-	f.state = a.evolve(f.state, event, e.Time)
-	f.version, f.dirty = e.Version, true
+	next := a.evolve(f.state, event, e.Time)
+	if len(e.Data) > maxIndexed { // most are shorter, and so is every text in them
+		for _, c := range a.columns {
+			if c.cast == "text" && len(c.value(&next)) > maxIndexed {
+				return eventlog.Poison(fmt.Errorf("%s/%d@%d: its %s is longer than %d bytes", e.Topic, e.Partition, e.Offset, c.name, maxIndexed))
+			}
+		}
+	}
+	f.state, f.version, f.dirty = next, e.Version, true
 	return nil
 }
+
+// maxIndexed is how many bytes of text the indexes of the tables take.
+const maxIndexed = 2000
 
 func (a *aggregates[S, E]) apply(ctx context.Context, tx pgx.Tx, schema string, events []eventlog.Event) error {
 	rows := make(map[string]*folded[S], len(events))
@@ -358,12 +368,25 @@ func pointText(p domain.Point) string {
 	return string(append(b, ')'))
 }
 
-// arrayText is an array of ids, none of which needs escaping inside quotes.
+// arrayText is an array of ids.
 func arrayText(ids []string) string {
 	if len(ids) == 0 {
 		return "{}"
 	}
-	return `{"` + strings.Join(ids, `","`) + `"}`
+	quoted := make([]string, len(ids))
+	for i, id := range ids {
+		quoted[i] = arrayQuotes.Replace(id)
+	}
+	return `{"` + strings.Join(quoted, `","`) + `"}`
+}
+
+var arrayQuotes = strings.NewReplacer(`\`, `\\`, `"`, `\"`)
+
+// refusesData says that Postgres takes the statement, but not a value in it: a
+// text with NUL, a number that is too large for its column, a second row of one id.
+func refusesData(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && slices.Contains([]string{"22", "23", "54"}, pg.Code[:min(2, len(pg.Code))])
 }
 
 // undefined says that a table or schema is not there: its generation was dropped.

@@ -63,16 +63,16 @@ func (p *Projector) CatchUp(ctx context.Context, from, to map[eventlog.TopicPart
 			return nil
 		}
 		if eventlog.IsAggregate(tp.Topic) {
-			if !rule.Counts(e) {
-				return nil
-			}
-			if e.Type == eventlog.ShardClaimed || e.Type == eventlog.ShardSeen {
+			if take, _ := rule.Take(e); !take {
 				return nil
 			}
 		}
+		if e.Fault != nil {
+			return nil // passed over, as when it was new
+		}
 		all, err := Rooms(e)
 		if err != nil {
-			return nil // passed over, as when it was new
+			return nil // likewise
 		}
 		fn(tp, e.Offset, e.Timestamp, all)
 		return nil

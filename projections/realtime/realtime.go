@@ -182,30 +182,30 @@ func (p *Projector) run(ctx context.Context, log *slog.Logger, m *metrics) error
 
 // record applies the reader rule to one record and hands on what it means.
 func (p *Projector) record(tp eventlog.TopicPartition, r *kgo.Record, rule *eventlog.Rule, riders *assignments, log *slog.Logger, m *metrics) {
-	e, err := eventlog.ParseRecord(r)
+	e, _ := eventlog.ParseRecord(r) // e.Fault has the error
+	take, skipped := true, ""
 	if rule != nil {
-		// What is no event cannot count: Counts would not have it either.
-		if err != nil || !rule.Counts(&e) {
-			m.void.Inc()
-			log.Warn("a record does not count", "topic", tp.Topic, "partition", tp.Partition, "offset", r.Offset, "type", e.Type, "term", e.Term, "seq", e.Seq)
-			return
-		}
-		if e.Type == eventlog.ShardClaimed || e.Type == eventlog.ShardSeen {
-			p.Sink.Publish(tp, r.Offset, r.Timestamp, nil)
-			return
-		}
+		take, skipped = rule.Take(&e)
+	} else if eventlog.IsTelemetry(tp.Topic) && r.Value == nil {
+		take = false // the position is gone: nobody is told
+	} else if e.Fault != nil {
+		take, skipped = false, eventlog.SkipNoEvent
 	}
-	if eventlog.IsTelemetry(tp.Topic) && r.Value == nil { // the position is gone: nobody is told
-		p.Sink.Publish(tp, r.Offset, r.Timestamp, nil)
+	if skipped != "" {
+		m.void.WithLabelValues(tp.Topic, skipped).Inc()
+		log.Warn("the feed skips an invalid record", "topic", tp.Topic, "partition", tp.Partition, "offset", r.Offset, "reason", skipped,
+			"type", eventlog.LogText(e.Type), "term", e.Term, "seq", e.Seq)
+	}
+	if !take {
+		if skipped == "" { // such as a claim or a SEEN: the place behind it is one to resume from
+			p.Sink.Publish(tp, r.Offset, r.Timestamp, nil)
+		}
 		return
 	}
-	var all []feed.Message
-	if err == nil {
-		all, err = p.messages(&e, riders)
-	}
+	all, err := p.messages(&e, riders)
 	if err != nil {
 		m.undecodable.Inc()
-		log.Error("the feed passes over an event that it cannot decode", "topic", tp.Topic, "partition", tp.Partition, "offset", r.Offset, "type", e.Type, "error", err)
+		log.Error("the feed passes over an event that it cannot decode", "topic", tp.Topic, "partition", tp.Partition, "offset", r.Offset, "type", eventlog.LogText(e.Type), "err", err)
 		all = nil
 	}
 	p.Sink.Publish(tp, r.Offset, r.Timestamp, all)
@@ -213,6 +213,9 @@ func (p *Projector) record(tp eventlog.TopicPartition, r *kgo.Record, rule *even
 }
 
 func (p *Projector) messages(e *eventlog.Event, riders *assignments) ([]feed.Message, error) {
+	if e.Fault != nil {
+		return nil, e.Fault
+	}
 	if e.Topic == eventlog.RiderLocations {
 		return riders.position(e)
 	}
@@ -270,29 +273,31 @@ func dataLoss(err error) bool {
 }
 
 type metrics struct {
-	records, void, undecodable prometheus.Counter
+	records, undecodable prometheus.Counter
+	void                 *prometheus.CounterVec
 }
 
 // newMetrics registers the metrics, or finds those of an earlier Run.
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
-	counter := func(name, help string) (prometheus.Counter, error) {
-		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
-		if reg == nil {
-			return c, nil
-		}
-		if err := reg.Register(c); err != nil {
-			var old prometheus.AlreadyRegisteredError
-			if !errors.As(err, &old) {
-				return nil, err
-			}
-			c = old.ExistingCollector.(prometheus.Counter)
-		}
+	var errs [3]error
+	counter := func(name, help string) prometheus.CounterOpts { return prometheus.CounterOpts{Name: name, Help: help} }
+	var m metrics
+	m.records, errs[0] = registered(reg, prometheus.NewCounter(counter("tomato_feed_records_total", "Records that the feed's projector has taken in.")))
+	m.void, errs[1] = registered(reg, prometheus.NewCounterVec(counter("tomato_feed_void_records_total", "Invalid records that the feed has skipped, by reason."), []string{"topic", "reason"}))
+	m.undecodable, errs[2] = registered(reg, prometheus.NewCounter(counter("tomato_feed_undecodable_total", "Records that the feed has passed over because they could not be decoded.")))
+	return &m, errors.Join(errs[:]...)
+}
+
+func registered[C prometheus.Collector](reg prometheus.Registerer, c C) (C, error) {
+	if reg == nil {
 		return c, nil
 	}
-	var m metrics
-	var errs [3]error
-	m.records, errs[0] = counter("tomato_feed_records_total", "Records that the feed's projector has taken in.")
-	m.void, errs[1] = counter("tomato_feed_void_records_total", "Records that do not count by the reader rule, as the feed has met them.")
-	m.undecodable, errs[2] = counter("tomato_feed_undecodable_total", "Records that the feed has passed over because they could not be decoded.")
-	return &m, errors.Join(errs[:]...)
+	err := reg.Register(c)
+	var old prometheus.AlreadyRegisteredError
+	if errors.As(err, &old) {
+		if existing, ok := old.ExistingCollector.(C); ok {
+			return existing, nil
+		}
+	}
+	return c, err
 }

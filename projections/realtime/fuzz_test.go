@@ -1,0 +1,71 @@
+package realtime
+
+import (
+	"encoding/json"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/domain/feed"
+	"tomato/domain/rider"
+	"tomato/eventlog"
+	"tomato/eventlog/eventlogtest"
+)
+
+// Whatever stands in a log, the feed makes messages of it or passes over it, and
+// goes on.
+
+func FuzzFeedOfOrders(f *testing.F) {
+	fuzzFeed(f, eventlog.Orders, "../../domain/order/testdata/*.v1.json")
+}
+func FuzzFeedOfPayments(f *testing.F) {
+	fuzzFeed(f, eventlog.Payments, "../../domain/payment/testdata/*.v1.json")
+}
+func FuzzFeedOfPositions(f *testing.F) {
+	f.Add([]byte(`{"riderId":"rider-5","location":{"type":"Point","coordinates":[77.6,12.9]},"recordedAt":"2026-01-02T03:04:05Z"}`), rider.PositionType, "rider-5", "2026-01-02T03:04:05Z", "", "", "", "")
+	fuzzFeed(f, eventlog.RiderLocations, "")
+}
+func FuzzFeedOfEmitted(f *testing.F) {
+	f.Add([]byte(`{"event":"promo:new","room":"user:u1","payload":{"a":1}}`), feed.Emitted, "user:u1", "2026-01-02T03:04:05Z", "", "", "", "")
+	fuzzFeed(f, eventlog.Feed, "")
+}
+
+// sink holds what a projector publishes to what clients can be sent.
+type sink struct{ t *testing.T }
+
+func (sink) Begin(map[eventlog.TopicPartition]int64) {}
+func (sink) Ready()                                  {}
+func (s sink) Publish(_ eventlog.TopicPartition, _ int64, _ time.Time, all []feed.Message) {
+	for _, m := range all {
+		if !json.Valid(m.Payload) || len(m.Rooms) == 0 {
+			s.t.Errorf("%s to %q: %s", m.Event, m.Rooms, m.Payload)
+		}
+	}
+}
+
+func fuzzFeed(f *testing.F, topic, golden string) {
+	m, err := newMetrics(nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	eventlogtest.FuzzRecords(f, topic, golden, func(t *testing.T, r *kgo.Record) {
+		p := &Projector{Sink: sink{t}}
+		riders := newAssignments([]Assignment{{RiderID: "rider-5", ClaimID: 1, OrderID: "o", CustomerID: "c", RestaurantID: "r"}})
+		var rule *eventlog.Rule
+		if eventlog.IsAggregate(topic) {
+			rule = &eventlog.Rule{Term: 1}
+		}
+		p.record(eventlog.TopicPartition{Topic: topic}, r, rule, riders, log, m)
+		for id := range riders.byRider { // a position after it
+			data, err := json.Marshal(rider.Position{RiderID: id, RecordedAt: time.Unix(1, 0)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			e := eventlog.Event{Type: rider.PositionType, Time: time.Unix(1, 0), Data: data}
+			p.record(eventlog.TopicPartition{Topic: eventlog.RiderLocations}, e.NewRecord(eventlog.RiderLocations, 0), nil, riders, log, m)
+		}
+	})
+}

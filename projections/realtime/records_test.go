@@ -1,0 +1,64 @@
+package realtime
+
+import (
+	"fmt"
+	"log/slog"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/domain/feed"
+	"tomato/eventlog"
+	"tomato/eventlog/eventlogtest"
+)
+
+type published struct{ offsets []string }
+
+func (*published) Begin(map[eventlog.TopicPartition]int64) {}
+func (*published) Ready()                                  {}
+func (p *published) Publish(_ eventlog.TopicPartition, offset int64, _ time.Time, all []feed.Message) {
+	p.offsets = append(p.offsets, fmt.Sprint(offset, ":", len(all)))
+}
+
+// Junk is passed over, and a valid record that cannot be read has its place: what
+// follows it is still told. The feed once took such a record for an invalid one,
+// and from there on every event of the partition.
+func TestTheFeedGoesOnBehindJunkAndFaults(t *testing.T) {
+	t.Parallel()
+	m, err := newMetrics(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log []*kgo.Record
+	seq := int64(0)
+	next := func(eventType string, headers ...kgo.RecordHeader) {
+		seq++
+		e := eventlog.Event{ID: "e", Source: "/test", Type: eventType, Subject: "o1", Version: seq, Term: 1, Seq: seq, Time: time.Now(), Data: []byte(`{"orderId":"o1","ctx":{"customerId":"c"}}`)}
+		r := e.NewRecord(eventlog.Orders, 0)
+		r.Headers = append(r.Headers, headers...)
+		log = append(log, r)
+	}
+	next("ORDER_PREPARING")
+	log = append(log, eventlogtest.Junk(eventlog.Orders, 0)...)
+	next("ORDER_PREPARING", kgo.RecordHeader{Key: "ce_time", Value: []byte("yesterday")})
+	next("ORDER_GIFTED")
+	next("ORDER_PREPARING", kgo.RecordHeader{Key: "ce_subject", Value: []byte("no id")})
+	next("ORDER_PREPARING")
+	var want []string
+	for i, r := range log {
+		r.Offset = int64(i)
+	}
+	n := len(log)
+	want = append(want, "0:1", fmt.Sprint(n-4, ":0"), fmt.Sprint(n-3, ":0"), fmt.Sprint(n-1, ":1"))
+	var told published
+	p := &Projector{Sink: &told}
+	rule := &eventlog.Rule{Term: 1}
+	for _, r := range log {
+		p.record(eventlog.TopicPartition{Topic: eventlog.Orders}, r, rule, newAssignments(nil), slog.New(slog.DiscardHandler), m)
+	}
+	if !slices.Equal(told.offsets, want) || rule.Seq != seq {
+		t.Errorf("told %v, want %v; the rule is at %+v", told.offsets, want, *rule)
+	}
+}
