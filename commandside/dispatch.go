@@ -328,6 +328,9 @@ func (d *dispatch) wake(ctx context.Context, woken map[string]eventlog.Event, af
 func (d *dispatch) join(ctx context.Context, cause *eventlog.Event, orderID string, riders []order.OfferedRider) error {
 	for wait, waited := 5*time.Millisecond, time.Duration(0); ; wait = min(2*wait, 100*time.Millisecond) {
 		res, err := d.policy(ctx, cause, eventlog.Orders, orderID, shard.Look{})
+		if unknown := (*shard.UnknownEvent)(nil); errors.As(err, &unknown) {
+			return nil // nothing can be offered, and the riders' other orders are not to wait for it
+		}
 		if err != nil {
 			return err
 		}

@@ -255,7 +255,7 @@ func (s *Side) simulatePayment(ctx context.Context, in *simulateInput) (*simulat
 		case domain.RefusedWith(err) != "":
 			return nil, unknown
 		case err != nil:
-			return nil, httpapi.Unavailable("unavailable", "The order cannot be asked now.", time.Second)
+			return nil, problem(eventlog.Payments, err)
 		case state == nil || state.CustomerID != actor.Sub:
 			return nil, unknown
 		}
@@ -299,7 +299,7 @@ func (s *Side) refundPayment(ctx context.Context, in *refundInput) (*paymentOutp
 	state, err := s.paymentState(ctx, nil, string(in.OrderID))
 	switch {
 	case err != nil && domain.RefusedWith(err) == "":
-		return nil, httpapi.Unavailable("unavailable", "The payment cannot be asked now.", time.Second)
+		return nil, problem(eventlog.Payments, err)
 	case err != nil || state == nil:
 		return nil, httpapi.NewProblem(http.StatusNotFound, "payment_not_found", "There is no payment of this order.")
 	}

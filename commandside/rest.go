@@ -98,6 +98,10 @@ func problem(topic string, err error) error {
 	if errors.Is(err, shard.ErrUnavailable) {
 		return httpapi.Unavailable("unavailable", "The command could not be decided now, or its outcome is not known. A repeat is safe, best with an Idempotency-Key.", time.Second)
 	}
+	var unknown *shard.UnknownEvent
+	if errors.As(err, &unknown) {
+		return httpapi.Unavailable("unknown_event", unknown.Detail(), time.Minute)
+	}
 	switch domain.RefusedWith(err) {
 	case shard.VersionMismatch:
 		return httpapi.NewProblem(http.StatusPreconditionFailed, "precondition_failed", err.Error())
@@ -121,7 +125,9 @@ func (s *Side) system(ctx context.Context, topic, id string, c domain.Command) (
 }
 
 // policy runs a command that a policy derives from an event. Its errors are
-// refusals, or eventlog.ErrAway where the shard could not answer.
+// refusals, eventlog.ErrAway where the shard could not answer, or
+// eventlog.ErrPoison and a *shard.UnknownEvent where the aggregate cannot be read:
+// the policy's event waits as a dead letter until a build that can is there.
 func (s *Side) policy(ctx context.Context, cause *eventlog.Event, topic, id string, c domain.Command) (shard.Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.CommandDeadline)
 	defer cancel()
@@ -129,6 +135,9 @@ func (s *Side) policy(ctx context.Context, cause *eventlog.Event, topic, id stri
 		CausationID: cause.ID, CorrelationID: cause.CorrelationID, Traceparent: cause.Traceparent})
 	if errors.Is(err, shard.ErrUnavailable) {
 		err = eventlog.AwayFrom(fmt.Sprint("shard ", eventlog.PartitionFor(id, s.Partitions)), err)
+	}
+	if unknown := (*shard.UnknownEvent)(nil); errors.As(err, &unknown) {
+		err = eventlog.Poison(err)
 	}
 	return res, err
 }

@@ -34,7 +34,7 @@ func (s *shard) retire(id string, now time.Time) {
 		s.fail(err)
 		return
 	}
-	if e == nil || e.order == nil || !e.order.Status.Closed() {
+	if e == nil || e.order == nil || !e.order.Status.Closed() || e.unreadOf(orders) != nil {
 		return
 	}
 	leaves := e.order.ClosedAt.Add(s.owner.ArchiveAfter)
@@ -44,7 +44,7 @@ func (s *shard) retire(id string, now time.Time) {
 	case now.Before(leaves):
 		s.agg.shrink(e)
 		s.agg.closed.push(leaves, id)
-	case e.payment != nil && !e.payment.Settled(e.order.Status.Ended()):
+	case e.unreadOf(payments) != nil, e.payment != nil && !e.payment.Settled(e.order.Status.Ended()):
 		s.agg.shrink(e)
 		s.agg.closed.push(now.Add(retireAgain), id)
 	default:

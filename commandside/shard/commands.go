@@ -56,8 +56,11 @@ func isPut(c domain.Command) bool {
 
 // price makes an order of a wish.
 func (s *shard) price(p Place, orderID string) (order.Place, error) {
-	r, ok := s.owner.Menus.Restaurant(p.RestaurantID)
-	if !ok {
+	r, err := s.owner.Menus.Restaurant(p.RestaurantID)
+	if err != nil {
+		return order.Place{}, err
+	}
+	if r == nil {
 		return order.Place{}, domain.Refuse(domain.UnknownRestaurant, "restaurantId names no restaurant")
 	}
 	items, currency, err := r.Price(p.Lines)

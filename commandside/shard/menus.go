@@ -15,6 +15,13 @@ import (
 	"tomato/eventlog"
 )
 
+// menu is one restaurant in the table.
+type menu struct {
+	state   *restaurant.State // as of the log, or as a shard of this instance has told; nil: none yet
+	version int64             // as of the log
+	unread  *unreadable       // an event of the log cannot be read: no order can be priced
+}
+
 // Menus is the table of all restaurants, the same on every instance: it
 // follows topic restaurants from its start with the reader rule. Orders are
 // priced from it. Safe for concurrent use.
@@ -24,7 +31,7 @@ type Menus struct {
 	Ends *eventlog.Ends
 
 	mu         sync.RWMutex
-	held       map[string]*restaurant.State
+	held       map[string]*menu
 	next       map[int32]int64
 	progressed chan struct{} // closed and replaced whenever next moves
 	ready      chan struct{}
@@ -32,18 +39,35 @@ type Menus struct {
 
 // NewMenus returns an empty table; Run fills it.
 func NewMenus() *Menus {
-	return &Menus{held: map[string]*restaurant.State{}, next: map[int32]int64{}, progressed: make(chan struct{}), ready: make(chan struct{})}
+	return &Menus{held: map[string]*menu{}, next: map[int32]int64{}, progressed: make(chan struct{}), ready: make(chan struct{})}
 }
 
 // Ready is closed once the table has what was there at the start.
 func (m *Menus) Ready() <-chan struct{} { return m.ready }
 
-// Restaurant returns one restaurant. The state is not changed any more.
-func (m *Menus) Restaurant(id string) (*restaurant.State, bool) {
+// Restaurant returns one restaurant, nil for none. The state is not changed any
+// more. The error is an *UnknownEvent.
+func (m *Menus) Restaurant(id string) (*restaurant.State, error) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	s, ok := m.held[id]
-	return s, ok
+	held := m.held[id]
+	switch {
+	case held == nil:
+		return nil, nil
+	case held.unread != nil:
+		return nil, held.unread.answer(restaurants, id)
+	}
+	return held.state, nil
+}
+
+// of returns the restaurant's place in the table. The caller holds the lock.
+func (m *Menus) of(id string) *menu {
+	held := m.held[id]
+	if held == nil {
+		held = &menu{}
+		m.held[id] = held
+	}
+	return held
 }
 
 // learn takes in a restaurant as an acknowledged event of this instance's own
@@ -51,8 +75,8 @@ func (m *Menus) Restaurant(id string) (*restaurant.State, bool) {
 func (m *Menus) learn(s *restaurant.State) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if held := m.held[s.ID]; held == nil || held.Version < s.Version {
-		m.held[s.ID] = s
+	if held := m.of(s.ID); held.state == nil || held.state.Version < s.Version {
+		held.state = s
 	}
 }
 
@@ -123,7 +147,7 @@ func (m *Menus) logs(ctx context.Context, client *kgo.Client) (ends map[eventlog
 }
 
 // Run follows the topic until ctx ends. A broken connection is waited out; a
-// corrupt log, or one whose beginning is gone, is an error.
+// log whose beginning is gone is an error. No record is one: see fold.
 func (m *Menus) Run(ctx context.Context, cfg eventlog.Config, log *slog.Logger) error {
 	client, err := cfg.NewClient(kgo.ConsumeTopics(eventlog.Restaurants), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	if err != nil {
@@ -168,9 +192,9 @@ func (m *Menus) Run(ctx context.Context, cfg eventlog.Config, log *slog.Logger) 
 				m.mu.Unlock()
 				return &eventlog.LostBeginning{TopicPartition: eventlog.TopicPartition{Topic: r.Topic, Partition: r.Partition}, Start: r.Offset, Need: next}
 			}
-			if err := m.fold(r, rule); err != nil {
-				m.mu.Unlock()
-				return err
+			if mark := m.fold(r, rule); mark != nil {
+				log.Error("an event of a restaurant cannot be read: orders at it are 503 unknown_event, others go on", "partition", r.Partition, "offset", r.Offset,
+					"id", eventlog.LogText(string(r.Key)), "type", eventlog.LogText(mark.Type), "err", mark.Why)
 			}
 			m.next[r.Partition] = r.Offset + 1
 		}
@@ -191,26 +215,27 @@ func (m *Menus) passed(ends map[eventlog.TopicPartition]int64) bool {
 	return true
 }
 
-func (m *Menus) fold(r *kgo.Record, rule *eventlog.Rule) error {
-	e, err := eventlog.ParseRecord(r)
-	if err != nil {
-		return err
-	}
-	if !rule.Counts(&e) || e.Subject == "" {
+// fold takes one record in. What is invalid is skipped; a valid event that cannot
+// be folded marks its restaurant, and the mark is returned.
+func (m *Menus) fold(r *kgo.Record, rule *eventlog.Rule) *unreadable {
+	e, _ := eventlog.ParseRecord(r) // e.Fault has the error
+	if take, _ := rule.Take(&e); !take {
 		return nil
 	}
-	ev, err := restaurant.Decode(e.Type, e.Data)
-	if err != nil {
-		return fmt.Errorf("restaurants/%d@%d: %w", e.Partition, e.Offset, err)
+	held := m.of(e.Subject)
+	if held.unread != nil {
+		return nil
 	}
-	var before restaurant.State
-	if s := m.held[e.Subject]; s != nil {
-		before = *s
-	}
-	if e.Version <= before.Version {
-		return nil // learned from the shard already
-	}
-	after := restaurant.Evolve(before, ev, e.Time)
-	m.held[e.Subject] = &after
-	return nil
+	held.unread = foldNext(&e, held.version, func(ev domain.Event) {
+		held.version++
+		var before restaurant.State
+		if held.state != nil {
+			before = *held.state
+		}
+		if before.Version < e.Version { // else learned from the shard already
+			after := restaurant.Evolve(before, ev.(restaurant.Event), e.Time)
+			held.state = &after
+		}
+	})
+	return held.unread
 }

@@ -63,21 +63,14 @@ func (s *Shards) open(ctx context.Context, p int32, trust bool) (sh *shard, err 
 	if !trust {
 		delete(saved, checkpointKey)
 	}
-	sh = s.newShard(p, producer)
-	sh.snapshots = snapshots
-	if err = sh.read(rctx, saved, ends); errors.Is(err, errForeignSnapshot) {
-		s.Log.Error("a snapshot is not of these logs; they are read from their beginning", "partition", p, "err", err)
-		delete(saved, checkpointKey) // all else goes out of the topic with the next one
+	for {
 		sh = s.newShard(p, producer)
 		sh.snapshots = snapshots
-		err = sh.read(rctx, saved, ends)
-	}
-	// The last owner goes on until the claim. What it has appended meanwhile is
-	// read first: behind the claim its commands would wait for that.
-	for gap := int64(claimGap); err == nil && gap >= claimGap; {
-		if ends, err = eventlog.EndOffsets(rctx, producer, eventlog.AggregateTopics[:]...); err == nil {
-			gap, err = sh.readOn(rctx, ends)
+		if err = sh.readAll(rctx, saved, ends); !sh.agg.partial || !errors.Is(err, errForeignSnapshot) {
+			break
 		}
+		s.Log.Error("a snapshot is not of these logs; they are read from their beginning", "partition", p, "err", err)
+		delete(saved, checkpointKey) // all else goes out of the topic with the next one
 	}
 	if err != nil {
 		return nil, err
@@ -105,6 +98,7 @@ func (s *Shards) newShard(p int32, producer *kgo.Client) *shard {
 	for i, topic := range eventlog.AggregateTopics {
 		sh.logs[i] = partitionLog{topic: topic, lastOff: -1}
 	}
+	sh.agg.marked = sh.marked
 	return sh
 }
 
@@ -115,10 +109,12 @@ var errForeignSnapshot = errors.New("the log is not the snapshot's")
 // read restores what was saved and folds the logs in from there, up to ends.
 func (s *shard) read(ctx context.Context, saved map[string]*kgo.Record, ends map[eventlog.TopicPartition]int64) error {
 	now := time.Now()
+	s.agg.partial = saved[checkpointKey] != nil
 	at, err := s.agg.restore(saved, now)
 	if err != nil {
 		return err
 	}
+	s.agg.partial = at != nil
 	ranges := map[eventlog.TopicPartition]eventlog.Range{}
 	begins := map[eventlog.TopicPartition]int64{}
 	resumed := map[string]position{} // what the first record read must be
@@ -144,11 +140,7 @@ func (s *shard) read(ctx context.Context, saved map[string]*kgo.Record, ends map
 	return eventlog.Read(ctx, s.owner.Kafka, ranges, func(e *eventlog.Event) error {
 		p, ok := resumed[e.Topic]
 		if !ok {
-			err := s.fold(e, now)
-			if at != nil && errors.Is(err, errCorrupt) {
-				err = fmt.Errorf("%w: %w", errForeignSnapshot, err) // if the log is, it will show
-			}
-			return err
+			return s.fold(e, now)
 		}
 		// Who resumes reads the last record that counted again: is it the same?
 		if e.Offset != p.Offset || e.Term != p.Term || e.Seq != p.Seq {
@@ -160,6 +152,18 @@ func (s *shard) read(ctx context.Context, saved map[string]*kgo.Record, ends map
 		l.rule, l.lastOff = eventlog.Rule{Term: p.Term, Seq: p.Seq}, p.Offset
 		return nil
 	})
+}
+
+// readAll reads up to ends, then what the last owner has appended meanwhile: it goes
+// on until the claim, and behind the claim its commands would wait for that.
+func (s *shard) readAll(ctx context.Context, saved map[string]*kgo.Record, ends map[eventlog.TopicPartition]int64) error {
+	err := s.read(ctx, saved, ends)
+	for gap := int64(claimGap); err == nil && gap >= claimGap; {
+		if ends, err = eventlog.EndOffsets(ctx, s.producer, eventlog.AggregateTopics[:]...); err == nil {
+			gap, err = s.readOn(ctx, ends)
+		}
+	}
+	return err
 }
 
 // readOn folds what stands between the end that is known and these ends, and
@@ -179,16 +183,25 @@ func (s *shard) readOn(ctx context.Context, ends map[eventlog.TopicPartition]int
 	return records, eventlog.Read(ctx, s.owner.Kafka, ranges, func(e *eventlog.Event) error { return s.fold(e, now) })
 }
 
-// fold takes one record of the log in, if it counts.
+// fold takes one record of the log in: it takes effect, or stops its own aggregate,
+// or is skipped, and nothing that it holds is an error. An error says that the
+// snapshot cannot be used.
 func (s *shard) fold(e *eventlog.Event, now time.Time) error {
 	l := &s.logs[logOf(e.Topic)]
-	if !l.rule.Counts(e) {
-		s.void(l)
+	before := l.rule
+	take, skipped := l.rule.Take(e)
+	if skipped != "" {
+		s.void(l, skipped)
+	}
+	if l.rule == before {
 		return nil
 	}
 	l.lastOff = e.Offset
 	s.replayed++
 	s.sinceCut++
+	if !take {
+		return nil
+	}
 	return s.agg.replay(e, now)
 }
 

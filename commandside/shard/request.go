@@ -45,6 +45,12 @@ type Result struct {
 	reached    [2]eventlog.Position // what the answer rests on; no topic: none
 }
 
+// version is that of the resource in this log.
+func (r *Result) version(kind int) int64 {
+	e := entry{order: r.Order, payment: r.Payment, rider: r.Rider, restaurant: r.Restaurant}
+	return e.version(kind)
+}
+
 // Token returns the positions of what the answer rests on.
 func (r *Result) Token() eventlog.Token {
 	t := eventlog.Token{}
@@ -67,8 +73,8 @@ func (r *Result) ConsistencyToken() string {
 }
 
 // Executor decides commands where their shard is. It returns when the outcome
-// is on Kafka and known to count: a Result, a *domain.Refusal, or an error that
-// is ErrUnavailable. Safe for concurrent use.
+// is on Kafka and known to count: a Result, a *domain.Refusal, an *UnknownEvent,
+// or an error that is ErrUnavailable. Safe for concurrent use.
 type Executor interface {
 	Execute(ctx context.Context, r Request) (Result, error)
 }

@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/binary"
@@ -375,7 +376,7 @@ func (s *shard) deadlineDue(d deadline, now time.Time) {
 		s.fail(err)
 		return
 	}
-	if e == nil || e.order == nil {
+	if e == nil || e.order == nil || e.unreadOf(orders) != nil {
 		return
 	}
 	at, command := e.order.NextDeadline()
@@ -384,6 +385,9 @@ func (s *shard) deadlineDue(d deadline, now time.Time) {
 	}
 	req := Request{Topic: eventlog.Orders, ID: d.orderID, Actor: domain.SystemActor, Command: command}
 	if _, expiring := command.(order.Expire); expiring {
+		if e.unreadOf(payments) != nil { // it may be paid
+			return
+		}
 		if p := e.paymentState(); p.AwaitsMoney() && now.Sub(at) < s.owner.PaymentGrace {
 			s.expireWhenInboxPassed(req, p.GatewayOrderID, d)
 			return
@@ -452,6 +456,10 @@ func (s *shard) handle(c *call) {
 	if err != nil {
 		s.fail(err)
 		c.reply(Result{}, errNotDecided)
+		return
+	}
+	if err := e.undecidable(kind); err != nil {
+		s.confirm(c, kind, nil, Result{}, err) // a newer build may own the shard by now
 		return
 	}
 	if _, ok := c.req.Command.(Look); ok {
@@ -599,6 +607,9 @@ func (s *shard) decide(kind int, e *entry, c *call, now time.Time) (domain.Event
 			}
 			command = placed
 		case order.Expire:
+			if u := e.unreadOf(payments); u != nil {
+				return nil, u.answer(payments, e.id)
+			}
 			if e != nil && e.payment != nil {
 				if s.deferUntil(payments, e.lastOf(payments), c) {
 					return nil, errDeferred
@@ -655,6 +666,10 @@ func (s *shard) repeat(c *call, kind int, used keyUse) {
 	if err != nil {
 		s.fail(err)
 		c.reply(Result{}, errNotDecided)
+		return
+	}
+	if err := e.undecidable(kind); err != nil {
+		s.confirm(c, kind, nil, Result{}, err)
 		return
 	}
 	res := result(e, nil)
@@ -899,17 +914,21 @@ func (s *shard) verify(ctx context.Context, a ack) {
 	term := l.rule.Term
 	err := eventlog.Read(ctx, s.owner.Kafka, map[eventlog.TopicPartition]eventlog.Range{tp: {From: l.next, To: a.offset + 1}}, func(e *eventlog.Event) error {
 		l.next = e.Offset + 1
-		if !l.rule.Counts(e) {
-			s.void(l)
-			return nil
+		before := l.rule
+		if _, skipped := l.rule.Take(e); skipped != "" {
+			s.void(l, skipped)
 		}
-		if l.rule.Term != term {
+		switch {
+		case l.rule == before:
+		case l.rule.Term != term:
 			return errDeposed
+		case len(l.inFlight) == 0 || l.inFlight[0].seq != e.Seq || !s.isOwn(e, l.inFlight[0]):
+			// It has the place of an append of this owner, which is invalid thereby;
+			// what this owner holds in memory is not what the log says any more.
+			return fmt.Errorf("%w: the record at %s@%d has this owner's next term and seq, and another has written it", errBroken, l.topic, e.Offset)
+		default:
+			s.settled(l, e.Offset)
 		}
-		if len(l.inFlight) == 0 || l.inFlight[0].seq != e.Seq {
-			return fmt.Errorf("%w: seq %d counts but was not in flight", errBroken, e.Seq)
-		}
-		s.settled(l, e.Offset)
 		return nil
 	})
 	switch {
@@ -922,9 +941,36 @@ func (s *shard) verify(ctx context.Context, a ack) {
 	}
 }
 
-func (s *shard) void(l *partitionLog) {
+// isOwn says whether a valid record is this append, or a copy of it that has the
+// same effect. Its id alone would not do: others can write that, too.
+func (s *shard) isOwn(e *eventlog.Event, p *pending) bool {
+	if e.Source != s.owner.source || !e.Time.Equal(domain.Time(p.at)) || e.Fault != nil {
+		return false
+	}
+	c := p.own.call
+	if c == nil {
+		return e.Type == eventlog.ShardSeen
+	}
+	if e.Subject != c.req.ID {
+		return false
+	}
+	if c.settled { // given up while another log was lost: nobody is told
+		return true
+	}
+	data, err := encode(nil, c.res.Event)
+	return err == nil && e.Type == c.res.Event.EventType() && e.Version == c.res.version(p.log) && bytes.Equal(e.Data, data)
+}
+
+func (s *shard) void(l *partitionLog, reason string) {
 	s.voids++
-	s.owner.metrics.void.WithLabelValues(l.topic).Inc()
+	s.owner.metrics.void.WithLabelValues(l.topic, reason).Inc()
+}
+
+// marked tells of an aggregate that cannot be read on.
+func (s *shard) marked(e *eventlog.Event, mark *unreadable) {
+	s.owner.metrics.unknown.WithLabelValues(e.Topic).Inc()
+	s.log.Error("an event cannot be read: commands on its aggregate are 503 unknown_event, others go on", "topic", e.Topic, "partition", e.Partition,
+		"offset", e.Offset, "id", e.Subject, "type", eventlog.LogText(mark.Type), "err", mark.Why)
 }
 
 // reached names the positions that an answer rests on.

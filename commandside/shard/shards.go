@@ -150,6 +150,7 @@ func (a *assignment) stop() {
 
 type metrics struct {
 	void, opened, stops *prometheus.CounterVec
+	unknown             *prometheus.CounterVec
 	seen, verified      prometheus.Counter
 	serving             prometheus.Gauge
 	openSeconds         prometheus.Histogram
@@ -177,8 +178,8 @@ func NewShards(cfg Config) (*Shards, error) {
 		cfg.Registry.MustRegister(c)
 		return c
 	}
-	counters := func(name, help, label string) *prometheus.CounterVec {
-		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
+	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 		cfg.Registry.MustRegister(c)
 		return c
 	}
@@ -189,7 +190,8 @@ func NewShards(cfg Config) (*Shards, error) {
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}, // a command goes to nobody else
 		serving: map[int32]*shard{}, assigned: map[int32]*assignment{}, again: map[int32]bool{}, changed: make(chan struct{}),
 		metrics: &metrics{
-			void:     counters("tomato_shard_void_records_total", "Records that a shard read and that do not count.", "topic"),
+			void:     counters("tomato_shard_void_records_total", "Invalid records that a shard read and skipped, by reason.", "topic", "reason"),
+			unknown:  counters("tomato_shard_unknown_events_total", "Aggregates that were stopped by an event that this build cannot read, each time a take-over finds one.", "topic"),
 			opened:   counters("tomato_shard_take_overs_total", "Shards opened, by outcome.", "outcome"),
 			stops:    counters("tomato_shard_stops_total", "Shards that stopped serving, by reason.", "reason"),
 			seen:     counter("tomato_shard_seen_total", "SHARD_SEEN records appended."),
@@ -477,6 +479,7 @@ func (s *Shards) run(ctx context.Context, p int32, a *assignment) {
 				return
 			}
 			s.metrics.opened.WithLabelValues("failed").Inc()
+			trust = trust && !errors.Is(err, errForeignSnapshot)
 			s.Log.Error("shard not opened", "partition", p, "err", err)
 			s.notOpened(a, err)
 			try++

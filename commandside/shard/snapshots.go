@@ -46,6 +46,7 @@ const (
 	markKey       = "mark" // a take-over's own record: what stands before it is all there is
 	hdrFold       = "fold"
 	hdrKeys       = "keys"
+	hdrUnread     = "unread" // the mark of an aggregate that the build which wrote it could not read
 	hdrDue        = "due"    // Unix milliseconds: the order's next deadline
 	hdrRetire     = "retire" // Unix milliseconds: when a closed one is to shrink, or to leave
 
@@ -169,9 +170,9 @@ func (w *snapshots) read(ctx context.Context) (map[string]*kgo.Record, error) {
 			case r.Offset > mark.Offset: // such as the marker that commits the mark
 				return nil, fmt.Errorf("%w: not at %d, but at %d and %d (control %v)", errHidden, mark.Offset, before, r.Offset, r.Attrs.IsControl())
 			case r.Attrs.IsControl() || key == markKey:
-			case r.Value == nil:
+			case r.Value == nil && r.Attrs.IsTransactional():
 				delete(last, key)
-			default:
+			default: // what no owner has written is kept, too: it may hide what one has
 				last[key] = r
 			}
 			before = r.Offset
@@ -242,12 +243,12 @@ func (w *snapshots) commit(ctx context.Context, records []*kgo.Record) error {
 // restore puts what was loaded into the aggregates and returns how far it goes.
 // Where there is no checkpoint, or anything is of another fold, that is nil, the
 // aggregates are empty, and what is in the topic and will not be overwritten is
-// to be taken out of it.
+// to be taken out of it. A record outside of a transaction was written by no owner.
 func (a *aggregates) restore(last map[string]*kgo.Record, now time.Time) (*checkpoint, error) {
 	fits := last[checkpointKey] != nil
 	for name, r := range last { // a part of another fold's is no part of this
 		_, ok := parseRecordKey(name)
-		fits = fits && (!ok && name != checkpointKey || headersOf(r).fold == foldVersion)
+		fits = fits && (!ok && name != checkpointKey || headersOf(r).fold == foldVersion && r.Attrs.IsTransactional())
 	}
 	if !fits {
 		for name := range last {
@@ -267,7 +268,7 @@ func (a *aggregates) restore(last map[string]*kgo.Record, now time.Time) (*check
 		if !ok {
 			continue
 		}
-		if err := a.restoreOne(key, r, headersOf(r), now); err != nil {
+		if err := a.restoreOne(key, r, headersOf(r), r.Offset > last[checkpointKey].Offset, now); err != nil {
 			return nil, fmt.Errorf("%w: %s is not readable: %w", errForeignSnapshot, name, err)
 		}
 	}
@@ -275,10 +276,23 @@ func (a *aggregates) restore(last map[string]*kgo.Record, now time.Time) (*check
 	return at, nil
 }
 
-func (a *aggregates) restoreOne(key recordKey, r *kgo.Record, h savedHeaders, now time.Time) (err error) {
+func (a *aggregates) restoreOne(key recordKey, r *kgo.Record, h savedHeaders, ahead bool, now time.Time) (err error) {
 	e := a.held[key.kind][key.id]
 	if e == nil {
 		e = a.begin(key.kind, key.id)
+	}
+	if ahead {
+		e.ahead |= 1 << key.kind
+	}
+	if h.unread != nil {
+		mark := &unreadable{}
+		if err := json.Unmarshal(h.unread, mark); err != nil {
+			return fmt.Errorf("its mark: %w", err)
+		}
+		if mark.readable(key.kind) {
+			return fmt.Errorf("this build can read the %s that the one which wrote it could not", eventlog.LogText(mark.Type))
+		}
+		e.setUnread(key.kind, mark)
 	}
 	switch key.kind {
 	case riders:
@@ -322,6 +336,7 @@ type savedHeaders struct {
 	fold        int64 // -1: none
 	due, retire int64
 	keys        string
+	unread      []byte // the mark; nil: none
 }
 
 func headersOf(r *kgo.Record) savedHeaders {
@@ -341,6 +356,8 @@ func headersOf(r *kgo.Record) savedHeaders {
 			number(&h.retire)
 		case hdrKeys:
 			h.keys = string(r.Headers[i].Value)
+		case hdrUnread:
+			h.unread = r.Headers[i].Value
 		}
 	}
 	return h
@@ -428,6 +445,7 @@ type saved struct {
 	on    *entry
 	state any
 	keys  string
+	mark  *unreadable
 	value []byte // as it was written
 }
 
@@ -442,13 +460,17 @@ func (s *shard) cut(now time.Time) *snapshot {
 		keys := s.agg.keys.textOf(e)
 		for kind, state := range [logCount]any{e.order, e.payment, e.rider, e.restaurant} {
 			if e.unsaved&(1<<kind) != 0 {
-				c.changed = append(c.changed, saved{key: recordKey{kind, e.id}, on: e, state: state, keys: keys})
+				s := saved{key: recordKey{kind, e.id}, on: e, state: state, keys: keys, mark: e.unreadOf(kind)}
+				if e.version(kind) == 0 { // marked by its first event
+					s.state = nil
+				}
+				c.changed = append(c.changed, s)
 			}
 		}
 		e.unsaved = 0
 	}
 	for _, k := range s.agg.gone {
-		if e := s.agg.held[k.kind][k.id]; e == nil || e.frozen == nil && e.version(k.kind) == 0 { // else it is in the cut: all that is held is, the first time
+		if e := s.agg.held[k.kind][k.id]; e == nil || e.frozen == nil && e.version(k.kind) == 0 && e.unreadOf(k.kind) == nil { // else it is in the cut: all that is held is, the first time
 			c.gone = append(c.gone, k)
 		}
 	}
@@ -464,7 +486,7 @@ func (c *snapshot) freeze() {
 	for i := range c.changed {
 		s := &c.changed[i]
 		e := s.on
-		if e.unsaved != 0 {
+		if e.unsaved != 0 || e.unread != nil {
 			continue
 		}
 		f := e.frozen
@@ -502,33 +524,11 @@ func (m *keyMemory) textOf(e *entry) string {
 // write writes a cut. The checkpoint comes last: states that are ahead of it do
 // no harm, a replay skips the events that they have.
 func (w *snapshots) write(ctx context.Context, c *snapshot) error {
-	fold := kgo.RecordHeader{Key: hdrFold, Value: []byte(strconv.Itoa(foldVersion))}
-	record := func(key, keys string, value []byte) *kgo.Record {
-		r := &kgo.Record{Key: []byte(key), Value: value, Headers: []kgo.RecordHeader{fold}}
-		if keys != "" {
-			r.Headers = append(r.Headers, kgo.RecordHeader{Key: hdrKeys, Value: []byte(keys)})
-		}
-		return r
-	}
 	var records []*kgo.Record
-	var value []byte
-	var err error
 	for i := range c.changed {
-		s := &c.changed[i]
-		if value, err = encode(value[:0], s.state); err != nil {
+		r, err := c.changed[i].record(w.owner.ArchiveAfter)
+		if err != nil {
 			return err
-		}
-		s.value = bytes.Clone(value)
-		r := record(s.key.String(), s.keys, s.value)
-		if o, ok := s.state.(*order.State); ok {
-			at := func(key string, t time.Time) {
-				if !t.IsZero() {
-					r.Headers = append(r.Headers, kgo.RecordHeader{Key: key, Value: strconv.AppendInt(nil, t.UnixMilli(), 10)})
-				}
-			}
-			due, _ := o.NextDeadline()
-			at(hdrDue, due)
-			at(hdrRetire, retireAt(o, w.owner.ArchiveAfter))
 		}
 		if records = append(records, r); len(records) == snapshotChunk {
 			if err := w.commit(ctx, records); err != nil {
@@ -540,10 +540,44 @@ func (w *snapshots) write(ctx context.Context, c *snapshot) error {
 	for _, k := range c.gone {
 		records = append(records, &kgo.Record{Key: []byte(k.String())})
 	}
-	if value, err = json.Marshal(c.checkpoint); err != nil {
+	value, err := json.Marshal(c.checkpoint)
+	if err != nil {
 		return err
 	}
-	return w.commit(ctx, append(records, record(checkpointKey, "", value)))
+	return w.commit(ctx, append(records, snapshotRecord(checkpointKey, value)))
+}
+
+func snapshotRecord(key string, value []byte) *kgo.Record {
+	return &kgo.Record{Key: []byte(key), Value: value, Headers: []kgo.RecordHeader{{Key: hdrFold, Value: []byte(strconv.Itoa(foldVersion))}}}
+}
+
+// record is the aggregate as it stands in the topic; its text stays in value.
+func (s *saved) record(archiveAfter time.Duration) (r *kgo.Record, err error) {
+	if s.value, err = encode(nil, s.state); err != nil {
+		return nil, err
+	}
+	r = snapshotRecord(s.key.String(), s.value)
+	header := func(key string, value []byte) {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: key, Value: value})
+	}
+	if s.keys != "" {
+		header(hdrKeys, []byte(s.keys))
+	}
+	if s.mark != nil {
+		header(hdrUnread, s.mark.header())
+		return r, nil // no deadline of it fires
+	}
+	if o, ok := s.state.(*order.State); ok {
+		at := func(key string, t time.Time) {
+			if !t.IsZero() {
+				header(key, strconv.AppendInt(nil, t.UnixMilli(), 10))
+			}
+		}
+		due, _ := o.NextDeadline()
+		at(hdrDue, due)
+		at(hdrRetire, retireAt(o, archiveAfter))
+	}
+	return r, nil
 }
 
 // errSnapshot ends a claim under which snapshots cannot be written any more.

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -48,9 +47,11 @@ type entry struct {
 	restaurant *restaurant.State
 	frozen     *frozen // order and payment, or one of them, as a snapshot has them, until somebody asks
 
-	last    [2]int64   // ordinals of this owner's last appends, of the payment in [1]; unacknowledged while above their log's acked
-	keys    []keyScope // of idempotency keys used on it; some may be forgotten
-	unsaved uint8      // bit per log: changed since the last snapshot
+	last    [2]int64        // ordinals of this owner's last appends, of the payment in [1]; unacknowledged while above their log's acked
+	keys    []keyScope      // of idempotency keys used on it; some may be forgotten
+	unsaved uint8           // bit per log: changed since the last snapshot
+	ahead   uint8           // bit per log: loaded from a snapshot that may have events behind its checkpoint
+	unread  *[2]*unreadable // marks of what this build cannot read, the payment's in [1]; nil: none
 }
 
 // frozen are states that are text: those that a take-over has loaded, of which most
@@ -64,12 +65,12 @@ func (e *entry) thaw() error {
 	e.frozen = nil
 	var err error
 	if f.order != nil {
-		if err = json.Unmarshal(f.order, &e.order); err == nil {
+		if err = json.Unmarshal(f.order, &e.order); err == nil && e.order != nil {
 			e.order.Share()
 		}
 	}
 	if f.payment != nil && err == nil {
-		if err = json.Unmarshal(f.payment, &e.payment); err == nil {
+		if err = json.Unmarshal(f.payment, &e.payment); err == nil && e.payment != nil {
 			e.payment.Share()
 		}
 	}
@@ -83,15 +84,17 @@ func (e *entry) thaw() error {
 type aggregates struct {
 	held   [logCount]map[string]*entry // of payments the same map as of orders
 	keys   keyMemory
-	due    deadlines // what orders' owners do when a time is reached
-	closed deadlines // when closed orders shrink, then leave
+	due    deadlines                                 // what orders' owners do when a time is reached
+	closed deadlines                                 // when closed orders shrink, then leave
+	marked func(e *eventlog.Event, mark *unreadable) // told of each aggregate that cannot be read on
 
+	partial bool        // the rest came from a snapshot: not all events were folded one by one
 	unsaved []*entry    // changed since the last snapshot
 	gone    []recordKey // left since the last snapshot, or found in the topic and not held
 }
 
 func newAggregates() *aggregates {
-	a := &aggregates{}
+	a := &aggregates{marked: func(*eventlog.Event, *unreadable) {}}
 	a.held[riders], a.held[restaurants] = map[string]*entry{}, map[string]*entry{}
 	a.room(0)
 	return a
@@ -241,16 +244,11 @@ func (a *aggregates) changed(kind int, e *entry) {
 	e.unsaved |= 1 << kind
 }
 
-// errCorrupt says that the log has what no owner can have written.
-var errCorrupt = errors.New("the log is corrupt")
-
-// replay folds an event that counts, unless a snapshot has it. It fails where
-// the log is corrupt: an event that cannot be read, or whose version is not the
-// next one.
+// replay folds a valid event of an aggregate, unless a snapshot has it. What cannot
+// be folded marks its aggregate and concerns no other. An error says that the
+// snapshot cannot be used: where the version is not the next one after what it has,
+// it is not of this log, as far as can be known.
 func (a *aggregates) replay(e *eventlog.Event, now time.Time) error {
-	if e.Type == eventlog.ShardClaimed || e.Type == eventlog.ShardSeen {
-		return nil
-	}
 	kind := logOf(e.Topic)
 	held, err := a.find(kind, e.Subject)
 	if err != nil {
@@ -259,17 +257,26 @@ func (a *aggregates) replay(e *eventlog.Event, now time.Time) error {
 	if held == nil {
 		held = a.begin(kind, e.Subject)
 	}
-	if e.Version <= held.version(kind) && e.Version > 0 {
-		return nil // the snapshot was later
+	if held.unreadOf(kind) != nil {
+		return nil
 	}
-	ev, err := decodeEvent(e.Topic, e.Type, e.Data)
-	if err == nil {
-		if got := a.evolve(kind, held, ev, e.Time, 0); got != e.Version {
-			err = fmt.Errorf("version %d where %d must follow", e.Version, got)
+	version := held.version(kind)
+	if held.ahead&(1<<kind) != 0 {
+		if e.Fault == nil && e.Version > 0 && e.Version <= version {
+			return nil // the snapshot was later
 		}
+		held.ahead &^= 1 << kind
 	}
-	if err != nil {
-		return fmt.Errorf("%w: %s/%d@%d (%s %s): %w", errCorrupt, e.Topic, e.Partition, e.Offset, e.Type, e.Subject, err)
+	if a.partial && e.Fault == nil && e.Version != version+1 {
+		return fmt.Errorf("%w: %s/%d@%d (%s %s) has version %d where %d must follow", errForeignSnapshot,
+			e.Topic, e.Partition, e.Offset, eventlog.LogText(e.Type), e.Subject, e.Version, version+1)
+	}
+	mark := foldNext(e, version, func(ev domain.Event) { a.evolve(kind, held, ev, e.Time, 0) })
+	if mark != nil {
+		held.setUnread(kind, mark)
+		a.changed(kind, held)
+		a.marked(e, mark)
+		return nil
 	}
 	if kind == orders && held.order.ClosedFor(now) > closedFor {
 		a.shrink(held) // at once: a long history is not held whole on the way
@@ -290,7 +297,7 @@ func (a *aggregates) schedule(s *order.State) {
 // scheduleAll fills the deadlines after a replay.
 func (a *aggregates) scheduleAll() {
 	for _, e := range a.held[orders] {
-		if e.order != nil { // of the frozen ones the snapshot told
+		if e.order != nil && e.unreadOf(orders) == nil { // of the frozen ones the snapshot told
 			a.schedule(e.order)
 		}
 	}

@@ -36,6 +36,7 @@ type wireAnswer struct {
 	Known      []bool            `json:"known,omitempty"`
 	Token      string            `json:"token,omitempty"`
 	Refusal    *domain.Refusal   `json:"refusal,omitempty"`
+	Unknown    *UnknownEvent     `json:"unknownEvent,omitempty"`
 }
 
 // commandRule says how a command that travels is read, of which topics it is, and
@@ -152,11 +153,12 @@ func decodeRequest(b []byte) (Request, error) {
 	return r, r.check()
 }
 
-// encodeAnswer fails only with an error that is no refusal.
+// encodeAnswer fails only with an error that is neither a refusal nor an
+// UnknownEvent.
 func encodeAnswer(res Result, err error) ([]byte, error) {
 	w := wireAnswer{Repeated: res.Repeated, Status: res.Status, Order: res.Order, Payment: res.Payment,
 		Rider: res.Rider, Restaurant: res.Restaurant, Known: res.Known, Token: res.ConsistencyToken()}
-	if err != nil && !errors.As(err, &w.Refusal) {
+	if err != nil && !errors.As(err, &w.Refusal) && !errors.As(err, &w.Unknown) {
 		return nil, err
 	}
 	if res.Event != nil {
@@ -189,8 +191,11 @@ func decodeAnswer(topic string, b []byte) (Result, error) {
 		res.reached[n] = eventlog.Position{TopicPartition: tp, Offset: offset}
 		n++
 	}
-	if w.Refusal != nil {
+	switch {
+	case w.Refusal != nil:
 		return res, w.Refusal
+	case w.Unknown != nil:
+		return res, w.Unknown
 	}
 	return res, nil
 }

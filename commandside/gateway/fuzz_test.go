@@ -1,0 +1,20 @@
+package gateway
+
+import "testing"
+
+// FuzzWebhook: whatever the inbox holds, a webhook is read or refused, and what is
+// read has ids that may become keys and paths.
+func FuzzWebhook(f *testing.F) {
+	f.Add([]byte(`{"event":"payment.captured","payload":{"payment":{"entity":{"id":"pay_1","amount":100,"currency":"INR","order_id":"order_1","status":"captured","notes":[]}}}}`))
+	f.Add([]byte(`{"event":"refund.processed","payload":{"refund":{"entity":{"id":"rfnd_1","payment_id":"pay_1","amount":100,"notes":{"orderId":"o","refundId":"r"}}}}}`))
+	f.Add([]byte(`{"event":"order.paid","payload":{"payment":null,"order":{}}}`))
+	f.Add([]byte(`{"event":"unknown","payload":3}`))
+	f.Add([]byte("null"))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		w, err := ParseWebhook(body)
+		key := w.InboxKey()
+		if err == nil && key != "" && w.Payment != nil && !gatewayID.MatchString(key) {
+			t.Errorf("key %q of %s", key, body)
+		}
+	})
+}

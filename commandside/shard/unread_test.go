@@ -1,0 +1,457 @@
+package shard
+
+import (
+	"context"
+	"errors"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/domain"
+	"tomato/domain/order"
+	"tomato/domain/payment"
+	"tomato/domain/restaurant"
+	"tomato/domain/rider"
+	"tomato/eventlog"
+	"tomato/eventlog/eventlogtest"
+)
+
+// forge appends a record with the place that the owner's next append has, as
+// somebody who writes to the topic without being the owner might.
+func (o *owned) forge(topic, id, eventType string, version int64, data string, change func(*eventlog.Event)) {
+	o.t.Helper()
+	place := make(chan eventlog.Event, 1)
+	o.post(func(time.Time) {
+		l := &o.logs[logOf(topic)]
+		l.seq++
+		place <- eventlog.Event{ID: l.eventID(o.partition), Source: o.owner.source, Term: l.rule.Term, Seq: l.seq, Time: domain.Time(time.Now())}
+		l.seq--
+	})
+	e := <-place
+	e.Type, e.Subject, e.Version, e.Data = eventType, id, version, []byte(data)
+	if change != nil {
+		change(&e)
+	}
+	r := e.NewRecord(topic, o.partition)
+	r.Timestamp = time.Now() // a broker takes no other
+	produce(o.t, o.owner.Kafka, r)
+}
+
+func produce(t testing.TB, cfg eventlog.Config, records ...*kgo.Record) {
+	t.Helper()
+	client := eventlogtest.Client(t, cfg, kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	for _, r := range client.ProduceSync(t.Context(), records...) {
+		if r.Err != nil {
+			t.Fatal(r.Err)
+		}
+	}
+}
+
+func isUnknown(err error, eventType string) bool {
+	var u *UnknownEvent
+	return errors.As(err, &u) && u.Type == eventType && strings.Contains(u.Detail(), eventType)
+}
+
+// Junk between the appends of a live owner, and before a take-over, with snapshots
+// and without, changes nothing: nothing is lost or doubled.
+func TestJunkStopsNoShard(t *testing.T) {
+	t.Parallel()
+	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
+		snapshotTopics(t, cfg)
+		junk := func() { eventlogtest.AppendJunk(t, cfg, 1, eventlog.AggregateTopics[:]...) }
+		junk()
+		l := newLone(t, cfg)
+		a := l.serve()
+		a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "1"})
+		for i, name := range []string{"2", "3", "4"} {
+			junk()
+			if res := a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: name}); res.Rider.Version != int64(i+2) {
+				t.Fatalf("version %d after %d", res.Rider.Version, i+2)
+			}
+		}
+		a.town(2)
+		junk()
+		if res := a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "4"}); res.Event != nil { // confirmed behind the junk
+			t.Fatalf("appended %v", res.Event)
+		}
+		for round, end := range []func(*owned){(*owned).kill, (*owned).leave, (*owned).kill} {
+			before := a.agg.live()
+			junk()
+			end(a)
+			junk()
+			eventlogtest.AppendJunk(t, cfg, 1, eventlog.ShardSnapshots)
+			no := &kgo.Record{Topic: eventlog.ShardSnapshots, Key: []byte("riders/x")} // a tombstone that no owner has written
+			if round == 1 {
+				no = snapshotRecord("riders/x", []byte(`{"id":"x","version":99}`)) // as an owner would have, but for the transaction
+				no.Topic = eventlog.ShardSnapshots
+			}
+			produce(t, cfg, no)
+			next := l.serve()
+			if d := cmp.Diff(before, next.agg.live()); d != "" {
+				t.Fatalf("before (-) and after (+):\n%s", d)
+			}
+			a = next
+			a.snapshotNow()
+		}
+		if got := savedKeys(t, cfg)["riders/x"]; got == nil || got.Value == nil {
+			t.Error("the tombstone stands in the snapshots")
+		}
+	})
+}
+
+// A record that another has written with the owner's next term and seq is valid,
+// and the owner's own is not: it acknowledges nothing, claims anew, and goes on
+// from what the log says.
+func TestAForgedRecordIsNotTakenForTheOwners(t *testing.T) {
+	t.Parallel()
+	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
+		snapshotTopics(t, cfg)
+		l := newLone(t, cfg)
+		for name, change := range map[string]func(*eventlog.Event){
+			"with the very id and source": nil,
+			"of another source":           func(e *eventlog.Event) { e.Source = "/forged" },
+			"a SEEN":                      func(e *eventlog.Event) { e.Type, e.Subject, e.Version = eventlog.ShardSeen, "", 0 },
+		} {
+			a := l.serve()
+			before := a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: name}).Rider
+			a.forge(eventlog.Riders, "x", "RIDER_UPDATED", before.Version+1, `{"riderId":"x","name":"forged","ctx":{}}`, change)
+			if res, err := a.do(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "own"}); !errors.Is(err, ErrUnavailable) {
+				t.Fatalf("%s: acknowledged %+v, %v", name, res, err)
+			}
+			a.endsWith(errBroken)
+			b := l.serve()
+			want := "forged"
+			if name == "a SEEN" {
+				want = name
+			}
+			if res := b.must(eventlog.Riders, "x", "", Look{}); res.Rider.Name != want {
+				t.Errorf("%s: the log says %s, the next owner %s", name, want, res.Rider.Name)
+			}
+			b.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "on it goes"})
+			b.leave()
+		}
+	})
+}
+
+// An event that this build does not know, or cannot read, stops its own aggregate:
+// its commands are answered with the event's type, all else goes on, from logs and
+// from snapshots alike.
+func TestAnUnknownEventStopsItsAggregateAlone(t *testing.T) {
+	t.Parallel()
+	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
+		snapshotTopics(t, cfg)
+		l := newLone(t, cfg)
+		a := l.serve()
+		a.town(0)
+		placed := func(key string) string {
+			return a.must(eventlog.Orders, "", key, Place{CustomerID: "c1", RestaurantID: "r1", PaymentTTL: time.Hour, Lines: []restaurant.Line{{ItemID: "dosa", Quantity: 1}}}).Order.ID
+		}
+		odd, paid, unpaid, other := placed("odd"), placed("paid"), placed("unpaid"), placed("other")
+		pay := func(id string) {
+			a.must(eventlog.Payments, id, "", payment.RequestPayment{OrderID: id, Provider: "simulated", GatewayOrderID: "g" + id})
+			a.must(eventlog.Payments, id, "", payment.RecordCaptured{PaymentID: "pay" + id, GatewayOrderID: "g" + id, Amount: 12000, Currency: "INR"})
+			a.must(eventlog.Orders, id, "", order.MarkPaid{PaymentID: "pay" + id, AcceptTTL: time.Hour})
+		}
+		pay(paid)
+		pay(other)
+		a.must(eventlog.Payments, unpaid, "", payment.RequestPayment{OrderID: unpaid, Provider: "simulated", GatewayOrderID: "g" + unpaid})
+		l.InboxPassed = func(context.Context, string) (bool, error) {
+			t.Error("a deadline that does not fire asks about the inbox")
+			return false, nil
+		}
+		for _, id := range []string{"type", "body", "gap", "back", "time", "other"} {
+			a.must(eventlog.Riders, id, "", rider.Put{RiderID: id, Name: id})
+		}
+		a.snapshotNow()
+		a.forgeAll(
+			func() { a.forge(eventlog.Riders, "type", "RIDER_PROMOTED", 2, `{"riderId":"type"}`, nil) },
+			func() { a.forge(eventlog.Riders, "body", "RIDER_VERIFIED", 2, `{"riderId":`, nil) },
+			func() { a.forge(eventlog.Riders, "gap", "RIDER_VERIFIED", 7, `{"riderId":"gap"}`, nil) },
+			func() { a.forge(eventlog.Riders, "back", "RIDER_VERIFIED", 1, `{"riderId":"back"}`, nil) },
+			func() { a.forge(eventlog.Riders, "first", "RIDER_IMAGINED", 1, `{}`, nil) },
+			func() {
+				a.forge(eventlog.Riders, "time", "RIDER_VERIFIED", 2, `{"riderId":"time"}`, func(e *eventlog.Event) { e.Time = time.Date(12000, 1, 1, 0, 0, 0, 0, time.UTC) })
+			},
+			func() { a.forge(eventlog.Riders, "type", "RIDER_VERIFIED", 3, `{"riderId":"type"}`, nil) },
+			func() { a.forge(eventlog.Orders, odd, "ORDER_GIFTED", 2, `{}`, nil) },
+			func() { a.forge(eventlog.Payments, paid, "PAYMENT_SPLIT", 3, `{}`, nil) },
+			func() { a.forge(eventlog.Payments, unpaid, "PAYMENT_SPLIT", 2, `{}`, nil) },
+			func() { a.forge(eventlog.Restaurants, "r2", "RESTAURANT_MOVED", 1, `{}`, nil) },
+		)
+		for round, end := range []func(*owned){(*owned).kill, (*owned).leave, (*owned).kill} {
+			end(a)
+			if round == 0 { // the snapshot does not fit: the next one takes out of the topic what is not held, and no more
+				produce(t, cfg, &kgo.Record{Topic: eventlog.ShardSnapshots, Key: []byte("riders/first"), Value: []byte("junk")})
+			}
+			a = l.serve()
+			for _, c := range []struct {
+				topic, id, eventType string
+				command              domain.Command
+			}{
+				{eventlog.Riders, "type", "RIDER_PROMOTED", rider.Verify{}},
+				{eventlog.Riders, "type", "RIDER_PROMOTED", Look{}},
+				{eventlog.Riders, "body", "RIDER_VERIFIED", rider.Put{RiderID: "body", Name: "n"}},
+				{eventlog.Riders, "gap", "RIDER_VERIFIED", rider.Verify{}},
+				{eventlog.Riders, "back", "RIDER_VERIFIED", rider.Verify{}},
+				{eventlog.Riders, "time", "RIDER_VERIFIED", rider.Verify{}},
+				{eventlog.Riders, "first", "RIDER_IMAGINED", rider.Put{RiderID: "first", Name: "n"}},
+				{eventlog.Orders, odd, "ORDER_GIFTED", order.AcceptOrder{}},
+				{eventlog.Payments, odd, "ORDER_GIFTED", payment.RequestPayment{OrderID: odd, Provider: "simulated"}},
+				{eventlog.Payments, paid, "PAYMENT_SPLIT", payment.RequestRefund{}},
+				{eventlog.Restaurants, "r2", "RESTAURANT_MOVED", restaurant.Put{RestaurantID: "r2", Name: "n"}},
+			} {
+				if res, err := a.do(c.topic, c.id, "", c.command); !isUnknown(err, c.eventType) {
+					t.Errorf("round %d: %s of %s: %+v, %v", round, c.command.CommandName(), c.id, res, err)
+				}
+			}
+			if _, err := a.do(eventlog.Orders, "", "odd", Place{CustomerID: "c1", RestaurantID: "r1"}); !isUnknown(err, "ORDER_GIFTED") {
+				t.Errorf("round %d: the repeat of the order's key: %v", round, err)
+			}
+			// The payment is unknown; the kitchen need not wait for it.
+			if res := a.must(eventlog.Orders, paid, "", order.AcceptOrder{PrepMinutes: 5}); res.Order.Status != order.Accepted {
+				t.Errorf("round %d: the order is %s", round, res.Order.Status)
+			}
+			a.must(eventlog.Riders, "other", "", rider.Put{RiderID: "other", Name: time.Now().String()})
+			a.must(eventlog.Orders, other, "", order.AcceptOrder{PrepMinutes: 5})
+			due := make(chan bool, 1)
+			a.post(func(now time.Time) {
+				for _, id := range []string{odd, unpaid} { // an unknown payment may have been paid
+					e, err := a.agg.find(orders, id)
+					if err != nil {
+						t.Error(err)
+						continue
+					}
+					a.deadlineDue(deadline{at: e.order.PaymentDueAt, orderID: id}, now.Add(90*time.Minute))
+					a.retire(id, now.Add(10_000*time.Hour))
+				}
+				due <- a.unacked() > 0 || !a.agg.due.next().IsZero() && a.agg.due.next().Before(now)
+			})
+			if <-due {
+				t.Errorf("round %d: a deadline fires on what cannot be read", round)
+			}
+			if res := a.must(eventlog.Orders, unpaid, "", Look{}); res.Order.Status != order.Placed {
+				t.Errorf("round %d: the unpaid order is %s", round, res.Order.Status)
+			}
+		}
+		if a.replayed > 30 {
+			t.Errorf("%d events were read after a snapshot: the marks are not in it", a.replayed)
+		}
+		a.leave()
+	})
+}
+
+// forgeAll lets the owner learn of nothing until all are there: it is killed, and
+// each forged event takes the next seq.
+func (o *owned) forgeAll(all ...func()) {
+	o.t.Helper()
+	for _, f := range all {
+		f()
+		o.post(func(time.Time) {})
+		done := make(chan struct{})
+		o.post(func(time.Time) { close(done) })
+		<-done
+		o.bump()
+	}
+}
+
+// bump counts the seqs that forge has used.
+func (o *owned) bump() {
+	done := make(chan struct{})
+	o.post(func(time.Time) {
+		defer close(done)
+		for i := range o.logs {
+			l := &o.logs[i]
+			ends, err := eventlog.EndOffsets(o.t.Context(), o.producer, l.topic)
+			if err != nil {
+				o.t.Error(err)
+				return
+			}
+			end := ends[eventlog.TopicPartition{Topic: l.topic, Partition: o.partition}]
+			l.seq += end - l.next
+			l.next = end
+		}
+	})
+	<-done
+}
+
+// A build that knows the event does not believe a snapshot's mark: it reads the
+// log, and folds it.
+func TestABuildThatKnowsTheEventFoldsIt(t *testing.T) {
+	t.Parallel()
+	cfg := eventlogtest.Embedded(t)
+	snapshotTopics(t, cfg)
+	l := newLone(t, cfg)
+	a := l.serve()
+	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "X"})
+	a.must(eventlog.Riders, "x", "", rider.Verify{})
+	done := make(chan struct{})
+	a.post(func(time.Time) { // as an older build, to which RIDER_VERIFIED is new, would have it
+		e := a.agg.held[riders]["x"]
+		old := rider.Evolve(rider.State{}, rider.Registered{RiderID: "x", Name: "X"}, time.Now())
+		e.rider = &old
+		e.setUnread(riders, &unreadable{Type: "RIDER_VERIFIED", Why: "unknown", Data: []byte(`{"riderId":"x","ctx":{}}`), Undecoded: true})
+		a.agg.changed(riders, e)
+		close(done)
+	})
+	<-done
+	if _, err := a.do(eventlog.Riders, "x", "", rider.GoOnline{}); !isUnknown(err, "RIDER_VERIFIED") {
+		t.Fatal(err)
+	}
+	a.leave()
+	b := l.serve()
+	if res := b.must(eventlog.Riders, "x", "", Look{}); res.Rider.Version != 2 || res.Rider.Verification != rider.Verified {
+		t.Errorf("%+v", res.Rider)
+	}
+	b.leave()
+}
+
+// An event in the tail whose version does not follow what the snapshot has means
+// first that the snapshot is not of this log.
+func TestAVersionThatDoesNotFollowASnapshotIsLookedUpInTheLog(t *testing.T) {
+	t.Parallel()
+	cfg := eventlogtest.Embedded(t)
+	snapshotTopics(t, cfg)
+	l := newLone(t, cfg)
+	a := l.serve()
+	for _, name := range []string{"1", "2", "3"} {
+		a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: name})
+	}
+	a.snapshotNow()
+	w, err := l.openSnapshots(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	saved, err := w.load(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := snapshotRecord("riders/x", []byte(`{"id":"x","version":1,"name":"1"}`))
+	if err := w.commit(t.Context(), []*kgo.Record{old, snapshotRecord(checkpointKey, saved[checkpointKey].Value)}); err != nil {
+		t.Fatal(err)
+	}
+	w.close()
+	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "4"})
+	a.kill()
+	b := l.serve()
+	if res := b.must(eventlog.Riders, "x", "", Look{}); res.Rider.Version != 4 || res.Rider.Name != "4" {
+		t.Errorf("%+v", res.Rider)
+	}
+	b.leave()
+}
+
+// A restaurant whose event is unknown takes no orders: its menu cannot be known.
+// Others do, and no event ends the menus.
+func TestMenusMarkTheRestaurantAlone(t *testing.T) {
+	t.Parallel()
+	m := NewMenus()
+	rule := &eventlog.Rule{}
+	for _, r := range eventlogtest.Junk(eventlog.Restaurants, 0) {
+		if mark := m.fold(r, rule); mark != nil {
+			t.Errorf("junk marks a restaurant: %+v", mark)
+		}
+	}
+	seq := int64(0)
+	fold := func(id, eventType string, version int64, data string) *unreadable {
+		seq++
+		e := eventlog.Event{ID: "e", Source: "/test", Type: eventType, Subject: id, Version: version, Term: 1, Seq: seq, Time: time.Now(), Data: []byte(data)}
+		return m.fold(e.NewRecord(eventlog.Restaurants, 0), rule)
+	}
+	claim := eventlog.Event{Type: eventlog.ShardClaimed, Subject: "r1", Version: 1, Term: 1, Time: time.Now()}
+	m.fold(claim.NewRecord(eventlog.Restaurants, 0), rule)
+	for _, id := range []string{"known", "type", "body", "gap", "twice"} {
+		if mark := fold(id, "RESTAURANT_REGISTERED", 1, `{"restaurantId":"`+id+`"}`); mark != nil {
+			t.Fatal(mark)
+		}
+	}
+	m.learn(&restaurant.State{ID: "known", Version: 3})
+	if fold("known", "RESTAURANT_OPENED", 2, `{}`) != nil || fold("known", "RESTAURANT_OPENED", 3, `{}`) != nil {
+		t.Error("what a shard has told before is no gap")
+	}
+	if fold("type", "RESTAURANT_MOVED", 2, `{}`) == nil || fold("body", "RESTAURANT_OPENED", 2, `{`) == nil || fold("gap", "RESTAURANT_OPENED", 3, `{}`) == nil || fold("twice", "RESTAURANT_OPENED", 1, `{}`) == nil {
+		t.Error("not marked")
+	}
+	fold("type", "RESTAURANT_OPENED", 3, `{}`)
+	s := newLoop(t)
+	s.owner.Menus = m
+	var unknown []string
+	for _, id := range []string{"known", "type", "body", "gap", "twice", "nobody"} {
+		_, err := s.price(Place{RestaurantID: id}, "o")
+		if u := (*UnknownEvent)(nil); errors.As(err, &u) {
+			unknown = append(unknown, id)
+		} else if id == "nobody" != (domain.RefusedWith(err) == domain.UnknownRestaurant) {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
+	if !slices.Equal(unknown, []string{"type", "body", "gap", "twice"}) {
+		t.Errorf("unknown: %v", unknown)
+	}
+}
+
+// The answer is the same where another instance owns the shard.
+func TestUnknownEventTravels(t *testing.T) {
+	t.Parallel()
+	cfg := eventlogtest.Embedded(t)
+	snapshotTopics(t, cfg)
+	l := newLone(t, cfg)
+	a := l.serve()
+	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "X"})
+	a.forge(eventlog.Riders, "x", "RIDER_PROMOTED", 2, `{}`, nil)
+	a.kill()
+	a = l.serve()
+	l.setServing(0, a.shard)
+	server := httptest.NewServer(l.Handler())
+	defer server.Close()
+	other := newLone(t, cfg)
+	other.owners.learn(Owner{Shard: 0, Term: 9, Owner: l.Instance, URL: server.URL})
+	_, err := other.Execute(t.Context(), Request{Topic: eventlog.Riders, ID: "x", Actor: domain.SystemActor, Command: rider.Verify{}})
+	var u *UnknownEvent
+	if !errors.As(err, &u) || *u != (UnknownEvent{Topic: eventlog.Riders, ID: "x", Type: "RIDER_PROMOTED"}) {
+		t.Errorf("%v", err)
+	}
+	l.setServing(0, nil)
+}
+
+// A copy of an append has the effect of the append: all that makes the effect is
+// compared, not the id alone, which another can write too.
+func TestAnAppendIsKnownByItsEffect(t *testing.T) {
+	t.Parallel()
+	s := newLoop(t)
+	s.owner.source = "/own"
+	at := time.Now()
+	ev := rider.Updated{RiderID: "x", Name: "X"}
+	c := newCall(Request{Topic: eventlog.Riders, ID: "x"})
+	c.res = Result{Event: ev, Rider: &rider.State{ID: "x", Version: 2}}
+	p := &pending{log: riders, at: at, own: waiter{call: c}}
+	data, err := encode(nil, ev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := eventlog.Event{Source: "/own", Type: "RIDER_UPDATED", Subject: "x", Version: 2, Time: domain.Time(at), Data: data}
+	if !s.isOwn(&own, p) {
+		t.Error("its own append is not known")
+	}
+	for name, change := range map[string]func(*eventlog.Event){
+		"source":  func(e *eventlog.Event) { e.Source = "/other" },
+		"type":    func(e *eventlog.Event) { e.Type = "RIDER_REGISTERED" },
+		"subject": func(e *eventlog.Event) { e.Subject = "y" },
+		"version": func(e *eventlog.Event) { e.Version = 3 },
+		"time":    func(e *eventlog.Event) { e.Time = e.Time.Add(time.Second) },
+		"data":    func(e *eventlog.Event) { e.Data = []byte(`{}`) },
+		"fault":   func(e *eventlog.Event) { e.Fault = errors.New("a fault") },
+		"a SEEN":  func(e *eventlog.Event) { e.Type, e.Subject = eventlog.ShardSeen, "" },
+	} {
+		e := own
+		if change(&e); s.isOwn(&e, p) {
+			t.Errorf("another %s is taken for its own", name)
+		}
+	}
+	seen := eventlog.Event{Source: "/own", Type: eventlog.ShardSeen, Time: domain.Time(at)}
+	if p.own.call = nil; !s.isOwn(&seen, p) || s.isOwn(&own, p) {
+		t.Error("a SEEN is not known")
+	}
+}
