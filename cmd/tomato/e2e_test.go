@@ -408,18 +408,14 @@ func (c *chronicle) add(fetches kgo.Fetches) {
 	for iter := fetches.RecordIter(); !iter.Done(); {
 		r := iter.Next()
 		tp := eventlog.TopicPartition{Topic: r.Topic, Partition: r.Partition}
-		e, err := eventlog.ParseRecord(r)
-		if err != nil {
-			c.t.Error(err)
-			continue
-		}
+		e, _ := eventlog.ParseRecord(r) // e.Fault has the error
 		rule := c.rules[tp]
-		counts := rule.Counts(&e)
+		take, skipped := rule.Take(&e)
 		c.rules[tp], c.next[tp] = rule, r.Offset+1
 		switch {
-		case !counts:
+		case skipped != "":
 			c.void++
-		case e.Subject != "":
+		case take:
 			key := r.Topic + "/" + e.Subject
 			c.events[key] = append(c.events[key], e)
 		}
