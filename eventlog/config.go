@@ -36,6 +36,10 @@ func (c Config) Options(more ...kgo.Opt) ([]kgo.Opt, error) {
 		// connection. With the default of 10 s on top of each request's own limit,
 		// clients stayed with it long after its partitions had another leader.
 		kgo.RequestTimeoutOverhead(3 * time.Second),
+		// The end of a transaction is a record with an offset of its own. Anybody may
+		// have begun one on any topic; a reader that is not given its end waits for
+		// that offset for ever. It has no headers, so it is no event.
+		kgo.KeepControlRecords(),
 		kgo.RetryBackoffFn(func(n int) time.Duration { return min(time.Duration(n)*50*time.Millisecond, time.Second) }),
 	}
 	if c.ClientID != "" {

@@ -72,6 +72,7 @@ func (a *aggregates) leave(e *entry) {
 		if e.version(kind) > 0 {
 			a.gone = append(a.gone, recordKey{kind, e.id})
 		}
+		a.keep(kind, e, false)
 	}
 	e.order, e.payment, e.unsaved = nil, nil, 0
 }

@@ -98,7 +98,7 @@ func (s *Shards) newShard(p int32, producer *kgo.Client) *shard {
 	for i, topic := range eventlog.AggregateTopics {
 		sh.logs[i] = partitionLog{topic: topic, lastOff: -1}
 	}
-	sh.agg.marked = sh.marked
+	sh.agg.marked, sh.agg.build = sh.marked, s.Build
 	return sh
 }
 

@@ -59,6 +59,7 @@ const (
 	snapshotChunk = 1000                  // records of one transaction
 	snapshotWorth = 5000                  // records, after which a snapshot is worth it though no state has changed, or early
 	snapshotBytes = 8 << 20               // of one record at most: a restaurant with its whole menu; as the topic takes
+	snapshotStill = 15 * time.Second      // without a record before the mark of a take-over, after which snapshots are done without
 	keysSaved     = 20_000                // idempotency keys of one aggregate, the newest
 	readBytes     = 16 << 20              // of one fetch when a shard is opened
 )
@@ -81,6 +82,21 @@ func parseRecordKey(key string) (k recordKey, ok bool) {
 type checkpoint struct {
 	At   time.Time           `json:"at"`
 	Logs map[string]position `json:"logs"` // by topic
+	// Kept is how many aggregates the topic has. With fewer it is not believed:
+	// somebody has taken one out, or compaction has lost one.
+	Kept int `json:"kept"`
+}
+
+// keep notes that the aggregate stands in the topic, or no longer does.
+func (a *aggregates) keep(kind int, e *entry, is bool) {
+	switch bit := uint8(1) << kind; {
+	case is && e.kept&bit == 0:
+		e.kept |= bit
+		a.kept++
+	case !is && e.kept&bit != 0:
+		e.kept &^= bit
+		a.kept--
+	}
 }
 
 // position is that of a record that counted: of the last one folded in.
@@ -154,9 +170,16 @@ func (w *snapshots) read(ctx context.Context) (map[string]*kgo.Record, error) {
 	last := map[string]*kgo.Record{}
 	before := int64(-1) // offset of the record before
 	for {
-		fetches := client.PollFetches(ctx)
+		pctx, cancel := context.WithTimeout(ctx, snapshotStill)
+		fetches := client.PollFetches(pctx)
+		cancel()
 		if err := ctx.Err(); err != nil {
 			return nil, err
+		}
+		if pctx.Err() != nil && fetches.NumRecords() == 0 {
+			w.owner.Log.Error("the snapshots cannot be read to their end: somebody holds a transaction open on their topic. The logs are read from their beginning",
+				"topic", eventlog.ShardSnapshots, "partition", w.partition)
+			return map[string]*kgo.Record{}, nil
 		}
 		for _, fe := range fetches.Errors() {
 			return nil, fmt.Errorf("reading the snapshots of shard %d: %w", w.partition, fe.Err)
@@ -263,6 +286,15 @@ func (a *aggregates) restore(last map[string]*kgo.Record, now time.Time) (*check
 		return nil, fmt.Errorf("%w: its checkpoint is not readable: %w", errForeignSnapshot, err)
 	}
 	a.room(len(last) / 2) // an order and its payment are two records
+	n := 0
+	for name := range last {
+		if _, ok := parseRecordKey(name); ok {
+			n++
+		}
+	}
+	if n < at.Kept {
+		return nil, fmt.Errorf("%w: it has %d aggregates of %d", errForeignSnapshot, n, at.Kept)
+	}
 	for name, r := range last {
 		key, ok := parseRecordKey(name)
 		if !ok {
@@ -284,10 +316,14 @@ func (a *aggregates) restoreOne(key recordKey, r *kgo.Record, h savedHeaders, ah
 	if ahead {
 		e.ahead |= 1 << key.kind
 	}
+	a.keep(key.kind, e, true)
 	if h.unread != nil {
 		mark := &unreadable{}
 		if err := json.Unmarshal(h.unread, mark); err != nil {
 			return fmt.Errorf("its mark: %w", err)
+		}
+		if mark.Build != a.build {
+			return fmt.Errorf("build %s could not read the %s, and this one may", eventlog.LogText(mark.Build), eventlog.LogText(mark.Type))
 		}
 		if mark.readable(key.kind) {
 			return fmt.Errorf("this build can read the %s that the one which wrote it could not", eventlog.LogText(mark.Type))
@@ -434,6 +470,7 @@ func (s *shard) snapshotWritten(err error) {
 
 // snapshot is what one is to hold: a cut of the shard's state.
 type snapshot struct {
+	fresh      bool // what the topic has is not believed: its checkpoint goes first
 	changed    []saved
 	gone       []recordKey
 	checkpoint checkpoint
@@ -451,13 +488,14 @@ type saved struct {
 
 // cut takes the state as it is. All of it is confirmed: nothing is in flight.
 func (s *shard) cut(now time.Time) *snapshot {
-	c := &snapshot{checkpoint: checkpoint{At: now.UTC(), Logs: map[string]position{}}}
+	c := &snapshot{fresh: !s.agg.partial && s.savedAt.IsZero(), checkpoint: checkpoint{At: now.UTC(), Logs: map[string]position{}}}
 	for i := range s.logs {
 		l := &s.logs[i]
 		c.checkpoint.Logs[l.topic] = position{Offset: l.lastOff, Term: l.rule.Term, Seq: l.rule.Seq}
 	}
-	for _, e := range s.agg.unsaved {
-		keys := s.agg.keys.textOf(e)
+	agg := s.agg
+	for _, e := range agg.unsaved {
+		keys := agg.keys.textOf(e)
 		for kind, state := range [logCount]any{e.order, e.payment, e.rider, e.restaurant} {
 			if e.unsaved&(1<<kind) != 0 {
 				s := saved{key: recordKey{kind, e.id}, on: e, state: state, keys: keys, mark: e.unreadOf(kind)}
@@ -465,6 +503,7 @@ func (s *shard) cut(now time.Time) *snapshot {
 					s.state = nil
 				}
 				c.changed = append(c.changed, s)
+				agg.keep(kind, e, true)
 			}
 		}
 		e.unsaved = 0
@@ -474,7 +513,8 @@ func (s *shard) cut(now time.Time) *snapshot {
 			c.gone = append(c.gone, k)
 		}
 	}
-	s.agg.unsaved, s.agg.gone, s.sinceCut = nil, nil, 0
+	c.checkpoint.Kept = agg.kept
+	agg.unsaved, agg.gone, s.sinceCut = nil, nil, 0
 	return c
 }
 
@@ -525,12 +565,15 @@ func (m *keyMemory) textOf(e *entry) string {
 // no harm, a replay skips the events that they have.
 func (w *snapshots) write(ctx context.Context, c *snapshot) error {
 	var records []*kgo.Record
+	if c.fresh { // else a part of this one could be believed with the old checkpoint
+		records = append(records, &kgo.Record{Key: []byte(checkpointKey)})
+	}
 	for i := range c.changed {
 		r, err := c.changed[i].record(w.owner.ArchiveAfter)
 		if err != nil {
 			return err
 		}
-		if records = append(records, r); len(records) == snapshotChunk {
+		if records = append(records, r); len(records) >= snapshotChunk {
 			if err := w.commit(ctx, records); err != nil {
 				return err
 			}

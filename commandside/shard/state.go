@@ -50,6 +50,7 @@ type entry struct {
 	last    [2]int64        // ordinals of this owner's last appends, of the payment in [1]; unacknowledged while above their log's acked
 	keys    []keyScope      // of idempotency keys used on it; some may be forgotten
 	unsaved uint8           // bit per log: changed since the last snapshot
+	kept    uint8           // bit per log: it stands in the topic of snapshots, or in the one that is being written
 	ahead   uint8           // bit per log: loaded from a snapshot that may have events behind its checkpoint
 	unread  *[2]*unreadable // marks of what this build cannot read, the payment's in [1]; nil: none
 }
@@ -88,6 +89,8 @@ type aggregates struct {
 	closed deadlines                                 // when closed orders shrink, then leave
 	marked func(e *eventlog.Event, mark *unreadable) // told of each aggregate that cannot be read on
 
+	build   string      // of this instance
+	kept    int         // aggregates in the topic of snapshots
 	partial bool        // the rest came from a snapshot: not all events were folded one by one
 	unsaved []*entry    // changed since the last snapshot
 	gone    []recordKey // left since the last snapshot, or found in the topic and not held
@@ -258,6 +261,7 @@ func (a *aggregates) replay(e *eventlog.Event, now time.Time) error {
 		held = a.begin(kind, e.Subject)
 	}
 	if held.unreadOf(kind) != nil {
+		a.keys.replay(held, e, now) // a repeat must not be taken for something new
 		return nil
 	}
 	version := held.version(kind)
@@ -273,9 +277,11 @@ func (a *aggregates) replay(e *eventlog.Event, now time.Time) error {
 	}
 	mark := foldNext(e, version, func(ev domain.Event) { a.evolve(kind, held, ev, e.Time, 0) })
 	if mark != nil {
+		mark.Build = a.build
 		held.setUnread(kind, mark)
 		a.changed(kind, held)
 		a.marked(e, mark)
+		a.keys.replay(held, e, now)
 		return nil
 	}
 	if kind == orders && held.order.ClosedFor(now) > closedFor {

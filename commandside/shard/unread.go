@@ -38,6 +38,9 @@ var nouns = map[int]string{orders: "order", payments: "payment", riders: "rider"
 type unreadable struct {
 	Type string `json:"type"` // of the event
 	Why  string `json:"why"`
+	// Build could not read it. Another build tries again: a snapshot with a mark of
+	// another build is not believed.
+	Build string `json:"build,omitempty"`
 	// Data is the event's where it could not be decoded: a snapshot with this mark
 	// is not to be used by a build that can decode it.
 	Data      []byte `json:"data,omitempty"`

@@ -3,6 +3,7 @@ package eventlogtest
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"os"
 	"path/filepath"
@@ -61,7 +62,8 @@ func Junk(topic string, partition int32) []*kgo.Record {
 	return records
 }
 
-// AppendJunk appends Junk to each partition of the topics.
+// AppendJunk appends Junk to each partition of the topics, and then a transaction
+// that is aborted and one that is committed: the log ends with the latter's marker.
 func AppendJunk(t testing.TB, cfg eventlog.Config, partitions int32, topics ...string) {
 	t.Helper()
 	client := Client(t, cfg, kgo.RecordPartitioner(kgo.ManualPartitioner()))
@@ -75,6 +77,22 @@ func AppendJunk(t testing.TB, cfg eventlog.Config, partitions int32, topics ...s
 					t.Fatalf("junk on %s/%d: %v", topic, p, err)
 				}
 			}
+		}
+	}
+	transactional := Client(t, cfg, kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.TransactionalID("junk-"+rand.Text()), kgo.ConcurrentTransactionsBackoff(time.Millisecond))
+	for _, end := range []kgo.TransactionEndTry{kgo.TryAbort, kgo.TryCommit} {
+		if err := transactional.BeginTransaction(); err != nil {
+			t.Fatal(err)
+		}
+		for _, topic := range topics {
+			for p := range partitions {
+				if err := transactional.ProduceSync(ctx, &kgo.Record{Topic: topic, Partition: p, Key: []byte("junk"), Value: []byte("of a transaction")}).FirstErr(); err != nil {
+					t.Fatalf("a transaction on %s/%d: %v", topic, p, err)
+				}
+			}
+		}
+		if err := transactional.EndTransaction(ctx, end); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
