@@ -1,0 +1,88 @@
+package shard
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/domain/rider"
+	"tomato/eventlog"
+	"tomato/eventlog/eventlogtest"
+)
+
+// A snapshot that has fewer aggregates than its checkpoint says has lost one: what
+// would be taken for unknown is not, and the logs are read instead.
+func TestASnapshotThatLacksAnAggregateIsNotBelieved(t *testing.T) {
+	t.Parallel()
+	cfg := eventlogtest.Embedded(t)
+	snapshotTopics(t, cfg)
+	l := newLone(t, cfg)
+	a := l.serve()
+	for _, id := range []string{"x", "y"} {
+		a.must(eventlog.Riders, id, "", rider.Put{RiderID: id, Name: "X"})
+	}
+	a.leave()
+	w, err := l.openSnapshots(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close()
+	saved, err := w.load(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if at, err := newAggregates().restore(saved, time.Now()); err != nil || at == nil || at.Kept != 2 {
+		t.Fatalf("the whole one: %+v %v", at, err)
+	}
+	delete(saved, "riders/y")
+	if _, err := newAggregates().restore(saved, time.Now()); !errors.Is(err, errForeignSnapshot) {
+		t.Errorf("without one of two: %v", err)
+	}
+}
+
+// An event that cannot be read still used its idempotency key: a repeat is
+// answered, not decided as something new.
+func TestTheKeyOfAnEventThatCannotBeReadIsRemembered(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	a := newAggregates()
+	a.marked = func(*eventlog.Event, *unreadable) {}
+	for i, id := range []string{"first", "second"} {
+		scope := keyScope{byte(i + 1)}
+		e := eventlog.Event{Topic: eventlog.Orders, Subject: "o", Type: "ORDER_PROMISED", Version: int64(i + 1), Time: now, Data: []byte("{}"),
+			Idempotency: (keyUse{status: 201}).text(scope)}
+		if err := a.replay(&e, now); err != nil {
+			t.Fatal(err)
+		}
+		if used, ok := a.keys.known[scope]; !ok || used.on.id != "o" {
+			t.Errorf("the key of the %s event: %+v %v", id, used, ok)
+		}
+	}
+}
+
+// A transaction that somebody leaves open on the topic of snapshots hides what
+// stands behind it. A take-over does without snapshots then.
+func TestAnOpenTransactionOfAStrangerStopsNoTakeOver(t *testing.T) {
+	t.Parallel()
+	cfg := eventlogtest.Embedded(t)
+	snapshotTopics(t, cfg)
+	l := newLone(t, cfg)
+	a := l.serve()
+	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "X"})
+	a.leave()
+	stranger := eventlogtest.Client(t, cfg, kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.TransactionalID("stranger"), kgo.TransactionTimeout(10*time.Minute))
+	if err := stranger.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	if err := stranger.ProduceSync(t.Context(), &kgo.Record{Topic: eventlog.ShardSnapshots, Partition: 0, Key: []byte("x"), Value: []byte("x")}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	b := l.serve()
+	if res := b.must(eventlog.Riders, "x", "", Look{}); res.Rider.Version != 1 {
+		t.Errorf("%+v", res.Rider)
+	}
+	b.must(eventlog.Riders, "x", "", rider.Verify{})
+	b.leave()
+}
