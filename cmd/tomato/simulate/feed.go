@@ -34,7 +34,7 @@ type feedCounts struct {
 // long as it runs, and checks what every message must have. Only run reads
 // the socket; send may be called from anywhere.
 type feed struct {
-	sim   *sim
+	sim   *simulation
 	party *party
 	token string
 	join  string // a room to join besides its own, "" for none
@@ -58,8 +58,8 @@ func (f *feed) run(ctx context.Context, up func()) {
 		if ctx.Err() != nil {
 			return
 		}
-		if stop(err) {
-			f.sim.ledger.fault(faultFeed, "", "%s %s: the feed closed for good: %v", f.party.role, f.party.id, err)
+		if isPermanent(err) {
+			f.sim.ledger.fault(faultFeedProtocol, "", "%s %s: the feed closed for good: %v", f.party.role, f.party.id, err)
 			return
 		}
 		select {
@@ -71,7 +71,7 @@ func (f *feed) run(ctx context.Context, up func()) {
 
 // stop says whether a closed or refused connection must not be tried again:
 // refused for who we are, or closed with a code of the ranges that end.
-func stop(err error) bool {
+func isPermanent(err error) bool {
 	var refused *refusedError
 	if errors.As(err, &refused) {
 		return refused.status != http.StatusTooManyRequests && refused.status < 500
@@ -101,7 +101,7 @@ func (f *feed) session(ctx context.Context, lastHeard *time.Time, up func()) err
 	}
 	if !resuming && !began.IsZero() {
 		// Nothing had come before the break, so there was no cursor to resume from.
-		f.party.addGap(gap{began.Add(-gapSlack), time.Now().Add(gapSlack)})
+		f.party.addGap(feedGap{began.Add(-gapSlack), time.Now().Add(gapSlack)})
 	}
 	if f.join != "" {
 		if err := conn.Write(ctx, websocket.MessageText, []byte(`{"op":"join","room":"`+f.join+`"}`)); err != nil {
@@ -125,7 +125,7 @@ func (f *feed) session(ctx context.Context, lastHeard *time.Time, up func()) err
 		f.sim.feeds.messages.Add(1)
 		var m message
 		if err := json.Unmarshal(b, &m); err != nil {
-			f.sim.ledger.fault(faultFeed, "", "%s %s: not JSON: %v", f.party.role, f.party.id, err)
+			f.sim.ledger.fault(faultFeedProtocol, "", "%s %s: not JSON: %v", f.party.role, f.party.id, err)
 			continue
 		}
 		if resuming {
@@ -135,12 +135,12 @@ func (f *feed) session(ctx context.Context, lastHeard *time.Time, up func()) err
 				f.sim.feeds.resumed.Add(1)
 			case "feed:reset":
 			default:
-				f.sim.ledger.fault(faultFeed, "", "%s %s: %s came first after a reconnect", f.party.role, f.party.id, m.Event)
+				f.sim.ledger.fault(faultFeedProtocol, "", "%s %s: %s came first after a reconnect", f.party.role, f.party.id, m.Event)
 			}
 		}
 		if m.Event == "feed:reset" {
 			f.sim.feeds.resets.Add(1)
-			f.party.addGap(gap{began.Add(-gapSlack), time.Now().Add(gapSlack)})
+			f.party.addGap(feedGap{began.Add(-gapSlack), time.Now().Add(gapSlack)})
 			if f.onReset != nil {
 				f.onReset(ctx)
 			}
@@ -156,7 +156,7 @@ func (f *feed) session(ctx context.Context, lastHeard *time.Time, up func()) err
 					up()
 				}
 			case "feed:error":
-				f.sim.ledger.fault(faultFeed, "", "%s %s: feed:error %s", f.party.role, f.party.id, m.Code)
+				f.sim.ledger.fault(faultFeedProtocol, "", "%s %s: feed:error %s", f.party.role, f.party.id, m.Code)
 			}
 			continue
 		}
@@ -172,10 +172,10 @@ func (f *feed) session(ctx context.Context, lastHeard *time.Time, up func()) err
 // check holds one message against what all must have, and passes it on.
 func (f *feed) check(m *message) {
 	if m.Cursor == "" || m.Timestamp.IsZero() {
-		f.sim.ledger.fault(faultFeed, "", "%s %s: %s without cursor or timestamp", f.party.role, f.party.id, m.Event)
+		f.sim.ledger.fault(faultFeedProtocol, "", "%s %s: %s without cursor or timestamp", f.party.role, f.party.id, m.Event)
 	}
 	if err := json.Unmarshal(m.Payload, &m.data); err != nil {
-		f.sim.ledger.fault(faultFeed, "", "%s %s: payload of %s: %v", f.party.role, f.party.id, m.Event, err)
+		f.sim.ledger.fault(faultFeedProtocol, "", "%s %s: payload of %s: %v", f.party.role, f.party.id, m.Event, err)
 		return
 	}
 	if m.Event == "rider:location" {
@@ -187,23 +187,23 @@ func (f *feed) check(m *message) {
 		own = own || r == m.Room
 	}
 	if !own {
-		f.sim.ledger.fault(faultFeed, m.data.OrderID, "%s %s: %s in room %s", f.party.role, f.party.id, m.Event, m.Room)
+		f.sim.ledger.fault(faultFeedProtocol, m.data.OrderID, "%s %s: %s in room %s", f.party.role, f.party.id, m.Event, m.Room)
 	}
-	m.to = f.party
+	m.receiver = f.party
 	f.onMessage(*m)
 }
 
 func (f *feed) dial(ctx context.Context) (*websocket.Conn, error) {
 	select {
-	case f.sim.dials <- struct{}{}:
-		defer func() { <-f.sim.dials }()
+	case f.sim.dialSlots <- struct{}{}:
+		defer func() { <-f.sim.dialSlots }()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	api := f.sim.api
-	base := api.urls[(int(api.next.Load())+int(f.party.n))%len(api.urls)]
+	base := api.urls[(int(api.next.Load())+int(f.party.number))%len(api.urls)]
 	u := base + "/v1/feed"
 	if f.cursor != "" {
 		u += "?cursor=" + url.QueryEscape(f.cursor)

@@ -70,14 +70,14 @@ type (
 )
 
 // step is what an event type does to an order's status.
-type step struct {
+type transition struct {
 	from   []string // statuses in which it can occur
 	to     string   // "" leaves the status
 	once   bool     // at most once in an order's life
 	update bool     // order:update is due to customer and restaurant
 }
 
-var steps = map[string]step{
+var transitions = map[string]transition{
 	"ORDER_PLACED":          {from: []string{""}, to: "placed", once: true},
 	"ORDER_PAID":            {from: []string{"placed"}, once: true, update: true},
 	"ORDER_EXPIRED":         {from: []string{"placed"}, to: "expired", once: true, update: true},
@@ -99,7 +99,7 @@ var steps = map[string]step{
 }
 
 // proofs names the event that an acknowledged command must have left.
-var proofs = map[string]string{
+var eventOfCommand = map[string]string{
 	"place": "ORDER_PLACED", "accept-order": "ORDER_ACCEPTED", "reject": "ORDER_REJECTED",
 	"preparing": "ORDER_PREPARING", "ready": "ORDER_READY_FOR_RIDER", "accept": "RIDER_ASSIGNED",
 	"pick-up": "ORDER_PICKED_UP", "deliver": "ORDER_DELIVERED", "drop": "RIDER_UNASSIGNED",
@@ -108,26 +108,26 @@ var proofs = map[string]string{
 }
 
 // due is how often a message must and may have come to a party.
-type due struct {
+type dueCount struct {
 	min, max int
 	at       time.Time // of the event
 }
 
 type verdict struct {
-	faults  []Fault
-	waiting []Fault // what is not there yet and may still come; faults when time is over
-	excused int     // messages missing inside a gap that the feed announced
-	spans   []span
+	faults      []Fault
+	waiting     []Fault // what is not there yet and may still come; faults when time is over
+	missedInGap int     // messages missing inside a gap that the feed announced
+	assignments []assignment
 }
 
 // judge compares one order's book with its history. Faults are final;
 // what may still come is waiting, a broken promise only when time is over.
 // parties maps a rider id to its party, nil for riders of other runs.
 // It changes nothing. r.mu is held.
-func judge(l *ledger, r *record, h history, rider func(id string) *party, now time.Time) verdict {
-	j := judgement{l: l, r: r, h: h, rider: rider, due: map[seen]*due{}}
-	j.events()
-	j.acks()
+func judge(l *ledger, r *orderEntry, h history, rider func(id string) *party, now time.Time) verdict {
+	j := judgement{l: l, r: r, h: h, rider: rider, due: map[receipt]*dueCount{}}
+	j.history()
+	j.commands()
 	j.money(now)
 	j.messages()
 	return j.verdict
@@ -136,10 +136,10 @@ func judge(l *ledger, r *record, h history, rider func(id string) *party, now ti
 type judgement struct {
 	verdict
 	l      *ledger
-	r      *record
+	r      *orderEntry
 	h      history
 	rider  func(string) *party
-	due    map[seen]*due
+	due    map[receipt]*dueCount
 	status []string // after version i+1
 	paidAt int      // version of ORDER_PAID, 0 for none
 }
@@ -148,26 +148,26 @@ func (j *judgement) fault(kind, format string, args ...any) {
 	j.faults = append(j.faults, Fault{kind, j.r.id, fmt.Sprintf(format, args...)})
 }
 
-func (j *judgement) wait(kind, format string, args ...any) {
+func (j *judgement) waitFor(kind, format string, args ...any) {
 	j.waiting = append(j.waiting, Fault{kind, j.r.id, fmt.Sprintf(format, args...)})
 }
 
 // expect says that the message m is due to p between min and max times more.
-func (j *judgement) expect(p *party, m seen, min, max int, at time.Time) {
+func (j *judgement) expect(p *party, m receipt, min, max int, at time.Time) {
 	if p == nil {
 		return
 	}
-	m.party = p.n
+	m.party = p.number
 	d := j.due[m]
 	if d == nil {
-		d = &due{}
+		d = &dueCount{}
 		j.due[m] = d
 	}
 	d.min, d.max, d.at = d.min+min, d.max+max, at
 }
 
 // events folds the history and derives from it what every party must hear.
-func (j *judgement) events() {
+func (j *judgement) history() {
 	var status, holder string
 	var offered map[string]bool // riders of the running wave: true once declined
 	counts := map[string]int{}
@@ -180,21 +180,21 @@ func (j *judgement) events() {
 			if declined {
 				min = 0
 			}
-			j.expect(j.rider(id), seen{kind: kindTaken}, min, 1, e.Timestamp)
+			j.expect(j.rider(id), receipt{kind: kindTaken}, min, 1, e.Timestamp)
 		}
 		offered = nil
 	}
 	for i, e := range j.h.events {
 		if e.Version != i+1 {
-			j.fault(faultHistory, "event %d (%s) has version %d", i+1, e.Type, e.Version)
+			j.fault(faultBrokenHistory, "event %d (%s) has version %d", i+1, e.Type, e.Version)
 		}
-		s, known := steps[e.Type]
+		s, known := transitions[e.Type]
 		if !known {
-			j.fault(faultHistory, "unknown event type %q at version %d", e.Type, e.Version)
+			j.fault(faultBrokenHistory, "unknown event type %q at version %d", e.Type, e.Version)
 		}
 		var d eventData
 		if err := json.Unmarshal(e.Data, &d); err != nil {
-			j.fault(faultHistory, "data of %s at version %d: %v", e.Type, e.Version, err)
+			j.fault(faultBrokenHistory, "data of %s at version %d: %v", e.Type, e.Version, err)
 		}
 		if d.RiderID == "" && (e.Type == "RIDER_ASSIGNED" || e.Type == "OFFER_DECLINED") {
 			d.RiderID = d.Ctx.RiderID
@@ -202,14 +202,14 @@ func (j *judgement) events() {
 		counts[e.Type]++
 		switch {
 		case s.once && counts[e.Type] > 1:
-			j.fault(faultTwice, "%s again at version %d", e.Type, e.Version)
+			j.fault(faultDuplicateEvent, "%s again at version %d", e.Type, e.Version)
 		case e.Type == "RIDER_ASSIGNED" && holder != "":
-			j.fault(faultDoubleRider, "%s assigned at version %d while %s has it", d.RiderID, e.Version, holder)
+			j.fault(faultTwoRiders, "%s assigned at version %d while %s has it", d.RiderID, e.Version, holder)
 		case known && !slices.Contains(s.from, status):
-			j.fault(faultHistory, "%s at version %d in status %q", e.Type, e.Version, status)
+			j.fault(faultBrokenHistory, "%s at version %d in status %q", e.Type, e.Version, status)
 		}
 
-		update := seen{kind: kindUpdate, version: int32(e.Version)}
+		update := receipt{kind: kindUpdate, version: int32(e.Version)}
 		min := 0
 		if s.update {
 			min = 1
@@ -220,18 +220,18 @@ func (j *judgement) events() {
 		switch e.Type {
 		case "ORDER_PAID":
 			j.paidAt = e.Version
-			j.expect(j.r.restaurant, seen{kind: kindNew}, 1, 1, e.Timestamp)
+			j.expect(j.r.restaurant, receipt{kind: kindNew}, 1, 1, e.Timestamp)
 		case "ORDER_OFFERED":
 			if offered == nil {
 				offered = map[string]bool{}
 			}
 			var riders []offeredRider
 			if err := json.Unmarshal(d.Riders, &riders); err != nil {
-				j.fault(faultHistory, "riders of %s at version %d: %v", e.Type, e.Version, err)
+				j.fault(faultBrokenHistory, "riders of %s at version %d: %v", e.Type, e.Version, err)
 			}
 			for _, x := range riders {
 				offered[x.RiderID] = false
-				j.expect(j.rider(x.RiderID), seen{kind: kindAvailable}, 1, 1, e.Timestamp)
+				j.expect(j.rider(x.RiderID), receipt{kind: kindAvailable}, 1, 1, e.Timestamp)
 			}
 		case "OFFER_DECLINED":
 			if _, ok := offered[d.RiderID]; ok {
@@ -240,15 +240,15 @@ func (j *judgement) events() {
 		case "OFFERS_EXPIRED":
 			withdraw(e, "")
 		case "DISPATCH_EXHAUSTED":
-			j.expect(j.r.restaurant, seen{kind: kindExhausted}, 1, 1, e.Timestamp)
+			j.expect(j.r.restaurant, receipt{kind: kindExhausted}, 1, 1, e.Timestamp)
 		case "RIDER_ASSIGNED":
 			if d.RiderID == "" {
-				j.fault(faultHistory, "RIDER_ASSIGNED at version %d names no rider", e.Version)
+				j.fault(faultBrokenHistory, "RIDER_ASSIGNED at version %d names no rider", e.Version)
 			}
 			withdraw(e, d.RiderID)
 			holder = d.RiderID
-			j.spans = append(j.spans, span{rider: holder, from: e.Timestamp})
-			told := seen{kind: kindRiderAssigned, tag: j.l.tag(holder)}
+			j.assignments = append(j.assignments, assignment{rider: holder, from: e.Timestamp})
+			told := receipt{kind: kindRiderAssigned, tag: j.l.tag(holder)}
 			j.expect(j.r.customer, told, 1, 1, e.Timestamp)
 			j.expect(j.r.restaurant, told, 1, 1, e.Timestamp)
 			j.expect(j.rider(holder), update, 1, 1, e.Timestamp)
@@ -264,31 +264,31 @@ func (j *judgement) events() {
 			status = s.to
 		}
 		if holder != "" && status != "rider_assigned" && status != "picked_up" {
-			j.spans[len(j.spans)-1].to = e.Timestamp
+			j.assignments[len(j.assignments)-1].to = e.Timestamp
 			holder = ""
 		}
 		j.status = append(j.status, status)
 	}
 	if n := len(j.h.events); n != j.h.order.Version || status != j.h.order.Status {
 		// Two reads: the order may have moved between them, so it is read again.
-		j.wait(faultUnfinished, "the order says version %d %s, its events %d %s", j.h.order.Version, j.h.order.Status, n, status)
+		j.waitFor(faultUnfinished, "the order says version %d %s, its events %d %s", j.h.order.Version, j.h.order.Status, n, status)
 	}
 	if j.h.order.Amount != j.r.amount || j.h.order.Currency != j.r.currency ||
 		j.h.order.CustomerID != j.r.customer.id || j.h.order.RestaurantID != j.r.restaurant.id {
-		j.fault(faultHistory, "amount or parties differ from those acknowledged: %d %s, %s, %s",
+		j.fault(faultBrokenHistory, "amount or parties differ from those acknowledged: %d %s, %s, %s",
 			j.h.order.Amount, j.h.order.Currency, j.h.order.CustomerID, j.h.order.RestaurantID)
 	}
 }
 
 // acks looks for each acknowledged command in the events.
-func (j *judgement) acks() {
+func (j *judgement) commands() {
 	for _, a := range j.r.acks {
 		if a.version < 1 || a.version > len(j.h.events) {
-			j.fault(faultLost, "%s was acknowledged with version %d; there are %d events", a.command, a.version, len(j.h.events))
+			j.fault(faultLostCommand, "%s was acknowledged with version %d; there are %d events", a.command, a.version, len(j.h.events))
 			continue
 		}
 		if s := j.status[a.version-1]; s != a.status {
-			j.fault(faultLost, "%s was acknowledged with version %d as %s; the events say %s", a.command, a.version, a.status, s)
+			j.fault(faultLostCommand, "%s was acknowledged with version %d as %s; the events say %s", a.command, a.version, a.status, s)
 		}
 		if j.paidAt > 0 && a.version >= j.paidAt && (a.paymentStatus == "pending" || a.paymentStatus == "failed") {
 			j.fault(faultMoney, "%s at version %d said payment %s after ORDER_PAID", a.command, a.version, a.paymentStatus)
@@ -296,7 +296,7 @@ func (j *judgement) acks() {
 		if (j.paidAt == 0 || a.version < j.paidAt) && a.paymentStatus == "paid" {
 			j.fault(faultMoney, "%s at version %d said paid before ORDER_PAID", a.command, a.version)
 		}
-		want, ok := proofs[a.command]
+		want, ok := eventOfCommand[a.command]
 		if !ok {
 			continue
 		}
@@ -312,7 +312,7 @@ func (j *judgement) acks() {
 			return d.RiderID == a.rider || d.Ctx.RiderID == a.rider
 		})
 		if !found {
-			j.fault(faultLost, "%s was acknowledged with version %d; no %s up to there", a.command, a.version, want)
+			j.fault(faultLostCommand, "%s was acknowledged with version %d; no %s up to there", a.command, a.version, want)
 		}
 	}
 }
@@ -321,7 +321,7 @@ func (j *judgement) acks() {
 func (j *judgement) money(now time.Time) {
 	r, o := j.r, j.h.order
 	paidFor := 0 // captures of the right amount
-	for _, c := range r.captured {
+	for _, c := range r.captures {
 		if c.amount == r.amount {
 			paidFor++
 		}
@@ -329,25 +329,25 @@ func (j *judgement) money(now time.Time) {
 	switch {
 	case o.Status == "delivered":
 		if o.PaymentStatus != "paid" {
-			j.wait(faultUnfinished, "delivered, payment %s", o.PaymentStatus)
+			j.waitFor(faultUnfinished, "delivered, payment %s", o.PaymentStatus)
 		}
 		if j.paidAt == 0 {
 			j.fault(faultMoney, "delivered without ORDER_PAID")
 		}
-	case closed(o.Status):
+	case isFinal(o.Status):
 		if paidFor > 0 && o.PaymentStatus != "refunded" {
-			j.wait(faultMoney, "%s after %d right payments, payment %s, not refunded", o.Status, paidFor, o.PaymentStatus)
+			j.waitFor(faultMoney, "%s after %d right payments, payment %s, not refunded", o.Status, paidFor, o.PaymentStatus)
 		}
 		if paidFor == 0 && o.PaymentStatus != "pending" && o.PaymentStatus != "failed" {
 			j.fault(faultMoney, "%s, payment %s, although nobody paid its amount", o.Status, o.PaymentStatus)
 		}
-	case r.plan.pay == payNever && o.Status == "placed" && (r.dueAt.IsZero() || now.Before(r.dueAt)):
+	case r.plan.payment == payNever && o.Status == "placed" && (r.dueAt.IsZero() || now.Before(r.dueAt)):
 		// Never paid and not yet due: it stays.
 	default:
-		j.wait(faultUnfinished, "status %s, payment %s", o.Status, o.PaymentStatus)
+		j.waitFor(faultUnfinished, "status %s, payment %s", o.Status, o.PaymentStatus)
 	}
-	if (r.request || paidFor > 0) && j.h.payment == nil {
-		j.wait(faultMoney, "no payment is shown, although it was requested")
+	if (r.paymentRequested || paidFor > 0) && j.h.payment == nil {
+		j.waitFor(faultMoney, "no payment is shown, although it was requested")
 		return
 	}
 	if j.h.payment == nil {
@@ -361,16 +361,16 @@ func (j *judgement) money(now time.Time) {
 		if listed[p.PaymentID] > 1 {
 			j.fault(faultMoney, "payment %s is listed twice", p.PaymentID)
 		}
-		for _, c := range r.captured {
+		for _, c := range r.captures {
 			if c.paymentID == p.PaymentID && c.amount != p.Amount {
 				j.fault(faultMoney, "payment %s captured %d, listed with %d", p.PaymentID, c.amount, p.Amount)
 			}
 		}
 	}
-	for _, c := range r.captured {
+	for _, c := range r.captures {
 		balance[c.paymentID] = c.amount
 		if listed[c.paymentID] == 0 {
-			j.wait(faultMoney, "payment %s of %d was captured and is not listed", c.paymentID, c.amount)
+			j.waitFor(faultMoney, "payment %s of %d was captured and is not listed", c.paymentID, c.amount)
 		}
 	}
 	refunds := map[string]int{}
@@ -391,7 +391,7 @@ func (j *judgement) money(now time.Time) {
 		case "failed":
 			j.fault(faultMoney, "refund %s failed", f.RefundID)
 		case "requested", "pending", "created", "":
-			j.wait(faultMoney, "refund %s is %s", f.RefundID, f.Status)
+			j.waitFor(faultMoney, "refund %s is %s", f.RefundID, f.Status)
 		default:
 			balance[f.PaymentID] -= f.Amount
 			refunded++
@@ -408,16 +408,16 @@ func (j *judgement) money(now time.Time) {
 	case o.Status == "delivered" && len(kept) == 0:
 		j.fault(faultMoney, "delivered, and all money given back")
 	case o.Status == "delivered" && (len(kept) > 1 || !booked(j.h, balance, r.amount)):
-		j.wait(faultMoney, "kept %v, due is the booked payment's %d alone", kept, r.amount)
-	case closed(o.Status) && o.Status != "delivered" && len(kept) > 0:
-		j.wait(faultMoney, "closed without delivery, still kept: %v", kept)
+		j.waitFor(faultMoney, "kept %v, due is the booked payment's %d alone", kept, r.amount)
+	case isFinal(o.Status) && o.Status != "delivered" && len(kept) > 0:
+		j.waitFor(faultMoney, "closed without delivery, still kept: %v", kept)
 	}
 	// The refund of the booked payment is the only one that shows on the order.
 	if o.PaymentStatus == "refunded" {
-		told := seen{kind: kindUpdate, tag: j.l.tag("refunded")}
+		told := receipt{kind: kindUpdate, tag: j.l.tag("refunded")}
 		j.expect(r.customer, told, 1, 1, time.Time{})
 		j.expect(r.restaurant, told, 1, 1, time.Time{})
-		for _, s := range j.spans {
+		for _, s := range j.assignments {
 			j.expect(j.rider(s.rider), told, 0, 1, time.Time{})
 		}
 	}
@@ -446,15 +446,15 @@ func booked(h history, balance map[string]int64, amount int64) bool {
 
 // messages compares what came with what was due.
 func (j *judgement) messages() {
-	got := map[seen]int{}
+	got := map[receipt]int{}
 	newest := map[int32]int32{}
-	for _, s := range j.r.seen {
+	for _, s := range j.r.receipts {
 		got[s]++
 		if s.kind != kindUpdate || s.version == 0 {
 			continue
 		}
 		if v := newest[s.party]; s.version < v && got[s] == 1 {
-			j.fault(faultMisordered, "%s got version %d after %d", j.l.name(s.party), s.version, v)
+			j.fault(faultMisorderedMessage, "%s got version %d after %d", j.l.name(s.party), s.version, v)
 		}
 		newest[s.party] = max(newest[s.party], s.version)
 	}
@@ -464,34 +464,34 @@ func (j *judgement) messages() {
 		switch {
 		case d != nil && n <= d.max:
 		case d != nil && d.max > 0:
-			j.fault(faultDuplicate, "%s got %s version %d %d times, due %d", j.l.name(s.party), s.kind, s.version, n, d.max)
+			j.fault(faultDuplicateMessage, "%s got %s version %d %d times, due %d", j.l.name(s.party), s.kind, s.version, n, d.max)
 		case s.kind == kindUpdate && s.version == 0 && s.tag != refunded && j.isParty(s.party):
 			// A payment's change: failed may repeat, refund_pending passes.
 		case s.kind == kindUpdate && int(s.version) > len(j.h.events), s.kind == kindUpdate && s.version == 0 && j.isParty(s.party):
-			j.wait(faultUncalled, "%s got %s version %d, which the queries do not show", j.l.name(s.party), s.kind, s.version)
+			j.waitFor(faultUncalledMessage, "%s got %s version %d, which the queries do not show", j.l.name(s.party), s.kind, s.version)
 		default:
-			j.fault(faultUncalled, "%s got %s version %d, which no event explains", j.l.name(s.party), s.kind, s.version)
+			j.fault(faultUncalledMessage, "%s got %s version %d, which no event explains", j.l.name(s.party), s.kind, s.version)
 		}
 	}
 	for s, d := range j.due {
 		if n := got[s]; n < d.min {
 			if j.l.partyAt(s.party).excused(d.at) {
-				j.excused += d.min - n
+				j.missedInGap += d.min - n
 				continue
 			}
-			j.wait(faultMissing, "%s got %s version %d %d times, due %d", j.l.name(s.party), s.kind, s.version, n, d.min)
+			j.waitFor(faultLostMessage, "%s got %s version %d %d times, due %d", j.l.name(s.party), s.kind, s.version, n, d.min)
 		}
 	}
 	slices.SortFunc(j.waiting, func(a, b Fault) int { return cmp.Compare(a.Detail, b.Detail) })
 }
 
 func (j *judgement) isParty(n int32) bool {
-	if n == j.r.customer.n || n == j.r.restaurant.n {
+	if n == j.r.customer.number || n == j.r.restaurant.number {
 		return true
 	}
-	return slices.ContainsFunc(j.spans, func(s span) bool {
+	return slices.ContainsFunc(j.assignments, func(s assignment) bool {
 		p := j.rider(s.rider)
-		return p != nil && p.n == n
+		return p != nil && p.number == n
 	})
 }
 

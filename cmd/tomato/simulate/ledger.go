@@ -19,43 +19,43 @@ import (
 // It knows nothing of Tomato's inside. At the end judge compares it with what
 // Tomato says happened. Safe for concurrent use.
 type ledger struct {
-	mu      sync.Mutex
-	parties []*party
-	byName  map[string]*party // "rider:<id>"
-	byID    map[string]*record
-	early   map[string][]message // messages of own parties on orders not yet acknowledged
-	records []*record
-	faults  []Fault
-	counts  map[string]int // faults by kind
-	seed    maphash.Seed
+	mu           sync.Mutex
+	parties      []*party
+	byName       map[string]*party // "rider:<id>"
+	byID         map[string]*orderEntry
+	beforePlaced map[string][]message // messages of own parties on orders not yet acknowledged
+	orders       []*orderEntry
+	faults       []Fault
+	counts       map[string]int // faults by kind
+	seed         maphash.Seed
 
-	progress atomic.Int64 // unix nanoseconds of the last thing that moved an order
-	foreign  atomic.Int64 // messages to riders on orders of other runs
+	lastProgress    atomic.Int64 // unix nanoseconds of the last thing that moved an order
+	foreignMessages atomic.Int64 // messages to riders on orders of other runs
 }
 
 func newLedger() *ledger {
 	return &ledger{
-		byName: map[string]*party{}, byID: map[string]*record{}, early: map[string][]message{},
+		byName: map[string]*party{}, byID: map[string]*orderEntry{}, beforePlaced: map[string][]message{},
 		counts: map[string]int{}, seed: maphash.MakeSeed(),
 	}
 }
 
 // party is who has a feed and may be called by its id.
 type party struct {
-	n          int32
+	number     int32
 	role       domain.Role
 	id         string
 	ineligible string // why no offer may ever reach this rider; "" for the others
 
 	mu   sync.Mutex
-	gaps []gap // spans in which the feed said that it lost its place
+	gaps []feedGap // spans in which the feed said that it lost its place
 }
 
 // gap is a span, by the local clock, for which a feed told its client to
 // reload: what is missing in it was announced as missing.
-type gap struct{ from, to time.Time }
+type feedGap struct{ from, to time.Time }
 
-func (p *party) addGap(g gap) {
+func (p *party) addGap(g feedGap) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.gaps = append(p.gaps, g)
@@ -74,10 +74,10 @@ func (p *party) excused(t time.Time) bool {
 }
 
 // kind is a feed message's kind, as far as it is kept.
-type kind uint8
+type messageKind uint8
 
 const (
-	kindNew kind = iota + 1
+	kindNew messageKind = iota + 1
 	kindUpdate
 	kindAvailable
 	kindTaken
@@ -85,13 +85,13 @@ const (
 	kindExhausted
 )
 
-var kinds = map[string]kind{
+var messageKinds = map[string]messageKind{
 	"order:new": kindNew, "order:update": kindUpdate, "order:available": kindAvailable,
 	"order:taken": kindTaken, "order:rider_assigned": kindRiderAssigned, "dispatch:exhausted": kindExhausted,
 }
 
-func (k kind) String() string {
-	for name, v := range kinds {
+func (k messageKind) String() string {
+	for name, v := range messageKinds {
 		if v == k {
 			return name
 		}
@@ -100,11 +100,11 @@ func (k kind) String() string {
 }
 
 // seen is one received feed message, kept small: a large run holds a million.
-type seen struct {
+type receipt struct {
 	party   int32
 	version int32  // of an order:update that an order event caused, else 0
 	tag     uint64 // what tells messages of the kind apart: rider, payment status
-	kind    kind
+	kind    messageKind
 }
 
 // ack is one acknowledged command on an order.
@@ -117,57 +117,57 @@ type ack struct {
 }
 
 // money is one payment that the simulated gateway was made to capture.
-type money struct {
+type capture struct {
 	paymentID string
 	amount    int64
 }
 
 // record is one order of the run.
-type record struct {
-	n          int
+type orderEntry struct {
+	number     int
 	plan       plan
 	customer   *party
 	restaurant *party
 	deliverTo  domain.Point
 
-	mu           sync.Mutex
-	id           string
-	amount       int64
-	currency     string
-	pickUp       domain.Point
-	dueAt        time.Time // paymentDueAt
-	acks         []ack
-	captured     []money
-	request      bool // /payment was answered
-	seen         []seen
-	token        string // Consistency-Token of the highest acknowledged version
-	version      int    // highest version known by answer or feed
-	status       string // at that version
-	payment      string // paymentStatus, as last heard
-	holder       string // rider whose accept was acknowledged and whose deliver or drop was not sent
-	drops        int
-	voided       bool // somebody cancels it: refusals of the others are expected
-	redispatched bool // ops asked for a new round
-	verdict      verdict
-	final        orderView
-	judged       int // len(seen) when it was last judged, -1 before
-	passes       int
-	staleSeen    bool
-	changed      chan struct{}
+	mu               sync.Mutex
+	id               string
+	amount           int64
+	currency         string
+	pickUp           domain.Point
+	dueAt            time.Time // paymentDueAt
+	acks             []ack
+	captures         []capture
+	paymentRequested bool // /payment was answered
+	receipts         []receipt
+	token            string // Consistency-Token of the highest acknowledged version
+	version          int    // highest version known by answer or feed
+	status           string // at that version
+	paymentStatus    string // paymentStatus, as last heard
+	holder           string // rider whose accept was acknowledged and whose deliver or drop was not sent
+	drops            int
+	cancelRequested  bool // somebody cancels it: refusals of the others are expected
+	redispatched     bool // ops asked for a new round
+	verdict          verdict
+	final            orderView
+	judgedReceipts   int // len(seen) when it was last judged, -1 before
+	judgements       int
+	staleReported    bool
+	changed          chan struct{}
 
-	cooking atomic.Bool
-	racing  atomic.Int32
-	starts  starts
+	restaurantStarted atomic.Bool
+	acceptsUnderWay   atomic.Int32
+	latencyStarts     latencyStarts
 }
 
 // starts are moments of the local clock from which latencies are counted;
 // a zero one is not set, or already used.
-type starts struct {
+type latencyStarts struct {
 	place, pay, ready time.Time
 }
 
 // span is the time in which a rider had the order, by the events' own times.
-type span struct {
+type assignment struct {
 	rider    string
 	from, to time.Time // to is zero while it lasts
 }
@@ -181,22 +181,22 @@ type Fault struct {
 
 // The kinds of faults.
 const (
-	faultLost        = "lost_command"       // acknowledged, and not in the order's events
-	faultMissing     = "lost_message"       // a feed message that its party never got
-	faultDuplicate   = "duplicate_message"  // a feed message that came twice
-	faultUncalled    = "uncalled_message"   // a feed message that no event explains, or to no party
-	faultMisordered  = "misordered_message" // an older version after a newer one
-	faultFeed        = "feed_protocol"      // no cursor, wrong room, no feed:resumed
-	faultTwice       = "duplicate_event"    // an event that can occur once occurred twice
-	faultHistory     = "broken_history"     // versions with a hole, an impossible transition
-	faultDoubleRider = "two_riders"         // two riders on one order
-	faultDoubleOrder = "two_orders"         // two orders on one rider
-	faultMoney       = "money"              // kept or given back what is not due
-	faultStale       = "stale_read"         // a read with a token that does not show the command
-	faultAnswer      = "unexpected_answer"  // an answer that the contract does not have here
-	faultUnanswered  = "unanswered"         // no definite answer in spite of retries
-	faultUnfinished  = "unfinished"         // awaited until the time was over
-	faultDeadLetter  = "dead_letter"        // parked during the run
+	faultLostCommand       = "lost_command"       // acknowledged, and not in the order's events
+	faultLostMessage       = "lost_message"       // a feed message that its party never got
+	faultDuplicateMessage  = "duplicate_message"  // a feed message that came twice
+	faultUncalledMessage   = "uncalled_message"   // a feed message that no event explains, or to no party
+	faultMisorderedMessage = "misordered_message" // an older version after a newer one
+	faultFeedProtocol      = "feed_protocol"      // no cursor, wrong room, no feed:resumed
+	faultDuplicateEvent    = "duplicate_event"    // an event that can occur once occurred twice
+	faultBrokenHistory     = "broken_history"     // versions with a hole, an impossible transition
+	faultTwoRiders         = "two_riders"         // two riders on one order
+	faultTwoOrders         = "two_orders"         // two orders on one rider
+	faultMoney             = "money"              // kept or given back what is not due
+	faultStaleRead         = "stale_read"         // a read with a token that does not show the command
+	faultUnexpectedAnswer  = "unexpected_answer"  // an answer that the contract does not have here
+	faultUnanswered        = "unanswered"         // no definite answer in spite of retries
+	faultUnfinished        = "unfinished"         // awaited until the time was over
+	faultDeadLetter        = "dead_letter"        // parked during the run
 )
 
 func (l *ledger) fault(kind, order, format string, args ...any) {
@@ -214,7 +214,7 @@ const maxFaultsKept = 1000
 func (l *ledger) addParty(role domain.Role, id string) *party {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	p := &party{n: int32(len(l.parties)), role: role, id: id}
+	p := &party{number: int32(len(l.parties)), role: role, id: id}
 	l.parties = append(l.parties, p)
 	l.byName[string(role)+":"+id] = p
 	return p
@@ -226,16 +226,16 @@ func (l *ledger) rider(id string) *party {
 	return l.byName[string(domain.Rider)+":"+id]
 }
 
-func (l *ledger) add(p plan, customer, restaurant *party, to domain.Point) *record {
-	r := &record{plan: p, customer: customer, restaurant: restaurant, deliverTo: to, judged: -1, changed: make(chan struct{})}
+func (l *ledger) add(p plan, customer, restaurant *party, to domain.Point) *orderEntry {
+	r := &orderEntry{plan: p, customer: customer, restaurant: restaurant, deliverTo: to, judgedReceipts: -1, changed: make(chan struct{})}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r.n = len(l.records)
-	l.records = append(l.records, r)
+	r.number = len(l.orders)
+	l.orders = append(l.orders, r)
 	return r
 }
 
-func (l *ledger) find(orderID string) *record {
+func (l *ledger) find(orderID string) *orderEntry {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.byID[orderID]
@@ -243,7 +243,7 @@ func (l *ledger) find(orderID string) *record {
 
 // placed enters an order that was acknowledged, and gives it what its feeds
 // had already told.
-func (l *ledger) placed(r *record, v orderView) {
+func (l *ledger) placed(r *orderEntry, v orderView) {
 	r.mu.Lock()
 	r.id, r.amount, r.currency, r.dueAt = v.OrderID, v.Amount, v.Currency, v.PaymentDueAt
 	r.pickUp = v.PickUp.Location
@@ -251,11 +251,11 @@ func (l *ledger) placed(r *record, v orderView) {
 	l.mu.Lock()
 	other := l.byID[v.OrderID]
 	l.byID[v.OrderID] = r
-	early := l.early[v.OrderID]
-	delete(l.early, v.OrderID)
+	early := l.beforePlaced[v.OrderID]
+	delete(l.beforePlaced, v.OrderID)
 	l.mu.Unlock()
 	if other != nil {
-		l.fault(faultTwice, v.OrderID, "two placements answered with this order")
+		l.fault(faultDuplicateEvent, v.OrderID, "two placements answered with this order")
 	}
 	for _, m := range early {
 		l.keep(r, m)
@@ -263,8 +263,8 @@ func (l *ledger) placed(r *record, v orderView) {
 }
 
 // acknowledged enters a command that was answered with success.
-func (l *ledger) acknowledged(r *record, command, rider string, v orderView, token string) {
-	l.progress.Store(time.Now().UnixNano())
+func (l *ledger) acknowledged(r *orderEntry, command, rider string, v orderView, token string) {
+	l.lastProgress.Store(time.Now().UnixNano())
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.acks = append(r.acks, ack{command, rider, v.Version, v.Status, v.PaymentStatus})
@@ -273,27 +273,27 @@ func (l *ledger) acknowledged(r *record, command, rider string, v orderView, tok
 	}
 	r.advance(v.Version, v.Status)
 	if v.PaymentStatus != "" {
-		r.payment = v.PaymentStatus
+		r.paymentStatus = v.PaymentStatus
 	}
 	r.wake()
 }
 
 // advance takes a newer version's status. r.mu is held.
-func (r *record) advance(version int, status string) {
+func (r *orderEntry) advance(version int, status string) {
 	if version > r.version && status != "" {
 		r.version, r.status = version, status
 	}
 }
 
 // wake lets everyone look again who waits for the order. r.mu is held.
-func (r *record) wake() {
+func (r *orderEntry) wake() {
 	close(r.changed)
 	r.changed = make(chan struct{})
 }
 
 // await returns true when cond, called with r.mu held, holds; false when the
 // patience or the context is over first.
-func (r *record) await(ctx context.Context, patience time.Duration, cond func() bool) bool {
+func (r *orderEntry) await(ctx context.Context, patience time.Duration, cond func() bool) bool {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	for {
@@ -314,14 +314,14 @@ func (r *record) await(ctx context.Context, patience time.Duration, cond func() 
 }
 
 // closed says whether the status is one that nothing follows.
-func closed(status string) bool {
+func isFinal(status string) bool {
 	return status == "delivered" || status == "cancelled" || status == "rejected" || status == "expired"
 }
 
-func (r *record) isClosed() bool {
+func (r *orderEntry) hasEnded() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return closed(r.status)
+	return isFinal(r.status)
 }
 
 // message is a feed message as it comes, with the union of the payloads.
@@ -333,8 +333,8 @@ type message struct {
 	Cursor    string          `json:"cursor"`
 	Code      string          `json:"code"` // of feed:error
 
-	to   *party
-	data payload
+	receiver *party
+	data     payload
 }
 
 type payload struct {
@@ -352,17 +352,17 @@ type payload struct {
 
 // received enters a feed message and returns the order it is about, nil when
 // that is not (yet) known.
-func (l *ledger) received(m message) *record {
-	if kinds[m.Event] == 0 {
+func (l *ledger) received(m message) *orderEntry {
+	if messageKinds[m.Event] == 0 {
 		return nil
 	}
 	l.mu.Lock()
 	r := l.byID[m.data.OrderID]
 	if r == nil {
-		if m.to.role == domain.Rider {
-			l.foreign.Add(1) // an order of somebody else, near our rider
+		if m.receiver.role == domain.Rider {
+			l.foreignMessages.Add(1) // an order of somebody else, near our rider
 		} else {
-			l.early[m.data.OrderID] = append(l.early[m.data.OrderID], m)
+			l.beforePlaced[m.data.OrderID] = append(l.beforePlaced[m.data.OrderID], m)
 		}
 	}
 	l.mu.Unlock()
@@ -372,25 +372,25 @@ func (l *ledger) received(m message) *record {
 	return r
 }
 
-func (l *ledger) keep(r *record, m message) {
-	s := seen{party: m.to.n, kind: kinds[m.Event]}
+func (l *ledger) keep(r *orderEntry, m message) {
+	s := receipt{party: m.receiver.number, kind: messageKinds[m.Event]}
 	switch s.kind {
 	case kindUpdate:
 		s.version = int32(m.data.Version)
 		if s.version == 0 {
 			s.tag = l.tag(m.data.PaymentStatus)
 		}
-		l.progress.Store(time.Now().UnixNano())
+		l.lastProgress.Store(time.Now().UnixNano())
 	case kindRiderAssigned:
 		s.tag = l.tag(m.data.RiderID)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.seen = append(r.seen, s)
+	r.receipts = append(r.receipts, s)
 	if s.kind == kindUpdate {
 		r.advance(m.data.Version, m.data.Status)
-		if m.data.PaymentStatus != "" && m.to == r.customer {
-			r.payment = m.data.PaymentStatus
+		if m.data.PaymentStatus != "" && m.receiver == r.customer {
+			r.paymentStatus = m.data.PaymentStatus
 		}
 		r.wake()
 	}
@@ -406,37 +406,37 @@ func (l *ledger) tag(s string) uint64 {
 // assigned enters that a rider's accept was acknowledged. A rider who already
 // has an order, or an order that another has, is a broken promise: seen here
 // without any clock, by the order of requests and answers alone.
-func (l *ledger) assigned(r *record, rider string, has *record) {
+func (l *ledger) assigned(r *orderEntry, rider string, has *orderEntry) {
 	r.mu.Lock()
 	other := r.holder
-	if !closed(r.status) {
+	if !isFinal(r.status) {
 		r.holder = rider
 	}
 	r.mu.Unlock()
 	if other != "" && other != rider {
-		l.fault(faultDoubleRider, r.id, "assigned to %s, and acknowledged to %s", other, rider)
+		l.fault(faultTwoRiders, r.id, "assigned to %s, and acknowledged to %s", other, rider)
 	}
 	if has != nil && has != r {
-		l.fault(faultDoubleOrder, r.id, "acknowledged to %s, who has %s", rider, has.id)
+		l.fault(faultTwoOrders, r.id, "acknowledged to %s, who has %s", rider, has.id)
 	}
 }
 
 // released enters that the end of the assignment was asked for.
-func (r *record) released() {
+func (r *orderEntry) released() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.holder = ""
 }
 
 // overlaps finds riders who had two orders at once by the events' own times.
-func overlaps(records []*record) []Fault {
+func overlaps(records []*orderEntry) []Fault {
 	type held struct {
-		span
+		assignment
 		order string
 	}
 	byRider := map[string][]held{}
 	for _, r := range records {
-		for _, s := range r.verdict.spans {
+		for _, s := range r.verdict.assignments {
 			byRider[s.rider] = append(byRider[s.rider], held{s, r.id})
 		}
 	}
@@ -448,7 +448,7 @@ func overlaps(records []*record) []Fault {
 		for i := 1; i < len(hs); i++ {
 			a, b := hs[i-1], hs[i]
 			if a.to.IsZero() || a.to.After(b.from) {
-				faults = append(faults, Fault{faultDoubleOrder, b.order, fmt.Sprintf(
+				faults = append(faults, Fault{faultTwoOrders, b.order, fmt.Sprintf(
 					"%s took it at %s, while it had %s", rider, b.from.Format(time.RFC3339Nano), a.order)})
 			}
 		}

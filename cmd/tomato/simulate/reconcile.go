@@ -12,15 +12,15 @@ import (
 
 // reconcile judges every acknowledged order, again and again while something
 // is awaited, until nothing is or nothing has moved for Options.Timeout.
-func (s *sim) reconcile(running context.Context) {
+func (s *simulation) reconcile(running context.Context) {
 	if s.stalled() {
-		s.ledger.progress.Store(time.Now().UnixNano()) // the refunds have their own time
+		s.ledger.lastProgress.Store(time.Now().UnixNano()) // the refunds have their own time
 	}
 	ctx, stop := s.untilStalled(running)
 	defer stop()
 	s.ledger.mu.Lock()
-	open := make([]*record, 0, len(s.ledger.records))
-	for _, r := range s.ledger.records {
+	open := make([]*orderEntry, 0, len(s.ledger.orders))
+	for _, r := range s.ledger.orders {
 		if r.id != "" {
 			open = append(open, r)
 		}
@@ -42,13 +42,13 @@ func (s *sim) reconcile(running context.Context) {
 	}
 	// A duplicate may come after its order was found in order.
 	select {
-	case <-time.After(settle):
+	case <-time.After(duplicateWait):
 	case <-ctx.Done():
 	}
-	var late []*record
+	var late []*orderEntry
 	for _, r := range all {
 		r.mu.Lock()
-		if r.judged >= 0 && r.judged != len(r.seen) {
+		if r.judgedReceipts >= 0 && r.judgedReceipts != len(r.receipts) {
 			late = append(late, r)
 		}
 		r.mu.Unlock()
@@ -58,7 +58,7 @@ func (s *sim) reconcile(running context.Context) {
 	for _, r := range all {
 		r.mu.Lock()
 		faults := slices.Concat(r.verdict.faults, r.verdict.waiting)
-		judged := r.judged >= 0
+		judged := r.judgedReceipts >= 0
 		r.mu.Unlock()
 		for _, f := range faults {
 			s.ledger.fault(f.Kind, f.Order, "%s", f.Detail)
@@ -71,22 +71,22 @@ func (s *sim) reconcile(running context.Context) {
 		s.ledger.fault(f.Kind, f.Order, "%s", f.Detail)
 	}
 	s.ledger.mu.Lock()
-	early := s.ledger.early
-	s.ledger.early = nil
+	early := s.ledger.beforePlaced
+	s.ledger.beforePlaced = nil
 	unanswered := s.ledger.counts[faultUnanswered] > 0
 	s.ledger.mu.Unlock()
 	for id, ms := range early {
 		if !unanswered { // else it may be an order whose placing was never answered
-			s.ledger.fault(faultUncalled, id, "%s %s got %s of an order it did not place", ms[0].to.role, ms[0].to.id, ms[0].Event)
+			s.ledger.fault(faultUncalledMessage, id, "%s %s got %s of an order it did not place", ms[0].receiver.role, ms[0].receiver.id, ms[0].Event)
 		}
 	}
 }
 
 // judgeAll judges records and returns those that must be judged again.
-func (s *sim) judgeAll(ctx context.Context, records []*record) []*record {
+func (s *simulation) judgeAll(ctx context.Context, records []*orderEntry) []*orderEntry {
 	var (
 		mu    sync.Mutex
-		again []*record
+		again []*orderEntry
 		next  atomic.Int64
 		wg    sync.WaitGroup
 	)
@@ -102,7 +102,7 @@ func (s *sim) judgeAll(ctx context.Context, records []*record) []*record {
 					again = append(again, records[i])
 					mu.Unlock()
 				} else {
-					s.ledger.progress.Store(time.Now().UnixNano())
+					s.ledger.lastProgress.Store(time.Now().UnixNano())
 				}
 			}
 		})
@@ -112,30 +112,30 @@ func (s *sim) judgeAll(ctx context.Context, records []*record) []*record {
 }
 
 // judgeOne reads one order's history and judges it; false asks for another time.
-func (s *sim) judgeOne(ctx context.Context, r *record) bool {
+func (s *simulation) judgeOne(ctx context.Context, r *orderEntry) bool {
 	h, ok := s.history(ctx, r)
 	if !ok {
 		return false
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.passes++
+	r.judgements++
 	before := len(r.verdict.waiting)
 	r.verdict = judge(s.ledger, r, h, s.ledger.rider, time.Now())
 	r.final = h.order
-	r.judged = len(r.seen)
+	r.judgedReceipts = len(r.receipts)
 	if len(r.verdict.waiting) < before {
-		s.ledger.progress.Store(time.Now().UnixNano())
+		s.ledger.lastProgress.Store(time.Now().UnixNano())
 	}
 	if len(r.verdict.waiting) > 0 {
 		return false
 	}
-	return len(r.verdict.faults) == 0 || r.passes >= maxJudgePasses
+	return len(r.verdict.faults) == 0 || r.judgements >= maxJudgePasses
 }
 
 // history reads what Tomato says of an order, waiting for the last
 // acknowledged command on it.
-func (s *sim) history(ctx context.Context, r *record) (h history, ok bool) {
+func (s *simulation) history(ctx context.Context, r *orderEntry) (h history, ok bool) {
 	r.mu.Lock()
 	token, version := r.token, 0
 	for _, a := range r.acks {
@@ -143,7 +143,7 @@ func (s *sim) history(ctx context.Context, r *record) (h history, ok bool) {
 	}
 	r.mu.Unlock()
 	get := func(path string) (answer, bool) {
-		a, err := s.api.do(ctx, call{token: s.ops, method: http.MethodGet, path: path, consistency: token})
+		a, err := s.api.do(ctx, call{token: s.opsToken, method: http.MethodGet, path: path, consistency: token})
 		if err != nil {
 			s.unanswered(ctx, r.id, err)
 			return a, false
@@ -184,30 +184,30 @@ func (s *sim) history(ctx context.Context, r *record) (h history, ok bool) {
 }
 
 // stale reports a read that did not show what its token names, once per order.
-func (s *sim) stale(r *record, format string, args ...any) {
+func (s *simulation) stale(r *orderEntry, format string, args ...any) {
 	r.mu.Lock()
-	again := r.staleSeen
-	r.staleSeen = true
+	again := r.staleReported
+	r.staleReported = true
 	r.mu.Unlock()
 	if !again {
-		s.ledger.fault(faultStale, r.id, format, args...)
+		s.ledger.fault(faultStaleRead, r.id, format, args...)
 	}
 }
 
 // checkLists reads each customer's list: every acknowledged order is in it
 // once, and nothing else.
-func (s *sim) checkLists(ctx context.Context) {
+func (s *simulation) checkLists(ctx context.Context) {
 	mine := map[*party]map[string]bool{}
 	unsure := map[string]bool{} // external references of orders never acknowledged
 	s.ledger.mu.Lock()
-	for _, r := range s.ledger.records {
+	for _, r := range s.ledger.orders {
 		if mine[r.customer] == nil {
 			mine[r.customer] = map[string]bool{}
 		}
 		if r.id != "" {
 			mine[r.customer][r.id] = true
 		} else {
-			unsure[s.reference(r.n)] = true
+			unsure[s.reference(r.number)] = true
 		}
 	}
 	s.ledger.mu.Unlock()
@@ -224,15 +224,15 @@ func (s *sim) checkLists(ctx context.Context) {
 				return false
 			}
 			if err := unmarshal(a, &page); err != nil {
-				s.ledger.fault(faultAnswer, "", "orders of %s: %v", c.id, err)
+				s.ledger.fault(faultUnexpectedAnswer, "", "orders of %s: %v", c.id, err)
 				return false
 			}
 			for _, v := range page.Items {
 				switch {
 				case seen[v.OrderID]:
-					s.ledger.fault(faultTwice, v.OrderID, "listed twice to %s", c.id)
+					s.ledger.fault(faultDuplicateEvent, v.OrderID, "listed twice to %s", c.id)
 				case !mine[c.party][v.OrderID] && !unsure[v.External]:
-					s.ledger.fault(faultTwice, v.OrderID, "%s has an order that was never acknowledged", c.id)
+					s.ledger.fault(faultDuplicateEvent, v.OrderID, "%s has an order that was never acknowledged", c.id)
 				}
 				seen[v.OrderID] = true
 			}
@@ -243,7 +243,7 @@ func (s *sim) checkLists(ctx context.Context) {
 		}
 		for id := range mine[c.party] {
 			if !seen[id] {
-				s.ledger.fault(faultLost, id, "not in the list of %s", c.id)
+				s.ledger.fault(faultLostCommand, id, "not in the list of %s", c.id)
 			}
 		}
 		return true
@@ -252,13 +252,13 @@ func (s *sim) checkLists(ctx context.Context) {
 
 // checkRiders looks whether every rider is free when no order is under way.
 // Riders of orders that did not end are left out.
-func (s *sim) checkRiders(ctx context.Context) {
+func (s *simulation) checkRiders(ctx context.Context) {
 	busy := map[string]bool{}
 	s.ledger.mu.Lock()
-	records := s.ledger.records
+	records := s.ledger.orders
 	s.ledger.mu.Unlock()
 	for _, r := range records {
-		if r.id != "" && !closed(r.final.Status) {
+		if r.id != "" && !isFinal(r.final.Status) {
 			busy[r.final.RiderID] = true
 		}
 	}
@@ -295,11 +295,11 @@ func (s *sim) checkRiders(ctx context.Context) {
 }
 
 // deadLetters counts what is parked for good, up to 10,000.
-func (s *sim) deadLetters(ctx context.Context) (int, error) {
+func (s *simulation) deadLetters(ctx context.Context) (int, error) {
 	n := 0
 	cursor := ""
 	for range 50 {
-		a, err := s.api.do(ctx, call{token: s.ops, method: http.MethodGet, path: "/v1/ops/dead-letters?limit=200" + cursor})
+		a, err := s.api.do(ctx, call{token: s.opsToken, method: http.MethodGet, path: "/v1/ops/dead-letters?limit=200" + cursor})
 		if err != nil {
 			return 0, err
 		}

@@ -121,38 +121,38 @@ func (l *latency) report() []Latency {
 }
 
 // report sums the run up. Nothing runs any more.
-func (s *sim) report(took time.Duration) Report {
+func (s *simulation) report(took time.Duration) Report {
 	l := s.ledger
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	rep := Report{
 		Run: s.run, Seed: s.opt.Seed, Seconds: took.Seconds(),
-		Restaurants: len(s.restaurants), Riders: len(s.riders), Customers: len(s.customers), Orders: len(s.orders),
+		Restaurants: len(s.restaurants), Riders: len(s.riders), Customers: len(s.customers), Orders: len(s.purchases),
 		Statuses: map[string]int{}, Payments: map[string]int{}, Latencies: s.latency.report(),
 		Requests: s.api.requests.Load(), Retries: s.api.retries.Load(), NetErrors: s.api.networkErrors.Load(),
 		Refusals: s.api.refusals,
 		Feed: FeedReport{
 			Connections: s.feeds.connects.Load(), Messages: s.feeds.messages.Load(), Reconnects: s.feeds.reconnects.Load(),
-			Resumed: s.feeds.resumed.Load(), Resets: s.feeds.resets.Load(), Locations: s.feeds.locations.Load(), Foreign: l.foreign.Load(),
+			Resumed: s.feeds.resumed.Load(), Resets: s.feeds.resets.Load(), Locations: s.feeds.locations.Load(), Foreign: l.foreignMessages.Load(),
 		},
 		FaultKinds: l.counts, Faults: l.faults[:min(len(l.faults), faultsShown)],
 	}
 	if d := s.dataset; d != nil {
 		rep.Dataset = &DatasetReport{Rows: d.Rows, Accepted: len(d.Deliveries), Rejected: len(d.Rejects), Reasons: d.Reasons(), Rejects: d.Rejects}
 	}
-	for _, r := range l.records {
+	for _, r := range l.orders {
 		if r.id == "" {
 			rep.Statuses["unknown"]++
 			continue
 		}
 		rep.Acknowledged++
 		status, pay := r.final.Status, r.final.PaymentStatus
-		if r.judged < 0 { // never read back: as last heard
-			status, pay = r.status, r.payment
+		if r.judgedReceipts < 0 { // never read back: as last heard
+			status, pay = r.status, r.paymentStatus
 		}
 		rep.Statuses[status]++
 		rep.Payments[pay]++
-		for _, m := range r.captured {
+		for _, m := range r.captures {
 			rep.Captured += m.amount
 		}
 		if status == "delivered" {
@@ -160,9 +160,9 @@ func (s *sim) report(took time.Duration) Report {
 		}
 		rep.Events += r.final.Version
 		rep.Commands += len(r.acks)
-		rep.Feed.ResetMissed += r.verdict.excused
+		rep.Feed.ResetMissed += r.verdict.missedInGap
 	}
-	if n := len(s.orders) - len(l.records); n > 0 {
+	if n := len(s.purchases) - len(l.orders); n > 0 {
 		rep.Statuses["not_placed"] = n
 		if n > 0 {
 			rep.FaultKinds[faultUnfinished] += n
@@ -272,7 +272,7 @@ func (p *progress) phase(name string) {
 	p.name = name
 }
 
-func (p *progress) run(ctx context.Context, s *sim) {
+func (p *progress) run(ctx context.Context, s *simulation) {
 	every := 5 * time.Second
 	if p.bar != nil {
 		every = 200 * time.Millisecond
@@ -306,13 +306,13 @@ func (p *progress) done() {
 // ended counts the orders that have their end, as last heard, and the faults.
 func (l *ledger) ended() (orders, faults int) {
 	l.mu.Lock()
-	records := l.records
+	records := l.orders
 	for _, n := range l.counts {
 		faults += n
 	}
 	l.mu.Unlock() // a record's lock is never taken inside the ledger's
 	for _, r := range records {
-		if r.isClosed() {
+		if r.hasEnded() {
 			orders++
 		}
 	}

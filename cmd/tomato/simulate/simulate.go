@@ -112,27 +112,27 @@ const (
 	leftoverLimit    = 15 * time.Second
 	judgeAtOnce      = 32
 	maxJudgePasses   = 3 // of an order with faults and nothing awaited
-	settle           = time.Second
+	duplicateWait    = time.Second
 	stallCheck       = 200 * time.Millisecond
 )
 
 // bengaluru is the middle of the made-up town.
 var bengaluru = domain.Point{Lng: 77.5946, Lat: 12.9716}
 
-type sim struct {
-	opt    Options
-	run    string // a part of every id, so that runs do not meet
-	api    *client
-	ledger *ledger
-	ops    string // token
-	feeds  feedCounts
-	dials  chan struct{}
+type simulation struct {
+	opt       Options
+	run       string // a part of every id, so that runs do not meet
+	api       *client
+	ledger    *ledger
+	opsToken  string // token
+	feeds     feedCounts
+	dialSlots chan struct{}
 	latency
 
 	restaurants  []*restaurant
 	riders       []*rider
 	customers    []*customer
-	orders       []purchase
+	purchases    []purchase
 	dataset      *Dataset
 	restaurantOf map[*party]*restaurant
 	riderOf      map[string]*rider
@@ -140,7 +140,7 @@ type sim struct {
 	keys       atomic.Uint64
 	placed     atomic.Int64
 	dispatched sync.Map       // order id → *atomic.Int64 of rounds asked for by ops
-	work       sync.WaitGroup // what feeds set off; held up until the feeds have ended
+	feedWork   sync.WaitGroup // what feeds set off; held up until the feeds have ended
 }
 
 // purchase is one order to be placed.
@@ -155,8 +155,8 @@ type purchase struct {
 // are in the report.
 func Run(ctx context.Context, o Options) (Report, error) {
 	o = o.withDefaults()
-	s := &sim{
-		opt: o, api: newClient(o), ledger: newLedger(), dials: make(chan struct{}, maxDials),
+	s := &simulation{
+		opt: o, api: newClient(o), ledger: newLedger(), dialSlots: make(chan struct{}, maxDials),
 		run:          strconv.FormatInt(time.Now().UnixMilli(), 36),
 		restaurantOf: map[*party]*restaurant{}, riderOf: map[string]*rider{},
 	}
@@ -186,7 +186,7 @@ func Run(ctx context.Context, o Options) (Report, error) {
 }
 
 // play is the run between population and report.
-func (s *sim) play(ctx context.Context) error {
+func (s *simulation) play(ctx context.Context) error {
 	s.api.patience = min(s.opt.RetryFor, firstAnswerLimit) // a wrong URL should not take long to say
 	before, err := s.deadLetters(ctx)
 	if err != nil {
@@ -199,13 +199,13 @@ func (s *sim) play(ctx context.Context) error {
 
 	// Feeds and riders go on while the buyers' orders are awaited and judged.
 	running, stopRunning := context.WithCancel(ctx)
-	s.work.Add(1)
+	s.feedWork.Add(1)
 	var feeds, others sync.WaitGroup
 	end := sync.OnceFunc(func() {
 		stopRunning()
 		feeds.Wait()
-		s.work.Done()
-		s.work.Wait()
+		s.feedWork.Done()
+		s.feedWork.Wait()
 		others.Wait()
 	})
 	defer end()
@@ -220,13 +220,13 @@ func (s *sim) play(ctx context.Context) error {
 	others.Go(func() { s.watchExhausted(running) })
 	for _, d := range s.riders {
 		if d.ineligible == "" {
-			others.Go(func() { d.ride(running, s) })
+			others.Go(func() { d.run(running, s) })
 		}
 	}
 
-	show := newProgress(s.opt.Progress, len(s.orders))
+	show := newProgress(s.opt.Progress, len(s.purchases))
 	others.Go(func() { show.run(running, s) })
-	s.ledger.progress.Store(time.Now().UnixNano())
+	s.ledger.lastProgress.Store(time.Now().UnixNano())
 	s.buyAll(running)
 	show.phase("reconciling")
 	s.reconcile(running)
@@ -240,7 +240,7 @@ func (s *sim) play(ctx context.Context) error {
 		after, err := s.deadLetters(running)
 		switch {
 		case err != nil && ctx.Err() == nil:
-			s.ledger.fault(faultAnswer, "", "dead letters: %v", err)
+			s.ledger.fault(faultUnexpectedAnswer, "", "dead letters: %v", err)
 		case after > before:
 			s.ledger.fault(faultDeadLetter, "", "%d more dead letters than before", after-before)
 		}
@@ -251,10 +251,10 @@ func (s *sim) play(ctx context.Context) error {
 }
 
 // populate makes up the parties and the orders; nothing is sent yet.
-func (s *sim) populate() error {
+func (s *simulation) populate() error {
 	rng := rand.New(rand.NewPCG(uint64(s.opt.Seed), 0))
 	var err error
-	if s.ops, err = s.api.token(domain.Ops, "sim-ops-"+s.run, ""); err != nil {
+	if s.opsToken, err = s.api.token(domain.Ops, "sim-ops-"+s.run, ""); err != nil {
 		return err
 	}
 	if s.opt.Dataset != "" {
@@ -274,7 +274,7 @@ func (s *sim) populate() error {
 		}
 		d.ineligible = why
 	}
-	for i := range min(len(s.orders), maxCustomers) {
+	for i := range min(len(s.purchases), maxCustomers) {
 		id := fmt.Sprintf("sim-c%d-%s", i, s.run)
 		c := &customer{party: s.ledger.addParty(domain.Customer, id)}
 		if c.token, err = s.api.token(domain.Customer, id, ""); err != nil {
@@ -288,7 +288,7 @@ func (s *sim) populate() error {
 	return nil
 }
 
-func (s *sim) populateTown(rng *rand.Rand) error {
+func (s *simulation) populateTown(rng *rand.Rand) error {
 	for i := range max(5, s.opt.Orders/5) {
 		id := fmt.Sprintf("sim-k%d-%s", i, s.run)
 		if err := s.addRestaurant(rng, id, "Kitchen "+strconv.Itoa(i), scatter(rng, bengaluru, 3000), []string{"meal", "snack", "drinks"}); err != nil {
@@ -302,14 +302,14 @@ func (s *sim) populateTown(rng *rand.Rand) error {
 	}
 	for range s.opt.Orders {
 		k := s.restaurants[rng.IntN(len(s.restaurants))]
-		s.orders = append(s.orders, purchase{k, k.items[rng.IntN(len(k.items))], scatter(rng, k.location, 4000)})
+		s.purchases = append(s.purchases, purchase{k, k.items[rng.IntN(len(k.items))], scatter(rng, k.location, 4000)})
 	}
 	return nil
 }
 
 // populateDataset takes restaurants, riders and addresses from where the file
 // has them. Menu prices are not in it: they are the simulator's own.
-func (s *sim) populateDataset(rng *rand.Rand) error {
+func (s *simulation) populateDataset(rng *rand.Rand) error {
 	d, err := LoadDataset(s.opt.Dataset)
 	if err != nil {
 		return err
@@ -335,12 +335,12 @@ func (s *sim) populateDataset(rng *rand.Rand) error {
 		deliveries = deliveries[:s.opt.Orders]
 	}
 	for _, x := range deliveries {
-		s.orders = append(s.orders, purchase{at[x.Restaurant], x.Item, x.DeliverTo})
+		s.purchases = append(s.purchases, purchase{at[x.Restaurant], x.Item, x.DeliverTo})
 	}
 	return nil
 }
 
-func (s *sim) addRestaurant(rng *rand.Rand, id, name string, at domain.Point, items []string) error {
+func (s *simulation) addRestaurant(rng *rand.Rand, id, name string, at domain.Point, items []string) error {
 	k := &restaurant{party: s.ledger.addParty(domain.Restaurant, id), name: name, location: at, items: items, price: map[string]int64{}}
 	for _, item := range items {
 		k.price[item] = 100 * (50 + rng.Int64N(450)) // 50 to 499 rupees, in paise
@@ -352,11 +352,11 @@ func (s *sim) addRestaurant(rng *rand.Rand, id, name string, at domain.Point, it
 	return err
 }
 
-func (s *sim) addRider(id, name, vehicle string, home domain.Point) (*rider, error) {
+func (s *simulation) addRider(id, name, vehicle string, home domain.Point) (*rider, error) {
 	n := uint64(len(s.riders))
 	d := &rider{
 		party: s.ledger.addParty(domain.Rider, id), name: name, vehicle: vehicle, home: home,
-		offers: map[string]offer{}, wake: make(chan struct{}, 1), greedy: n%10 == 9,
+		offers: map[string]offer{}, wake: make(chan struct{}, 1), acceptsTwo: n%10 == 9,
 		rng: rand.New(rand.NewPCG(uint64(s.opt.Seed), 1<<32+n)),
 	}
 	var err error
@@ -377,17 +377,17 @@ func scatter(rng *rand.Rand, p domain.Point, meters float64) domain.Point {
 	}
 }
 
-func (s *sim) key() string { return s.run + "-" + strconv.FormatUint(s.keys.Add(1), 36) }
+func (s *simulation) key() string { return s.run + "-" + strconv.FormatUint(s.keys.Add(1), 36) }
 
 // must makes a call that has to succeed; anything else is a broken promise.
-func (s *sim) must(ctx context.Context, token, method, path string, body any) (answer, bool) {
+func (s *simulation) must(ctx context.Context, token, method, path string, body any) (answer, bool) {
 	a, err := s.api.do(ctx, call{token: token, method: method, path: path, body: body, key: s.key()})
 	if err != nil {
 		s.unanswered(ctx, "", err)
 		return a, false
 	}
 	if !a.ok() {
-		s.ledger.fault(faultAnswer, "", "%s %s: %s", method, path, a)
+		s.ledger.fault(faultUnexpectedAnswer, "", "%s %s: %s", method, path, a)
 		return a, false
 	}
 	return a, true
@@ -409,7 +409,7 @@ func each(n int, f func(i int) bool) bool {
 	return !failed.Load()
 }
 
-func (s *sim) setupError(ctx context.Context, what string) error {
+func (s *simulation) setupError(ctx context.Context, what string) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -422,7 +422,7 @@ func (s *sim) setupError(ctx context.Context, what string) error {
 }
 
 // register makes restaurants with menus and riders known, with positions.
-func (s *sim) register(ctx context.Context) error {
+func (s *simulation) register(ctx context.Context) error {
 	ok := each(len(s.restaurants), func(i int) bool {
 		k := s.restaurants[i]
 		if _, ok := s.must(ctx, k.token, http.MethodPut, "/v1/restaurants/"+k.id, object{"name": k.name, "location": k.location}); !ok {
@@ -449,9 +449,9 @@ func (s *sim) register(ctx context.Context) error {
 		if d.ineligible == "unverified" {
 			return true
 		}
-		_, ok := s.must(ctx, s.ops, http.MethodPost, "/v1/riders/"+d.id+"/verify", nil)
+		_, ok := s.must(ctx, s.opsToken, http.MethodPost, "/v1/riders/"+d.id+"/verify", nil)
 		if ok && d.ineligible == "suspended" {
-			_, ok = s.must(ctx, s.ops, http.MethodPost, "/v1/riders/"+d.id+"/suspend", nil)
+			_, ok = s.must(ctx, s.opsToken, http.MethodPost, "/v1/riders/"+d.id+"/suspend", nil)
 		}
 		return ok
 	}) && ok
@@ -462,7 +462,7 @@ func (s *sim) register(ctx context.Context) error {
 }
 
 // open sends the first positions, then opens restaurants and sends riders online.
-func (s *sim) open(ctx context.Context) error {
+func (s *simulation) open(ctx context.Context) error {
 	ok := s.sendPositions(ctx, true)
 	ok = each(len(s.restaurants), func(i int) bool {
 		_, ok := s.must(ctx, s.restaurants[i].token, http.MethodPost, "/v1/restaurants/"+s.restaurants[i].id+"/open", nil)
@@ -485,14 +485,14 @@ func (s *sim) open(ctx context.Context) error {
 
 // sendPositions tells where the riders are at home; the stale one's only once,
 // as of long ago.
-func (s *sim) sendPositions(ctx context.Context, first bool) bool {
+func (s *simulation) sendPositions(ctx context.Context, first bool) bool {
 	ok := true
 	var batch []object
 	flush := func() {
 		if len(batch) == 0 {
 			return
 		}
-		a, sent := s.must(ctx, s.ops, http.MethodPost, "/v1/rider-locations", object{"positions": batch})
+		a, sent := s.must(ctx, s.opsToken, http.MethodPost, "/v1/rider-locations", object{"positions": batch})
 		var res struct {
 			Accepted int `json:"accepted"`
 			Rejected []struct {
@@ -502,7 +502,7 @@ func (s *sim) sendPositions(ctx context.Context, first bool) bool {
 		}
 		if sent {
 			if err := unmarshal(a, &res); err != nil || len(res.Rejected) > 0 {
-				s.ledger.fault(faultAnswer, "", "positions: %s", a)
+				s.ledger.fault(faultUnexpectedAnswer, "", "positions: %s", a)
 			}
 		}
 		ok = ok && sent
@@ -526,7 +526,7 @@ func (s *sim) sendPositions(ctx context.Context, first bool) bool {
 
 // keepPositions keeps the riders fresh: a position older than five minutes
 // gets no offers.
-func (s *sim) keepPositions(ctx context.Context) {
+func (s *simulation) keepPositions(ctx context.Context) {
 	t := time.NewTicker(positionsEvery)
 	defer t.Stop()
 	for {
@@ -540,7 +540,7 @@ func (s *sim) keepPositions(ctx context.Context) {
 }
 
 // connect opens the feed of every party and returns when all are up.
-func (s *sim) connect(ctx context.Context, wg *sync.WaitGroup) error {
+func (s *simulation) connect(ctx context.Context, wg *sync.WaitGroup) error {
 	rng := rand.New(rand.NewPCG(uint64(s.opt.Seed), 1<<33))
 	var all []*feed
 	add := func(p *party, token, room string, on func(message), reset func(context.Context)) *feed {
@@ -553,21 +553,21 @@ func (s *sim) connect(ctx context.Context, wg *sync.WaitGroup) error {
 	}
 	for _, k := range s.restaurants {
 		k.feed = add(k.party, k.token, "restaurant:"+k.id,
-			func(m message) { k.heard(ctx, s, m) },
-			func(context.Context) { s.work.Go(func() { s.reloadRestaurant(ctx, k) }) })
+			func(m message) { k.receive(ctx, s, m) },
+			func(context.Context) { s.feedWork.Go(func() { s.reloadRestaurant(ctx, k) }) })
 	}
 	for _, d := range s.riders {
 		d.feed = add(d.party, d.token, "user:"+d.id,
-			func(m message) { d.heard(s, m) },
-			func(context.Context) { s.work.Go(func() { s.reloadRider(ctx, d) }) })
+			func(m message) { d.receive(s, m) },
+			func(context.Context) { s.feedWork.Go(func() { s.reloadRider(ctx, d) }) })
 	}
 	for _, c := range s.customers {
 		c.feed = add(c.party, c.token, "user:"+c.id, func(m message) { s.ledger.received(m) }, nil)
 	}
 	ops := s.ledger.addParty(domain.Ops, "sim-ops-"+s.run)
-	f := add(ops, s.ops, "ops", func(m message) {
+	f := add(ops, s.opsToken, "ops", func(m message) {
 		if r := s.ledger.find(m.data.OrderID); r != nil && m.Event == "dispatch:exhausted" {
-			s.work.Go(func() { s.dispatchAgain(ctx, r) })
+			s.feedWork.Go(func() { s.dispatchAgain(ctx, r) })
 		}
 	}, nil)
 	f.join, f.flaky = "ops", 0
@@ -592,7 +592,7 @@ func (s *sim) connect(ctx context.Context, wg *sync.WaitGroup) error {
 }
 
 // reloadRestaurant takes up the orders whose order:new may have been lost.
-func (s *sim) reloadRestaurant(ctx context.Context, k *restaurant) {
+func (s *simulation) reloadRestaurant(ctx context.Context, k *restaurant) {
 	a, ok := s.must(ctx, k.token, http.MethodGet, "/v1/orders?status=placed&limit=200", nil)
 	var list struct {
 		Items []orderView `json:"items"`
@@ -601,14 +601,14 @@ func (s *sim) reloadRestaurant(ctx context.Context, k *restaurant) {
 		return
 	}
 	for _, v := range list.Items {
-		if r := s.ledger.find(v.OrderID); r != nil && v.PaymentStatus == "paid" && r.cooking.CompareAndSwap(false, true) {
+		if r := s.ledger.find(v.OrderID); r != nil && v.PaymentStatus == "paid" && r.restaurantStarted.CompareAndSwap(false, true) {
 			s.cook(ctx, r, k)
 		}
 	}
 }
 
 // reloadRider takes up the offers that are still open.
-func (s *sim) reloadRider(ctx context.Context, d *rider) {
+func (s *simulation) reloadRider(ctx context.Context, d *rider) {
 	if d.ineligible != "" {
 		return
 	}
@@ -633,7 +633,7 @@ func (s *sim) reloadRider(ctx context.Context, d *rider) {
 }
 
 // watchExhausted lets ops see exhausted orders even when its feed missed one.
-func (s *sim) watchExhausted(ctx context.Context) {
+func (s *simulation) watchExhausted(ctx context.Context) {
 	t := time.NewTicker(2 * pollEvery)
 	defer t.Stop()
 	for {
@@ -642,7 +642,7 @@ func (s *sim) watchExhausted(ctx context.Context) {
 			return
 		case <-t.C:
 		}
-		a, ok := s.must(ctx, s.ops, http.MethodGet, "/v1/orders?dispatch=exhausted&limit=200", nil)
+		a, ok := s.must(ctx, s.opsToken, http.MethodGet, "/v1/orders?dispatch=exhausted&limit=200", nil)
 		var list struct {
 			Items []orderView `json:"items"`
 		}
@@ -659,7 +659,7 @@ func (s *sim) watchExhausted(ctx context.Context) {
 
 // dispatchAgain plays the operator whom an exhausted order comes before. It
 // may be asked twice for one exhaustion: the second is refused.
-func (s *sim) dispatchAgain(ctx context.Context, r *record) {
+func (s *simulation) dispatchAgain(ctx context.Context, r *orderEntry) {
 	v, _ := s.dispatched.LoadOrStore(r.id, new(atomic.Int64))
 	if v.(*atomic.Int64).Add(1) > maxDispatch {
 		return
@@ -667,12 +667,12 @@ func (s *sim) dispatchAgain(ctx context.Context, r *record) {
 	r.mu.Lock()
 	r.redispatched = true
 	r.mu.Unlock()
-	s.command(ctx, r, s.ops, "dispatch", "", nil, "invalid_transition")
+	s.command(ctx, r, s.opsToken, "dispatch", "", nil, "invalid_transition")
 }
 
 // buyAll places the orders and returns when each has its end, or nothing has
 // moved for Options.Timeout.
-func (s *sim) buyAll(ctx context.Context) {
+func (s *simulation) buyAll(ctx context.Context) {
 	ctx, stop := s.untilStalled(ctx)
 	defer stop()
 	var pace <-chan time.Time
@@ -684,7 +684,7 @@ func (s *sim) buyAll(ctx context.Context) {
 	slots := make(chan struct{}, s.opt.MaxOpen)
 	var buyers sync.WaitGroup
 place:
-	for i, p := range s.orders {
+	for i, p := range s.purchases {
 		if pace != nil {
 			select {
 			case <-pace:
@@ -709,7 +709,7 @@ place:
 
 // untilStalled returns a context that ends when nothing has moved for
 // Options.Timeout. stop releases what watches it.
-func (s *sim) untilStalled(ctx context.Context) (_ context.Context, stop func()) {
+func (s *simulation) untilStalled(ctx context.Context) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var watch sync.WaitGroup
 	watch.Go(func() {
@@ -729,12 +729,12 @@ func (s *sim) untilStalled(ctx context.Context) (_ context.Context, stop func())
 	return ctx, func() { cancel(); watch.Wait() }
 }
 
-func (s *sim) stalled() bool {
-	return time.Since(time.Unix(0, s.ledger.progress.Load())) > s.opt.Timeout
+func (s *simulation) stalled() bool {
+	return time.Since(time.Unix(0, s.ledger.lastProgress.Load())) > s.opt.Timeout
 }
 
 // leave takes the parties out of the way of the next run, as far as it goes.
-func (s *sim) leave(ctx context.Context) {
+func (s *simulation) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveLimit)
 	defer cancel()
 	each(len(s.riders), func(i int) bool {
