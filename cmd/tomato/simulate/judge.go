@@ -62,7 +62,7 @@ type (
 	offeredRider struct {
 		RiderID string `json:"riderId"`
 	}
-	history struct {
+	queried struct {
 		order   orderView
 		events  []eventView
 		payment *paymentView // nil: none was ever requested
@@ -124,32 +124,32 @@ type verdict struct {
 // what may still come is waiting, a broken promise only when time is over.
 // parties maps a rider id to its party, nil for riders of other runs.
 // It changes nothing. r.mu is held.
-func judge(l *ledger, r *orderEntry, h history, rider func(id string) *party, now time.Time) verdict {
-	j := judgement{l: l, r: r, h: h, rider: rider, due: map[receipt]*dueCount{}}
-	j.history()
-	j.commands()
-	j.money(now)
-	j.messages()
+func judge(l *ledger, r *orderEntry, h queried, rider func(id string) *party, now time.Time) verdict {
+	j := judgement{ledger: l, entry: r, queried: h, rider: rider, due: map[receipt]*dueCount{}}
+	j.foldEvents()
+	j.checkCommands()
+	j.checkMoney(now)
+	j.checkMessages()
 	return j.verdict
 }
 
 type judgement struct {
 	verdict
-	l      *ledger
-	r      *orderEntry
-	h      history
-	rider  func(string) *party
-	due    map[receipt]*dueCount
-	status []string // after version i+1
-	paidAt int      // version of ORDER_PAID, 0 for none
+	ledger  *ledger
+	entry   *orderEntry
+	queried queried
+	rider   func(string) *party
+	due     map[receipt]*dueCount
+	status  []string // after version i+1
+	paidAt  int      // version of ORDER_PAID, 0 for none
 }
 
 func (j *judgement) fault(kind, format string, args ...any) {
-	j.faults = append(j.faults, Fault{kind, j.r.id, fmt.Sprintf(format, args...)})
+	j.faults = append(j.faults, Fault{kind, j.entry.id, fmt.Sprintf(format, args...)})
 }
 
 func (j *judgement) waitFor(kind, format string, args ...any) {
-	j.waiting = append(j.waiting, Fault{kind, j.r.id, fmt.Sprintf(format, args...)})
+	j.waiting = append(j.waiting, Fault{kind, j.entry.id, fmt.Sprintf(format, args...)})
 }
 
 // expect says that the message m is due to p between min and max times more.
@@ -167,7 +167,7 @@ func (j *judgement) expect(p *party, m receipt, min, max int, at time.Time) {
 }
 
 // events folds the history and derives from it what every party must hear.
-func (j *judgement) history() {
+func (j *judgement) foldEvents() {
 	var status, holder string
 	var offered map[string]bool // riders of the running wave: true once declined
 	counts := map[string]int{}
@@ -184,7 +184,7 @@ func (j *judgement) history() {
 		}
 		offered = nil
 	}
-	for i, e := range j.h.events {
+	for i, e := range j.queried.events {
 		if e.Version != i+1 {
 			j.fault(faultBrokenHistory, "event %d (%s) has version %d", i+1, e.Type, e.Version)
 		}
@@ -214,13 +214,13 @@ func (j *judgement) history() {
 		if s.update {
 			min = 1
 		}
-		j.expect(j.r.customer, update, min, 1, e.Timestamp)
-		j.expect(j.r.restaurant, update, min, 1, e.Timestamp)
+		j.expect(j.entry.customer, update, min, 1, e.Timestamp)
+		j.expect(j.entry.restaurant, update, min, 1, e.Timestamp)
 
 		switch e.Type {
 		case "ORDER_PAID":
 			j.paidAt = e.Version
-			j.expect(j.r.restaurant, receipt{kind: kindNew}, 1, 1, e.Timestamp)
+			j.expect(j.entry.restaurant, receipt{kind: kindNew}, 1, 1, e.Timestamp)
 		case "ORDER_OFFERED":
 			if offered == nil {
 				offered = map[string]bool{}
@@ -240,7 +240,7 @@ func (j *judgement) history() {
 		case "OFFERS_EXPIRED":
 			withdraw(e, "")
 		case "DISPATCH_EXHAUSTED":
-			j.expect(j.r.restaurant, receipt{kind: kindExhausted}, 1, 1, e.Timestamp)
+			j.expect(j.entry.restaurant, receipt{kind: kindExhausted}, 1, 1, e.Timestamp)
 		case "RIDER_ASSIGNED":
 			if d.RiderID == "" {
 				j.fault(faultBrokenHistory, "RIDER_ASSIGNED at version %d names no rider", e.Version)
@@ -248,9 +248,9 @@ func (j *judgement) history() {
 			withdraw(e, d.RiderID)
 			holder = d.RiderID
 			j.assignments = append(j.assignments, assignment{rider: holder, from: e.Timestamp})
-			told := receipt{kind: kindRiderAssigned, tag: j.l.tag(holder)}
-			j.expect(j.r.customer, told, 1, 1, e.Timestamp)
-			j.expect(j.r.restaurant, told, 1, 1, e.Timestamp)
+			told := receipt{kind: kindRiderAssigned, tag: j.ledger.tag(holder)}
+			j.expect(j.entry.customer, told, 1, 1, e.Timestamp)
+			j.expect(j.entry.restaurant, told, 1, 1, e.Timestamp)
 			j.expect(j.rider(holder), update, 1, 1, e.Timestamp)
 		case "RIDER_UNASSIGNED":
 			j.expect(j.rider(holder), update, 0, 1, e.Timestamp)
@@ -269,22 +269,22 @@ func (j *judgement) history() {
 		}
 		j.status = append(j.status, status)
 	}
-	if n := len(j.h.events); n != j.h.order.Version || status != j.h.order.Status {
+	if n := len(j.queried.events); n != j.queried.order.Version || status != j.queried.order.Status {
 		// Two reads: the order may have moved between them, so it is read again.
-		j.waitFor(faultUnfinished, "the order says version %d %s, its events %d %s", j.h.order.Version, j.h.order.Status, n, status)
+		j.waitFor(faultUnfinished, "the order says version %d %s, its events %d %s", j.queried.order.Version, j.queried.order.Status, n, status)
 	}
-	if j.h.order.Amount != j.r.amount || j.h.order.Currency != j.r.currency ||
-		j.h.order.CustomerID != j.r.customer.id || j.h.order.RestaurantID != j.r.restaurant.id {
+	if j.queried.order.Amount != j.entry.amount || j.queried.order.Currency != j.entry.currency ||
+		j.queried.order.CustomerID != j.entry.customer.id || j.queried.order.RestaurantID != j.entry.restaurant.id {
 		j.fault(faultBrokenHistory, "amount or parties differ from those acknowledged: %d %s, %s, %s",
-			j.h.order.Amount, j.h.order.Currency, j.h.order.CustomerID, j.h.order.RestaurantID)
+			j.queried.order.Amount, j.queried.order.Currency, j.queried.order.CustomerID, j.queried.order.RestaurantID)
 	}
 }
 
 // acks looks for each acknowledged command in the events.
-func (j *judgement) commands() {
-	for _, a := range j.r.acks {
-		if a.version < 1 || a.version > len(j.h.events) {
-			j.fault(faultLostCommand, "%s was acknowledged with version %d; there are %d events", a.command, a.version, len(j.h.events))
+func (j *judgement) checkCommands() {
+	for _, a := range j.entry.acks {
+		if a.version < 1 || a.version > len(j.queried.events) {
+			j.fault(faultLostCommand, "%s was acknowledged with version %d; there are %d events", a.command, a.version, len(j.queried.events))
 			continue
 		}
 		if s := j.status[a.version-1]; s != a.status {
@@ -300,7 +300,7 @@ func (j *judgement) commands() {
 		if !ok {
 			continue
 		}
-		found := slices.ContainsFunc(j.h.events[:a.version], func(e eventView) bool {
+		found := slices.ContainsFunc(j.queried.events[:a.version], func(e eventView) bool {
 			if e.Type != want {
 				return false
 			}
@@ -318,8 +318,8 @@ func (j *judgement) commands() {
 }
 
 // money holds what was captured against what was kept and given back.
-func (j *judgement) money(now time.Time) {
-	r, o := j.r, j.h.order
+func (j *judgement) checkMoney(now time.Time) {
+	r, o := j.entry, j.queried.order
 	paidFor := 0 // captures of the right amount
 	for _, c := range r.captures {
 		if c.amount == r.amount {
@@ -346,17 +346,17 @@ func (j *judgement) money(now time.Time) {
 	default:
 		j.waitFor(faultUnfinished, "status %s, payment %s", o.Status, o.PaymentStatus)
 	}
-	if (r.paymentRequested || paidFor > 0) && j.h.payment == nil {
+	if (r.paymentRequested || paidFor > 0) && j.queried.payment == nil {
 		j.waitFor(faultMoney, "no payment is shown, although it was requested")
 		return
 	}
-	if j.h.payment == nil {
+	if j.queried.payment == nil {
 		return
 	}
 
 	balance := map[string]int64{} // per payment: captured less given back
 	listed := map[string]int{}
-	for _, p := range j.h.payment.Payments {
+	for _, p := range j.queried.payment.Payments {
 		listed[p.PaymentID]++
 		if listed[p.PaymentID] > 1 {
 			j.fault(faultMoney, "payment %s is listed twice", p.PaymentID)
@@ -375,7 +375,7 @@ func (j *judgement) money(now time.Time) {
 	}
 	refunds := map[string]int{}
 	var refunded int
-	for _, f := range j.h.payment.Refunds {
+	for _, f := range j.queried.payment.Refunds {
 		refunds[f.PaymentID]++
 		left, ours := balance[f.PaymentID]
 		switch {
@@ -407,14 +407,14 @@ func (j *judgement) money(now time.Time) {
 	switch {
 	case o.Status == "delivered" && len(kept) == 0:
 		j.fault(faultMoney, "delivered, and all money given back")
-	case o.Status == "delivered" && (len(kept) > 1 || !booked(j.h, balance, r.amount)):
+	case o.Status == "delivered" && (len(kept) > 1 || !keepsBookedPayment(j.queried, balance, r.amount)):
 		j.waitFor(faultMoney, "kept %v, due is the booked payment's %d alone", kept, r.amount)
 	case isFinal(o.Status) && o.Status != "delivered" && len(kept) > 0:
 		j.waitFor(faultMoney, "closed without delivery, still kept: %v", kept)
 	}
 	// The refund of the booked payment is the only one that shows on the order.
 	if o.PaymentStatus == "refunded" {
-		told := receipt{kind: kindUpdate, tag: j.l.tag("refunded")}
+		told := receipt{kind: kindUpdate, tag: j.ledger.tag("refunded")}
 		j.expect(r.customer, told, 1, 1, time.Time{})
 		j.expect(r.restaurant, told, 1, 1, time.Time{})
 		for _, s := range j.assignments {
@@ -425,7 +425,7 @@ func (j *judgement) money(now time.Time) {
 
 // booked says whether the whole amount is left of the payment that ORDER_PAID
 // names, or of any where it names none.
-func booked(h history, balance map[string]int64, amount int64) bool {
+func keepsBookedPayment(h queried, balance map[string]int64, amount int64) bool {
 	for _, e := range h.events {
 		if e.Type != "ORDER_PAID" {
 			continue
@@ -445,48 +445,48 @@ func booked(h history, balance map[string]int64, amount int64) bool {
 }
 
 // messages compares what came with what was due.
-func (j *judgement) messages() {
+func (j *judgement) checkMessages() {
 	got := map[receipt]int{}
 	newest := map[int32]int32{}
-	for _, s := range j.r.receipts {
+	for _, s := range j.entry.receipts {
 		got[s]++
 		if s.kind != kindUpdate || s.version == 0 {
 			continue
 		}
 		if v := newest[s.party]; s.version < v && got[s] == 1 {
-			j.fault(faultMisorderedMessage, "%s got version %d after %d", j.l.name(s.party), s.version, v)
+			j.fault(faultMisorderedMessage, "%s got version %d after %d", j.ledger.name(s.party), s.version, v)
 		}
 		newest[s.party] = max(newest[s.party], s.version)
 	}
-	refunded := j.l.tag("refunded")
+	refunded := j.ledger.tag("refunded")
 	for s, n := range got {
 		d := j.due[s]
 		switch {
 		case d != nil && n <= d.max:
 		case d != nil && d.max > 0:
-			j.fault(faultDuplicateMessage, "%s got %s version %d %d times, due %d", j.l.name(s.party), s.kind, s.version, n, d.max)
+			j.fault(faultDuplicateMessage, "%s got %s version %d %d times, due %d", j.ledger.name(s.party), s.kind, s.version, n, d.max)
 		case s.kind == kindUpdate && s.version == 0 && s.tag != refunded && j.isParty(s.party):
 			// A payment's change: failed may repeat, refund_pending passes.
-		case s.kind == kindUpdate && int(s.version) > len(j.h.events), s.kind == kindUpdate && s.version == 0 && j.isParty(s.party):
-			j.waitFor(faultUncalledMessage, "%s got %s version %d, which the queries do not show", j.l.name(s.party), s.kind, s.version)
+		case s.kind == kindUpdate && int(s.version) > len(j.queried.events), s.kind == kindUpdate && s.version == 0 && j.isParty(s.party):
+			j.waitFor(faultUncalledMessage, "%s got %s version %d, which the queries do not show", j.ledger.name(s.party), s.kind, s.version)
 		default:
-			j.fault(faultUncalledMessage, "%s got %s version %d, which no event explains", j.l.name(s.party), s.kind, s.version)
+			j.fault(faultUncalledMessage, "%s got %s version %d, which no event explains", j.ledger.name(s.party), s.kind, s.version)
 		}
 	}
 	for s, d := range j.due {
 		if n := got[s]; n < d.min {
-			if j.l.partyAt(s.party).excused(d.at) {
+			if j.ledger.partyAt(s.party).excused(d.at) {
 				j.missedInGap += d.min - n
 				continue
 			}
-			j.waitFor(faultLostMessage, "%s got %s version %d %d times, due %d", j.l.name(s.party), s.kind, s.version, n, d.min)
+			j.waitFor(faultLostMessage, "%s got %s version %d %d times, due %d", j.ledger.name(s.party), s.kind, s.version, n, d.min)
 		}
 	}
 	slices.SortFunc(j.waiting, func(a, b Fault) int { return cmp.Compare(a.Detail, b.Detail) })
 }
 
 func (j *judgement) isParty(n int32) bool {
-	if n == j.r.customer.number || n == j.r.restaurant.number {
+	if n == j.entry.customer.number || n == j.entry.restaurant.number {
 		return true
 	}
 	return slices.ContainsFunc(j.assignments, func(s assignment) bool {

@@ -15,7 +15,7 @@ import (
 type story struct {
 	l                    *ledger
 	r                    *orderEntry
-	h                    history
+	h                    queried
 	customer, restaurant *party
 	riders               []*party
 	t0                   time.Time
@@ -294,7 +294,7 @@ func TestNeverPaidMayStayUntilItIsDue(t *testing.T) {
 	r := l.add(plan{payment: payNever}, c, k, domain.Point{})
 	due := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	l.placed(r, orderView{OrderID: "o", Amount: 1, PaymentDueAt: due})
-	h := history{order: orderView{Version: 1, Status: "placed", PaymentStatus: "pending", Amount: 1, CustomerID: "c", RestaurantID: "k"},
+	h := queried{order: orderView{Version: 1, Status: "placed", PaymentStatus: "pending", Amount: 1, CustomerID: "c", RestaurantID: "k"},
 		events: []eventView{{Type: "ORDER_PLACED", Version: 1, Data: []byte("{}")}}}
 	if v := judge(l, r, h, l.rider, due.Add(-time.Second)); len(v.waiting)+len(v.faults) > 0 {
 		t.Errorf("before: %v %v", v.waiting, v.faults)

@@ -163,7 +163,7 @@ type orderEntry struct {
 // starts are moments of the local clock from which latencies are counted;
 // a zero one is not set, or already used.
 type latencyStarts struct {
-	place, pay, ready time.Time
+	placing, capture, cooked time.Time
 }
 
 // span is the time in which a rider had the order, by the events' own times.
@@ -258,7 +258,7 @@ func (l *ledger) placed(r *orderEntry, v orderView) {
 		l.fault(faultDuplicateEvent, v.OrderID, "two placements answered with this order")
 	}
 	for _, m := range early {
-		l.keep(r, m)
+		l.addReceipt(r, m)
 	}
 }
 
@@ -367,12 +367,12 @@ func (l *ledger) received(m message) *orderEntry {
 	}
 	l.mu.Unlock()
 	if r != nil {
-		l.keep(r, m)
+		l.addReceipt(r, m)
 	}
 	return r
 }
 
-func (l *ledger) keep(r *orderEntry, m message) {
+func (l *ledger) addReceipt(r *orderEntry, m message) {
 	s := receipt{party: m.receiver.number, kind: messageKinds[m.Event]}
 	switch s.kind {
 	case kindUpdate:

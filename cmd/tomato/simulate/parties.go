@@ -122,7 +122,7 @@ func (s *simulation) unanswered(ctx context.Context, order string, err error) {
 }
 
 // buy plays the customer of one order from placing to the end.
-func (s *simulation) buy(ctx context.Context, r *orderEntry, c *customer, from *restaurant, item string, to domain.Point) {
+func (s *simulation) playCustomer(ctx context.Context, r *orderEntry, c *customer, from *restaurant, item string, to domain.Point) {
 	quantity := int64(1 + r.number%3)
 	body := object{
 		"restaurantId": from.id, "items": []object{{"itemId": item, "quantity": quantity}},
@@ -131,8 +131,8 @@ func (s *simulation) buy(ctx context.Context, r *orderEntry, c *customer, from *
 	}
 	q := call{token: c.token, method: http.MethodPost, path: "/v1/orders", body: body, key: s.key()}
 	r.mu.Lock()
-	r.latencyStarts.place = time.Now()
-	placedAt := r.latencyStarts.place
+	r.latencyStarts.placing = time.Now()
+	placedAt := r.latencyStarts.placing
 	r.mu.Unlock()
 	twin := make(chan string, 1)
 	if r.plan.placeTwice {
@@ -185,7 +185,7 @@ func (s *simulation) buy(ctx context.Context, r *orderEntry, c *customer, from *
 		return
 	}
 	s.pay(ctx, r, c)
-	s.follow(ctx, r, c)
+	s.followOrder(ctx, r, c)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.status == "delivered" {
@@ -292,7 +292,7 @@ func (s *simulation) pay(ctx context.Context, r *orderEntry, c *customer) {
 		send(newPayment(), "captured", r.amount, "")
 	case payPlain:
 		r.mu.Lock()
-		r.latencyStarts.pay = time.Now()
+		r.latencyStarts.capture = time.Now()
 		r.mu.Unlock()
 		send(id, "captured", r.amount, "")
 	default:
@@ -309,7 +309,7 @@ func (s *simulation) pay(ctx context.Context, r *orderEntry, c *customer) {
 
 // follow waits for the end of the order as its customer sees it, ends it where
 // that is planned, and reads by REST when the feed is silent for long.
-func (s *simulation) follow(ctx context.Context, r *orderEntry, c *customer) {
+func (s *simulation) followOrder(ctx context.Context, r *orderEntry, c *customer) {
 	cancelled := false
 	cancelDue := func() bool {
 		switch {
@@ -431,7 +431,7 @@ func (s *simulation) cook(ctx context.Context, r *orderEntry, k *restaurant) {
 		return
 	}
 	r.mu.Lock()
-	r.latencyStarts.ready = time.Now()
+	r.latencyStarts.cooked = time.Now()
 	r.mu.Unlock()
 	if _, ok := s.command(ctx, r, k.token, "ready", "", nil); !ok {
 		return
@@ -448,9 +448,9 @@ func (k *restaurant) receive(ctx context.Context, s *simulation, m message) {
 		return
 	}
 	r.mu.Lock()
-	if !r.latencyStarts.pay.IsZero() {
-		s.latency.add("pay_to_order_new", time.Since(r.latencyStarts.pay))
-		r.latencyStarts.pay = time.Time{}
+	if !r.latencyStarts.capture.IsZero() {
+		s.latency.add("pay_to_order_new", time.Since(r.latencyStarts.capture))
+		r.latencyStarts.capture = time.Time{}
 	}
 	r.mu.Unlock()
 	if r.restaurantStarted.CompareAndSwap(false, true) {
@@ -474,9 +474,9 @@ func (d *rider) receive(s *simulation, m message) {
 			s.ledger.fault(faultFeedProtocol, r.id, "order:available from %s at %v", m.data.RestaurantID, m.data.Location)
 		}
 		r.mu.Lock()
-		if !r.latencyStarts.ready.IsZero() {
-			s.latency.add("ready_to_order_available", time.Since(r.latencyStarts.ready))
-			r.latencyStarts.ready = time.Time{}
+		if !r.latencyStarts.cooked.IsZero() {
+			s.latency.add("ready_to_order_available", time.Since(r.latencyStarts.cooked))
+			r.latencyStarts.cooked = time.Time{}
 		}
 		r.mu.Unlock()
 		d.mu.Lock()

@@ -113,7 +113,7 @@ func (s *simulation) judgeAll(ctx context.Context, records []*orderEntry) []*ord
 
 // judgeOne reads one order's history and judges it; false asks for another time.
 func (s *simulation) judgeOne(ctx context.Context, r *orderEntry) bool {
-	h, ok := s.history(ctx, r)
+	h, ok := s.queryOrder(ctx, r)
 	if !ok {
 		return false
 	}
@@ -135,7 +135,7 @@ func (s *simulation) judgeOne(ctx context.Context, r *orderEntry) bool {
 
 // history reads what Tomato says of an order, waiting for the last
 // acknowledged command on it.
-func (s *simulation) history(ctx context.Context, r *orderEntry) (h history, ok bool) {
+func (s *simulation) queryOrder(ctx context.Context, r *orderEntry) (h queried, ok bool) {
 	r.mu.Lock()
 	token, version := r.token, 0
 	for _, a := range r.acks {
@@ -155,7 +155,7 @@ func (s *simulation) history(ctx context.Context, r *orderEntry) (h history, ok 
 		return h, false
 	}
 	if err := unmarshal(a, &h.order); err != nil || h.order.Version < version {
-		s.stale(r, "version %d was acknowledged, read with its token: %s", version, a)
+		s.reportStale(r, "version %d was acknowledged, read with its token: %s", version, a)
 		return h, false
 	}
 	if a, ok = get("/v1/orders/" + r.id + "/events"); !ok {
@@ -165,7 +165,7 @@ func (s *simulation) history(ctx context.Context, r *orderEntry) (h history, ok 
 		Items []eventView `json:"items"`
 	}
 	if err := unmarshal(a, &list); err != nil || len(list.Items) < version {
-		s.stale(r, "version %d was acknowledged, events read with its token: %d %v", version, len(list.Items), err)
+		s.reportStale(r, "version %d was acknowledged, events read with its token: %d %v", version, len(list.Items), err)
 		return h, false
 	}
 	h.events = list.Items
@@ -177,14 +177,14 @@ func (s *simulation) history(ctx context.Context, r *orderEntry) (h history, ok 
 	}
 	h.payment = &paymentView{}
 	if err := unmarshal(a, h.payment); err != nil {
-		s.stale(r, "payment: %v", err)
+		s.reportStale(r, "payment: %v", err)
 		return h, false
 	}
 	return h, true
 }
 
 // stale reports a read that did not show what its token names, once per order.
-func (s *simulation) stale(r *orderEntry, format string, args ...any) {
+func (s *simulation) reportStale(r *orderEntry, format string, args ...any) {
 	r.mu.Lock()
 	again := r.staleReported
 	r.staleReported = true

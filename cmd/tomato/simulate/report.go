@@ -285,7 +285,7 @@ func (p *progress) run(ctx context.Context, s *simulation) {
 			return
 		case <-t.C:
 		}
-		ended, faults := s.ledger.ended()
+		ended, faults := s.ledger.progressCounts()
 		if p.bar != nil {
 			p.bar.SetCurrent(min(int64(ended), int64(p.total)-1)) // the last step is done's
 			continue
@@ -304,7 +304,7 @@ func (p *progress) done() {
 }
 
 // ended counts the orders that have their end, as last heard, and the faults.
-func (l *ledger) ended() (orders, faults int) {
+func (l *ledger) progressCounts() (orders, faults int) {
 	l.mu.Lock()
 	records := l.orders
 	for _, n := range l.counts {

@@ -227,7 +227,7 @@ func (s *simulation) play(ctx context.Context) error {
 	show := newProgress(s.opt.Progress, len(s.purchases))
 	others.Go(func() { show.run(running, s) })
 	s.ledger.lastProgress.Store(time.Now().UnixNano())
-	s.buyAll(running)
+	s.placeAll(running)
 	show.phase("reconciling")
 	s.reconcile(running)
 	switch {
@@ -672,7 +672,7 @@ func (s *simulation) dispatchAgain(ctx context.Context, r *orderEntry) {
 
 // buyAll places the orders and returns when each has its end, or nothing has
 // moved for Options.Timeout.
-func (s *simulation) buyAll(ctx context.Context) {
+func (s *simulation) placeAll(ctx context.Context) {
 	ctx, stop := s.untilStalled(ctx)
 	defer stop()
 	var pace <-chan time.Time
@@ -701,7 +701,7 @@ place:
 		r := s.ledger.add(planOf(s.opt.Seed, i), c.party, p.restaurant.party, p.to)
 		buyers.Go(func() {
 			defer func() { <-slots }()
-			s.buy(ctx, r, c, p.restaurant, p.item, p.to)
+			s.playCustomer(ctx, r, c, p.restaurant, p.item, p.to)
 		})
 	}
 	buyers.Wait()
