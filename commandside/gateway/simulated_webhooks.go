@@ -61,7 +61,8 @@ func newWebhookSender(db *pgxpool.Pool, endpoint string, secrets []string, log *
 }
 
 // queuedWebhook is a webhook to be sent once delay has passed. Webhooks with the
-// same key are sent one after the other, in the order in which they were queued.
+// same key, which is in the column lane, are sent one after the other, in the
+// order in which they were queued.
 type queuedWebhook struct {
 	key     string
 	eventID string

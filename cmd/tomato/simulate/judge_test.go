@@ -10,8 +10,8 @@ import (
 	"tomato/domain"
 )
 
-// story is one order with its book and its history, both in agreement until a
-// test spoils one of them.
+// story is one order: what the ledger says about it and what the queries say. Both
+// agree until a test changes one of them.
 type story struct {
 	l                    *ledger
 	r                    *orderEntry
@@ -121,7 +121,7 @@ func (s *story) payment(t *testing.T, text string) {
 
 func (s *story) judge() verdict { return judge(s.l, s.r, s.h, s.l.rider, s.t0) }
 
-// lose takes the first message of the kind to the party out of the book.
+// lose removes the first message of the kind to the party from the ledger.
 func (s *story) lose(p *party, k messageKind) {
 	i := slices.IndexFunc(s.r.receipts, func(m receipt) bool { return m.party == p.number && m.kind == k })
 	s.r.receipts = slices.Delete(s.r.receipts, i, i+1)
@@ -149,7 +149,7 @@ func TestWhatWasSpoiledIsFound(t *testing.T) {
 		spoil   func(t *testing.T, s *story)
 		kind    string
 		text    string // part of the detail
-		waiting bool   // it may still come
+		waiting bool   // what is missing may still come
 	}{
 		"acknowledged, not in the events": {func(_ *testing.T, s *story) {
 			s.r.acks = append(s.r.acks, ack{command: "cancel", version: 99, status: "cancelled"})
@@ -198,7 +198,7 @@ func TestWhatWasSpoiledIsFound(t *testing.T) {
 			s.r.captures = append(s.r.captures, capture{"p2", 500})
 			s.payment(t, `{"payments":[{"paymentId":"p1","amount":500},{"paymentId":"p2","amount":500}]}`)
 		}, faultMoney, "kept [p1 500 p2 500]", true},
-		"booked one given back instead": {func(t *testing.T, s *story) {
+		"booked payment refunded instead": {func(t *testing.T, s *story) {
 			s.r.captures = append(s.r.captures, capture{"p2", 500})
 			s.payment(t, `{"payments":[{"paymentId":"p1","amount":500},{"paymentId":"p2","amount":500}],"refunds":[{"refundId":"f","paymentId":"p1","amount":500,"status":"succeeded"}]}`)
 		}, faultMoney, "kept [p2 500]", true},
@@ -217,9 +217,9 @@ func TestWhatWasSpoiledIsFound(t *testing.T) {
 		"refund of nobody's money": {func(t *testing.T, s *story) {
 			s.payment(t, `{"payments":[{"paymentId":"p1","amount":500}],"refunds":[{"refundId":"f3","paymentId":"p3","amount":70,"status":"succeeded"}]}`)
 		}, faultMoney, "never captured", false},
-		"all given back": {func(t *testing.T, s *story) {
+		"all money refunded": {func(t *testing.T, s *story) {
 			s.payment(t, `{"payments":[{"paymentId":"p1","amount":500}],"refunds":[{"refundId":"f","paymentId":"p1","amount":500,"status":"succeeded"}]}`)
-		}, faultMoney, "all money given back", false},
+		}, faultMoney, "all money was refunded", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -1,8 +1,10 @@
 package simulate
 
-import "math/rand/v2"
+import (
+	"math/rand/v2"
+)
 
-// payment is how an order's customer pays.
+// payment is how the customer pays, and how the gateway behaves.
 type payment uint8
 
 const (
@@ -13,21 +15,22 @@ const (
 	payDropped          // the webhook is lost; the gateway sends it again
 	payDroppedCancelled // the webhook is lost, and the customer cancels
 	payWrongSignature
-	payWrongAmount // another amount first, then the right one
+	payWrongAmount // first another amount, then the right one
 	payFailedFirst
 	payAuthorizedFirst
 	payTwice
-	payLate // cancelled while unpaid, and paid all the same
+	payLate // cancelled while unpaid, and then paid nevertheless
 	payNever
 )
 
-// faults are the gateway's, as its pay call names them.
+// gatewayFaults are the faults that the simulated gateway is told to have, as its
+// pay call names them.
 var gatewayFaults = map[payment]string{
 	payDuplicate: "duplicate", payReordered: "reordered", payOldSecret: "old_secret",
 	payDropped: "dropped", payDroppedCancelled: "dropped", payWrongSignature: "wrong_signature",
 }
 
-// ending is who ends an order before its time, and where.
+// ending is who ends the order before it is delivered, and in which status.
 type ending uint8
 
 const (
@@ -41,18 +44,19 @@ const (
 	endOpsAssigned
 )
 
-// plan is what is to become of one order. It follows from seed and number
-// alone, so that a run can be repeated; who wins its races is not in it.
+// plan is what is to happen to one order. It depends on the seed and the order's
+// number alone, so that a run can be repeated. Who wins a race is not planned.
 type plan struct {
 	payment    payment
 	ending     ending
-	riderDrops bool // its first rider gives it back
-	placeTwice bool // it is placed twice at once, with one Idempotency-Key
-	readBack   bool // it is read with the Consistency-Token right after placing
-	joinRoom   bool // its customer joins the order's room
-	wrongBy    int64
+	riderDrops bool  // the first rider drops it
+	placeTwice bool  // it is placed twice at the same time with one Idempotency-Key
+	readBack   bool  // it is read with its Consistency-Token after it was placed
+	joinRoom   bool  // the customer joins the order's room
+	wrongBy    int64 // minor units that payWrongAmount adds to the amount; not 0
 }
 
+// planOf returns the plan of the order with number n.
 func planOf(seed int64, n int) plan {
 	r := rand.New(rand.NewPCG(uint64(seed), uint64(n)+1))
 	p := plan{wrongBy: 1 + r.Int64N(500)}
@@ -82,12 +86,14 @@ func planOf(seed int64, n int) plan {
 	return p
 }
 
-type chance[T any] struct {
+// chance is a value with its share of all draws.
+type chance[Value any] struct {
 	percent int
-	of      T
+	of      Value
 }
 
-func pick[T any](r *rand.Rand, otherwise T, of ...chance[T]) T {
+// pick draws one of the values, or otherwise with the rest of the chances.
+func pick[Value any](r *rand.Rand, otherwise Value, of ...chance[Value]) Value {
 	n := r.IntN(100)
 	for _, o := range of {
 		if n < o.percent {
