@@ -11,21 +11,27 @@ import (
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
+	"tomato/commandside/lease"
 	"tomato/domain"
 	"tomato/eventlog"
 )
 
 const (
-	timerPoll     = time.Second      // how late a timer may be noticed
+	timerPoll     = time.Second      // between two looks at the table
 	timerBatch    = 32               // timers that one round takes
-	timerLanes    = 8                // of them at once
-	timerDeadline = 15 * time.Second // of one timer's work
-	timerLease    = 10 * time.Minute // over timerBatch × timerDeadline: then another instance takes it over
+	timerWorkers  = 8                // of them at the same time
+	timerDeadline = 15 * time.Second // for the work of one timer
+	timerLease    = 10 * time.Minute // more than timerBatch × timerDeadline; after it another instance takes the timer
 	timerBackoff  = time.Minute      // at most, after failures in a row
 )
 
-// setTimer makes a policy's timer due, unless it has one for this key already.
-// Called before the source offset moves, so that a crash loses no timer.
+// timerTable shares the timers among the instances.
+var timerTable = lease.Table{Name: "tomato.timers", Key: []string{"policy", "key"},
+	Columns: []string{"policy", "key", "data", "attempts", "due_at"}, Batch: timerBatch, For: timerLease}
+
+// setTimer sets a timer of a policy, unless the policy has one for this key
+// already. It is called before the event's checkpoint is written, so that a
+// crash loses no timer.
 func (s *Side) setTimer(ctx context.Context, policy, key string, due time.Time, data any) error {
 	b, err := json.Marshal(data)
 	if err != nil {
@@ -38,96 +44,87 @@ func (s *Side) setTimer(ctx context.Context, policy, key string, due time.Time, 
 	return nil
 }
 
-// RunTimers does what is due until ctx ends. Every instance of the role react
-// may run it: a timer is leased to one of them, and taken over when that one
-// dies. What fails is tried again with growing pauses, for ever: money waits
-// behind it.
+// RunTimers runs due timers until ctx ends. Every instance of the role react may
+// call it: a timer is leased to one of them, and when that one dies another
+// takes it. A timer that fails is tried again with growing pauses and is never
+// given up, because money depends on it.
 func (s *Side) RunTimers(ctx context.Context) error {
-	poll := time.NewTicker(timerPoll)
-	defer poll.Stop()
-	failing := false
-	for {
-		n, err := s.timerRound(ctx, time.Now())
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil && !failing {
-			s.Log.Error("the timers of policies cannot be read; it goes on trying", "error", err)
-		}
-		if failing = err != nil; n == timerBatch {
-			continue
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-poll.C:
-		}
+	failing := func(err error) {
+		s.Log.Error("the timers of payment policies cannot be read or written; trying goes on", "err", err)
 	}
+	lease.Loop(ctx, nil, failing, func(ctx context.Context) (time.Duration, error) {
+		n, err := s.timerRound(ctx, time.Now())
+		if n == timerBatch {
+			return 0, err // more may be due
+		}
+		return timerPoll, err
+	})
+	return nil
 }
 
 type timerRow struct {
 	policy, key string
 	data        []byte
 	attempts    int
-	lease       time.Time
+	leasedUntil time.Time
 }
 
-// timerRound does what is due at now, at most one batch, and says how many
-// timers that were.
+func scanTimer(r pgx.CollectableRow) (t timerRow, err error) {
+	err = r.Scan(&t.policy, &t.key, &t.data, &t.attempts, &t.leasedUntil)
+	return t, err
+}
+
+// timerRound runs the timers that are due at now, at most one batch, and returns
+// how many there were.
 func (s *Side) timerRound(ctx context.Context, now time.Time) (int, error) {
-	rows, err := s.DB.Query(ctx, `UPDATE tomato.timers t SET due_at = $2, attempts = attempts + 1
-		FROM (SELECT policy, key FROM tomato.timers WHERE due_at <= $1 ORDER BY due_at LIMIT $3 FOR UPDATE SKIP LOCKED) due
-		WHERE t.policy = due.policy AND t.key = due.key RETURNING t.policy, t.key, t.data, t.attempts, t.due_at`, now, now.Add(timerLease), timerBatch)
+	due, err := lease.Take(ctx, s.DB, timerTable, now, scanTimer)
 	if err != nil {
 		return 0, err
 	}
-	due, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (t timerRow, err error) {
-		err = r.Scan(&t.policy, &t.key, &t.data, &t.attempts, &t.lease)
-		return t, err
-	})
-	if err != nil {
-		return 0, err
-	}
-	var work errgroup.Group // without its context: one timer's failure is not the others'
-	work.SetLimit(timerLanes)
+	var work errgroup.Group // without its context: the failure of one timer must not end the others
+	work.SetLimit(timerWorkers)
 	for _, t := range due {
 		if ctx.Err() != nil {
-			break // the leases end
+			break // the others run when their leases end
 		}
-		work.Go(func() error { return s.timerDue(ctx, t, now) })
+		work.Go(func() error { return s.runDueTimer(ctx, t, now) })
 	}
 	return len(due), work.Wait()
 }
 
-func (s *Side) timerDue(ctx context.Context, t timerRow, now time.Time) error {
+// runDueTimer runs one leased timer, and then deletes it or sets when it is due
+// next.
+func (s *Side) runDueTimer(ctx context.Context, t timerRow, now time.Time) error {
 	work, cancel := context.WithTimeout(ctx, timerDeadline)
 	again, next, err := s.runTimer(work, t.policy, t.key, t.data, now)
 	cancel()
-	// Only while the lease is ours: another instance may have it by now.
-	const mine = ` WHERE policy = $1 AND key = $2 AND due_at = $3`
+	// Only while this instance holds the lease: when the work took longer, another
+	// instance may have taken the timer.
+	const leased = ` WHERE policy = $1 AND key = $2 AND due_at = $3`
 	switch {
 	case err != nil:
 		level := s.Log.Error
 		if errors.Is(err, eventlog.ErrAway) || domain.RefusedWith(err) != "" {
 			level = s.Log.Warn
 		}
-		level("a policy's timer failed and is tried again", "policy", t.policy, "key", t.key, "attempts", t.attempts, "error", err)
+		level("a policy's timer failed and is tried again", "policy", t.policy, "key", t.key, "attempts", t.attempts, "err", err)
 		pause := min(timerBackoff, timerPoll<<min(t.attempts-1, 10))
-		_, err = s.DB.Exec(ctx, `UPDATE tomato.timers SET due_at = $4`+mine, t.policy, t.key, t.lease, now.Add(pause))
+		_, err = s.DB.Exec(ctx, `UPDATE tomato.timers SET due_at = $4`+leased, t.policy, t.key, t.leasedUntil, now.Add(pause))
 	case again.IsZero():
-		_, err = s.DB.Exec(ctx, `DELETE FROM tomato.timers`+mine, t.policy, t.key, t.lease)
+		_, err = s.DB.Exec(ctx, `DELETE FROM tomato.timers`+leased, t.policy, t.key, t.leasedUntil)
 	default:
 		var data []byte
 		if data, err = json.Marshal(next); err != nil {
 			return err
 		}
-		_, err = s.DB.Exec(ctx, `UPDATE tomato.timers SET due_at = $4, attempts = 0, data = $5`+mine, t.policy, t.key, t.lease, again, data)
+		_, err = s.DB.Exec(ctx, `UPDATE tomato.timers SET due_at = $4, attempts = 0, data = $5`+leased, t.policy, t.key, t.leasedUntil, again, data)
 	}
 	return err
 }
 
-// inboxMarks remember, per gateway order, where its inbox partition ended when
-// its order's deadline came. Losing them is harmless: they are taken anew.
+// inboxMarks keeps, for each gateway order, the end offset that its inbox
+// partition had when InboxPassed was first asked about it. Losing the marks is
+// harmless: the next call sets a new one.
 type inboxMarks struct {
 	mu   sync.Mutex
 	ends map[string]int64

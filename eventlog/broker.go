@@ -1,29 +1,28 @@
 package eventlog
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
-	"syscall"
 
 	"github.com/twmb/franz-go/pkg/kfake"
+
+	"tomato/eventlog/filelock"
 )
 
 // ErrInUse says that another process has the broker's directory open.
-var ErrInUse = errors.New("in use by another process")
+var ErrInUse = filelock.ErrInUse
 
 // Broker is the embedded broker: one node that speaks Kafka's protocol on a
 // TCP port and keeps its topics, groups and producers in a directory. Each
 // acknowledged batch has been written to the operating system, so that it
 // outlives a kill of the process; a power cut may take what the page cache
 // held, as with Apache Kafka's own defaults on one broker. A batch that was under
-// way at a kill may stand twice afterwards, which the reader rule sees. It is for trying out,
-// development and tests; it has one copy of everything and one loop that serves all.
+// way at a kill may be in the log twice afterwards; the reader rule rejects the
+// second copy. The broker is for trying out, development and tests: it has one
+// copy of everything and one loop that serves all clients.
 type Broker struct {
 	cluster *kfake.Cluster
 	addr    string
@@ -34,7 +33,7 @@ type Broker struct {
 // StartBroker opens dir, created if need be, and listens on addr (host:port; a
 // port of 0 takes a free one). The host is what clients are told to connect to,
 // so it must be a name or address, not a wildcard. It fails with ErrInUse when
-// a live process has dir open; the lock of a killed one is void.
+// a live process has dir open; a process that was killed no longer holds it.
 func StartBroker(dir, addr string) (*Broker, error) {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -46,7 +45,7 @@ func StartBroker(dir, addr string) (*Broker, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("broker directory: %w", err)
 	}
-	lock, err := lockFile(filepath.Join(dir, "lock"))
+	lock, err := filelock.Take(filepath.Join(dir, "lock"))
 	if err != nil {
 		return nil, fmt.Errorf("broker directory %s: %w", dir, err)
 	}
@@ -74,30 +73,4 @@ func (b *Broker) Close() {
 		b.cluster.Close()
 		b.lock.Close()
 	})
-}
-
-// lockFile takes an exclusive lock that ends with this process, however it
-// ends. The file holds the owner's process id, for the error of the next.
-func lockFile(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		defer f.Close()
-		if !errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("locking %s: %w", path, err)
-		}
-		owner, _ := io.ReadAll(io.LimitReader(f, 32))
-		return nil, fmt.Errorf("%w (process %s)", ErrInUse, strings.TrimSpace(string(owner)))
-	}
-	if err := f.Truncate(0); err != nil {
-		f.Close()
-		return nil, err
-	}
-	if _, err := fmt.Fprintf(f, "%d\n", os.Getpid()); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
 }

@@ -1,5 +1,5 @@
-// Package gateway is the way to the payment gateway: Razorpay, or a simulated
-// one with the same wire contract.
+// Package gateway calls the payment gateway: Razorpay, or a simulated one with
+// the same wire contract.
 package gateway
 
 import (
@@ -19,11 +19,11 @@ type Order struct {
 // Payment is a payment at the gateway.
 type Payment struct {
 	PaymentID      string
-	GatewayOrderID string // "" for money that was not asked for through an order
+	GatewayOrderID string // "" for a payment that was not made on a gateway order
 	Amount         int64  // minor units
 	Currency       string
 	Status         string // created, authorized, captured, refunded, failed
-	Reason         string // why it failed, in the gateway's words
+	Reason         string // why it failed, as the gateway says it
 }
 
 // The payment statuses that Tomato looks at.
@@ -33,8 +33,8 @@ const (
 	StatusRefunded = "refunded"
 )
 
-// Refund is the wish to send captured money back. A repeat has the same four
-// values, so that its body on the wire is the same to the byte.
+// Refund asks for captured money to be sent back. A repeated request has the
+// same four values, so that its body is the same byte for byte.
 type Refund struct {
 	PaymentID   string
 	RefundID    string // ours, a UUID: the gateway's idempotency key
@@ -52,12 +52,12 @@ const (
 	RefundFailed    RefundState = "failed"
 )
 
-// ErrRefused says that the gateway understood and said no: asking again with
-// the same words gives the same answer. Anything else is an absence
-// (eventlog.Away).
+// ErrRefused says that the gateway understood the request and refused it: the
+// same request would be refused again. An error that is neither ErrRefused nor
+// ErrUnknown says that the gateway is unavailable (eventlog.ErrAway).
 var ErrRefused = errors.New("the gateway refused")
 
-// ErrUnknown says that the gateway knows no such thing: a definite no.
+// ErrUnknown says that the gateway has no order, payment or refund with this id.
 var ErrUnknown = errors.New("unknown at the gateway")
 
 // Gateway is a payment gateway. Safe for concurrent use.
@@ -73,18 +73,18 @@ type Gateway interface {
 	Payment(ctx context.Context, paymentID string) (Payment, error)
 	// Payments lists the payments of a gateway order, or ErrUnknown.
 	Payments(ctx context.Context, gatewayOrderID string) ([]Payment, error)
-	// Refund sends money back. The refund id makes it happen once; a repeat
-	// answers with the same refund.
+	// Refund sends money back. A repeated request with the same refund id sends
+	// nothing more; it returns the state of the first refund.
 	Refund(ctx context.Context, r Refund) (RefundState, error)
-	// RefundState polls a refund that was asked for, or ErrUnknown.
+	// RefundState returns how far a requested refund is, or ErrUnknown.
 	RefundState(ctx context.Context, paymentID, refundID string) (RefundState, error)
 }
 
-// Both gateways.
+// Both types implement Gateway.
 var (
 	_ Gateway = (*Razorpay)(nil)
 	_ Gateway = (*Simulated)(nil)
 )
 
-// gatewayID is what an id of the gateway may look like: it goes into a path.
+// gatewayID matches the ids of the gateway. They become parts of URL paths.
 var gatewayID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)

@@ -23,15 +23,16 @@ const (
 	razorpayURL      = "https://api.razorpay.com"
 	razorpayTimeout  = 10 * time.Second // of one call, its body included
 	maxResponseBytes = 1 << 20
-	breakerFailures  = 5 // absences in a row that open the breaker
+	breakerFailures  = 5 // failures in a row that open the breaker
 	breakerOpenFor   = 5 * time.Second
 )
 
 // Razorpay is the real gateway, over its REST API.
 //
-// It keeps no state but the breaker: after five absences in a row (timeouts,
-// 429, 5xx, refused credentials) calls fail at once for five seconds, then one
-// is let through. What the gateway says no to is an answer, not an absence.
+// Its only state is a circuit breaker: after five failures in a row (timeouts,
+// 429, 5xx, rejected credentials) calls fail at once for five seconds, then one
+// call is let through. A refusal is an answer and no such failure. Safe for
+// concurrent use.
 type Razorpay struct {
 	keyID, keySecret string
 	baseURL          string
@@ -39,12 +40,12 @@ type Razorpay struct {
 	breaker          *gobreaker.CircuitBreaker[[]byte]
 }
 
-// RazorpayOptions are for tests and unusual networks; the zero value is fit for
+// RazorpayOptions are for tests and unusual networks. The zero value is ready to
 // use.
 type RazorpayOptions struct {
 	BaseURL string        // default https://api.razorpay.com
 	Timeout time.Duration // of one call; default 10 s
-	Log     *slog.Logger  // told when the breaker opens and closes; default slog.Default()
+	Log     *slog.Logger  // logs when the breaker opens and closes; default slog.Default()
 }
 
 // NewRazorpay returns the gateway of this account.
@@ -62,7 +63,8 @@ func NewRazorpay(keyID, keySecret string, o RazorpayOptions) *Razorpay {
 		keyID: keyID, keySecret: keySecret, baseURL: strings.TrimSuffix(o.BaseURL, "/"),
 		client: &http.Client{
 			Timeout: o.Timeout,
-			// Our credentials and a POST's meaning end at the gateway's own door.
+			// Our credentials must reach no other host, and a redirected POST could
+			// become a GET.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 			Transport: &http.Transport{
 				Proxy:                  http.ProxyFromEnvironment,
@@ -82,7 +84,7 @@ func NewRazorpay(keyID, keySecret string, o RazorpayOptions) *Razorpay {
 			IsSuccessful: func(err error) bool {
 				return err == nil || !errors.Is(err, eventlog.ErrAway) || errors.Is(err, errStillRunning)
 			},
-			// A caller who left says nothing about the gateway.
+			// A caller that gave up says nothing about the gateway's health.
 			IsExcluded: func(err error) bool { return errors.Is(err, context.Canceled) },
 			OnStateChange: func(name string, from, to gobreaker.State) {
 				o.Log.Warn("circuit breaker", "dependency", name, "from", from.String(), "to", to.String())
@@ -91,7 +93,7 @@ func NewRazorpay(keyID, keySecret string, o RazorpayOptions) *Razorpay {
 	}
 }
 
-// dependency is the gateway's name where it is away.
+// dependency is the gateway's name in errors that say that it is unavailable.
 const dependency = "gateway"
 
 // Provider implements Gateway.
@@ -113,7 +115,7 @@ func (r *Razorpay) CreateOrder(ctx context.Context, receipt string, amount int64
 		return Order{}, fmt.Errorf("gateway order: %w", err)
 	}
 	if !gatewayID.MatchString(o.ID) || o.Amount != amount || o.Currency != currency {
-		return Order{}, eventlog.Away(fmt.Errorf("gateway order %q over %d %s was made for %d %s", o.ID, o.Amount, o.Currency, amount, currency))
+		return Order{}, eventlog.Away(fmt.Errorf("gateway order %q over %d %s was opened for %d %s", o.ID, o.Amount, o.Currency, amount, currency))
 	}
 	return Order{GatewayOrderID: o.ID, KeyID: r.keyID, Amount: o.Amount, Currency: o.Currency}, nil
 }
@@ -154,13 +156,13 @@ func (r *Razorpay) Payments(ctx context.Context, gatewayOrderID string) ([]Payme
 	return ps, nil
 }
 
-// Refund implements Gateway. An answer that it is still being worked on is
-// RefundPending.
+// Refund implements Gateway. It returns RefundPending while the gateway still
+// works on an earlier request for the same refund.
 func (r *Razorpay) Refund(ctx context.Context, f Refund) (RefundState, error) {
 	if !gatewayID.MatchString(f.PaymentID) {
 		return "", ErrUnknown
 	}
-	// A map's keys are sorted when written, so the bytes depend on f alone.
+	// The keys of a map are sorted in JSON, so equal refunds have equal bodies.
 	body := struct {
 		Amount  int64  `json:"amount"`
 		Speed   string `json:"speed"`
@@ -174,8 +176,8 @@ func (r *Razorpay) Refund(ctx context.Context, f Refund) (RefundState, error) {
 	case errors.Is(err, errStillRunning):
 		return RefundPending, nil
 	case errors.Is(err, ErrRefused):
-		// The no may be about the repeat: the gateway forgets idempotency keys,
-		// and then says that the payment has been refunded already.
+		// The gateway forgets idempotency keys after a time. Then it refuses a
+		// repeated request because the payment has been refunded already.
 		if state, serr := r.RefundState(ctx, f.PaymentID, f.RefundID); serr == nil {
 			return state, nil
 		} else if !errors.Is(serr, ErrUnknown) && !errors.Is(serr, ErrRefused) {
@@ -209,10 +211,11 @@ func refundState(status string) RefundState {
 	case RefundProcessed, RefundFailed:
 		return s
 	}
-	return RefundPending // and whatever else the gateway may call what is not over
+	return RefundPending // whatever other name the gateway has for it, it has not ended
 }
 
-// errStillRunning is a 409: the first request with this key has not ended.
+// errStillRunning is a 409: the first request with this idempotency key has not
+// ended.
 var errStillRunning = errors.New("still running at the gateway")
 
 func (r *Razorpay) get(ctx context.Context, before, id, after string, out any) error {
@@ -223,7 +226,7 @@ func (r *Razorpay) get(ctx context.Context, before, id, after string, out any) e
 }
 
 // call makes one request. The error is ErrRefused, ErrUnknown, errStillRunning,
-// or an absence.
+// or says that the gateway is unavailable.
 func (r *Razorpay) call(ctx context.Context, method, path string, h http.Header, in, out any) error {
 	var body []byte
 	if in != nil {
@@ -240,7 +243,7 @@ func (r *Razorpay) call(ctx context.Context, method, path string, h http.Header,
 		return err
 	}
 	if err := json.Unmarshal(b, out); err != nil {
-		return eventlog.Away(fmt.Errorf("the gateway's answer is not readable: %w", err))
+		return eventlog.Away(fmt.Errorf("the gateway's answer cannot be decoded: %w", err))
 	}
 	return nil
 }
@@ -275,8 +278,8 @@ func (r *Razorpay) roundTrip(ctx context.Context, method, path string, h http.He
 	return nil, classify(resp.StatusCode, b)
 }
 
-// classify makes an error of an answer that is no success. Only an error in the
-// gateway's own shape is a definite no: a proxy can say 404 as well.
+// classify makes the error of an answer that is no success. Only an error in the
+// gateway's own format is ErrUnknown or ErrRefused: a proxy can answer 404 too.
 func classify(status int, body []byte) error {
 	var e struct {
 		Error struct {
@@ -288,8 +291,8 @@ func classify(status int, body []byte) error {
 	text := text(e.Error.Description)
 	switch {
 	case status == http.StatusConflict:
-		// Only a refund has something that can be still running; for all else
-		// it is an absence, and both may be asked again.
+		// Refund tells this error from others. Every other call is tried again,
+		// as with an unavailable gateway.
 		return eventlog.Away(fmt.Errorf("%w: %s", errStillRunning, text))
 	case status == http.StatusUnauthorized, status == http.StatusForbidden, status == http.StatusTooManyRequests, status == http.StatusRequestTimeout,
 		status >= 500, status < 400, !own:

@@ -20,18 +20,18 @@ func Sign(secret string, body []byte) string {
 	return hex.EncodeToString(m.Sum(nil))
 }
 
-// Verify says whether signature is that of body under one of the secrets. It
-// takes as long for a signature that is almost right as for any other. An empty
-// secret signs nothing.
+// Verify reports whether signature is the signature of body under one of the
+// secrets. An almost correct signature takes as long to check as any other, so
+// that the time does not help to guess it. An empty secret verifies nothing.
 func Verify(secrets []string, body []byte, signature string) bool {
-	good := false
+	valid := false
 	for _, s := range secrets {
-		// No early exit: which secret fits is nobody's business either.
+		// No early exit: the time must not tell which secret fits either.
 		if s != "" && hmac.Equal([]byte(Sign(s, body)), []byte(signature)) {
-			good = true
+			valid = true
 		}
 	}
-	return good
+	return valid
 }
 
 // IsSignature says whether s has the form of a signature.

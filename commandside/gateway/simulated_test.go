@@ -242,7 +242,7 @@ func TestSimulatedKnowsWhatItDoesNotKnow(t *testing.T) {
 	}
 	defer gone.Close()
 	if _, err := NewSimulated(gone, "", secrets, nil).Order(ctx, "order_1"); !errors.Is(err, eventlog.ErrAway) {
-		t.Errorf("a database that is away is no definite no: %v", err)
+		t.Errorf("a database that is unavailable gave a definite answer: %v", err)
 	}
 }
 

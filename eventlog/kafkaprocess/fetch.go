@@ -11,8 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
-	"time"
+
+	"tomato/eventlog/filelock"
 )
 
 // pom names the jars: Kafka, and a logger for what it reports.
@@ -44,11 +44,11 @@ func Fetch(ctx context.Context, home string) error {
 	if err := os.MkdirAll(home, 0o755); err != nil {
 		return err
 	}
-	unlock, err := lock(ctx, filepath.Join(home, "lock"))
+	lock, err := filelock.Wait(ctx, filepath.Join(home, "lock"))
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer lock.Close()
 	if _, err := os.Stat(libs); err == nil {
 		return nil // another process was faster
 	}
@@ -78,11 +78,11 @@ func Fetch(ctx context.Context, home string) error {
 // directory but for the node's id and the directory's own, which no two nodes of
 // a cluster may share.
 func format(ctx context.Context, java, home, dir string, n node) error {
-	unlock, err := lock(ctx, filepath.Join(home, "lock"))
+	lock, err := filelock.Wait(ctx, filepath.Join(home, "lock"))
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer lock.Close()
 	blank := filepath.Join(home, "formatted")
 	if _, err := os.Stat(blank); err != nil {
 		tmp, err := os.MkdirTemp(home, "format-")
@@ -145,30 +145,4 @@ func copyFile(from, to string) error {
 		return err
 	}
 	return os.WriteFile(to, b, 0o600)
-}
-
-// lock waits for an exclusive lock between processes.
-func lock(ctx context.Context, path string) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) {
-			f.Close()
-			return nil, fmt.Errorf("locking %s: %w", path, err)
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("waiting for %s: %w", path, ctx.Err())
-		case <-tick.C:
-		}
-	}
 }

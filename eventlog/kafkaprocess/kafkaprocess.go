@@ -20,7 +20,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,6 +29,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"tomato/eventlog/childprocess"
 )
 
 // Version is the release of Apache Kafka that is fetched and run.
@@ -141,10 +142,10 @@ func start(ctx context.Context, dir string, opts Options, n node) (*Process, err
 	cmd := exec.Command(java, args...)
 	cmd.Dir = dir
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = childAttr()
+	cmd.SysProcAttr = childprocess.Attributes(syscall.SIGKILL)
 	addr := n.own.addr()
 	p := &Process{dir: dir, addr: addr, id: int32(n.id), cmd: cmd, done: make(chan struct{})}
-	if err := p.start(); err != nil {
+	if err := childprocess.Start(cmd, p.ended); err != nil {
 		return nil, fmt.Errorf("starting Kafka: %w", err)
 	}
 	if err := p.ready(ctx); err != nil {
@@ -154,25 +155,12 @@ func start(ctx context.Context, dir string, opts Options, n node) (*Process, err
 	return p, nil
 }
 
-// start starts and reaps the process on a thread of its own: Linux sends the
-// parent-death signal when the thread that forked ends, not the process.
-func (p *Process) start() error {
-	started := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := p.cmd.Start()
-		started <- err
-		if err != nil {
-			return
-		}
-		err = p.cmd.Wait()
-		p.mu.Lock()
-		p.err = err
-		p.mu.Unlock()
-		close(p.done)
-	}()
-	return <-started
+// ended keeps how the process ended. It is called once.
+func (p *Process) ended(err error) {
+	p.mu.Lock()
+	p.err = err
+	p.mu.Unlock()
+	close(p.done)
 }
 
 // ready waits until the broker is registered with its controller and serves.

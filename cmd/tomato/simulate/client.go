@@ -31,25 +31,25 @@ const (
 	maxRetryBackoff = time.Second
 )
 
-// client speaks HTTP with one or several instances of Tomato. Its calls are
-// retried where the contract says that a retry is safe, within patience.
-// Safe for concurrent use.
+// client calls one or several instances of Tomato over HTTP. It retries a call
+// where the contract says that this is safe, for as long as patience. Safe for
+// concurrent use.
 type client struct {
 	urls      []string
 	http      *http.Client
 	secret    []byte
 	issuer    string
 	audience  string
-	patience  time.Duration // for one call, retries included
-	slots     chan struct{}
+	patience  time.Duration // longest time for one call with its retries
+	slots     chan struct{} // bounds the requests that are under way
 	transport *http.Transport
 
 	requests, retries, networkErrors atomic.Int64
-	next                             atomic.Uint32 // instance to try first
+	next                             atomic.Uint32 // counts to the instance that is tried first
 
 	mu       sync.Mutex
-	statuses map[int]int
-	refusals map[string]int // by problem code
+	statuses map[int]int    // counts by HTTP status
+	refusals map[string]int // counts by problem code
 }
 
 func newClient(o Options) *client {
@@ -68,7 +68,7 @@ func newClient(o Options) *client {
 	return c
 }
 
-// token mints what identifies a caller.
+// token signs the token of a party.
 func (c *client) token(role domain.Role, sub, restaurantID string) (string, error) {
 	claims := jwt.MapClaims{"sub": sub, "role": string(role), "exp": time.Now().Add(tokenTTL).Unix()}
 	if restaurantID != "" {
@@ -88,12 +88,12 @@ type call struct {
 	token       string
 	method      string
 	path        string
-	body        any    // nil sends none
+	body        any    // nil for none
 	key         string // Idempotency-Key
 	consistency string // Consistency-Token to wait for
 }
 
-// answer is a definite one: neither a network error nor a call to retry.
+// answer is a definite answer: no network error, and none that asks for a retry.
 type answer struct {
 	status  int
 	body    []byte
@@ -104,7 +104,7 @@ type answer struct {
 		Detail        string `json:"detail"`
 		CurrentStatus string `json:"currentStatus"`
 	}
-	took time.Duration // retries included
+	took time.Duration // with retries
 }
 
 func (a answer) ok() bool { return a.status >= 200 && a.status < 300 }
@@ -116,19 +116,31 @@ func (a answer) String() string {
 	return fmt.Sprintf("%d %s", a.status, clip(string(a.body)))
 }
 
+// order decodes an order in the body, whatever the status is.
 func (a answer) order() (orderView, error) {
 	var v orderView
 	err := json.Unmarshal(a.body, &v)
 	return v, err
 }
 
-// errUnanswered means that patience ended without a definite answer: what was
-// asked for may have happened or not.
+// decode decodes the body of a successful answer.
+func (a answer) decode(v any) error {
+	if !a.ok() {
+		return errors.New(a.String())
+	}
+	if err := json.Unmarshal(a.body, v); err != nil {
+		return fmt.Errorf("%w in %s", err, clip(strings.TrimSpace(string(a.body))))
+	}
+	return nil
+}
+
+// errUnanswered says that patience ended without a definite answer: the call may
+// have had its effect or not.
 var errUnanswered = errors.New("no definite answer")
 
-// do sends the call until it is answered definitely: 429, 503, 409
-// idempotency_in_progress and network errors are tried again, with the same
-// Idempotency-Key, after Retry-After or a growing random wait.
+// do sends the call until it gets a definite answer. 429, 503, 409
+// idempotency_in_progress and network errors are tried again with the same
+// Idempotency-Key, after the time in Retry-After or a growing random pause.
 func (c *client) do(ctx context.Context, q call) (answer, error) {
 	var body []byte
 	if q.body != nil {
@@ -163,7 +175,8 @@ func (c *client) do(ctx context.Context, q call) (answer, error) {
 		if wait == 0 {
 			wait = min(10*time.Millisecond<<min(attempt, 10), maxRetryBackoff)
 		}
-		// Full jitter on top, so that callers shed together do not come back together.
+		// A random part, so that callers that were refused together do not come back
+		// together.
 		wait = min(wait, maxRetryWait) + rand.N(wait/4+time.Millisecond)
 		if time.Since(start)+wait > c.patience {
 			return answer{}, fmt.Errorf("%w to %s %s in %s: %s", errUnanswered, q.method, q.path, c.patience, last)
@@ -176,6 +189,7 @@ func (c *client) do(ctx context.Context, q call) (answer, error) {
 	}
 }
 
+// once makes one attempt at a call.
 func (c *client) once(ctx context.Context, q call, body []byte, base string) (a answer, retryAfter time.Duration, err error) {
 	select {
 	case c.slots <- struct{}{}:
@@ -217,7 +231,7 @@ func (c *client) once(ctx context.Context, q call, body []byte, base string) (a 
 	}
 	a.status, a.etag, a.token = res.StatusCode, res.Header.Get("ETag"), res.Header.Get("Consistency-Token")
 	if !a.ok() {
-		_ = json.Unmarshal(a.body, &a.problem) // a body that is no problem leaves the code empty
+		_ = json.Unmarshal(a.body, &a.problem) // the code stays empty when the body is not a problem
 	}
 	if s, err := strconv.Atoi(res.Header.Get("Retry-After")); err == nil && s >= 0 {
 		retryAfter = time.Duration(s) * time.Second

@@ -16,7 +16,7 @@ import (
 	"tomato/domain"
 )
 
-// maxLineBytes bounds one line of a dataset; a longer one is rejected.
+// maxLineBytes bounds one line of a dataset. A longer line is rejected.
 const maxLineBytes = 64 << 10
 
 // indiaTime is the zone of the dataset's local times.
@@ -33,31 +33,32 @@ type Delivery struct {
 	DeliverTo  domain.Point
 }
 
-// Site is a restaurant of a dataset: one code at one position. A code that
-// stands at several positions is several sites, numbered from the second on.
+// Site is a restaurant of a dataset: one code at one position. A code with several
+// positions is several sites, numbered from the second on.
 type Site struct {
 	ID       string
 	Location domain.Point
 	Items    []string // kinds of orders that were placed there, sorted
 }
 
-// Courier is a rider of a dataset. Its home is the first site it delivers for.
+// Courier is a rider of a dataset. Home is the first site that they deliver for.
 type Courier struct {
 	ID      string
 	Vehicle string // "" where the file has none
 	Home    domain.Point
 }
 
-// Reject is a row that was not taken, and why.
+// Reject is a row that cannot be used, and why.
 type Reject struct {
 	Line   int    `json:"line"`
-	Reason string `json:"reason"` // stable, to count by
+	Reason string `json:"reason"` // one of the names below
 	Detail string `json:"detail,omitempty"`
 }
 
 // Dataset is what a file of deliveries holds. Every row after the header is
 // either a delivery or a reject: Rows = len(Deliveries) + len(Rejects).
-// Deliveries are ordered by OrderedAt, those of one time as in the file.
+// Deliveries are ordered by OrderedAt; those with the same time are in the order of
+// the file.
 type Dataset struct {
 	Rows       int
 	Deliveries []Delivery
@@ -82,7 +83,7 @@ const (
 	reasonNoTypeOfOrder = "missing_type_of_order"
 )
 
-// columns are those that are used; the file may have more, in any order.
+// columns are the columns that are read. The file may have more, in any order.
 var columns = []string{
 	"ID", "Delivery_person_ID", "Restaurant_latitude", "Restaurant_longitude",
 	"Delivery_location_latitude", "Delivery_location_longitude",
@@ -91,8 +92,8 @@ var columns = []string{
 
 var personID = regexp.MustCompile(`^([A-Z]{2,10}RES[0-9]{1,4})DEL[0-9]{1,4}$`)
 
-// LoadDataset reads a file of deliveries. The error is about the file itself:
-// it cannot be read, or its header lacks a column. A bad row is a Reject.
+// LoadDataset reads a CSV file of deliveries. It fails when the file cannot be read
+// or its header lacks a column. A row that cannot be used is a Reject, no error.
 func LoadDataset(path string) (*Dataset, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -102,13 +103,13 @@ func LoadDataset(path string) (*Dataset, error) {
 	return ReadDataset(f)
 }
 
-// ReadDataset is LoadDataset on an open file. Each line is parsed by itself,
-// so that a stray quote spoils its own row only.
+// ReadDataset reads the file's content from r. Each line is parsed by itself, so
+// that a stray quote affects its own row only.
 func ReadDataset(r io.Reader) (*Dataset, error) {
 	br := bufio.NewReaderSize(r, maxLineBytes)
 	header, _, err := readLine(br)
 	if err != nil {
-		return nil, fmt.Errorf("dataset: no header: %w", err)
+		return nil, fmt.Errorf("dataset: the header cannot be read: %w", err)
 	}
 	names, err := fields(strings.TrimPrefix(header, "\ufeff"))
 	if err != nil {
@@ -147,7 +148,7 @@ func ReadDataset(r io.Reader) (*Dataset, error) {
 	return d, nil
 }
 
-// Reasons counts the rejects.
+// Reasons counts the rejects by reason.
 func (d *Dataset) Reasons() map[string]int {
 	n := map[string]int{}
 	for _, r := range d.Rejects {
@@ -156,11 +157,13 @@ func (d *Dataset) Reasons() map[string]int {
 	return n
 }
 
+// siteKey identifies a Site.
 type siteKey struct {
 	code string
 	at   domain.Point
 }
 
+// builder makes a Dataset row by row.
 type builder struct {
 	d        *Dataset
 	ids      map[string]bool
@@ -169,6 +172,8 @@ type builder struct {
 	couriers map[string]int
 }
 
+// row takes one row. It returns a Reject, whose line it leaves to the caller, for a
+// row that cannot be used.
 func (b *builder) row(line int, text string, long bool, names []string, at map[string]int) *Reject {
 	if long {
 		return &Reject{Reason: reasonMalformed, Detail: fmt.Sprintf("longer than %d bytes", maxLineBytes)}
@@ -213,8 +218,8 @@ func (b *builder) row(line int, text string, long bool, names []string, at map[s
 	if err != nil {
 		return &Reject{Reason: reasonBadTime, Detail: fmt.Sprintf("Time_Orderd %q", clip(get("Time_Orderd")))}
 	}
-	// A missing pick-up time takes nothing from the replay, which does not use
-	// it; one that no clock shows says that the row is not to be trusted.
+	// The replay does not use the pick-up time, so it may be missing. A time that
+	// does not exist says that the row cannot be trusted.
 	if p := get("Time_Order_picked"); !missing(p) {
 		if _, err := time.Parse("15:04:05", p); err != nil {
 			return &Reject{Reason: reasonBadTime, Detail: fmt.Sprintf("Time_Order_picked %q", clip(p))}
@@ -243,6 +248,8 @@ func (b *builder) row(line int, text string, long bool, names []string, at map[s
 	return nil
 }
 
+// site returns the id of the site with this code and position, which it adds if
+// need be, and adds the item to it.
 func (b *builder) site(code string, at domain.Point, item string) string {
 	k := siteKey{code, at}
 	i, ok := b.sites[k]
@@ -263,8 +270,8 @@ func (b *builder) site(code string, at domain.Point, item string) string {
 	return s.ID
 }
 
-// position refuses what cannot be a place in India. A negated coordinate is
-// not turned round: whether it was meant so is a guess.
+// position parses a position. It rejects what is not in India. It does not turn a
+// negated coordinate round, because that would be a guess.
 func position(latText, lngText, what string) (domain.Point, *Reject) {
 	if missing(latText) || missing(lngText) {
 		return domain.Point{}, &Reject{Reason: reasonNoPosition, Detail: what}
@@ -287,9 +294,10 @@ func position(latText, lngText, what string) (domain.Point, *Reject) {
 	return p, nil
 }
 
-// missing says whether a value stands for none: empty, or the text NaN.
+// missing reports whether a value is missing: empty, or the text NaN.
 func missing(s string) bool { return s == "" || strings.EqualFold(s, "nan") }
 
+// clip shortens a text for a message.
 func clip(s string) string {
 	if len(s) > 40 {
 		return s[:40] + "…"
@@ -297,7 +305,7 @@ func clip(s string) string {
 	return s
 }
 
-// fields splits one line and takes the blanks off each value.
+// fields splits one line and trims the spaces of each value.
 func fields(line string) ([]string, error) {
 	if strings.TrimSpace(line) == "" {
 		return nil, errors.New("empty row")
@@ -318,8 +326,8 @@ func fields(line string) ([]string, error) {
 	return v, nil
 }
 
-// readLine returns the next line without its end. Of a line above
-// maxLineBytes it returns long and drops the text.
+// readLine returns the next line without its line end. For a line longer than
+// maxLineBytes it returns long and no text.
 func readLine(r *bufio.Reader) (line string, long bool, err error) {
 	b, err := r.ReadSlice('\n')
 	switch {

@@ -241,7 +241,7 @@ func (o *fakeOrder) exhausted() bool {
 	return len(o.events) > 0 && o.events[len(o.events)-1]["type"] == "DISPATCH_EXHAUSTED"
 }
 
-func (o *fakeOrder) closed() bool { return closed(o.status) }
+func (o *fakeOrder) closed() bool { return isFinal(o.status) }
 
 func (f *fake) answer(w http.ResponseWriter, status int, o *fakeOrder) {
 	w.Header().Set("ETag", fmt.Sprintf("%q", strconv.Itoa(o.version)))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -20,37 +21,37 @@ const (
 	maxMessageBytes = 1 << 20
 	feedWriteLimit  = 10 * time.Second
 	dialTimeout     = 15 * time.Second
-	// gapSlack widens a gap that the feed announced: what was under way when
-	// the connection broke counts as lost with it.
+	// gapSlack widens a gap that the feed announced: messages that were under way
+	// when the connection broke are missing too.
 	gapSlack = 5 * time.Second
 )
 
-// feedCounts are totals over all feeds of a run.
+// feedCounts are the totals of all feeds of a run.
 type feedCounts struct {
 	messages, connects, reconnects, resumed, resets, locations atomic.Int64
 }
 
-// feed is one party's websocket. It reconnects with its last cursor for as
-// long as it runs, and checks what every message must have. Only run reads
-// the socket; send may be called from anywhere.
+// feed is one party's websocket. It reconnects with its last cursor until its
+// context ends, and checks what every message must have. Only run reads the
+// socket; the methods that send may be called from any goroutine.
 type feed struct {
-	sim   *sim
-	party *party
-	token string
-	join  string // a room to join besides its own, "" for none
-	rooms []string
-	flaky int // drop the connection by itself after so many messages, 0 never
+	sim        *simulation
+	party      *party
+	token      string
+	room       string // the room that its messages come from
+	mustJoin   bool   // room is joined by a message; otherwise the server joins it
+	breakAfter int    // messages after which it breaks its connection, 0 for never
 
 	onMessage func(message)
-	onReset   func(ctx context.Context)
+	onReset   func(ctx context.Context) // called when messages may be missing; may be nil
 
 	cursor string
 	mu     sync.Mutex
 	conn   *websocket.Conn
 }
 
-// run connects, calls up once the rooms are joined, and reads until ctx ends
-// or the server says that coming back is no use.
+// run connects, calls up when the room is joined, and reads until ctx ends or the
+// server closes the feed for good. It calls up after each reconnect too.
 func (f *feed) run(ctx context.Context, up func()) {
 	var lastHeard time.Time
 	for attempt := 0; ctx.Err() == nil; attempt++ {
@@ -58,8 +59,8 @@ func (f *feed) run(ctx context.Context, up func()) {
 		if ctx.Err() != nil {
 			return
 		}
-		if stop(err) {
-			f.sim.ledger.fault(faultFeed, "", "%s %s: the feed closed for good: %v", f.party.role, f.party.id, err)
+		if isPermanent(err) {
+			f.fault("", "the server closed the feed for good: %v", err)
 			return
 		}
 		select {
@@ -69,9 +70,9 @@ func (f *feed) run(ctx context.Context, up func()) {
 	}
 }
 
-// stop says whether a closed or refused connection must not be tried again:
-// refused for who we are, or closed with a code of the ranges that end.
-func stop(err error) bool {
+// isPermanent reports whether a client must not reconnect after this error: the
+// server refused the client itself, or closed with a code that forbids it.
+func isPermanent(err error) bool {
 	var refused *refusedError
 	if errors.As(err, &refused) {
 		return refused.status != http.StatusTooManyRequests && refused.status < 500
@@ -84,11 +85,19 @@ type refusedError struct{ status int }
 
 func (e *refusedError) Error() string { return "the feed answered " + http.StatusText(e.status) }
 
-var errOwnDrop = errors.New("dropped by the client itself")
+var errOwnDrop = errors.New("the client broke the connection itself")
 
+// fault enters a broken promise about this feed. order is the order's id, "" for
+// none.
+func (f *feed) fault(order, format string, args ...any) {
+	f.sim.ledger.fault(faultFeedProtocol, order, "%s %s: %s", f.party.role, f.party.id, fmt.Sprintf(format, args...))
+}
+
+// session reads one connection until it ends. lastHeard is when the feed last
+// heard from the server, zero before the first connection.
 func (f *feed) session(ctx context.Context, lastHeard *time.Time, up func()) error {
 	resuming := f.cursor != ""
-	began := *lastHeard
+	before := *lastHeard
 	conn, err := f.dial(ctx)
 	if err != nil {
 		return err
@@ -96,15 +105,12 @@ func (f *feed) session(ctx context.Context, lastHeard *time.Time, up func()) err
 	defer conn.CloseNow()
 	conn.SetReadLimit(maxMessageBytes)
 	f.sim.feeds.connects.Add(1)
-	if !began.IsZero() {
+	reconnected := !before.IsZero()
+	if reconnected {
 		f.sim.feeds.reconnects.Add(1)
 	}
-	if !resuming && !began.IsZero() {
-		// Nothing had come before the break, so there was no cursor to resume from.
-		f.party.addGap(gap{began.Add(-gapSlack), time.Now().Add(gapSlack)})
-	}
-	if f.join != "" {
-		if err := conn.Write(ctx, websocket.MessageText, []byte(`{"op":"join","room":"`+f.join+`"}`)); err != nil {
+	if f.mustJoin {
+		if err := conn.Write(ctx, websocket.MessageText, []byte(`{"op":"join","room":"`+f.room+`"}`)); err != nil {
 			return err
 		}
 	} else {
@@ -114,8 +120,8 @@ func (f *feed) session(ctx context.Context, lastHeard *time.Time, up func()) err
 	f.conn = conn
 	f.mu.Unlock()
 	*lastHeard = time.Now()
-	if !resuming && !began.IsZero() && f.onReset != nil {
-		f.onReset(ctx)
+	if reconnected && !resuming {
+		f.missed(ctx, before) // no message had come before the break, so there is no cursor to resume from
 	}
 	for n := 1; ; n++ {
 		_, b, err := conn.Read(ctx)
@@ -125,7 +131,7 @@ func (f *feed) session(ctx context.Context, lastHeard *time.Time, up func()) err
 		f.sim.feeds.messages.Add(1)
 		var m message
 		if err := json.Unmarshal(b, &m); err != nil {
-			f.sim.ledger.fault(faultFeed, "", "%s %s: not JSON: %v", f.party.role, f.party.id, err)
+			f.fault("", "a message is not JSON: %v", err)
 			continue
 		}
 		if resuming {
@@ -135,15 +141,12 @@ func (f *feed) session(ctx context.Context, lastHeard *time.Time, up func()) err
 				f.sim.feeds.resumed.Add(1)
 			case "feed:reset":
 			default:
-				f.sim.ledger.fault(faultFeed, "", "%s %s: %s came first after a reconnect", f.party.role, f.party.id, m.Event)
+				f.fault("", "%s came first after a reconnect", m.Event)
 			}
 		}
 		if m.Event == "feed:reset" {
 			f.sim.feeds.resets.Add(1)
-			f.party.addGap(gap{began.Add(-gapSlack), time.Now().Add(gapSlack)})
-			if f.onReset != nil {
-				f.onReset(ctx)
-			}
+			f.missed(ctx, before)
 		}
 		*lastHeard = time.Now()
 		if m.Cursor != "" {
@@ -152,58 +155,63 @@ func (f *feed) session(ctx context.Context, lastHeard *time.Time, up func()) err
 		if strings.HasPrefix(m.Event, "feed:") {
 			switch m.Event {
 			case "feed:joined":
-				if f.join != "" {
+				if f.mustJoin {
 					up()
 				}
 			case "feed:error":
-				f.sim.ledger.fault(faultFeed, "", "%s %s: feed:error %s", f.party.role, f.party.id, m.Code)
+				f.fault("", "feed:error %s", m.Code)
 			}
 			continue
 		}
 		f.check(&m)
-		if f.flaky > 0 && n >= f.flaky && f.cursor != "" {
-			f.flaky *= 2
+		if f.breakAfter > 0 && n >= f.breakAfter && f.cursor != "" {
+			f.breakAfter *= 2
 			conn.CloseNow()
 			return errOwnDrop
 		}
 	}
 }
 
-// check holds one message against what all must have, and passes it on.
+// missed enters that messages since the time before may be missing, and lets the
+// party read by REST.
+func (f *feed) missed(ctx context.Context, before time.Time) {
+	f.party.addGap(feedGap{before.Add(-gapSlack), time.Now().Add(gapSlack)})
+	if f.onReset != nil {
+		f.onReset(ctx)
+	}
+}
+
+// check checks what every message must have, and passes the message on.
 func (f *feed) check(m *message) {
 	if m.Cursor == "" || m.Timestamp.IsZero() {
-		f.sim.ledger.fault(faultFeed, "", "%s %s: %s without cursor or timestamp", f.party.role, f.party.id, m.Event)
+		f.fault("", "%s without cursor or timestamp", m.Event)
 	}
 	if err := json.Unmarshal(m.Payload, &m.data); err != nil {
-		f.sim.ledger.fault(faultFeed, "", "%s %s: payload of %s: %v", f.party.role, f.party.id, m.Event, err)
+		f.fault("", "payload of %s: %v", m.Event, err)
 		return
 	}
 	if m.Event == "rider:location" {
 		f.sim.feeds.locations.Add(1)
 		return
 	}
-	own := false
-	for _, r := range f.rooms {
-		own = own || r == m.Room
+	if m.Room != f.room {
+		f.fault(m.data.OrderID, "%s came from room %s", m.Event, m.Room)
 	}
-	if !own {
-		f.sim.ledger.fault(faultFeed, m.data.OrderID, "%s %s: %s in room %s", f.party.role, f.party.id, m.Event, m.Room)
-	}
-	m.to = f.party
+	m.receiver = f.party
 	f.onMessage(*m)
 }
 
 func (f *feed) dial(ctx context.Context) (*websocket.Conn, error) {
 	select {
-	case f.sim.dials <- struct{}{}:
-		defer func() { <-f.sim.dials }()
+	case f.sim.dialSlots <- struct{}{}:
+		defer func() { <-f.sim.dialSlots }()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	api := f.sim.api
-	base := api.urls[(int(api.next.Load())+int(f.party.n))%len(api.urls)]
+	base := api.urls[(int(api.next.Load())+int(f.party.number))%len(api.urls)]
 	u := base + "/v1/feed"
 	if f.cursor != "" {
 		u += "?cursor=" + url.QueryEscape(f.cursor)
@@ -222,40 +230,37 @@ func (f *feed) dial(ctx context.Context) (*websocket.Conn, error) {
 		return nil, err
 	}
 	if f.cursor == "" {
-		// Where the server says at once where the feed begins, a connection that
-		// breaks before its first message can be resumed too.
+		// The server may say where the feed begins. Then a connection that breaks
+		// before its first message can be resumed too.
 		f.cursor = res.Header.Get("Feed-Cursor")
 	}
 	return conn, nil
 }
 
-// locate sends the rider's position over the feed. It is telemetry: without a
-// connection it is left out.
+// locate sends the rider's position. Without a connection it sends nothing: a
+// later position follows.
 func (f *feed) locate(ctx context.Context, at domain.Point) {
+	f.send(ctx, object{"op": "location", "location": at})
+}
+
+// joinOrder joins the room of one order, which has the rider's positions.
+func (f *feed) joinOrder(ctx context.Context, orderID string) {
+	f.send(ctx, object{"op": "join", "room": "order:" + orderID})
+}
+
+// send sends a message to the server, if there is a connection.
+func (f *feed) send(ctx context.Context, m object) {
 	f.mu.Lock()
 	conn := f.conn
 	f.mu.Unlock()
 	if conn == nil {
 		return
 	}
-	b, err := json.Marshal(map[string]any{"op": "location", "location": at})
+	b, err := json.Marshal(m)
 	if err != nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, feedWriteLimit)
 	defer cancel()
-	_ = conn.Write(ctx, websocket.MessageText, b) // the reader sees a broken connection and reconnects
-}
-
-// joinOrder asks for the room of one order, for the rider's positions.
-func (f *feed) joinOrder(ctx context.Context, orderID string) {
-	f.mu.Lock()
-	conn := f.conn
-	f.mu.Unlock()
-	if conn == nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, feedWriteLimit)
-	defer cancel()
-	_ = conn.Write(ctx, websocket.MessageText, []byte(`{"op":"join","room":"order:`+orderID+`"}`)) // as in locate
+	_ = conn.Write(ctx, websocket.MessageText, b) // session sees a broken connection and ends
 }

@@ -10,12 +10,12 @@ import (
 	"tomato/domain"
 )
 
-// story is one order with its book and its history, both in agreement until a
-// test spoils one of them.
+// story is one order: what the ledger says about it and what the queries say. Both
+// agree until a test changes one of them.
 type story struct {
 	l                    *ledger
-	r                    *record
-	h                    history
+	r                    *orderEntry
+	h                    queried
 	customer, restaurant *party
 	riders               []*party
 	t0                   time.Time
@@ -33,8 +33,8 @@ func delivered(t *testing.T) *story {
 	}
 	s.r = s.l.add(plan{}, s.customer, s.restaurant, domain.Point{})
 	s.l.placed(s.r, orderView{OrderID: "o1", Amount: 500, Currency: "INR"})
-	s.r.request = true
-	s.r.captured = []money{{"p1", 500}}
+	s.r.paymentRequested = true
+	s.r.captures = []capture{{"p1", 500}}
 
 	offered := func(ids ...string) object {
 		var riders []object
@@ -101,8 +101,8 @@ func (s *story) ack(command, rider, status, pay string) {
 	s.r.acks = append(s.r.acks, ack{command, rider, len(s.h.events), status, pay})
 }
 
-func (s *story) tell(p *party, k kind, version int, tag string) {
-	s.r.seen = append(s.r.seen, seen{party: p.n, kind: k, version: int32(version), tag: s.l.tag(tag)})
+func (s *story) tell(p *party, k messageKind, version int, tag string) {
+	s.r.receipts = append(s.r.receipts, receipt{party: p.number, kind: k, version: int32(version), tag: s.l.tag(tag)})
 }
 
 func (s *story) update(to ...*party) {
@@ -121,15 +121,15 @@ func (s *story) payment(t *testing.T, text string) {
 
 func (s *story) judge() verdict { return judge(s.l, s.r, s.h, s.l.rider, s.t0) }
 
-// lose takes the first message of the kind to the party out of the book.
-func (s *story) lose(p *party, k kind) {
-	i := slices.IndexFunc(s.r.seen, func(m seen) bool { return m.party == p.n && m.kind == k })
-	s.r.seen = slices.Delete(s.r.seen, i, i+1)
+// lose removes the first message of the kind to the party from the ledger.
+func (s *story) lose(p *party, k messageKind) {
+	i := slices.IndexFunc(s.r.receipts, func(m receipt) bool { return m.party == p.number && m.kind == k })
+	s.r.receipts = slices.Delete(s.r.receipts, i, i+1)
 }
 
-func (s *story) again(p *party, k kind) {
-	i := slices.IndexFunc(s.r.seen, func(m seen) bool { return m.party == p.n && m.kind == k })
-	s.r.seen = append(s.r.seen, s.r.seen[i])
+func (s *story) again(p *party, k messageKind) {
+	i := slices.IndexFunc(s.r.receipts, func(m receipt) bool { return m.party == p.number && m.kind == k })
+	s.r.receipts = append(s.r.receipts, s.r.receipts[i])
 }
 
 func TestAnHonestHistoryIsClean(t *testing.T) {
@@ -138,8 +138,8 @@ func TestAnHonestHistoryIsClean(t *testing.T) {
 	if len(v.faults) > 0 || len(v.waiting) > 0 {
 		t.Errorf("faults %v, waiting %v", v.faults, v.waiting)
 	}
-	if len(v.spans) != 2 || v.spans[0].rider != "r0" || v.spans[1].rider != "r1" || v.spans[1].to.IsZero() {
-		t.Errorf("spans %v", v.spans)
+	if len(v.assignments) != 2 || v.assignments[0].rider != "r0" || v.assignments[1].rider != "r1" || v.assignments[1].to.IsZero() {
+		t.Errorf("spans %v", v.assignments)
 	}
 }
 
@@ -149,77 +149,77 @@ func TestWhatWasSpoiledIsFound(t *testing.T) {
 		spoil   func(t *testing.T, s *story)
 		kind    string
 		text    string // part of the detail
-		waiting bool   // it may still come
+		waiting bool   // what is missing may still come
 	}{
 		"acknowledged, not in the events": {func(_ *testing.T, s *story) {
 			s.r.acks = append(s.r.acks, ack{command: "cancel", version: 99, status: "cancelled"})
-		}, faultLost, "cancel was acknowledged with version 99", false},
-		"acknowledged with another status": {func(_ *testing.T, s *story) { s.r.acks[1].status = "rejected" }, faultLost, "as rejected", false},
-		"acknowledged to another rider":    {func(_ *testing.T, s *story) { s.r.acks[4].rider = "r2" }, faultLost, "accept was acknowledged", false},
+		}, faultLostCommand, "cancel was acknowledged with version 99", false},
+		"acknowledged with another status": {func(_ *testing.T, s *story) { s.r.acks[1].status = "rejected" }, faultLostCommand, "as rejected", false},
+		"acknowledged to another rider":    {func(_ *testing.T, s *story) { s.r.acks[4].rider = "r2" }, faultLostCommand, "accept was acknowledged", false},
 		"no event of the command": {func(_ *testing.T, s *story) {
 			s.r.acks = append(s.r.acks, ack{command: "cancel", version: 13, status: "delivered", paymentStatus: "paid"})
-		}, faultLost, "no ORDER_CANCELLED", false},
-		"version with a hole": {func(_ *testing.T, s *story) { s.h.events[4].Version = 6 }, faultHistory, "has version 6", false},
-		"unknown event":       {func(_ *testing.T, s *story) { s.h.events[4].Type = "ORDER_EATEN" }, faultHistory, "unknown event type", false},
-		"paid twice":          {func(_ *testing.T, s *story) { s.h.events[2].Type = "ORDER_PAID" }, faultTwice, "ORDER_PAID again", false},
-		"two riders":          {func(_ *testing.T, s *story) { s.h.events[7].Type = "OFFER_DECLINED" }, faultDoubleRider, "while r0 has it", false},
+		}, faultLostCommand, "no ORDER_CANCELLED", false},
+		"version with a hole": {func(_ *testing.T, s *story) { s.h.events[4].Version = 6 }, faultBrokenHistory, "has version 6", false},
+		"unknown event":       {func(_ *testing.T, s *story) { s.h.events[4].Type = "ORDER_EATEN" }, faultBrokenHistory, "unknown event type", false},
+		"paid twice":          {func(_ *testing.T, s *story) { s.h.events[2].Type = "ORDER_PAID" }, faultDuplicateEvent, "ORDER_PAID again", false},
+		"two riders":          {func(_ *testing.T, s *story) { s.h.events[7].Type = "OFFER_DECLINED" }, faultTwoRiders, "while r0 has it", false},
 		"delivered before it is picked up": {func(_ *testing.T, s *story) {
 			s.h.events[11].Type, s.h.events[12].Type = s.h.events[12].Type, s.h.events[11].Type
-		}, faultHistory, `ORDER_DELIVERED at version 12 in status "rider_assigned"`, false},
-		"another amount":       {func(_ *testing.T, s *story) { s.h.order.Amount = 501 }, faultHistory, "amount or parties", false},
+		}, faultBrokenHistory, `ORDER_DELIVERED at version 12 in status "rider_assigned"`, false},
+		"another amount":       {func(_ *testing.T, s *story) { s.h.order.Amount = 501 }, faultBrokenHistory, "amount or parties", false},
 		"events behind":        {func(_ *testing.T, s *story) { s.h.order.Version++ }, faultUnfinished, "the order says version", true},
 		"paid before its time": {func(_ *testing.T, s *story) { s.r.acks[0].paymentStatus = "paid" }, faultMoney, "before ORDER_PAID", false},
 
-		"order:new lost":                  {func(_ *testing.T, s *story) { s.lose(s.restaurant, kindNew) }, faultMissing, "restaurant k got order:new", true},
-		"order:new twice":                 {func(_ *testing.T, s *story) { s.again(s.restaurant, kindNew) }, faultDuplicate, "order:new", false},
-		"order:update lost":               {func(_ *testing.T, s *story) { s.lose(s.customer, kindUpdate) }, faultMissing, "customer c got order:update version 2", true},
-		"order:update twice":              {func(_ *testing.T, s *story) { s.again(s.customer, kindUpdate) }, faultDuplicate, "version 2 2 times", false},
-		"order:update of the rider":       {func(_ *testing.T, s *story) { s.lose(s.riders[1], kindUpdate) }, faultMissing, "rider r1", true},
-		"order:available lost":            {func(_ *testing.T, s *story) { s.lose(s.riders[2], kindAvailable) }, faultMissing, "1 times, due 2", true},
-		"order:available thrice":          {func(_ *testing.T, s *story) { s.again(s.riders[2], kindAvailable) }, faultDuplicate, "3 times, due 2", false},
-		"order:available to a stranger":   {func(_ *testing.T, s *story) { s.tell(s.l.addParty(domain.Rider, "r9"), kindAvailable, 0, "") }, faultUncalled, "rider r9", false},
-		"order:taken lost":                {func(_ *testing.T, s *story) { s.lose(s.riders[2], kindTaken) }, faultMissing, "order:taken", true},
-		"order:taken to the winner":       {func(_ *testing.T, s *story) { s.tell(s.riders[0], kindTaken, 0, "") }, faultUncalled, "rider r0", false},
-		"order:rider_assigned lost":       {func(_ *testing.T, s *story) { s.lose(s.customer, kindRiderAssigned) }, faultMissing, "order:rider_assigned", true},
-		"order:rider_assigned of another": {func(_ *testing.T, s *story) { s.tell(s.customer, kindRiderAssigned, 0, "r2") }, faultUncalled, "order:rider_assigned", false},
-		"an update to a stranger":         {func(_ *testing.T, s *story) { s.tell(s.riders[2], kindUpdate, 3, "") }, faultUncalled, "rider r2 got order:update version 3", false},
+		"order:new lost":                  {func(_ *testing.T, s *story) { s.lose(s.restaurant, kindNew) }, faultLostMessage, "restaurant k got order:new", true},
+		"order:new twice":                 {func(_ *testing.T, s *story) { s.again(s.restaurant, kindNew) }, faultDuplicateMessage, "order:new", false},
+		"order:update lost":               {func(_ *testing.T, s *story) { s.lose(s.customer, kindUpdate) }, faultLostMessage, "customer c got order:update version 2", true},
+		"order:update twice":              {func(_ *testing.T, s *story) { s.again(s.customer, kindUpdate) }, faultDuplicateMessage, "version 2 2 times", false},
+		"order:update of the rider":       {func(_ *testing.T, s *story) { s.lose(s.riders[1], kindUpdate) }, faultLostMessage, "rider r1", true},
+		"order:available lost":            {func(_ *testing.T, s *story) { s.lose(s.riders[2], kindAvailable) }, faultLostMessage, "1 times, due 2", true},
+		"order:available thrice":          {func(_ *testing.T, s *story) { s.again(s.riders[2], kindAvailable) }, faultDuplicateMessage, "3 times, due 2", false},
+		"order:available to a stranger":   {func(_ *testing.T, s *story) { s.tell(s.l.addParty(domain.Rider, "r9"), kindAvailable, 0, "") }, faultUncalledMessage, "rider r9", false},
+		"order:taken lost":                {func(_ *testing.T, s *story) { s.lose(s.riders[2], kindTaken) }, faultLostMessage, "order:taken", true},
+		"order:taken to the winner":       {func(_ *testing.T, s *story) { s.tell(s.riders[0], kindTaken, 0, "") }, faultUncalledMessage, "rider r0", false},
+		"order:rider_assigned lost":       {func(_ *testing.T, s *story) { s.lose(s.customer, kindRiderAssigned) }, faultLostMessage, "order:rider_assigned", true},
+		"order:rider_assigned of another": {func(_ *testing.T, s *story) { s.tell(s.customer, kindRiderAssigned, 0, "r2") }, faultUncalledMessage, "order:rider_assigned", false},
+		"an update to a stranger":         {func(_ *testing.T, s *story) { s.tell(s.riders[2], kindUpdate, 3, "") }, faultUncalledMessage, "rider r2 got order:update version 3", false},
 		"updates out of order": {func(_ *testing.T, s *story) {
-			mine := func(m seen) bool { return m.party == s.customer.n && m.kind == kindUpdate }
-			i := slices.IndexFunc(s.r.seen, mine)
-			j := i + 1 + slices.IndexFunc(s.r.seen[i+1:], mine)
-			s.r.seen[i], s.r.seen[j] = s.r.seen[j], s.r.seen[i]
-		}, faultMisordered, "got version 2 after 3", false},
+			mine := func(m receipt) bool { return m.party == s.customer.number && m.kind == kindUpdate }
+			i := slices.IndexFunc(s.r.receipts, mine)
+			j := i + 1 + slices.IndexFunc(s.r.receipts[i+1:], mine)
+			s.r.receipts[i], s.r.receipts[j] = s.r.receipts[j], s.r.receipts[i]
+		}, faultMisorderedMessage, "got version 2 after 3", false},
 
 		"captured and not listed": {func(t *testing.T, s *story) { s.payment(t, `{}`) }, faultMoney, "is not listed", true},
 		"listed with another amount": {func(t *testing.T, s *story) {
 			s.payment(t, `{"payments":[{"paymentId":"p1","amount":400}]}`)
 		}, faultMoney, "captured 500, listed with 400", false},
 		"second payment kept": {func(t *testing.T, s *story) {
-			s.r.captured = append(s.r.captured, money{"p2", 500})
+			s.r.captures = append(s.r.captures, capture{"p2", 500})
 			s.payment(t, `{"payments":[{"paymentId":"p1","amount":500},{"paymentId":"p2","amount":500}]}`)
 		}, faultMoney, "kept [p1 500 p2 500]", true},
-		"booked one given back instead": {func(t *testing.T, s *story) {
-			s.r.captured = append(s.r.captured, money{"p2", 500})
+		"booked payment refunded instead": {func(t *testing.T, s *story) {
+			s.r.captures = append(s.r.captures, capture{"p2", 500})
 			s.payment(t, `{"payments":[{"paymentId":"p1","amount":500},{"paymentId":"p2","amount":500}],"refunds":[{"refundId":"f","paymentId":"p1","amount":500,"status":"succeeded"}]}`)
 		}, faultMoney, "kept [p2 500]", true},
 		"refunded twice": {func(t *testing.T, s *story) {
-			s.r.captured = append(s.r.captured, money{"p2", 70})
+			s.r.captures = append(s.r.captures, capture{"p2", 70})
 			s.payment(t, `{"payments":[{"paymentId":"p1","amount":500},{"paymentId":"p2","amount":70}],"refunds":[{"paymentId":"p2","amount":70,"status":"succeeded"},{"paymentId":"p2","amount":70,"status":"succeeded"}]}`)
 		}, faultMoney, "p2 is refunded twice", false},
 		"refund of another amount": {func(t *testing.T, s *story) {
-			s.r.captured = append(s.r.captured, money{"p2", 70})
+			s.r.captures = append(s.r.captures, capture{"p2", 70})
 			s.payment(t, `{"payments":[{"paymentId":"p1","amount":500},{"paymentId":"p2","amount":70}],"refunds":[{"paymentId":"p2","amount":500,"status":"succeeded"}]}`)
 		}, faultMoney, "refund of 500 for payment p2 of 70", false},
 		"refund under way": {func(t *testing.T, s *story) {
-			s.r.captured = append(s.r.captured, money{"p2", 70})
+			s.r.captures = append(s.r.captures, capture{"p2", 70})
 			s.payment(t, `{"payments":[{"paymentId":"p1","amount":500},{"paymentId":"p2","amount":70}],"refunds":[{"refundId":"f2","paymentId":"p2","amount":70,"status":"requested"}]}`)
 		}, faultMoney, "refund f2 is requested", true},
 		"refund of nobody's money": {func(t *testing.T, s *story) {
 			s.payment(t, `{"payments":[{"paymentId":"p1","amount":500}],"refunds":[{"refundId":"f3","paymentId":"p3","amount":70,"status":"succeeded"}]}`)
 		}, faultMoney, "never captured", false},
-		"all given back": {func(t *testing.T, s *story) {
+		"all money refunded": {func(t *testing.T, s *story) {
 			s.payment(t, `{"payments":[{"paymentId":"p1","amount":500}],"refunds":[{"refundId":"f","paymentId":"p1","amount":500,"status":"succeeded"}]}`)
-		}, faultMoney, "all money given back", false},
+		}, faultMoney, "all money was refunded", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -244,13 +244,13 @@ func TestAGapExcusesOnlyWhatFellIntoIt(t *testing.T) {
 	t.Parallel()
 	s := delivered(t)
 	s.lose(s.restaurant, kindNew) // of version 2, a second after the first
-	s.restaurant.addGap(gap{s.t0.Add(2 * time.Second), s.t0.Add(3 * time.Second)})
-	if v := s.judge(); len(v.waiting) != 1 || v.excused != 0 {
-		t.Errorf("a gap after it excuses it: %v, %d", v.waiting, v.excused)
+	s.restaurant.addGap(feedGap{s.t0.Add(2 * time.Second), s.t0.Add(3 * time.Second)})
+	if v := s.judge(); len(v.waiting) != 1 || v.missedInGap != 0 {
+		t.Errorf("a gap after it excuses it: %v, %d", v.waiting, v.missedInGap)
 	}
-	s.restaurant.addGap(gap{s.t0, s.t0.Add(time.Second)})
-	if v := s.judge(); len(v.waiting)+len(v.faults) != 0 || v.excused != 1 {
-		t.Errorf("the gap that it fell into does not excuse it: %v %v, %d", v.waiting, v.faults, v.excused)
+	s.restaurant.addGap(feedGap{s.t0, s.t0.Add(time.Second)})
+	if v := s.judge(); len(v.waiting)+len(v.faults) != 0 || v.missedInGap != 1 {
+		t.Errorf("the gap that it fell into does not excuse it: %v %v, %d", v.waiting, v.faults, v.missedInGap)
 	}
 }
 
@@ -261,7 +261,7 @@ func TestClosedWithoutDeliveryKeepsNoMoney(t *testing.T) {
 	s.h.events = s.h.events[:2]
 	s.append(t, "ORDER_CANCELLED", nil)
 	s.r.acks = s.r.acks[:1]
-	s.r.seen = nil
+	s.r.receipts = nil
 	s.tell(s.restaurant, kindNew, 0, "")
 	for v := 2; v <= 3; v++ {
 		s.tell(s.customer, kindUpdate, v, "")
@@ -282,7 +282,7 @@ func TestClosedWithoutDeliveryKeepsNoMoney(t *testing.T) {
 		t.Errorf("at the end: faults %v, waiting %v", v.faults, v.waiting)
 	}
 	s.tell(s.customer, kindUpdate, 0, "refunded")
-	if v := s.judge(); len(v.faults) != 1 || v.faults[0].Kind != faultDuplicate {
+	if v := s.judge(); len(v.faults) != 1 || v.faults[0].Kind != faultDuplicateMessage {
 		t.Errorf("told twice: %v", v.faults)
 	}
 }
@@ -291,10 +291,10 @@ func TestNeverPaidMayStayUntilItIsDue(t *testing.T) {
 	t.Parallel()
 	l := newLedger()
 	c, k := l.addParty(domain.Customer, "c"), l.addParty(domain.Restaurant, "k")
-	r := l.add(plan{pay: payNever}, c, k, domain.Point{})
+	r := l.add(plan{payment: payNever}, c, k, domain.Point{})
 	due := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	l.placed(r, orderView{OrderID: "o", Amount: 1, PaymentDueAt: due})
-	h := history{order: orderView{Version: 1, Status: "placed", PaymentStatus: "pending", Amount: 1, CustomerID: "c", RestaurantID: "k"},
+	h := queried{order: orderView{Version: 1, Status: "placed", PaymentStatus: "pending", Amount: 1, CustomerID: "c", RestaurantID: "k"},
 		events: []eventView{{Type: "ORDER_PLACED", Version: 1, Data: []byte("{}")}}}
 	if v := judge(l, r, h, l.rider, due.Add(-time.Second)); len(v.waiting)+len(v.faults) > 0 {
 		t.Errorf("before: %v %v", v.waiting, v.faults)
@@ -307,12 +307,14 @@ func TestNeverPaidMayStayUntilItIsDue(t *testing.T) {
 func TestOneRiderWithTwoOrdersIsFound(t *testing.T) {
 	t.Parallel()
 	at := func(s int) time.Time { return time.Unix(int64(s), 0) }
-	rec := func(id string, spans ...span) *record { return &record{id: id, verdict: verdict{spans: spans}} }
-	if f := overlaps([]*record{rec("a", span{"r", at(1), at(2)}), rec("b", span{"r", at(2), at(3)}), rec("c", span{"q", at(1), at(3)})}); len(f) != 0 {
+	rec := func(id string, spans ...assignment) *orderEntry {
+		return &orderEntry{id: id, verdict: verdict{assignments: spans}}
+	}
+	if f := overlaps([]*orderEntry{rec("a", assignment{"r", at(1), at(2)}), rec("b", assignment{"r", at(2), at(3)}), rec("c", assignment{"q", at(1), at(3)})}); len(f) != 0 {
 		t.Errorf("one after the other: %v", f)
 	}
-	f := overlaps([]*record{rec("a", span{"r", at(1), at(4)}), rec("b", span{"r", at(3), at(5)}), rec("c", span{"r", at(6), time.Time{}}), rec("d", span{"r", at(7), at(8)})})
-	if len(f) != 2 || f[0].Order != "b" || f[1].Order != "d" || f[0].Kind != faultDoubleOrder {
+	f := overlaps([]*orderEntry{rec("a", assignment{"r", at(1), at(4)}), rec("b", assignment{"r", at(3), at(5)}), rec("c", assignment{"r", at(6), time.Time{}}), rec("d", assignment{"r", at(7), at(8)})})
+	if len(f) != 2 || f[0].Order != "b" || f[1].Order != "d" || f[0].Kind != faultTwoOrders {
 		t.Errorf("%v", f)
 	}
 }
@@ -320,16 +322,16 @@ func TestOneRiderWithTwoOrdersIsFound(t *testing.T) {
 func TestAcknowledgedToTwoIsFoundWithoutAClock(t *testing.T) {
 	t.Parallel()
 	l := newLedger()
-	a, b := &record{id: "a", changed: make(chan struct{})}, &record{id: "b", changed: make(chan struct{})}
+	a, b := &orderEntry{id: "a", changed: make(chan struct{})}, &orderEntry{id: "b", changed: make(chan struct{})}
 	l.assigned(a, "r1", nil)
 	l.assigned(a, "r2", nil)
 	l.assigned(b, "r1", a)
-	if l.counts[faultDoubleRider] != 1 || l.counts[faultDoubleOrder] != 1 {
+	if l.counts[faultTwoRiders] != 1 || l.counts[faultTwoOrders] != 1 {
 		t.Errorf("%v", l.counts)
 	}
 	a.released()
 	l.assigned(a, "r3", nil)
-	if l.counts[faultDoubleRider] != 1 {
+	if l.counts[faultTwoRiders] != 1 {
 		t.Errorf("after a drop: %v", l.counts)
 	}
 }
@@ -346,8 +348,8 @@ func TestPlansFollowFromTheSeed(t *testing.T) {
 		if p != planOf(6, n) {
 			other++
 		}
-		pays[p.pay]++
-		ends[p.end]++
+		pays[p.payment]++
+		ends[p.ending]++
 	}
 	if same != 2000 || other == 0 {
 		t.Errorf("same seed %d of 2000 the same; another seed %d different", same, other)

@@ -1,9 +1,6 @@
 package simulate
 
 import (
-	"cmp"
-	"context"
-	"encoding/json"
 	"fmt"
 	"hash/maphash"
 	"slices"
@@ -14,388 +11,172 @@ import (
 	"tomato/domain"
 )
 
-// ledger is the simulator's own book: what it was promised (every command
-// that was acknowledged), what it sent as money, and what its feeds received.
-// It knows nothing of Tomato's inside. At the end judge compares it with what
-// Tomato says happened. Safe for concurrent use.
+// ledger is the simulator's own account of a run: what Tomato promised (every
+// acknowledged command), what the gateway was made to capture, and what the feeds
+// received. At the end judge compares it with what Tomato's queries say. Safe for
+// concurrent use.
+//
+// An orderEntry's lock is never taken while the ledger's is held.
 type ledger struct {
-	mu      sync.Mutex
-	parties []*party
-	byName  map[string]*party // "rider:<id>"
-	byID    map[string]*record
-	early   map[string][]message // messages of own parties on orders not yet acknowledged
-	records []*record
-	faults  []Fault
-	counts  map[string]int // faults by kind
-	seed    maphash.Seed
+	mu           sync.Mutex
+	parties      []*party
+	byName       map[string]*party // by role and id: "rider:<id>"
+	byID         map[string]*orderEntry
+	beforePlaced map[string][]message // messages about orders that were not acknowledged yet, by order id
+	orders       []*orderEntry
+	faults       []Fault
+	counts       map[string]int // of faults, by kind
+	seed         maphash.Seed
 
-	progress atomic.Int64 // unix nanoseconds of the last thing that moved an order
-	foreign  atomic.Int64 // messages to riders on orders of other runs
+	lastProgress    atomic.Int64 // Unix nanoseconds; when an order last moved
+	foreignMessages atomic.Int64 // messages to riders about orders of other runs
 }
 
 func newLedger() *ledger {
 	return &ledger{
-		byName: map[string]*party{}, byID: map[string]*record{}, early: map[string][]message{},
+		byName: map[string]*party{}, byID: map[string]*orderEntry{}, beforePlaced: map[string][]message{},
 		counts: map[string]int{}, seed: maphash.MakeSeed(),
 	}
 }
 
-// party is who has a feed and may be called by its id.
-type party struct {
-	n          int32
-	role       domain.Role
-	id         string
-	ineligible string // why no offer may ever reach this rider; "" for the others
+// moved enters that the run made progress.
+func (l *ledger) moved() { l.lastProgress.Store(time.Now().UnixNano()) }
 
-	mu   sync.Mutex
-	gaps []gap // spans in which the feed said that it lost its place
-}
-
-// gap is a span, by the local clock, for which a feed told its client to
-// reload: what is missing in it was announced as missing.
-type gap struct{ from, to time.Time }
-
-func (p *party) addGap(g gap) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.gaps = append(p.gaps, g)
-}
-
-// excused says whether a message of an event at t may be missing.
-func (p *party) excused(t time.Time) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, g := range p.gaps {
-		if t.IsZero() || !t.Before(g.from) && !t.After(g.to) {
-			return true
-		}
-	}
-	return false
-}
-
-// kind is a feed message's kind, as far as it is kept.
-type kind uint8
-
-const (
-	kindNew kind = iota + 1
-	kindUpdate
-	kindAvailable
-	kindTaken
-	kindRiderAssigned
-	kindExhausted
-)
-
-var kinds = map[string]kind{
-	"order:new": kindNew, "order:update": kindUpdate, "order:available": kindAvailable,
-	"order:taken": kindTaken, "order:rider_assigned": kindRiderAssigned, "dispatch:exhausted": kindExhausted,
-}
-
-func (k kind) String() string {
-	for name, v := range kinds {
-		if v == k {
-			return name
-		}
-	}
-	return fmt.Sprintf("kind %d", uint8(k))
-}
-
-// seen is one received feed message, kept small: a large run holds a million.
-type seen struct {
-	party   int32
-	version int32  // of an order:update that an order event caused, else 0
-	tag     uint64 // what tells messages of the kind apart: rider, payment status
-	kind    kind
-}
-
-// ack is one acknowledged command on an order.
-type ack struct {
-	command       string
-	rider         string // whose command, of accept, decline and drop
-	version       int
-	status        string
-	paymentStatus string
-}
-
-// money is one payment that the simulated gateway was made to capture.
-type money struct {
-	paymentID string
-	amount    int64
-}
-
-// record is one order of the run.
-type record struct {
-	n          int
-	plan       plan
-	customer   *party
-	restaurant *party
-	deliverTo  domain.Point
-
-	mu           sync.Mutex
-	id           string
-	amount       int64
-	currency     string
-	pickUp       domain.Point
-	dueAt        time.Time // paymentDueAt
-	acks         []ack
-	captured     []money
-	request      bool // /payment was answered
-	seen         []seen
-	token        string // Consistency-Token of the highest acknowledged version
-	version      int    // highest version known by answer or feed
-	status       string // at that version
-	payment      string // paymentStatus, as last heard
-	holder       string // rider whose accept was acknowledged and whose deliver or drop was not sent
-	drops        int
-	voided       bool // somebody cancels it: refusals of the others are expected
-	redispatched bool // ops asked for a new round
-	verdict      verdict
-	final        orderView
-	judged       int // len(seen) when it was last judged, -1 before
-	passes       int
-	staleSeen    bool
-	changed      chan struct{}
-
-	cooking atomic.Bool
-	racing  atomic.Int32
-	starts  starts
-}
-
-// starts are moments of the local clock from which latencies are counted;
-// a zero one is not set, or already used.
-type starts struct {
-	place, pay, ready time.Time
-}
-
-// span is the time in which a rider had the order, by the events' own times.
-type span struct {
-	rider    string
-	from, to time.Time // to is zero while it lasts
-}
-
-// Fault is a broken promise.
-type Fault struct {
-	Kind   string `json:"kind"`
-	Order  string `json:"order,omitempty"`
-	Detail string `json:"detail"`
-}
-
-// The kinds of faults.
-const (
-	faultLost        = "lost_command"       // acknowledged, and not in the order's events
-	faultMissing     = "lost_message"       // a feed message that its party never got
-	faultDuplicate   = "duplicate_message"  // a feed message that came twice
-	faultUncalled    = "uncalled_message"   // a feed message that no event explains, or to no party
-	faultMisordered  = "misordered_message" // an older version after a newer one
-	faultFeed        = "feed_protocol"      // no cursor, wrong room, no feed:resumed
-	faultTwice       = "duplicate_event"    // an event that can occur once occurred twice
-	faultHistory     = "broken_history"     // versions with a hole, an impossible transition
-	faultDoubleRider = "two_riders"         // two riders on one order
-	faultDoubleOrder = "two_orders"         // two orders on one rider
-	faultMoney       = "money"              // kept or given back what is not due
-	faultStale       = "stale_read"         // a read with a token that does not show the command
-	faultAnswer      = "unexpected_answer"  // an answer that the contract does not have here
-	faultUnanswered  = "unanswered"         // no definite answer in spite of retries
-	faultUnfinished  = "unfinished"         // awaited until the time was over
-	faultDeadLetter  = "dead_letter"        // parked during the run
-)
-
-func (l *ledger) fault(kind, order, format string, args ...any) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.counts[kind]++
-	if len(l.faults) < maxFaultsKept {
-		l.faults = append(l.faults, Fault{Kind: kind, Order: order, Detail: fmt.Sprintf(format, args...)})
-	}
-}
-
-// maxFaultsKept bounds the list; the counts go on.
-const maxFaultsKept = 1000
-
+// addParty enters a party.
 func (l *ledger) addParty(role domain.Role, id string) *party {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	p := &party{n: int32(len(l.parties)), role: role, id: id}
+	p := &party{number: int32(len(l.parties)), role: role, id: id}
 	l.parties = append(l.parties, p)
 	l.byName[string(role)+":"+id] = p
 	return p
 }
 
+// rider returns the rider with this id, nil for a rider of another run.
 func (l *ledger) rider(id string) *party {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.byName[string(domain.Rider)+":"+id]
 }
 
-func (l *ledger) add(p plan, customer, restaurant *party, to domain.Point) *record {
-	r := &record{plan: p, customer: customer, restaurant: restaurant, deliverTo: to, judged: -1, changed: make(chan struct{})}
+// partyAt returns the party with this number.
+func (l *ledger) partyAt(n int32) *party {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r.n = len(l.records)
-	l.records = append(l.records, r)
-	return r
+	return l.parties[n]
 }
 
-func (l *ledger) find(orderID string) *record {
+// name returns role and id of the party with this number.
+func (l *ledger) name(n int32) string {
+	p := l.partyAt(n)
+	return string(p.role) + " " + p.id
+}
+
+// add enters an order that is about to be placed.
+func (l *ledger) add(p plan, customer, restaurant *party, to domain.Point) *orderEntry {
+	e := &orderEntry{plan: p, customer: customer, restaurant: restaurant, deliverTo: to, judgedReceipts: -1, changed: make(chan struct{})}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e.number = len(l.orders)
+	l.orders = append(l.orders, e)
+	return e
+}
+
+// find returns the order with this id, nil for an order of another run or one
+// that was not acknowledged yet.
+func (l *ledger) find(orderID string) *orderEntry {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.byID[orderID]
 }
 
-// placed enters an order that was acknowledged, and gives it what its feeds
-// had already told.
-func (l *ledger) placed(r *record, v orderView) {
-	r.mu.Lock()
-	r.id, r.amount, r.currency, r.dueAt = v.OrderID, v.Amount, v.Currency, v.PaymentDueAt
-	r.pickUp = v.PickUp.Location
-	r.mu.Unlock()
+// placed enters that the placing of an order was acknowledged. Messages about the
+// order may have come before that; they are entered now.
+func (l *ledger) placed(e *orderEntry, v orderView) {
+	e.mu.Lock()
+	e.id, e.amount, e.currency, e.dueAt = v.OrderID, v.Amount, v.Currency, v.PaymentDueAt
+	e.pickUp = v.PickUp.Location
+	e.mu.Unlock()
 	l.mu.Lock()
 	other := l.byID[v.OrderID]
-	l.byID[v.OrderID] = r
-	early := l.early[v.OrderID]
-	delete(l.early, v.OrderID)
+	l.byID[v.OrderID] = e
+	messages := l.beforePlaced[v.OrderID]
+	delete(l.beforePlaced, v.OrderID)
 	l.mu.Unlock()
 	if other != nil {
-		l.fault(faultTwice, v.OrderID, "two placements answered with this order")
+		l.fault(faultDuplicateEvent, v.OrderID, "two orders were placed, and both were answered with this order id")
 	}
-	for _, m := range early {
-		l.keep(r, m)
+	for _, m := range messages {
+		l.addReceipt(e, m)
 	}
 }
 
-// acknowledged enters a command that was answered with success.
-func (l *ledger) acknowledged(r *record, command, rider string, v orderView, token string) {
-	l.progress.Store(time.Now().UnixNano())
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.acks = append(r.acks, ack{command, rider, v.Version, v.Status, v.PaymentStatus})
-	if token != "" && v.Version >= r.version {
-		r.token = token
+// acknowledged enters a command that was answered with success, and the order in
+// its answer.
+func (l *ledger) acknowledged(e *orderEntry, command, rider string, v orderView, token string) {
+	l.moved()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.acks = append(e.acks, ack{command, rider, v.Version, v.Status, v.PaymentStatus})
+	if token != "" && v.Version >= e.version {
+		e.token = token
 	}
-	r.advance(v.Version, v.Status)
+	e.advance(v.Version, v.Status)
 	if v.PaymentStatus != "" {
-		r.payment = v.PaymentStatus
+		e.paymentStatus = v.PaymentStatus
 	}
-	r.wake()
+	e.wake()
 }
 
-// advance takes a newer version's status. r.mu is held.
-func (r *record) advance(version int, status string) {
-	if version > r.version && status != "" {
-		r.version, r.status = version, status
-	}
-}
-
-// wake lets everyone look again who waits for the order. r.mu is held.
-func (r *record) wake() {
-	close(r.changed)
-	r.changed = make(chan struct{})
-}
-
-// await returns true when cond, called with r.mu held, holds; false when the
-// patience or the context is over first.
-func (r *record) await(ctx context.Context, patience time.Duration, cond func() bool) bool {
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	for {
-		r.mu.Lock()
-		ok, changed := cond(), r.changed
-		r.mu.Unlock()
-		if ok {
-			return true
-		}
-		select {
-		case <-changed:
-		case <-timer.C:
-			return false
-		case <-ctx.Done():
-			return false
-		}
-	}
-}
-
-// closed says whether the status is one that nothing follows.
-func closed(status string) bool {
-	return status == "delivered" || status == "cancelled" || status == "rejected" || status == "expired"
-}
-
-func (r *record) isClosed() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return closed(r.status)
-}
-
-// message is a feed message as it comes, with the union of the payloads.
-type message struct {
-	Event     string          `json:"event"`
-	Room      string          `json:"room"`
-	Payload   json.RawMessage `json:"payload"`
-	Timestamp time.Time       `json:"timestamp"`
-	Cursor    string          `json:"cursor"`
-	Code      string          `json:"code"` // of feed:error
-
-	to   *party
-	data payload
-}
-
-type payload struct {
-	OrderID       string       `json:"orderId"`
-	RestaurantID  string       `json:"restaurantId"`
-	RiderID       string       `json:"riderId"`
-	RiderName     string       `json:"riderName"`
-	Status        string       `json:"status"`
-	PaymentStatus string       `json:"paymentStatus"`
-	Version       int          `json:"version"`
-	Reason        string       `json:"reason"`
-	Location      domain.Point `json:"location"`
-	ExpiresAt     time.Time    `json:"expiresAt"`
-}
-
-// received enters a feed message and returns the order it is about, nil when
-// that is not (yet) known.
-func (l *ledger) received(m message) *record {
-	if kinds[m.Event] == 0 {
+// received enters a feed message and returns the order that it is about. It
+// returns nil for an order that was not acknowledged yet or is of another run.
+func (l *ledger) received(m message) *orderEntry {
+	if messageKinds[m.Event] == 0 {
 		return nil
 	}
 	l.mu.Lock()
-	r := l.byID[m.data.OrderID]
-	if r == nil {
-		if m.to.role == domain.Rider {
-			l.foreign.Add(1) // an order of somebody else, near our rider
+	e := l.byID[m.data.OrderID]
+	if e == nil {
+		if m.receiver.role == domain.Rider {
+			l.foreignMessages.Add(1) // an order of another run, near our rider
 		} else {
-			l.early[m.data.OrderID] = append(l.early[m.data.OrderID], m)
+			l.beforePlaced[m.data.OrderID] = append(l.beforePlaced[m.data.OrderID], m)
 		}
 	}
 	l.mu.Unlock()
-	if r != nil {
-		l.keep(r, m)
+	if e != nil {
+		l.addReceipt(e, m)
 	}
-	return r
+	return e
 }
 
-func (l *ledger) keep(r *record, m message) {
-	s := seen{party: m.to.n, kind: kinds[m.Event]}
+// addReceipt enters a feed message about an order, and takes over the status in
+// an order:update.
+func (l *ledger) addReceipt(e *orderEntry, m message) {
+	s := receipt{party: m.receiver.number, kind: messageKinds[m.Event]}
 	switch s.kind {
 	case kindUpdate:
 		s.version = int32(m.data.Version)
 		if s.version == 0 {
 			s.tag = l.tag(m.data.PaymentStatus)
 		}
-		l.progress.Store(time.Now().UnixNano())
+		l.moved()
 	case kindRiderAssigned:
 		s.tag = l.tag(m.data.RiderID)
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.seen = append(r.seen, s)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.receipts = append(e.receipts, s)
 	if s.kind == kindUpdate {
-		r.advance(m.data.Version, m.data.Status)
-		if m.data.PaymentStatus != "" && m.to == r.customer {
-			r.payment = m.data.PaymentStatus
+		e.advance(m.data.Version, m.data.Status)
+		if m.data.PaymentStatus != "" && m.receiver == e.customer {
+			e.paymentStatus = m.data.PaymentStatus
 		}
-		r.wake()
+		e.wake()
 	}
 }
 
+// tag returns a number that stands for a text in a receipt; 0 for "".
 func (l *ledger) tag(s string) uint64 {
 	if s == "" {
 		return 0
@@ -403,56 +184,72 @@ func (l *ledger) tag(s string) uint64 {
 	return maphash.String(l.seed, s)
 }
 
-// assigned enters that a rider's accept was acknowledged. A rider who already
-// has an order, or an order that another has, is a broken promise: seen here
-// without any clock, by the order of requests and answers alone.
-func (l *ledger) assigned(r *record, rider string, has *record) {
-	r.mu.Lock()
-	other := r.holder
-	if !closed(r.status) {
-		r.holder = rider
+// assigned enters that a rider's accept was acknowledged. has is an order that
+// the rider has already, nil for none. It is a broken promise when the order has
+// another rider, or the rider another order. This follows from the order of
+// requests and answers alone, without any clock.
+func (l *ledger) assigned(e *orderEntry, rider string, has *orderEntry) {
+	e.mu.Lock()
+	other := e.holder
+	if !isFinal(e.status) {
+		e.holder = rider
 	}
-	r.mu.Unlock()
+	e.mu.Unlock()
 	if other != "" && other != rider {
-		l.fault(faultDoubleRider, r.id, "assigned to %s, and acknowledged to %s", other, rider)
+		l.fault(faultTwoRiders, e.id, "rider %s has the order, and the accept of %s was acknowledged", other, rider)
 	}
-	if has != nil && has != r {
-		l.fault(faultDoubleOrder, r.id, "acknowledged to %s, who has %s", rider, has.id)
+	if has != nil && has != e {
+		l.fault(faultTwoOrders, e.id, "the accept of %s was acknowledged, who has order %s", rider, has.id)
 	}
 }
 
-// released enters that the end of the assignment was asked for.
-func (r *record) released() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.holder = ""
+// allOrders returns the orders that were to be placed so far.
+func (l *ledger) allOrders() []*orderEntry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.orders)
 }
 
-// overlaps finds riders who had two orders at once by the events' own times.
-func overlaps(records []*record) []Fault {
-	type held struct {
-		span
-		order string
-	}
-	byRider := map[string][]held{}
-	for _, r := range records {
-		for _, s := range r.verdict.spans {
-			byRider[s.rider] = append(byRider[s.rider], held{s, r.id})
+// acknowledgedOrders returns the orders whose placing was acknowledged.
+func (l *ledger) acknowledgedOrders() []*orderEntry {
+	var orders []*orderEntry
+	for _, e := range l.allOrders() {
+		if e.id != "" {
+			orders = append(orders, e)
 		}
+	}
+	return orders
+}
+
+// unplacedMessages returns a fault for each order that our parties got messages
+// about and did not place. It returns none when a call was not answered: the
+// order may be that call's.
+func (l *ledger) unplacedMessages() []Fault {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.counts[faultUnanswered] > 0 {
+		return nil
 	}
 	var faults []Fault
-	for rider, hs := range byRider {
-		slices.SortFunc(hs, func(a, b held) int {
-			return cmp.Or(a.from.Compare(b.from), cmp.Compare(a.order, b.order))
-		})
-		for i := 1; i < len(hs); i++ {
-			a, b := hs[i-1], hs[i]
-			if a.to.IsZero() || a.to.After(b.from) {
-				faults = append(faults, Fault{faultDoubleOrder, b.order, fmt.Sprintf(
-					"%s took it at %s, while it had %s", rider, b.from.Format(time.RFC3339Nano), a.order)})
-			}
+	for id, ms := range l.beforePlaced {
+		to := ms[0].receiver
+		faults = append(faults, Fault{faultUncalledMessage, id, fmt.Sprintf("%s %s got %s of an order that it did not place", to.role, to.id, ms[0].Event)})
+	}
+	return faults
+}
+
+// progressCounts counts the orders that have ended, as last heard, and the
+// faults.
+func (l *ledger) progressCounts() (ended, faults int) {
+	for _, e := range l.allOrders() {
+		if e.hasEnded() {
+			ended++
 		}
 	}
-	slices.SortFunc(faults, func(a, b Fault) int { return cmp.Compare(a.Order, b.Order) })
-	return faults
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, n := range l.counts {
+		faults += n
+	}
+	return ended, faults
 }

@@ -1,8 +1,10 @@
 package simulate
 
-import "math/rand/v2"
+import (
+	"math/rand/v2"
+)
 
-// payment is how an order's customer pays.
+// payment is how the customer pays, and how the gateway behaves.
 type payment uint8
 
 const (
@@ -10,24 +12,25 @@ const (
 	payDuplicate
 	payReordered
 	payOldSecret
-	payDropped     // the webhook is lost; the gateway sends it again
-	payDroppedGone // the webhook is lost, and the customer cancels
+	payDropped          // the webhook is lost; the gateway sends it again
+	payDroppedCancelled // the webhook is lost, and the customer cancels
 	payWrongSignature
-	payWrongAmount // another amount first, then the right one
+	payWrongAmount // first another amount, then the right one
 	payFailedFirst
 	payAuthorizedFirst
 	payTwice
-	payLate // cancelled while unpaid, and paid all the same
+	payLate // cancelled while unpaid, and then paid nevertheless
 	payNever
 )
 
-// faults are the gateway's, as its pay call names them.
-var faults = map[payment]string{
+// gatewayFaults are the faults that the simulated gateway is told to have, as its
+// pay call names them.
+var gatewayFaults = map[payment]string{
 	payDuplicate: "duplicate", payReordered: "reordered", payOldSecret: "old_secret",
-	payDropped: "dropped", payDroppedGone: "dropped", payWrongSignature: "wrong_signature",
+	payDropped: "dropped", payDroppedCancelled: "dropped", payWrongSignature: "wrong_signature",
 }
 
-// ending is who ends an order before its time, and where.
+// ending is who ends the order before it is delivered, and in which status.
 type ending uint8
 
 const (
@@ -41,53 +44,56 @@ const (
 	endOpsAssigned
 )
 
-// plan is what is to become of one order. It follows from seed and number
-// alone, so that a run can be repeated; who wins its races is not in it.
+// plan is what is to happen to one order. It depends on the seed and the order's
+// number alone, so that a run can be repeated. Who wins a race is not planned.
 type plan struct {
-	pay      payment
-	end      ending
-	drop     bool // its first rider gives it back
-	again    bool // it is placed twice at once, with one Idempotency-Key
-	readBack bool // it is read with the Consistency-Token right after placing
-	watch    bool // its customer joins the order's room
-	wrongBy  int64
+	payment    payment
+	ending     ending
+	riderDrops bool  // the first rider drops it
+	placeTwice bool  // it is placed twice at the same time with one Idempotency-Key
+	readBack   bool  // it is read with its Consistency-Token after it was placed
+	joinRoom   bool  // the customer joins the order's room
+	wrongBy    int64 // minor units that payWrongAmount adds to the amount; not 0
 }
 
+// planOf returns the plan of the order with number n.
 func planOf(seed int64, n int) plan {
 	r := rand.New(rand.NewPCG(uint64(seed), uint64(n)+1))
 	p := plan{wrongBy: 1 + r.Int64N(500)}
 	if r.IntN(2) == 0 {
 		p.wrongBy = -p.wrongBy
 	}
-	p.pay = pick(r, payPlain,
-		odds[payment]{4, payDuplicate}, odds[payment]{4, payReordered}, odds[payment]{3, payOldSecret},
-		odds[payment]{2, payDropped}, odds[payment]{1, payDroppedGone}, odds[payment]{2, payWrongSignature},
-		odds[payment]{3, payWrongAmount}, odds[payment]{3, payFailedFirst}, odds[payment]{3, payAuthorizedFirst},
-		odds[payment]{3, payTwice}, odds[payment]{1, payLate}, odds[payment]{1, payNever})
-	p.end = pick(r, endNone,
-		odds[ending]{3, endReject}, odds[ending]{2, endCustomerUnpaid}, odds[ending]{2, endCustomerPaid},
-		odds[ending]{2, endCustomerAccepted}, odds[ending]{1, endRestaurantPreparing},
-		odds[ending]{1, endRestaurantReady}, odds[ending]{1, endOpsAssigned})
-	if p.pay == payLate || p.pay == payDroppedGone {
-		p.end = endCustomerUnpaid
-	} else if p.end == endCustomerUnpaid && p.pay != payNever {
-		p.pay = payNever
-	} else if p.pay == payNever {
-		p.end = endNone
+	p.payment = pick(r, payPlain,
+		chance[payment]{4, payDuplicate}, chance[payment]{4, payReordered}, chance[payment]{3, payOldSecret},
+		chance[payment]{2, payDropped}, chance[payment]{1, payDroppedCancelled}, chance[payment]{2, payWrongSignature},
+		chance[payment]{3, payWrongAmount}, chance[payment]{3, payFailedFirst}, chance[payment]{3, payAuthorizedFirst},
+		chance[payment]{3, payTwice}, chance[payment]{1, payLate}, chance[payment]{1, payNever})
+	p.ending = pick(r, endNone,
+		chance[ending]{3, endReject}, chance[ending]{2, endCustomerUnpaid}, chance[ending]{2, endCustomerPaid},
+		chance[ending]{2, endCustomerAccepted}, chance[ending]{1, endRestaurantPreparing},
+		chance[ending]{1, endRestaurantReady}, chance[ending]{1, endOpsAssigned})
+	if p.payment == payLate || p.payment == payDroppedCancelled {
+		p.ending = endCustomerUnpaid
+	} else if p.ending == endCustomerUnpaid && p.payment != payNever {
+		p.payment = payNever
+	} else if p.payment == payNever {
+		p.ending = endNone
 	}
-	p.drop = r.IntN(100) < 4
-	p.again = r.IntN(100) < 3
+	p.riderDrops = r.IntN(100) < 4
+	p.placeTwice = r.IntN(100) < 3
 	p.readBack = r.IntN(100) < 10
-	p.watch = r.IntN(100) < 10
+	p.joinRoom = r.IntN(100) < 10
 	return p
 }
 
-type odds[T any] struct {
+// chance is a value with its share of all draws.
+type chance[Value any] struct {
 	percent int
-	of      T
+	of      Value
 }
 
-func pick[T any](r *rand.Rand, otherwise T, of ...odds[T]) T {
+// pick draws one of the values, or otherwise with the rest of the chances.
+func pick[Value any](r *rand.Rand, otherwise Value, of ...chance[Value]) Value {
 	n := r.IntN(100)
 	for _, o := range of {
 		if n < o.percent {

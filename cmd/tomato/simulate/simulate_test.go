@@ -94,13 +94,13 @@ func TestEachLieOfAServerIsFound(t *testing.T) {
 		lie  func(*fake)
 		kind string
 	}{
-		"order:new lost":            {func(f *fake) { f.copies = once("order:new", 0) }, faultMissing},
-		"order:new twice":           {func(f *fake) { f.copies = once("order:new", 2) }, faultDuplicate},
-		"order:update lost":         {func(f *fake) { f.copies = once("order:update", 0) }, faultMissing},
-		"order:update twice":        {func(f *fake) { f.copies = once("order:update", 2) }, faultDuplicate},
-		"order:available lost":      {func(f *fake) { f.copies = once("order:available", 0) }, faultMissing},
-		"order:taken twice":         {func(f *fake) { f.copies = once("order:taken", 2) }, faultDuplicate},
-		"order:rider_assigned lost": {func(f *fake) { f.copies = once("order:rider_assigned", 0) }, faultMissing},
+		"order:new lost":            {func(f *fake) { f.copies = once("order:new", 0) }, faultLostMessage},
+		"order:new twice":           {func(f *fake) { f.copies = once("order:new", 2) }, faultDuplicateMessage},
+		"order:update lost":         {func(f *fake) { f.copies = once("order:update", 0) }, faultLostMessage},
+		"order:update twice":        {func(f *fake) { f.copies = once("order:update", 2) }, faultDuplicateMessage},
+		"order:available lost":      {func(f *fake) { f.copies = once("order:available", 0) }, faultLostMessage},
+		"order:taken twice":         {func(f *fake) { f.copies = once("order:taken", 2) }, faultDuplicateMessage},
+		"order:rider_assigned lost": {func(f *fake) { f.copies = once("order:rider_assigned", 0) }, faultLostMessage},
 		"event lost": {func(f *fake) {
 			lost := false
 			f.tamper = func(_ *fakeOrder, typ string, _ object) bool {
@@ -108,9 +108,9 @@ func TestEachLieOfAServerIsFound(t *testing.T) {
 				lost = lost || lie
 				return !lie
 			}
-		}, faultStale},
+		}, faultStaleRead},
 		"no refund": {func(f *fake) { f.noRefund = true }, faultMoney},
-		"two win":   {func(f *fake) { f.twoWin = true }, faultDoubleRider},
+		"two win":   {func(f *fake) { f.twoWin = true }, faultTwoRiders},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -1,0 +1,173 @@
+package simulate
+
+import (
+	"encoding/json"
+	"slices"
+)
+
+// transition is what an event type does to an order's status.
+type transition struct {
+	from   []string // statuses in which it can occur
+	to     string   // "" leaves the status
+	once   bool     // at most once in an order's life
+	update bool     // customer and restaurant must get an order:update
+}
+
+// transitions are those of the contract, by event type.
+var transitions = map[string]transition{
+	"ORDER_PLACED":          {from: []string{""}, to: "placed", once: true},
+	"ORDER_PAID":            {from: []string{"placed"}, once: true, update: true},
+	"ORDER_EXPIRED":         {from: []string{"placed"}, to: "expired", once: true, update: true},
+	"ORDER_ACCEPTED":        {from: []string{"placed"}, to: "accepted", once: true, update: true},
+	"ORDER_REJECTED":        {from: []string{"placed"}, to: "rejected", once: true, update: true},
+	"ORDER_PREPARING":       {from: []string{"accepted"}, to: "preparing", once: true, update: true},
+	"ORDER_READY_FOR_RIDER": {from: []string{"preparing"}, to: "ready_for_rider", once: true, update: true},
+	"ORDER_OFFERED":         {from: []string{"ready_for_rider"}},
+	"OFFER_DECLINED":        {from: []string{"ready_for_rider"}},
+	"OFFERS_EXPIRED":        {from: []string{"ready_for_rider"}},
+	"DISPATCH_EXHAUSTED":    {from: []string{"ready_for_rider"}},
+	"DISPATCH_REQUESTED":    {from: []string{"ready_for_rider"}},
+	"RIDER_ASSIGNED":        {from: []string{"ready_for_rider"}, to: "rider_assigned", update: true},
+	"RIDER_UNASSIGNED":      {from: []string{"rider_assigned"}, to: "ready_for_rider", update: true},
+	"ORDER_PICKED_UP":       {from: []string{"rider_assigned"}, to: "picked_up", once: true, update: true},
+	"ORDER_DELIVERED":       {from: []string{"picked_up"}, to: "delivered", once: true, update: true},
+	"ORDER_CANCELLED": {from: []string{"placed", "accepted", "preparing", "ready_for_rider", "rider_assigned", "picked_up"},
+		to: "cancelled", once: true, update: true},
+}
+
+// foldEvents checks the order's history, and derives from it which messages each
+// party must have got.
+func (j *judgement) foldEvents() {
+	f := historyFold{judgement: j, counts: map[string]int{}}
+	for i, e := range j.queried.events {
+		if e.Version != i+1 {
+			j.fault(faultBrokenHistory, "event %d (%s) has version %d", i+1, e.Type, e.Version)
+		}
+		f.fold(e)
+		j.statuses = append(j.statuses, f.status)
+	}
+	o := j.queried.order
+	if n := len(j.queried.events); n != o.Version || f.status != o.Status {
+		// The order may have moved between the two reads. It is read again.
+		j.waitFor(faultUnfinished, "the order says version %d %s, its events say %d %s", o.Version, o.Status, n, f.status)
+	}
+	if o.Amount != j.entry.amount || o.Currency != j.entry.currency ||
+		o.CustomerID != j.entry.customer.id || o.RestaurantID != j.entry.restaurant.id {
+		j.fault(faultBrokenHistory, "amount or parties differ from those in the acknowledgement: %d %s, %s, %s",
+			o.Amount, o.Currency, o.CustomerID, o.RestaurantID)
+	}
+}
+
+// historyFold is the state of an order while its events are folded.
+type historyFold struct {
+	*judgement
+	status string
+	holder string          // rider who has the order
+	offers map[string]bool // riders with an offer of the current wave; true once they declined
+	counts map[string]int  // of events, by type
+}
+
+// fold takes one event.
+func (f *historyFold) fold(e eventView) {
+	t, known := transitions[e.Type]
+	if !known {
+		f.fault(faultBrokenHistory, "unknown event type %q at version %d", e.Type, e.Version)
+	}
+	var d eventData
+	if err := json.Unmarshal(e.Data, &d); err != nil {
+		f.fault(faultBrokenHistory, "data of %s at version %d: %v", e.Type, e.Version, err)
+	}
+	if d.RiderID == "" && (e.Type == "RIDER_ASSIGNED" || e.Type == "OFFER_DECLINED") {
+		d.RiderID = d.Ctx.RiderID
+	}
+	f.counts[e.Type]++
+	switch {
+	case t.once && f.counts[e.Type] > 1:
+		f.fault(faultDuplicateEvent, "%s again at version %d", e.Type, e.Version)
+	case e.Type == "RIDER_ASSIGNED" && f.holder != "":
+		f.fault(faultTwoRiders, "%s assigned at version %d while %s has it", d.RiderID, e.Version, f.holder)
+	case known && !slices.Contains(t.from, f.status):
+		f.fault(faultBrokenHistory, "%s at version %d in status %q", e.Type, e.Version, f.status)
+	}
+
+	update := receipt{kind: kindUpdate, version: int32(e.Version)}
+	least := 0
+	if t.update {
+		least = 1
+	}
+	f.expect(f.entry.customer, update, least, 1, e.Timestamp)
+	f.expect(f.entry.restaurant, update, least, 1, e.Timestamp)
+	f.expectOthers(e, d, update)
+
+	if f.holder != "" && (e.Type == "ORDER_PICKED_UP" || e.Type == "ORDER_DELIVERED" || e.Type == "ORDER_CANCELLED") {
+		f.expect(f.rider(f.holder), update, 1, 1, e.Timestamp)
+	}
+	if t.to != "" {
+		f.status = t.to
+	}
+	if f.holder != "" && f.status != "rider_assigned" && f.status != "picked_up" {
+		f.assignments[len(f.assignments)-1].to = e.Timestamp
+		f.holder = ""
+	}
+}
+
+// expectOthers derives the messages that only some events cause, and follows
+// offers and assignments.
+func (f *historyFold) expectOthers(e eventView, d eventData, update receipt) {
+	switch e.Type {
+	case "ORDER_PAID":
+		f.paidAt = e.Version
+		f.expect(f.entry.restaurant, receipt{kind: kindNew}, 1, 1, e.Timestamp)
+	case "ORDER_OFFERED":
+		if f.offers == nil {
+			f.offers = map[string]bool{}
+		}
+		var riders []offeredRider
+		if err := json.Unmarshal(d.Riders, &riders); err != nil {
+			f.fault(faultBrokenHistory, "riders of %s at version %d: %v", e.Type, e.Version, err)
+		}
+		for _, x := range riders {
+			f.offers[x.RiderID] = false
+			f.expect(f.rider(x.RiderID), receipt{kind: kindAvailable}, 1, 1, e.Timestamp)
+		}
+	case "OFFER_DECLINED":
+		if _, ok := f.offers[d.RiderID]; ok {
+			f.offers[d.RiderID] = true
+		}
+	case "OFFERS_EXPIRED":
+		f.withdrawOffers(e, "")
+	case "DISPATCH_EXHAUSTED":
+		f.expect(f.entry.restaurant, receipt{kind: kindExhausted}, 1, 1, e.Timestamp)
+	case "RIDER_ASSIGNED":
+		if d.RiderID == "" {
+			f.fault(faultBrokenHistory, "RIDER_ASSIGNED at version %d names no rider", e.Version)
+		}
+		f.withdrawOffers(e, d.RiderID)
+		f.holder = d.RiderID
+		f.assignments = append(f.assignments, assignment{rider: f.holder, from: e.Timestamp})
+		told := receipt{kind: kindRiderAssigned, tag: f.ledger.tag(f.holder)}
+		f.expect(f.entry.customer, told, 1, 1, e.Timestamp)
+		f.expect(f.entry.restaurant, told, 1, 1, e.Timestamp)
+		f.expect(f.rider(f.holder), update, 1, 1, e.Timestamp)
+	case "RIDER_UNASSIGNED":
+		f.expect(f.rider(f.holder), update, 0, 1, e.Timestamp)
+	case "ORDER_CANCELLED":
+		f.withdrawOffers(e, "")
+	}
+}
+
+// withdrawOffers ends the wave. Every rider with an offer is told that it is
+// gone, except the winner; a rider who declined may be told.
+func (f *historyFold) withdrawOffers(e eventView, winner string) {
+	for id, declined := range f.offers {
+		if id == winner {
+			continue
+		}
+		least := 1
+		if declined {
+			least = 0
+		}
+		f.expect(f.rider(id), receipt{kind: kindTaken}, least, 1, e.Timestamp)
+	}
+	f.offers = nil
+}
