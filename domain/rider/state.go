@@ -1,0 +1,63 @@
+// Package rider is the rider aggregate: who may be offered orders, and the one
+// order that a rider may have. Positions are telemetry and not part of it.
+package rider
+
+import "time"
+
+// Verification is whether ops let the rider work. The zero value is unverified.
+type Verification string
+
+// The verifications.
+const (
+	Unverified Verification = "unverified"
+	Verified   Verification = "verified"
+	Suspended  Verification = "suspended"
+)
+
+// Status is whether the rider can take an order now; derived.
+type Status string
+
+// The statuses.
+const (
+	Offline   Status = "offline"
+	Available Status = "available"
+	Busy      Status = "busy"
+)
+
+// Claim is the one order that the rider has, or is about to have. An assigned
+// claim ends only by RIDER_RELEASED.
+type Claim struct {
+	ID           int64  `json:"claimId"` // the rider's version when it was claimed
+	OrderID      string `json:"orderId"`
+	Round        int    `json:"round"`
+	Wave         int    `json:"wave"`
+	CustomerID   string `json:"customerId"`
+	RestaurantID string `json:"restaurantId"`
+}
+
+// State is a rider as its events have made it.
+type State struct {
+	ID           string       `json:"riderId"`
+	Version      int64        `json:"version"`
+	Name         string       `json:"name"`
+	Vehicle      string       `json:"vehicle,omitempty"`
+	Verification Verification `json:"verification"`
+	Online       bool         `json:"online,omitempty"`
+	Claim        *Claim       `json:"claim,omitempty"` // never changed in place
+	CreatedAt    time.Time    `json:"createdAt,omitzero"`
+	UpdatedAt    time.Time    `json:"updatedAt,omitzero"`
+}
+
+// Exists says whether the rider is registered.
+func (s *State) Exists() bool { return s.Version > 0 }
+
+// Status derives the rider's status.
+func (s *State) Status() Status {
+	switch {
+	case s.Claim != nil:
+		return Busy
+	case s.Online:
+		return Available
+	}
+	return Offline
+}
