@@ -179,7 +179,7 @@ func (s *Side) acceptOffer(ctx context.Context, in *orderInput) (*orderOutput, e
 		}
 		claimed, err := s.system(ctx, eventlog.Riders, actor.Sub, rider.ClaimFor{OrderID: o.ID, Round: o.Round, Wave: o.Wave,
 			CustomerID: o.CustomerID, RestaurantID: o.RestaurantID})
-		if domain.RefusedWith(err) == domain.RiderBusy && claimed.Rider != nil && claimed.Rider.Claim != nil {
+		if domain.RefusedWith(err) == rider.CodeBusy && claimed.Rider != nil && claimed.Rider.Claim != nil {
 			holds, serr := s.settle(ctx, claimed.Rider.ID, claimed.Rider.Name, *claimed.Rider.Claim)
 			if serr != nil {
 				return nil, problem(eventlog.Riders, serr)

@@ -147,7 +147,7 @@ func (s *Side) recordCaptured(ctx context.Context, why *cause, p gateway.Payment
 		switch domain.RefusedWith(err) {
 		case "":
 			return err
-		case domain.PaymentNotRequested, domain.NotFound, domain.OrderArchived:
+		case payment.CodeNotRequested, domain.NotFound, order.CodeArchived:
 			reason = payment.ReasonNotRequested
 		default:
 			return fmt.Errorf("record payment %s of order %s: %w", p.PaymentID, orderID, err)
@@ -276,7 +276,7 @@ func (s *Side) payOrder(ctx context.Context, e eventlog.Event) error {
 	switch domain.RefusedWith(err) {
 	case "":
 		return err
-	case domain.OrderAlreadyPaid, domain.OrderClosedForPayment:
+	case order.CodeAlreadyPaid, order.CodeClosedForPayment:
 		return s.requestRefund(ctx, why, p.OrderID, p.PaymentID, string(domain.RefusedWith(err)))
 	}
 	// Not held any more: this money was booked more than TOMATO_ARCHIVE_AFTER ago.
@@ -291,7 +291,7 @@ func (s *Side) requestRefund(ctx context.Context, why *cause, orderID, paymentID
 	switch domain.RefusedWith(err) {
 	case "":
 		return err
-	case domain.PaymentUnsettled:
+	case payment.CodeUnsettled:
 		state, serr := s.paymentState(ctx, why, orderID)
 		if serr != nil {
 			return serr

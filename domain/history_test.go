@@ -314,7 +314,7 @@ func (w *world) accept(o *anOrder, r *rider.State) {
 		// Its own claim, or another's that is in the way: both are settled the same way.
 		claimed := rider.Claimed{RiderID: r.ID, RiderName: r.Name, ClaimID: r.Claim.ID, OrderID: r.Claim.OrderID, Round: r.Claim.Round, Wave: r.Claim.Wave}
 		w.queue("accept: assign "+r.ID, false, func() { w.assign(r, claimed, false) })
-		if domain.RefusedWith(err) == domain.RiderBusy {
+		if domain.RefusedWith(err) == rider.CodeBusy {
 			w.queue("accept: again "+r.ID, false, func() { w.accept(o, r) })
 		}
 	})
@@ -374,7 +374,7 @@ func (w *world) webhook(o *anOrder, id string, captured bool) {
 	}
 	w.queue("record-payment: captured", true, func() {
 		_, err := w.pay(o, payment.RecordCaptured{PaymentID: id, GatewayOrderID: "g-" + o.order.ID, Amount: got.amount, Currency: got.currency})
-		if domain.RefusedWith(err) == domain.PaymentNotRequested {
+		if domain.RefusedWith(err) == payment.CodeNotRequested {
 			s := w.strays[id]
 			if s == nil {
 				s = &payment.State{}

@@ -58,7 +58,7 @@ func isPut(c domain.Command) bool {
 func (s *shard) price(p Place, orderID string) (order.Place, error) {
 	r, ok := s.owner.Menus.Restaurant(p.RestaurantID)
 	if !ok {
-		return order.Place{}, domain.Refuse(domain.UnknownRestaurant, "restaurantId names no restaurant")
+		return order.Place{}, domain.Refuse(restaurant.CodeUnknown, "restaurantId names no restaurant")
 	}
 	items, currency, err := r.Price(p.Lines)
 	if err != nil {

@@ -93,7 +93,7 @@ func TestAStoppedShardPassesOnWhatAppendedNothing(t *testing.T) {
 	s.failed = errDeposed
 	awaiting, confirming, deferred, queued := newCall(Request{}), newCall(Request{}), newCall(Request{}), newCall(Request{})
 	l := &s.logs[orders]
-	awaiting.err = domain.Refuse(domain.OrderNotPaid, "")
+	awaiting.err = domain.Refuse(order.CodeNotPaid, "")
 	l.awaiting = []*waiter{{call: awaiting, left: 1}}
 	l.inFlight = []*pending{{ordinal: 1, waiters: []*waiter{{call: confirming, left: 1}}}}
 	l.deferred = []deferral{{1, deferred}}
@@ -182,12 +182,12 @@ func TestPaymentOfAnArchivedOrder(t *testing.T) {
 		command domain.Command
 		want    domain.Code
 	}{
-		{"o", customer, payment.RequestPayment{OrderID: "o"}, domain.OrderArchived},
+		{"o", customer, payment.RequestPayment{OrderID: "o"}, order.CodeArchived},
 		{"o", domain.Actor{Sub: "other", Role: domain.Customer}, payment.RequestPayment{OrderID: "o"}, domain.NotFound},
 		{"o", ops, payment.RequestRefund{}, ""},
 		{"o", domain.SystemActor, payment.RecordCaptured{}, ""},
-		{id.String(), customer, payment.RequestPayment{}, domain.OrderArchived},
-		{id.String(), ops, payment.RequestRefund{}, domain.OrderArchived},
+		{id.String(), customer, payment.RequestPayment{}, order.CodeArchived},
+		{id.String(), ops, payment.RequestRefund{}, order.CodeArchived},
 		{uuid.NewString(), customer, payment.RequestPayment{}, domain.NotFound},
 		{"pay_1", domain.SystemActor, payment.RecordUnmatched{}, ""},
 	} {
@@ -229,7 +229,7 @@ func TestADeposedShardGivesBackWhatIsVoid(t *testing.T) {
 	l := &s.logs[orders]
 	l.inFlight = []*pending{{ordinal: 1, own: waiter{call: void, left: 2},
 		waiters: []*waiter{{call: crossed, left: 2}}}}
-	refused.err = domain.Refuse(domain.OrderNotPaid, "")
+	refused.err = domain.Refuse(order.CodeNotPaid, "")
 	l.awaiting = []*waiter{{call: refused, left: 1}}
 	l.deferred = []deferral{{1, deferred}}
 	s.logs[riders].inFlight = []*pending{{ordinal: 1, seq: 1, own: waiter{call: landed, left: 1}}}

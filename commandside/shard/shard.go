@@ -510,7 +510,7 @@ func matches(ifMatch, version int64) bool {
 // what the body names.
 func badReference(err error) bool {
 	switch domain.RefusedWith(err) {
-	case domain.NotFound, domain.UnknownRestaurant, domain.UnknownItem, domain.CurrencyMismatch:
+	case domain.NotFound, restaurant.CodeUnknown, restaurant.CodeUnknownItem, restaurant.CodeCurrencyMismatch:
 		return true
 	}
 	return false
@@ -537,7 +537,7 @@ func (s *shard) authorize(kind int, e *entry, r *Request, now time.Time) error {
 			case isPlace(r.Command) || !onOrder && (r.Actor.Role == domain.System || !archived):
 				return nil
 			case archived:
-				return domain.Refuse(domain.OrderArchived, "the order is older than commands reach")
+				return domain.Refuse(order.CodeArchived, "the order is older than commands reach")
 			}
 			return domain.Refuse(domain.NotFound, "no such order")
 		}
@@ -545,7 +545,7 @@ func (s *shard) authorize(kind int, e *entry, r *Request, now time.Time) error {
 			return err
 		}
 		if onOrder && r.Actor.Role != domain.System && e.order.ClosedFor(now) > closedFor {
-			return domain.Refuse(domain.OrderArchived, "the order closed more than 24 hours ago")
+			return domain.Refuse(order.CodeArchived, "the order closed more than 24 hours ago")
 		}
 	case riders:
 		return own(e != nil || isPut(r.Command), r.Actor.Role == domain.Rider && r.Actor.Sub != r.ID)

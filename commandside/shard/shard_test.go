@@ -146,7 +146,7 @@ func TestAnOrderGoesItsWayAndSurvivesARestart(t *testing.T) {
 		if _, err := a.exec(t, other); domain.RefusedWith(err) != shard.IdempotencyKeyReused {
 			t.Fatalf("another body under the same key: %v", err)
 		}
-		if _, err := a.do(t, kitchen, eventlog.Orders, id, order.AcceptOrder{}); domain.RefusedWith(err) != domain.OrderNotPaid {
+		if _, err := a.do(t, kitchen, eventlog.Orders, id, order.AcceptOrder{}); domain.RefusedWith(err) != order.CodeNotPaid {
 			t.Fatalf("accepting an unpaid order: %v", err)
 		}
 		a.must(t, customer, eventlog.Payments, id, payment.RequestPayment{OrderID: id, Provider: "simulated", GatewayOrderID: "g1"})
@@ -192,7 +192,7 @@ func TestShardsMoveBetweenInstances(t *testing.T) {
 			if res := b.must(t, domain.SystemActor, eventlog.Riders, fmt.Sprint("y", n), rider.Verify{}); res.Rider.Version != 2 || res.Event == nil {
 				t.Fatalf("on the other instance: %+v", res)
 			}
-			if _, err := a.do(t, domain.SystemActor, eventlog.Riders, fmt.Sprint("y", n), rider.ClaimFor{}); domain.RefusedWith(err) != domain.RiderOffline {
+			if _, err := a.do(t, domain.SystemActor, eventlog.Riders, fmt.Sprint("y", n), rider.ClaimFor{}); domain.RefusedWith(err) != rider.CodeOffline {
 				t.Fatalf("a forwarded refusal: %v", err)
 			}
 		}

@@ -579,7 +579,7 @@ func TestTheLargestRestaurantIsSaved(t *testing.T) {
 		if err := g.Wait(); err != nil {
 			t.Fatal(err)
 		}
-		if err := set(restaurant.MaxMenuItems); domain.RefusedWith(err) != domain.MenuFull {
+		if err := set(restaurant.MaxMenuItems); domain.RefusedWith(err) != restaurant.CodeMenuFull {
 			t.Errorf("one more: %v", err)
 		}
 		a.snapshotNow()
@@ -634,8 +634,8 @@ func TestClosedOrdersShrinkThenLeave(t *testing.T) {
 			whole bool
 			held  bool
 		}{
-			"yesterday": {"", true, true}, "last week": {domain.OrderArchived, false, true},
-			"long ago": {domain.OrderArchived, false, false}, "unsettled": {domain.OrderArchived, false, true},
+			"yesterday": {"", true, true}, "last week": {order.CodeArchived, false, true},
+			"long ago": {order.CodeArchived, false, false}, "unsettled": {order.CodeArchived, false, true},
 		} {
 			o := ids[name]
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -649,7 +649,7 @@ func TestClosedOrdersShrinkThenLeave(t *testing.T) {
 				t.Errorf("%s: holds %+v, %+v", name, look.Order, look.Payment)
 			}
 			_, err = s.do(eventlog.Payments, o, "", payment.RecordCaptured{PaymentID: "late" + o, GatewayOrderID: "g" + o, Amount: 5, Currency: "INR"})
-			if want := map[bool]domain.Code{true: "", false: domain.PaymentNotRequested}[want.held]; domain.RefusedWith(err) != want {
+			if want := map[bool]domain.Code{true: "", false: payment.CodeNotRequested}[want.held]; domain.RefusedWith(err) != want {
 				t.Errorf("%s: late money: %v", name, err)
 			}
 		}

@@ -148,9 +148,9 @@ func markPaid(s *State, c MarkPaid, now time.Time) (Event, error) {
 		e.Order = NewView(&after, PaymentPaid)
 		return e, nil
 	case s.Paid():
-		return nil, domain.Refuse(domain.OrderAlreadyPaid, "paid by another payment")
+		return nil, domain.Refuse(CodeAlreadyPaid, "paid by another payment")
 	}
-	return nil, domain.Refuse(domain.OrderClosedForPayment, "the order ended unpaid as %s", s.Status)
+	return nil, domain.Refuse(CodeClosedForPayment, "the order ended unpaid as %s", s.Status)
 }
 
 func offer(s *State, c Offer, now time.Time) (Event, error) {
@@ -198,12 +198,12 @@ func accept(s *State, riderID string) error {
 	switch s.Status {
 	case ReadyForRider:
 		if !s.OfferedTo(riderID) {
-			return domain.Refuse(domain.OfferExpired, "this offer has ended")
+			return domain.Refuse(CodeOfferExpired, "this offer has ended")
 		}
 		return nil
 	case RiderAssigned, PickedUp, Delivered:
 		if s.RiderID != riderID {
-			return domain.Refuse(domain.OrderAlreadyAssigned, "another rider has the order")
+			return domain.Refuse(CodeAlreadyAssigned, "another rider has the order")
 		}
 		return nil
 	}
@@ -216,12 +216,12 @@ func assign(s *State, c Assign) (Event, error) {
 	}
 	if s.Status != ReadyForRider {
 		if s.ClaimID != c.ClaimID {
-			return nil, domain.Refuse(domain.OrderAlreadyAssigned, "assigned under another claim")
+			return nil, domain.Refuse(CodeAlreadyAssigned, "assigned under another claim")
 		}
 		return nil, nil
 	}
 	if c.Round != s.Round || c.Wave != s.Wave {
-		return nil, domain.Refuse(domain.OfferExpired, "this offer has ended")
+		return nil, domain.Refuse(CodeOfferExpired, "this offer has ended")
 	}
 	others := []string{}
 	for _, r := range s.openOffers() {
@@ -297,7 +297,7 @@ func (s *State) kitchenStep(from, to Status) (done bool, err error) {
 	case s.Status.progress() >= to.progress():
 		return true, nil
 	case s.Status == Placed && !s.Paid():
-		return false, domain.Refuse(domain.OrderNotPaid, "the order is not paid")
+		return false, domain.Refuse(CodeNotPaid, "the order is not paid")
 	case s.Status != from:
 		return false, s.invalid(string(to))
 	}
@@ -312,12 +312,6 @@ func (s *State) riderStep(from, to Status, name string) (done bool, err error) {
 		return true, nil
 	}
 	return false, nil
-}
-
-func (s *State) invalid(what string) error {
-	r := domain.Refuse(domain.InvalidTransition, "%s is not possible while the order is %s", what, s.Status)
-	r.CurrentStatus = string(s.Status)
-	return r
 }
 
 func (s *State) ctx(after Status) domain.Ctx {

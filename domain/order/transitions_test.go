@@ -276,9 +276,9 @@ func TestEvents(t *testing.T) {
 
 		{"assigned: the others' offers end", readyForRider, order.Assign{RiderID: "r1", RiderName: "Una", ClaimID: 7, Round: 2, Wave: 2},
 			order.RiderAssignedEvent{OrderID: "o1", RiderID: "r1", RiderName: "Una", ClaimID: 7, Round: 2, Wave: 2, Riders: []string{"r4"}, Ctx: ctx(order.RiderAssigned, "r1")}, ""},
-		{"assigned already, under another claim", riderAssigned, order.Assign{RiderID: "r1", ClaimID: 8, Round: 2, Wave: 2}, nil, domain.OrderAlreadyAssigned},
-		{"a dropped assignment is not taken up again", droppedByR0, order.Assign{RiderID: "r0", ClaimID: 3, Round: 1, Wave: 1}, nil, domain.OfferExpired},
-		{"no offers after the wave", lastWaveOver, order.Accept{RiderID: "r1"}, nil, domain.OfferExpired},
+		{"assigned already, under another claim", riderAssigned, order.Assign{RiderID: "r1", ClaimID: 8, Round: 2, Wave: 2}, nil, order.CodeAlreadyAssigned},
+		{"a dropped assignment is not taken up again", droppedByR0, order.Assign{RiderID: "r0", ClaimID: 3, Round: 1, Wave: 1}, nil, order.CodeOfferExpired},
+		{"no offers after the wave", lastWaveOver, order.Accept{RiderID: "r1"}, nil, order.CodeOfferExpired},
 		{"declined, others remain", r1AndR4Asked, order.Decline{RiderID: "r1"},
 			order.OfferDeclinedEvent{OrderID: "o1", RiderID: "r1", Round: 2, Wave: 2, Location: at, Ctx: ctx(order.ReadyForRider)}, ""},
 		{"declined by the last: the wave is over", then(r1AndR4Asked, order.OfferDeclinedEvent{OrderID: "o1", RiderID: "r1", Round: 2, Wave: 2}), order.Decline{RiderID: "r4"},

@@ -46,7 +46,7 @@ func requestPayment(s *State, c RequestPayment) (Event, error) {
 	case c.Order.Ended || s.Status == Refunded:
 		return nil, invalid("payment", c.Order.Status)
 	case s.Booked != "" || !c.Order.Payable:
-		return nil, domain.Refuse(domain.OrderAlreadyPaid, "the order is paid")
+		return nil, domain.Refuse(order.CodeAlreadyPaid, "the order is paid")
 	case s.AwaitsMoney() || c.GatewayOrderID == "":
 		return nil, nil
 	}
@@ -59,7 +59,7 @@ func recordCaptured(s *State, c RecordCaptured) (Event, error) {
 	a, known := s.Attempt(c.PaymentID)
 	switch {
 	case s.Status == None:
-		return nil, domain.Refuse(domain.PaymentNotRequested, "no payment was asked for")
+		return nil, domain.Refuse(CodeNotRequested, "no payment was asked for")
 	case known && a.State != AttemptFailed:
 		return nil, nil // booked, or unmatched whatever became of it
 	}
@@ -91,14 +91,14 @@ func requestRefund(s *State, c RequestRefund) (Event, error) {
 	}
 	a, ok := s.Attempt(c.PaymentID)
 	if !ok || s.Status == None { // money without an order is an operator's, never refunded from here
-		return nil, domain.Refuse(domain.PaymentUnsettled, "there is no captured payment to refund")
+		return nil, domain.Refuse(CodeUnsettled, "there is no captured payment to refund")
 	}
 	booked := c.PaymentID == s.Booked
 	if !booked && a.State != AttemptUnmatched {
 		if a.State == AttemptRefunded {
 			return nil, nil
 		}
-		return nil, domain.Refuse(domain.PaymentUnsettled, "this payment is %s: there is nothing to refund", a.State)
+		return nil, domain.Refuse(CodeUnsettled, "this payment is %s: there is nothing to refund", a.State)
 	}
 	if _, ok := s.Refund(c.RefundID); ok || s.WasRefunded(c.PaymentID) {
 		return nil, nil
@@ -142,18 +142,12 @@ func resolve(s *State, c Resolve) (Event, error) {
 		return nil, nil
 	case AttemptUnmatched:
 	default:
-		return nil, domain.Refuse(domain.PaymentUnsettled, "only an unmatched payment can be resolved; this one is %s", a.State)
+		return nil, domain.Refuse(CodeUnsettled, "only an unmatched payment can be resolved; this one is %s", a.State)
 	}
 	if r, ok := s.RefundOf(c.PaymentID); ok && r.Status == RefundRequestedStatus {
-		return nil, domain.Refuse(domain.PaymentUnsettled, "a refund of this payment is under way")
+		return nil, domain.Refuse(CodeUnsettled, "a refund of this payment is under way")
 	}
 	return PaymentResolved{OrderID: s.OrderID, PaymentID: c.PaymentID, Reason: c.Reason, By: c.By, Ctx: s.ctx("")}, nil
-}
-
-func invalid(what, status string) error {
-	r := domain.Refuse(domain.InvalidTransition, "%s is not possible while the order is %s", what, status)
-	r.CurrentStatus = status
-	return r
 }
 
 func (s *State) ctx(shown order.PaymentStatus) domain.Ctx {

@@ -180,8 +180,8 @@ func TestEvents(t *testing.T) {
 
 		{"stray", none, payment.RecordUnmatched{PaymentID: "s1", Amount: 70, Currency: "INR", GatewayOrderID: "gX", Reason: payment.ReasonUnknownOrder}, stray[0], ""},
 		{"stray: its repeat", stray, payment.RecordUnmatched{PaymentID: "s1", Amount: 70, Currency: "INR"}, nil, ""},
-		{"stray: never refunded from here", stray, payment.RequestRefund{PaymentID: "s1", RefundID: "rf9"}, nil, domain.PaymentUnsettled},
-		{"stray: nor by ops", stray, payment.RequestRefund{PaymentID: "s1", RefundID: "rf9", ByOps: true}, nil, domain.PaymentUnsettled},
+		{"stray: never refunded from here", stray, payment.RequestRefund{PaymentID: "s1", RefundID: "rf9"}, nil, payment.CodeUnsettled},
+		{"stray: nor by ops", stray, payment.RequestRefund{PaymentID: "s1", RefundID: "rf9", ByOps: true}, nil, payment.CodeUnsettled},
 		{"stray: resolved", stray, payment.Resolve{PaymentID: "s1", Reason: "sent by hand", By: "olga"},
 			payment.PaymentResolved{PaymentID: "s1", Reason: "sent by hand", By: "olga"}, ""},
 		{"stray: resolved already", strayResolved, payment.Resolve{PaymentID: "s1", Reason: "again"}, nil, ""},
@@ -213,12 +213,12 @@ func TestEvents(t *testing.T) {
 		{"unmatched: refunded", p0RefundRequested, payment.RecordRefund{RefundID: "rf0", Succeeded: true},
 			payment.RefundSuccess{OrderID: "o1", PaymentID: "p0", RefundID: "rf0", Amount: 400, Currency: "INR", Ctx: parties}, ""},
 		{"unmatched: refunded already", p0Refunded, payment.RequestRefund{PaymentID: "p0", RefundID: "rf9", ByOps: true}, nil, ""},
-		{"unmatched: no resolving while a refund runs", p0RefundRequested, payment.Resolve{PaymentID: "p0"}, nil, domain.PaymentUnsettled},
+		{"unmatched: no resolving while a refund runs", p0RefundRequested, payment.Resolve{PaymentID: "p0"}, nil, payment.CodeUnsettled},
 		{"unmatched: resolved after its refund failed", p0RefundFailed, payment.Resolve{PaymentID: "p0", Reason: "by hand", By: "olga"},
 			payment.PaymentResolved{OrderID: "o1", PaymentID: "p0", Reason: "by hand", By: "olga", Ctx: parties}, ""},
-		{"unmatched: refunded, nothing to resolve", p0Refunded, payment.Resolve{PaymentID: "p0"}, nil, domain.PaymentUnsettled},
+		{"unmatched: refunded, nothing to resolve", p0Refunded, payment.Resolve{PaymentID: "p0"}, nil, payment.CodeUnsettled},
 		{"unmatched: resolved already", p0Resolved, payment.Resolve{PaymentID: "p0"}, nil, ""},
-		{"unmatched: resolved, nothing to refund", p0Resolved, payment.RequestRefund{PaymentID: "p0", RefundID: "rf9"}, nil, domain.PaymentUnsettled},
+		{"unmatched: resolved, nothing to refund", p0Resolved, payment.RequestRefund{PaymentID: "p0", RefundID: "rf9"}, nil, payment.CodeUnsettled},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -42,7 +42,7 @@ func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 		case ok && old == c.Item:
 			return nil, nil
 		case !ok && len(s.Menu) >= MaxMenuItems:
-			return nil, domain.Refuse(domain.MenuFull, "a menu has at most %d items: remove one first", MaxMenuItems)
+			return nil, domain.Refuse(CodeMenuFull, "a menu has at most %d items: remove one first", MaxMenuItems)
 		}
 		return MenuItemSet{RestaurantID: s.ID, Item: c.Item}, nil
 	case RemoveMenuItem:

@@ -47,22 +47,22 @@ func (s *State) Price(lines []Line) (items []order.Item, currency string, err er
 	for i, l := range lines {
 		m, ok := s.Menu[l.ItemID]
 		if !ok {
-			return nil, "", domain.Refuse(domain.UnknownItem, "items[%d] is not on this restaurant's menu", i)
+			return nil, "", domain.Refuse(CodeUnknownItem, "items[%d] is not on this restaurant's menu", i)
 		}
 		if currency == "" {
 			currency = m.Price.Currency
 		}
 		if m.Price.Currency != currency {
-			return nil, "", domain.Refuse(domain.CurrencyMismatch, "items[%d] is priced in another currency than items[0]", i)
+			return nil, "", domain.Refuse(CodeCurrencyMismatch, "items[%d] is priced in another currency than items[0]", i)
 		}
 		items = append(items, order.Item{ItemID: l.ItemID, Name: m.Name, UnitPrice: m.Price.Amount, Quantity: l.Quantity})
 	}
 	if !s.Open {
-		return nil, "", domain.Refuse(domain.RestaurantClosed, "the restaurant is closed")
+		return nil, "", domain.Refuse(CodeClosed, "the restaurant is closed")
 	}
 	for i, l := range lines {
 		if !s.Menu[l.ItemID].Available {
-			return nil, "", domain.Refuse(domain.ItemUnavailable, "items[%d] is not available now", i)
+			return nil, "", domain.Refuse(CodeItemUnavailable, "items[%d] is not available now", i)
 		}
 	}
 	return items, currency, nil

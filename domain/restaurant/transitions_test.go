@@ -112,12 +112,12 @@ func TestPrice(t *testing.T) {
 		code  domain.Code
 	}{
 		{"priced", serving, line("i1", "i2"), ""},
-		{"unknown item", serving, line("i1", "nope"), domain.UnknownItem},
-		{"two currencies", serving, line("i1", "usd"), domain.CurrencyMismatch},
-		{"closed", menu, line("i1"), domain.RestaurantClosed},
-		{"unavailable", serving, line("i1", "off"), domain.ItemUnavailable},
-		{"what does not fit goes before what is not possible now", menu, line("i1", "usd"), domain.CurrencyMismatch},
-		{"closed goes before unavailable", menu, line("off"), domain.RestaurantClosed},
+		{"unknown item", serving, line("i1", "nope"), restaurant.CodeUnknownItem},
+		{"two currencies", serving, line("i1", "usd"), restaurant.CodeCurrencyMismatch},
+		{"closed", menu, line("i1"), restaurant.CodeClosed},
+		{"unavailable", serving, line("i1", "off"), restaurant.CodeItemUnavailable},
+		{"what does not fit goes before what is not possible now", menu, line("i1", "usd"), restaurant.CodeCurrencyMismatch},
+		{"closed goes before unavailable", menu, line("off"), restaurant.CodeClosed},
 	} {
 		s := given(c.given)
 		items, currency, err := s.Price(c.lines)

@@ -36,9 +36,9 @@ func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 	case GoOnline:
 		switch {
 		case s.Verification == Suspended:
-			return nil, domain.Refuse(domain.RiderSuspended, "suspended riders stay offline")
+			return nil, domain.Refuse(CodeSuspended, "suspended riders stay offline")
 		case s.Verification != Verified:
-			return nil, domain.Refuse(domain.RiderNotVerified, "ops must verify the rider first")
+			return nil, domain.Refuse(CodeNotVerified, "ops must verify the rider first")
 		case s.Online:
 			return nil, nil
 		}
@@ -46,7 +46,7 @@ func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 	case GoOffline:
 		switch {
 		case s.Claim != nil:
-			return nil, domain.Refuse(domain.RiderBusy, "the rider has an order")
+			return nil, domain.Refuse(CodeBusy, "the rider has an order")
 		case !s.Online:
 			return nil, nil
 		}
@@ -67,13 +67,13 @@ func claim(s *State, c ClaimFor) (Event, error) {
 	case s.Claim != nil && s.Claim.OrderID == c.OrderID && s.Claim.Round == c.Round && s.Claim.Wave == c.Wave:
 		return nil, nil
 	case s.Claim == nil && s.Verification == Suspended:
-		return nil, domain.Refuse(domain.RiderSuspended, "the rider is suspended")
+		return nil, domain.Refuse(CodeSuspended, "the rider is suspended")
 	case s.Claim != nil:
-		return nil, domain.Refuse(domain.RiderBusy, "the rider has an order")
+		return nil, domain.Refuse(CodeBusy, "the rider has an order")
 	case s.Verification != Verified:
-		return nil, domain.Refuse(domain.RiderNotVerified, "the rider is not verified")
+		return nil, domain.Refuse(CodeNotVerified, "the rider is not verified")
 	case !s.Online:
-		return nil, domain.Refuse(domain.RiderOffline, "the rider is offline")
+		return nil, domain.Refuse(CodeOffline, "the rider is offline")
 	}
 	return Claimed{RiderID: s.ID, RiderName: s.Name, ClaimID: s.Version + 1, OrderID: c.OrderID, Round: c.Round, Wave: c.Wave,
 		Ctx: domain.Ctx{CustomerID: c.CustomerID, RestaurantID: c.RestaurantID, RiderID: s.ID}}, nil
