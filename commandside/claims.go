@@ -23,7 +23,7 @@ func (s *Side) handleClaims(ctx context.Context, e eventlog.Event) error {
 		if err != nil {
 			return eventlog.Poison(err)
 		}
-		c := ev.(rider.Claimed)
+		c := ev.(rider.RiderClaimed)
 		_, err = s.policy(ctx, &e, eventlog.Orders, c.OrderID, order.Assign{RiderID: c.RiderID, RiderName: c.RiderName,
 			ClaimID: c.ClaimID, Round: c.Round, Wave: c.Wave})
 		if domain.RefusedWith(err) != "" {

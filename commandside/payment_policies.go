@@ -204,7 +204,7 @@ func (s *Side) recordRefund(ctx context.Context, why *cause, w gateway.Webhook) 
 		r, ok := state.Refund(n.RefundID)
 		if !ok {
 			r, ok = state.RefundOf(n.PaymentID)
-			ok = ok && r.Status == payment.RefundRequestedStatus && r.Amount == n.Amount
+			ok = ok && r.Status == payment.RefundStatusRequested && r.Amount == n.Amount
 		}
 		if !ok {
 			s.countWebhook(w.Event, "not_ours")
@@ -297,7 +297,7 @@ func (s *Side) requestRefund(ctx context.Context, why *cause, orderID, paymentID
 			return serr
 		}
 		if state != nil {
-			if a, ok := state.Attempt(paymentID); ok && a.State == payment.AttemptResolved {
+			if a, ok := state.Attempt(paymentID); ok && a.State == payment.AttemptStateResolved {
 				return nil // an operator was faster
 			}
 		}

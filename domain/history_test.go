@@ -278,7 +278,7 @@ func (w *world) order(o *anOrder, c domain.Command) (order.Event, error) {
 // rider decides a command on a rider and queues what the claims policy does.
 func (w *world) rider(r *rider.State, c domain.Command) (rider.Event, error) {
 	e, err := step(w, r, c, rider.Decide, rider.Evolve, rider.Decode, func(s *rider.State) int64 { return s.Version })
-	if e, ok := e.(rider.Claimed); ok {
+	if e, ok := e.(rider.RiderClaimed); ok {
 		w.queue("claims: settle "+e.RiderID, true, func() { w.assign(r, e, true) })
 	}
 	return e, err
@@ -286,7 +286,7 @@ func (w *world) rider(r *rider.State, c domain.Command) (rider.Event, error) {
 
 // assign repeats a claim's own assign; a refusal releases the claim, in a step
 // of its own.
-func (w *world) assign(r *rider.State, c rider.Claimed, policy bool) {
+func (w *world) assign(r *rider.State, c rider.RiderClaimed, policy bool) {
 	o := w.orderBy(c.OrderID)
 	a := order.Assign{RiderID: c.RiderID, RiderName: c.RiderName, ClaimID: c.ClaimID, Round: c.Round, Wave: c.Wave}
 	if _, err := w.order(o, a); err != nil {
@@ -298,11 +298,11 @@ func (w *world) assign(r *rider.State, c rider.Claimed, policy bool) {
 // accept is a rider's request: ask the order, claim the rider, assign, each in
 // a step of its own, before which anything may happen.
 func (w *world) accept(o *anOrder, r *rider.State) {
-	c := order.Accept{RiderID: r.ID}
+	c := order.CheckOffer{RiderID: r.ID}
 	if order.Authorize(&o.order, c, domain.Actor{Sub: r.ID, Role: domain.Rider}) != nil {
 		return
 	}
-	if _, err := w.order(o, c); err != nil || o.order.Status != order.ReadyForRider {
+	if _, err := w.order(o, c); err != nil || o.order.Status != order.StatusReadyForRider {
 		return
 	}
 	round, wave := o.order.Round, o.order.Wave
@@ -312,7 +312,7 @@ func (w *world) accept(o *anOrder, r *rider.State) {
 			return
 		}
 		// Its own claim, or another's that is in the way: both are settled the same way.
-		claimed := rider.Claimed{RiderID: r.ID, RiderName: r.Name, ClaimID: r.Claim.ID, OrderID: r.Claim.OrderID, Round: r.Claim.Round, Wave: r.Claim.Wave}
+		claimed := rider.RiderClaimed{RiderID: r.ID, RiderName: r.Name, ClaimID: r.Claim.ID, OrderID: r.Claim.OrderID, Round: r.Claim.Round, Wave: r.Claim.Wave}
 		w.queue("accept: assign "+r.ID, false, func() { w.assign(r, claimed, false) })
 		if domain.RefusedWith(err) == rider.CodeBusy {
 			w.queue("accept: again "+r.ID, false, func() { w.accept(o, r) })
@@ -425,27 +425,27 @@ func (w *world) act(what int) {
 		w.runTask()
 	case what <= nextStep: // the next step on the order's way
 		switch s := &o.order; s.Status {
-		case order.Placed:
-			if o.payment.Status == payment.None {
+		case order.StatusPlaced:
+			if o.payment.Status == payment.StatusNone {
 				w.pay(o, payment.RequestPayment{OrderID: s.ID, Provider: "simulated", GatewayOrderID: "g-" + s.ID})
 			} else if s.Paid() {
 				w.order(o, order.AcceptOrder{PrepMinutes: 10})
 			} else {
 				w.webhook(o, id, true)
 			}
-		case order.Accepted:
+		case order.StatusAccepted:
 			w.order(o, order.Prepare{})
-		case order.Preparing:
+		case order.StatusPreparing:
 			w.order(o, order.Ready{})
-		case order.ReadyForRider:
+		case order.StatusReadyForRider:
 			wave := s.Wave
 			if !s.WaveOpen {
 				wave++
 			}
 			w.order(o, w.offer(s.Round, wave))
-		case order.RiderAssigned:
+		case order.StatusRiderAssigned:
 			ask(domain.Actor{Sub: s.RiderID, Role: domain.Rider}, order.PickUpOrder{})
-		case order.PickedUp:
+		case order.StatusPickedUp:
 			ask(domain.Actor{Sub: s.RiderID, Role: domain.Rider}, order.Deliver{})
 		}
 	case what <= accepts:
@@ -503,8 +503,8 @@ func (w *world) act(what int) {
 	}
 }
 
-func (w *world) offer(round, wave int) order.Offer {
-	c := order.Offer{Round: round, Wave: wave, TTL: 30 * time.Second, Limit: 1 + w.pick(3, "limit")}
+func (w *world) offer(round, wave int) order.OfferWave {
+	c := order.OfferWave{Round: round, Wave: wave, TTL: 30 * time.Second, Limit: 1 + w.pick(3, "limit")}
 	for i, r := range rapid.Permutation(w.riders).Draw(w.T, "nearest")[:w.pick(4, "found")] {
 		c.Riders = append(c.Riders, order.OfferedRider{RiderID: r.ID, DistanceMeters: 100 * i})
 	}
@@ -512,7 +512,7 @@ func (w *world) offer(round, wave int) order.Offer {
 }
 
 func underWay(s *order.State) bool {
-	return s.Status == order.RiderAssigned || s.Status == order.PickedUp
+	return s.Status == order.StatusRiderAssigned || s.Status == order.StatusPickedUp
 }
 
 // always holds after every step.
@@ -530,7 +530,7 @@ func (w *world) always() {
 				w.Fatalf("order %s is with %s under claim %d, whose claim is %+v", s.ID, r.ID, s.ClaimID, r.Claim)
 			}
 		}
-		if open := slices.ContainsFunc(s.Offers, func(o order.RiderOffer) bool { return o.State == order.OfferOpen }); s.Status != order.ReadyForRider && (open || s.WaveOpen) {
+		if open := slices.ContainsFunc(s.Offers, func(o order.Offer) bool { return o.State == order.OfferStateOpen }); s.Status != order.StatusReadyForRider && (open || s.WaveOpen) {
 			w.Fatalf("the order is %s and still offered: %+v", s.Status, s)
 		}
 		if s.Version != int64(len(o.events)) || o.payment.Version != int64(len(o.money)) {
@@ -589,7 +589,7 @@ func (w *world) paymentStatus(o *anOrder) order.PaymentStatus {
 			paid = true
 		}
 	}
-	ended := o.order.Status == order.Cancelled || o.order.Status == order.Rejected || o.order.Status == order.Expired
+	ended := o.order.Status == order.StatusCancelled || o.order.Status == order.StatusRejected || o.order.Status == order.StatusExpired
 	switch {
 	case succeeded:
 		return "refunded"
@@ -667,18 +667,18 @@ func (w *world) atRest() {
 		switch {
 		case !got.told:
 			w.Fatalf("record-payment never ran for %s", id)
-		case !known || a.State == payment.AttemptFailed:
+		case !known || a.State == payment.AttemptStateFailed:
 			if !stray {
 				w.Fatalf("money %s is nowhere: %+v", id, o.payment)
 			}
-		case a.State == payment.AttemptBooked:
+		case a.State == payment.AttemptStateBooked:
 			if o.order.PaymentID != id && !refund {
 				w.Fatalf("booked money %s pays nothing and was not sent back: %+v", id, o.order)
 			}
 			if o.order.Status.Ended() && !refund {
 				w.Fatalf("the order ended as %s and keeps the money %s", o.order.Status, id)
 			}
-		case a.State == payment.AttemptUnmatched && !refund:
+		case a.State == payment.AttemptStateUnmatched && !refund:
 			w.Fatalf("unmatched money %s stays: %+v", id, o.payment)
 		}
 	}

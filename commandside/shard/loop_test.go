@@ -134,14 +134,14 @@ func TestALogThatLostRecordsIsClaimedAnew(t *testing.T) {
 // owner had offered the same pair.
 func TestAnOfferOpensOnceItIsAcknowledged(t *testing.T) {
 	t.Parallel()
-	for _, command := range []domain.Command{order.Accept{RiderID: "x"}, Look{}} {
+	for _, command := range []domain.Command{order.CheckOffer{RiderID: "x"}, Look{}} {
 		s := newLoop(t)
 		l := &s.logs[orders]
 		l.next, l.ordinal, l.seq = 10, 1, 1
 		l.inFlight = []*pending{{ordinal: 1, seq: 1, at: time.Now()}}
 		e := s.agg.begin(orders, "o")
-		e.last[0], e.order = 1, &order.State{ID: "o", Version: 6, Status: order.ReadyForRider, Round: 1, Wave: 1, WaveOpen: true,
-			Offers: []order.RiderOffer{{RiderID: "x", Wave: 1, State: order.OfferOpen}}}
+		e.last[0], e.order = 1, &order.State{ID: "o", Version: 6, Status: order.StatusReadyForRider, Round: 1, Wave: 1, WaveOpen: true,
+			Offers: []order.Offer{{RiderID: "x", Wave: 1, State: order.OfferStateOpen}}}
 		c := newCall(Request{Topic: eventlog.Orders, ID: "o", Actor: domain.Actor{Sub: "x", Role: domain.Rider}, Command: command})
 		s.handle(c)
 		select {
@@ -169,7 +169,7 @@ func TestPaymentOfAnArchivedOrder(t *testing.T) {
 	t.Parallel()
 	s := newLoop(t)
 	now := time.Now()
-	s.agg.begin(orders, "o").order = &order.State{ID: "o", Version: 2, Status: order.Expired, CustomerID: "c", ClosedAt: now.Add(-25 * time.Hour)}
+	s.agg.begin(orders, "o").order = &order.State{ID: "o", Version: 2, Status: order.StatusExpired, CustomerID: "c", ClosedAt: now.Add(-25 * time.Hour)}
 	customer, ops := domain.Actor{Sub: "c", Role: domain.Customer}, domain.Actor{Sub: "o", Role: domain.Ops}
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -225,7 +225,7 @@ func TestADeposedShardGivesBackWhatIsVoid(t *testing.T) {
 	void.res.Event, crossed.res.Event = order.OrderPreparing{}, payment.PaymentRequested{}
 	refused, deferred := newCall(Request{Topic: eventlog.Orders}), newCall(Request{Topic: eventlog.Orders})
 	landed := newCall(Request{Topic: eventlog.Riders})
-	landed.res.Event = rider.Released{}
+	landed.res.Event = rider.RiderReleased{}
 	l := &s.logs[orders]
 	l.inFlight = []*pending{{ordinal: 1, own: waiter{call: void, left: 2},
 		waiters: []*waiter{{call: crossed, left: 2}}}}

@@ -477,8 +477,8 @@ func (s *shard) handle(c *call) {
 	if errors.Is(err, errDeferred) {
 		return
 	}
-	_, asks := c.req.Command.(order.Accept)
-	open := asks && err == nil && e.orderState().Status == order.ReadyForRider
+	_, asks := c.req.Command.(order.CheckOffer)
+	open := asks && err == nil && e.orderState().Status == order.StatusReadyForRider
 	if !matches(c.req.IfMatch, e.version(kind)) && (ev != nil || open || err != nil && !badReference(err)) {
 		ev, err = nil, domain.Refuse(VersionMismatch, "the resource has version %d", e.version(kind))
 	}

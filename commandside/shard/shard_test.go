@@ -161,11 +161,11 @@ func TestAnOrderGoesItsWayAndSurvivesARestart(t *testing.T) {
 
 		b := startInstance(t, cfg)
 		again, err = b.exec(t, placeRequest(after, "k1"))
-		if err != nil || again.Order.ID != id || again.Status != 201 || again.Order.Status != order.Preparing || again.Order.Version != 4 {
+		if err != nil || again.Order.ID != id || again.Status != 201 || again.Order.Status != order.StatusPreparing || again.Order.Version != 4 {
 			t.Fatalf("the repeat after a restart: %+v, %v", again, err)
 		}
 		ready := b.must(t, kitchen, eventlog.Orders, id, order.Ready{})
-		if ready.Order.Status != order.ReadyForRider || ready.Order.Version != 5 {
+		if ready.Order.Status != order.StatusReadyForRider || ready.Order.Version != 5 {
 			t.Fatalf("ready: %+v", ready.Order)
 		}
 		if res := b.must(t, kitchen, eventlog.Orders, id, order.Ready{}); res.Event != nil {

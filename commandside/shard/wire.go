@@ -42,8 +42,8 @@ var commands = map[string]func([]byte) (domain.Command, error){
 	"place": as[Place], "known": as[Known], "look": as[Look],
 
 	"mark-paid": as[order.MarkPaid], "accept-order": as[order.AcceptOrder], "reject": as[order.Reject],
-	"preparing": as[order.Prepare], "ready": as[order.Ready], "offer": as[order.Offer], "exhaust": as[order.Exhaust],
-	"dispatch": as[order.RequestDispatch], "accept": as[order.Accept], "assign": as[order.Assign], "decline": as[order.Decline],
+	"preparing": as[order.Prepare], "ready": as[order.Ready], "offer": as[order.OfferWave], "exhaust": as[order.Exhaust],
+	"dispatch": as[order.RequestDispatch], "accept": as[order.CheckOffer], "assign": as[order.Assign], "decline": as[order.Decline],
 	"drop": as[order.DropOrder], "pick-up": as[order.PickUpOrder], "deliver": as[order.Deliver], "cancel": as[order.Cancel],
 
 	"payment": as[payment.RequestPayment], "record-captured": as[payment.RecordCaptured], "record-failed": as[payment.RecordFailed],

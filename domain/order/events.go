@@ -74,7 +74,7 @@ type (
 		ExpiresAt time.Time      `json:"expiresAt"`
 		Ctx       domain.Ctx     `json:"ctx"`
 	}
-	OfferDeclinedEvent struct { // OFFER_DECLINED
+	OfferDeclined struct { // OFFER_DECLINED
 		OrderID  string       `json:"orderId"`
 		RiderID  string       `json:"riderId"`
 		Round    int          `json:"round"`
@@ -91,7 +91,7 @@ type (
 		Location domain.Point `json:"location"`
 		Ctx      domain.Ctx   `json:"ctx"`
 	}
-	RiderAssignedEvent struct { // RIDER_ASSIGNED
+	RiderAssigned struct { // RIDER_ASSIGNED
 		OrderID   string     `json:"orderId"`
 		RiderID   string     `json:"riderId"`
 		RiderName string     `json:"riderName"`
@@ -161,9 +161,9 @@ func (OrderRejected) EventType() string      { return "ORDER_REJECTED" }
 func (OrderPreparing) EventType() string     { return "ORDER_PREPARING" }
 func (OrderReadyForRider) EventType() string { return "ORDER_READY_FOR_RIDER" }
 func (OrderOffered) EventType() string       { return "ORDER_OFFERED" }
-func (OfferDeclinedEvent) EventType() string { return "OFFER_DECLINED" }
+func (OfferDeclined) EventType() string      { return "OFFER_DECLINED" }
 func (OffersExpired) EventType() string      { return "OFFERS_EXPIRED" }
-func (RiderAssignedEvent) EventType() string { return "RIDER_ASSIGNED" }
+func (RiderAssigned) EventType() string      { return "RIDER_ASSIGNED" }
 func (RiderUnassigned) EventType() string    { return "RIDER_UNASSIGNED" }
 func (DispatchExhausted) EventType() string  { return "DISPATCH_EXHAUSTED" }
 func (DispatchRequested) EventType() string  { return "DISPATCH_REQUESTED" }
@@ -179,9 +179,9 @@ func (OrderRejected) orderEvent()      {}
 func (OrderPreparing) orderEvent()     {}
 func (OrderReadyForRider) orderEvent() {}
 func (OrderOffered) orderEvent()       {}
-func (OfferDeclinedEvent) orderEvent() {}
+func (OfferDeclined) orderEvent()      {}
 func (OffersExpired) orderEvent()      {}
-func (RiderAssignedEvent) orderEvent() {}
+func (RiderAssigned) orderEvent()      {}
 func (RiderUnassigned) orderEvent()    {}
 func (DispatchExhausted) orderEvent()  {}
 func (DispatchRequested) orderEvent()  {}
@@ -209,11 +209,11 @@ func Decode(eventType string, data []byte) (Event, error) {
 	case "ORDER_OFFERED":
 		return decode[OrderOffered](data)
 	case "OFFER_DECLINED":
-		return decode[OfferDeclinedEvent](data)
+		return decode[OfferDeclined](data)
 	case "OFFERS_EXPIRED":
 		return decode[OffersExpired](data)
 	case "RIDER_ASSIGNED":
-		return decode[RiderAssignedEvent](data)
+		return decode[RiderAssigned](data)
 	case "RIDER_UNASSIGNED":
 		return decode[RiderUnassigned](data)
 	case "DISPATCH_EXHAUSTED":

@@ -97,7 +97,7 @@ func (v *View) WriteJSON(j *domain.JSON) {
 }
 
 // WriteJSON implements domain.JSONWriter.
-func (o RiderOffer) WriteJSON(j *domain.JSON) {
+func (o Offer) WriteJSON(j *domain.JSON) {
 	j.Open()
 	j.String("riderId", o.RiderID)
 	j.Int("wave", int64(o.Wave))
@@ -252,7 +252,7 @@ func (e OrderOffered) WriteJSON(j *domain.JSON) {
 }
 
 // WriteJSON implements domain.JSONWriter.
-func (e RiderAssignedEvent) WriteJSON(j *domain.JSON) {
+func (e RiderAssigned) WriteJSON(j *domain.JSON) {
 	j.Open()
 	j.String("orderId", e.OrderID)
 	j.String("riderId", e.RiderID)

@@ -14,29 +14,29 @@ type Status string
 
 // The statuses. Delivered, Cancelled, Rejected and Expired are final.
 const (
-	Placed        Status = "placed"
-	Accepted      Status = "accepted"
-	Preparing     Status = "preparing"
-	ReadyForRider Status = "ready_for_rider"
-	RiderAssigned Status = "rider_assigned"
-	PickedUp      Status = "picked_up"
-	Delivered     Status = "delivered"
-	Cancelled     Status = "cancelled"
-	Rejected      Status = "rejected"
-	Expired       Status = "expired"
+	StatusPlaced        Status = "placed"
+	StatusAccepted      Status = "accepted"
+	StatusPreparing     Status = "preparing"
+	StatusReadyForRider Status = "ready_for_rider"
+	StatusRiderAssigned Status = "rider_assigned"
+	StatusPickedUp      Status = "picked_up"
+	StatusDelivered     Status = "delivered"
+	StatusCancelled     Status = "cancelled"
+	StatusRejected      Status = "rejected"
+	StatusExpired       Status = "expired"
 )
 
 // Statuses are all of them, in the order of an order's way.
-var Statuses = []Status{Placed, Accepted, Preparing, ReadyForRider, RiderAssigned, PickedUp, Delivered, Cancelled, Rejected, Expired}
+var Statuses = []Status{StatusPlaced, StatusAccepted, StatusPreparing, StatusReadyForRider, StatusRiderAssigned, StatusPickedUp, StatusDelivered, StatusCancelled, StatusRejected, StatusExpired}
 
 // Closed says whether nothing can happen to the order any more.
 func (s Status) Closed() bool {
-	return s == Delivered || s.Ended()
+	return s == StatusDelivered || s.Ended()
 }
 
 // Ended says whether the order closed without delivery: booked money goes back.
 func (s Status) Ended() bool {
-	return s == Cancelled || s == Rejected || s == Expired
+	return s == StatusCancelled || s == StatusRejected || s == StatusExpired
 }
 
 // progress is the position on the way to delivery, for "the order has passed
@@ -72,13 +72,13 @@ type OfferState string
 
 // The offer states.
 const (
-	OfferOpen     OfferState = "open"
-	OfferDeclined OfferState = "declined" // by the rider: not again in this round
-	OfferEnded    OfferState = "ended"    // its wave is over, or the order went to another
+	OfferStateOpen     OfferState = "open"
+	OfferStateDeclined OfferState = "declined" // by the rider: not again in this round
+	OfferStateEnded    OfferState = "ended"    // its wave is over, or the order went to another
 )
 
-// RiderOffer is the order offered to one rider in the present round.
-type RiderOffer struct {
+// Offer is the order offered to one rider in the current round.
+type Offer struct {
 	RiderID        string     `json:"riderId"`
 	Wave           int        `json:"wave"` // the last in which it was offered
 	DistanceMeters int        `json:"distanceMeters"`
@@ -112,13 +112,13 @@ type State struct {
 	AcceptBy          time.Time `json:"acceptBy,omitzero"`
 	ReadyAt           time.Time `json:"readyAt,omitzero"` // expected from the preparation time, then actual
 
-	Round      int          `json:"round,omitempty"` // of dispatch, 1 from ready_for_rider on
-	Wave       int          `json:"wave,omitempty"`  // last wave offered in the round
-	WaveOpen   bool         `json:"waveOpen,omitempty"`
-	WaveEndsAt time.Time    `json:"waveEndsAt,omitzero"`
-	Offers     []RiderOffer `json:"offers,omitempty"` // of this round, one per rider
-	Drops      []Drop       `json:"drops,omitempty"`
-	Exhausted  bool         `json:"exhausted,omitempty"`
+	Round      int       `json:"round,omitempty"` // of dispatch, 1 from ready_for_rider on
+	Wave       int       `json:"wave,omitempty"`  // last wave offered in the round
+	WaveOpen   bool      `json:"waveOpen,omitempty"`
+	WaveEndsAt time.Time `json:"waveEndsAt,omitzero"`
+	Offers     []Offer   `json:"offers,omitempty"` // of this round, one per rider
+	Drops      []Drop    `json:"drops,omitempty"`
+	Exhausted  bool      `json:"exhausted,omitempty"`
 
 	RiderID   string `json:"riderId,omitempty"`
 	RiderName string `json:"riderName,omitempty"`
@@ -172,9 +172,9 @@ func (s *State) Archived() State {
 }
 
 // Payable says whether money may still pay it.
-func (s *State) Payable() bool { return s.Status == Placed && !s.Paid() }
+func (s *State) Payable() bool { return s.Status == StatusPlaced && !s.Paid() }
 
-func (s *State) offer(riderID string) *RiderOffer {
+func (s *State) offer(riderID string) *Offer {
 	for i := range s.Offers {
 		if s.Offers[i].RiderID == riderID {
 			return &s.Offers[i]
@@ -185,7 +185,7 @@ func (s *State) offer(riderID string) *RiderOffer {
 
 func (s *State) openOffers() (riders []string) {
 	for _, o := range s.Offers {
-		if o.State == OfferOpen {
+		if o.State == OfferStateOpen {
 			riders = append(riders, o.RiderID)
 		}
 	}
@@ -205,14 +205,14 @@ func (s *State) DropBy(riderID string) (Drop, bool) {
 // OfferedTo says whether the rider has an open offer.
 func (s *State) OfferedTo(riderID string) bool {
 	o := s.offer(riderID)
-	return s.Status == ReadyForRider && s.WaveOpen && o != nil && o.State == OfferOpen
+	return s.Status == StatusReadyForRider && s.WaveOpen && o != nil && o.State == OfferStateOpen
 }
 
 // Unavailable are the riders that a further offer of this round leaves out:
 // who declined, and who dropped it when the round began.
 func (s *State) Unavailable() (riders []string) {
 	for _, o := range s.Offers {
-		if o.State == OfferDeclined {
+		if o.State == OfferStateDeclined {
 			riders = append(riders, o.RiderID)
 		}
 	}
@@ -248,9 +248,9 @@ func (s *State) NextDeadline() (at time.Time, command domain.Command) {
 	switch {
 	case s.Payable():
 		return s.PaymentDueAt, Expire{}
-	case s.Status == Placed:
+	case s.Status == StatusPlaced:
 		return s.AcceptBy, CancelUnaccepted{}
-	case s.Status == ReadyForRider && s.WaveOpen:
+	case s.Status == StatusReadyForRider && s.WaveOpen:
 		return s.WaveEndsAt, EndWave{Round: s.Round, Wave: s.Wave}
 	}
 	return time.Time{}, nil

@@ -53,7 +53,7 @@ var (
 	justReady = then(preparing, order.OrderReadyForRider{OrderID: "o1", RestaurantID: "res1", Round: 1})
 	hadByR0   = then(justReady,
 		order.OrderOffered{OrderID: "o1", Round: 1, Wave: 1, Riders: riders("r0"), ExpiresAt: t0.Add(time.Minute)},
-		order.RiderAssignedEvent{OrderID: "o1", RiderID: "r0", RiderName: "Nil", ClaimID: 3, Round: 1, Wave: 1})
+		order.RiderAssigned{OrderID: "o1", RiderID: "r0", RiderName: "Nil", ClaimID: 3, Round: 1, Wave: 1})
 	droppedByR0  = then(hadByR0, order.RiderUnassigned{OrderID: "o1", RiderID: "r0", ClaimID: 3, By: domain.Rider, Round: 2})
 	droppedByOps = then(hadByR0, order.RiderUnassigned{OrderID: "o1", RiderID: "r0", ClaimID: 3, By: domain.Ops, Round: 2})
 	betweenWaves = then(droppedByR0,
@@ -61,10 +61,10 @@ var (
 		order.OffersExpired{OrderID: "o1", Round: 2, Wave: 1, Riders: []string{"r1", "r2", "r3"}})
 	readyForRider = then(betweenWaves,
 		order.OrderOffered{OrderID: "o1", Round: 2, Wave: 2, Riders: riders("r1", "r2", "r4"), ExpiresAt: t0.Add(2 * time.Minute)},
-		order.OfferDeclinedEvent{OrderID: "o1", RiderID: "r2", Round: 2, Wave: 2})
+		order.OfferDeclined{OrderID: "o1", RiderID: "r2", Round: 2, Wave: 2})
 	lastWaveOver  = then(readyForRider, order.OffersExpired{OrderID: "o1", Round: 2, Wave: 2, Riders: []string{"r1", "r4"}})
 	exhausted     = then(lastWaveOver, order.DispatchExhausted{OrderID: "o1", Round: 2, Waves: 2})
-	riderAssigned = then(readyForRider, order.RiderAssignedEvent{OrderID: "o1", RiderID: "r1", RiderName: "Una", ClaimID: 7, Round: 2, Wave: 2, Riders: []string{"r4"}})
+	riderAssigned = then(readyForRider, order.RiderAssigned{OrderID: "o1", RiderID: "r1", RiderName: "Una", ClaimID: 7, Round: 2, Wave: 2, Riders: []string{"r4"}})
 	pickedUp      = then(riderAssigned, order.OrderPickedUp{OrderID: "o1", RiderID: "r1"})
 	delivered     = then(pickedUp, order.OrderDelivered{OrderID: "o1", RiderID: "r1", ClaimID: 7})
 	cancelled     = then(riderAssigned, order.OrderCancelled{OrderID: "o1", By: domain.Ops, PaymentID: "p1", RiderID: "r1", ClaimID: 7})
@@ -98,8 +98,8 @@ var columns = []struct {
 // — (dropped: no event), ! (409 invalid_transition), 404, 403, or a code.
 func TestTransitions(t *testing.T) {
 	t.Parallel()
-	nextWave := order.Offer{Round: 2, Wave: 3, Riders: riders("r1", "r3"), TTL: time.Minute, Limit: 50}
-	moreRiders := order.Offer{Round: 2, Wave: 2, Riders: riders("r5"), TTL: time.Minute, Limit: 50}
+	nextWave := order.OfferWave{Round: 2, Wave: 3, Riders: riders("r1", "r3"), TTL: time.Minute, Limit: 50}
+	moreRiders := order.OfferWave{Round: 2, Wave: 2, Riders: riders("r5"), TTL: time.Minute, Limit: 50}
 	r1Takes := order.Assign{RiderID: "r1", RiderName: "Una", ClaimID: 7, Round: 2, Wave: 2}
 	drop := func(by domain.Actor) order.DropOrder { return order.DropOrder{By: by, Reason: "flat tyre"} }
 	cancel := func(by domain.Actor) order.Cancel { return order.Cancel{By: by, Reason: "no"} }
@@ -124,15 +124,15 @@ func TestTransitions(t *testing.T) {
 		{"end of wave (owner)", system, order.EndWave{Round: 2, Wave: 2}, "— | — | — | — | OFFERS_EXPIRED → ready_for_rider | — | — | — | — | — | —"},
 		{"Exhaust while the wave runs (dispatch)", system, order.Exhaust{Round: 2, LastWave: 2}, "— | — | — | — | — | — | — | — | — | — | —"},
 		{"dispatch, not exhausted (ops)", ops, order.RequestDispatch{}, "! | ! | ! | ! | ! | ! | ! | ! | ! | ! | !"},
-		{"accept: still open to me? (r1)", r1, order.Accept{RiderID: "r1"}, "404 | 404 | 404 | 404 | = | = | = | = | ! | 404 | 404"},
+		{"accept: still open to me? (r1)", r1, order.CheckOffer{RiderID: "r1"}, "404 | 404 | 404 | 404 | = | = | = | = | ! | 404 | 404"},
 		{"accept: assign (r1, open offer)", r1, r1Takes, "404 | 404 | 404 | 404 | RIDER_ASSIGNED → rider_assigned | = | = | = | ! | 404 | 404"},
-		{"accept (r4, open offer, then lost)", r4, order.Accept{RiderID: "r4"}, "404 | 404 | 404 | 404 | = | order_already_assigned | order_already_assigned | order_already_assigned | ! | 404 | 404"},
-		{"accept (r2, declined)", r2, order.Accept{RiderID: "r2"}, "404 | 404 | 404 | 404 | offer_expired | order_already_assigned | order_already_assigned | order_already_assigned | ! | 404 | 404"},
-		{"accept (r3, offer ended)", r3, order.Accept{RiderID: "r3"}, "404 | 404 | 404 | 404 | offer_expired | order_already_assigned | order_already_assigned | order_already_assigned | ! | 404 | 404"},
+		{"accept (r4, open offer, then lost)", r4, order.CheckOffer{RiderID: "r4"}, "404 | 404 | 404 | 404 | = | order_already_assigned | order_already_assigned | order_already_assigned | ! | 404 | 404"},
+		{"accept (r2, declined)", r2, order.CheckOffer{RiderID: "r2"}, "404 | 404 | 404 | 404 | offer_expired | order_already_assigned | order_already_assigned | order_already_assigned | ! | 404 | 404"},
+		{"accept (r3, offer ended)", r3, order.CheckOffer{RiderID: "r3"}, "404 | 404 | 404 | 404 | offer_expired | order_already_assigned | order_already_assigned | order_already_assigned | ! | 404 | 404"},
 		{"assign (r3, offer ended)", r3, order.Assign{RiderID: "r3", ClaimID: 9, Round: 2, Wave: 1}, "404 | 404 | 404 | 404 | offer_expired | order_already_assigned | order_already_assigned | order_already_assigned | ! | 404 | 404"},
 		{"assign (r1, of the wave before)", r1, order.Assign{RiderID: "r1", ClaimID: 6, Round: 2, Wave: 1}, "404 | 404 | 404 | 404 | offer_expired | order_already_assigned | order_already_assigned | order_already_assigned | ! | 404 | 404"},
 		{"assign (r1, of the round before)", r1, order.Assign{RiderID: "r1", ClaimID: 6, Round: 1, Wave: 2}, "404 | 404 | 404 | 404 | offer_expired | order_already_assigned | order_already_assigned | order_already_assigned | ! | 404 | 404"},
-		{"accept (r5, never offered)", r5, order.Accept{RiderID: "r5"}, "404 | 404 | 404 | 404 | 404 | 404 | 404 | 404 | 404 | 404 | 404"},
+		{"accept (r5, never offered)", r5, order.CheckOffer{RiderID: "r5"}, "404 | 404 | 404 | 404 | 404 | 404 | 404 | 404 | 404 | 404 | 404"},
 		{"decline (r1, open offer, then its rider)", r1, order.Decline{RiderID: "r1"}, "404 | 404 | 404 | 404 | OFFER_DECLINED → ready_for_rider | ! | ! | ! | = | 404 | 404"},
 		{"decline (r4, open offer, then lost)", r4, order.Decline{RiderID: "r4"}, "404 | 404 | 404 | 404 | OFFER_DECLINED → ready_for_rider | = | = | = | = | 404 | 404"},
 		{"decline (r2, declined)", r2, order.Decline{RiderID: "r2"}, "404 | 404 | 404 | 404 | = | = | = | = | = | 404 | 404"},
@@ -215,11 +215,11 @@ func TestEvents(t *testing.T) {
 		return domain.Ctx{CustomerID: "c1", RestaurantID: "res1", RiderID: strings.Join(riderID, ""), Status: string(status)}
 	}
 	at := given(placed).PickUp.Location
-	offer := func(round, wave, limit int, ids ...string) order.Offer {
-		return order.Offer{Round: round, Wave: wave, Riders: riders(ids...), TTL: time.Minute, Limit: limit}
+	offer := func(round, wave, limit int, ids ...string) order.OfferWave {
+		return order.OfferWave{Round: round, Wave: wave, Riders: riders(ids...), TTL: time.Minute, Limit: limit}
 	}
 	offered := func(round, wave int, expires time.Time, rr ...order.OfferedRider) order.Event {
-		return order.OrderOffered{OrderID: "o1", Round: round, Wave: wave, Riders: append([]order.OfferedRider{}, rr...), Location: at, ExpiresAt: expires, Ctx: ctx(order.ReadyForRider)}
+		return order.OrderOffered{OrderID: "o1", Round: round, Wave: wave, Riders: append([]order.OfferedRider{}, rr...), Location: at, ExpiresAt: expires, Ctx: ctx(order.StatusReadyForRider)}
 	}
 	r1AndR4Asked := then(betweenWaves, order.OrderOffered{OrderID: "o1", Round: 2, Wave: 2, Riders: riders("r1", "r4"), ExpiresAt: t0.Add(2 * time.Minute)})
 	for _, c := range []struct {
@@ -230,16 +230,16 @@ func TestEvents(t *testing.T) {
 		code  domain.Code
 	}{
 		{"accepted, ready expected", paid, order.AcceptOrder{PrepMinutes: 20},
-			order.OrderAccepted{OrderID: "o1", PrepMinutes: 20, ReadyAt: t0.Add(20 * time.Minute), Ctx: ctx(order.Accepted)}, ""},
-		{"accepted, no time said", paid, order.AcceptOrder{}, order.OrderAccepted{OrderID: "o1", Ctx: ctx(order.Accepted)}, ""},
+			order.OrderAccepted{OrderID: "o1", PrepMinutes: 20, ReadyAt: t0.Add(20 * time.Minute), Ctx: ctx(order.StatusAccepted)}, ""},
+		{"accepted, no time said", paid, order.AcceptOrder{}, order.OrderAccepted{OrderID: "o1", Ctx: ctx(order.StatusAccepted)}, ""},
 		{"rejected unpaid: nothing to refund", placed, order.Reject{Reason: "no dough"},
-			order.OrderRejected{OrderID: "o1", Reason: "no dough", By: domain.Restaurant, Ctx: ctx(order.Rejected)}, ""},
+			order.OrderRejected{OrderID: "o1", Reason: "no dough", By: domain.Restaurant, Ctx: ctx(order.StatusRejected)}, ""},
 		{"rejected paid: names the money", paid, order.Reject{Reason: "no dough"},
-			order.OrderRejected{OrderID: "o1", Reason: "no dough", By: domain.Restaurant, PaymentID: "p1", Ctx: ctx(order.Rejected)}, ""},
+			order.OrderRejected{OrderID: "o1", Reason: "no dough", By: domain.Restaurant, PaymentID: "p1", Ctx: ctx(order.StatusRejected)}, ""},
 		{"not accepted in time", paid, order.CancelUnaccepted{},
-			order.OrderCancelled{OrderID: "o1", Reason: "not_accepted_in_time", By: domain.System, PaymentID: "p1", Riders: []string{}, Ctx: ctx(order.Cancelled)}, ""},
+			order.OrderCancelled{OrderID: "o1", Reason: "not_accepted_in_time", By: domain.System, PaymentID: "p1", Riders: []string{}, Ctx: ctx(order.StatusCancelled)}, ""},
 		{"ready begins round 1", preparing, order.Ready{},
-			order.OrderReadyForRider{OrderID: "o1", RestaurantID: "res1", Location: at, Round: 1, Ctx: ctx(order.ReadyForRider)}, ""},
+			order.OrderReadyForRider{OrderID: "o1", RestaurantID: "res1", Location: at, Round: 1, Ctx: ctx(order.StatusReadyForRider)}, ""},
 
 		{"first wave", justReady, offer(1, 1, 50, "r1", "r2"), offered(1, 1, t0.Add(time.Minute), riders("r1", "r2")...), ""},
 		{"a wave that found nobody is skipped", justReady, offer(1, 2, 50, "r1"), offered(1, 2, t0.Add(time.Minute), riders("r1")...), ""},
@@ -262,51 +262,51 @@ func TestEvents(t *testing.T) {
 		{"no wave after exhaustion", exhausted, offer(2, 3, 50, "r5"), nil, ""},
 
 		{"end of wave names whose offer ends", readyForRider, order.EndWave{Round: 2, Wave: 2},
-			order.OffersExpired{OrderID: "o1", Round: 2, Wave: 2, Riders: []string{"r1", "r4"}, Location: at, Ctx: ctx(order.ReadyForRider)}, ""},
+			order.OffersExpired{OrderID: "o1", Round: 2, Wave: 2, Riders: []string{"r1", "r4"}, Location: at, Ctx: ctx(order.StatusReadyForRider)}, ""},
 		{"end of another wave", readyForRider, order.EndWave{Round: 2, Wave: 1}, nil, ""},
 		{"end of a wave of another round", readyForRider, order.EndWave{Round: 1, Wave: 2}, nil, ""},
 		{"the wave is over already", lastWaveOver, order.EndWave{Round: 2, Wave: 2}, nil, ""},
 		{"exhaust after the last wave", lastWaveOver, order.Exhaust{Round: 2, LastWave: 2},
-			order.DispatchExhausted{OrderID: "o1", Round: 2, Waves: 2, Ctx: ctx(order.ReadyForRider)}, ""},
+			order.DispatchExhausted{OrderID: "o1", Round: 2, Waves: 2, Ctx: ctx(order.StatusReadyForRider)}, ""},
 		{"exhaust before the last wave", lastWaveOver, order.Exhaust{Round: 2, LastWave: 3}, nil, ""},
 		{"exhaust of another round", lastWaveOver, order.Exhaust{Round: 1, LastWave: 2}, nil, ""},
 		{"exhausted already", exhausted, order.Exhaust{Round: 2, LastWave: 2}, nil, ""},
 		{"dispatch after exhaustion", exhausted, order.RequestDispatch{},
-			order.DispatchRequested{OrderID: "o1", Round: 3, Location: at, Ctx: ctx(order.ReadyForRider)}, ""},
+			order.DispatchRequested{OrderID: "o1", Round: 3, Location: at, Ctx: ctx(order.StatusReadyForRider)}, ""},
 
 		{"assigned: the others' offers end", readyForRider, order.Assign{RiderID: "r1", RiderName: "Una", ClaimID: 7, Round: 2, Wave: 2},
-			order.RiderAssignedEvent{OrderID: "o1", RiderID: "r1", RiderName: "Una", ClaimID: 7, Round: 2, Wave: 2, Riders: []string{"r4"}, Ctx: ctx(order.RiderAssigned, "r1")}, ""},
+			order.RiderAssigned{OrderID: "o1", RiderID: "r1", RiderName: "Una", ClaimID: 7, Round: 2, Wave: 2, Riders: []string{"r4"}, Ctx: ctx(order.StatusRiderAssigned, "r1")}, ""},
 		{"assigned already, under another claim", riderAssigned, order.Assign{RiderID: "r1", ClaimID: 8, Round: 2, Wave: 2}, nil, order.CodeAlreadyAssigned},
 		{"a dropped assignment is not taken up again", droppedByR0, order.Assign{RiderID: "r0", ClaimID: 3, Round: 1, Wave: 1}, nil, order.CodeOfferExpired},
-		{"no offers after the wave", lastWaveOver, order.Accept{RiderID: "r1"}, nil, order.CodeOfferExpired},
+		{"no offers after the wave", lastWaveOver, order.CheckOffer{RiderID: "r1"}, nil, order.CodeOfferExpired},
 		{"declined, others remain", r1AndR4Asked, order.Decline{RiderID: "r1"},
-			order.OfferDeclinedEvent{OrderID: "o1", RiderID: "r1", Round: 2, Wave: 2, Location: at, Ctx: ctx(order.ReadyForRider)}, ""},
-		{"declined by the last: the wave is over", then(r1AndR4Asked, order.OfferDeclinedEvent{OrderID: "o1", RiderID: "r1", Round: 2, Wave: 2}), order.Decline{RiderID: "r4"},
-			order.OfferDeclinedEvent{OrderID: "o1", RiderID: "r4", Round: 2, Wave: 2, WaveOver: true, Location: at, Ctx: ctx(order.ReadyForRider)}, ""},
+			order.OfferDeclined{OrderID: "o1", RiderID: "r1", Round: 2, Wave: 2, Location: at, Ctx: ctx(order.StatusReadyForRider)}, ""},
+		{"declined by the last: the wave is over", then(r1AndR4Asked, order.OfferDeclined{OrderID: "o1", RiderID: "r1", Round: 2, Wave: 2}), order.Decline{RiderID: "r4"},
+			order.OfferDeclined{OrderID: "o1", RiderID: "r4", Round: 2, Wave: 2, WaveOver: true, Location: at, Ctx: ctx(order.StatusReadyForRider)}, ""},
 
 		{"dropped by its rider", riderAssigned, order.DropOrder{By: r1, Reason: "flat tyre"},
-			order.RiderUnassigned{OrderID: "o1", RiderID: "r1", ClaimID: 7, Reason: "flat tyre", By: domain.Rider, Round: 3, Location: at, Ctx: ctx(order.ReadyForRider, "r1")}, ""},
+			order.RiderUnassigned{OrderID: "o1", RiderID: "r1", ClaimID: 7, Reason: "flat tyre", By: domain.Rider, Round: 3, Location: at, Ctx: ctx(order.StatusReadyForRider, "r1")}, ""},
 		{"dropped by ops, who did so already", droppedByOps, order.DropOrder{By: ops}, nil, ""},
 		{"dropped by ops: also so to the rider", droppedByOps, order.DropOrder{By: r0}, nil, ""},
 		{"dropped by the rider: not so to ops", droppedByR0, order.DropOrder{By: ops}, nil, domain.InvalidTransition},
 		{"dropped by ops again, from the next rider",
-			then(droppedByOps, order.OrderOffered{OrderID: "o1", Round: 2, Wave: 1, Riders: riders("r1")}, order.RiderAssignedEvent{OrderID: "o1", RiderID: "r1", ClaimID: 8, Round: 2, Wave: 1}),
+			then(droppedByOps, order.OrderOffered{OrderID: "o1", Round: 2, Wave: 1, Riders: riders("r1")}, order.RiderAssigned{OrderID: "o1", RiderID: "r1", ClaimID: 8, Round: 2, Wave: 1}),
 			order.DropOrder{By: ops, Reason: "lost"},
-			order.RiderUnassigned{OrderID: "o1", RiderID: "r1", ClaimID: 8, Reason: "lost", By: domain.Ops, Round: 3, Location: at, Ctx: ctx(order.ReadyForRider, "r1")}, ""},
+			order.RiderUnassigned{OrderID: "o1", RiderID: "r1", ClaimID: 8, Reason: "lost", By: domain.Ops, Round: 3, Location: at, Ctx: ctx(order.StatusReadyForRider, "r1")}, ""},
 		{"dropped again by the rider who got it again",
-			then(exhausted, order.DispatchRequested{OrderID: "o1", Round: 3}, order.OrderOffered{OrderID: "o1", Round: 3, Wave: 1, Riders: riders("r0")}, order.RiderAssignedEvent{OrderID: "o1", RiderID: "r0", ClaimID: 9, Round: 3, Wave: 1}),
+			then(exhausted, order.DispatchRequested{OrderID: "o1", Round: 3}, order.OrderOffered{OrderID: "o1", Round: 3, Wave: 1, Riders: riders("r0")}, order.RiderAssigned{OrderID: "o1", RiderID: "r0", ClaimID: 9, Round: 3, Wave: 1}),
 			order.DropOrder{By: r0, Reason: "again"},
-			order.RiderUnassigned{OrderID: "o1", RiderID: "r0", ClaimID: 9, Reason: "again", By: domain.Rider, Round: 4, Location: at, Ctx: ctx(order.ReadyForRider, "r0")}, ""},
+			order.RiderUnassigned{OrderID: "o1", RiderID: "r0", ClaimID: 9, Reason: "again", By: domain.Rider, Round: 4, Location: at, Ctx: ctx(order.StatusReadyForRider, "r0")}, ""},
 
-		{"picked up", riderAssigned, order.PickUpOrder{}, order.OrderPickedUp{OrderID: "o1", RiderID: "r1", Ctx: ctx(order.PickedUp, "r1")}, ""},
-		{"delivered: the claim that ends", pickedUp, order.Deliver{}, order.OrderDelivered{OrderID: "o1", RiderID: "r1", ClaimID: 7, Ctx: ctx(order.Delivered, "r1")}, ""},
+		{"picked up", riderAssigned, order.PickUpOrder{}, order.OrderPickedUp{OrderID: "o1", RiderID: "r1", Ctx: ctx(order.StatusPickedUp, "r1")}, ""},
+		{"delivered: the claim that ends", pickedUp, order.Deliver{}, order.OrderDelivered{OrderID: "o1", RiderID: "r1", ClaimID: 7, Ctx: ctx(order.StatusDelivered, "r1")}, ""},
 		{"cancelled unpaid", placed, order.Cancel{By: customer, Reason: "late"},
-			order.OrderCancelled{OrderID: "o1", Reason: "late", By: domain.Customer, Riders: []string{}, Ctx: ctx(order.Cancelled)}, ""},
+			order.OrderCancelled{OrderID: "o1", Reason: "late", By: domain.Customer, Riders: []string{}, Ctx: ctx(order.StatusCancelled)}, ""},
 		{"cancelled: offers withdrawn", readyForRider, order.Cancel{By: restaurant, Reason: "fire"},
-			order.OrderCancelled{OrderID: "o1", Reason: "fire", By: domain.Restaurant, PaymentID: "p1", Riders: []string{"r1", "r4"}, Ctx: ctx(order.Cancelled)}, ""},
+			order.OrderCancelled{OrderID: "o1", Reason: "fire", By: domain.Restaurant, PaymentID: "p1", Riders: []string{"r1", "r4"}, Ctx: ctx(order.StatusCancelled)}, ""},
 		{"cancelled: rider released", pickedUp, order.Cancel{By: ops, Reason: "crash"},
-			order.OrderCancelled{OrderID: "o1", Reason: "crash", By: domain.Ops, PaymentID: "p1", RiderID: "r1", ClaimID: 7, Riders: []string{}, Ctx: ctx(order.Cancelled, "r1")}, ""},
-		{"cancelled while offered: the offer is gone", then(readyForRider, order.OrderCancelled{OrderID: "o1", By: domain.Ops}), order.Accept{RiderID: "r1"}, nil, domain.InvalidTransition},
+			order.OrderCancelled{OrderID: "o1", Reason: "crash", By: domain.Ops, PaymentID: "p1", RiderID: "r1", ClaimID: 7, Riders: []string{}, Ctx: ctx(order.StatusCancelled, "r1")}, ""},
+		{"cancelled while offered: the offer is gone", then(readyForRider, order.OrderCancelled{OrderID: "o1", By: domain.Ops}), order.CheckOffer{RiderID: "r1"}, nil, domain.InvalidTransition},
 		{"paid by the payment that paid it, though cancelled", cancelled, order.MarkPaid{PaymentID: "p1"}, nil, ""},
 		{"nothing happens to what was never placed", nil, order.Ready{}, nil, domain.NotFound},
 	} {
@@ -392,7 +392,7 @@ func TestClosedAt(t *testing.T) {
 	t.Parallel()
 	for _, c := range columns {
 		s := given(c.history)
-		if want := s.Status == order.Delivered || s.Status == order.Cancelled || s.Status == order.Rejected || s.Status == order.Expired; s.Status.Closed() != want || s.ClosedAt.IsZero() == want {
+		if want := s.Status == order.StatusDelivered || s.Status == order.StatusCancelled || s.Status == order.StatusRejected || s.Status == order.StatusExpired; s.Status.Closed() != want || s.ClosedAt.IsZero() == want {
 			t.Errorf("%s: closed %v at %v", c.name, s.Status.Closed(), s.ClosedAt)
 		}
 	}

@@ -43,7 +43,7 @@ func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 
 func requestPayment(s *State, c RequestPayment) (Event, error) {
 	switch {
-	case c.Order.Ended || s.Status == Refunded:
+	case c.Order.Ended || s.Status == StatusRefunded:
 		return nil, invalid("payment", c.Order.Status)
 	case s.Booked != "" || !c.Order.Payable:
 		return nil, domain.Refuse(order.CodeAlreadyPaid, "the order is paid")
@@ -58,9 +58,9 @@ func requestPayment(s *State, c RequestPayment) (Event, error) {
 func recordCaptured(s *State, c RecordCaptured) (Event, error) {
 	a, known := s.Attempt(c.PaymentID)
 	switch {
-	case s.Status == None:
+	case s.Status == StatusNone:
 		return nil, domain.Refuse(CodeNotRequested, "no payment was asked for")
-	case known && a.State != AttemptFailed:
+	case known && a.State != AttemptStateFailed:
 		return nil, nil // booked, or unmatched whatever became of it
 	}
 	reason := ""
@@ -78,7 +78,7 @@ func recordCaptured(s *State, c RecordCaptured) (Event, error) {
 	switch {
 	case c.Order.Ended:
 		shown = order.PaymentRefundPending
-	case s.Status == Failed:
+	case s.Status == StatusFailed:
 		shown = order.PaymentPending
 	}
 	return PaymentSuccess{OrderID: s.OrderID, PaymentID: c.PaymentID, Amount: c.Amount, Currency: c.Currency,
@@ -90,12 +90,12 @@ func requestRefund(s *State, c RequestRefund) (Event, error) {
 		c.PaymentID = s.Booked
 	}
 	a, ok := s.Attempt(c.PaymentID)
-	if !ok || s.Status == None { // money without an order is an operator's, never refunded from here
+	if !ok || s.Status == StatusNone { // money without an order is an operator's, never refunded from here
 		return nil, domain.Refuse(CodeUnsettled, "there is no captured payment to refund")
 	}
 	booked := c.PaymentID == s.Booked
-	if !booked && a.State != AttemptUnmatched {
-		if a.State == AttemptRefunded {
+	if !booked && a.State != AttemptStateUnmatched {
+		if a.State == AttemptStateRefunded {
 			return nil, nil
 		}
 		return nil, domain.Refuse(CodeUnsettled, "this payment is %s: there is nothing to refund", a.State)
@@ -103,7 +103,7 @@ func requestRefund(s *State, c RequestRefund) (Event, error) {
 	if _, ok := s.Refund(c.RefundID); ok || s.WasRefunded(c.PaymentID) {
 		return nil, nil
 	}
-	if r, ok := s.RefundOf(c.PaymentID); ok && (r.Status != RefundFailedStatus || !c.ByOps) {
+	if r, ok := s.RefundOf(c.PaymentID); ok && (r.Status != RefundStatusFailed || !c.ByOps) {
 		return nil, nil // once per payment; again only by ops after a failure
 	}
 	e := RefundRequested{OrderID: s.OrderID, PaymentID: c.PaymentID, RefundID: c.RefundID, Amount: a.Amount, Currency: a.Currency,
@@ -116,7 +116,7 @@ func requestRefund(s *State, c RequestRefund) (Event, error) {
 
 func recordRefund(s *State, c RecordRefund) (Event, error) {
 	r, ok := s.Refund(c.RefundID)
-	if !ok || s.WasRefunded(r.PaymentID) || r.Status == RefundFailedStatus && !c.Succeeded {
+	if !ok || s.WasRefunded(r.PaymentID) || r.Status == RefundStatusFailed && !c.Succeeded {
 		return nil, nil // the money is back: what another refund of it comes to changes nothing
 	}
 	booked := r.PaymentID == s.Booked
@@ -138,13 +138,13 @@ func resolve(s *State, c Resolve) (Event, error) {
 		return nil, domain.Refuse(domain.NotFound, "no such payment")
 	}
 	switch a.State {
-	case AttemptResolved:
+	case AttemptStateResolved:
 		return nil, nil
-	case AttemptUnmatched:
+	case AttemptStateUnmatched:
 	default:
 		return nil, domain.Refuse(CodeUnsettled, "only an unmatched payment can be resolved; this one is %s", a.State)
 	}
-	if r, ok := s.RefundOf(c.PaymentID); ok && r.Status == RefundRequestedStatus {
+	if r, ok := s.RefundOf(c.PaymentID); ok && r.Status == RefundStatusRequested {
 		return nil, domain.Refuse(CodeUnsettled, "a refund of this payment is under way")
 	}
 	return PaymentResolved{OrderID: s.OrderID, PaymentID: c.PaymentID, Reason: c.Reason, By: c.By, Ctx: s.ctx("")}, nil

@@ -16,12 +16,12 @@ type Status string
 
 // The statuses.
 const (
-	None          Status = ""
-	Requested     Status = "requested"
-	Failed        Status = "failed"
-	Paid          Status = "paid"
-	RefundPending Status = "refund_pending"
-	Refunded      Status = "refunded"
+	StatusNone          Status = ""
+	StatusRequested     Status = "requested"
+	StatusFailed        Status = "failed"
+	StatusPaid          Status = "paid"
+	StatusRefundPending Status = "refund_pending"
+	StatusRefunded      Status = "refunded"
 )
 
 // AttemptState is what Tomato made of one payment at the gateway.
@@ -29,11 +29,11 @@ type AttemptState string
 
 // The attempt states.
 const (
-	AttemptBooked    AttemptState = "booked"
-	AttemptFailed    AttemptState = "failed"
-	AttemptUnmatched AttemptState = "unmatched" // captured, but does not pay the order
-	AttemptResolved  AttemptState = "resolved"  // unmatched, closed by an operator
-	AttemptRefunded  AttemptState = "refunded"  // unmatched, sent back
+	AttemptStateBooked    AttemptState = "booked"
+	AttemptStateFailed    AttemptState = "failed"
+	AttemptStateUnmatched AttemptState = "unmatched" // captured, but does not pay the order
+	AttemptStateResolved  AttemptState = "resolved"  // unmatched, closed by an operator
+	AttemptStateRefunded  AttemptState = "refunded"  // unmatched, sent back
 )
 
 // Attempt is one payment at the gateway.
@@ -51,9 +51,9 @@ type RefundStatus string
 
 // The refund statuses.
 const (
-	RefundRequestedStatus RefundStatus = "requested"
-	RefundSucceeded       RefundStatus = "succeeded"
-	RefundFailedStatus    RefundStatus = "failed"
+	RefundStatusRequested RefundStatus = "requested"
+	RefundStatusSucceeded RefundStatus = "succeeded"
+	RefundStatusFailed    RefundStatus = "failed"
 )
 
 // Refund is money on its way back.
@@ -117,12 +117,12 @@ func (s *State) RefundOf(paymentID string) (Refund, bool) {
 // WasRefunded says whether a refund of the payment succeeded. One that was told
 // as failed may succeed late, beside the one that ops asked for after it.
 func (s *State) WasRefunded(paymentID string) bool {
-	return slices.ContainsFunc(s.Refunds, func(r Refund) bool { return r.PaymentID == paymentID && r.Status == RefundSucceeded })
+	return slices.ContainsFunc(s.Refunds, func(r Refund) bool { return r.PaymentID == paymentID && r.Status == RefundStatusSucceeded })
 }
 
 // Facts returns what the order's payment status is derived from.
 func (s *State) Facts() order.PaymentFacts {
-	f := order.PaymentFacts{Booked: s.Booked != "", LastAttemptFailed: s.Status == Failed}
+	f := order.PaymentFacts{Booked: s.Booked != "", LastAttemptFailed: s.Status == StatusFailed}
 	if f.Booked {
 		_, f.RefundRequested = s.RefundOf(s.Booked)
 		f.RefundSucceeded = s.WasRefunded(s.Booked)
@@ -131,7 +131,7 @@ func (s *State) Facts() order.PaymentFacts {
 }
 
 // AwaitsMoney says whether the order has a gateway order on which nothing was booked.
-func (s *State) AwaitsMoney() bool { return s.Status == Requested || s.Status == Failed }
+func (s *State) AwaitsMoney() bool { return s.Status == StatusRequested || s.Status == StatusFailed }
 
 // Share lets texts that many payments have be one in memory. The receiver must
 // be nobody else's yet, as after decoding.
@@ -159,13 +159,13 @@ func (s *State) Settled(orderEnded bool) bool {
 		return false
 	}
 	for _, a := range s.Attempts {
-		if a.State == AttemptUnmatched {
+		if a.State == AttemptStateUnmatched {
 			return false
 		}
 	}
 	for _, r := range s.Refunds {
 		a, _ := s.Attempt(r.PaymentID)
-		if !s.WasRefunded(r.PaymentID) && a.State != AttemptResolved {
+		if !s.WasRefunded(r.PaymentID) && a.State != AttemptStateResolved {
 			return false
 		}
 	}

@@ -55,13 +55,13 @@ var columns = []struct {
 	history []payment.Event
 	status  payment.Status
 }{
-	{"none", none, payment.None}, {"requested", requested, payment.Requested}, {"failed", failed, payment.Failed},
-	{"paid", paid, payment.Paid}, {"refund_pending", refundPending, payment.RefundPending}, {"refunded", refunded, payment.Refunded},
+	{"none", none, payment.StatusNone}, {"requested", requested, payment.StatusRequested}, {"failed", failed, payment.StatusFailed},
+	{"paid", paid, payment.StatusPaid}, {"refund_pending", refundPending, payment.StatusRefundPending}, {"refunded", refunded, payment.StatusRefunded},
 }
 
 // word names a status in the table.
 func word(s payment.Status) string {
-	if s == payment.None {
+	if s == payment.StatusNone {
 		return "none"
 	}
 	return string(s)
@@ -241,22 +241,22 @@ func TestEvents(t *testing.T) {
 func TestEvolve(t *testing.T) {
 	t.Parallel()
 	s := given(stray)
-	if s.ID != "s1" || s.OrderID != "" || s.Status != payment.None || s.Version != 1 || s.GatewayOrderID != "gX" {
+	if s.ID != "s1" || s.OrderID != "" || s.Status != payment.StatusNone || s.Version != 1 || s.GatewayOrderID != "gX" {
 		t.Errorf("stray: %+v", s)
 	}
 	s = given(p0Refunded)
-	if a, _ := s.Attempt("p0"); a.State != payment.AttemptRefunded || s.Status != payment.Paid || s.Booked != "p1" {
+	if a, _ := s.Attempt("p0"); a.State != payment.AttemptStateRefunded || s.Status != payment.StatusPaid || s.Booked != "p1" {
 		t.Errorf("unmatched and refunded: %+v", s)
 	}
 	s = given(then(failed, payment.PaymentSuccess{OrderID: "o1", PaymentID: "f1", Amount: 450, Currency: "INR", Booked: true}))
-	if a, _ := s.Attempt("f1"); a.State != payment.AttemptBooked || a.GatewayStatus != "captured" || a.Reason != "" || len(s.Attempts) != 2 {
+	if a, _ := s.Attempt("f1"); a.State != payment.AttemptStateBooked || a.GatewayStatus != "captured" || a.Reason != "" || len(s.Attempts) != 2 {
 		t.Errorf("failed, then captured: %+v", s)
 	}
 	// A refund that succeeded late stays so, whatever the later one came to.
 	s = given(then(refundFailed,
 		payment.RefundRequested{OrderID: "o1", PaymentID: "p1", RefundID: "rf2", Booked: true},
 		payment.RefundSuccess{OrderID: "o1", PaymentID: "p1", RefundID: "rf1", Booked: true}))
-	if f := s.Facts(); s.Status != payment.Refunded || !f.RefundSucceeded {
+	if f := s.Facts(); s.Status != payment.StatusRefunded || !f.RefundSucceeded {
 		t.Errorf("late success: %+v %+v", s, f)
 	}
 }

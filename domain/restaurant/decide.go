@@ -16,11 +16,11 @@ func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 	if p, ok := c.(Put); ok {
 		switch {
 		case !s.Exists():
-			return Registered(p), nil
+			return RestaurantRegistered(p), nil
 		case s.Name == p.Name && s.Location == p.Location && s.Address == p.Address:
 			return nil, nil
 		}
-		return Updated(p), nil
+		return RestaurantUpdated(p), nil
 	}
 	if !s.Exists() {
 		return nil, domain.Refuse(domain.NotFound, "no such restaurant")
@@ -30,12 +30,12 @@ func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 		if s.Open {
 			return nil, nil
 		}
-		return Opened{RestaurantID: s.ID}, nil
+		return RestaurantOpened{RestaurantID: s.ID}, nil
 	case Close:
 		if !s.Open {
 			return nil, nil
 		}
-		return Closed{RestaurantID: s.ID}, nil
+		return RestaurantClosed{RestaurantID: s.ID}, nil
 	case SetMenuItem:
 		old, ok := s.Menu[c.Item.ItemID]
 		switch {

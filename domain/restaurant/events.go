@@ -9,22 +9,22 @@ import (
 
 // The events, as they stand on topic restaurants.
 type (
-	Registered struct { // RESTAURANT_REGISTERED
+	RestaurantRegistered struct { // RESTAURANT_REGISTERED
 		RestaurantID string       `json:"restaurantId"`
 		Name         string       `json:"name"`
 		Location     domain.Point `json:"location"`
 		Address      string       `json:"address,omitempty"`
 	}
-	Updated struct { // RESTAURANT_UPDATED
+	RestaurantUpdated struct { // RESTAURANT_UPDATED
 		RestaurantID string       `json:"restaurantId"`
 		Name         string       `json:"name"`
 		Location     domain.Point `json:"location"`
 		Address      string       `json:"address,omitempty"`
 	}
-	Opened struct { // RESTAURANT_OPENED
+	RestaurantOpened struct { // RESTAURANT_OPENED
 		RestaurantID string `json:"restaurantId"`
 	}
-	Closed struct { // RESTAURANT_CLOSED
+	RestaurantClosed struct { // RESTAURANT_CLOSED
 		RestaurantID string `json:"restaurantId"`
 	}
 	MenuItemSet struct { // MENU_ITEM_SET
@@ -44,31 +44,31 @@ type Event interface {
 }
 
 // EventType implements domain.Event.
-func (Registered) EventType() string      { return "RESTAURANT_REGISTERED" }
-func (Updated) EventType() string         { return "RESTAURANT_UPDATED" }
-func (Opened) EventType() string          { return "RESTAURANT_OPENED" }
-func (Closed) EventType() string          { return "RESTAURANT_CLOSED" }
-func (MenuItemSet) EventType() string     { return "MENU_ITEM_SET" }
-func (MenuItemRemoved) EventType() string { return "MENU_ITEM_REMOVED" }
+func (RestaurantRegistered) EventType() string { return "RESTAURANT_REGISTERED" }
+func (RestaurantUpdated) EventType() string    { return "RESTAURANT_UPDATED" }
+func (RestaurantOpened) EventType() string     { return "RESTAURANT_OPENED" }
+func (RestaurantClosed) EventType() string     { return "RESTAURANT_CLOSED" }
+func (MenuItemSet) EventType() string          { return "MENU_ITEM_SET" }
+func (MenuItemRemoved) EventType() string      { return "MENU_ITEM_REMOVED" }
 
-func (Registered) restaurantEvent()      {}
-func (Updated) restaurantEvent()         {}
-func (Opened) restaurantEvent()          {}
-func (Closed) restaurantEvent()          {}
-func (MenuItemSet) restaurantEvent()     {}
-func (MenuItemRemoved) restaurantEvent() {}
+func (RestaurantRegistered) restaurantEvent() {}
+func (RestaurantUpdated) restaurantEvent()    {}
+func (RestaurantOpened) restaurantEvent()     {}
+func (RestaurantClosed) restaurantEvent()     {}
+func (MenuItemSet) restaurantEvent()          {}
+func (MenuItemRemoved) restaurantEvent()      {}
 
 // Decode reads the event of the given type from its data.
 func Decode(eventType string, data []byte) (Event, error) {
 	switch eventType {
 	case "RESTAURANT_REGISTERED":
-		return decode[Registered](data)
+		return decode[RestaurantRegistered](data)
 	case "RESTAURANT_UPDATED":
-		return decode[Updated](data)
+		return decode[RestaurantUpdated](data)
 	case "RESTAURANT_OPENED":
-		return decode[Opened](data)
+		return decode[RestaurantOpened](data)
 	case "RESTAURANT_CLOSED":
-		return decode[Closed](data)
+		return decode[RestaurantClosed](data)
 	case "MENU_ITEM_SET":
 		return decode[MenuItemSet](data)
 	case "MENU_ITEM_REMOVED":

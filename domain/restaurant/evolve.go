@@ -10,13 +10,13 @@ func Evolve(s State, e Event, at time.Time) State {
 	s.Version++
 	s.UpdatedAt = at
 	switch e := e.(type) {
-	case Registered:
+	case RestaurantRegistered:
 		s.ID, s.Name, s.Location, s.Address, s.CreatedAt = e.RestaurantID, e.Name, e.Location, e.Address, at
-	case Updated:
+	case RestaurantUpdated:
 		s.Name, s.Location, s.Address = e.Name, e.Location, e.Address
-	case Opened:
+	case RestaurantOpened:
 		s.Open = true
-	case Closed:
+	case RestaurantClosed:
 		s.Open = false
 	case MenuItemSet:
 		menu := make(map[string]MenuItem, len(s.Menu)+1)

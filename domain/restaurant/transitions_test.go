@@ -18,8 +18,8 @@ var (
 	dosa = item("i1", "Dosa", 150, "INR", true)
 
 	unknown []restaurant.Event
-	closed  = then(unknown, restaurant.Registered{RestaurantID: "res1", Name: "Hut", Location: at}, restaurant.MenuItemSet{RestaurantID: "res1", Item: dosa})
-	open    = then(closed, restaurant.Opened{RestaurantID: "res1"})
+	closed  = then(unknown, restaurant.RestaurantRegistered{RestaurantID: "res1", Name: "Hut", Location: at}, restaurant.MenuItemSet{RestaurantID: "res1", Item: dosa})
+	open    = then(closed, restaurant.RestaurantOpened{RestaurantID: "res1"})
 )
 
 func item(id, name string, amount int64, currency string, available bool) restaurant.MenuItem {
@@ -98,7 +98,7 @@ func TestPrice(t *testing.T) {
 		restaurant.MenuItemSet{Item: item("i2", "Idli", 80, "INR", true)},
 		restaurant.MenuItemSet{Item: item("off", "Vada", 60, "INR", false)},
 		restaurant.MenuItemSet{Item: item("usd", "Pie", 5, "USD", true)})
-	serving := then(menu, restaurant.Opened{})
+	serving := then(menu, restaurant.RestaurantOpened{})
 	line := func(ids ...string) (lines []restaurant.Line) {
 		for i, id := range ids {
 			lines = append(lines, restaurant.Line{ItemID: id, Quantity: i + 1})
@@ -150,10 +150,10 @@ func TestWire(t *testing.T) {
 	domaintest.Golden[restaurant.Event](t, restaurant.Decode, []string{
 		"RESTAURANT_REGISTERED", "RESTAURANT_UPDATED", "RESTAURANT_OPENED", "RESTAURANT_CLOSED", "MENU_ITEM_SET", "MENU_ITEM_REMOVED",
 	},
-		restaurant.Registered{RestaurantID: "res-17", Name: "Udupi Hut", Location: at, Address: "12 MG Road"},
-		restaurant.Updated{RestaurantID: "res-17", Name: "Udupi House", Location: at, Address: "14 MG Road"},
-		restaurant.Opened{RestaurantID: "res-17"},
-		restaurant.Closed{RestaurantID: "res-17"},
+		restaurant.RestaurantRegistered{RestaurantID: "res-17", Name: "Udupi Hut", Location: at, Address: "12 MG Road"},
+		restaurant.RestaurantUpdated{RestaurantID: "res-17", Name: "Udupi House", Location: at, Address: "14 MG Road"},
+		restaurant.RestaurantOpened{RestaurantID: "res-17"},
+		restaurant.RestaurantClosed{RestaurantID: "res-17"},
 		restaurant.MenuItemSet{RestaurantID: "res-17", Item: item("dosa", "Masala Dosa", 15000, "INR", true)},
 		restaurant.MenuItemRemoved{RestaurantID: "res-17", ItemID: "dosa"},
 	)

@@ -13,11 +13,11 @@ func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 	if p, ok := c.(Put); ok {
 		switch {
 		case !s.Exists():
-			return Registered{RiderID: p.RiderID, Name: p.Name, Vehicle: p.Vehicle, Ctx: domain.Ctx{RiderID: p.RiderID}}, nil
+			return RiderRegistered{RiderID: p.RiderID, Name: p.Name, Vehicle: p.Vehicle, Ctx: domain.Ctx{RiderID: p.RiderID}}, nil
 		case s.Name == p.Name && s.Vehicle == p.Vehicle:
 			return nil, nil
 		}
-		return Updated{RiderID: s.ID, Name: p.Name, Vehicle: p.Vehicle, Ctx: s.ctx()}, nil
+		return RiderUpdated{RiderID: s.ID, Name: p.Name, Vehicle: p.Vehicle, Ctx: s.ctx()}, nil
 	}
 	if !s.Exists() {
 		return nil, domain.Refuse(domain.NotFound, "no such rider")
@@ -27,12 +27,12 @@ func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 		if s.Verification == Verified {
 			return nil, nil
 		}
-		return VerifiedEvent{RiderID: s.ID, Ctx: s.ctx()}, nil
+		return RiderVerified{RiderID: s.ID, Ctx: s.ctx()}, nil
 	case Suspend:
 		if s.Verification == Suspended {
 			return nil, nil
 		}
-		return SuspendedEvent{RiderID: s.ID, Ctx: s.ctx()}, nil
+		return RiderSuspended{RiderID: s.ID, Ctx: s.ctx()}, nil
 	case GoOnline:
 		switch {
 		case s.Verification == Suspended:
@@ -42,7 +42,7 @@ func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 		case s.Online:
 			return nil, nil
 		}
-		return WentOnline{RiderID: s.ID, Ctx: s.ctx()}, nil
+		return RiderOnline{RiderID: s.ID, Ctx: s.ctx()}, nil
 	case GoOffline:
 		switch {
 		case s.Claim != nil:
@@ -50,14 +50,14 @@ func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 		case !s.Online:
 			return nil, nil
 		}
-		return WentOffline{RiderID: s.ID, Ctx: s.ctx()}, nil
+		return RiderOffline{RiderID: s.ID, Ctx: s.ctx()}, nil
 	case ClaimFor:
 		return claim(s, c)
 	case Release:
 		if s.Claim == nil || s.Claim.ID != c.ClaimID {
 			return nil, nil
 		}
-		return Released{RiderID: s.ID, ClaimID: s.Claim.ID, OrderID: s.Claim.OrderID, Ctx: s.ctx()}, nil
+		return RiderReleased{RiderID: s.ID, ClaimID: s.Claim.ID, OrderID: s.Claim.OrderID, Ctx: s.ctx()}, nil
 	}
 	return nil, fmt.Errorf("rider: unknown command %T", c)
 }
@@ -75,7 +75,7 @@ func claim(s *State, c ClaimFor) (Event, error) {
 	case !s.Online:
 		return nil, domain.Refuse(CodeOffline, "the rider is offline")
 	}
-	return Claimed{RiderID: s.ID, RiderName: s.Name, ClaimID: s.Version + 1, OrderID: c.OrderID, Round: c.Round, Wave: c.Wave,
+	return RiderClaimed{RiderID: s.ID, RiderName: s.Name, ClaimID: s.Version + 1, OrderID: c.OrderID, Round: c.Round, Wave: c.Wave,
 		Ctx: domain.Ctx{CustomerID: c.CustomerID, RestaurantID: c.RestaurantID, RiderID: s.ID}}, nil
 }
 

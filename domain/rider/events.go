@@ -9,35 +9,35 @@ import (
 
 // The events, as they stand on topic riders.
 type (
-	Registered struct { // RIDER_REGISTERED
+	RiderRegistered struct { // RIDER_REGISTERED
 		RiderID string     `json:"riderId"`
 		Name    string     `json:"name"`
 		Vehicle string     `json:"vehicle,omitempty"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	Updated struct { // RIDER_UPDATED
+	RiderUpdated struct { // RIDER_UPDATED
 		RiderID string     `json:"riderId"`
 		Name    string     `json:"name"`
 		Vehicle string     `json:"vehicle,omitempty"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	VerifiedEvent struct { // RIDER_VERIFIED
+	RiderVerified struct { // RIDER_VERIFIED
 		RiderID string     `json:"riderId"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	SuspendedEvent struct { // RIDER_SUSPENDED
+	RiderSuspended struct { // RIDER_SUSPENDED
 		RiderID string     `json:"riderId"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	WentOnline struct { // RIDER_ONLINE
+	RiderOnline struct { // RIDER_ONLINE
 		RiderID string     `json:"riderId"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	WentOffline struct { // RIDER_OFFLINE
+	RiderOffline struct { // RIDER_OFFLINE
 		RiderID string     `json:"riderId"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	Claimed struct { // RIDER_CLAIMED
+	RiderClaimed struct { // RIDER_CLAIMED
 		RiderID   string     `json:"riderId"`
 		RiderName string     `json:"riderName"`
 		ClaimID   int64      `json:"claimId"`
@@ -46,7 +46,7 @@ type (
 		Wave      int        `json:"wave"`
 		Ctx       domain.Ctx `json:"ctx"`
 	}
-	Released struct { // RIDER_RELEASED
+	RiderReleased struct { // RIDER_RELEASED
 		RiderID string     `json:"riderId"`
 		ClaimID int64      `json:"claimId"`
 		OrderID string     `json:"orderId"`
@@ -61,43 +61,43 @@ type Event interface {
 }
 
 // EventType implements domain.Event.
-func (Registered) EventType() string     { return "RIDER_REGISTERED" }
-func (Updated) EventType() string        { return "RIDER_UPDATED" }
-func (VerifiedEvent) EventType() string  { return "RIDER_VERIFIED" }
-func (SuspendedEvent) EventType() string { return "RIDER_SUSPENDED" }
-func (WentOnline) EventType() string     { return "RIDER_ONLINE" }
-func (WentOffline) EventType() string    { return "RIDER_OFFLINE" }
-func (Claimed) EventType() string        { return "RIDER_CLAIMED" }
-func (Released) EventType() string       { return "RIDER_RELEASED" }
+func (RiderRegistered) EventType() string { return "RIDER_REGISTERED" }
+func (RiderUpdated) EventType() string    { return "RIDER_UPDATED" }
+func (RiderVerified) EventType() string   { return "RIDER_VERIFIED" }
+func (RiderSuspended) EventType() string  { return "RIDER_SUSPENDED" }
+func (RiderOnline) EventType() string     { return "RIDER_ONLINE" }
+func (RiderOffline) EventType() string    { return "RIDER_OFFLINE" }
+func (RiderClaimed) EventType() string    { return "RIDER_CLAIMED" }
+func (RiderReleased) EventType() string   { return "RIDER_RELEASED" }
 
-func (Registered) riderEvent()     {}
-func (Updated) riderEvent()        {}
-func (VerifiedEvent) riderEvent()  {}
-func (SuspendedEvent) riderEvent() {}
-func (WentOnline) riderEvent()     {}
-func (WentOffline) riderEvent()    {}
-func (Claimed) riderEvent()        {}
-func (Released) riderEvent()       {}
+func (RiderRegistered) riderEvent() {}
+func (RiderUpdated) riderEvent()    {}
+func (RiderVerified) riderEvent()   {}
+func (RiderSuspended) riderEvent()  {}
+func (RiderOnline) riderEvent()     {}
+func (RiderOffline) riderEvent()    {}
+func (RiderClaimed) riderEvent()    {}
+func (RiderReleased) riderEvent()   {}
 
 // Decode reads the event of the given type from its data.
 func Decode(eventType string, data []byte) (Event, error) {
 	switch eventType {
 	case "RIDER_REGISTERED":
-		return decode[Registered](data)
+		return decode[RiderRegistered](data)
 	case "RIDER_UPDATED":
-		return decode[Updated](data)
+		return decode[RiderUpdated](data)
 	case "RIDER_VERIFIED":
-		return decode[VerifiedEvent](data)
+		return decode[RiderVerified](data)
 	case "RIDER_SUSPENDED":
-		return decode[SuspendedEvent](data)
+		return decode[RiderSuspended](data)
 	case "RIDER_ONLINE":
-		return decode[WentOnline](data)
+		return decode[RiderOnline](data)
 	case "RIDER_OFFLINE":
-		return decode[WentOffline](data)
+		return decode[RiderOffline](data)
 	case "RIDER_CLAIMED":
-		return decode[Claimed](data)
+		return decode[RiderClaimed](data)
 	case "RIDER_RELEASED":
-		return decode[Released](data)
+		return decode[RiderReleased](data)
 	}
 	return nil, fmt.Errorf("unknown rider event %q", eventType)
 }

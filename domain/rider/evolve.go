@@ -7,23 +7,23 @@ func Evolve(s State, e Event, at time.Time) State {
 	s.Version++
 	s.UpdatedAt = at
 	switch e := e.(type) {
-	case Registered:
+	case RiderRegistered:
 		s.ID, s.Name, s.Vehicle, s.Verification, s.CreatedAt = e.RiderID, e.Name, e.Vehicle, Unverified, at
-	case Updated:
+	case RiderUpdated:
 		s.Name, s.Vehicle = e.Name, e.Vehicle
-	case VerifiedEvent:
+	case RiderVerified:
 		s.Verification = Verified
 		s.Online = s.Claim != nil // who still has an order goes on as before
-	case SuspendedEvent:
+	case RiderSuspended:
 		s.Verification, s.Online = Suspended, false
-	case WentOnline:
+	case RiderOnline:
 		s.Online = true
-	case WentOffline:
+	case RiderOffline:
 		s.Online = false
-	case Claimed:
+	case RiderClaimed:
 		s.Claim = &Claim{ID: e.ClaimID, OrderID: e.OrderID, Round: e.Round, Wave: e.Wave,
 			CustomerID: e.Ctx.CustomerID, RestaurantID: e.Ctx.RestaurantID}
-	case Released:
+	case RiderReleased:
 		s.Claim = nil
 	}
 	return s

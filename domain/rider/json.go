@@ -6,7 +6,7 @@ import "tomato/domain"
 // order are those of the structs.
 
 // WriteJSON implements domain.JSONWriter.
-func (e Claimed) WriteJSON(j *domain.JSON) {
+func (e RiderClaimed) WriteJSON(j *domain.JSON) {
 	j.Open()
 	j.String("riderId", e.RiderID)
 	j.String("riderName", e.RiderName)
@@ -20,7 +20,7 @@ func (e Claimed) WriteJSON(j *domain.JSON) {
 }
 
 // WriteJSON implements domain.JSONWriter.
-func (e Released) WriteJSON(j *domain.JSON) {
+func (e RiderReleased) WriteJSON(j *domain.JSON) {
 	j.Open()
 	j.String("riderId", e.RiderID)
 	j.Int("claimId", e.ClaimID)

@@ -19,9 +19,9 @@ type Status string
 
 // The statuses.
 const (
-	Offline   Status = "offline"
-	Available Status = "available"
-	Busy      Status = "busy"
+	StatusOffline   Status = "offline"
+	StatusAvailable Status = "available"
+	StatusBusy      Status = "busy"
 )
 
 // Claim is the one order that the rider has, or is about to have. An assigned
@@ -55,9 +55,9 @@ func (s *State) Exists() bool { return s.Version > 0 }
 func (s *State) Status() Status {
 	switch {
 	case s.Claim != nil:
-		return Busy
+		return StatusBusy
 	case s.Online:
-		return Available
+		return StatusAvailable
 	}
-	return Offline
+	return StatusOffline
 }

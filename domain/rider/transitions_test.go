@@ -17,12 +17,12 @@ var t0 = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 var (
 	busyCtx       = domain.Ctx{CustomerID: "c1", RestaurantID: "res1", RiderID: "r1"}
 	unknown       []rider.Event
-	unverified    = then(unknown, rider.Registered{RiderID: "r1", Name: "Una"})
-	verified      = then(unverified, rider.VerifiedEvent{RiderID: "r1"})
-	available     = then(verified, rider.WentOnline{RiderID: "r1"})
-	busy          = then(available, rider.Claimed{RiderID: "r1", RiderName: "Una", ClaimID: 4, OrderID: "X", Round: 1, Wave: 2, Ctx: busyCtx})
-	suspended     = then(available, rider.SuspendedEvent{RiderID: "r1"})
-	suspendedBusy = then(busy, rider.SuspendedEvent{RiderID: "r1"})
+	unverified    = then(unknown, rider.RiderRegistered{RiderID: "r1", Name: "Una"})
+	verified      = then(unverified, rider.RiderVerified{RiderID: "r1"})
+	available     = then(verified, rider.RiderOnline{RiderID: "r1"})
+	busy          = then(available, rider.RiderClaimed{RiderID: "r1", RiderName: "Una", ClaimID: 4, OrderID: "X", Round: 1, Wave: 2, Ctx: busyCtx})
+	suspended     = then(available, rider.RiderSuspended{RiderID: "r1"})
+	suspendedBusy = then(busy, rider.RiderSuspended{RiderID: "r1"})
 )
 
 func then(history []rider.Event, events ...rider.Event) []rider.Event {
@@ -103,12 +103,12 @@ func TestEvents(t *testing.T) {
 		when  domain.Command
 		then  rider.Event
 	}{
-		{"registered", unknown, rider.Put{RiderID: "r1", Name: "Una", Vehicle: "bike"}, rider.Registered{RiderID: "r1", Name: "Una", Vehicle: "bike", Ctx: domain.Ctx{RiderID: "r1"}}},
-		{"updated: a PUT replaces all", then(unknown, rider.Registered{RiderID: "r1", Name: "Una", Vehicle: "bike"}), rider.Put{RiderID: "r1", Name: "Una"}, rider.Updated{RiderID: "r1", Name: "Una", Ctx: domain.Ctx{RiderID: "r1"}}},
+		{"registered", unknown, rider.Put{RiderID: "r1", Name: "Una", Vehicle: "bike"}, rider.RiderRegistered{RiderID: "r1", Name: "Una", Vehicle: "bike", Ctx: domain.Ctx{RiderID: "r1"}}},
+		{"updated: a PUT replaces all", then(unknown, rider.RiderRegistered{RiderID: "r1", Name: "Una", Vehicle: "bike"}), rider.Put{RiderID: "r1", Name: "Una"}, rider.RiderUpdated{RiderID: "r1", Name: "Una", Ctx: domain.Ctx{RiderID: "r1"}}},
 		{"claimed: the claim's id is the version that it makes", available, rider.ClaimFor{OrderID: "Y", Round: 3, Wave: 1, CustomerID: "c2", RestaurantID: "res2"},
-			rider.Claimed{RiderID: "r1", RiderName: "Una", ClaimID: 4, OrderID: "Y", Round: 3, Wave: 1, Ctx: domain.Ctx{CustomerID: "c2", RestaurantID: "res2", RiderID: "r1"}}},
-		{"released: says to whom", busy, rider.Release{ClaimID: 4, OrderID: "X"}, rider.Released{RiderID: "r1", ClaimID: 4, OrderID: "X", Ctx: busyCtx}},
-		{"suspended while busy: says to whom", busy, rider.Suspend{}, rider.SuspendedEvent{RiderID: "r1", Ctx: busyCtx}},
+			rider.RiderClaimed{RiderID: "r1", RiderName: "Una", ClaimID: 4, OrderID: "Y", Round: 3, Wave: 1, Ctx: domain.Ctx{CustomerID: "c2", RestaurantID: "res2", RiderID: "r1"}}},
+		{"released: says to whom", busy, rider.Release{ClaimID: 4, OrderID: "X"}, rider.RiderReleased{RiderID: "r1", ClaimID: 4, OrderID: "X", Ctx: busyCtx}},
+		{"suspended while busy: says to whom", busy, rider.Suspend{}, rider.RiderSuspended{RiderID: "r1", Ctx: busyCtx}},
 	} {
 		s := given(c.given)
 		if e, err := rider.Decide(&s, c.when, t0); err != nil || !reflect.DeepEqual(e, c.then) {
@@ -120,14 +120,14 @@ func TestEvents(t *testing.T) {
 		t.Errorf("claim %+v at version %d, want %+v", s.Claim, s.Version, want)
 	}
 	// Verified again in the middle of an order, the rider is free at its end, as before.
-	back := given(then(suspendedBusy, rider.VerifiedEvent{RiderID: "r1"}, rider.Released{RiderID: "r1", ClaimID: 4, OrderID: "X"}))
-	if back.Status() != rider.Available || back.Verification != rider.Verified {
+	back := given(then(suspendedBusy, rider.RiderVerified{RiderID: "r1"}, rider.RiderReleased{RiderID: "r1", ClaimID: 4, OrderID: "X"}))
+	if back.Status() != rider.StatusAvailable || back.Verification != rider.Verified {
 		t.Errorf("after suspension, verification and release: %s, %s", back.Status(), back.Verification)
 	}
 	if _, err := rider.Decide(&s, nil, t0); err == nil {
 		t.Error("no command is decided")
 	}
-	if v, want := rider.NewView(&s), (rider.View{RiderID: "r1", Version: 4, Name: "Una", Verification: rider.Verified, Status: rider.Busy, OrderID: "X"}); v != want {
+	if v, want := rider.NewView(&s), (rider.View{RiderID: "r1", Version: 4, Name: "Una", Verification: rider.Verified, Status: rider.StatusBusy, OrderID: "X"}); v != want {
 		t.Errorf("view %+v, want %+v", v, want)
 	}
 }

@@ -72,7 +72,7 @@ func (a *assignments) order(e *eventlog.Event) ([]feed.Message, error) {
 		return nil, err
 	}
 	switch o := decoded.(type) {
-	case order.RiderAssignedEvent:
+	case order.RiderAssigned:
 		n := Assignment{RiderID: o.RiderID, ClaimID: o.ClaimID, OrderID: o.OrderID, CustomerID: o.Ctx.CustomerID, RestaurantID: o.Ctx.RestaurantID}
 		if p, ok := a.last[o.RiderID]; a.assign(n) && ok && !p.at.Before(e.Time) {
 			return a.message(n, p.Position, p.at)

@@ -100,7 +100,7 @@ func orderRooms(e *eventlog.Event) ([]feed.Message, error) {
 		}
 	case order.OffersExpired:
 		m.taken(o.OrderID, o.Ctx, "expired", o.Riders)
-	case order.RiderAssignedEvent:
+	case order.RiderAssigned:
 		m.update(e, o.OrderID, o.Ctx, "", false)
 		m.taken(o.OrderID, o.Ctx, "assigned", o.Riders)
 		m.add("order:rider_assigned", o.Ctx, assignedPayload{o.OrderID, o.RiderID, o.RiderName},
