@@ -67,36 +67,55 @@ func Outcome(t testing.TB, e domain.Event, err error, currentStatus string) stri
 
 func isNil(e domain.Event) bool { return e == nil || reflect.ValueOf(e).Kind() == reflect.Pointer }
 
-// Golden holds the wire form of each event against testdata/<TYPE>.v1.json, in
-// both directions, and holds that the samples are one of each of contract's
-// types, and that these are all that the package declares.
-func Golden[E domain.Event](t *testing.T, decode func(eventType string, data []byte) (E, error), contract []string, samples ...E) {
+// Golden tests the events of the package under test, and ties together what must
+// name the same event types: the constants Type…, the list types, the EventType
+// methods, Decode, and the golden files testdata/<TYPE>.v1.json. A type without a
+// golden file fails, and so does a golden file without a type. Each sample must
+// encode to its golden file and decode from it; there is one sample for each type.
+func Golden[E domain.Event](t *testing.T, decode func(eventType string, data []byte) (E, error), types []string, samples ...E) {
 	t.Helper()
-	slices.Sort(contract)
-	if declared := declaredTypes(t); !slices.Equal(declared, contract) {
-		t.Errorf("the package declares %v\nthe contract lists   %v", declared, contract)
+	want := slices.Sorted(slices.Values(types))
+	same := func(what string, got []string) {
+		t.Helper()
+		if slices.Sort(got); !slices.Equal(got, want) {
+			t.Errorf("%s: %v\nTypes lists: %v", what, got, want)
+		}
 	}
+	same("constants Type…", typeConstants(t))
 	var sampled, files []string
 	for _, e := range samples {
 		sampled = append(sampled, e.EventType())
+		if name := reflect.TypeOf(e).Name(); name != camelCase(e.EventType()) {
+			t.Errorf("the Go type of %s is %s, want %s", e.EventType(), name, camelCase(e.EventType()))
+		}
 		t.Run(e.EventType(), func(t *testing.T) { golden(t, decode, e) })
 	}
-	if slices.Sort(sampled); !slices.Equal(sampled, contract) {
-		t.Errorf("there are samples of %v\nthe contract lists  %v", sampled, contract)
-	}
-	paths, err := filepath.Glob("testdata/*.v1.json")
+	same("samples", sampled)
+	paths, err := filepath.Glob("testdata/*.json")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range paths {
 		files = append(files, strings.TrimSuffix(filepath.Base(p), ".v1.json"))
 	}
-	if slices.Sort(files); !slices.Equal(files, contract) {
-		t.Errorf("there are golden files for %v\nthe contract lists       %v", files, contract)
+	same("golden files", files)
+	for _, typ := range types { // Decode knows each, whatever the samples are
+		if _, err := decode(typ, []byte("{}")); err != nil {
+			t.Errorf("Decode does not know %s: %v", typ, err)
+		}
 	}
 	if e, err := decode("NO_SUCH_EVENT", []byte("{}")); err == nil {
 		t.Errorf("an unknown type decodes as %#v", e)
 	}
+}
+
+// camelCase turns ORDER_PLACED into OrderPlaced.
+func camelCase(eventType string) string {
+	var b strings.Builder
+	for word := range strings.SplitSeq(eventType, "_") {
+		b.WriteString(word[:1] + strings.ToLower(word[1:]))
+	}
+	return b.String()
 }
 
 func golden[E domain.Event](t *testing.T, decode func(string, []byte) (E, error), e E) {
@@ -144,8 +163,9 @@ func golden[E domain.Event](t *testing.T, decode func(string, []byte) (E, error)
 	}
 }
 
-// declaredTypes reads from the source what the EventType methods return.
-func declaredTypes(t *testing.T) (types []string) {
+// typeConstants reads the constants Type… from the source of the package under
+// test, and checks that each is named after its value.
+func typeConstants(t *testing.T) (types []string) {
 	t.Helper()
 	paths, err := filepath.Glob("*.go")
 	if err != nil {
@@ -157,19 +177,27 @@ func declaredTypes(t *testing.T) (types []string) {
 			t.Fatal(err)
 		}
 		for _, d := range f.Decls {
-			fn, ok := d.(*ast.FuncDecl)
-			if !ok || fn.Recv == nil || fn.Name.Name != "EventType" {
+			consts, ok := d.(*ast.GenDecl)
+			if !ok || consts.Tok != token.CONST {
 				continue
 			}
-			ast.Inspect(fn.Body, func(n ast.Node) bool {
-				if l, ok := n.(*ast.BasicLit); ok && l.Kind == token.STRING {
-					s, _ := strconv.Unquote(l.Value)
-					types = append(types, s)
+			for _, spec := range consts.Specs {
+				c := spec.(*ast.ValueSpec)
+				if len(c.Values) != 1 || !strings.HasPrefix(c.Names[0].Name, "Type") {
+					continue
 				}
-				return true
-			})
+				l, ok := c.Values[0].(*ast.BasicLit)
+				if !ok {
+					t.Errorf("the constant %s is not a literal", c.Names[0].Name)
+					continue
+				}
+				typ, _ := strconv.Unquote(l.Value)
+				if want := "Type" + camelCase(typ); c.Names[0].Name != want {
+					t.Errorf("the constant of %s is %s, want %s", typ, c.Names[0].Name, want)
+				}
+				types = append(types, typ)
+			}
 		}
 	}
-	slices.Sort(types)
 	return types
 }

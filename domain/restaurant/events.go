@@ -7,31 +7,50 @@ import (
 	"tomato/domain"
 )
 
-// The events, as they stand on topic restaurants.
+// The types of the events, as the record header ce_type has them. The constant of
+// an event is Type and the name of its Go type, and that name is the type on the
+// wire in camel case.
+const (
+	TypeRestaurantRegistered = "RESTAURANT_REGISTERED"
+	TypeRestaurantUpdated    = "RESTAURANT_UPDATED"
+	TypeRestaurantOpened     = "RESTAURANT_OPENED"
+	TypeRestaurantClosed     = "RESTAURANT_CLOSED"
+	TypeMenuItemSet          = "MENU_ITEM_SET"
+	TypeMenuItemRemoved      = "MENU_ITEM_REMOVED"
+)
+
+// Types are the types of all events of a restaurant.
+var Types = []string{
+	TypeRestaurantRegistered, TypeRestaurantUpdated, TypeRestaurantOpened, TypeRestaurantClosed,
+	TypeMenuItemSet, TypeMenuItemRemoved,
+}
+
+// The events, as they stand on topic restaurants. Records are kept for ever, so the
+// shape of an event is never changed; where it must be, Decode converts the old one.
 type (
-	RestaurantRegistered struct { // RESTAURANT_REGISTERED
+	RestaurantRegistered struct {
 		RestaurantID string       `json:"restaurantId"`
 		Name         string       `json:"name"`
 		Location     domain.Point `json:"location"`
 		Address      string       `json:"address,omitempty"`
 	}
-	RestaurantUpdated struct { // RESTAURANT_UPDATED
+	RestaurantUpdated struct {
 		RestaurantID string       `json:"restaurantId"`
 		Name         string       `json:"name"`
 		Location     domain.Point `json:"location"`
 		Address      string       `json:"address,omitempty"`
 	}
-	RestaurantOpened struct { // RESTAURANT_OPENED
+	RestaurantOpened struct {
 		RestaurantID string `json:"restaurantId"`
 	}
-	RestaurantClosed struct { // RESTAURANT_CLOSED
+	RestaurantClosed struct {
 		RestaurantID string `json:"restaurantId"`
 	}
-	MenuItemSet struct { // MENU_ITEM_SET
+	MenuItemSet struct {
 		RestaurantID string   `json:"restaurantId"`
 		Item         MenuItem `json:"item"`
 	}
-	MenuItemRemoved struct { // MENU_ITEM_REMOVED
+	MenuItemRemoved struct {
 		RestaurantID string `json:"restaurantId"`
 		ItemID       string `json:"itemId"`
 	}
@@ -44,12 +63,12 @@ type Event interface {
 }
 
 // EventType implements domain.Event.
-func (RestaurantRegistered) EventType() string { return "RESTAURANT_REGISTERED" }
-func (RestaurantUpdated) EventType() string    { return "RESTAURANT_UPDATED" }
-func (RestaurantOpened) EventType() string     { return "RESTAURANT_OPENED" }
-func (RestaurantClosed) EventType() string     { return "RESTAURANT_CLOSED" }
-func (MenuItemSet) EventType() string          { return "MENU_ITEM_SET" }
-func (MenuItemRemoved) EventType() string      { return "MENU_ITEM_REMOVED" }
+func (RestaurantRegistered) EventType() string { return TypeRestaurantRegistered }
+func (RestaurantUpdated) EventType() string    { return TypeRestaurantUpdated }
+func (RestaurantOpened) EventType() string     { return TypeRestaurantOpened }
+func (RestaurantClosed) EventType() string     { return TypeRestaurantClosed }
+func (MenuItemSet) EventType() string          { return TypeMenuItemSet }
+func (MenuItemRemoved) EventType() string      { return TypeMenuItemRemoved }
 
 func (RestaurantRegistered) restaurantEvent() {}
 func (RestaurantUpdated) restaurantEvent()    {}
@@ -61,17 +80,17 @@ func (MenuItemRemoved) restaurantEvent()      {}
 // Decode reads the event of the given type from its data.
 func Decode(eventType string, data []byte) (Event, error) {
 	switch eventType {
-	case "RESTAURANT_REGISTERED":
+	case TypeRestaurantRegistered:
 		return decode[RestaurantRegistered](data)
-	case "RESTAURANT_UPDATED":
+	case TypeRestaurantUpdated:
 		return decode[RestaurantUpdated](data)
-	case "RESTAURANT_OPENED":
+	case TypeRestaurantOpened:
 		return decode[RestaurantOpened](data)
-	case "RESTAURANT_CLOSED":
+	case TypeRestaurantClosed:
 		return decode[RestaurantClosed](data)
-	case "MENU_ITEM_SET":
+	case TypeMenuItemSet:
 		return decode[MenuItemSet](data)
-	case "MENU_ITEM_REMOVED":
+	case TypeMenuItemRemoved:
 		return decode[MenuItemRemoved](data)
 	}
 	return nil, fmt.Errorf("unknown restaurant event %q", eventType)

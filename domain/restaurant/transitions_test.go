@@ -147,9 +147,7 @@ func TestView(t *testing.T) {
 
 func TestWire(t *testing.T) {
 	t.Parallel()
-	domaintest.Golden[restaurant.Event](t, restaurant.Decode, []string{
-		"RESTAURANT_REGISTERED", "RESTAURANT_UPDATED", "RESTAURANT_OPENED", "RESTAURANT_CLOSED", "MENU_ITEM_SET", "MENU_ITEM_REMOVED",
-	},
+	domaintest.Golden[restaurant.Event](t, restaurant.Decode, restaurant.Types,
 		restaurant.RestaurantRegistered{RestaurantID: "res-17", Name: "Udupi Hut", Location: at, Address: "12 MG Road"},
 		restaurant.RestaurantUpdated{RestaurantID: "res-17", Name: "Udupi House", Location: at, Address: "14 MG Road"},
 		restaurant.RestaurantOpened{RestaurantID: "res-17"},

@@ -7,37 +7,58 @@ import (
 	"tomato/domain"
 )
 
-// The events, as they stand on topic riders.
+// The types of the events, as the record header ce_type has them. The constant of
+// an event is Type and the name of its Go type, and that name is the type on the
+// wire in camel case.
+const (
+	TypeRiderRegistered = "RIDER_REGISTERED"
+	TypeRiderUpdated    = "RIDER_UPDATED"
+	TypeRiderVerified   = "RIDER_VERIFIED"
+	TypeRiderSuspended  = "RIDER_SUSPENDED"
+	TypeRiderOnline     = "RIDER_ONLINE"
+	TypeRiderOffline    = "RIDER_OFFLINE"
+	TypeRiderClaimed    = "RIDER_CLAIMED"
+	TypeRiderReleased   = "RIDER_RELEASED"
+)
+
+// Types are the types of all events of a rider.
+var Types = []string{
+	TypeRiderRegistered, TypeRiderUpdated, TypeRiderVerified, TypeRiderSuspended,
+	TypeRiderOnline, TypeRiderOffline, TypeRiderClaimed, TypeRiderReleased,
+}
+
+// The events, as they stand on topic riders. Records are kept for ever, so the
+// shape of an event is never changed; where it must be, Decode converts the old one.
 type (
-	RiderRegistered struct { // RIDER_REGISTERED
+	RiderRegistered struct {
 		RiderID string     `json:"riderId"`
 		Name    string     `json:"name"`
 		Vehicle string     `json:"vehicle,omitempty"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	RiderUpdated struct { // RIDER_UPDATED
+	RiderUpdated struct {
 		RiderID string     `json:"riderId"`
 		Name    string     `json:"name"`
 		Vehicle string     `json:"vehicle,omitempty"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	RiderVerified struct { // RIDER_VERIFIED
+	RiderVerified struct {
 		RiderID string     `json:"riderId"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	RiderSuspended struct { // RIDER_SUSPENDED
+	RiderSuspended struct {
 		RiderID string     `json:"riderId"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	RiderOnline struct { // RIDER_ONLINE
+	RiderOnline struct {
 		RiderID string     `json:"riderId"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	RiderOffline struct { // RIDER_OFFLINE
+	RiderOffline struct {
 		RiderID string     `json:"riderId"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	RiderClaimed struct { // RIDER_CLAIMED
+	RiderClaimed struct {
 		RiderID   string     `json:"riderId"`
 		RiderName string     `json:"riderName"`
 		ClaimID   int64      `json:"claimId"`
@@ -46,7 +67,7 @@ type (
 		Wave      int        `json:"wave"`
 		Ctx       domain.Ctx `json:"ctx"`
 	}
-	RiderReleased struct { // RIDER_RELEASED
+	RiderReleased struct {
 		RiderID string     `json:"riderId"`
 		ClaimID int64      `json:"claimId"`
 		OrderID string     `json:"orderId"`
@@ -61,14 +82,14 @@ type Event interface {
 }
 
 // EventType implements domain.Event.
-func (RiderRegistered) EventType() string { return "RIDER_REGISTERED" }
-func (RiderUpdated) EventType() string    { return "RIDER_UPDATED" }
-func (RiderVerified) EventType() string   { return "RIDER_VERIFIED" }
-func (RiderSuspended) EventType() string  { return "RIDER_SUSPENDED" }
-func (RiderOnline) EventType() string     { return "RIDER_ONLINE" }
-func (RiderOffline) EventType() string    { return "RIDER_OFFLINE" }
-func (RiderClaimed) EventType() string    { return "RIDER_CLAIMED" }
-func (RiderReleased) EventType() string   { return "RIDER_RELEASED" }
+func (RiderRegistered) EventType() string { return TypeRiderRegistered }
+func (RiderUpdated) EventType() string    { return TypeRiderUpdated }
+func (RiderVerified) EventType() string   { return TypeRiderVerified }
+func (RiderSuspended) EventType() string  { return TypeRiderSuspended }
+func (RiderOnline) EventType() string     { return TypeRiderOnline }
+func (RiderOffline) EventType() string    { return TypeRiderOffline }
+func (RiderClaimed) EventType() string    { return TypeRiderClaimed }
+func (RiderReleased) EventType() string   { return TypeRiderReleased }
 
 func (RiderRegistered) riderEvent() {}
 func (RiderUpdated) riderEvent()    {}
@@ -82,21 +103,21 @@ func (RiderReleased) riderEvent()   {}
 // Decode reads the event of the given type from its data.
 func Decode(eventType string, data []byte) (Event, error) {
 	switch eventType {
-	case "RIDER_REGISTERED":
+	case TypeRiderRegistered:
 		return decode[RiderRegistered](data)
-	case "RIDER_UPDATED":
+	case TypeRiderUpdated:
 		return decode[RiderUpdated](data)
-	case "RIDER_VERIFIED":
+	case TypeRiderVerified:
 		return decode[RiderVerified](data)
-	case "RIDER_SUSPENDED":
+	case TypeRiderSuspended:
 		return decode[RiderSuspended](data)
-	case "RIDER_ONLINE":
+	case TypeRiderOnline:
 		return decode[RiderOnline](data)
-	case "RIDER_OFFLINE":
+	case TypeRiderOffline:
 		return decode[RiderOffline](data)
-	case "RIDER_CLAIMED":
+	case TypeRiderClaimed:
 		return decode[RiderClaimed](data)
-	case "RIDER_RELEASED":
+	case TypeRiderReleased:
 		return decode[RiderReleased](data)
 	}
 	return nil, fmt.Errorf("unknown rider event %q", eventType)
