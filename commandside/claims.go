@@ -18,7 +18,7 @@ func (s *Side) Claims() eventlog.Consumer {
 
 func (s *Side) handleClaims(ctx context.Context, e eventlog.Event) error {
 	switch e.Type {
-	case "RIDER_CLAIMED":
+	case rider.TypeRiderClaimed:
 		ev, err := rider.Decode(e.Type, e.Data)
 		if err != nil {
 			return eventlog.Poison(err)
@@ -30,7 +30,7 @@ func (s *Side) handleClaims(ctx context.Context, e eventlog.Event) error {
 			return s.release(ctx, &e, c.RiderID, c.ClaimID, c.OrderID)
 		}
 		return err
-	case "RIDER_UNASSIGNED", "ORDER_DELIVERED", "ORDER_CANCELLED":
+	case order.TypeRiderUnassigned, order.TypeOrderDelivered, order.TypeOrderCancelled:
 		ev, err := order.Decode(e.Type, e.Data)
 		if err != nil {
 			return eventlog.Poison(err)

@@ -16,6 +16,7 @@ import (
 	"tomato/commandside/shard"
 	"tomato/domain"
 	"tomato/domain/order"
+	"tomato/domain/rider"
 	"tomato/eventlog"
 )
 
@@ -80,9 +81,9 @@ func (d *dispatch) handle(ctx context.Context, events []eventlog.Event) error {
 	last := map[string]time.Time{}        // last positions, remembered once the batch is done: a repeat must see the same firsts
 	for _, e := range events {
 		switch e.Type {
-		case "ORDER_READY_FOR_RIDER", "OFFERS_EXPIRED", "RIDER_UNASSIGNED", "DISPATCH_REQUESTED":
+		case order.TypeOrderReadyForRider, order.TypeOffersExpired, order.TypeRiderUnassigned, order.TypeDispatchRequested:
 			orders[e.Subject] = e
-		case "OFFER_DECLINED":
+		case order.TypeOfferDeclined:
 			var declined order.OfferDeclined
 			if err := json.Unmarshal(e.Data, &declined); err != nil {
 				return eventlog.Poison(err)
@@ -90,7 +91,7 @@ func (d *dispatch) handle(ctx context.Context, events []eventlog.Event) error {
 			if declined.WaveOver {
 				orders[e.Subject] = e
 			}
-		case "RIDER_ONLINE", "RIDER_RELEASED":
+		case rider.TypeRiderOnline, rider.TypeRiderReleased:
 			woken[e.Subject] = e
 		case "RIDER_LOCATION":
 			var p Position

@@ -263,7 +263,7 @@ func (s *Side) orderOf(ctx context.Context, gatewayOrderID string) (orderID stri
 }
 
 func (s *Side) payOrder(ctx context.Context, e eventlog.Event) error {
-	if e.Type != "PAYMENT_SUCCESS" {
+	if e.Type != payment.TypePaymentSuccess {
 		return nil
 	}
 	ev, err := payment.Decode(e.Type, e.Data)
@@ -312,7 +312,7 @@ func refundID(why *cause, paymentID string) string {
 
 func (s *Side) refundOrder(ctx context.Context, e eventlog.Event) error {
 	switch e.Type {
-	case "ORDER_CANCELLED", "ORDER_REJECTED":
+	case order.TypeOrderCancelled, order.TypeOrderRejected:
 		ev, err := order.Decode(e.Type, e.Data)
 		if err != nil {
 			return eventlog.Poison(err)
@@ -328,7 +328,7 @@ func (s *Side) refundOrder(ctx context.Context, e eventlog.Event) error {
 			return nil
 		}
 		return s.requestRefund(ctx, causeOf(&e), e.Subject, paymentID, reason)
-	case "PAYMENT_UNMATCHED":
+	case payment.TypePaymentUnmatched:
 		ev, err := payment.Decode(e.Type, e.Data)
 		if err != nil {
 			return eventlog.Poison(err)
@@ -351,7 +351,7 @@ type refundTimer struct {
 }
 
 func (s *Side) refund(ctx context.Context, e eventlog.Event) error {
-	if e.Type != "REFUND_REQUESTED" {
+	if e.Type != payment.TypeRefundRequested {
 		return nil
 	}
 	ev, err := payment.Decode(e.Type, e.Data)
@@ -424,7 +424,7 @@ type reconcileTimer struct {
 
 func (s *Side) reconcile(ctx context.Context, e eventlog.Event) error {
 	switch e.Type {
-	case "ORDER_EXPIRED", "ORDER_CANCELLED", "ORDER_REJECTED":
+	case order.TypeOrderExpired, order.TypeOrderCancelled, order.TypeOrderRejected:
 	default:
 		return nil
 	}

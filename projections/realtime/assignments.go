@@ -63,7 +63,7 @@ func (a *assignments) end(riderID string, claimID int64) {
 // that position to the order's room.
 func (a *assignments) order(e *eventlog.Event) ([]feed.Message, error) {
 	switch e.Type {
-	case "RIDER_ASSIGNED", "RIDER_UNASSIGNED", "ORDER_DELIVERED", "ORDER_CANCELLED":
+	case order.TypeRiderAssigned, order.TypeRiderUnassigned, order.TypeOrderDelivered, order.TypeOrderCancelled:
 	default:
 		return nil, nil
 	}

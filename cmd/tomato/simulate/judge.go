@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"tomato/domain"
+	"tomato/domain/order"
 )
 
 // What Tomato says happened, as its queries answer it.
@@ -78,32 +79,32 @@ type step struct {
 }
 
 var steps = map[string]step{
-	"ORDER_PLACED":          {from: []string{""}, to: "placed", once: true},
-	"ORDER_PAID":            {from: []string{"placed"}, once: true, update: true},
-	"ORDER_EXPIRED":         {from: []string{"placed"}, to: "expired", once: true, update: true},
-	"ORDER_ACCEPTED":        {from: []string{"placed"}, to: "accepted", once: true, update: true},
-	"ORDER_REJECTED":        {from: []string{"placed"}, to: "rejected", once: true, update: true},
-	"ORDER_PREPARING":       {from: []string{"accepted"}, to: "preparing", once: true, update: true},
-	"ORDER_READY_FOR_RIDER": {from: []string{"preparing"}, to: "ready_for_rider", once: true, update: true},
-	"ORDER_OFFERED":         {from: []string{"ready_for_rider"}},
-	"OFFER_DECLINED":        {from: []string{"ready_for_rider"}},
-	"OFFERS_EXPIRED":        {from: []string{"ready_for_rider"}},
-	"DISPATCH_EXHAUSTED":    {from: []string{"ready_for_rider"}},
-	"DISPATCH_REQUESTED":    {from: []string{"ready_for_rider"}},
-	"RIDER_ASSIGNED":        {from: []string{"ready_for_rider"}, to: "rider_assigned", update: true},
-	"RIDER_UNASSIGNED":      {from: []string{"rider_assigned"}, to: "ready_for_rider", update: true},
-	"ORDER_PICKED_UP":       {from: []string{"rider_assigned"}, to: "picked_up", once: true, update: true},
-	"ORDER_DELIVERED":       {from: []string{"picked_up"}, to: "delivered", once: true, update: true},
-	"ORDER_CANCELLED": {from: []string{"placed", "accepted", "preparing", "ready_for_rider", "rider_assigned", "picked_up"},
+	order.TypeOrderPlaced:        {from: []string{""}, to: "placed", once: true},
+	order.TypeOrderPaid:          {from: []string{"placed"}, once: true, update: true},
+	order.TypeOrderExpired:       {from: []string{"placed"}, to: "expired", once: true, update: true},
+	order.TypeOrderAccepted:      {from: []string{"placed"}, to: "accepted", once: true, update: true},
+	order.TypeOrderRejected:      {from: []string{"placed"}, to: "rejected", once: true, update: true},
+	order.TypeOrderPreparing:     {from: []string{"accepted"}, to: "preparing", once: true, update: true},
+	order.TypeOrderReadyForRider: {from: []string{"preparing"}, to: "ready_for_rider", once: true, update: true},
+	order.TypeOrderOffered:       {from: []string{"ready_for_rider"}},
+	order.TypeOfferDeclined:      {from: []string{"ready_for_rider"}},
+	order.TypeOffersExpired:      {from: []string{"ready_for_rider"}},
+	order.TypeDispatchExhausted:  {from: []string{"ready_for_rider"}},
+	order.TypeDispatchRequested:  {from: []string{"ready_for_rider"}},
+	order.TypeRiderAssigned:      {from: []string{"ready_for_rider"}, to: "rider_assigned", update: true},
+	order.TypeRiderUnassigned:    {from: []string{"rider_assigned"}, to: "ready_for_rider", update: true},
+	order.TypeOrderPickedUp:      {from: []string{"rider_assigned"}, to: "picked_up", once: true, update: true},
+	order.TypeOrderDelivered:     {from: []string{"picked_up"}, to: "delivered", once: true, update: true},
+	order.TypeOrderCancelled: {from: []string{"placed", "accepted", "preparing", "ready_for_rider", "rider_assigned", "picked_up"},
 		to: "cancelled", once: true, update: true},
 }
 
 // proofs names the event that an acknowledged command must have left.
 var proofs = map[string]string{
-	"place": "ORDER_PLACED", "accept-order": "ORDER_ACCEPTED", "reject": "ORDER_REJECTED",
-	"preparing": "ORDER_PREPARING", "ready": "ORDER_READY_FOR_RIDER", "accept": "RIDER_ASSIGNED",
-	"pick-up": "ORDER_PICKED_UP", "deliver": "ORDER_DELIVERED", "drop": "RIDER_UNASSIGNED",
-	"cancel": "ORDER_CANCELLED", "dispatch": "DISPATCH_REQUESTED",
+	"place": order.TypeOrderPlaced, "accept-order": order.TypeOrderAccepted, "reject": order.TypeOrderRejected,
+	"preparing": order.TypeOrderPreparing, "ready": order.TypeOrderReadyForRider, "accept": order.TypeRiderAssigned,
+	"pick-up": order.TypeOrderPickedUp, "deliver": order.TypeOrderDelivered, "drop": order.TypeRiderUnassigned,
+	"cancel": order.TypeOrderCancelled, "dispatch": order.TypeDispatchRequested,
 	// decline leaves none when the offer had ended.
 }
 
@@ -196,14 +197,14 @@ func (j *judgement) events() {
 		if err := json.Unmarshal(e.Data, &d); err != nil {
 			j.fault(faultHistory, "data of %s at version %d: %v", e.Type, e.Version, err)
 		}
-		if d.RiderID == "" && (e.Type == "RIDER_ASSIGNED" || e.Type == "OFFER_DECLINED") {
+		if d.RiderID == "" && (e.Type == order.TypeRiderAssigned || e.Type == order.TypeOfferDeclined) {
 			d.RiderID = d.Ctx.RiderID
 		}
 		counts[e.Type]++
 		switch {
 		case s.once && counts[e.Type] > 1:
 			j.fault(faultTwice, "%s again at version %d", e.Type, e.Version)
-		case e.Type == "RIDER_ASSIGNED" && holder != "":
+		case e.Type == order.TypeRiderAssigned && holder != "":
 			j.fault(faultDoubleRider, "%s assigned at version %d while %s has it", d.RiderID, e.Version, holder)
 		case known && !slices.Contains(s.from, status):
 			j.fault(faultHistory, "%s at version %d in status %q", e.Type, e.Version, status)
@@ -218,10 +219,10 @@ func (j *judgement) events() {
 		j.expect(j.r.restaurant, update, min, 1, e.Timestamp)
 
 		switch e.Type {
-		case "ORDER_PAID":
+		case order.TypeOrderPaid:
 			j.paidAt = e.Version
 			j.expect(j.r.restaurant, seen{kind: kindNew}, 1, 1, e.Timestamp)
-		case "ORDER_OFFERED":
+		case order.TypeOrderOffered:
 			if offered == nil {
 				offered = map[string]bool{}
 			}
@@ -233,15 +234,15 @@ func (j *judgement) events() {
 				offered[x.RiderID] = false
 				j.expect(j.rider(x.RiderID), seen{kind: kindAvailable}, 1, 1, e.Timestamp)
 			}
-		case "OFFER_DECLINED":
+		case order.TypeOfferDeclined:
 			if _, ok := offered[d.RiderID]; ok {
 				offered[d.RiderID] = true
 			}
-		case "OFFERS_EXPIRED":
+		case order.TypeOffersExpired:
 			withdraw(e, "")
-		case "DISPATCH_EXHAUSTED":
+		case order.TypeDispatchExhausted:
 			j.expect(j.r.restaurant, seen{kind: kindExhausted}, 1, 1, e.Timestamp)
-		case "RIDER_ASSIGNED":
+		case order.TypeRiderAssigned:
 			if d.RiderID == "" {
 				j.fault(faultHistory, "RIDER_ASSIGNED at version %d names no rider", e.Version)
 			}
@@ -252,12 +253,12 @@ func (j *judgement) events() {
 			j.expect(j.r.customer, told, 1, 1, e.Timestamp)
 			j.expect(j.r.restaurant, told, 1, 1, e.Timestamp)
 			j.expect(j.rider(holder), update, 1, 1, e.Timestamp)
-		case "RIDER_UNASSIGNED":
+		case order.TypeRiderUnassigned:
 			j.expect(j.rider(holder), update, 0, 1, e.Timestamp)
-		case "ORDER_CANCELLED":
+		case order.TypeOrderCancelled:
 			withdraw(e, "")
 		}
-		if holder != "" && (e.Type == "ORDER_PICKED_UP" || e.Type == "ORDER_DELIVERED" || e.Type == "ORDER_CANCELLED") {
+		if holder != "" && (e.Type == order.TypeOrderPickedUp || e.Type == order.TypeOrderDelivered || e.Type == order.TypeOrderCancelled) {
 			j.expect(j.rider(holder), update, 1, 1, e.Timestamp)
 		}
 		if s.to != "" {
@@ -427,7 +428,7 @@ func (j *judgement) money(now time.Time) {
 // names, or of any where it names none.
 func booked(h history, balance map[string]int64, amount int64) bool {
 	for _, e := range h.events {
-		if e.Type != "ORDER_PAID" {
+		if e.Type != order.TypeOrderPaid {
 			continue
 		}
 		var d eventData
