@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"reflect"
 	"testing"
-	"time"
 
 	"tomato/domain"
 	"tomato/domain/domaintest"
@@ -12,84 +11,132 @@ import (
 	"tomato/domain/restaurant"
 )
 
+var aggregate = domaintest.Aggregate[restaurant.State, restaurant.Event]{
+	Evolve: restaurant.Evolve,
+	Decide: restaurant.Decide,
+	Show: func(s *restaurant.State) string {
+		if s.Open {
+			return "open"
+		}
+		return "closed"
+	},
+}
+
 var (
-	t0   = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	given = aggregate.Given
+	then  = aggregate.Then
+)
+
+var (
 	at   = domain.Point{Lng: 77.5, Lat: 12.9}
 	dosa = item("i1", "Dosa", 150, "INR", true)
 
 	unknown []restaurant.Event
-	closed  = then(unknown, restaurant.RestaurantRegistered{RestaurantID: "res1", Name: "Hut", Location: at}, restaurant.MenuItemSet{RestaurantID: "res1", Item: dosa})
-	open    = then(closed, restaurant.RestaurantOpened{RestaurantID: "res1"})
+	closed  = then(unknown,
+		restaurant.RestaurantRegistered{RestaurantID: "res1", Name: "Hut", Location: at}, restaurant.MenuItemSet{RestaurantID: "res1", Item: dosa})
+	open = then(closed, restaurant.RestaurantOpened{RestaurantID: "res1"})
 )
 
 func item(id, name string, amount int64, currency string, available bool) restaurant.MenuItem {
 	return restaurant.MenuItem{ItemID: id, Name: name, Price: domain.Money{Amount: amount, Currency: currency}, Available: available}
 }
 
-func then(history []restaurant.Event, events ...restaurant.Event) []restaurant.Event {
-	return append(append([]restaurant.Event{}, history...), events...)
-}
-
-func given(history []restaurant.Event) restaurant.State {
-	var s restaurant.State
-	for i, e := range history {
-		s = restaurant.Evolve(s, e, t0.Add(time.Duration(i)*time.Second))
-	}
-	return s
-}
-
+// TestTransitions: whether the restaurant is open stands after an event.
 func TestTransitions(t *testing.T) {
 	t.Parallel()
 	put := restaurant.Put{RestaurantID: "res1", Name: "Hut", Location: at}
-	columns := [][]restaurant.Event{unknown, closed, open}
-	for _, row := range []struct {
-		name    string
-		command domain.Command
-		cells   string
-	}{
-		// command             unknown | closed | open
-		{"PUT, nothing new", put, "RESTAURANT_REGISTERED | = | ="},
-		{"PUT, another place", restaurant.Put{RestaurantID: "res1", Name: "Hut", Location: domain.Point{Lng: 1}}, "RESTAURANT_REGISTERED | RESTAURANT_UPDATED | RESTAURANT_UPDATED"},
-		{"PUT, another name", restaurant.Put{RestaurantID: "res1", Name: "Hat", Location: at}, "RESTAURANT_REGISTERED | RESTAURANT_UPDATED | RESTAURANT_UPDATED"},
-		{"PUT, an address", restaurant.Put{RestaurantID: "res1", Name: "Hut", Location: at, Address: "2 Hill"}, "RESTAURANT_REGISTERED | RESTAURANT_UPDATED | RESTAURANT_UPDATED"},
-		{"open", restaurant.Open{}, "404 | RESTAURANT_OPENED | ="},
-		{"close", restaurant.Close{}, "404 | = | RESTAURANT_CLOSED"},
-		{"menu item, new", restaurant.SetMenuItem{Item: item("i2", "Idli", 80, "INR", true)}, "404 | MENU_ITEM_SET | MENU_ITEM_SET"},
-		{"menu item, the same", restaurant.SetMenuItem{Item: dosa}, "404 | = | ="},
-		{"menu item, unavailable", restaurant.SetMenuItem{Item: item("i1", "Dosa", 150, "INR", false)}, "404 | MENU_ITEM_SET | MENU_ITEM_SET"},
-		{"menu item removed", restaurant.RemoveMenuItem{ItemID: "i1"}, "404 | MENU_ITEM_REMOVED | MENU_ITEM_REMOVED"},
-		{"menu item removed that is not there", restaurant.RemoveMenuItem{ItemID: "i9"}, "404 | = | ="},
-	} {
-		cells := domaintest.Columns(row.cells)
-		for i, history := range columns {
-			s := given(history)
-			e, err := restaurant.Decide(&s, row.command, t0)
-			if got := domaintest.Outcome(t, e, err, ""); got != cells[i] {
-				t.Errorf("%s, column %d: got %s, want %s", row.name, i, got, cells[i])
-			}
-			if e == nil {
-				continue
-			}
-			after := restaurant.Evolve(s, e, t0)
-			if again, err := restaurant.Decide(&after, row.command, t0); again != nil || err != nil {
-				t.Errorf("%s, column %d: decided again: %#v, %v", row.name, i, again, err)
-			}
-			if before := given(history); !reflect.DeepEqual(s, before) {
-				t.Errorf("%s, column %d: Evolve changed its input", row.name, i)
-			}
-			var back restaurant.State
-			b, err := json.Marshal(after)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := json.Unmarshal(b, &back); err != nil || !reflect.DeepEqual(back, after) {
-				t.Errorf("%s, column %d: through JSON (%v):\n%#v\nwant\n%#v", row.name, i, err, back, after)
-			}
-		}
-	}
-	if _, err := restaurant.Decide(&restaurant.State{Version: 1}, nil, t0); err == nil {
-		t.Error("no command is decided")
-	}
+	aggregate.Transitions(t, []domaintest.State[restaurant.Event]{
+		{Name: "unknown", History: unknown},
+		{Name: "closed", History: closed, Shown: "closed"},
+		{Name: "open", History: open, Shown: "open"},
+	}, []domaintest.Transition{
+		{Name: "PUT, nothing new", Command: put, Then: `
+			unknown      | RESTAURANT_REGISTERED → closed
+			closed; open | =`},
+		{
+			Name:    "PUT, another place",
+			Command: restaurant.Put{RestaurantID: "res1", Name: "Hut", Location: domain.Point{Lng: 1}},
+			Then: `
+			unknown | RESTAURANT_REGISTERED → closed
+			closed  | RESTAURANT_UPDATED → closed
+			open    | RESTAURANT_UPDATED → open`,
+		},
+		{Name: "PUT, another name", Command: restaurant.Put{RestaurantID: "res1", Name: "Hat", Location: at}, Then: `
+			unknown | RESTAURANT_REGISTERED → closed
+			closed  | RESTAURANT_UPDATED → closed
+			open    | RESTAURANT_UPDATED → open`},
+		{
+			Name:    "PUT, an address",
+			Command: restaurant.Put{RestaurantID: "res1", Name: "Hut", Location: at, Address: "2 Hill"},
+			Then: `
+			unknown | RESTAURANT_REGISTERED → closed
+			closed  | RESTAURANT_UPDATED → closed
+			open    | RESTAURANT_UPDATED → open`,
+		},
+		{Name: "open", Command: restaurant.Open{}, Then: `
+			unknown | 404
+			closed  | RESTAURANT_OPENED → open
+			open    | =`},
+		{Name: "close", Command: restaurant.Close{}, Then: `
+			unknown | 404
+			closed  | =
+			open    | RESTAURANT_CLOSED → closed`},
+		{Name: "menu item, new", Command: restaurant.SetMenuItem{Item: item("i2", "Idli", 80, "INR", true)}, Then: `
+			unknown | 404
+			closed  | MENU_ITEM_SET → closed
+			open    | MENU_ITEM_SET → open`},
+		{Name: "menu item, the same", Command: restaurant.SetMenuItem{Item: dosa}, Then: `
+			unknown      | 404
+			closed; open | =`},
+		{
+			Name:    "menu item, unavailable",
+			Command: restaurant.SetMenuItem{Item: item("i1", "Dosa", 150, "INR", false)},
+			Then: `
+			unknown | 404
+			closed  | MENU_ITEM_SET → closed
+			open    | MENU_ITEM_SET → open`,
+		},
+		{Name: "menu item removed", Command: restaurant.RemoveMenuItem{ItemID: "i1"}, Then: `
+			unknown | 404
+			closed  | MENU_ITEM_REMOVED → closed
+			open    | MENU_ITEM_REMOVED → open`},
+		{Name: "menu item removed that is not there", Command: restaurant.RemoveMenuItem{ItemID: "i9"}, Then: `
+			unknown      | 404
+			closed; open | =`},
+	})
+}
+
+// TestEvents is what the events carry.
+func TestEvents(t *testing.T) {
+	t.Parallel()
+	aggregate.Examples(t, []domaintest.Example[restaurant.Event]{
+		{
+			Name:  "registered",
+			Given: unknown,
+			When:  restaurant.Put{RestaurantID: "res1", Name: "Hut", Location: at, Address: "2 Hill"},
+			Then:  restaurant.RestaurantRegistered{RestaurantID: "res1", Name: "Hut", Location: at, Address: "2 Hill"},
+		},
+		{
+			Name:  "updated: a PUT replaces all",
+			Given: then(unknown, restaurant.RestaurantRegistered{RestaurantID: "res1", Name: "Hut", Location: at, Address: "2 Hill"}),
+			When:  restaurant.Put{RestaurantID: "res1", Name: "Hat", Location: at},
+			Then:  restaurant.RestaurantUpdated{RestaurantID: "res1", Name: "Hat", Location: at},
+		},
+		{Name: "opened", Given: closed, When: restaurant.Open{}, Then: restaurant.RestaurantOpened{RestaurantID: "res1"}},
+		{Name: "closed", Given: open, When: restaurant.Close{}, Then: restaurant.RestaurantClosed{RestaurantID: "res1"}},
+		{
+			Name:  "menu item",
+			Given: open,
+			When:  restaurant.SetMenuItem{Item: item("i2", "Idli", 80, "INR", true)},
+			Then:  restaurant.MenuItemSet{RestaurantID: "res1", Item: item("i2", "Idli", 80, "INR", true)},
+		},
+		{
+			Name:  "menu item removed",
+			Given: open,
+			When:  restaurant.RemoveMenuItem{ItemID: "i1"},
+			Then:  restaurant.MenuItemRemoved{RestaurantID: "res1", ItemID: "i1"},
+		},
+	})
 }
 
 func TestPrice(t *testing.T) {
@@ -143,16 +190,4 @@ func TestView(t *testing.T) {
 	if want := `{"restaurantId":"res1","version":1,"name":"Hut","location":{"type":"Point","coordinates":[77.5,12.9]},"open":false,"menu":[]}`; err != nil || string(b) != want {
 		t.Errorf("got %s, %v\nwant %s", b, err, want)
 	}
-}
-
-func TestWire(t *testing.T) {
-	t.Parallel()
-	domaintest.Golden[restaurant.Event](t, restaurant.Decode, restaurant.Types,
-		restaurant.RestaurantRegistered{RestaurantID: "res-17", Name: "Udupi Hut", Location: at, Address: "12 MG Road"},
-		restaurant.RestaurantUpdated{RestaurantID: "res-17", Name: "Udupi House", Location: at, Address: "14 MG Road"},
-		restaurant.RestaurantOpened{RestaurantID: "res-17"},
-		restaurant.RestaurantClosed{RestaurantID: "res-17"},
-		restaurant.MenuItemSet{RestaurantID: "res-17", Item: item("dosa", "Masala Dosa", 15000, "INR", true)},
-		restaurant.MenuItemRemoved{RestaurantID: "res-17", ItemID: "dosa"},
-	)
 }

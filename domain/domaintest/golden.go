@@ -1,11 +1,11 @@
-// Package domaintest is what the tests of the aggregates share: tables that
-// read like the transitions document, and golden wire files.
+// Package domaintest is what the tests of the aggregates share: the harness for
+// given events, when a command, then an event or a refusal (Aggregate), and golden
+// files of the wire form (Golden).
 package domaintest
 
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"flag"
 	"go/ast"
 	"go/parser"
@@ -24,48 +24,6 @@ import (
 // update creates golden files that are missing. It never overwrites one: what
 // stands on a topic can not be edited either.
 var update = flag.Bool("update", false, "create missing golden files; existing ones are never touched")
-
-// Columns splits a line of a table at its bars.
-func Columns(line string) []string {
-	columns := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
-	for i := range columns {
-		columns[i] = strings.TrimSpace(columns[i])
-	}
-	return columns
-}
-
-// Outcome puts what Decide answered into the words of the table: EVENT_TYPE,
-// = (already so), ! (invalid_transition, which must name currentStatus), 404,
-// 403, or the refusal's code.
-func Outcome(t testing.TB, e domain.Event, err error, currentStatus string) string {
-	t.Helper()
-	var r *domain.Refusal
-	switch {
-	case err != nil && !isNil(e):
-		t.Errorf("an event and an error: %#v, %v", e, err)
-	case errors.As(err, &r):
-		switch r.Code {
-		case domain.InvalidTransition:
-			if r.CurrentStatus != currentStatus {
-				t.Errorf("invalid_transition names currentStatus %q, want %q", r.CurrentStatus, currentStatus)
-			}
-			return "!"
-		case domain.NotFound:
-			return "404"
-		case domain.Forbidden:
-			return "403"
-		}
-		return string(r.Code)
-	case err != nil:
-		t.Errorf("an error that is no refusal: %v", err)
-		return "error"
-	case isNil(e):
-		return "="
-	}
-	return e.EventType()
-}
-
-func isNil(e domain.Event) bool { return e == nil || reflect.ValueOf(e).Kind() == reflect.Pointer }
 
 // Golden tests the events of the package under test, and ties together what must
 // name the same event types: the constants Type…, the list types, the EventType
