@@ -1,10 +1,10 @@
 package domain
 
-// Role is what a caller may be. The zero value is nobody.
+// Role is the role of a caller. The zero value is nobody's.
 type Role string
 
-// The roles of the contract, and System for what Tomato does by itself
-// (policies, deadlines). No token can carry System.
+// The roles of the contract, and System for what Tomato does by itself (policies,
+// deadlines). No access token has the role System.
 const (
 	Customer   Role = "customer"
 	Restaurant Role = "restaurant"

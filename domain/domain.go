@@ -1,9 +1,19 @@
-// Package domain holds the values that all aggregates share. The aggregates
-// themselves live in the packages order, payment, rider and restaurant, each
-// in the same order: state, commands, events, Evolve, Decide, errors.
+// Package domain holds the values that all aggregates share. The aggregates are
+// the packages order, payment, rider and restaurant. Each has the same files, to be
+// read in this order:
 //
-// The domain is pure: standard library only, no I/O, no clock, no ids made
-// inside. Time and ids come in with the command.
+//	state.go     what the events have made of the aggregate
+//	commands.go  what may be asked of it
+//	events.go    what happened to it, as it stands on the topic, and Decode
+//	evolve.go    Evolve: state and event make the next state
+//	decide.go    Decide: state and command make one event, none, or a refusal
+//	errors.go    the codes with which it refuses
+//	view.go      the aggregate as clients see it
+//	json.go      JSON that is written without reflection
+//
+// The domain is pure: it imports a part of the standard library only, does no I/O,
+// does not look at the clock and makes no ids. Times and ids come in with the
+// command.
 package domain
 
 // Event is something that happened to one aggregate. The events of each
@@ -12,10 +22,10 @@ type Event interface {
 	EventType() string // as in ce_type: ORDER_PLACED
 }
 
-// Command is a wish to change one aggregate. The commands of each aggregate
-// are a closed set in its package.
+// Command asks to change one aggregate. The commands of each aggregate are a
+// closed set in its package.
 type Command interface {
-	CommandName() string // the operation, stable: part of the idempotency scope
+	CommandName() string // of the operation; it never changes, being part of the idempotency scope
 }
 
 // Ctx is what every order, payment and rider event carries, so that a row or

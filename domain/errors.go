@@ -5,12 +5,12 @@ import (
 	"fmt"
 )
 
-// Refusal is a command that the present state does not allow. It is the only
-// error that Decide returns; everything else is a bug.
+// Refusal is the error of a command that the aggregate's state does not allow.
+// Decide returns no other error, unless the caller has a bug.
 type Refusal struct {
 	Code          Code
 	Detail        string
-	CurrentStatus string // of an order, where the code is invalid_transition
+	CurrentStatus string // of the order, if the code is invalid_transition
 }
 
 func (r *Refusal) Error() string { return string(r.Code) + ": " + r.Detail }

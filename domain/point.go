@@ -19,7 +19,8 @@ type geoJSONPoint struct {
 	Coordinates []float64 `json:"coordinates"`
 }
 
-// MarshalJSON writes the point as GeoJSON, by hand: a point is in most events.
+// MarshalJSON writes the point as GeoJSON, without reflection: most events have a
+// point.
 func (p Point) MarshalJSON() ([]byte, error) { return p.append(make([]byte, 0, 80)), nil }
 
 func (p Point) append(b []byte) []byte {
@@ -30,7 +31,7 @@ func (p Point) append(b []byte) []byte {
 	return append(b, "]}"...)
 }
 
-// UnmarshalJSON reads a GeoJSON Point and refuses anything else.
+// UnmarshalJSON reads a GeoJSON Point. Anything else is an error.
 func (p *Point) UnmarshalJSON(b []byte) error {
 	var g geoJSONPoint
 	if err := json.Unmarshal(b, &g); err != nil {
@@ -46,7 +47,7 @@ func (p *Point) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// Valid says whether both coordinates are in range.
+// Valid reports whether both coordinates are in range.
 func (p Point) Valid() bool {
 	return p.Lng >= -180 && p.Lng <= 180 && p.Lat >= -90 && p.Lat <= 90 &&
 		!math.IsNaN(p.Lng) && !math.IsNaN(p.Lat)

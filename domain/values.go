@@ -8,7 +8,7 @@ type Money struct {
 	Currency string `json:"currency"`
 }
 
-// ValidID says whether s may be the id of a restaurant, rider, customer or
+// ValidID reports whether s may be the id of a restaurant, rider, customer or
 // menu item: [A-Za-z0-9_-]{1,64}.
 func ValidID(s string) bool {
 	for i := range len(s) {

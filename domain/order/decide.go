@@ -8,15 +8,15 @@ import (
 	"tomato/domain"
 )
 
-// Authorize says whether the actor may issue the command on this order at
-// all, whatever its status: nil, not_found (no party: the order does not exist
-// for them) or forbidden (a party who may not do this).
+// Authorize checks that the actor may issue the command on this order, whatever its
+// status. The refusal is not_found if the actor is no party of the order, for whom it
+// does not exist, and forbidden if the actor is a party who may not do this.
 func Authorize(s *State, c domain.Command, a domain.Actor) error {
 	if !s.Party(a) {
 		return domain.Refuse(domain.NotFound, "no such order")
 	}
 	if a.Role != domain.Rider {
-		return nil // roles are checked at the door; a customer or restaurant that is a party may do what its role may
+		return nil // httpapi has checked the role; a customer or restaurant that is a party may do what its role may
 	}
 	switch c.(type) {
 	case PickUpOrder, Deliver:
@@ -31,9 +31,9 @@ func Authorize(s *State, c domain.Command, a domain.Actor) error {
 	return nil
 }
 
-// Decide returns the event that the command makes of the order, nil where it
-// is already so, or a *domain.Refusal. now dates what becomes due; nothing else
-// depends on it.
+// Decide returns the event that the command makes, or nil if the order is already as
+// the command asks, or a *domain.Refusal. Only deadlines and expected times depend on
+// now.
 func Decide(s *State, c domain.Command, now time.Time) (Event, error) {
 	if p, ok := c.(Place); ok {
 		return place(s, p, now)
@@ -82,7 +82,7 @@ func Decide(s *State, c domain.Command, now time.Time) (Event, error) {
 		}
 		return OrderReadyForRider{OrderID: s.ID, RestaurantID: s.RestaurantID, Location: s.PickUp.Location, Round: 1, Ctx: s.ctx(StatusReadyForRider)}, nil
 	case OfferWave:
-		return offer(s, c, now)
+		return offerWave(s, c, now)
 	case EndWave:
 		if s.Status != StatusReadyForRider || !s.WaveOpen || c.Round != s.Round || c.Wave != s.Wave {
 			return nil, nil
@@ -99,7 +99,7 @@ func Decide(s *State, c domain.Command, now time.Time) (Event, error) {
 		}
 		return DispatchRequested{OrderID: s.ID, Round: s.Round + 1, Location: s.PickUp.Location, Ctx: s.ctx(s.Status)}, nil
 	case CheckOffer:
-		return nil, accept(s, c.RiderID)
+		return nil, checkOffer(s, c.RiderID)
 	case Assign:
 		return assign(s, c)
 	case Decline:
@@ -141,7 +141,7 @@ func place(s *State, c Place, now time.Time) (Event, error) {
 func markPaid(s *State, c MarkPaid, now time.Time) (Event, error) {
 	switch {
 	case s.PaymentID == c.PaymentID:
-		return nil, nil // in every status, closed ones too
+		return nil, nil // a repeat, in every status
 	case s.Status == StatusPlaced && !s.Paid():
 		e := OrderPaid{OrderID: s.ID, PaymentID: c.PaymentID, AcceptBy: domain.Time(now.Add(c.AcceptTTL)), Ctx: s.ctx(StatusPlaced)}
 		after := Evolve(*s, e, domain.Time(now))
@@ -153,48 +153,51 @@ func markPaid(s *State, c MarkPaid, now time.Time) (Event, error) {
 	return nil, domain.Refuse(CodeClosedForPayment, "the order ended unpaid as %s", s.Status)
 }
 
-func offer(s *State, c OfferWave, now time.Time) (Event, error) {
+// offerWave offers the order to the nearest riders who may be asked, up to the limit
+// of the wave. A new wave begins even with nobody in it: riders may be added while it
+// is open.
+func offerWave(s *State, c OfferWave, now time.Time) (Event, error) {
 	if s.Status != StatusReadyForRider || s.Exhausted || c.Round != s.Round {
 		return nil, nil
 	}
-	running := s.WaveOpen && c.Wave == s.Wave
-	if !running && (s.WaveOpen || c.Wave <= s.Wave) {
+	open := s.WaveOpen && c.Wave == s.Wave // the command adds riders to the open wave
+	if !open && (s.WaveOpen || c.Wave <= s.Wave) {
 		return nil, nil
 	}
 	e := OrderOffered{OrderID: s.ID, Round: c.Round, Wave: c.Wave, Riders: []OfferedRider{}, Location: s.PickUp.Location,
 		ExpiresAt: s.WaveEndsAt, Ctx: s.ctx(s.Status)}
-	room := c.Limit
-	if running {
+	free := c.Limit // places in the wave
+	if open {
 		for _, o := range s.Offers {
 			if o.Wave == s.Wave {
-				room--
+				free--
 			}
 		}
 	} else {
 		e.ExpiresAt = domain.Time(now.Add(c.TTL))
 	}
-	out := map[string]bool{}
+	leftOut := map[string]bool{}
 	for _, r := range s.Unavailable() {
-		out[r] = true
+		leftOut[r] = true
 	}
 	for _, r := range c.Riders {
-		if len(e.Riders) >= room {
+		if len(e.Riders) >= free {
 			break
 		}
-		if o := s.offer(r.RiderID); out[r.RiderID] || running && o != nil && o.Wave == s.Wave {
+		if o := s.offer(r.RiderID); leftOut[r.RiderID] || open && o != nil && o.Wave == s.Wave {
 			continue
 		}
-		out[r.RiderID] = true
+		leftOut[r.RiderID] = true
 		e.Riders = append(e.Riders, r)
 	}
-	if running && len(e.Riders) == 0 {
+	if open && len(e.Riders) == 0 {
 		return nil, nil
 	}
 	return e, nil
 }
 
-// accept answers nil where the order is open to the rider or theirs already.
-func accept(s *State, riderID string) error {
+// checkOffer refuses unless the order is open to the rider, or theirs already.
+func checkOffer(s *State, riderID string) error {
 	switch s.Status {
 	case StatusReadyForRider:
 		if !s.OfferedTo(riderID) {
@@ -211,7 +214,7 @@ func accept(s *State, riderID string) error {
 }
 
 func assign(s *State, c Assign) (Event, error) {
-	if err := accept(s, c.RiderID); err != nil {
+	if err := checkOffer(s, c.RiderID); err != nil {
 		return nil, err
 	}
 	if s.Status != StatusReadyForRider {
@@ -253,7 +256,7 @@ func decline(s *State, c Decline) (Event, error) {
 }
 
 func drop(s *State, c DropOrder) (Event, error) {
-	var dropped bool // by who asks, before
+	var dropped bool // before, by the actor
 	if c.By.Role == domain.Rider {
 		_, dropped = s.DropBy(c.By.Sub)
 	} else {
@@ -263,7 +266,7 @@ func drop(s *State, c DropOrder) (Event, error) {
 	case s.Status == StatusReadyForRider && dropped:
 		return nil, nil
 	case s.Status == StatusRiderAssigned && dropped && c.By.Role == domain.Rider && c.By.Sub != s.RiderID:
-		return nil, nil // ops means the present rider, whomever they took it from before
+		return nil, nil // ops mean the present rider, whomever they took the order from before
 	case s.Status == StatusRiderAssigned:
 		e := RiderUnassigned{OrderID: s.ID, RiderID: s.RiderID, ClaimID: s.ClaimID, Reason: c.Reason, By: c.By.Role,
 			Round: s.Round + 1, Location: s.PickUp.Location, Ctx: s.ctx(StatusReadyForRider)}
@@ -288,8 +291,8 @@ func (s *State) cancelled(reason string, by domain.Role) Event {
 		RiderID: s.RiderID, ClaimID: s.ClaimID, Riders: orNone(s.openOffers()), Ctx: s.ctx(StatusCancelled)}
 }
 
-// kitchenStep guards a step of the restaurant: done when the order has passed
-// it, an error when it is not yet, or no more, possible.
+// kitchenStep checks a step of the restaurant. done says that the order has passed it
+// already. The error is the refusal of a step that is not possible.
 func (s *State) kitchenStep(from, to Status) (done bool, err error) {
 	switch {
 	case s.Status.Ended():
@@ -304,6 +307,7 @@ func (s *State) kitchenStep(from, to Status) (done bool, err error) {
 	return false, nil
 }
 
+// riderStep is kitchenStep for a step of the rider.
 func (s *State) riderStep(from, to Status, name string) (done bool, err error) {
 	switch {
 	case s.Status.Ended() || s.Status.progress() < from.progress():
@@ -314,11 +318,12 @@ func (s *State) riderStep(from, to Status, name string) (done bool, err error) {
 	return false, nil
 }
 
+// ctx is what the event carries. after is the order's status after it.
 func (s *State) ctx(after Status) domain.Ctx {
 	return domain.Ctx{CustomerID: s.CustomerID, RestaurantID: s.RestaurantID, RiderID: s.RiderID, Status: string(after)}
 }
 
-// orNone makes an absent list an empty one: events carry [], never null.
+// orNone makes an absent list an empty one, because events carry [] and never null.
 func orNone(riders []string) []string {
 	if riders == nil {
 		return []string{}

@@ -82,7 +82,7 @@ type (
 		OrderID   string      `json:"orderId"`
 		Reason    string      `json:"reason"`
 		By        domain.Role `json:"by"`
-		PaymentID string      `json:"paymentId,omitempty"` // paid by it: refund
+		PaymentID string      `json:"paymentId,omitempty"` // to be refunded; "" if the order is unpaid
 		Ctx       domain.Ctx  `json:"ctx"`
 	}
 	OrderPreparing struct {
@@ -110,7 +110,7 @@ type (
 		RiderID  string       `json:"riderId"`
 		Round    int          `json:"round"`
 		Wave     int          `json:"wave"`
-		WaveOver bool         `json:"waveOver"` // nobody of the wave is left
+		WaveOver bool         `json:"waveOver"` // this was the last open offer of the wave
 		Location domain.Point `json:"location"`
 		Ctx      domain.Ctx   `json:"ctx"`
 	}
@@ -118,7 +118,7 @@ type (
 		OrderID  string       `json:"orderId"`
 		Round    int          `json:"round"`
 		Wave     int          `json:"wave"`
-		Riders   []string     `json:"riders"` // whose offer ends
+		Riders   []string     `json:"riders"` // whose open offers end
 		Location domain.Point `json:"location"`
 		Ctx      domain.Ctx   `json:"ctx"`
 	}
@@ -129,7 +129,7 @@ type (
 		ClaimID   int64      `json:"claimId"`
 		Round     int        `json:"round"`
 		Wave      int        `json:"wave"`
-		Riders    []string   `json:"riders"` // the others whose offer ends
+		Riders    []string   `json:"riders"` // the others, whose open offers end
 		Ctx       domain.Ctx `json:"ctx"`
 	}
 	RiderUnassigned struct {
@@ -138,7 +138,7 @@ type (
 		ClaimID  int64        `json:"claimId"`
 		Reason   string       `json:"reason"`
 		By       domain.Role  `json:"by"`
-		Round    int          `json:"round"` // that begins
+		Round    int          `json:"round"` // the one that begins
 		Location domain.Point `json:"location"`
 		Ctx      domain.Ctx   `json:"ctx"`
 	}
@@ -150,7 +150,7 @@ type (
 	}
 	DispatchRequested struct {
 		OrderID  string       `json:"orderId"`
-		Round    int          `json:"round"` // that begins
+		Round    int          `json:"round"` // the one that begins
 		Location domain.Point `json:"location"`
 		Ctx      domain.Ctx   `json:"ctx"`
 	}
@@ -169,10 +169,10 @@ type (
 		OrderID   string      `json:"orderId"`
 		Reason    string      `json:"reason"`
 		By        domain.Role `json:"by"`
-		PaymentID string      `json:"paymentId,omitempty"` // paid by it: refund
-		RiderID   string      `json:"riderId,omitempty"`   // assigned: released
+		PaymentID string      `json:"paymentId,omitempty"` // to be refunded; "" if the order is unpaid
+		RiderID   string      `json:"riderId,omitempty"`   // to be released; "" if no rider is assigned
 		ClaimID   int64       `json:"claimId,omitempty"`
-		Riders    []string    `json:"riders"` // whose offer ends
+		Riders    []string    `json:"riders"` // whose open offers end
 		Ctx       domain.Ctx  `json:"ctx"`
 	}
 )

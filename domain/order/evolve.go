@@ -5,14 +5,14 @@ import (
 	"time"
 )
 
-// Evolve returns the state after e, which happened at time at. It refuses
-// nothing: an event is a fact.
+// Evolve returns the state after the event e, which happened at time at. It refuses
+// nothing, because an event has happened.
 func Evolve(s State, e Event, at time.Time) State {
 	s.Apply(e, at)
 	return s
 }
 
-// Apply is Evolve on a copy that is nobody else's yet.
+// Apply is Evolve in place, for a state that nobody else has.
 func (s *State) Apply(e Event, at time.Time) {
 	s.Version++
 	s.UpdatedAt = at

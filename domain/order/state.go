@@ -9,7 +9,7 @@ import (
 	"tomato/domain"
 )
 
-// Status is where an order is on its way. The zero value is "not placed".
+// Status is how far an order is. The zero value is "not placed".
 type Status string
 
 // The statuses. Delivered, Cancelled, Rejected and Expired are final.
@@ -26,21 +26,22 @@ const (
 	StatusExpired       Status = "expired"
 )
 
-// Statuses are all of them, in the order of an order's way.
+// Statuses are all statuses, from placed to delivered, then those without delivery.
 var Statuses = []Status{StatusPlaced, StatusAccepted, StatusPreparing, StatusReadyForRider, StatusRiderAssigned, StatusPickedUp, StatusDelivered, StatusCancelled, StatusRejected, StatusExpired}
 
-// Closed says whether nothing can happen to the order any more.
+// Closed reports whether the status is final.
 func (s Status) Closed() bool {
 	return s == StatusDelivered || s.Ended()
 }
 
-// Ended says whether the order closed without delivery: booked money goes back.
+// Ended reports whether the order closed without delivery. Its booked payment is
+// refunded.
 func (s Status) Ended() bool {
 	return s == StatusCancelled || s == StatusRejected || s == StatusExpired
 }
 
-// progress is the position on the way to delivery, for "the order has passed
-// it already". Ended orders have none.
+// progress is the number of the status between placed and delivered. Statuses without
+// delivery have -1.
 func (s Status) progress() int {
 	return slices.Index(Statuses[:7], s)
 }
@@ -67,14 +68,14 @@ type DeliverTo struct {
 	Instructions string       `json:"instructions,omitempty"`
 }
 
-// OfferState is what became of an offer to one rider in this round.
+// OfferState is what became of an offer to one rider in the current round.
 type OfferState string
 
 // The offer states.
 const (
 	OfferStateOpen     OfferState = "open"
-	OfferStateDeclined OfferState = "declined" // by the rider: not again in this round
-	OfferStateEnded    OfferState = "ended"    // its wave is over, or the order went to another
+	OfferStateDeclined OfferState = "declined" // by the rider, who is not asked again in this round
+	OfferStateEnded    OfferState = "ended"    // its wave is over, or another rider was assigned
 )
 
 // Offer is the order offered to one rider in the current round.
@@ -85,16 +86,16 @@ type Offer struct {
 	State          OfferState `json:"state"`
 }
 
-// Drop is a rider who gave the order back, or from whom ops took it.
+// Drop says that a rider dropped the order, or that ops took it from the rider.
 type Drop struct {
 	RiderID string      `json:"riderId"`
 	ClaimID int64       `json:"claimId"`
-	Round   int         `json:"round"` // the round that began with it, without them
+	Round   int         `json:"round"` // that began with the drop, and leaves the rider out
 	By      domain.Role `json:"by"`    // the rider, or ops
 }
 
-// State is an order as its events have made it. It is a value: Evolve never
-// changes a slice in place, so a copy may be read by anyone at any time.
+// State is an order as its events have made it. Evolve never changes a slice in
+// place, so a copy may be read concurrently.
 type State struct {
 	ID                string    `json:"orderId"`
 	Version           int64     `json:"version"`
@@ -131,14 +132,14 @@ type State struct {
 	ClosedAt  time.Time   `json:"closedAt,omitzero"`
 }
 
-// Exists says whether the order was placed.
+// Exists reports whether the order was placed.
 func (s *State) Exists() bool { return s.Version > 0 }
 
-// Paid says whether ORDER_PAID happened.
+// Paid reports whether ORDER_PAID happened.
 func (s *State) Paid() bool { return s.PaymentID != "" }
 
-// Share lets texts that many orders have be one in memory. The receiver must be
-// nobody else's yet, as after decoding.
+// Share makes the order use the one copy in memory of texts that many orders have.
+// Nobody else may have the receiver yet, as after decoding.
 func (s *State) Share() {
 	s.Status, s.By = domain.Shared(s.Status), domain.Shared(s.By)
 	s.RestaurantID, s.Currency = domain.Shared(s.RestaurantID), domain.Shared(s.Currency)
@@ -152,7 +153,7 @@ func (s *State) Share() {
 	s.Items, s.Offers, s.Drops = domain.Fitted(s.Items), domain.Fitted(s.Offers), domain.Fitted(s.Drops)
 }
 
-// ClosedFor is how long the order has been closed; 0 while it is open.
+// ClosedFor is how long the order has been closed, or 0 while it is open.
 func (s *State) ClosedFor(now time.Time) time.Duration {
 	if !s.Status.Closed() {
 		return 0
@@ -160,8 +161,8 @@ func (s *State) ClosedFor(now time.Time) time.Duration {
 	return now.Sub(s.ClosedAt)
 }
 
-// Archived is what is kept of an order that has been closed for long: what
-// refusals, and commands on its payment, look at.
+// Archived is what is kept of an order that has been closed for long: what refusals
+// and commands on its payment need.
 func (s *State) Archived() State {
 	return State{
 		ID: s.ID, Version: s.Version, Status: s.Status,
@@ -171,7 +172,7 @@ func (s *State) Archived() State {
 	}
 }
 
-// Payable says whether money may still pay it.
+// Payable reports whether a payment may still pay the order.
 func (s *State) Payable() bool { return s.Status == StatusPlaced && !s.Paid() }
 
 func (s *State) offer(riderID string) *Offer {
@@ -202,14 +203,14 @@ func (s *State) DropBy(riderID string) (Drop, bool) {
 	return Drop{}, false
 }
 
-// OfferedTo says whether the rider has an open offer.
+// OfferedTo reports whether the rider has an open offer.
 func (s *State) OfferedTo(riderID string) bool {
 	o := s.offer(riderID)
 	return s.Status == StatusReadyForRider && s.WaveOpen && o != nil && o.State == OfferStateOpen
 }
 
-// Unavailable are the riders that a further offer of this round leaves out:
-// who declined, and who dropped it when the round began.
+// Unavailable are the riders whom further offers of the current round leave out:
+// those who declined, and the one whose drop began the round.
 func (s *State) Unavailable() (riders []string) {
 	for _, o := range s.Offers {
 		if o.State == OfferStateDeclined {
@@ -224,9 +225,9 @@ func (s *State) Unavailable() (riders []string) {
 	return riders
 }
 
-// Party says whether the actor has to do with the order: its customer, its
-// restaurant, its rider, a rider offered it in this round or who dropped it,
-// ops, and the system itself. For anyone else the order does not exist.
+// Party reports whether the actor is a party of the order: its customer, its
+// restaurant, its rider, a rider who was offered it in the current round or who
+// dropped it, ops, or the system. For anyone else the order does not exist.
 func (s *State) Party(a domain.Actor) bool {
 	switch a.Role {
 	case domain.Ops, domain.System:
@@ -242,8 +243,8 @@ func (s *State) Party(a domain.Actor) bool {
 	return false
 }
 
-// NextDeadline returns the command that the order's owner issues by itself
-// when time at is reached, or nil when nothing is due.
+// NextDeadline returns the command that the order's owner issues by itself at time
+// at. The command is nil if the order has no deadline.
 func (s *State) NextDeadline() (at time.Time, command domain.Command) {
 	switch {
 	case s.Payable():

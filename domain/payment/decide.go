@@ -8,8 +8,8 @@ import (
 	"tomato/domain/order"
 )
 
-// Decide returns the event that the command makes of the payment, nil where it
-// is already so, or a *domain.Refusal.
+// Decide returns the event that the command makes, or nil if the payment is already
+// as the command asks, or a *domain.Refusal.
 func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 	switch c := c.(type) {
 	case RequestPayment:
@@ -74,7 +74,7 @@ func recordCaptured(s *State, c RecordCaptured) (Event, error) {
 		return PaymentUnmatched{OrderID: s.OrderID, PaymentID: c.PaymentID, Amount: c.Amount, Currency: c.Currency,
 			GatewayOrderID: c.GatewayOrderID, Reason: reason, Ctx: s.ctx("")}, nil
 	}
-	var shown order.PaymentStatus // paid only from ORDER_PAID on; on an order that ended the money is on its way back
+	var shown order.PaymentStatus // paid only from ORDER_PAID on; the money of an order that ended is refunded
 	switch {
 	case c.Order.Ended:
 		shown = order.PaymentRefundPending
@@ -90,7 +90,7 @@ func requestRefund(s *State, c RequestRefund) (Event, error) {
 		c.PaymentID = s.Booked
 	}
 	a, ok := s.Attempt(c.PaymentID)
-	if !ok || s.Status == StatusNone { // money without an order is an operator's, never refunded from here
+	if !ok || s.Status == StatusNone { // money without an order is for an operator, and never refunded by itself
 		return nil, domain.Refuse(CodeUnsettled, "there is no captured payment to refund")
 	}
 	booked := c.PaymentID == s.Booked
@@ -117,7 +117,7 @@ func requestRefund(s *State, c RequestRefund) (Event, error) {
 func recordRefund(s *State, c RecordRefund) (Event, error) {
 	r, ok := s.Refund(c.RefundID)
 	if !ok || s.WasRefunded(r.PaymentID) || r.Status == RefundStatusFailed && !c.Succeeded {
-		return nil, nil // the money is back: what another refund of it comes to changes nothing
+		return nil, nil // once a refund succeeded, the outcome of another changes nothing
 	}
 	booked := r.PaymentID == s.Booked
 	if !c.Succeeded {
@@ -150,6 +150,8 @@ func resolve(s *State, c Resolve) (Event, error) {
 	return PaymentResolved{OrderID: s.OrderID, PaymentID: c.PaymentID, Reason: c.Reason, By: c.By, Ctx: s.ctx("")}, nil
 }
 
+// ctx is what the event carries. shown is the order's payment status after it, "" if
+// the event does not change it.
 func (s *State) ctx(shown order.PaymentStatus) domain.Ctx {
 	return domain.Ctx{CustomerID: s.CustomerID, RestaurantID: s.RestaurantID, PaymentStatus: string(shown)}
 }

@@ -59,7 +59,7 @@ type (
 		Ctx            domain.Ctx `json:"ctx"`
 	}
 	PaymentUnmatched struct {
-		OrderID        string     `json:"orderId,omitempty"` // "" where no order is known: never refunded by itself
+		OrderID        string     `json:"orderId,omitempty"` // "" if no order is known: never refunded by itself
 		PaymentID      string     `json:"paymentId"`
 		Amount         int64      `json:"amount"` // exactly what was captured
 		Currency       string     `json:"currency"`

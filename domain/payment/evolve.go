@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Evolve returns the state after e, which happened at time at.
+// Evolve returns the state after the event e, which happened at time at.
 func Evolve(s State, e Event, at time.Time) State {
 	s.Version++
 	s.UpdatedAt = at

@@ -23,7 +23,7 @@ type AttemptView struct {
 	Reason        string       `json:"reason,omitempty"`
 }
 
-// RefundView is money on its way back, in a View.
+// RefundView is one refund, in a View.
 type RefundView struct {
 	RefundID  string       `json:"refundId"`
 	PaymentID string       `json:"paymentId"`

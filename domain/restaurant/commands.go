@@ -11,7 +11,7 @@ type (
 		Location     domain.Point `json:"location"`
 		Address      string       `json:"address,omitempty"`
 	}
-	// Open and Close say whether orders are taken.
+	// Open and Close begin and end the taking of orders.
 	Open  struct{}
 	Close struct{}
 	// SetMenuItem puts an item on the menu or changes it.

@@ -7,11 +7,11 @@ import (
 	"tomato/domain"
 )
 
-// MaxMenuItems bounds a menu. A restaurant is kept, and read, as one.
+// MaxMenuItems bounds a menu, because a restaurant is stored and read as a whole.
 const MaxMenuItems = 1000
 
-// Decide returns the event that the command makes of the restaurant, nil where
-// it is already so, or a *domain.Refusal.
+// Decide returns the event that the command makes, or nil if the restaurant is already
+// as the command asks, or a *domain.Refusal.
 func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 	if p, ok := c.(Put); ok {
 		switch {

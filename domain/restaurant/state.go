@@ -31,18 +31,18 @@ type State struct {
 	UpdatedAt time.Time           `json:"updatedAt,omitzero"`
 }
 
-// Exists says whether the restaurant is registered.
+// Exists reports whether the restaurant is registered.
 func (s *State) Exists() bool { return s.Version > 0 }
 
-// Line is a wish for one menu item.
+// Line asks for one menu item.
 type Line struct {
 	ItemID   string `json:"itemId"`
 	Quantity int    `json:"quantity"`
 }
 
-// Price makes order items of the lines, with names and prices copied from the
-// menu, or a *domain.Refusal: what does not fit together goes before what is
-// not possible now.
+// Price makes order items of the lines, with names and prices copied from the menu.
+// The error is a *domain.Refusal. Lines that can never be ordered together are refused
+// before those that can not be ordered now.
 func (s *State) Price(lines []Line) (items []order.Item, currency string, err error) {
 	for i, l := range lines {
 		m, ok := s.Menu[l.ItemID]

@@ -8,14 +8,14 @@ type (
 		Name    string `json:"name"`
 		Vehicle string `json:"vehicle,omitempty"`
 	}
-	// Verify lets the rider work.
+	// Verify allows the rider to work.
 	Verify struct{}
-	// Suspend stops them; an order under way is finished.
+	// Suspend forbids it. The rider still delivers the order that they have.
 	Suspend struct{}
-	// GoOnline and GoOffline are the rider's own switch.
+	// GoOnline and GoOffline are issued by the rider.
 	GoOnline  struct{}
 	GoOffline struct{}
-	// ClaimFor takes the rider for an order before the order is assigned.
+	// ClaimFor reserves the rider for an order, before the order is assigned.
 	ClaimFor struct {
 		OrderID      string `json:"orderId"`
 		Round        int    `json:"round"`

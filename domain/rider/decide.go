@@ -7,8 +7,8 @@ import (
 	"tomato/domain"
 )
 
-// Decide returns the event that the command makes of the rider, nil where it
-// is already so, or a *domain.Refusal.
+// Decide returns the event that the command makes, or nil if the rider is already
+// as the command asks, or a *domain.Refusal.
 func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 	if p, ok := c.(Put); ok {
 		switch {

@@ -2,7 +2,7 @@ package rider
 
 import "time"
 
-// Evolve returns the state after e, which happened at time at.
+// Evolve returns the state after the event e, which happened at time at.
 func Evolve(s State, e Event, at time.Time) State {
 	s.Version++
 	s.UpdatedAt = at
@@ -13,7 +13,7 @@ func Evolve(s State, e Event, at time.Time) State {
 		s.Name, s.Vehicle = e.Name, e.Vehicle
 	case RiderVerified:
 		s.Verification = Verified
-		s.Online = s.Claim != nil // who still has an order goes on as before
+		s.Online = s.Claim != nil // a rider with an order is online again
 	case RiderSuspended:
 		s.Verification, s.Online = Suspended, false
 	case RiderOnline:

@@ -2,8 +2,9 @@ package rider
 
 import "tomato/domain"
 
-// The events of every delivery write their JSON by hand. Fields and their
-// order are those of the structs.
+// The events of every delivery write their JSON without reflection. Fields and their
+// order are those of the structs. TestJSON compares the result with that of
+// encoding/json.
 
 // WriteJSON implements domain.JSONWriter.
 func (e RiderClaimed) WriteJSON(j *domain.JSON) {

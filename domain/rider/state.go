@@ -1,10 +1,10 @@
 // Package rider is the rider aggregate: who may be offered orders, and the one
-// order that a rider may have. Positions are telemetry and not part of it.
+// order that a rider may have. Locations are telemetry and not part of it.
 package rider
 
 import "time"
 
-// Verification is whether ops let the rider work. The zero value is unverified.
+// Verification says whether ops allow the rider to work. A new rider is unverified.
 type Verification string
 
 // The verifications.
@@ -14,7 +14,7 @@ const (
 	Suspended  Verification = "suspended"
 )
 
-// Status is whether the rider can take an order now; derived.
+// Status says whether the rider can take an order now. It is derived from the state.
 type Status string
 
 // The statuses.
@@ -24,8 +24,8 @@ const (
 	StatusBusy      Status = "busy"
 )
 
-// Claim is the one order that the rider has, or is about to have. An assigned
-// claim ends only by RIDER_RELEASED.
+// Claim reserves the rider for one order, before and while the order is assigned to
+// them. It ends only by RIDER_RELEASED.
 type Claim struct {
 	ID           int64  `json:"claimId"` // the rider's version when it was claimed
 	OrderID      string `json:"orderId"`
@@ -48,7 +48,7 @@ type State struct {
 	UpdatedAt    time.Time    `json:"updatedAt,omitzero"`
 }
 
-// Exists says whether the rider is registered.
+// Exists reports whether the rider is registered.
 func (s *State) Exists() bool { return s.Version > 0 }
 
 // Status derives the rider's status.

@@ -11,10 +11,10 @@ type View struct {
 	Verification Verification  `json:"verification"`
 	Status       Status        `json:"status"`
 	OrderID      string        `json:"orderId,omitempty"`
-	Location     *domain.Point `json:"location,omitempty"` // last position, from queries
+	Location     *domain.Point `json:"location,omitempty"` // the latest, in queries only
 }
 
-// NewView makes the view of a rider, without a position.
+// NewView makes the view of a rider, without a location.
 func NewView(s *State) View {
 	v := View{RiderID: s.ID, Version: s.Version, Name: s.Name, Vehicle: s.Vehicle, Verification: s.Verification, Status: s.Status()}
 	if s.Claim != nil {
