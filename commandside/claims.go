@@ -18,19 +18,19 @@ func (s *Side) Claims() eventlog.Consumer {
 
 func (s *Side) handleClaims(ctx context.Context, e eventlog.Event) error {
 	switch e.Type {
-	case "RIDER_CLAIMED":
+	case rider.TypeRiderClaimed:
 		ev, err := rider.Decode(e.Type, e.Data)
 		if err != nil {
 			return eventlog.Poison(err)
 		}
-		c := ev.(rider.Claimed)
+		c := ev.(rider.RiderClaimed)
 		_, err = s.policy(ctx, &e, eventlog.Orders, c.OrderID, order.Assign{RiderID: c.RiderID, RiderName: c.RiderName,
 			ClaimID: c.ClaimID, Round: c.Round, Wave: c.Wave})
 		if domain.RefusedWith(err) != "" {
 			return s.release(ctx, &e, c.RiderID, c.ClaimID, c.OrderID)
 		}
 		return err
-	case "RIDER_UNASSIGNED", "ORDER_DELIVERED", "ORDER_CANCELLED":
+	case order.TypeRiderUnassigned, order.TypeOrderDelivered, order.TypeOrderCancelled:
 		ev, err := order.Decode(e.Type, e.Data)
 		if err != nil {
 			return eventlog.Poison(err)

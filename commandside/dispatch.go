@@ -109,17 +109,17 @@ func (d *dispatch) handle(ctx context.Context, events []eventlog.Event) error {
 			continue
 		}
 		switch e.Type {
-		case "ORDER_READY_FOR_RIDER", "OFFERS_EXPIRED", "RIDER_UNASSIGNED", "DISPATCH_REQUESTED":
+		case order.TypeOrderReadyForRider, order.TypeOffersExpired, order.TypeRiderUnassigned, order.TypeDispatchRequested:
 			orders[e.Subject] = e
-		case "OFFER_DECLINED":
-			var declined order.OfferDeclinedEvent
+		case order.TypeOfferDeclined:
+			var declined order.OfferDeclined
 			if err := json.Unmarshal(e.Data, &declined); err != nil {
 				return eventlog.Poison(err)
 			}
 			if declined.WaveOver {
 				orders[e.Subject] = e
 			}
-		case "RIDER_ONLINE", "RIDER_RELEASED":
+		case rider.TypeRiderOnline, rider.TypeRiderReleased:
 			woken[e.Subject] = e
 		}
 	}
@@ -231,7 +231,7 @@ func (d *dispatch) searchFor(ctx context.Context, orders map[string]eventlog.Eve
 			var command domain.Command
 			switch {
 			case len(found[i]) > 0 || w.wave == last || !complete && w.wave > last && w.wave-max(last, lastOffered(w.state)) <= last:
-				command = order.Offer{Round: w.state.Round, Wave: w.wave, Riders: offered(found[i]), TTL: d.OfferTTL, Limit: d.OfferLimit}
+				command = order.OfferWave{Round: w.state.Round, Wave: w.wave, Riders: offered(found[i]), TTL: d.OfferTTL, Limit: d.OfferLimit}
 			case w.wave < last:
 				w.wave++
 				wider = append(wider, w)
@@ -273,7 +273,7 @@ func (d *dispatch) look(ctx context.Context, orders map[string]eventlog.Event) (
 			if o == nil || o.Version < cause.Version {
 				return eventlog.Away(errBehind) // a deposed owner that has not noticed: the event counts, and it has not seen it
 			}
-			if o.Status == order.ReadyForRider && !o.WaveOpen && !o.Exhausted {
+			if o.Status == order.StatusReadyForRider && !o.WaveOpen && !o.Exhausted {
 				mu.Lock()
 				wants = append(wants, &want{cause, o, o.Wave + 1})
 				mu.Unlock()
@@ -336,10 +336,10 @@ func (d *dispatch) join(ctx context.Context, cause *eventlog.Event, orderID stri
 		}
 		o := res.Order
 		switch {
-		case o == nil || o.Status != order.ReadyForRider || o.Exhausted:
+		case o == nil || o.Status != order.StatusReadyForRider || o.Exhausted:
 			return nil
 		case o.WaveOpen:
-			return d.command(ctx, cause, orderID, order.Offer{Round: o.Round, Wave: o.Wave, Riders: riders, TTL: d.OfferTTL, Limit: d.OfferLimit})
+			return d.command(ctx, cause, orderID, order.OfferWave{Round: o.Round, Wave: o.Wave, Riders: riders, TTL: d.OfferTTL, Limit: d.OfferLimit})
 		case waited > maxJoinWait:
 			// The search hangs, or is parked: whoever takes it up begins with
 			// fresh ends, and finds these riders by itself.

@@ -73,7 +73,7 @@ func newDispatch(t *testing.T, o *oneOrder, s *search) eventlog.Consumer {
 // succeeded: the repeat took it for a second one, and nobody was woken.
 func TestAWakeUpThatFailedIsRepeated(t *testing.T) {
 	t.Parallel()
-	o := &oneOrder{state: order.State{ID: "o", Version: 6, Status: order.ReadyForRider, Round: 1, Wave: 1, WaveOpen: true}}
+	o := &oneOrder{state: order.State{ID: "o", Version: 6, Status: order.StatusReadyForRider, Round: 1, Wave: 1, WaveOpen: true}}
 	s := &search{err: errors.New("away"), waiting: []WaitingOrder{{OrderID: "o", RiderID: "r", DistanceMeters: 7}}}
 	c := newDispatch(t, o, s)
 	data, err := json.Marshal(rider.Position{RiderID: "r", RecordedAt: time.Now()})
@@ -88,7 +88,7 @@ func TestAWakeUpThatFailedIsRepeated(t *testing.T) {
 	if err := c.Batch(t.Context(), events); err != nil {
 		t.Fatal(err)
 	}
-	offer, ok := o.got[0].(order.Offer)
+	offer, ok := o.got[0].(order.OfferWave)
 	if len(o.got) != 1 || !ok || offer.Wave != 1 || len(offer.Riders) != 1 || offer.Riders[0].RiderID != "r" {
 		t.Fatalf("commands %+v", o.got)
 	}
@@ -101,7 +101,7 @@ func TestAWakeUpThatFailedIsRepeated(t *testing.T) {
 // event: dispatch asks again instead of passing the order over.
 func TestAnAnswerOlderThanItsEventIsNotBelieved(t *testing.T) {
 	t.Parallel()
-	o := &oneOrder{state: order.State{ID: "o", Version: 6, Status: order.ReadyForRider, Round: 1, Wave: 1, WaveOpen: true}}
+	o := &oneOrder{state: order.State{ID: "o", Version: 6, Status: order.StatusReadyForRider, Round: 1, Wave: 1, WaveOpen: true}}
 	c := newDispatch(t, o, &search{})
 	err := c.Batch(t.Context(), []eventlog.Event{{Type: "OFFERS_EXPIRED", Subject: "o", Version: 7}})
 	if !errors.Is(err, eventlog.ErrAway) {
@@ -114,7 +114,7 @@ func TestAnAnswerOlderThanItsEventIsNotBelieved(t *testing.T) {
 func TestWavesWidenAndEnd(t *testing.T) {
 	t.Parallel()
 	ready := eventlog.Event{Type: "ORDER_READY_FOR_RIDER", Subject: "o", Version: 5}
-	o := &oneOrder{state: order.State{ID: "o", Version: 5, Status: order.ReadyForRider, Round: 1}}
+	o := &oneOrder{state: order.State{ID: "o", Version: 5, Status: order.StatusReadyForRider, Round: 1}}
 	s := &search{candidates: [][][]Candidate{{nil}, {nil}}}
 	c := newDispatch(t, o, s)
 	if err := c.Batch(t.Context(), []eventlog.Event{ready}); err != nil {
@@ -123,11 +123,11 @@ func TestWavesWidenAndEnd(t *testing.T) {
 	if len(s.asked) != 2 || s.asked[0][0].RadiusMeters != 1000 || s.asked[1][0].RadiusMeters != 2000 {
 		t.Fatalf("searches %+v", s.asked)
 	}
-	if offer, ok := o.got[0].(order.Offer); !ok || offer.Wave != 2 || len(offer.Riders) != 0 {
+	if offer, ok := o.got[0].(order.OfferWave); !ok || offer.Wave != 2 || len(offer.Riders) != 0 {
 		t.Fatalf("the last wave: %+v", o.got)
 	}
 	o.state.Version, o.state.Wave = 7, 2
-	o.state.Offers = []order.RiderOffer{{RiderID: "asked", Wave: 2, State: order.OfferEnded}}
+	o.state.Offers = []order.Offer{{RiderID: "asked", Wave: 2, State: order.OfferStateEnded}}
 	s.candidates = [][][]Candidate{{nil}}
 	if err := c.Batch(t.Context(), []eventlog.Event{{Type: "OFFERS_EXPIRED", Subject: "o", Version: 7}}); err != nil {
 		t.Fatal(err)
@@ -161,7 +161,7 @@ func TestWhatIsNoPositionWakesNobody(t *testing.T) {
 // A search that did not see every rider gives no order up, but not for ever.
 func TestAnIncompleteSearchGivesNoOrderUp(t *testing.T) {
 	t.Parallel()
-	o := &oneOrder{state: order.State{ID: "o", Version: 7, Status: order.ReadyForRider, Round: 1, Wave: 2}}
+	o := &oneOrder{state: order.State{ID: "o", Version: 7, Status: order.StatusReadyForRider, Round: 1, Wave: 2}}
 	s := &search{incomplete: true}
 	c := newDispatch(t, o, s)
 	for wave := 3; ; wave++ {
@@ -176,18 +176,18 @@ func TestAnIncompleteSearchGivesNoOrderUp(t *testing.T) {
 			}
 			break
 		}
-		if offer, ok := command.(order.Offer); !ok || offer.Wave != wave || len(offer.Riders) != 0 {
+		if offer, ok := command.(order.OfferWave); !ok || offer.Wave != wave || len(offer.Riders) != 0 {
 			t.Fatalf("wave %d: %+v", wave, command)
 		}
 		o.state.Wave = wave
 	}
 	// Waves that offered somebody do not count: riders of the partition that was not
 	// seen have not been asked.
-	o.state.Wave, o.state.Offers, s.candidates = 6, []order.RiderOffer{{RiderID: "r", Wave: 6, State: order.OfferEnded}}, [][][]Candidate{{nil}}
+	o.state.Wave, o.state.Offers, s.candidates = 6, []order.Offer{{RiderID: "r", Wave: 6, State: order.OfferStateEnded}}, [][][]Candidate{{nil}}
 	if err := c.Batch(t.Context(), []eventlog.Event{{Topic: eventlog.Orders, Type: "OFFERS_EXPIRED", Subject: "o", Version: 7}}); err != nil {
 		t.Fatal(err)
 	}
-	if offer, ok := o.got[len(o.got)-1].(order.Offer); !ok || offer.Wave != 7 {
+	if offer, ok := o.got[len(o.got)-1].(order.OfferWave); !ok || offer.Wave != 7 {
 		t.Fatalf("after a late wave that offered somebody: %+v", o.got[len(o.got)-1])
 	}
 	o.state.Wave, o.state.Offers, s.incomplete, s.candidates = 2, nil, false, [][][]Candidate{{nil}}

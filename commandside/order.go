@@ -169,17 +169,17 @@ func (s *Side) acceptOffer(ctx context.Context, in *orderInput) (*orderOutput, e
 	actor := httpapi.Actor(ctx)
 	for range acceptTries {
 		open, err := s.execute(ctx, commandInput{IfMatch: in.IfMatch, Traceparent: in.Traceparent}, nil,
-			shard.Request{Topic: eventlog.Orders, ID: string(in.ID), Command: order.Accept{RiderID: actor.Sub}})
+			shard.Request{Topic: eventlog.Orders, ID: string(in.ID), Command: order.CheckOffer{RiderID: actor.Sub}})
 		if err != nil {
 			return nil, err
 		}
 		o := open.Order
-		if o.Status != order.ReadyForRider {
+		if o.Status != order.StatusReadyForRider {
 			return s.orderAnswer(open, actor), nil // theirs already
 		}
 		claimed, err := s.system(ctx, eventlog.Riders, actor.Sub, rider.ClaimFor{OrderID: o.ID, Round: o.Round, Wave: o.Wave,
 			CustomerID: o.CustomerID, RestaurantID: o.RestaurantID})
-		if domain.RefusedWith(err) == domain.RiderBusy && claimed.Rider != nil && claimed.Rider.Claim != nil {
+		if domain.RefusedWith(err) == rider.CodeBusy && claimed.Rider != nil && claimed.Rider.Claim != nil {
 			holds, serr := s.settle(ctx, claimed.Rider.ID, claimed.Rider.Name, *claimed.Rider.Claim)
 			if serr != nil {
 				return nil, problem(eventlog.Riders, serr)

@@ -317,7 +317,7 @@ func (s *Side) refundPayment(ctx context.Context, in *refundInput) (*paymentOutp
 // refund failed; else one whose refund is under way, so that a repeat changes
 // nothing; else the booked one. The booked one goes first among equals.
 func toRefund(s *payment.State) string {
-	for _, status := range []payment.RefundStatus{payment.RefundFailedStatus, payment.RefundRequestedStatus} {
+	for _, status := range []payment.RefundStatus{payment.RefundStatusFailed, payment.RefundStatusRequested} {
 		ids := []string{s.Booked}
 		for _, a := range s.Attempts {
 			ids = append(ids, a.PaymentID)

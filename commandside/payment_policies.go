@@ -147,7 +147,7 @@ func (s *Side) recordCaptured(ctx context.Context, why *cause, p gateway.Payment
 		switch domain.RefusedWith(err) {
 		case "":
 			return err
-		case domain.PaymentNotRequested, domain.NotFound, domain.OrderArchived:
+		case payment.CodeNotRequested, domain.NotFound, order.CodeArchived:
 			reason = payment.ReasonNotRequested
 		default:
 			return fmt.Errorf("record payment %s of order %s: %w", p.PaymentID, orderID, err)
@@ -204,7 +204,7 @@ func (s *Side) recordRefund(ctx context.Context, why *cause, w gateway.Webhook) 
 		r, ok := state.Refund(n.RefundID)
 		if !ok {
 			r, ok = state.RefundOf(n.PaymentID)
-			ok = ok && r.Status == payment.RefundRequestedStatus && r.Amount == n.Amount
+			ok = ok && r.Status == payment.RefundStatusRequested && r.Amount == n.Amount
 		}
 		if !ok {
 			s.countWebhook(w.Event, "not_ours")
@@ -263,7 +263,7 @@ func (s *Side) orderOf(ctx context.Context, gatewayOrderID string) (orderID stri
 }
 
 func (s *Side) payOrder(ctx context.Context, e eventlog.Event) error {
-	if e.Type != "PAYMENT_SUCCESS" {
+	if e.Type != payment.TypePaymentSuccess {
 		return nil
 	}
 	ev, err := payment.Decode(e.Type, e.Data)
@@ -276,7 +276,7 @@ func (s *Side) payOrder(ctx context.Context, e eventlog.Event) error {
 	switch domain.RefusedWith(err) {
 	case "":
 		return err
-	case domain.OrderAlreadyPaid, domain.OrderClosedForPayment:
+	case order.CodeAlreadyPaid, order.CodeClosedForPayment:
 		return s.requestRefund(ctx, why, p.OrderID, p.PaymentID, string(domain.RefusedWith(err)))
 	}
 	// Not held any more: this money was booked more than TOMATO_ARCHIVE_AFTER ago.
@@ -291,13 +291,13 @@ func (s *Side) requestRefund(ctx context.Context, why *cause, orderID, paymentID
 	switch domain.RefusedWith(err) {
 	case "":
 		return err
-	case domain.PaymentUnsettled:
+	case payment.CodeUnsettled:
 		state, serr := s.paymentState(ctx, why, orderID)
 		if serr != nil {
 			return serr
 		}
 		if state != nil {
-			if a, ok := state.Attempt(paymentID); ok && a.State == payment.AttemptResolved {
+			if a, ok := state.Attempt(paymentID); ok && a.State == payment.AttemptStateResolved {
 				return nil // an operator was faster
 			}
 		}
@@ -312,7 +312,7 @@ func refundID(why *cause, paymentID string) string {
 
 func (s *Side) refundOrder(ctx context.Context, e eventlog.Event) error {
 	switch e.Type {
-	case "ORDER_CANCELLED", "ORDER_REJECTED":
+	case order.TypeOrderCancelled, order.TypeOrderRejected:
 		ev, err := order.Decode(e.Type, e.Data)
 		if err != nil {
 			return eventlog.Poison(err)
@@ -328,7 +328,7 @@ func (s *Side) refundOrder(ctx context.Context, e eventlog.Event) error {
 			return nil
 		}
 		return s.requestRefund(ctx, causeOf(&e), e.Subject, paymentID, reason)
-	case "PAYMENT_UNMATCHED":
+	case payment.TypePaymentUnmatched:
 		ev, err := payment.Decode(e.Type, e.Data)
 		if err != nil {
 			return eventlog.Poison(err)
@@ -351,7 +351,7 @@ type refundTimer struct {
 }
 
 func (s *Side) refund(ctx context.Context, e eventlog.Event) error {
-	if e.Type != "REFUND_REQUESTED" {
+	if e.Type != payment.TypeRefundRequested {
 		return nil
 	}
 	ev, err := payment.Decode(e.Type, e.Data)
@@ -424,7 +424,7 @@ type reconcileTimer struct {
 
 func (s *Side) reconcile(ctx context.Context, e eventlog.Event) error {
 	switch e.Type {
-	case "ORDER_EXPIRED", "ORDER_CANCELLED", "ORDER_REJECTED":
+	case order.TypeOrderExpired, order.TypeOrderCancelled, order.TypeOrderRejected:
 	default:
 		return nil
 	}

@@ -467,7 +467,7 @@ func TestOtherAmountOrCurrency(t *testing.T) {
 	if got := w.events("01990000-0000-7000-8000-000000000001"); !slices.Equal(got[len(got)-2:], []string{"PAYMENT_SUCCESS", "ORDER_PAID"}) {
 		t.Errorf("events end in %v", got[len(got)-2:])
 	}
-	if a, _ := w.attempt("01990000-0000-7000-8000-000000000001", less); a.Reason != payment.ReasonAmountMismatch || a.State != payment.AttemptRefunded {
+	if a, _ := w.attempt("01990000-0000-7000-8000-000000000001", less); a.Reason != payment.ReasonAmountMismatch || a.State != payment.AttemptStateRefunded {
 		t.Errorf("%+v", a)
 	}
 }
@@ -618,7 +618,7 @@ func TestSecondCapture(t *testing.T) {
 	w.wantEvents("01990000-0000-7000-8000-000000000001", "PAYMENT_REQUESTED", "PAYMENT_SUCCESS", "ORDER_PAID", "PAYMENT_UNMATCHED", "REFUND_REQUESTED", "REFUND_SUCCESS")
 	w.wantRefunds(map[string]int64{second: 45000})
 	s := w.state("01990000-0000-7000-8000-000000000001")
-	if a, _ := s.Attempt(second); s.Booked != first || s.Status != payment.Paid || a.Reason != payment.ReasonAlreadyPaid {
+	if a, _ := s.Attempt(second); s.Booked != first || s.Status != payment.StatusPaid || a.Reason != payment.ReasonAlreadyPaid {
 		t.Errorf("%+v", s)
 	}
 	// An operator who names no payment after that means the one that paid.
@@ -666,7 +666,7 @@ func TestRefundFails(t *testing.T) {
 	w.order("01990000-0000-7000-8000-000000000001", order.Cancel{By: ops, Reason: "no"})
 	w.settle()
 	w.wantEvents("01990000-0000-7000-8000-000000000001", "PAYMENT_REQUESTED", "PAYMENT_SUCCESS", "ORDER_PAID", "ORDER_CANCELLED", "REFUND_REQUESTED", "REFUND_FAILED")
-	if s := w.state("01990000-0000-7000-8000-000000000001"); s.Status != payment.RefundPending {
+	if s := w.state("01990000-0000-7000-8000-000000000001"); s.Status != payment.StatusRefundPending {
 		t.Errorf("%+v", s)
 	}
 	for _, r := range f.asked {

@@ -29,7 +29,7 @@ func BenchmarkHTTPCommand(b *testing.B) {
 	}
 	defer auth.Close()
 	at := time.Date(2026, 3, 1, 12, 30, 0, 123e6, time.UTC)
-	o := &order.State{ID: "019b7c1e-8e3c-7b1a-9d55-0a1b2c3d4e5f", Version: 3, Status: order.Accepted, CustomerID: "c1", RestaurantID: "r1",
+	o := &order.State{ID: "019b7c1e-8e3c-7b1a-9d55-0a1b2c3d4e5f", Version: 3, Status: order.StatusAccepted, CustomerID: "c1", RestaurantID: "r1",
 		Items:  []order.Item{{ItemID: "dosa", Name: "Masala Dosa", UnitPrice: 12000, Quantity: 2}, {ItemID: "lassi", Name: "Sweet Lassi", UnitPrice: 6000, Quantity: 1}},
 		Amount: 30000, Currency: "INR", PickUp: order.PickUp{Name: "Dosa Corner", Location: domain.Point{Lng: 77.59, Lat: 12.97}},
 		DeliverTo: order.DeliverTo{Location: domain.Point{Lng: 77.6, Lat: 12.97}, Address: "14 Church Street, Bengaluru"},

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tomato/domain"
+	"tomato/domain/rider"
 )
 
 func TestPoint(t *testing.T) {
@@ -64,8 +65,8 @@ func TestValidID(t *testing.T) {
 
 func TestRefusal(t *testing.T) {
 	t.Parallel()
-	err := fmt.Errorf("while deciding: %w", domain.Refuse(domain.RiderBusy, "has %s", "o1"))
-	if domain.RefusedWith(err) != domain.RiderBusy || !strings.HasSuffix(err.Error(), "rider_busy: has o1") {
+	err := fmt.Errorf("while deciding: %w", domain.Refuse(rider.CodeBusy, "has %s", "o1"))
+	if domain.RefusedWith(err) != rider.CodeBusy || !strings.HasSuffix(err.Error(), "rider_busy: has o1") {
 		t.Error(err)
 	}
 	if domain.RefusedWith(nil) != "" || domain.RefusedWith(fmt.Errorf("broken")) != "" {

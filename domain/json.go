@@ -9,20 +9,19 @@ import (
 	"unicode/utf8"
 )
 
-// A JSONWriter writes itself as encoding/json would, byte for byte, without its
-// reflection: what is written for every command is one. That it is the same is
-// held by tests, not by hand; whoever adds a field adds it in both. None is to be
-// embedded in a struct: that would be written as the embedded one alone.
+// A JSONWriter writes itself as encoding/json would, byte for byte, but without
+// reflection, because it is written for every command. A field that is added to the
+// struct must be added to WriteJSON: TestJSON compares the two. A JSONWriter must not
+// be embedded in a struct, which would be written as the embedded part alone.
 type JSONWriter interface {
 	WriteJSON(j *JSON)
 }
 
-// JSON is an object that is being written: its methods append one field each,
-// those that begin with Some leave out what encoding/json's omitempty and
-// omitzero would.
+// JSON is an object that is being written. Each method appends one field. Those that
+// begin with Some leave out what omitempty and omitzero leave out.
 type JSON struct {
 	b   []byte
-	raw bool // <, > and & stay as they are
+	raw bool // <, > and & are not escaped
 }
 
 var jsons = sync.Pool{New: func() any { return &JSON{b: make([]byte, 0, 1<<10)} }}
@@ -59,11 +58,11 @@ func AppendJSON(b []byte, w JSONWriter) []byte {
 	return j.b
 }
 
-// Open and Close stand around an object's fields.
+// Open begins an object, and Close ends it.
 func (j *JSON) Open()  { j.b = append(j.b, '{') }
 func (j *JSON) Close() { j.b = append(j.b, '}') }
 
-// Name begins a field whose value writes itself next.
+// Name begins a field. Its value must be written next.
 func (j *JSON) Name(name string) {
 	b := j.b
 	if c := b[len(b)-1]; c != '{' && c != '[' {
@@ -112,7 +111,7 @@ func (j *JSON) Bool(name string, v bool) {
 	j.b = strconv.AppendBool(j.b, v)
 }
 
-// Time writes an instant as RFC 3339, of the years that this has.
+// Time writes an instant as RFC 3339. The year must be 0 to 9999.
 func (j *JSON) Time(name string, t time.Time) {
 	j.Name(name)
 	j.b = append(t.AppendFormat(append(j.b, '"'), time.RFC3339Nano), '"')
@@ -140,7 +139,7 @@ func (j *JSON) Strings(name string, list []string) {
 	j.b = append(j.b, ']')
 }
 
-// JSONList writes a list of what writes itself.
+// JSONList writes a list of JSONWriters.
 func JSONList[W JSONWriter](j *JSON, name string, list []W) {
 	j.Name(name)
 	if list == nil {
@@ -155,8 +154,8 @@ func JSONList[W JSONWriter](j *JSON, name string, list []W) {
 	j.b = append(j.b, ']')
 }
 
-// text writes a string as it is, if it may stand so, which most do; else
-// encoding/json writes it.
+// text writes a string. Most need no escapes and are copied; encoding/json writes the
+// others.
 func (j *JSON) text(s string) {
 	for i := 0; i < len(s); {
 		c := s[i]
@@ -184,7 +183,7 @@ func (j *JSON) text(s string) {
 	j.b = append(b, '"')
 }
 
-// plain are the bytes that stand for themselves in any JSON text.
+// plain are the bytes that are never escaped.
 var plain = func() (p [256]bool) {
 	for c := ' '; c < utf8.RuneSelf; c++ {
 		p[c] = c != '"' && c != '\\' && c != '<' && c != '>' && c != '&'

@@ -23,8 +23,8 @@ func TestJSON(t *testing.T) {
 	for _, w := range []domain.JSONWriter{
 		&domain.Point{}, &domain.Ctx{},
 		&order.View{}, &order.State{}, &order.OrderPlaced{}, &order.OrderPaid{}, &order.OrderAccepted{}, &order.OrderPreparing{}, &order.OrderReadyForRider{},
-		&order.OrderOffered{}, &order.RiderAssignedEvent{}, &order.OrderPickedUp{}, &order.OrderDelivered{}, &order.OrderCancelled{},
-		&payment.PaymentRequested{}, &payment.PaymentSuccess{}, &rider.Claimed{}, &rider.Released{},
+		&order.OrderOffered{}, &order.RiderAssigned{}, &order.OrderPickedUp{}, &order.OrderDelivered{}, &order.OrderCancelled{},
+		&payment.PaymentRequested{}, &payment.PaymentSuccess{}, &rider.RiderClaimed{}, &rider.RiderReleased{},
 	} {
 		typ := reflect.TypeOf(w).Elem()
 		t.Run(typ.String(), func(t *testing.T) {

@@ -75,7 +75,7 @@ func usedCodes(t *testing.T) map[string]string {
 					kind = typ.Sel.Name
 				}
 				for i, v := range n.Values {
-					if kind == "Code" && (f.Name.Name == "domain" || f.Name.Name == "shard") {
+					if kind == "Code" {
 						add(text(v), n)
 					}
 					if lit, ok := v.(*ast.CompositeLit); ok && nounMaps[n.Names[i].Name] {

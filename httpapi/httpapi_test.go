@@ -22,6 +22,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"tomato/domain"
+	"tomato/domain/order"
+	"tomato/domain/restaurant"
+	"tomato/domain/rider"
 )
 
 const secret = "a secret for tests"
@@ -535,8 +538,8 @@ func TestPanicAfterTheAnswerBegan(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	t.Parallel()
 	for code, status := range map[domain.Code]int{
-		domain.NotFound: 404, domain.Forbidden: 403, domain.OrderArchived: 410, domain.UnknownRestaurant: 422, domain.UnknownItem: 422,
-		domain.CurrencyMismatch: 422, domain.RiderBusy: 409, domain.OrderAlreadyAssigned: 409, domain.RestaurantClosed: 409,
+		domain.NotFound: 404, domain.Forbidden: 403, order.CodeArchived: 410, restaurant.CodeUnknown: 422, restaurant.CodeUnknownItem: 422,
+		restaurant.CodeCurrencyMismatch: 422, rider.CodeBusy: 409, order.CodeAlreadyAssigned: 409, restaurant.CodeClosed: 409,
 	} {
 		p := FromError("order", fmt.Errorf("deciding: %w", domain.Refuse(code, "so it is")))
 		if p.Status != status || p.Detail != "so it is" {
@@ -716,13 +719,12 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-type order struct {
-	ID string `json:"id"`
-}
-
 // Two sides may have a type of one name each.
 func TestSchemaNames(t *testing.T) {
 	t.Parallel()
+	type order struct {
+		ID string `json:"id"`
+	}
 	type Order struct {
 		A int `json:"a"`
 	}

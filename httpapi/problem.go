@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"tomato/domain"
+	"tomato/domain/order"
+	"tomato/domain/restaurant"
 )
 
 // Problem is an error as the caller sees it: RFC 9457 problem details with a
@@ -91,12 +93,12 @@ const maxFaults = 100
 
 // refusalStatus maps the domain's refusals to HTTP; what is not here is 409.
 var refusalStatus = map[domain.Code]int{
-	domain.NotFound:          http.StatusNotFound,
-	domain.Forbidden:         http.StatusForbidden,
-	domain.OrderArchived:     http.StatusGone,
-	domain.UnknownRestaurant: http.StatusUnprocessableEntity,
-	domain.UnknownItem:       http.StatusUnprocessableEntity,
-	domain.CurrencyMismatch:  http.StatusUnprocessableEntity,
+	domain.NotFound:                 http.StatusNotFound,
+	domain.Forbidden:                http.StatusForbidden,
+	order.CodeArchived:              http.StatusGone,
+	restaurant.CodeUnknown:          http.StatusUnprocessableEntity,
+	restaurant.CodeUnknownItem:      http.StatusUnprocessableEntity,
+	restaurant.CodeCurrencyMismatch: http.StatusUnprocessableEntity,
 }
 
 // FromError makes the problem that the caller sees of an error. A refusal

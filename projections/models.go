@@ -60,18 +60,18 @@ var orders = &aggregates[order.State, order.Event]{
 		{"customer_id", "text", func(s *order.State) string { return s.CustomerID }},
 		{"restaurant_id", "text", func(s *order.State) string { return s.RestaurantID }},
 		{"rider_id", "text", func(s *order.State) string { return s.RiderID }},
-		{"exhausted", "boolean", func(s *order.State) string { return boolText(s.Status == order.ReadyForRider && s.Exhausted) }},
+		{"exhausted", "boolean", func(s *order.State) string { return boolText(s.Status == order.StatusReadyForRider && s.Exhausted) }},
 		{"pick_up", "geography", func(s *order.State) string { return pointText(s.PickUp.Location) }},
 		{"round", "integer", func(s *order.State) string { return strconv.Itoa(s.Round) }},
 		{"wave", "integer", func(s *order.State) string { return strconv.Itoa(s.Wave) }},
-		{"waiting", "boolean", func(s *order.State) string { return boolText(s.Status == order.ReadyForRider && !s.Exhausted) }},
+		{"waiting", "boolean", func(s *order.State) string { return boolText(s.Status == order.StatusReadyForRider && !s.Exhausted) }},
 		{"wave_open", "boolean", func(s *order.State) string { return boolText(waveOpen(s)) }},
 		{"asked", "text[]", func(s *order.State) string { return arrayText(asked(s)) }},
 		{"created_at", "timestamptz", func(s *order.State) string { return timeText(s.CreatedAt) }},
 	},
 }
 
-func waveOpen(s *order.State) bool { return s.Status == order.ReadyForRider && s.WaveOpen }
+func waveOpen(s *order.State) bool { return s.Status == order.StatusReadyForRider && s.WaveOpen }
 
 // asked are the riders whom the running wave has no further offer for.
 func asked(s *order.State) []string {
@@ -80,7 +80,7 @@ func asked(s *order.State) []string {
 	}
 	ids := s.Unavailable()
 	for _, o := range s.Offers {
-		if o.State == order.OfferOpen && o.Wave == s.Wave {
+		if o.State == order.OfferStateOpen && o.Wave == s.Wave {
 			ids = append(ids, o.RiderID)
 		}
 	}
@@ -98,7 +98,7 @@ var payments = &aggregates[payment.State, payment.Event]{
 		{"refund_succeeded", "boolean", func(s *payment.State) string { return boolText(s.Facts().RefundSucceeded) }},
 		{"last_attempt_failed", "boolean", func(s *payment.State) string { return boolText(s.Facts().LastAttemptFailed) }},
 		{"has_unmatched", "boolean", func(s *payment.State) string {
-			return boolText(slices.ContainsFunc(s.Attempts, func(a payment.Attempt) bool { return a.State == payment.AttemptUnmatched }))
+			return boolText(slices.ContainsFunc(s.Attempts, func(a payment.Attempt) bool { return a.State == payment.AttemptStateUnmatched }))
 		}},
 		{"refund_failed", "boolean", func(s *payment.State) string { return boolText(refundFailed(s)) }},
 		{"created_at", "timestamptz", func(s *payment.State) string { return timeText(s.CreatedAt) }},
@@ -109,7 +109,7 @@ var payments = &aggregates[payment.State, payment.Event]{
 func refundFailed(s *payment.State) bool {
 	return slices.ContainsFunc(s.Attempts, func(a payment.Attempt) bool {
 		r, ok := s.RefundOf(a.PaymentID)
-		return ok && r.Status == payment.RefundFailedStatus && a.State != payment.AttemptResolved
+		return ok && r.Status == payment.RefundStatusFailed && a.State != payment.AttemptStateResolved
 	})
 }
 
@@ -118,7 +118,7 @@ var riders = &aggregates[rider.State, rider.Event]{
 	columns: []column[rider.State]{
 		{"name", "text", func(s *rider.State) string { return s.Name }},
 		{"eligible", "boolean", func(s *rider.State) string {
-			return boolText(s.Verification == rider.Verified && s.Status() == rider.Available)
+			return boolText(s.Verification == rider.Verified && s.Status() == rider.StatusAvailable)
 		}},
 		{"order_id", "text", func(s *rider.State) string {
 			if s.Claim == nil {

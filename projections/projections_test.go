@@ -149,14 +149,14 @@ func life(n int) []domain.Event {
 		order.OrderPreparing{OrderID: id, Ctx: ctx},
 		order.OrderReadyForRider{OrderID: id, RestaurantID: ctx.RestaurantID, Location: centre, Round: 1, Ctx: ctx},
 		order.OrderOffered{OrderID: id, Round: 1, Wave: 1, Riders: []order.OfferedRider{{RiderID: riderID, DistanceMeters: 12}, {RiderID: "other", DistanceMeters: 13}}, Location: centre, ExpiresAt: at, Ctx: ctx},
-		order.RiderAssignedEvent{OrderID: id, RiderID: riderID, RiderName: "A", ClaimID: 4, Round: 1, Wave: 1, Riders: []string{"other"}, Ctx: ctx},
+		order.RiderAssigned{OrderID: id, RiderID: riderID, RiderName: "A", ClaimID: 4, Round: 1, Wave: 1, Riders: []string{"other"}, Ctx: ctx},
 		order.OrderPickedUp{OrderID: id, RiderID: riderID, Ctx: ctx},
 		order.OrderDelivered{OrderID: id, RiderID: riderID, ClaimID: 4, Ctx: ctx},
 	}
 }
 
 func ready(id string) []domain.Event {
-	return []domain.Event{rider.Registered{RiderID: id, Name: "Name of " + id}, rider.VerifiedEvent{RiderID: id}, rider.WentOnline{RiderID: id}}
+	return []domain.Event{rider.RiderRegistered{RiderID: id, Name: "Name of " + id}, rider.RiderVerified{RiderID: id}, rider.RiderOnline{RiderID: id}}
 }
 
 func (b *bench) position(id string, p domain.Point, at time.Time) eventlog.Token {
@@ -387,7 +387,7 @@ func TestARebuildIsDoneByOneProcessAndCleansUpAfterAKilledOne(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.project(b.m)
-	b.w.Append(eventlog.Restaurants, "r1", restaurant.Registered{RestaurantID: "r1", Name: "R", Location: centre})
+	b.w.Append(eventlog.Restaurants, "r1", restaurant.RestaurantRegistered{RestaurantID: "r1", Name: "R", Location: centre})
 	// What a killed rebuild leaves.
 	ctx, kill := context.WithCancel(t.Context())
 	_, err := b.models().Rebuild(ctx, projections.Restaurants, projections.RebuildOptions{Runtime: b.runtime(), Progress: func(p projections.Progress) {
@@ -649,15 +649,15 @@ func TestWaitingFindsOrdersWhoseWaveReachesTheRider(t *testing.T) {
 	offered(4, near(centre, 1501), 7) // beyond the last radius's number
 	offered(5, near(centre, 100), 1, "free")
 	offered(6, near(centre, 100), 1, "gone")
-	token.Merge(b.w.Append(eventlog.Orders, orderID(6), order.OfferDeclinedEvent{OrderID: orderID(6), RiderID: "gone", Round: 1, Wave: 1, WaveOver: true}))
+	token.Merge(b.w.Append(eventlog.Orders, orderID(6), order.OfferDeclined{OrderID: orderID(6), RiderID: "gone", Round: 1, Wave: 1, WaveOver: true}))
 	offered(7, near(centre, 100), 1, "x")
 	token.Merge(b.w.Append(eventlog.Orders, orderID(7), order.OffersExpired{OrderID: orderID(7), Round: 1, Wave: 1}))
 	for _, id := range []string{"free", "busy", "stale", "offline"} {
 		token.Merge(b.w.Append(eventlog.Riders, id, ready(id)...))
 		token.Merge(b.position(id, centre, map[bool]time.Time{true: now.Add(-time.Hour), false: now}[id == "stale"]))
 	}
-	token.Merge(b.w.Append(eventlog.Riders, "busy", rider.Claimed{RiderID: "busy", ClaimID: 4, OrderID: orderID(9)}))
-	token.Merge(b.w.Append(eventlog.Riders, "offline", rider.WentOffline{RiderID: "offline"}))
+	token.Merge(b.w.Append(eventlog.Riders, "busy", rider.RiderClaimed{RiderID: "busy", ClaimID: 4, OrderID: orderID(9)}))
+	token.Merge(b.w.Append(eventlog.Riders, "offline", rider.RiderOffline{RiderID: "offline"}))
 	got, err := b.m.Waiting(t.Context(), []string{"free", "busy", "stale", "offline", "unknown"}, []int{1000, 2000}, 5*time.Minute, token, time.Minute)
 	if err != nil {
 		t.Fatal(err)

@@ -127,11 +127,11 @@ func TestFreeRidersAreTheJoinWhateverComesAtOnce(t *testing.T) {
 		for round := range rounds {
 			for i := range riders {
 				id := fmt.Sprintf("rider%d", i)
-				next := []domain.Event{rider.WentOnline{RiderID: id}}
+				next := []domain.Event{rider.RiderOnline{RiderID: id}}
 				if round == 0 {
 					next = ready(id)
 				} else if round%2 == 1 {
-					next = []domain.Event{rider.WentOffline{RiderID: id}}
+					next = []domain.Event{rider.RiderOffline{RiderID: id}}
 				}
 				seen := b.w.Append(eventlog.Riders, id, next...)
 				mu.Lock()
@@ -152,7 +152,7 @@ func TestFreeRidersAreTheJoinWhateverComesAtOnce(t *testing.T) {
 	})
 	wg.Wait()
 	for i := range riders / 2 { // some end online
-		token.Merge(b.w.Append(eventlog.Riders, fmt.Sprintf("rider%d", i), rider.WentOnline{RiderID: fmt.Sprintf("rider%d", i)}))
+		token.Merge(b.w.Append(eventlog.Riders, fmt.Sprintf("rider%d", i), rider.RiderOnline{RiderID: fmt.Sprintf("rider%d", i)}))
 	}
 	b.passed(projections.Riders, token)
 	check := func(schema string) {

@@ -278,7 +278,7 @@ func TestJoining(t *testing.T) {
 	t.Parallel()
 	s := serve(t, nil)
 	old, placed := "order:o1", uuid.Must(uuid.NewV7()).String()
-	s.model.orders["o1"] = order.State{Version: 9, CustomerID: "u1", RestaurantID: "r7", RiderID: "k2", Offers: []order.RiderOffer{{RiderID: "k3"}}, Drops: []order.Drop{{RiderID: "k4"}}}
+	s.model.orders["o1"] = order.State{Version: 9, CustomerID: "u1", RestaurantID: "r7", RiderID: "k2", Offers: []order.Offer{{RiderID: "k3"}}, Drops: []order.Drop{{RiderID: "k4"}}}
 	restaurant := domain.Actor{Sub: "m1", Role: domain.Restaurant, RestaurantID: "r1"}
 	rider := domain.Actor{Sub: "k1", Role: domain.Rider}
 	for _, c := range []struct {
@@ -410,7 +410,7 @@ func TestOperationsAreBounded(t *testing.T) {
 func TestAClientResumesWhereItWas(t *testing.T) {
 	t.Parallel()
 	s := serve(t, nil)
-	s.model.orders["o1"] = order.State{Version: 9, CustomerID: "u1", RestaurantID: "r7", RiderID: "k2", Offers: []order.RiderOffer{{RiderID: "k3"}}, Drops: []order.Drop{{RiderID: "k4"}}}
+	s.model.orders["o1"] = order.State{Version: 9, CustomerID: "u1", RestaurantID: "r7", RiderID: "k2", Offers: []order.Offer{{RiderID: "k3"}}, Drops: []order.Drop{{RiderID: "k4"}}}
 	c := s.dial(t, customer("u1"), "")
 	if c.header.Get("Feed-Cursor") == "" {
 		t.Error("no Feed-Cursor")

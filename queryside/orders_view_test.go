@@ -33,10 +33,14 @@ func TestWhoSeesWhatOfAnOrder(t *testing.T) {
 			q.exec(`UPDATE orders_g1.order_events SET data = $3 WHERE order_id = $1 AND version = $2`, s.ID, v+1, e)
 		}
 	}
-	put(1, func(s *order.State) { s.Status = order.ReadyForRider })
+	put(1, func(s *order.State) { s.Status = order.StatusReadyForRider })
 	put(2, func(s *order.State) { s.RiderID, s.RiderName = "rider1", "Name of rider1" })
-	put(3, func(s *order.State) { s.Status, s.RiderID, s.RiderName = order.Delivered, "rider1", "Name of rider1" })
-	put(4, func(s *order.State) { s.Status, s.RiderID, s.RiderName = order.Cancelled, "rider1", "Name of rider1" })
+	put(3, func(s *order.State) {
+		s.Status, s.RiderID, s.RiderName = order.StatusDelivered, "rider1", "Name of rider1"
+	})
+	put(4, func(s *order.State) {
+		s.Status, s.RiderID, s.RiderName = order.StatusCancelled, "rider1", "Name of rider1"
+	})
 	everything := "c1 Dosa ring till-3 rider1 rider2 rider3"
 	for _, c := range []struct {
 		order  int

@@ -120,7 +120,7 @@ func (q *queries) order(s order.State) {
 	q.exec(`INSERT INTO orders_g1.orders (id, version, status, closed, customer_id, restaurant_id, rider_id, exhausted, pick_up, round, wave, waiting, wave_open, asked, created_at, state)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::geography, $10, $11, $12, $13, $14, $15, $16)`,
 		s.ID, s.Version, string(s.Status), closed, s.CustomerID, s.RestaurantID, s.RiderID, s.Exhausted, point(s.PickUp.Location),
-		s.Round, s.Wave, s.Status == order.ReadyForRider && !s.Exhausted, s.WaveOpen, asked, s.CreatedAt, text(s))
+		s.Round, s.Wave, s.Status == order.StatusReadyForRider && !s.Exhausted, s.WaveOpen, asked, s.CreatedAt, text(s))
 	for v := range s.Version {
 		q.exec(`INSERT INTO orders_g1.order_events VALUES ($1, $2, 'ORDER_PLACED', $3, $4)`, s.ID, v+1, s.CreatedAt, fmt.Sprintf(`{"n":%d}`, v+1))
 	}
@@ -129,7 +129,7 @@ func (q *queries) order(s order.State) {
 func (q *queries) payment(s payment.State) {
 	q.t.Helper()
 	f := s.Facts()
-	unmatched := slices.ContainsFunc(s.Attempts, func(a payment.Attempt) bool { return a.State == payment.AttemptUnmatched })
+	unmatched := slices.ContainsFunc(s.Attempts, func(a payment.Attempt) bool { return a.State == payment.AttemptStateUnmatched })
 	q.exec(`INSERT INTO payments_g1.payments (id, version, order_id, gateway_order_id, booked, refund_requested, refund_succeeded, last_attempt_failed, has_unmatched, refund_failed, created_at, state)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)`,
 		s.ID, s.Version, s.OrderID, s.GatewayOrderID, f.Booked, f.RefundRequested, f.RefundSucceeded, f.LastAttemptFailed, unmatched, false, s.CreatedAt, text(s))
@@ -138,7 +138,7 @@ func (q *queries) payment(s payment.State) {
 func (q *queries) rider(s rider.State, at *domain.Point, recordedAt time.Time) {
 	q.t.Helper()
 	q.exec(`INSERT INTO riders_g1.riders (id, version, name, eligible, order_id, claim_id, state) VALUES ($1, $2, $3, $4, '', 0, $5)`,
-		s.ID, s.Version, s.Name, s.Verification == rider.Verified && s.Status() == rider.Available, text(s))
+		s.ID, s.Version, s.Name, s.Verification == rider.Verified && s.Status() == rider.StatusAvailable, text(s))
 	if at != nil {
 		q.exec(`INSERT INTO riders_g1.rider_positions VALUES ($1, $2::text::geography, $3)`, s.ID, point(*at), recordedAt)
 		q.exec(`INSERT INTO riders_g1.free_riders SELECT r.id, r.name, p.location, p.recorded_at FROM riders_g1.riders r JOIN riders_g1.rider_positions p ON p.rider_id = r.id
@@ -234,10 +234,10 @@ func near(meters float64) domain.Point {
 func orderID(n int) string { return fmt.Sprintf("01980000-0000-7000-8000-%012d", n) }
 
 func assigned(n int) order.State {
-	return order.State{ID: orderID(n), Version: 3, Status: order.RiderAssigned, CustomerID: "c1", RestaurantID: "r1", RiderID: "rider1", RiderName: "A",
+	return order.State{ID: orderID(n), Version: 3, Status: order.StatusRiderAssigned, CustomerID: "c1", RestaurantID: "r1", RiderID: "rider1", RiderName: "A",
 		Items: []order.Item{{ItemID: "i", Name: "Dosa", UnitPrice: 100, Quantity: 2}}, Amount: 200, Currency: "INR", PaymentID: "pay1",
 		PickUp: order.PickUp{Name: "R", Location: centre}, DeliverTo: order.DeliverTo{Location: near(900), Address: "12"},
-		Round: 2, Wave: 1, Offers: []order.RiderOffer{{RiderID: "rider2", Wave: 1, State: order.OfferEnded}}, Drops: []order.Drop{{RiderID: "rider3", Round: 2}},
+		Round: 2, Wave: 1, Offers: []order.Offer{{RiderID: "rider2", Wave: 1, State: order.OfferStateEnded}}, Drops: []order.Drop{{RiderID: "rider3", Round: 2}},
 		CreatedAt: noon, UpdatedAt: noon.Add(time.Minute)}
 }
 
@@ -245,8 +245,8 @@ func TestWhoMaySeeWhat(t *testing.T) {
 	t.Parallel()
 	q := newQueries(t)
 	q.order(assigned(1))
-	q.payment(payment.State{ID: orderID(1), OrderID: orderID(1), Version: 2, Status: payment.Paid, CustomerID: "c1", RestaurantID: "r1", Booked: "pay1",
-		Attempts: []payment.Attempt{{PaymentID: "pay1", Amount: 200, Currency: "INR", State: payment.AttemptBooked, GatewayStatus: "captured"}}, CreatedAt: noon})
+	q.payment(payment.State{ID: orderID(1), OrderID: orderID(1), Version: 2, Status: payment.StatusPaid, CustomerID: "c1", RestaurantID: "r1", Booked: "pay1",
+		Attempts: []payment.Attempt{{PaymentID: "pay1", Amount: 200, Currency: "INR", State: payment.AttemptStateBooked, GatewayStatus: "captured"}}, CreatedAt: noon})
 	q.rider(rider.State{ID: "rider1", Version: 4, Name: "A", Verification: rider.Verified, Online: true, Claim: &rider.Claim{OrderID: orderID(1)}}, &centre, time.Now())
 	q.rider(rider.State{ID: "rider9", Version: 1, Name: "B"}, nil, time.Time{})
 	q.restaurant(restaurant.State{ID: "r1", Version: 2, Name: "R", Location: centre})
@@ -305,7 +305,7 @@ func TestOrderShowsWhatItsReaderMaySee(t *testing.T) {
 	q := newQueries(t)
 	q.order(assigned(1))
 	delivered := assigned(2)
-	delivered.Status = order.Delivered
+	delivered.Status = order.StatusDelivered
 	q.order(delivered)
 	q.rider(rider.State{ID: "rider1", Version: 4, Name: "A"}, &centre, noon)
 	for _, c := range []struct {
@@ -342,7 +342,7 @@ func TestOrderShowsWhatItsReaderMaySee(t *testing.T) {
 func TestPaymentStatusComesFromTheOrderAndItsPayment(t *testing.T) {
 	t.Parallel()
 	q := newQueries(t)
-	booked := []payment.Attempt{{PaymentID: "p", State: payment.AttemptBooked, Amount: 200, Currency: "INR", GatewayStatus: "captured"}}
+	booked := []payment.Attempt{{PaymentID: "p", State: payment.AttemptStateBooked, Amount: 200, Currency: "INR", GatewayStatus: "captured"}}
 	refund := func(s payment.RefundStatus) []payment.Refund {
 		return []payment.Refund{{RefundID: "f", PaymentID: "p", Status: s, Amount: 200, Currency: "INR"}}
 	}
@@ -352,14 +352,14 @@ func TestPaymentStatusComesFromTheOrderAndItsPayment(t *testing.T) {
 		payment *payment.State
 		want    string
 	}{
-		{order.Placed, false, nil, "pending"},
-		{order.Placed, false, &payment.State{Status: payment.Requested}, "pending"},
-		{order.Placed, false, &payment.State{Status: payment.Failed}, "failed"},
-		{order.Placed, false, &payment.State{Status: payment.Paid, Booked: "p", Attempts: booked}, "pending"}, // ORDER_PAID is not there yet
-		{order.Placed, true, &payment.State{Status: payment.Paid, Booked: "p", Attempts: booked}, "paid"},
-		{order.Cancelled, true, &payment.State{Status: payment.Paid, Booked: "p", Attempts: booked}, "refund_pending"},
-		{order.Cancelled, true, &payment.State{Status: payment.RefundPending, Booked: "p", Attempts: booked, Refunds: refund(payment.RefundFailedStatus)}, "refund_pending"},
-		{order.Cancelled, true, &payment.State{Status: payment.Refunded, Booked: "p", Attempts: booked, Refunds: refund(payment.RefundSucceeded)}, "refunded"},
+		{order.StatusPlaced, false, nil, "pending"},
+		{order.StatusPlaced, false, &payment.State{Status: payment.StatusRequested}, "pending"},
+		{order.StatusPlaced, false, &payment.State{Status: payment.StatusFailed}, "failed"},
+		{order.StatusPlaced, false, &payment.State{Status: payment.StatusPaid, Booked: "p", Attempts: booked}, "pending"}, // ORDER_PAID is not there yet
+		{order.StatusPlaced, true, &payment.State{Status: payment.StatusPaid, Booked: "p", Attempts: booked}, "paid"},
+		{order.StatusCancelled, true, &payment.State{Status: payment.StatusPaid, Booked: "p", Attempts: booked}, "refund_pending"},
+		{order.StatusCancelled, true, &payment.State{Status: payment.StatusRefundPending, Booked: "p", Attempts: booked, Refunds: refund(payment.RefundStatusFailed)}, "refund_pending"},
+		{order.StatusCancelled, true, &payment.State{Status: payment.StatusRefunded, Booked: "p", Attempts: booked, Refunds: refund(payment.RefundStatusSucceeded)}, "refunded"},
 	} {
 		s := assigned(i)
 		s.Status, s.PaymentID = c.status, ""
@@ -426,12 +426,12 @@ func TestPagesHaveEveryOrderOnceThoughTimesAreEqual(t *testing.T) {
 		{ops, "&customerId=c1&restaurantId=r1&riderId=rider1", want},
 		{ops, "", append([]string{orderID(99)}, want...)},
 		{ops, "&customerId=c3", nil},
-		{customer, "&status=placed&status=delivered", with(order.Placed, order.Delivered)},
-		{kitchen, "&status=placed&status=preparing", with(order.Placed, order.Preparing)},
-		{kitchen, "&status=rejected&status=expired&status=placed", with(order.Rejected, order.Expired, order.Placed)},
-		{courier, "&status=picked_up", with(order.PickedUp)},
-		{ops, "&status=cancelled", with(order.Cancelled)},
-		{ops, "&dispatch=exhausted", with(order.ReadyForRider)},
+		{customer, "&status=placed&status=delivered", with(order.StatusPlaced, order.StatusDelivered)},
+		{kitchen, "&status=placed&status=preparing", with(order.StatusPlaced, order.StatusPreparing)},
+		{kitchen, "&status=rejected&status=expired&status=placed", with(order.StatusRejected, order.StatusExpired, order.StatusPlaced)},
+		{courier, "&status=picked_up", with(order.StatusPickedUp)},
+		{ops, "&status=cancelled", with(order.StatusCancelled)},
+		{ops, "&dispatch=exhausted", with(order.StatusReadyForRider)},
 	} {
 		for _, limit := range []int{1, 3, 8, 200} {
 			var got []string
@@ -557,16 +557,16 @@ func TestOffersAreThoseStillOpenToAFreeRider(t *testing.T) {
 	q.rider(rider.State{ID: "rider1", Version: 3, Name: "A", Verification: rider.Verified, Online: true}, nil, time.Time{})
 	q.rider(rider.State{ID: "rider2", Version: 3, Name: "B", Verification: rider.Verified}, nil, time.Time{})
 	q.rider(rider.State{ID: "rider3", Version: 3, Name: "C", Verification: rider.Verified, Online: true, Claim: &rider.Claim{OrderID: orderID(1)}}, nil, time.Time{})
-	for n, states := range [][]order.OfferState{{order.OfferOpen, order.OfferOpen, order.OfferOpen}, {order.OfferDeclined, order.OfferOpen, order.OfferOpen}, {order.OfferOpen}} {
+	for n, states := range [][]order.OfferState{{order.OfferStateOpen, order.OfferStateOpen, order.OfferStateOpen}, {order.OfferStateDeclined, order.OfferStateOpen, order.OfferStateOpen}, {order.OfferStateOpen}} {
 		s := assigned(n)
-		s.Status, s.RiderID, s.WaveOpen, s.WaveEndsAt, s.Offers = order.ReadyForRider, "", true, noon.Add(time.Duration(10-n)*time.Second), nil
+		s.Status, s.RiderID, s.WaveOpen, s.WaveEndsAt, s.Offers = order.StatusReadyForRider, "", true, noon.Add(time.Duration(10-n)*time.Second), nil
 		for i, state := range states {
-			s.Offers = append(s.Offers, order.RiderOffer{RiderID: fmt.Sprintf("rider%d", i+1), Wave: 1, DistanceMeters: 100 * (n + 1), State: state})
+			s.Offers = append(s.Offers, order.Offer{RiderID: fmt.Sprintf("rider%d", i+1), Wave: 1, DistanceMeters: 100 * (n + 1), State: state})
 		}
 		q.order(s)
 	}
 	ended := assigned(7)
-	ended.Status, ended.Offers = order.ReadyForRider, []order.RiderOffer{{RiderID: "rider1", Wave: 1, State: order.OfferEnded}}
+	ended.Status, ended.Offers = order.StatusReadyForRider, []order.Offer{{RiderID: "rider1", Wave: 1, State: order.OfferStateEnded}}
 	q.order(ended)
 	a := q.get(courier, "/v1/riders/rider1/offers")
 	want := fmt.Sprintf(`[{"distanceMeters":300,"expiresAt":"2026-11-01T12:00:08.123Z","location":{"coordinates":[77.5946,12.9716],"type":"Point"},"orderId":"%s","restaurantId":"r1"},`+
@@ -586,9 +586,9 @@ func TestOpsSeePaymentsThatWaitForThem(t *testing.T) {
 	q := newQueries(t)
 	for i := range 5 {
 		q.payment(payment.State{ID: fmt.Sprintf("pay_%d", i), Version: 1, GatewayOrderID: "g", CreatedAt: noon,
-			Attempts: []payment.Attempt{{PaymentID: fmt.Sprintf("pay_%d", i), Amount: 5, Currency: "INR", State: payment.AttemptUnmatched, GatewayStatus: "captured", Reason: "unknown_order"}}})
+			Attempts: []payment.Attempt{{PaymentID: fmt.Sprintf("pay_%d", i), Amount: 5, Currency: "INR", State: payment.AttemptStateUnmatched, GatewayStatus: "captured", Reason: "unknown_order"}}})
 	}
-	q.payment(payment.State{ID: orderID(1), OrderID: orderID(1), Version: 1, Status: payment.Requested, CreatedAt: noon})
+	q.payment(payment.State{ID: orderID(1), OrderID: orderID(1), Version: 1, Status: payment.StatusRequested, CreatedAt: noon})
 	var got []string
 	cursor := ""
 	for {

@@ -60,7 +60,7 @@ type playedShards struct {
 func (p *playedShards) Execute(_ context.Context, r shard.Request) (shard.Result, error) {
 	p.asked = append(p.asked, r.Topic)
 	res := shard.Result{Status: 200, Known: []bool{true},
-		Order:      &order.State{ID: freshOrder, Version: 3, Status: order.ReadyForRider, RiderID: "some-rider", ClaimID: 1, Currency: "INR", Amount: 1},
+		Order:      &order.State{ID: freshOrder, Version: 3, Status: order.StatusReadyForRider, RiderID: "some-rider", ClaimID: 1, Currency: "INR", Amount: 1},
 		Payment:    &payment.State{OrderID: freshOrder, Version: 2, Booked: "pay_1"},
 		Rider:      &rider.State{ID: "some-rider", Version: 2, Claim: &rider.Claim{ID: 1}},
 		Restaurant: &restaurant.State{ID: "some-restaurant", Version: 2}}
@@ -71,7 +71,7 @@ func (p *playedShards) Execute(_ context.Context, r shard.Request) (shard.Result
 	case payment.RequestPayment:
 		res.Payment.Provider, res.Payment.GatewayOrderID = command.Provider, command.GatewayOrderID
 	}
-	if p.good--; p.good >= 0 || domain.RefusedWith(p.refusal) == domain.OrderArchived && !archivable {
+	if p.good--; p.good >= 0 || domain.RefusedWith(p.refusal) == order.CodeArchived && !archivable {
 		return res, nil
 	}
 	return res, p.refusal

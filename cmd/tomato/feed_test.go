@@ -164,7 +164,7 @@ func TestFeedFromTheLogToTheSockets(t *testing.T) {
 			t.Fatal(err)
 		}
 		expectFeed(t, customer, "feed:joined", "order:"+id)
-		w.Append(eventlog.Orders, id, order.RiderAssignedEvent{OrderID: id, RiderID: "k1", RiderName: "Una", ClaimID: 4, Riders: []string{"k2"}, Ctx: status("k1", "rider_assigned")})
+		w.Append(eventlog.Orders, id, order.RiderAssigned{OrderID: id, RiderID: "k1", RiderName: "Una", ClaimID: 4, Riders: []string{"k2"}, Ctx: status("k1", "rider_assigned")})
 		expectFeed(t, customer, "order:update", "user:u1")
 		expectFeed(t, customer, "order:rider_assigned", "user:u1")
 		expectFeed(t, winner, "order:update", "user:k1")

@@ -4,10 +4,15 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -15,13 +20,15 @@ import (
 // goPackage is what the go command says of a package.
 type goPackage struct {
 	ImportPath string
+	Dir        string
 	Name       string
+	GoFiles    []string // without tests
 	Imports    []string
 }
 
 func modulePackages(t *testing.T) (packages []goPackage) {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-e", "-json=ImportPath,Name,Imports", "./...")
+	cmd := exec.Command("go", "list", "-e", "-json=ImportPath,Dir,Name,GoFiles,Imports", "./...")
 	cmd.Dir = "../.."
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -88,10 +95,85 @@ func TestImportsPointOneWay(t *testing.T) {
 			if ours && to != from && !slices.Contains(allowed, to) {
 				t.Errorf("%s imports %s: %s may import only %v", p.ImportPath, i, from, allowed)
 			}
-			first, _, _ := strings.Cut(i, "/")
-			if from == "domain" && !ours && strings.Contains(first, ".") {
-				t.Errorf("%s imports %s: the domain is standard library only", p.ImportPath, i)
+		}
+	}
+}
+
+// domainImports is what the domain may import beside itself: values, text and
+// JSON. It has no I/O, no clock and no randomness.
+var domainImports = []string{"bytes", "encoding/json", "errors", "fmt", "maps", "math", "regexp", "slices", "strconv", "strings", "sync",
+	"time", "unicode/utf8", "unique"}
+
+// clock is what package time has that depends on the present moment.
+var clock = []string{"After", "AfterFunc", "NewTicker", "NewTimer", "Now", "Since", "Sleep", "Tick", "Until"}
+
+// readClock are the files of the projections that look at the clock, and why. The
+// other files hold the folds: a rebuild at any time must make the same rows and
+// messages of the same log.
+var readClock = map[string]string{
+	"projections/positions.go":            "skips locations from the future; they are telemetry and no fold",
+	"projections/realtime/assignments.go": "skips locations from the future; they are telemetry and are not read again",
+	"projections/readmodels.go":           "asks again until a read model has passed a token",
+	"projections/rebuild.go":              "waits for other instances",
+	"projections/search.go":               "leaves out riders whose location is too old",
+	"projections/status.go":               "shows how far a read model is behind",
+	"projections/realtime/realtime.go":    "begins with the locations of the last minutes",
+}
+
+// TestFoldsArePure: the domain, and so Decide, Evolve and Apply, and the folds of
+// the projections do no I/O and do not look at the clock.
+func TestFoldsArePure(t *testing.T) {
+	t.Parallel()
+	looked := map[string]bool{}
+	for _, p := range modulePackages(t) {
+		from, _ := part(p.ImportPath)
+		if from != "domain" && from != "projections" || strings.HasSuffix(p.Name, "test") {
+			continue
+		}
+		for _, i := range p.Imports {
+			_, ours := part(i)
+			if from == "domain" && !ours && !slices.Contains(domainImports, i) {
+				t.Errorf("%s imports %s: the domain may import only %v", p.ImportPath, i, domainImports)
 			}
+			if first, _, _ := strings.Cut(i, "/"); first == "net" || first == "os" {
+				t.Errorf("%s imports %s: a fold does no I/O", p.ImportPath, i)
+			}
+		}
+		for _, name := range p.GoFiles {
+			file := strings.TrimPrefix(p.ImportPath, module) + "/" + name
+			fset := token.NewFileSet()
+			f, err := parser.ParseFile(fset, filepath.Join(p.Dir, name), nil, parser.SkipObjectResolution)
+			if err != nil {
+				t.Fatal(err)
+			}
+			timeName := "" // under which the file knows package time
+			for _, i := range f.Imports {
+				if imported, _ := strconv.Unquote(i.Path.Value); imported == "time" {
+					timeName = "time"
+					if i.Name != nil {
+						timeName = i.Name.Name
+					}
+				}
+			}
+			ast.Inspect(f, func(n ast.Node) bool {
+				s, ok := n.(*ast.SelectorExpr)
+				if !ok || !slices.Contains(clock, s.Sel.Name) {
+					return true
+				}
+				if x, ok := s.X.(*ast.Ident); !ok || x.Name != timeName {
+					return true
+				}
+				if readClock[file] == "" {
+					t.Errorf("%s: time.%s: times come in with the command or the event", fset.Position(s.Pos()), s.Sel.Name)
+				}
+				looked[file] = true
+				return true
+			})
+		}
+	}
+	for file := range readClock {
+		if !looked[file] {
+			t.Errorf("%s does not look at the clock: take it off the list", file)
 		}
 	}
 }

@@ -144,7 +144,7 @@ func (r *Request) checkCommand() string {
 		return no(bounds, c.PrepMinutes >= 0 && c.PrepMinutes <= 240)
 	case order.Reject:
 		return no(text, validText(c.Reason))
-	case order.Offer:
+	case order.OfferWave:
 		fault := no(bounds, c.Round >= 0 && c.Wave >= 0 && c.TTL > 0 && c.Limit >= 1 && c.Limit <= maxOfferLimit && len(c.Riders) <= maxAskedFor)
 		for _, o := range c.Riders {
 			fault = first(fault, no(ids, domain.ValidID(o.RiderID)), no(bounds, o.DistanceMeters >= 0 && o.DistanceMeters <= maxDistance))
@@ -152,7 +152,7 @@ func (r *Request) checkCommand() string {
 		return fault
 	case order.Exhaust:
 		return no(bounds, c.Round >= 0 && c.LastWave >= 0)
-	case order.Accept:
+	case order.CheckOffer:
 		return no(other, c.RiderID == r.Actor.Sub)
 	case order.Assign:
 		return first(no(ids, domain.ValidID(c.RiderID)), no(text, optionalText(c.RiderName)), no(bounds, c.ClaimID >= 1 && c.Round >= 0 && c.Wave >= 0))

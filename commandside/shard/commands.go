@@ -61,7 +61,7 @@ func (s *shard) price(p Place, orderID string) (order.Place, error) {
 		return order.Place{}, err
 	}
 	if r == nil {
-		return order.Place{}, domain.Refuse(domain.UnknownRestaurant, "restaurantId names no restaurant")
+		return order.Place{}, domain.Refuse(restaurant.CodeUnknown, "restaurantId names no restaurant")
 	}
 	items, currency, err := r.Price(p.Lines)
 	if err != nil {

@@ -179,7 +179,7 @@ func (d *driver) do(at int, object string, r Request) *operation {
 	case refusal != nil && refusal.Code == IdempotencyInProgress:
 		op.failure = err // an earlier one with this key is still on its way
 	default:
-		if _, ok := r.Command.(order.Accept); ok && err == nil && res.Order != nil && res.Order.Status == order.ReadyForRider {
+		if _, ok := r.Command.(order.CheckOffer); ok && err == nil && res.Order != nil && res.Order.Status == order.StatusReadyForRider {
 			return nil // "still open to you" promises nothing: Assign decides
 		}
 		d.answered.Add(1)
@@ -244,7 +244,7 @@ func (d *driver) next(rng *rand.Rand, th *thing) Request {
 	if r.IdempotencyKey == "" && rng.IntN(5) < 2 {
 		r.IdempotencyKey, r.BodyHash = uuid.NewString(), "body"
 	}
-	if _, accept := r.Command.(order.Accept); accept {
+	if _, accept := r.Command.(order.CheckOffer); accept {
 		r.IdempotencyKey, r.BodyHash = "", ""
 	} else if !isPlace(r.Command) && rng.IntN(10) == 0 {
 		r.IfMatch = Exists
@@ -351,7 +351,7 @@ func (d *driver) nextOfOrder(rng *rand.Rand, th *thing) Request {
 	resolve := pay(ops, payment.Resolve{PaymentID: oneOf(rng, "p1", "p2"), Reason: "looked at", By: "ops"})
 	paid := on(domain.SystemActor, order.MarkPaid{PaymentID: oneOf(rng, "p1", "p1", "p1", "p2"), AcceptTTL: time.Hour})
 	who := oneOf(rng, "r1", "r2", "r3", "r4")
-	offer := on(domain.SystemActor, order.Offer{Round: max(1, s.Round), Wave: s.Wave + rng.IntN(2), TTL: oneOf(rng, 100*time.Millisecond, time.Second, time.Hour), Limit: 3,
+	offer := on(domain.SystemActor, order.OfferWave{Round: max(1, s.Round), Wave: s.Wave + rng.IntN(2), TTL: oneOf(rng, 100*time.Millisecond, time.Second, time.Hour), Limit: 3,
 		Riders: []order.OfferedRider{{RiderID: who, DistanceMeters: 100}, {RiderID: oneOf(rng, "r1", "r2"), DistanceMeters: 200}}})
 	assign := on(domain.SystemActor, order.Assign{RiderID: who, RiderName: "Una", ClaimID: int64(1 + rng.IntN(3)), Round: s.Round, Wave: s.Wave})
 	by := func(a domain.Actor) Request { return on(a, order.Cancel{By: a, Reason: "changed my mind"}) }
@@ -367,7 +367,7 @@ func (d *driver) nextOfOrder(rng *rand.Rand, th *thing) Request {
 	accept, prepare, ready := on(kitchen, order.AcceptOrder{PrepMinutes: 10}), on(kitchen, order.Prepare{}), on(kitchen, order.Ready{})
 	pickUp, deliver := on(carrier, order.PickUpOrder{}), on(carrier, order.Deliver{})
 	decline := on(domain.Actor{Sub: who, Role: domain.Rider}, order.Decline{RiderID: who})
-	asks := on(domain.Actor{Sub: who, Role: domain.Rider}, order.Accept{RiderID: who})
+	asks := on(domain.Actor{Sub: who, Role: domain.Rider}, order.CheckOffer{RiderID: who})
 	exhaust := on(domain.SystemActor, order.Exhaust{Round: s.Round, LastWave: 2})
 	dispatch := on(ops, order.RequestDispatch{})
 	stranger := on(domain.Actor{Sub: "stranger", Role: domain.Customer}, order.Cancel{By: domain.Actor{Sub: "stranger", Role: domain.Customer}, Reason: "because"})
@@ -378,7 +378,7 @@ func (d *driver) nextOfOrder(rng *rand.Rand, th *thing) Request {
 		return by(oneOf(rng, customer, kitchen, ops))
 	}
 	switch s.Status {
-	case order.Placed:
+	case order.StatusPlaced:
 		switch {
 		case s.Paid():
 			return oneOf(rng, accept, accept, accept, paid, refund)
@@ -388,11 +388,11 @@ func (d *driver) nextOfOrder(rng *rand.Rand, th *thing) Request {
 			return oneOf(rng, captured, captured, failed, request, paid)
 		}
 		return request
-	case order.Accepted:
+	case order.StatusAccepted:
 		return oneOf(rng, prepare, prepare, accept)
-	case order.Preparing:
+	case order.StatusPreparing:
 		return oneOf(rng, ready, ready, prepare)
-	case order.ReadyForRider:
+	case order.StatusReadyForRider:
 		if s.Exhausted {
 			return oneOf(rng, dispatch, dispatch, assign)
 		}
@@ -400,9 +400,9 @@ func (d *driver) nextOfOrder(rng *rand.Rand, th *thing) Request {
 			return oneOf(rng, offer, offer, offer, exhaust)
 		}
 		return oneOf(rng, assign, assign, assign, offer, decline, asks)
-	case order.RiderAssigned:
+	case order.StatusRiderAssigned:
 		return oneOf(rng, pickUp, pickUp, drop, assign, asks)
-	case order.PickedUp:
+	case order.StatusPickedUp:
 		return oneOf(rng, deliver, deliver, pickUp)
 	}
 	return oneOf(rng, refund, refund, refunded, refunded, captured, resolve, deliver, by(ops))

@@ -46,7 +46,7 @@ func TestTheSpecificationSeesALie(t *testing.T) {
 		{"a stale state in an answer", func(ops []*operation) { ops[5].outcome.shown = ops[1].outcome.shown }, porcupine.Illegal},
 		{"a version twice", func(ops []*operation) { ops[6].outcome.version = 2 }, porcupine.Illegal},
 		{"an event that had no effect", func(ops []*operation) { ops[6].outcome.event = "" }, porcupine.Illegal},
-		{"the wrong refusal", func(ops []*operation) { ops[8].outcome.code = string(domain.RiderOffline) }, porcupine.Illegal},
+		{"the wrong refusal", func(ops []*operation) { ops[8].outcome.code = string(rider.CodeOffline) }, porcupine.Illegal},
 		{"201 for what was there", func(ops []*operation) { ops[3].outcome.status = 201 }, porcupine.Illegal},
 		{"a repeat that is none", func(ops []*operation) { ops[4].outcome.repeated = false }, porcupine.Illegal},
 		{"an unknown outcome that took effect", func(ops []*operation) {

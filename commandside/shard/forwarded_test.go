@@ -65,10 +65,10 @@ func validCommands() map[string]Request {
 	add(o, anOrder, kitchen, order.Reject{Reason: "sold out"})
 	add(o, anOrder, kitchen, order.Prepare{})
 	add(o, anOrder, kitchen, order.Ready{})
-	add(o, anOrder, system, order.Offer{Round: 1, Wave: 1, Riders: []order.OfferedRider{{RiderID: "x1", DistanceMeters: 5}}, TTL: time.Second, Limit: 50})
+	add(o, anOrder, system, order.OfferWave{Round: 1, Wave: 1, Riders: []order.OfferedRider{{RiderID: "x1", DistanceMeters: 5}}, TTL: time.Second, Limit: 50})
 	add(o, anOrder, system, order.Exhaust{Round: 1, LastWave: 3})
 	add(o, anOrder, ops, order.RequestDispatch{})
-	add(o, anOrder, courier, order.Accept{RiderID: "x1"})
+	add(o, anOrder, courier, order.CheckOffer{RiderID: "x1"})
 	add(o, anOrder, system, order.Assign{RiderID: "x1", RiderName: "Una", ClaimID: 3, Round: 1, Wave: 1})
 	add(o, anOrder, courier, order.Decline{RiderID: "x1"})
 	add(o, anOrder, courier, order.DropOrder{By: courier, Reason: "flat tyre"})
@@ -217,7 +217,7 @@ func badCommands(t testing.TB) map[string][]byte {
 		r.Command = order.Cancel{By: domain.Actor{Sub: "ops1", Role: domain.Ops}, Reason: "r"}
 	})
 	add("as another", "drop", func(r *Request) { r.Command = order.DropOrder{By: stranger, Reason: "r"} })
-	add("for another", "accept", func(r *Request) { r.Command = order.Accept{RiderID: "x2"} })
+	add("for another", "accept", func(r *Request) { r.Command = order.CheckOffer{RiderID: "x2"} })
 	add("for another", "decline", func(r *Request) { r.Command = order.Decline{RiderID: "x2"} })
 	add("with facts of an order", "payment", func(r *Request) {
 		r.Command = payment.RequestPayment{OrderID: anOrder, Provider: "p", Order: payment.OrderFacts{Payable: true}}
@@ -234,8 +234,8 @@ func badCommands(t testing.TB) map[string][]byte {
 	add("as another", "resolve", func(r *Request) { r.Command = payment.Resolve{PaymentID: "pay_1", Reason: "r", By: "ops2"} })
 	add("nobody", "known", func(r *Request) { r.Command = Known{} })
 	add("too many", "known", func(r *Request) { r.Command = Known{RiderIDs: make([]string, 10_001)} })
-	add("a limit too high", "offer", func(r *Request) { r.Command = order.Offer{Round: 1, Wave: 1, TTL: 1, Limit: 1001} })
-	add("a round that is none", "offer", func(r *Request) { r.Command = order.Offer{Round: -1, Wave: 1, TTL: 1, Limit: 1} })
+	add("a limit too high", "offer", func(r *Request) { r.Command = order.OfferWave{Round: 1, Wave: 1, TTL: 1, Limit: 1001} })
+	add("a round that is none", "offer", func(r *Request) { r.Command = order.OfferWave{Round: -1, Wave: 1, TTL: 1, Limit: 1} })
 	add("no claim", "release", func(r *Request) { r.Command = rider.Release{OrderID: anOrder} })
 	all["an unknown command"] = []byte(`{"topic":"orders","id":"` + anOrder + `","actor":{"sub":"system","role":"system"},"command":"expire","commandData":{}}`)
 	all["no command"] = []byte(`{"topic":"orders","id":"` + anOrder + `","actor":{"sub":"system","role":"system"}}`)

@@ -93,7 +93,7 @@ func TestAStoppedShardPassesOnWhatAppendedNothing(t *testing.T) {
 	s.failed = errDeposed
 	awaiting, confirming, deferred, queued := newCall(Request{}), newCall(Request{}), newCall(Request{}), newCall(Request{})
 	l := &s.logs[orders]
-	awaiting.err = domain.Refuse(domain.OrderNotPaid, "")
+	awaiting.err = domain.Refuse(order.CodeNotPaid, "")
 	l.awaiting = []*waiter{{call: awaiting, left: 1}}
 	l.inFlight = []*pending{{ordinal: 1, waiters: []*waiter{{call: confirming, left: 1}}}}
 	l.deferred = []deferral{{1, deferred}}
@@ -134,14 +134,14 @@ func TestALogThatLostRecordsIsClaimedAnew(t *testing.T) {
 // owner had offered the same pair.
 func TestAnOfferOpensOnceItIsAcknowledged(t *testing.T) {
 	t.Parallel()
-	for _, command := range []domain.Command{order.Accept{RiderID: "x"}, Look{}} {
+	for _, command := range []domain.Command{order.CheckOffer{RiderID: "x"}, Look{}} {
 		s := newLoop(t)
 		l := &s.logs[orders]
 		l.next, l.ordinal, l.seq = 10, 1, 1
 		l.inFlight = []*pending{{ordinal: 1, seq: 1, at: time.Now()}}
 		e := s.agg.begin(orders, "o")
-		e.last[0], e.order = 1, &order.State{ID: "o", Version: 6, Status: order.ReadyForRider, Round: 1, Wave: 1, WaveOpen: true,
-			Offers: []order.RiderOffer{{RiderID: "x", Wave: 1, State: order.OfferOpen}}}
+		e.last[0], e.order = 1, &order.State{ID: "o", Version: 6, Status: order.StatusReadyForRider, Round: 1, Wave: 1, WaveOpen: true,
+			Offers: []order.Offer{{RiderID: "x", Wave: 1, State: order.OfferStateOpen}}}
 		c := newCall(Request{Topic: eventlog.Orders, ID: "o", Actor: domain.Actor{Sub: "x", Role: domain.Rider}, Command: command})
 		s.handle(c)
 		select {
@@ -169,7 +169,7 @@ func TestPaymentOfAnArchivedOrder(t *testing.T) {
 	t.Parallel()
 	s := newLoop(t)
 	now := time.Now()
-	s.agg.begin(orders, "o").order = &order.State{ID: "o", Version: 2, Status: order.Expired, CustomerID: "c", ClosedAt: now.Add(-25 * time.Hour)}
+	s.agg.begin(orders, "o").order = &order.State{ID: "o", Version: 2, Status: order.StatusExpired, CustomerID: "c", ClosedAt: now.Add(-25 * time.Hour)}
 	customer, ops := domain.Actor{Sub: "c", Role: domain.Customer}, domain.Actor{Sub: "o", Role: domain.Ops}
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -182,12 +182,12 @@ func TestPaymentOfAnArchivedOrder(t *testing.T) {
 		command domain.Command
 		want    domain.Code
 	}{
-		{"o", customer, payment.RequestPayment{OrderID: "o"}, domain.OrderArchived},
+		{"o", customer, payment.RequestPayment{OrderID: "o"}, order.CodeArchived},
 		{"o", domain.Actor{Sub: "other", Role: domain.Customer}, payment.RequestPayment{OrderID: "o"}, domain.NotFound},
 		{"o", ops, payment.RequestRefund{}, ""},
 		{"o", domain.SystemActor, payment.RecordCaptured{}, ""},
-		{id.String(), customer, payment.RequestPayment{}, domain.OrderArchived},
-		{id.String(), ops, payment.RequestRefund{}, domain.OrderArchived},
+		{id.String(), customer, payment.RequestPayment{}, order.CodeArchived},
+		{id.String(), ops, payment.RequestRefund{}, order.CodeArchived},
 		{uuid.NewString(), customer, payment.RequestPayment{}, domain.NotFound},
 		{"pay_1", domain.SystemActor, payment.RecordUnmatched{}, ""},
 	} {
@@ -225,11 +225,11 @@ func TestADeposedShardGivesBackWhatIsVoid(t *testing.T) {
 	void.res.Event, crossed.res.Event = order.OrderPreparing{}, payment.PaymentRequested{}
 	refused, deferred := newCall(Request{Topic: eventlog.Orders}), newCall(Request{Topic: eventlog.Orders})
 	landed := newCall(Request{Topic: eventlog.Riders})
-	landed.res.Event = rider.Released{}
+	landed.res.Event = rider.RiderReleased{}
 	l := &s.logs[orders]
 	l.inFlight = []*pending{{ordinal: 1, own: waiter{call: void, left: 2},
 		waiters: []*waiter{{call: crossed, left: 2}}}}
-	refused.err = domain.Refuse(domain.OrderNotPaid, "")
+	refused.err = domain.Refuse(order.CodeNotPaid, "")
 	l.awaiting = []*waiter{{call: refused, left: 1}}
 	l.deferred = []deferral{{1, deferred}}
 	s.logs[riders].inFlight = []*pending{{ordinal: 1, seq: 1, own: waiter{call: landed, left: 1}}}

@@ -489,8 +489,8 @@ func (s *shard) handle(c *call) {
 	if errors.Is(err, errDeferred) {
 		return
 	}
-	_, asks := c.req.Command.(order.Accept)
-	open := asks && err == nil && e.orderState().Status == order.ReadyForRider
+	_, asks := c.req.Command.(order.CheckOffer)
+	open := asks && err == nil && e.orderState().Status == order.StatusReadyForRider
 	if !matches(&c.req, e.version(kind)) && (ev != nil || open || err != nil && !badReference(err)) {
 		ev, err = nil, domain.Refuse(VersionMismatch, "the resource has version %d", e.version(kind))
 	}
@@ -522,7 +522,7 @@ func matches(r *Request, version int64) bool {
 // what the body names.
 func badReference(err error) bool {
 	switch domain.RefusedWith(err) {
-	case domain.NotFound, domain.UnknownRestaurant, domain.UnknownItem, domain.CurrencyMismatch:
+	case domain.NotFound, restaurant.CodeUnknown, restaurant.CodeUnknownItem, restaurant.CodeCurrencyMismatch:
 		return true
 	}
 	return false
@@ -549,7 +549,7 @@ func (s *shard) authorize(kind int, e *entry, r *Request, now time.Time) error {
 			case isPlace(r.Command) || !onOrder && (r.Actor.Role == domain.System || !archived):
 				return nil
 			case archived:
-				return domain.Refuse(domain.OrderArchived, "the order is older than commands reach")
+				return domain.Refuse(order.CodeArchived, "the order is older than commands reach")
 			}
 			return domain.Refuse(domain.NotFound, "no such order")
 		}
@@ -557,7 +557,7 @@ func (s *shard) authorize(kind int, e *entry, r *Request, now time.Time) error {
 			return err
 		}
 		if onOrder && r.Actor.Role != domain.System && e.order.ClosedFor(now) > closedFor {
-			return domain.Refuse(domain.OrderArchived, "the order closed more than 24 hours ago")
+			return domain.Refuse(order.CodeArchived, "the order closed more than 24 hours ago")
 		}
 	case riders:
 		return own(e != nil || isPut(r.Command), r.Actor.Role == domain.Rider && r.Actor.Sub != r.ID)

@@ -148,7 +148,7 @@ func TestAnOrderGoesItsWayAndSurvivesARestart(t *testing.T) {
 		if _, err := a.exec(t, other); domain.RefusedWith(err) != shard.IdempotencyKeyReused {
 			t.Fatalf("another body under the same key: %v", err)
 		}
-		if _, err := a.do(t, kitchen, eventlog.Orders, id, order.AcceptOrder{}); domain.RefusedWith(err) != domain.OrderNotPaid {
+		if _, err := a.do(t, kitchen, eventlog.Orders, id, order.AcceptOrder{}); domain.RefusedWith(err) != order.CodeNotPaid {
 			t.Fatalf("accepting an unpaid order: %v", err)
 		}
 		a.must(t, customer, eventlog.Payments, id, payment.RequestPayment{OrderID: id, Provider: "simulated", GatewayOrderID: "g1"})
@@ -169,14 +169,14 @@ func TestAnOrderGoesItsWayAndSurvivesARestart(t *testing.T) {
 
 		b := startInstance(t, cfg)
 		again, err = b.exec(t, placeRequest(after, "k1"))
-		if err != nil || again.Order.ID != id || again.Status != 201 || again.Order.Status != order.Preparing || again.Order.Version != 4 {
+		if err != nil || again.Order.ID != id || again.Status != 201 || again.Order.Status != order.StatusPreparing || again.Order.Version != 4 {
 			t.Fatalf("the repeat after a restart: %+v, %v", again, err)
 		}
 		ready, err := b.exec(t, shard.Request{Topic: eventlog.Orders, ID: id, Actor: kitchen, Command: order.Ready{}, IfMatch: 1, OrMatch: []int64{4}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if ready.Order.Status != order.ReadyForRider || ready.Order.Version != 5 {
+		if ready.Order.Status != order.StatusReadyForRider || ready.Order.Version != 5 {
 			t.Fatalf("ready: %+v", ready.Order)
 		}
 		if res := b.must(t, kitchen, eventlog.Orders, id, order.Ready{}); res.Event != nil {
@@ -224,7 +224,7 @@ func TestShardsMoveBetweenInstances(t *testing.T) {
 			if res := b.must(t, domain.SystemActor, eventlog.Riders, fmt.Sprint("y", n), rider.Verify{}); res.Rider.Version != 2 || res.Event == nil {
 				t.Fatalf("on the other instance: %+v", res)
 			}
-			if _, err := a.do(t, domain.SystemActor, eventlog.Riders, fmt.Sprint("y", n), rider.ClaimFor{}); domain.RefusedWith(err) != domain.RiderOffline {
+			if _, err := a.do(t, domain.SystemActor, eventlog.Riders, fmt.Sprint("y", n), rider.ClaimFor{}); domain.RefusedWith(err) != rider.CodeOffline {
 				t.Fatalf("a forwarded refusal: %v", err)
 			}
 		}

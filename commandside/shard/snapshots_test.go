@@ -193,7 +193,7 @@ func (o *owned) life(name string, steps int) {
 		func() { o.must(eventlog.Orders, id, "p"+name, order.Prepare{}) },
 		func() { o.must(eventlog.Orders, id, "r"+name, order.Ready{}) },
 		func() {
-			o.must(eventlog.Orders, id, "", order.Offer{Round: 1, Wave: 1, Riders: []order.OfferedRider{{RiderID: riderID, DistanceMeters: 120}}, Limit: 10, TTL: time.Hour})
+			o.must(eventlog.Orders, id, "", order.OfferWave{Round: 1, Wave: 1, Riders: []order.OfferedRider{{RiderID: riderID, DistanceMeters: 120}}, Limit: 10, TTL: time.Hour})
 		},
 		func() { o.must(eventlog.Riders, riderID, "", rider.Put{RiderID: riderID, Name: "R"}) },
 		func() { o.must(eventlog.Riders, riderID, "", rider.Verify{}) },
@@ -282,7 +282,7 @@ func TestASnapshotAndTheTailAreTheWholeLog(t *testing.T) {
 		if c.replayed != 0 {
 			t.Errorf("%d events were left after a hand-over", c.replayed)
 		}
-		if res := c.must(eventlog.Orders, "", "between", Place{CustomerID: "c1"}); !res.Repeated || res.Status != 201 || res.Order.Status != order.Cancelled {
+		if res := c.must(eventlog.Orders, "", "between", Place{CustomerID: "c1"}); !res.Repeated || res.Status != 201 || res.Order.Status != order.StatusCancelled {
 			t.Errorf("the repeat: %+v", res)
 		}
 	})
@@ -374,7 +374,7 @@ func TestClosedOrdersBecomeText(t *testing.T) {
 		}
 	})
 	res := o.must(eventlog.Payments, id, "", payment.RequestRefund{RefundID: uuid.NewString(), Reason: "no"})
-	if len(res.Payment.Refunds) != 1 || res.Order.Status != order.Cancelled {
+	if len(res.Payment.Refunds) != 1 || res.Order.Status != order.StatusCancelled {
 		t.Errorf("a command on it: %+v, %+v", res.Payment, res.Order)
 	}
 	inLoop(func() { before = o.agg.live() })
@@ -413,7 +413,7 @@ func TestACutHasConfirmedStateOnly(t *testing.T) {
 	l := &s.logs[riders]
 	l.next, l.ordinal, l.seq, l.rule.Term = 10, 1, 1, 1
 	e := s.agg.begin(riders, "x")
-	s.agg.evolve(riders, e, rider.Registered{RiderID: "x", Name: "X"}, time.Now(), 1)
+	s.agg.evolve(riders, e, rider.RiderRegistered{RiderID: "x", Name: "X"}, time.Now(), 1)
 	l.inFlight = []*pending{{ordinal: 1, seq: 1, at: time.Now()}}
 	due := time.Now()
 	s.snapshotAt = due
@@ -579,7 +579,7 @@ func TestTheLargestRestaurantIsSaved(t *testing.T) {
 		if err := g.Wait(); err != nil {
 			t.Fatal(err)
 		}
-		if err := set(restaurant.MaxMenuItems); domain.RefusedWith(err) != domain.MenuFull {
+		if err := set(restaurant.MaxMenuItems); domain.RefusedWith(err) != restaurant.CodeMenuFull {
 			t.Errorf("one more: %v", err)
 		}
 		a.snapshotNow()
@@ -634,8 +634,8 @@ func TestClosedOrdersShrinkThenLeave(t *testing.T) {
 			whole bool
 			held  bool
 		}{
-			"yesterday": {"", true, true}, "last week": {domain.OrderArchived, false, true},
-			"long ago": {domain.OrderArchived, false, false}, "unsettled": {domain.OrderArchived, false, true},
+			"yesterday": {"", true, true}, "last week": {order.CodeArchived, false, true},
+			"long ago": {order.CodeArchived, false, false}, "unsettled": {order.CodeArchived, false, true},
 		} {
 			o := ids[name]
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -649,7 +649,7 @@ func TestClosedOrdersShrinkThenLeave(t *testing.T) {
 				t.Errorf("%s: holds %+v, %+v", name, look.Order, look.Payment)
 			}
 			_, err = s.do(eventlog.Payments, o, "", payment.RecordCaptured{PaymentID: "late" + o, GatewayOrderID: "g" + o, Amount: 5, Currency: "INR"})
-			if want := map[bool]domain.Code{true: "", false: domain.PaymentNotRequested}[want.held]; domain.RefusedWith(err) != want {
+			if want := map[bool]domain.Code{true: "", false: payment.CodeNotRequested}[want.held]; domain.RefusedWith(err) != want {
 				t.Errorf("%s: late money: %v", name, err)
 			}
 		}

@@ -213,7 +213,7 @@ func TestAnUnknownEventStopsItsAggregateAlone(t *testing.T) {
 				t.Errorf("round %d: the repeat of the order's key: %v", round, err)
 			}
 			// The payment is unknown; the kitchen need not wait for it.
-			if res := a.must(eventlog.Orders, paid, "", order.AcceptOrder{PrepMinutes: 5}); res.Order.Status != order.Accepted {
+			if res := a.must(eventlog.Orders, paid, "", order.AcceptOrder{PrepMinutes: 5}); res.Order.Status != order.StatusAccepted {
 				t.Errorf("round %d: the order is %s", round, res.Order.Status)
 			}
 			a.must(eventlog.Riders, "other", "", rider.Put{RiderID: "other", Name: time.Now().String()})
@@ -234,7 +234,7 @@ func TestAnUnknownEventStopsItsAggregateAlone(t *testing.T) {
 			if <-due {
 				t.Errorf("round %d: a deadline fires on what cannot be read", round)
 			}
-			if res := a.must(eventlog.Orders, unpaid, "", Look{}); res.Order.Status != order.Placed {
+			if res := a.must(eventlog.Orders, unpaid, "", Look{}); res.Order.Status != order.StatusPlaced {
 				t.Errorf("round %d: the unpaid order is %s", round, res.Order.Status)
 			}
 		}
@@ -292,7 +292,7 @@ func TestABuildThatKnowsTheEventFoldsIt(t *testing.T) {
 	done := make(chan struct{})
 	a.post(func(time.Time) { // as an older build, to which RIDER_VERIFIED is new, would have it
 		e := a.agg.held[riders]["x"]
-		old := rider.Evolve(rider.State{}, rider.Registered{RiderID: "x", Name: "X"}, time.Now())
+		old := rider.Evolve(rider.State{}, rider.RiderRegistered{RiderID: "x", Name: "X"}, time.Now())
 		e.rider = &old
 		e.setUnread(riders, &unreadable{Type: "RIDER_VERIFIED", Why: "unknown", Data: []byte(`{"riderId":"x","ctx":{}}`), Undecoded: true})
 		a.agg.changed(riders, e)
@@ -383,7 +383,7 @@ func TestMenusMarkTheRestaurantAlone(t *testing.T) {
 		_, err := s.price(Place{RestaurantID: id}, "o")
 		if u := (*UnknownEvent)(nil); errors.As(err, &u) {
 			unknown = append(unknown, id)
-		} else if id == "nobody" != (domain.RefusedWith(err) == domain.UnknownRestaurant) {
+		} else if id == "nobody" != (domain.RefusedWith(err) == restaurant.CodeUnknown) {
 			t.Errorf("%s: %v", id, err)
 		}
 	}
@@ -423,7 +423,7 @@ func TestAnAppendIsKnownByItsEffect(t *testing.T) {
 	s := newLoop(t)
 	s.owner.source = "/own"
 	at := time.Now()
-	ev := rider.Updated{RiderID: "x", Name: "X"}
+	ev := rider.RiderUpdated{RiderID: "x", Name: "X"}
 	c := newCall(Request{Topic: eventlog.Riders, ID: "x"})
 	c.res = Result{Event: ev, Rider: &rider.State{ID: "x", Version: 2}}
 	p := &pending{log: riders, at: at, own: waiter{call: c}}

@@ -82,12 +82,12 @@ func TestARequestSurvivesTheWay(t *testing.T) {
 		t.Fatalf("%+v became %+v: %v", in, out, err)
 	}
 	answer, err := encodeAnswer(Result{Status: 200, Event: order.OrderPickedUp{OrderID: "o"}, Order: &order.State{ID: "o", Version: 3},
-		reached: [2]eventlog.Position{{TopicPartition: eventlog.TopicPartition{Topic: eventlog.Orders, Partition: 1}, Offset: 9}}}, domain.Refuse(domain.OfferExpired, "too late"))
+		reached: [2]eventlog.Position{{TopicPartition: eventlog.TopicPartition{Topic: eventlog.Orders, Partition: 1}, Offset: 9}}}, domain.Refuse(order.CodeOfferExpired, "too late"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	res, err := decodeAnswer(eventlog.Orders, answer)
-	if domain.RefusedWith(err) != domain.OfferExpired || res.Order.Version != 3 || res.Event.EventType() != "ORDER_PICKED_UP" || res.Token().String() != "AAEJ" {
+	if domain.RefusedWith(err) != order.CodeOfferExpired || res.Order.Version != 3 || res.Event.EventType() != "ORDER_PICKED_UP" || res.Token().String() != "AAEJ" {
 		t.Fatalf("%+v, %v", res, err)
 	}
 }

@@ -54,7 +54,7 @@ type Message struct {
 	// Latest marks a message that a later one of the same event and room
 	// replaces wherever it still waits.
 	Latest bool
-	// Final says that the Latest message of its rooms, if any, is void.
+	// Final says that the Latest message of its rooms, if any, no longer holds.
 	Final bool
 }
 
@@ -141,10 +141,10 @@ var (
 	eventPattern = regexp.MustCompile(EventPattern)
 )
 
-// ValidRoom says whether room is the name of a room.
+// ValidRoom reports whether room is the name of a room.
 func ValidRoom(room string) bool { return len(room) <= 80 && roomPattern.MatchString(room) }
 
-// ValidEvent says whether name may be emitted: letters, digits, _ . - and
+// ValidEvent reports whether name may be emitted: letters, digits, _ . - and
 // colons between, at most 100. Names that begin with feed: are the feed's own.
 func ValidEvent(name string) bool {
 	return len(name) <= 100 && eventPattern.MatchString(name) && !strings.HasPrefix(name, "feed:")

@@ -6,9 +6,9 @@ import (
 	"tomato/domain"
 )
 
-// The commands. By is who asks; Authorize looks at it, and cancel decides on it.
+// The commands. By is the actor who issues the command, where Decide depends on it.
 type (
-	// Place begins an order. Items are priced already.
+	// Place creates an order. Its items have their prices already.
 	Place struct {
 		OrderID           string        `json:"orderId"`
 		CustomerID        string        `json:"customerId"`
@@ -20,56 +20,59 @@ type (
 		ExternalReference string        `json:"externalReference,omitempty"`
 		PaymentTTL        time.Duration `json:"paymentTTL"`
 	}
-	// MarkPaid says that the booked payment is this one.
+	// MarkPaid records which payment pays the order.
 	MarkPaid struct {
 		PaymentID string        `json:"paymentId"`
 		AcceptTTL time.Duration `json:"acceptTTL"`
 	}
-	// Expire ends an order whose payment deadline has passed.
+	// Expire closes an unpaid order whose payment deadline has passed.
 	Expire struct {
 		PaymentPaid bool `json:"paymentPaid,omitempty"` // the payment aggregate holds booked money
 	}
-	// CancelUnaccepted ends a paid order whose acceptance deadline has passed.
+	// CancelUnaccepted cancels a paid order whose acceptance deadline has passed.
 	CancelUnaccepted struct{}
-	// AcceptOrder is the restaurant's yes.
+	// AcceptOrder is the restaurant's acceptance. A rider's acceptance of an
+	// offer is CheckOffer, then Assign.
 	AcceptOrder struct {
 		PrepMinutes int `json:"prepMinutes,omitempty"`
 	}
-	// Reject is the restaurant's no.
+	// Reject is the restaurant's refusal.
 	Reject struct {
 		Reason string `json:"reason"`
 	}
-	// Prepare says that the kitchen began.
+	// Prepare records that the kitchen has begun.
 	Prepare struct{}
-	// Ready says that a rider may come.
+	// Ready records that a rider may pick the order up, and begins round 1.
 	Ready struct{}
-	// Offer offers the order to riders: a new wave, or more riders of the running one.
-	Offer struct {
+	// OfferWave offers the order to riders. It begins a new wave, or adds riders
+	// to the open one.
+	OfferWave struct {
 		Round  int            `json:"round"`
 		Wave   int            `json:"wave"`
 		Riders []OfferedRider `json:"riders"` // nearest first
 		TTL    time.Duration  `json:"ttl"`
 		Limit  int            `json:"limit"` // riders in one wave
 	}
-	// EndWave ends the running wave when its time is over.
+	// EndWave ends the open wave when its time is over.
 	EndWave struct {
 		Round int `json:"round"`
 		Wave  int `json:"wave"`
 	}
-	// Exhaust says that the last wave is over and nobody is left to ask.
+	// Exhaust ends a round whose last wave is over without a rider.
 	Exhaust struct {
 		Round    int `json:"round"`
 		LastWave int `json:"lastWave"`
 	}
-	// RequestDispatch begins a new round after exhaustion.
+	// RequestDispatch begins a new round after one that was exhausted.
 	RequestDispatch struct{}
-	// Accept asks whether the order is still open to this rider. It appends
-	// nothing: the rider is claimed next, then Assign decides.
-	Accept struct {
+	// CheckOffer is the first step of a rider's acceptance: it checks that the
+	// order is still open to the rider. It makes no event. The rider is claimed
+	// next, and Assign decides.
+	CheckOffer struct {
 		RiderID string `json:"riderId"`
 	}
-	// Assign gives the order to a rider who was claimed for it. It is taken
-	// only in the very (round, wave) that the claim names.
+	// Assign gives the order to a rider who was claimed for it. It succeeds only
+	// in the round and wave that the claim names.
 	Assign struct {
 		RiderID   string `json:"riderId"`
 		RiderName string `json:"riderName"`
@@ -77,7 +80,7 @@ type (
 		Round     int    `json:"round"`
 		Wave      int    `json:"wave"`
 	}
-	// Decline is an offered rider's no.
+	// Decline is the refusal of an offer by its rider.
 	Decline struct {
 		RiderID string `json:"riderId"`
 	}
@@ -86,11 +89,11 @@ type (
 		By     domain.Actor `json:"by"`
 		Reason string       `json:"reason"`
 	}
-	// PickUpOrder says that the rider has it.
+	// PickUpOrder records that the rider has the order.
 	PickUpOrder struct{}
-	// Deliver says that the customer has it.
+	// Deliver records that the customer has the order.
 	Deliver struct{}
-	// Cancel ends the order.
+	// Cancel closes the order without delivery.
 	Cancel struct {
 		By     domain.Actor `json:"by"`
 		Reason string       `json:"reason"`
@@ -106,11 +109,11 @@ func (AcceptOrder) CommandName() string      { return "accept-order" }
 func (Reject) CommandName() string           { return "reject" }
 func (Prepare) CommandName() string          { return "preparing" }
 func (Ready) CommandName() string            { return "ready" }
-func (Offer) CommandName() string            { return "offer" }
+func (OfferWave) CommandName() string        { return "offer" }
 func (EndWave) CommandName() string          { return "end-wave" }
 func (Exhaust) CommandName() string          { return "exhaust" }
 func (RequestDispatch) CommandName() string  { return "dispatch" }
-func (Accept) CommandName() string           { return "accept" }
+func (CheckOffer) CommandName() string       { return "accept" }
 func (Assign) CommandName() string           { return "assign" }
 func (Decline) CommandName() string          { return "decline" }
 func (DropOrder) CommandName() string        { return "drop" }

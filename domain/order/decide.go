@@ -8,15 +8,15 @@ import (
 	"tomato/domain"
 )
 
-// Authorize says whether the actor may issue the command on this order at
-// all, whatever its status: nil, not_found (no party: the order does not exist
-// for them) or forbidden (a party who may not do this).
+// Authorize checks that the actor may issue the command on this order, whatever its
+// status. The refusal is not_found if the actor is no party of the order, for whom it
+// does not exist, and forbidden if the actor is a party who may not do this.
 func Authorize(s *State, c domain.Command, a domain.Actor) error {
 	if !s.Party(a) {
 		return domain.Refuse(domain.NotFound, "no such order")
 	}
 	if a.Role != domain.Rider {
-		return nil // roles are checked at the door; a customer or restaurant that is a party may do what its role may
+		return nil // httpapi has checked the role; a customer or restaurant that is a party may do what its role may
 	}
 	switch c.(type) {
 	case PickUpOrder, Deliver:
@@ -31,9 +31,9 @@ func Authorize(s *State, c domain.Command, a domain.Actor) error {
 	return nil
 }
 
-// Decide returns the event that the command makes of the order, nil where it
-// is already so, or a *domain.Refusal. now dates what becomes due; nothing else
-// depends on it.
+// Decide returns the event that the command makes, or nil if the order is already as
+// the command asks, or a *domain.Refusal. Only deadlines and expected times depend on
+// now.
 func Decide(s *State, c domain.Command, now time.Time) (Event, error) {
 	if p, ok := c.(Place); ok {
 		return place(s, p, now)
@@ -48,58 +48,58 @@ func Decide(s *State, c domain.Command, now time.Time) (Event, error) {
 		if !s.Payable() || c.PaymentPaid {
 			return nil, nil
 		}
-		return OrderExpired{OrderID: s.ID, Ctx: s.ctx(Expired)}, nil
+		return OrderExpired{OrderID: s.ID, Ctx: s.ctx(StatusExpired)}, nil
 	case CancelUnaccepted:
-		if s.Status != Placed || !s.Paid() {
+		if s.Status != StatusPlaced || !s.Paid() {
 			return nil, nil
 		}
 		return s.cancelled("not_accepted_in_time", domain.System), nil
 	case AcceptOrder:
-		if done, err := s.kitchenStep(Placed, Accepted); done || err != nil {
+		if done, err := s.kitchenStep(StatusPlaced, StatusAccepted); done || err != nil {
 			return nil, err
 		}
-		e := OrderAccepted{OrderID: s.ID, PrepMinutes: c.PrepMinutes, Ctx: s.ctx(Accepted)}
+		e := OrderAccepted{OrderID: s.ID, PrepMinutes: c.PrepMinutes, Ctx: s.ctx(StatusAccepted)}
 		if c.PrepMinutes > 0 {
 			e.ReadyAt = domain.Time(now.Add(time.Duration(c.PrepMinutes) * time.Minute))
 		}
 		return e, nil
 	case Reject:
 		switch s.Status {
-		case Placed:
-			return OrderRejected{OrderID: s.ID, Reason: c.Reason, By: domain.Restaurant, PaymentID: s.PaymentID, Ctx: s.ctx(Rejected)}, nil
-		case Rejected:
+		case StatusPlaced:
+			return OrderRejected{OrderID: s.ID, Reason: c.Reason, By: domain.Restaurant, PaymentID: s.PaymentID, Ctx: s.ctx(StatusRejected)}, nil
+		case StatusRejected:
 			return nil, nil
 		}
 		return nil, s.invalid("reject")
 	case Prepare:
-		if done, err := s.kitchenStep(Accepted, Preparing); done || err != nil {
+		if done, err := s.kitchenStep(StatusAccepted, StatusPreparing); done || err != nil {
 			return nil, err
 		}
-		return OrderPreparing{OrderID: s.ID, Ctx: s.ctx(Preparing)}, nil
+		return OrderPreparing{OrderID: s.ID, Ctx: s.ctx(StatusPreparing)}, nil
 	case Ready:
-		if done, err := s.kitchenStep(Preparing, ReadyForRider); done || err != nil {
+		if done, err := s.kitchenStep(StatusPreparing, StatusReadyForRider); done || err != nil {
 			return nil, err
 		}
-		return OrderReadyForRider{OrderID: s.ID, RestaurantID: s.RestaurantID, Location: s.PickUp.Location, Round: 1, Ctx: s.ctx(ReadyForRider)}, nil
-	case Offer:
-		return offer(s, c, now)
+		return OrderReadyForRider{OrderID: s.ID, RestaurantID: s.RestaurantID, Location: s.PickUp.Location, Round: 1, Ctx: s.ctx(StatusReadyForRider)}, nil
+	case OfferWave:
+		return offerWave(s, c, now)
 	case EndWave:
-		if s.Status != ReadyForRider || !s.WaveOpen || c.Round != s.Round || c.Wave != s.Wave {
+		if s.Status != StatusReadyForRider || !s.WaveOpen || c.Round != s.Round || c.Wave != s.Wave {
 			return nil, nil
 		}
 		return OffersExpired{OrderID: s.ID, Round: s.Round, Wave: s.Wave, Riders: orNone(s.openOffers()), Location: s.PickUp.Location, Ctx: s.ctx(s.Status)}, nil
 	case Exhaust:
-		if s.Status != ReadyForRider || s.Exhausted || s.WaveOpen || c.Round != s.Round || s.Wave < c.LastWave {
+		if s.Status != StatusReadyForRider || s.Exhausted || s.WaveOpen || c.Round != s.Round || s.Wave < c.LastWave {
 			return nil, nil
 		}
 		return DispatchExhausted{OrderID: s.ID, Round: s.Round, Waves: s.Wave, Ctx: s.ctx(s.Status)}, nil
 	case RequestDispatch:
-		if s.Status != ReadyForRider || !s.Exhausted {
+		if s.Status != StatusReadyForRider || !s.Exhausted {
 			return nil, s.invalid("dispatch")
 		}
 		return DispatchRequested{OrderID: s.ID, Round: s.Round + 1, Location: s.PickUp.Location, Ctx: s.ctx(s.Status)}, nil
-	case Accept:
-		return nil, accept(s, c.RiderID)
+	case CheckOffer:
+		return nil, checkOffer(s, c.RiderID)
 	case Assign:
 		return assign(s, c)
 	case Decline:
@@ -107,15 +107,15 @@ func Decide(s *State, c domain.Command, now time.Time) (Event, error) {
 	case DropOrder:
 		return drop(s, c)
 	case PickUpOrder:
-		if done, err := s.riderStep(RiderAssigned, PickedUp, "pick-up"); done || err != nil {
+		if done, err := s.riderStep(StatusRiderAssigned, StatusPickedUp, "pick-up"); done || err != nil {
 			return nil, err
 		}
-		return OrderPickedUp{OrderID: s.ID, RiderID: s.RiderID, Ctx: s.ctx(PickedUp)}, nil
+		return OrderPickedUp{OrderID: s.ID, RiderID: s.RiderID, Ctx: s.ctx(StatusPickedUp)}, nil
 	case Deliver:
-		if done, err := s.riderStep(PickedUp, Delivered, "deliver"); done || err != nil {
+		if done, err := s.riderStep(StatusPickedUp, StatusDelivered, "deliver"); done || err != nil {
 			return nil, err
 		}
-		return OrderDelivered{OrderID: s.ID, RiderID: s.RiderID, ClaimID: s.ClaimID, Ctx: s.ctx(Delivered)}, nil
+		return OrderDelivered{OrderID: s.ID, RiderID: s.RiderID, ClaimID: s.ClaimID, Ctx: s.ctx(StatusDelivered)}, nil
 	case Cancel:
 		return cancel(s, c)
 	}
@@ -130,7 +130,7 @@ func place(s *State, c Place, now time.Time) (Event, error) {
 		OrderID: c.OrderID, CustomerID: c.CustomerID, RestaurantID: c.RestaurantID,
 		Items: c.Items, Currency: c.Currency, PickUp: c.PickUp, DeliverTo: c.DeliverTo,
 		ExternalReference: c.ExternalReference, PaymentDueAt: domain.Time(now.Add(c.PaymentTTL)),
-		Ctx: domain.Ctx{CustomerID: c.CustomerID, RestaurantID: c.RestaurantID, Status: string(Placed)},
+		Ctx: domain.Ctx{CustomerID: c.CustomerID, RestaurantID: c.RestaurantID, Status: string(StatusPlaced)},
 	}
 	for _, i := range c.Items {
 		e.Amount += i.UnitPrice * int64(i.Quantity)
@@ -141,69 +141,72 @@ func place(s *State, c Place, now time.Time) (Event, error) {
 func markPaid(s *State, c MarkPaid, now time.Time) (Event, error) {
 	switch {
 	case s.PaymentID == c.PaymentID:
-		return nil, nil // in every status, closed ones too
-	case s.Status == Placed && !s.Paid():
-		e := OrderPaid{OrderID: s.ID, PaymentID: c.PaymentID, AcceptBy: domain.Time(now.Add(c.AcceptTTL)), Ctx: s.ctx(Placed)}
+		return nil, nil // a repeat, in every status
+	case s.Status == StatusPlaced && !s.Paid():
+		e := OrderPaid{OrderID: s.ID, PaymentID: c.PaymentID, AcceptBy: domain.Time(now.Add(c.AcceptTTL)), Ctx: s.ctx(StatusPlaced)}
 		after := Evolve(*s, e, domain.Time(now))
 		e.Order = NewView(&after, PaymentPaid)
 		return e, nil
 	case s.Paid():
-		return nil, domain.Refuse(domain.OrderAlreadyPaid, "paid by another payment")
+		return nil, domain.Refuse(CodeAlreadyPaid, "paid by another payment")
 	}
-	return nil, domain.Refuse(domain.OrderClosedForPayment, "the order ended unpaid as %s", s.Status)
+	return nil, domain.Refuse(CodeClosedForPayment, "the order ended unpaid as %s", s.Status)
 }
 
-func offer(s *State, c Offer, now time.Time) (Event, error) {
-	if s.Status != ReadyForRider || s.Exhausted || c.Round != s.Round {
+// offerWave offers the order to the nearest riders who may be asked, up to the limit
+// of the wave. A new wave begins even with nobody in it: riders may be added while it
+// is open.
+func offerWave(s *State, c OfferWave, now time.Time) (Event, error) {
+	if s.Status != StatusReadyForRider || s.Exhausted || c.Round != s.Round {
 		return nil, nil
 	}
-	running := s.WaveOpen && c.Wave == s.Wave
-	if !running && (s.WaveOpen || c.Wave <= s.Wave) {
+	open := s.WaveOpen && c.Wave == s.Wave // the command adds riders to the open wave
+	if !open && (s.WaveOpen || c.Wave <= s.Wave) {
 		return nil, nil
 	}
 	e := OrderOffered{OrderID: s.ID, Round: c.Round, Wave: c.Wave, Riders: []OfferedRider{}, Location: s.PickUp.Location,
 		ExpiresAt: s.WaveEndsAt, Ctx: s.ctx(s.Status)}
-	room := c.Limit
-	if running {
+	free := c.Limit // places in the wave
+	if open {
 		for _, o := range s.Offers {
 			if o.Wave == s.Wave {
-				room--
+				free--
 			}
 		}
 	} else {
 		e.ExpiresAt = domain.Time(now.Add(c.TTL))
 	}
-	out := map[string]bool{}
+	leftOut := map[string]bool{}
 	for _, r := range s.Unavailable() {
-		out[r] = true
+		leftOut[r] = true
 	}
 	for _, r := range c.Riders {
-		if len(e.Riders) >= room {
+		if len(e.Riders) >= free {
 			break
 		}
-		if o := s.offer(r.RiderID); out[r.RiderID] || running && o != nil && o.Wave == s.Wave {
+		if o := s.offer(r.RiderID); leftOut[r.RiderID] || open && o != nil && o.Wave == s.Wave {
 			continue
 		}
-		out[r.RiderID] = true
+		leftOut[r.RiderID] = true
 		e.Riders = append(e.Riders, r)
 	}
-	if running && len(e.Riders) == 0 {
+	if open && len(e.Riders) == 0 {
 		return nil, nil
 	}
 	return e, nil
 }
 
-// accept answers nil where the order is open to the rider or theirs already.
-func accept(s *State, riderID string) error {
+// checkOffer refuses unless the order is open to the rider, or theirs already.
+func checkOffer(s *State, riderID string) error {
 	switch s.Status {
-	case ReadyForRider:
+	case StatusReadyForRider:
 		if !s.OfferedTo(riderID) {
-			return domain.Refuse(domain.OfferExpired, "this offer has ended")
+			return domain.Refuse(CodeOfferExpired, "this offer has ended")
 		}
 		return nil
-	case RiderAssigned, PickedUp, Delivered:
+	case StatusRiderAssigned, StatusPickedUp, StatusDelivered:
 		if s.RiderID != riderID {
-			return domain.Refuse(domain.OrderAlreadyAssigned, "another rider has the order")
+			return domain.Refuse(CodeAlreadyAssigned, "another rider has the order")
 		}
 		return nil
 	}
@@ -211,17 +214,17 @@ func accept(s *State, riderID string) error {
 }
 
 func assign(s *State, c Assign) (Event, error) {
-	if err := accept(s, c.RiderID); err != nil {
+	if err := checkOffer(s, c.RiderID); err != nil {
 		return nil, err
 	}
-	if s.Status != ReadyForRider {
+	if s.Status != StatusReadyForRider {
 		if s.ClaimID != c.ClaimID {
-			return nil, domain.Refuse(domain.OrderAlreadyAssigned, "assigned under another claim")
+			return nil, domain.Refuse(CodeAlreadyAssigned, "assigned under another claim")
 		}
 		return nil, nil
 	}
 	if c.Round != s.Round || c.Wave != s.Wave {
-		return nil, domain.Refuse(domain.OfferExpired, "this offer has ended")
+		return nil, domain.Refuse(CodeOfferExpired, "this offer has ended")
 	}
 	others := []string{}
 	for _, r := range s.openOffers() {
@@ -229,53 +232,53 @@ func assign(s *State, c Assign) (Event, error) {
 			others = append(others, r)
 		}
 	}
-	e := RiderAssignedEvent{OrderID: s.ID, RiderID: c.RiderID, RiderName: c.RiderName, ClaimID: c.ClaimID,
-		Round: c.Round, Wave: c.Wave, Riders: others, Ctx: s.ctx(RiderAssigned)}
+	e := RiderAssigned{OrderID: s.ID, RiderID: c.RiderID, RiderName: c.RiderName, ClaimID: c.ClaimID,
+		Round: c.Round, Wave: c.Wave, Riders: others, Ctx: s.ctx(StatusRiderAssigned)}
 	e.Ctx.RiderID = c.RiderID
 	return e, nil
 }
 
 func decline(s *State, c Decline) (Event, error) {
 	switch s.Status {
-	case RiderAssigned, PickedUp, Delivered:
+	case StatusRiderAssigned, StatusPickedUp, StatusDelivered:
 		if s.RiderID == c.RiderID {
 			return nil, s.invalid("decline")
 		}
 		return nil, nil
-	case ReadyForRider:
+	case StatusReadyForRider:
 		if !s.OfferedTo(c.RiderID) {
 			return nil, nil
 		}
-		return OfferDeclinedEvent{OrderID: s.ID, RiderID: c.RiderID, Round: s.Round, Wave: s.Wave,
+		return OfferDeclined{OrderID: s.ID, RiderID: c.RiderID, Round: s.Round, Wave: s.Wave,
 			WaveOver: len(s.openOffers()) == 1, Location: s.PickUp.Location, Ctx: s.ctx(s.Status)}, nil
 	}
 	return nil, nil
 }
 
 func drop(s *State, c DropOrder) (Event, error) {
-	var dropped bool // by who asks, before
+	var dropped bool // before, by the actor
 	if c.By.Role == domain.Rider {
 		_, dropped = s.DropBy(c.By.Sub)
 	} else {
 		dropped = slices.ContainsFunc(s.Drops, func(d Drop) bool { return d.By == c.By.Role })
 	}
 	switch {
-	case s.Status == ReadyForRider && dropped:
+	case s.Status == StatusReadyForRider && dropped:
 		return nil, nil
-	case s.Status == RiderAssigned && dropped && c.By.Role == domain.Rider && c.By.Sub != s.RiderID:
-		return nil, nil // ops means the present rider, whomever they took it from before
-	case s.Status == RiderAssigned:
+	case s.Status == StatusRiderAssigned && dropped && c.By.Role == domain.Rider && c.By.Sub != s.RiderID:
+		return nil, nil // ops mean the present rider, whomever they took the order from before
+	case s.Status == StatusRiderAssigned:
 		e := RiderUnassigned{OrderID: s.ID, RiderID: s.RiderID, ClaimID: s.ClaimID, Reason: c.Reason, By: c.By.Role,
-			Round: s.Round + 1, Location: s.PickUp.Location, Ctx: s.ctx(ReadyForRider)}
+			Round: s.Round + 1, Location: s.PickUp.Location, Ctx: s.ctx(StatusReadyForRider)}
 		return e, nil
 	}
 	return nil, s.invalid("drop")
 }
 
 func cancel(s *State, c Cancel) (Event, error) {
-	last := map[domain.Role]Status{domain.Customer: Accepted, domain.Restaurant: RiderAssigned, domain.Ops: PickedUp}[c.By.Role]
+	last := map[domain.Role]Status{domain.Customer: StatusAccepted, domain.Restaurant: StatusRiderAssigned, domain.Ops: StatusPickedUp}[c.By.Role]
 	switch {
-	case s.Status == Cancelled:
+	case s.Status == StatusCancelled:
 		return nil, nil
 	case s.Status.Closed() || last == "" || s.Status.progress() > last.progress():
 		return nil, s.invalid("cancel")
@@ -285,25 +288,26 @@ func cancel(s *State, c Cancel) (Event, error) {
 
 func (s *State) cancelled(reason string, by domain.Role) Event {
 	return OrderCancelled{OrderID: s.ID, Reason: reason, By: by, PaymentID: s.PaymentID,
-		RiderID: s.RiderID, ClaimID: s.ClaimID, Riders: orNone(s.openOffers()), Ctx: s.ctx(Cancelled)}
+		RiderID: s.RiderID, ClaimID: s.ClaimID, Riders: orNone(s.openOffers()), Ctx: s.ctx(StatusCancelled)}
 }
 
-// kitchenStep guards a step of the restaurant: done when the order has passed
-// it, an error when it is not yet, or no more, possible.
+// kitchenStep checks a step of the restaurant. done says that the order has passed it
+// already. The error is the refusal of a step that is not possible.
 func (s *State) kitchenStep(from, to Status) (done bool, err error) {
 	switch {
 	case s.Status.Ended():
 		return false, s.invalid(string(to))
 	case s.Status.progress() >= to.progress():
 		return true, nil
-	case s.Status == Placed && !s.Paid():
-		return false, domain.Refuse(domain.OrderNotPaid, "the order is not paid")
+	case s.Status == StatusPlaced && !s.Paid():
+		return false, domain.Refuse(CodeNotPaid, "the order is not paid")
 	case s.Status != from:
 		return false, s.invalid(string(to))
 	}
 	return false, nil
 }
 
+// riderStep is kitchenStep for a step of the rider.
 func (s *State) riderStep(from, to Status, name string) (done bool, err error) {
 	switch {
 	case s.Status.Ended() || s.Status.progress() < from.progress():
@@ -314,17 +318,12 @@ func (s *State) riderStep(from, to Status, name string) (done bool, err error) {
 	return false, nil
 }
 
-func (s *State) invalid(what string) error {
-	r := domain.Refuse(domain.InvalidTransition, "%s is not possible while the order is %s", what, s.Status)
-	r.CurrentStatus = string(s.Status)
-	return r
-}
-
+// ctx is what the event carries. after is the order's status after it.
 func (s *State) ctx(after Status) domain.Ctx {
 	return domain.Ctx{CustomerID: s.CustomerID, RestaurantID: s.RestaurantID, RiderID: s.RiderID, Status: string(after)}
 }
 
-// orNone makes an absent list an empty one: events carry [], never null.
+// orNone makes an absent list an empty one, because events carry [] and never null.
 func orNone(riders []string) []string {
 	if riders == nil {
 		return []string{}

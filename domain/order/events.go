@@ -8,16 +8,47 @@ import (
 	"tomato/domain"
 )
 
+// The types of the events, as the record header ce_type has them. The constant of
+// an event is Type and the name of its Go type, and that name is the type on the
+// wire in camel case.
+const (
+	TypeOrderPlaced        = "ORDER_PLACED"
+	TypeOrderPaid          = "ORDER_PAID"
+	TypeOrderExpired       = "ORDER_EXPIRED"
+	TypeOrderAccepted      = "ORDER_ACCEPTED"
+	TypeOrderRejected      = "ORDER_REJECTED"
+	TypeOrderPreparing     = "ORDER_PREPARING"
+	TypeOrderReadyForRider = "ORDER_READY_FOR_RIDER"
+	TypeOrderOffered       = "ORDER_OFFERED"
+	TypeOfferDeclined      = "OFFER_DECLINED"
+	TypeOffersExpired      = "OFFERS_EXPIRED"
+	TypeRiderAssigned      = "RIDER_ASSIGNED"
+	TypeRiderUnassigned    = "RIDER_UNASSIGNED"
+	TypeDispatchExhausted  = "DISPATCH_EXHAUSTED"
+	TypeDispatchRequested  = "DISPATCH_REQUESTED"
+	TypeOrderPickedUp      = "ORDER_PICKED_UP"
+	TypeOrderDelivered     = "ORDER_DELIVERED"
+	TypeOrderCancelled     = "ORDER_CANCELLED"
+)
+
+// Types are the types of all events of an order.
+var Types = []string{
+	TypeOrderPlaced, TypeOrderPaid, TypeOrderExpired, TypeOrderAccepted, TypeOrderRejected,
+	TypeOrderPreparing, TypeOrderReadyForRider, TypeOrderOffered, TypeOfferDeclined,
+	TypeOffersExpired, TypeRiderAssigned, TypeRiderUnassigned, TypeDispatchExhausted,
+	TypeDispatchRequested, TypeOrderPickedUp, TypeOrderDelivered, TypeOrderCancelled,
+}
+
 // OfferedRider is one rider of a wave.
 type OfferedRider struct {
 	RiderID        string `json:"riderId"`
 	DistanceMeters int    `json:"distanceMeters"`
 }
 
-// The events, as they stand on topic orders. Shapes are never changed; an old
-// one is upcast in Decode.
+// The events, as they stand on topic orders. Records are kept for ever, so the
+// shape of an event is never changed; where it must be, Decode converts the old one.
 type (
-	OrderPlaced struct { // ORDER_PLACED
+	OrderPlaced struct {
 		OrderID           string     `json:"orderId"`
 		CustomerID        string     `json:"customerId"`
 		RestaurantID      string     `json:"restaurantId"`
@@ -30,42 +61,42 @@ type (
 		PaymentDueAt      time.Time  `json:"paymentDueAt"`
 		Ctx               domain.Ctx `json:"ctx"`
 	}
-	OrderPaid struct { // ORDER_PAID
+	OrderPaid struct {
 		OrderID   string     `json:"orderId"`
 		PaymentID string     `json:"paymentId"`
 		AcceptBy  time.Time  `json:"acceptBy"`
 		Order     View       `json:"order"` // the order as the restaurant first sees it
 		Ctx       domain.Ctx `json:"ctx"`
 	}
-	OrderExpired struct { // ORDER_EXPIRED
+	OrderExpired struct {
 		OrderID string     `json:"orderId"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	OrderAccepted struct { // ORDER_ACCEPTED
+	OrderAccepted struct {
 		OrderID     string     `json:"orderId"`
 		PrepMinutes int        `json:"prepMinutes,omitempty"`
 		ReadyAt     time.Time  `json:"readyAt,omitzero"` // expected
 		Ctx         domain.Ctx `json:"ctx"`
 	}
-	OrderRejected struct { // ORDER_REJECTED
+	OrderRejected struct {
 		OrderID   string      `json:"orderId"`
 		Reason    string      `json:"reason"`
 		By        domain.Role `json:"by"`
-		PaymentID string      `json:"paymentId,omitempty"` // paid by it: refund
+		PaymentID string      `json:"paymentId,omitempty"` // to be refunded; "" if the order is unpaid
 		Ctx       domain.Ctx  `json:"ctx"`
 	}
-	OrderPreparing struct { // ORDER_PREPARING
+	OrderPreparing struct {
 		OrderID string     `json:"orderId"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	OrderReadyForRider struct { // ORDER_READY_FOR_RIDER
+	OrderReadyForRider struct {
 		OrderID      string       `json:"orderId"`
 		RestaurantID string       `json:"restaurantId"`
 		Location     domain.Point `json:"location"` // of the restaurant
 		Round        int          `json:"round"`
 		Ctx          domain.Ctx   `json:"ctx"`
 	}
-	OrderOffered struct { // ORDER_OFFERED
+	OrderOffered struct {
 		OrderID   string         `json:"orderId"`
 		Round     int            `json:"round"`
 		Wave      int            `json:"wave"`
@@ -74,74 +105,74 @@ type (
 		ExpiresAt time.Time      `json:"expiresAt"`
 		Ctx       domain.Ctx     `json:"ctx"`
 	}
-	OfferDeclinedEvent struct { // OFFER_DECLINED
+	OfferDeclined struct {
 		OrderID  string       `json:"orderId"`
 		RiderID  string       `json:"riderId"`
 		Round    int          `json:"round"`
 		Wave     int          `json:"wave"`
-		WaveOver bool         `json:"waveOver"` // nobody of the wave is left
+		WaveOver bool         `json:"waveOver"` // this was the last open offer of the wave
 		Location domain.Point `json:"location"`
 		Ctx      domain.Ctx   `json:"ctx"`
 	}
-	OffersExpired struct { // OFFERS_EXPIRED
+	OffersExpired struct {
 		OrderID  string       `json:"orderId"`
 		Round    int          `json:"round"`
 		Wave     int          `json:"wave"`
-		Riders   []string     `json:"riders"` // whose offer ends
+		Riders   []string     `json:"riders"` // whose open offers end
 		Location domain.Point `json:"location"`
 		Ctx      domain.Ctx   `json:"ctx"`
 	}
-	RiderAssignedEvent struct { // RIDER_ASSIGNED
+	RiderAssigned struct {
 		OrderID   string     `json:"orderId"`
 		RiderID   string     `json:"riderId"`
 		RiderName string     `json:"riderName"`
 		ClaimID   int64      `json:"claimId"`
 		Round     int        `json:"round"`
 		Wave      int        `json:"wave"`
-		Riders    []string   `json:"riders"` // the others whose offer ends
+		Riders    []string   `json:"riders"` // the others, whose open offers end
 		Ctx       domain.Ctx `json:"ctx"`
 	}
-	RiderUnassigned struct { // RIDER_UNASSIGNED
+	RiderUnassigned struct {
 		OrderID  string       `json:"orderId"`
 		RiderID  string       `json:"riderId"`
 		ClaimID  int64        `json:"claimId"`
 		Reason   string       `json:"reason"`
 		By       domain.Role  `json:"by"`
-		Round    int          `json:"round"` // that begins
+		Round    int          `json:"round"` // the one that begins
 		Location domain.Point `json:"location"`
 		Ctx      domain.Ctx   `json:"ctx"`
 	}
-	DispatchExhausted struct { // DISPATCH_EXHAUSTED
+	DispatchExhausted struct {
 		OrderID string     `json:"orderId"`
 		Round   int        `json:"round"`
 		Waves   int        `json:"waves"` // that were tried in the round
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	DispatchRequested struct { // DISPATCH_REQUESTED
+	DispatchRequested struct {
 		OrderID  string       `json:"orderId"`
-		Round    int          `json:"round"` // that begins
+		Round    int          `json:"round"` // the one that begins
 		Location domain.Point `json:"location"`
 		Ctx      domain.Ctx   `json:"ctx"`
 	}
-	OrderPickedUp struct { // ORDER_PICKED_UP
+	OrderPickedUp struct {
 		OrderID string     `json:"orderId"`
 		RiderID string     `json:"riderId"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	OrderDelivered struct { // ORDER_DELIVERED
+	OrderDelivered struct {
 		OrderID string     `json:"orderId"`
 		RiderID string     `json:"riderId"`
 		ClaimID int64      `json:"claimId"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	OrderCancelled struct { // ORDER_CANCELLED
+	OrderCancelled struct {
 		OrderID   string      `json:"orderId"`
 		Reason    string      `json:"reason"`
 		By        domain.Role `json:"by"`
-		PaymentID string      `json:"paymentId,omitempty"` // paid by it: refund
-		RiderID   string      `json:"riderId,omitempty"`   // assigned: released
+		PaymentID string      `json:"paymentId,omitempty"` // to be refunded; "" if the order is unpaid
+		RiderID   string      `json:"riderId,omitempty"`   // to be released; "" if no rider is assigned
 		ClaimID   int64       `json:"claimId,omitempty"`
-		Riders    []string    `json:"riders"` // whose offer ends
+		Riders    []string    `json:"riders"` // whose open offers end
 		Ctx       domain.Ctx  `json:"ctx"`
 	}
 )
@@ -153,23 +184,23 @@ type Event interface {
 }
 
 // EventType implements domain.Event.
-func (OrderPlaced) EventType() string        { return "ORDER_PLACED" }
-func (OrderPaid) EventType() string          { return "ORDER_PAID" }
-func (OrderExpired) EventType() string       { return "ORDER_EXPIRED" }
-func (OrderAccepted) EventType() string      { return "ORDER_ACCEPTED" }
-func (OrderRejected) EventType() string      { return "ORDER_REJECTED" }
-func (OrderPreparing) EventType() string     { return "ORDER_PREPARING" }
-func (OrderReadyForRider) EventType() string { return "ORDER_READY_FOR_RIDER" }
-func (OrderOffered) EventType() string       { return "ORDER_OFFERED" }
-func (OfferDeclinedEvent) EventType() string { return "OFFER_DECLINED" }
-func (OffersExpired) EventType() string      { return "OFFERS_EXPIRED" }
-func (RiderAssignedEvent) EventType() string { return "RIDER_ASSIGNED" }
-func (RiderUnassigned) EventType() string    { return "RIDER_UNASSIGNED" }
-func (DispatchExhausted) EventType() string  { return "DISPATCH_EXHAUSTED" }
-func (DispatchRequested) EventType() string  { return "DISPATCH_REQUESTED" }
-func (OrderPickedUp) EventType() string      { return "ORDER_PICKED_UP" }
-func (OrderDelivered) EventType() string     { return "ORDER_DELIVERED" }
-func (OrderCancelled) EventType() string     { return "ORDER_CANCELLED" }
+func (OrderPlaced) EventType() string        { return TypeOrderPlaced }
+func (OrderPaid) EventType() string          { return TypeOrderPaid }
+func (OrderExpired) EventType() string       { return TypeOrderExpired }
+func (OrderAccepted) EventType() string      { return TypeOrderAccepted }
+func (OrderRejected) EventType() string      { return TypeOrderRejected }
+func (OrderPreparing) EventType() string     { return TypeOrderPreparing }
+func (OrderReadyForRider) EventType() string { return TypeOrderReadyForRider }
+func (OrderOffered) EventType() string       { return TypeOrderOffered }
+func (OfferDeclined) EventType() string      { return TypeOfferDeclined }
+func (OffersExpired) EventType() string      { return TypeOffersExpired }
+func (RiderAssigned) EventType() string      { return TypeRiderAssigned }
+func (RiderUnassigned) EventType() string    { return TypeRiderUnassigned }
+func (DispatchExhausted) EventType() string  { return TypeDispatchExhausted }
+func (DispatchRequested) EventType() string  { return TypeDispatchRequested }
+func (OrderPickedUp) EventType() string      { return TypeOrderPickedUp }
+func (OrderDelivered) EventType() string     { return TypeOrderDelivered }
+func (OrderCancelled) EventType() string     { return TypeOrderCancelled }
 
 func (OrderPlaced) orderEvent()        {}
 func (OrderPaid) orderEvent()          {}
@@ -179,9 +210,9 @@ func (OrderRejected) orderEvent()      {}
 func (OrderPreparing) orderEvent()     {}
 func (OrderReadyForRider) orderEvent() {}
 func (OrderOffered) orderEvent()       {}
-func (OfferDeclinedEvent) orderEvent() {}
+func (OfferDeclined) orderEvent()      {}
 func (OffersExpired) orderEvent()      {}
-func (RiderAssignedEvent) orderEvent() {}
+func (RiderAssigned) orderEvent()      {}
 func (RiderUnassigned) orderEvent()    {}
 func (DispatchExhausted) orderEvent()  {}
 func (DispatchRequested) orderEvent()  {}
@@ -192,39 +223,39 @@ func (OrderCancelled) orderEvent()     {}
 // Decode reads the event of the given type from its data.
 func Decode(eventType string, data []byte) (Event, error) {
 	switch eventType {
-	case "ORDER_PLACED":
+	case TypeOrderPlaced:
 		return decode[OrderPlaced](data)
-	case "ORDER_PAID":
+	case TypeOrderPaid:
 		return decode[OrderPaid](data)
-	case "ORDER_EXPIRED":
+	case TypeOrderExpired:
 		return decode[OrderExpired](data)
-	case "ORDER_ACCEPTED":
+	case TypeOrderAccepted:
 		return decode[OrderAccepted](data)
-	case "ORDER_REJECTED":
+	case TypeOrderRejected:
 		return decode[OrderRejected](data)
-	case "ORDER_PREPARING":
+	case TypeOrderPreparing:
 		return decode[OrderPreparing](data)
-	case "ORDER_READY_FOR_RIDER":
+	case TypeOrderReadyForRider:
 		return decode[OrderReadyForRider](data)
-	case "ORDER_OFFERED":
+	case TypeOrderOffered:
 		return decode[OrderOffered](data)
-	case "OFFER_DECLINED":
-		return decode[OfferDeclinedEvent](data)
-	case "OFFERS_EXPIRED":
+	case TypeOfferDeclined:
+		return decode[OfferDeclined](data)
+	case TypeOffersExpired:
 		return decode[OffersExpired](data)
-	case "RIDER_ASSIGNED":
-		return decode[RiderAssignedEvent](data)
-	case "RIDER_UNASSIGNED":
+	case TypeRiderAssigned:
+		return decode[RiderAssigned](data)
+	case TypeRiderUnassigned:
 		return decode[RiderUnassigned](data)
-	case "DISPATCH_EXHAUSTED":
+	case TypeDispatchExhausted:
 		return decode[DispatchExhausted](data)
-	case "DISPATCH_REQUESTED":
+	case TypeDispatchRequested:
 		return decode[DispatchRequested](data)
-	case "ORDER_PICKED_UP":
+	case TypeOrderPickedUp:
 		return decode[OrderPickedUp](data)
-	case "ORDER_DELIVERED":
+	case TypeOrderDelivered:
 		return decode[OrderDelivered](data)
-	case "ORDER_CANCELLED":
+	case TypeOrderCancelled:
 		return decode[OrderCancelled](data)
 	}
 	return nil, fmt.Errorf("unknown order event %q", eventType)

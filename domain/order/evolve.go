@@ -5,20 +5,20 @@ import (
 	"time"
 )
 
-// Evolve returns the state after e, which happened at time at. It refuses
-// nothing: an event is a fact.
+// Evolve returns the state after the event e, which happened at time at. It refuses
+// nothing, because an event has happened.
 func Evolve(s State, e Event, at time.Time) State {
 	s.Apply(e, at)
 	return s
 }
 
-// Apply is Evolve on a copy that is nobody else's yet.
+// Apply is Evolve in place, for a state that nobody else has.
 func (s *State) Apply(e Event, at time.Time) {
 	s.Version++
 	s.UpdatedAt = at
 	switch e := e.(type) {
 	case OrderPlaced:
-		s.ID, s.Status = e.OrderID, Placed
+		s.ID, s.Status = e.OrderID, StatusPlaced
 		s.CustomerID, s.RestaurantID = e.CustomerID, e.RestaurantID
 		s.Items, s.Amount, s.Currency = e.Items, e.Amount, e.Currency
 		s.PickUp, s.DeliverTo, s.ExternalReference = e.PickUp, e.DeliverTo, e.ExternalReference
@@ -26,19 +26,19 @@ func (s *State) Apply(e Event, at time.Time) {
 	case OrderPaid:
 		s.PaymentID, s.AcceptBy = e.PaymentID, e.AcceptBy
 	case OrderExpired:
-		s.Status = Expired
+		s.Status = StatusExpired
 	case OrderAccepted:
-		s.Status, s.ReadyAt = Accepted, e.ReadyAt
+		s.Status, s.ReadyAt = StatusAccepted, e.ReadyAt
 	case OrderRejected:
-		s.Status, s.Reason, s.By = Rejected, e.Reason, e.By
+		s.Status, s.Reason, s.By = StatusRejected, e.Reason, e.By
 	case OrderPreparing:
-		s.Status = Preparing
+		s.Status = StatusPreparing
 	case OrderReadyForRider:
-		s.Status, s.Round, s.ReadyAt = ReadyForRider, e.Round, at
+		s.Status, s.Round, s.ReadyAt = StatusReadyForRider, e.Round, at
 	case OrderOffered:
 		s.Offers = slices.Clone(s.Offers)
 		for _, r := range e.Riders {
-			o := RiderOffer{RiderID: r.RiderID, Wave: e.Wave, DistanceMeters: r.DistanceMeters, State: OfferOpen}
+			o := Offer{RiderID: r.RiderID, Wave: e.Wave, DistanceMeters: r.DistanceMeters, State: OfferStateOpen}
 			if old := s.offer(r.RiderID); old != nil {
 				*old = o
 			} else {
@@ -46,23 +46,23 @@ func (s *State) Apply(e Event, at time.Time) {
 			}
 		}
 		s.Wave, s.WaveOpen, s.WaveEndsAt = e.Wave, true, e.ExpiresAt
-	case OfferDeclinedEvent:
+	case OfferDeclined:
 		s.Offers = slices.Clone(s.Offers)
 		if o := s.offer(e.RiderID); o != nil {
-			o.State = OfferDeclined
+			o.State = OfferStateDeclined
 		}
 		if e.WaveOver {
 			s.WaveOpen = false
 		}
 	case OffersExpired:
 		s.endOffers()
-	case RiderAssignedEvent:
+	case RiderAssigned:
 		s.endOffers()
-		s.Status = RiderAssigned
+		s.Status = StatusRiderAssigned
 		s.RiderID, s.RiderName, s.ClaimID = e.RiderID, e.RiderName, e.ClaimID
 	case RiderUnassigned:
 		s.Drops = append(slices.Clip(s.Drops), Drop{RiderID: e.RiderID, ClaimID: e.ClaimID, Round: e.Round, By: e.By})
-		s.Status = ReadyForRider
+		s.Status = StatusReadyForRider
 		s.RiderID, s.RiderName, s.ClaimID = "", "", 0
 		s.newRound(e.Round)
 	case DispatchExhausted:
@@ -70,12 +70,12 @@ func (s *State) Apply(e Event, at time.Time) {
 	case DispatchRequested:
 		s.newRound(e.Round)
 	case OrderPickedUp:
-		s.Status = PickedUp
+		s.Status = StatusPickedUp
 	case OrderDelivered:
-		s.Status = Delivered
+		s.Status = StatusDelivered
 	case OrderCancelled:
 		s.endOffers()
-		s.Status, s.Reason, s.By = Cancelled, e.Reason, e.By
+		s.Status, s.Reason, s.By = StatusCancelled, e.Reason, e.By
 	}
 	if s.Status.Closed() && s.ClosedAt.IsZero() {
 		s.ClosedAt = at
@@ -86,8 +86,8 @@ func (s *State) endOffers() {
 	s.WaveOpen = false
 	s.Offers = slices.Clone(s.Offers)
 	for i := range s.Offers {
-		if s.Offers[i].State == OfferOpen {
-			s.Offers[i].State = OfferEnded
+		if s.Offers[i].State == OfferStateOpen {
+			s.Offers[i].State = OfferStateEnded
 		}
 	}
 }

@@ -2,9 +2,9 @@ package order
 
 import "tomato/domain"
 
-// The events that every order passes, the view that every command answers with,
-// and the state that snapshots have, write their JSON by hand. Fields and their order are those of the
-// structs; TestJSON holds it against encoding/json.
+// The events of most orders, the view that every command answers with, and the state
+// in snapshots write their JSON without reflection. Fields and their order are those
+// of the structs. TestJSON compares the result with that of encoding/json.
 
 // WriteJSON implements domain.JSONWriter.
 func (i Item) WriteJSON(j *domain.JSON) {
@@ -97,7 +97,7 @@ func (v *View) WriteJSON(j *domain.JSON) {
 }
 
 // WriteJSON implements domain.JSONWriter.
-func (o RiderOffer) WriteJSON(j *domain.JSON) {
+func (o Offer) WriteJSON(j *domain.JSON) {
 	j.Open()
 	j.String("riderId", o.RiderID)
 	j.Int("wave", int64(o.Wave))
@@ -252,7 +252,7 @@ func (e OrderOffered) WriteJSON(j *domain.JSON) {
 }
 
 // WriteJSON implements domain.JSONWriter.
-func (e RiderAssignedEvent) WriteJSON(j *domain.JSON) {
+func (e RiderAssigned) WriteJSON(j *domain.JSON) {
 	j.Open()
 	j.String("orderId", e.OrderID)
 	j.String("riderId", e.RiderID)

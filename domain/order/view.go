@@ -97,7 +97,7 @@ func NewView(s *State, payment PaymentStatus) View {
 	if s.Payable() {
 		v.PaymentDueAt = s.PaymentDueAt
 	}
-	if s.Status == Placed && s.Paid() {
+	if s.Status == StatusPlaced && s.Paid() {
 		v.AcceptBy = s.AcceptBy
 	}
 	if s.Round > 0 {

@@ -45,11 +45,11 @@ func TestWhoSeesWhat(t *testing.T) {
 		state order.State
 		want  []sight // by viewer
 	}{
-		{"nobody's", order.State{Status: order.ReadyForRider},
+		{"nobody's", order.State{Status: order.StatusReadyForRider},
 			[]sight{{true, nil}, {true, all}, {true, all}, {false, []string{"rider-5"}}, {false, []string{"rider-6"}}, {false, nil}, {false, nil}}},
-		{"rider-5's", order.State{Status: order.RiderAssigned, RiderID: "rider-5", RiderName: "Una Rao"},
+		{"rider-5's", order.State{Status: order.StatusRiderAssigned, RiderID: "rider-5", RiderName: "Una Rao"},
 			[]sight{{true, []string{"rider-5"}}, {true, all}, {true, all}, {true, []string{"rider-5"}}, {false, []string{"rider-6"}}, {false, nil}, {false, nil}}},
-		{"rider-6's, dropped by rider-5", order.State{Status: order.Delivered, RiderID: "rider-6", Drops: []order.Drop{{RiderID: "rider-5"}}},
+		{"rider-6's, dropped by rider-5", order.State{Status: order.StatusDelivered, RiderID: "rider-6", Drops: []order.Drop{{RiderID: "rider-5"}}},
 			[]sight{{true, []string{"rider-6"}}, {true, all}, {true, all}, {false, []string{"rider-5"}}, {true, []string{"rider-6"}}, {false, nil}, {false, nil}}},
 	} {
 		s := c.state

@@ -121,8 +121,8 @@ func BenchmarkDispatch(b *testing.B) {
 	begun := given(preparing)
 	commands := []domain.Command{
 		order.Ready{},
-		order.Offer{Round: 1, Wave: 1, Riders: riders("r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8"), TTL: 30e9, Limit: 50},
-		order.Accept{RiderID: "r5"},
+		order.OfferWave{Round: 1, Wave: 1, Riders: riders("r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8"), TTL: 30e9, Limit: 50},
+		order.CheckOffer{RiderID: "r5"},
 		order.Assign{RiderID: "r5", RiderName: "Una", ClaimID: 7, Round: 1, Wave: 1},
 	}
 	b.ReportAllocs()
@@ -137,7 +137,7 @@ func BenchmarkDispatch(b *testing.B) {
 				s = order.Evolve(s, e, t0)
 			}
 		}
-		if s.Status != order.RiderAssigned {
+		if s.Status != order.StatusRiderAssigned {
 			b.Fatal(s.Status)
 		}
 	}

@@ -2,8 +2,8 @@ package payment
 
 import "tomato/domain"
 
-// OrderFacts is what the order says to a payment command; the shard, which
-// holds both, fills it in.
+// OrderFacts is what a payment command needs of the order. The shard, which has
+// both, fills it in.
 type OrderFacts struct {
 	Payable      bool   `json:"payable,omitempty"`
 	Ended        bool   `json:"ended,omitempty"` // cancelled, rejected or expired
@@ -14,7 +14,7 @@ type OrderFacts struct {
 	RestaurantID string `json:"restaurantId,omitempty"`
 }
 
-// Unmatched reasons.
+// The reasons of PAYMENT_UNMATCHED.
 const (
 	ReasonAmountMismatch = "amount_mismatch"
 	ReasonAlreadyPaid    = "already_paid"
@@ -24,15 +24,16 @@ const (
 
 // The commands.
 type (
-	// RequestPayment opens the payment: GatewayOrderID was made for it just
-	// now. With an empty GatewayOrderID it asks only what it would do.
+	// RequestPayment asks for the order's amount on the gateway order, which was
+	// made for it just now. With an empty GatewayOrderID it makes no event, and
+	// only checks that it is possible.
 	RequestPayment struct {
 		OrderID        string     `json:"orderId"`
 		Provider       string     `json:"provider"`
 		GatewayOrderID string     `json:"gatewayOrderId"`
 		Order          OrderFacts `json:"order"`
 	}
-	// RecordCaptured says that the gateway took money on this gateway order.
+	// RecordCaptured records that the gateway captured money on this gateway order.
 	RecordCaptured struct {
 		PaymentID      string     `json:"paymentId"`
 		GatewayOrderID string     `json:"gatewayOrderId"`
@@ -40,7 +41,7 @@ type (
 		Currency       string     `json:"currency"`
 		Order          OrderFacts `json:"order"`
 	}
-	// RecordFailed says that an attempt failed at the gateway.
+	// RecordFailed records that an attempt failed at the gateway.
 	RecordFailed struct {
 		PaymentID      string `json:"paymentId"`
 		GatewayOrderID string `json:"gatewayOrderId"`
@@ -48,8 +49,8 @@ type (
 		Currency       string `json:"currency"`
 		Reason         string `json:"reason"`
 	}
-	// RecordUnmatched keeps captured money that belongs to no payment that was
-	// asked for. The aggregate is the gateway's payment id.
+	// RecordUnmatched records captured money that belongs to no payment that was
+	// asked for. The aggregate's key is the gateway's payment id.
 	RecordUnmatched struct {
 		PaymentID      string `json:"paymentId"`
 		GatewayOrderID string `json:"gatewayOrderId"`
@@ -57,14 +58,14 @@ type (
 		Currency       string `json:"currency"`
 		Reason         string `json:"reason"` // ReasonNotRequested or ReasonUnknownOrder
 	}
-	// RequestRefund sends money back: the booked payment's, or an unmatched one's.
+	// RequestRefund asks for the refund of the booked payment, or of an unmatched one.
 	RequestRefund struct {
-		PaymentID string `json:"paymentId"` // "" is the booked one
-		RefundID  string `json:"refundId"`  // a UUID, new for each wish
+		PaymentID string `json:"paymentId"` // "" is the booked payment
+		RefundID  string `json:"refundId"`  // a UUID, new for each request
 		Reason    string `json:"reason"`
-		ByOps     bool   `json:"byOps,omitempty"` // may try again after REFUND_FAILED
+		ByOps     bool   `json:"byOps,omitempty"` // may ask again after REFUND_FAILED
 	}
-	// RecordRefund says how a refund ended at the gateway.
+	// RecordRefund records how a refund ended at the gateway.
 	RecordRefund struct {
 		RefundID  string `json:"refundId"`
 		Succeeded bool   `json:"succeeded"`
@@ -87,8 +88,7 @@ func (RequestRefund) CommandName() string   { return "refund" }
 func (RecordRefund) CommandName() string    { return "record-refund" }
 func (Resolve) CommandName() string         { return "resolve" }
 
-// WithOrder returns the command with what the order says filled in, for the
-// commands that ask.
+// WithOrder returns the command with the facts of the order, if it needs them.
 func WithOrder(c domain.Command, o OrderFacts) domain.Command {
 	switch c := c.(type) {
 	case RequestPayment:

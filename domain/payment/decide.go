@@ -8,8 +8,8 @@ import (
 	"tomato/domain/order"
 )
 
-// Decide returns the event that the command makes of the payment, nil where it
-// is already so, or a *domain.Refusal.
+// Decide returns the event that the command makes, or nil if the payment is already
+// as the command asks, or a *domain.Refusal.
 func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 	switch c := c.(type) {
 	case RequestPayment:
@@ -43,10 +43,10 @@ func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 
 func requestPayment(s *State, c RequestPayment) (Event, error) {
 	switch {
-	case c.Order.Ended || s.Status == Refunded:
+	case c.Order.Ended || s.Status == StatusRefunded:
 		return nil, invalid("payment", c.Order.Status)
 	case s.Booked != "" || !c.Order.Payable:
-		return nil, domain.Refuse(domain.OrderAlreadyPaid, "the order is paid")
+		return nil, domain.Refuse(order.CodeAlreadyPaid, "the order is paid")
 	case s.AwaitsMoney() || c.GatewayOrderID == "":
 		return nil, nil
 	}
@@ -58,9 +58,9 @@ func requestPayment(s *State, c RequestPayment) (Event, error) {
 func recordCaptured(s *State, c RecordCaptured) (Event, error) {
 	a, known := s.Attempt(c.PaymentID)
 	switch {
-	case s.Status == None:
-		return nil, domain.Refuse(domain.PaymentNotRequested, "no payment was asked for")
-	case known && a.State != AttemptFailed:
+	case s.Status == StatusNone:
+		return nil, domain.Refuse(CodeNotRequested, "no payment was asked for")
+	case known && a.State != AttemptStateFailed:
 		return nil, nil // booked, or unmatched whatever became of it
 	}
 	reason := ""
@@ -74,11 +74,11 @@ func recordCaptured(s *State, c RecordCaptured) (Event, error) {
 		return PaymentUnmatched{OrderID: s.OrderID, PaymentID: c.PaymentID, Amount: c.Amount, Currency: c.Currency,
 			GatewayOrderID: c.GatewayOrderID, Reason: reason, Ctx: s.ctx("")}, nil
 	}
-	var shown order.PaymentStatus // paid only from ORDER_PAID on; on an order that ended the money is on its way back
+	var shown order.PaymentStatus // paid only from ORDER_PAID on; the money of an order that ended is refunded
 	switch {
 	case c.Order.Ended:
 		shown = order.PaymentRefundPending
-	case s.Status == Failed:
+	case s.Status == StatusFailed:
 		shown = order.PaymentPending
 	}
 	return PaymentSuccess{OrderID: s.OrderID, PaymentID: c.PaymentID, Amount: c.Amount, Currency: c.Currency,
@@ -90,20 +90,20 @@ func requestRefund(s *State, c RequestRefund) (Event, error) {
 		c.PaymentID = s.Booked
 	}
 	a, ok := s.Attempt(c.PaymentID)
-	if !ok || s.Status == None { // money without an order is an operator's, never refunded from here
-		return nil, domain.Refuse(domain.PaymentUnsettled, "there is no captured payment to refund")
+	if !ok || s.Status == StatusNone { // money without an order is for an operator, and never refunded by itself
+		return nil, domain.Refuse(CodeUnsettled, "there is no captured payment to refund")
 	}
 	booked := c.PaymentID == s.Booked
-	if !booked && a.State != AttemptUnmatched {
-		if a.State == AttemptRefunded {
+	if !booked && a.State != AttemptStateUnmatched {
+		if a.State == AttemptStateRefunded {
 			return nil, nil
 		}
-		return nil, domain.Refuse(domain.PaymentUnsettled, "this payment is %s: there is nothing to refund", a.State)
+		return nil, domain.Refuse(CodeUnsettled, "this payment is %s: there is nothing to refund", a.State)
 	}
 	if _, ok := s.Refund(c.RefundID); ok || s.WasRefunded(c.PaymentID) {
 		return nil, nil
 	}
-	if r, ok := s.RefundOf(c.PaymentID); ok && (r.Status != RefundFailedStatus || !c.ByOps) {
+	if r, ok := s.RefundOf(c.PaymentID); ok && (r.Status != RefundStatusFailed || !c.ByOps) {
 		return nil, nil // once per payment; again only by ops after a failure
 	}
 	e := RefundRequested{OrderID: s.OrderID, PaymentID: c.PaymentID, RefundID: c.RefundID, Amount: a.Amount, Currency: a.Currency,
@@ -116,8 +116,8 @@ func requestRefund(s *State, c RequestRefund) (Event, error) {
 
 func recordRefund(s *State, c RecordRefund) (Event, error) {
 	r, ok := s.Refund(c.RefundID)
-	if !ok || s.WasRefunded(r.PaymentID) || r.Status == RefundFailedStatus && !c.Succeeded {
-		return nil, nil // the money is back: what another refund of it comes to changes nothing
+	if !ok || s.WasRefunded(r.PaymentID) || r.Status == RefundStatusFailed && !c.Succeeded {
+		return nil, nil // once a refund succeeded, the outcome of another changes nothing
 	}
 	booked := r.PaymentID == s.Booked
 	if !c.Succeeded {
@@ -138,24 +138,20 @@ func resolve(s *State, c Resolve) (Event, error) {
 		return nil, domain.Refuse(domain.NotFound, "no such payment")
 	}
 	switch a.State {
-	case AttemptResolved:
+	case AttemptStateResolved:
 		return nil, nil
-	case AttemptUnmatched:
+	case AttemptStateUnmatched:
 	default:
-		return nil, domain.Refuse(domain.PaymentUnsettled, "only an unmatched payment can be resolved; this one is %s", a.State)
+		return nil, domain.Refuse(CodeUnsettled, "only an unmatched payment can be resolved; this one is %s", a.State)
 	}
-	if r, ok := s.RefundOf(c.PaymentID); ok && r.Status == RefundRequestedStatus {
-		return nil, domain.Refuse(domain.PaymentUnsettled, "a refund of this payment is under way")
+	if r, ok := s.RefundOf(c.PaymentID); ok && r.Status == RefundStatusRequested {
+		return nil, domain.Refuse(CodeUnsettled, "a refund of this payment is under way")
 	}
 	return PaymentResolved{OrderID: s.OrderID, PaymentID: c.PaymentID, Reason: c.Reason, By: c.By, Ctx: s.ctx("")}, nil
 }
 
-func invalid(what, status string) error {
-	r := domain.Refuse(domain.InvalidTransition, "%s is not possible while the order is %s", what, status)
-	r.CurrentStatus = status
-	return r
-}
-
+// ctx is what the event carries. shown is the order's payment status after it, "" if
+// the event does not change it.
 func (s *State) ctx(shown order.PaymentStatus) domain.Ctx {
 	return domain.Ctx{CustomerID: s.CustomerID, RestaurantID: s.RestaurantID, PaymentStatus: string(shown)}
 }

@@ -7,9 +7,30 @@ import (
 	"tomato/domain"
 )
 
-// The events, as they stand on topic payments.
+// The types of the events, as the record header ce_type has them. The constant of
+// an event is Type and the name of its Go type, and that name is the type on the
+// wire in camel case.
+const (
+	TypePaymentRequested = "PAYMENT_REQUESTED"
+	TypePaymentSuccess   = "PAYMENT_SUCCESS"
+	TypePaymentFailed    = "PAYMENT_FAILED"
+	TypePaymentUnmatched = "PAYMENT_UNMATCHED"
+	TypePaymentResolved  = "PAYMENT_RESOLVED"
+	TypeRefundRequested  = "REFUND_REQUESTED"
+	TypeRefundSuccess    = "REFUND_SUCCESS"
+	TypeRefundFailed     = "REFUND_FAILED"
+)
+
+// Types are the types of all events of a payment.
+var Types = []string{
+	TypePaymentRequested, TypePaymentSuccess, TypePaymentFailed, TypePaymentUnmatched,
+	TypePaymentResolved, TypeRefundRequested, TypeRefundSuccess, TypeRefundFailed,
+}
+
+// The events, as they stand on topic payments. Records are kept for ever, so the
+// shape of an event is never changed; where it must be, Decode converts the old one.
 type (
-	PaymentRequested struct { // PAYMENT_REQUESTED
+	PaymentRequested struct {
 		OrderID        string     `json:"orderId"`
 		Provider       string     `json:"provider"`
 		GatewayOrderID string     `json:"gatewayOrderId"`
@@ -18,7 +39,7 @@ type (
 		Booked         bool       `json:"booked"`
 		Ctx            domain.Ctx `json:"ctx"`
 	}
-	PaymentSuccess struct { // PAYMENT_SUCCESS
+	PaymentSuccess struct {
 		OrderID        string     `json:"orderId"`
 		PaymentID      string     `json:"paymentId"`
 		Amount         int64      `json:"amount"`
@@ -27,7 +48,7 @@ type (
 		Booked         bool       `json:"booked"`
 		Ctx            domain.Ctx `json:"ctx"`
 	}
-	PaymentFailed struct { // PAYMENT_FAILED
+	PaymentFailed struct {
 		OrderID        string     `json:"orderId"`
 		PaymentID      string     `json:"paymentId"`
 		Amount         int64      `json:"amount"`
@@ -37,8 +58,8 @@ type (
 		Booked         bool       `json:"booked"`
 		Ctx            domain.Ctx `json:"ctx"`
 	}
-	PaymentUnmatched struct { // PAYMENT_UNMATCHED
-		OrderID        string     `json:"orderId,omitempty"` // "" where no order is known: never refunded by itself
+	PaymentUnmatched struct {
+		OrderID        string     `json:"orderId,omitempty"` // "" if no order is known: never refunded by itself
 		PaymentID      string     `json:"paymentId"`
 		Amount         int64      `json:"amount"` // exactly what was captured
 		Currency       string     `json:"currency"`
@@ -47,7 +68,7 @@ type (
 		Booked         bool       `json:"booked"`
 		Ctx            domain.Ctx `json:"ctx"`
 	}
-	PaymentResolved struct { // PAYMENT_RESOLVED
+	PaymentResolved struct {
 		OrderID   string     `json:"orderId,omitempty"`
 		PaymentID string     `json:"paymentId"`
 		Reason    string     `json:"reason"`
@@ -55,7 +76,7 @@ type (
 		Booked    bool       `json:"booked"`
 		Ctx       domain.Ctx `json:"ctx"`
 	}
-	RefundRequested struct { // REFUND_REQUESTED
+	RefundRequested struct {
 		OrderID   string     `json:"orderId,omitempty"`
 		PaymentID string     `json:"paymentId"`
 		RefundID  string     `json:"refundId"`
@@ -65,7 +86,7 @@ type (
 		Booked    bool       `json:"booked"`
 		Ctx       domain.Ctx `json:"ctx"`
 	}
-	RefundSuccess struct { // REFUND_SUCCESS
+	RefundSuccess struct {
 		OrderID   string     `json:"orderId,omitempty"`
 		PaymentID string     `json:"paymentId"`
 		RefundID  string     `json:"refundId"`
@@ -74,7 +95,7 @@ type (
 		Booked    bool       `json:"booked"`
 		Ctx       domain.Ctx `json:"ctx"`
 	}
-	RefundFailed struct { // REFUND_FAILED
+	RefundFailed struct {
 		OrderID   string     `json:"orderId,omitempty"`
 		PaymentID string     `json:"paymentId"`
 		RefundID  string     `json:"refundId"`
@@ -93,14 +114,14 @@ type Event interface {
 }
 
 // EventType implements domain.Event.
-func (PaymentRequested) EventType() string { return "PAYMENT_REQUESTED" }
-func (PaymentSuccess) EventType() string   { return "PAYMENT_SUCCESS" }
-func (PaymentFailed) EventType() string    { return "PAYMENT_FAILED" }
-func (PaymentUnmatched) EventType() string { return "PAYMENT_UNMATCHED" }
-func (PaymentResolved) EventType() string  { return "PAYMENT_RESOLVED" }
-func (RefundRequested) EventType() string  { return "REFUND_REQUESTED" }
-func (RefundSuccess) EventType() string    { return "REFUND_SUCCESS" }
-func (RefundFailed) EventType() string     { return "REFUND_FAILED" }
+func (PaymentRequested) EventType() string { return TypePaymentRequested }
+func (PaymentSuccess) EventType() string   { return TypePaymentSuccess }
+func (PaymentFailed) EventType() string    { return TypePaymentFailed }
+func (PaymentUnmatched) EventType() string { return TypePaymentUnmatched }
+func (PaymentResolved) EventType() string  { return TypePaymentResolved }
+func (RefundRequested) EventType() string  { return TypeRefundRequested }
+func (RefundSuccess) EventType() string    { return TypeRefundSuccess }
+func (RefundFailed) EventType() string     { return TypeRefundFailed }
 
 func (PaymentRequested) paymentEvent() {}
 func (PaymentSuccess) paymentEvent()   {}
@@ -114,21 +135,21 @@ func (RefundFailed) paymentEvent()     {}
 // Decode reads the event of the given type from its data.
 func Decode(eventType string, data []byte) (Event, error) {
 	switch eventType {
-	case "PAYMENT_REQUESTED":
+	case TypePaymentRequested:
 		return decode[PaymentRequested](data)
-	case "PAYMENT_SUCCESS":
+	case TypePaymentSuccess:
 		return decode[PaymentSuccess](data)
-	case "PAYMENT_FAILED":
+	case TypePaymentFailed:
 		return decode[PaymentFailed](data)
-	case "PAYMENT_UNMATCHED":
+	case TypePaymentUnmatched:
 		return decode[PaymentUnmatched](data)
-	case "PAYMENT_RESOLVED":
+	case TypePaymentResolved:
 		return decode[PaymentResolved](data)
-	case "REFUND_REQUESTED":
+	case TypeRefundRequested:
 		return decode[RefundRequested](data)
-	case "REFUND_SUCCESS":
+	case TypeRefundSuccess:
 		return decode[RefundSuccess](data)
-	case "REFUND_FAILED":
+	case TypeRefundFailed:
 		return decode[RefundFailed](data)
 	}
 	return nil, fmt.Errorf("unknown payment event %q", eventType)

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Evolve returns the state after e, which happened at time at.
+// Evolve returns the state after the event e, which happened at time at.
 func Evolve(s State, e Event, at time.Time) State {
 	s.Version++
 	s.UpdatedAt = at
@@ -14,36 +14,36 @@ func Evolve(s State, e Event, at time.Time) State {
 	}
 	switch e := e.(type) {
 	case PaymentRequested:
-		s.ID, s.OrderID, s.Status = e.OrderID, e.OrderID, Requested
+		s.ID, s.OrderID, s.Status = e.OrderID, e.OrderID, StatusRequested
 		s.Provider, s.GatewayOrderID, s.Amount, s.Currency = e.Provider, e.GatewayOrderID, e.Amount, e.Currency
 		s.CustomerID, s.RestaurantID = e.Ctx.CustomerID, e.Ctx.RestaurantID
 	case PaymentSuccess:
-		s.Status, s.Booked = Paid, e.PaymentID
-		s.setAttempt(Attempt{PaymentID: e.PaymentID, Amount: e.Amount, Currency: e.Currency, State: AttemptBooked, GatewayStatus: "captured"})
+		s.Status, s.Booked = StatusPaid, e.PaymentID
+		s.setAttempt(Attempt{PaymentID: e.PaymentID, Amount: e.Amount, Currency: e.Currency, State: AttemptStateBooked, GatewayStatus: "captured"})
 	case PaymentFailed:
-		s.Status = Failed
-		s.setAttempt(Attempt{PaymentID: e.PaymentID, Amount: e.Amount, Currency: e.Currency, State: AttemptFailed, GatewayStatus: "failed", Reason: e.Reason})
+		s.Status = StatusFailed
+		s.setAttempt(Attempt{PaymentID: e.PaymentID, Amount: e.Amount, Currency: e.Currency, State: AttemptStateFailed, GatewayStatus: "failed", Reason: e.Reason})
 	case PaymentUnmatched:
 		if s.ID == "" {
 			s.ID, s.GatewayOrderID = e.PaymentID, e.GatewayOrderID
 		}
-		s.setAttempt(Attempt{PaymentID: e.PaymentID, Amount: e.Amount, Currency: e.Currency, State: AttemptUnmatched, GatewayStatus: "captured", Reason: e.Reason})
+		s.setAttempt(Attempt{PaymentID: e.PaymentID, Amount: e.Amount, Currency: e.Currency, State: AttemptStateUnmatched, GatewayStatus: "captured", Reason: e.Reason})
 	case PaymentResolved:
-		s.markAttempt(e.PaymentID, AttemptResolved)
+		s.markAttempt(e.PaymentID, AttemptStateResolved)
 	case RefundRequested:
-		s.Refunds = append(slices.Clip(s.Refunds), Refund{RefundID: e.RefundID, PaymentID: e.PaymentID, Amount: e.Amount, Currency: e.Currency, Status: RefundRequestedStatus})
+		s.Refunds = append(slices.Clip(s.Refunds), Refund{RefundID: e.RefundID, PaymentID: e.PaymentID, Amount: e.Amount, Currency: e.Currency, Status: RefundStatusRequested})
 		if e.Booked {
-			s.Status = RefundPending
+			s.Status = StatusRefundPending
 		}
 	case RefundSuccess:
-		s.setRefund(e.RefundID, RefundSucceeded)
+		s.setRefund(e.RefundID, RefundStatusSucceeded)
 		if e.Booked {
-			s.Status = Refunded
+			s.Status = StatusRefunded
 		} else {
-			s.markAttempt(e.PaymentID, AttemptRefunded)
+			s.markAttempt(e.PaymentID, AttemptStateRefunded)
 		}
 	case RefundFailed:
-		s.setRefund(e.RefundID, RefundFailedStatus)
+		s.setRefund(e.RefundID, RefundStatusFailed)
 	}
 	return s
 }

@@ -2,8 +2,9 @@ package payment
 
 import "tomato/domain"
 
-// The events of every payment that goes well write their JSON by hand. Fields
-// and their order are those of the structs.
+// The events of a payment that succeeds write their JSON without reflection. Fields
+// and their order are those of the structs. TestJSON compares the result with that of
+// encoding/json.
 
 // WriteJSON implements domain.JSONWriter.
 func (e PaymentRequested) WriteJSON(j *domain.JSON) {

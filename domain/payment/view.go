@@ -23,7 +23,7 @@ type AttemptView struct {
 	Reason        string       `json:"reason,omitempty"`
 }
 
-// RefundView is money on its way back, in a View.
+// RefundView is one refund, in a View.
 type RefundView struct {
 	RefundID  string       `json:"refundId"`
 	PaymentID string       `json:"paymentId"`
@@ -36,7 +36,7 @@ type RefundView struct {
 func NewView(s *State) View {
 	v := View{OrderID: s.OrderID, Version: s.Version, State: string(s.Status), Provider: s.Provider, GatewayOrderID: s.GatewayOrderID,
 		Amount: s.Amount, Currency: s.Currency, Payments: make([]AttemptView, 0, len(s.Attempts)), Refunds: make([]RefundView, 0, len(s.Refunds))}
-	if s.Status == None {
+	if s.Status == StatusNone {
 		v.State = "none"
 	}
 	for _, a := range s.Attempts {

@@ -7,44 +7,17 @@ import (
 	"tomato/domain"
 )
 
-// Evolve returns the state after e, which happened at time at.
-func Evolve(s State, e Event, at time.Time) State {
-	s.Version++
-	s.UpdatedAt = at
-	switch e := e.(type) {
-	case Registered:
-		s.ID, s.Name, s.Vehicle, s.Verification, s.CreatedAt = e.RiderID, e.Name, e.Vehicle, Unverified, at
-	case Updated:
-		s.Name, s.Vehicle = e.Name, e.Vehicle
-	case VerifiedEvent:
-		s.Verification = Verified
-		s.Online = s.Claim != nil // who still has an order goes on as before
-	case SuspendedEvent:
-		s.Verification, s.Online = Suspended, false
-	case WentOnline:
-		s.Online = true
-	case WentOffline:
-		s.Online = false
-	case Claimed:
-		s.Claim = &Claim{ID: e.ClaimID, OrderID: e.OrderID, Round: e.Round, Wave: e.Wave,
-			CustomerID: e.Ctx.CustomerID, RestaurantID: e.Ctx.RestaurantID}
-	case Released:
-		s.Claim = nil
-	}
-	return s
-}
-
-// Decide returns the event that the command makes of the rider, nil where it
-// is already so, or a *domain.Refusal.
+// Decide returns the event that the command makes, or nil if the rider is already
+// as the command asks, or a *domain.Refusal.
 func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 	if p, ok := c.(Put); ok {
 		switch {
 		case !s.Exists():
-			return Registered{RiderID: p.RiderID, Name: p.Name, Vehicle: p.Vehicle, Ctx: domain.Ctx{RiderID: p.RiderID}}, nil
+			return RiderRegistered{RiderID: p.RiderID, Name: p.Name, Vehicle: p.Vehicle, Ctx: domain.Ctx{RiderID: p.RiderID}}, nil
 		case s.Name == p.Name && s.Vehicle == p.Vehicle:
 			return nil, nil
 		}
-		return Updated{RiderID: s.ID, Name: p.Name, Vehicle: p.Vehicle, Ctx: s.ctx()}, nil
+		return RiderUpdated{RiderID: s.ID, Name: p.Name, Vehicle: p.Vehicle, Ctx: s.ctx()}, nil
 	}
 	if !s.Exists() {
 		return nil, domain.Refuse(domain.NotFound, "no such rider")
@@ -54,37 +27,37 @@ func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 		if s.Verification == Verified {
 			return nil, nil
 		}
-		return VerifiedEvent{RiderID: s.ID, Ctx: s.ctx()}, nil
+		return RiderVerified{RiderID: s.ID, Ctx: s.ctx()}, nil
 	case Suspend:
 		if s.Verification == Suspended {
 			return nil, nil
 		}
-		return SuspendedEvent{RiderID: s.ID, Ctx: s.ctx()}, nil
+		return RiderSuspended{RiderID: s.ID, Ctx: s.ctx()}, nil
 	case GoOnline:
 		switch {
 		case s.Verification == Suspended:
-			return nil, domain.Refuse(domain.RiderSuspended, "suspended riders stay offline")
+			return nil, domain.Refuse(CodeSuspended, "suspended riders stay offline")
 		case s.Verification != Verified:
-			return nil, domain.Refuse(domain.RiderNotVerified, "ops must verify the rider first")
+			return nil, domain.Refuse(CodeNotVerified, "ops must verify the rider first")
 		case s.Online:
 			return nil, nil
 		}
-		return WentOnline{RiderID: s.ID, Ctx: s.ctx()}, nil
+		return RiderOnline{RiderID: s.ID, Ctx: s.ctx()}, nil
 	case GoOffline:
 		switch {
 		case s.Claim != nil:
-			return nil, domain.Refuse(domain.RiderBusy, "the rider has an order")
+			return nil, domain.Refuse(CodeBusy, "the rider has an order")
 		case !s.Online:
 			return nil, nil
 		}
-		return WentOffline{RiderID: s.ID, Ctx: s.ctx()}, nil
+		return RiderOffline{RiderID: s.ID, Ctx: s.ctx()}, nil
 	case ClaimFor:
 		return claim(s, c)
 	case Release:
 		if s.Claim == nil || s.Claim.ID != c.ClaimID {
 			return nil, nil
 		}
-		return Released{RiderID: s.ID, ClaimID: s.Claim.ID, OrderID: s.Claim.OrderID, Ctx: s.ctx()}, nil
+		return RiderReleased{RiderID: s.ID, ClaimID: s.Claim.ID, OrderID: s.Claim.OrderID, Ctx: s.ctx()}, nil
 	}
 	return nil, fmt.Errorf("rider: unknown command %T", c)
 }
@@ -94,15 +67,15 @@ func claim(s *State, c ClaimFor) (Event, error) {
 	case s.Claim != nil && s.Claim.OrderID == c.OrderID && s.Claim.Round == c.Round && s.Claim.Wave == c.Wave:
 		return nil, nil
 	case s.Claim == nil && s.Verification == Suspended:
-		return nil, domain.Refuse(domain.RiderSuspended, "the rider is suspended")
+		return nil, domain.Refuse(CodeSuspended, "the rider is suspended")
 	case s.Claim != nil:
-		return nil, domain.Refuse(domain.RiderBusy, "the rider has an order")
+		return nil, domain.Refuse(CodeBusy, "the rider has an order")
 	case s.Verification != Verified:
-		return nil, domain.Refuse(domain.RiderNotVerified, "the rider is not verified")
+		return nil, domain.Refuse(CodeNotVerified, "the rider is not verified")
 	case !s.Online:
-		return nil, domain.Refuse(domain.RiderOffline, "the rider is offline")
+		return nil, domain.Refuse(CodeOffline, "the rider is offline")
 	}
-	return Claimed{RiderID: s.ID, RiderName: s.Name, ClaimID: s.Version + 1, OrderID: c.OrderID, Round: c.Round, Wave: c.Wave,
+	return RiderClaimed{RiderID: s.ID, RiderName: s.Name, ClaimID: s.Version + 1, OrderID: c.OrderID, Round: c.Round, Wave: c.Wave,
 		Ctx: domain.Ctx{CustomerID: c.CustomerID, RestaurantID: c.RestaurantID, RiderID: s.ID}}, nil
 }
 

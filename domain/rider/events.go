@@ -7,37 +7,58 @@ import (
 	"tomato/domain"
 )
 
-// The events, as they stand on topic riders.
+// The types of the events, as the record header ce_type has them. The constant of
+// an event is Type and the name of its Go type, and that name is the type on the
+// wire in camel case.
+const (
+	TypeRiderRegistered = "RIDER_REGISTERED"
+	TypeRiderUpdated    = "RIDER_UPDATED"
+	TypeRiderVerified   = "RIDER_VERIFIED"
+	TypeRiderSuspended  = "RIDER_SUSPENDED"
+	TypeRiderOnline     = "RIDER_ONLINE"
+	TypeRiderOffline    = "RIDER_OFFLINE"
+	TypeRiderClaimed    = "RIDER_CLAIMED"
+	TypeRiderReleased   = "RIDER_RELEASED"
+)
+
+// Types are the types of all events of a rider.
+var Types = []string{
+	TypeRiderRegistered, TypeRiderUpdated, TypeRiderVerified, TypeRiderSuspended,
+	TypeRiderOnline, TypeRiderOffline, TypeRiderClaimed, TypeRiderReleased,
+}
+
+// The events, as they stand on topic riders. Records are kept for ever, so the
+// shape of an event is never changed; where it must be, Decode converts the old one.
 type (
-	Registered struct { // RIDER_REGISTERED
+	RiderRegistered struct {
 		RiderID string     `json:"riderId"`
 		Name    string     `json:"name"`
 		Vehicle string     `json:"vehicle,omitempty"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	Updated struct { // RIDER_UPDATED
+	RiderUpdated struct {
 		RiderID string     `json:"riderId"`
 		Name    string     `json:"name"`
 		Vehicle string     `json:"vehicle,omitempty"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	VerifiedEvent struct { // RIDER_VERIFIED
+	RiderVerified struct {
 		RiderID string     `json:"riderId"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	SuspendedEvent struct { // RIDER_SUSPENDED
+	RiderSuspended struct {
 		RiderID string     `json:"riderId"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	WentOnline struct { // RIDER_ONLINE
+	RiderOnline struct {
 		RiderID string     `json:"riderId"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	WentOffline struct { // RIDER_OFFLINE
+	RiderOffline struct {
 		RiderID string     `json:"riderId"`
 		Ctx     domain.Ctx `json:"ctx"`
 	}
-	Claimed struct { // RIDER_CLAIMED
+	RiderClaimed struct {
 		RiderID   string     `json:"riderId"`
 		RiderName string     `json:"riderName"`
 		ClaimID   int64      `json:"claimId"`
@@ -46,7 +67,7 @@ type (
 		Wave      int        `json:"wave"`
 		Ctx       domain.Ctx `json:"ctx"`
 	}
-	Released struct { // RIDER_RELEASED
+	RiderReleased struct {
 		RiderID string     `json:"riderId"`
 		ClaimID int64      `json:"claimId"`
 		OrderID string     `json:"orderId"`
@@ -61,43 +82,43 @@ type Event interface {
 }
 
 // EventType implements domain.Event.
-func (Registered) EventType() string     { return "RIDER_REGISTERED" }
-func (Updated) EventType() string        { return "RIDER_UPDATED" }
-func (VerifiedEvent) EventType() string  { return "RIDER_VERIFIED" }
-func (SuspendedEvent) EventType() string { return "RIDER_SUSPENDED" }
-func (WentOnline) EventType() string     { return "RIDER_ONLINE" }
-func (WentOffline) EventType() string    { return "RIDER_OFFLINE" }
-func (Claimed) EventType() string        { return "RIDER_CLAIMED" }
-func (Released) EventType() string       { return "RIDER_RELEASED" }
+func (RiderRegistered) EventType() string { return TypeRiderRegistered }
+func (RiderUpdated) EventType() string    { return TypeRiderUpdated }
+func (RiderVerified) EventType() string   { return TypeRiderVerified }
+func (RiderSuspended) EventType() string  { return TypeRiderSuspended }
+func (RiderOnline) EventType() string     { return TypeRiderOnline }
+func (RiderOffline) EventType() string    { return TypeRiderOffline }
+func (RiderClaimed) EventType() string    { return TypeRiderClaimed }
+func (RiderReleased) EventType() string   { return TypeRiderReleased }
 
-func (Registered) riderEvent()     {}
-func (Updated) riderEvent()        {}
-func (VerifiedEvent) riderEvent()  {}
-func (SuspendedEvent) riderEvent() {}
-func (WentOnline) riderEvent()     {}
-func (WentOffline) riderEvent()    {}
-func (Claimed) riderEvent()        {}
-func (Released) riderEvent()       {}
+func (RiderRegistered) riderEvent() {}
+func (RiderUpdated) riderEvent()    {}
+func (RiderVerified) riderEvent()   {}
+func (RiderSuspended) riderEvent()  {}
+func (RiderOnline) riderEvent()     {}
+func (RiderOffline) riderEvent()    {}
+func (RiderClaimed) riderEvent()    {}
+func (RiderReleased) riderEvent()   {}
 
 // Decode reads the event of the given type from its data.
 func Decode(eventType string, data []byte) (Event, error) {
 	switch eventType {
-	case "RIDER_REGISTERED":
-		return decode[Registered](data)
-	case "RIDER_UPDATED":
-		return decode[Updated](data)
-	case "RIDER_VERIFIED":
-		return decode[VerifiedEvent](data)
-	case "RIDER_SUSPENDED":
-		return decode[SuspendedEvent](data)
-	case "RIDER_ONLINE":
-		return decode[WentOnline](data)
-	case "RIDER_OFFLINE":
-		return decode[WentOffline](data)
-	case "RIDER_CLAIMED":
-		return decode[Claimed](data)
-	case "RIDER_RELEASED":
-		return decode[Released](data)
+	case TypeRiderRegistered:
+		return decode[RiderRegistered](data)
+	case TypeRiderUpdated:
+		return decode[RiderUpdated](data)
+	case TypeRiderVerified:
+		return decode[RiderVerified](data)
+	case TypeRiderSuspended:
+		return decode[RiderSuspended](data)
+	case TypeRiderOnline:
+		return decode[RiderOnline](data)
+	case TypeRiderOffline:
+		return decode[RiderOffline](data)
+	case TypeRiderClaimed:
+		return decode[RiderClaimed](data)
+	case TypeRiderReleased:
+		return decode[RiderReleased](data)
 	}
 	return nil, fmt.Errorf("unknown rider event %q", eventType)
 }

@@ -2,11 +2,12 @@ package rider
 
 import "tomato/domain"
 
-// The events of every delivery write their JSON by hand. Fields and their
-// order are those of the structs.
+// The events of every delivery write their JSON without reflection. Fields and their
+// order are those of the structs. TestJSON compares the result with that of
+// encoding/json.
 
 // WriteJSON implements domain.JSONWriter.
-func (e Claimed) WriteJSON(j *domain.JSON) {
+func (e RiderClaimed) WriteJSON(j *domain.JSON) {
 	j.Open()
 	j.String("riderId", e.RiderID)
 	j.String("riderName", e.RiderName)
@@ -20,7 +21,7 @@ func (e Claimed) WriteJSON(j *domain.JSON) {
 }
 
 // WriteJSON implements domain.JSONWriter.
-func (e Released) WriteJSON(j *domain.JSON) {
+func (e RiderReleased) WriteJSON(j *domain.JSON) {
 	j.Open()
 	j.String("riderId", e.RiderID)
 	j.Int("claimId", e.ClaimID)

@@ -1,133 +1,184 @@
 package rider_test
 
 import (
-	"fmt"
 	"reflect"
 	"testing"
-	"time"
 
 	"tomato/domain"
 	"tomato/domain/domaintest"
 	"tomato/domain/rider"
 )
 
-var t0 = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+var aggregate = domaintest.Aggregate[rider.State, rider.Event]{
+	Evolve: rider.Evolve,
+	Decide: rider.Decide,
+	Show:   func(s *rider.State) string { return string(s.Status()) + ", " + string(s.Verification) },
+}
 
-// The histories that lead to the columns.
 var (
-	busyCtx       = domain.Ctx{CustomerID: "c1", RestaurantID: "res1", RiderID: "r1"}
-	unknown       []rider.Event
-	unverified    = then(unknown, rider.Registered{RiderID: "r1", Name: "Una"})
-	verified      = then(unverified, rider.VerifiedEvent{RiderID: "r1"})
-	available     = then(verified, rider.WentOnline{RiderID: "r1"})
-	busy          = then(available, rider.Claimed{RiderID: "r1", RiderName: "Una", ClaimID: 4, OrderID: "X", Round: 1, Wave: 2, Ctx: busyCtx})
-	suspended     = then(available, rider.SuspendedEvent{RiderID: "r1"})
-	suspendedBusy = then(busy, rider.SuspendedEvent{RiderID: "r1"})
+	given = aggregate.Given
+	then  = aggregate.Then
 )
 
-func then(history []rider.Event, events ...rider.Event) []rider.Event {
-	return append(append([]rider.Event{}, history...), events...)
+// The histories that lead to the states.
+var (
+	busyCtx    = domain.Ctx{CustomerID: "c1", RestaurantID: "res1", RiderID: "r1"}
+	unknown    []rider.Event
+	unverified = then(unknown, rider.RiderRegistered{RiderID: "r1", Name: "Una"})
+	verified   = then(unverified, rider.RiderVerified{RiderID: "r1"})
+	available  = then(verified, rider.RiderOnline{RiderID: "r1"})
+	busy       = then(available,
+		rider.RiderClaimed{RiderID: "r1", RiderName: "Una", ClaimID: 4, OrderID: "X", Round: 1, Wave: 2, Ctx: busyCtx})
+	suspended     = then(available, rider.RiderSuspended{RiderID: "r1"})
+	suspendedBusy = then(busy, rider.RiderSuspended{RiderID: "r1"})
+)
+
+// states are the columns of the document's table.
+var states = []domaintest.State[rider.Event]{
+	{Name: "unknown", History: unknown},
+	{Name: "offline, unverified", History: unverified, Shown: "offline, unverified"},
+	{Name: "offline, verified", History: verified, Shown: "offline, verified"},
+	{Name: "available", History: available, Shown: "available, verified"},
+	{Name: "busy with X", History: busy, Shown: "busy, verified"},
+	{Name: "suspended (offline)", History: suspended, Shown: "offline, suspended"},
+	{Name: "suspended, busy with X", History: suspendedBusy, Shown: "busy, suspended"},
 }
 
-func given(history []rider.Event) rider.State {
-	var s rider.State
-	for i, e := range history {
-		s = rider.Evolve(s, e, t0.Add(time.Duration(i)*time.Second))
-	}
-	return s
-}
-
-var columns = []struct {
-	name    string
-	history []rider.Event
-}{
-	{"unknown", unknown}, {"offline, unverified", unverified}, {"offline, verified", verified}, {"available", available},
-	{"busy with X", busy}, {"suspended (offline)", suspended}, {"suspended, busy with X", suspendedBusy},
-}
-
-// TestTransitions is the document's table; after an event stand status and
-// verification. Positions are no events and not here.
+// TestTransitions is the document's table. Status and verification stand after an
+// event. Locations are no events and not here.
 func TestTransitions(t *testing.T) {
 	t.Parallel()
 	claim := func(orderID string, round, wave int) rider.ClaimFor {
 		return rider.ClaimFor{OrderID: orderID, Round: round, Wave: wave, CustomerID: "c1", RestaurantID: "res1"}
 	}
-	const busyAvailable = "RIDER_CLAIMED → busy, verified"
-	for _, row := range []struct {
-		name    string
-		command domain.Command
-		cells   string
-	}{
-		// command                                    unknown | offline, unverified | offline, verified | available | busy with X | suspended (offline) | suspended, busy with X
-		{"PUT", rider.Put{RiderID: "r1", Name: "Uma", Vehicle: "bike"}, "RIDER_REGISTERED → offline, unverified | RIDER_UPDATED → offline, unverified | RIDER_UPDATED → offline, verified | RIDER_UPDATED → available, verified | RIDER_UPDATED → busy, verified | RIDER_UPDATED → offline, suspended | RIDER_UPDATED → busy, suspended"},
-		{"PUT, nothing new", rider.Put{RiderID: "r1", Name: "Una"}, "RIDER_REGISTERED → offline, unverified | = | = | = | = | = | ="},
-		{"verify (ops)", rider.Verify{}, "404 | RIDER_VERIFIED → offline, verified | = | = | = | RIDER_VERIFIED → offline, verified | RIDER_VERIFIED → busy, verified"},
-		{"suspend (ops)", rider.Suspend{}, "404 | RIDER_SUSPENDED → offline, suspended | RIDER_SUSPENDED → offline, suspended | RIDER_SUSPENDED → offline, suspended | RIDER_SUSPENDED → busy, suspended | = | ="},
-		{"online (self)", rider.GoOnline{}, "404 | rider_not_verified | RIDER_ONLINE → available, verified | = | = | rider_suspended | rider_suspended"},
-		{"offline (self)", rider.GoOffline{}, "404 | = | = | RIDER_OFFLINE → offline, verified | rider_busy | = | rider_busy"},
-		{"claim X (accept)", claim("X", 1, 2), "404 | rider_not_verified | rider_offline | RIDER_CLAIMED → busy, verified | = | rider_suspended | ="},
-		{"claim X in another wave", claim("X", 1, 3), "404 | rider_not_verified | rider_offline | RIDER_CLAIMED → busy, verified | rider_busy | rider_suspended | rider_busy"},
-		{"claim X in another round", claim("X", 2, 2), "404 | rider_not_verified | rider_offline | RIDER_CLAIMED → busy, verified | rider_busy | rider_suspended | rider_busy"},
-		{"claim Y (accept)", claim("Y", 1, 2), "404 | rider_not_verified | rider_offline | " + busyAvailable + " | rider_busy | rider_suspended | rider_busy"},
-		{"release X", rider.Release{ClaimID: 4, OrderID: "X"}, "— 404 | — | — | = | RIDER_RELEASED → available, verified | = | RIDER_RELEASED → offline, suspended"},
-		{"release of another claim", rider.Release{ClaimID: 3, OrderID: "X"}, "— 404 | — | — | = | = | = | ="},
-	} {
-		cells := domaintest.Columns(row.cells)
-		if len(cells) != len(columns) {
-			t.Errorf("%s: %d cells for %d columns", row.name, len(cells), len(columns))
-			continue
-		}
-		for i, column := range columns {
-			t.Run(row.name+"/"+column.name, func(t *testing.T) {
-				t.Parallel()
-				s := given(column.history)
-				e, err := rider.Decide(&s, row.command, t0)
-				got := domaintest.Outcome(t, e, err, "")
-				if e != nil {
-					after := rider.Evolve(s, e, t0)
-					got += fmt.Sprintf(" → %s, %s", after.Status(), after.Verification)
-				}
-				if want := cells[i]; got != want && (want != "—" || got != "=") && want != "— "+got {
-					t.Errorf("got %s, want %s", got, want)
-				}
-			})
-		}
-	}
+	aggregate.Transitions(t, states, []domaintest.Transition{
+		{Name: "PUT", Command: rider.Put{RiderID: "r1", Name: "Uma", Vehicle: "bike"}, Then: `
+			unknown                | RIDER_REGISTERED → offline, unverified
+			offline, unverified    | RIDER_UPDATED → offline, unverified
+			offline, verified      | RIDER_UPDATED → offline, verified
+			available              | RIDER_UPDATED → available, verified
+			busy with X            | RIDER_UPDATED → busy, verified
+			suspended (offline)    | RIDER_UPDATED → offline, suspended
+			suspended, busy with X | RIDER_UPDATED → busy, suspended`},
+		{Name: "PUT, nothing new", Command: rider.Put{RiderID: "r1", Name: "Una"}, Then: `
+			unknown                                       | RIDER_REGISTERED → offline, unverified
+			offline, unverified .. suspended, busy with X | =`},
+		{Name: "verify (ops)", Command: rider.Verify{}, Then: `
+			unknown                                  | 404
+			offline, unverified; suspended (offline) | RIDER_VERIFIED → offline, verified
+			offline, verified .. busy with X         | =
+			suspended, busy with X                   | RIDER_VERIFIED → busy, verified`},
+		{Name: "suspend (ops)", Command: rider.Suspend{}, Then: `
+			unknown                                     | 404
+			offline, unverified .. available            | RIDER_SUSPENDED → offline, suspended
+			busy with X                                 | RIDER_SUSPENDED → busy, suspended
+			suspended (offline); suspended, busy with X | =`},
+		{Name: "online (self)", Command: rider.GoOnline{}, Then: `
+			unknown                                     | 404
+			offline, unverified                         | rider_not_verified
+			offline, verified                           | RIDER_ONLINE → available, verified
+			available; busy with X                      | =
+			suspended (offline); suspended, busy with X | rider_suspended`},
+		{Name: "offline (self)", Command: rider.GoOffline{}, Then: `
+			unknown                                                     | 404
+			offline, unverified; offline, verified; suspended (offline) | =
+			available                                                   | RIDER_OFFLINE → offline, verified
+			busy with X; suspended, busy with X                         | rider_busy`},
+		{Name: "claim X (accept)", Command: claim("X", 1, 2), Then: `
+			unknown                             | 404
+			offline, unverified                 | rider_not_verified
+			offline, verified                   | rider_offline
+			available                           | RIDER_CLAIMED → busy, verified
+			busy with X; suspended, busy with X | =
+			suspended (offline)                 | rider_suspended`},
+		{Name: "claim X in another wave", Command: claim("X", 1, 3), Then: `
+			unknown                             | 404
+			offline, unverified                 | rider_not_verified
+			offline, verified                   | rider_offline
+			available                           | RIDER_CLAIMED → busy, verified
+			busy with X; suspended, busy with X | rider_busy
+			suspended (offline)                 | rider_suspended`},
+		{Name: "claim X in another round", Command: claim("X", 2, 2), Then: `
+			unknown                             | 404
+			offline, unverified                 | rider_not_verified
+			offline, verified                   | rider_offline
+			available                           | RIDER_CLAIMED → busy, verified
+			busy with X; suspended, busy with X | rider_busy
+			suspended (offline)                 | rider_suspended`},
+		{Name: "claim Y (accept)", Command: claim("Y", 1, 2), Then: `
+			unknown                             | 404
+			offline, unverified                 | rider_not_verified
+			offline, verified                   | rider_offline
+			available                           | RIDER_CLAIMED → busy, verified
+			busy with X; suspended, busy with X | rider_busy
+			suspended (offline)                 | rider_suspended`},
+		{Name: "release X", Command: rider.Release{ClaimID: 4, OrderID: "X"}, Then: `
+			unknown                                | — 404
+			offline, unverified; offline, verified | —
+			available; suspended (offline)         | =
+			busy with X                            | RIDER_RELEASED → available, verified
+			suspended, busy with X                 | RIDER_RELEASED → offline, suspended`},
+		{Name: "release of another claim", Command: rider.Release{ClaimID: 3, OrderID: "X"}, Then: `
+			unknown                                | — 404
+			offline, unverified; offline, verified | —
+			available .. suspended, busy with X    | =`},
+	})
 }
 
+// TestEvents is what the events carry.
 func TestEvents(t *testing.T) {
 	t.Parallel()
-	for _, c := range []struct {
-		name  string
-		given []rider.Event
-		when  domain.Command
-		then  rider.Event
-	}{
-		{"registered", unknown, rider.Put{RiderID: "r1", Name: "Una", Vehicle: "bike"}, rider.Registered{RiderID: "r1", Name: "Una", Vehicle: "bike", Ctx: domain.Ctx{RiderID: "r1"}}},
-		{"updated: a PUT replaces all", then(unknown, rider.Registered{RiderID: "r1", Name: "Una", Vehicle: "bike"}), rider.Put{RiderID: "r1", Name: "Una"}, rider.Updated{RiderID: "r1", Name: "Una", Ctx: domain.Ctx{RiderID: "r1"}}},
-		{"claimed: the claim's id is the version that it makes", available, rider.ClaimFor{OrderID: "Y", Round: 3, Wave: 1, CustomerID: "c2", RestaurantID: "res2"},
-			rider.Claimed{RiderID: "r1", RiderName: "Una", ClaimID: 4, OrderID: "Y", Round: 3, Wave: 1, Ctx: domain.Ctx{CustomerID: "c2", RestaurantID: "res2", RiderID: "r1"}}},
-		{"released: says to whom", busy, rider.Release{ClaimID: 4, OrderID: "X"}, rider.Released{RiderID: "r1", ClaimID: 4, OrderID: "X", Ctx: busyCtx}},
-		{"suspended while busy: says to whom", busy, rider.Suspend{}, rider.SuspendedEvent{RiderID: "r1", Ctx: busyCtx}},
-	} {
-		s := given(c.given)
-		if e, err := rider.Decide(&s, c.when, t0); err != nil || !reflect.DeepEqual(e, c.then) {
-			t.Errorf("%s: got\n%#v, %v\nwant\n%#v", c.name, e, err, c.then)
-		}
-	}
+	aggregate.Examples(t, []domaintest.Example[rider.Event]{
+		{
+			Name:  "registered",
+			Given: unknown,
+			When:  rider.Put{RiderID: "r1", Name: "Una", Vehicle: "bike"},
+			Then:  rider.RiderRegistered{RiderID: "r1", Name: "Una", Vehicle: "bike", Ctx: domain.Ctx{RiderID: "r1"}},
+		},
+		{
+			Name:  "updated: a PUT replaces all",
+			Given: then(unknown, rider.RiderRegistered{RiderID: "r1", Name: "Una", Vehicle: "bike"}),
+			When:  rider.Put{RiderID: "r1", Name: "Una"},
+			Then:  rider.RiderUpdated{RiderID: "r1", Name: "Una", Ctx: domain.Ctx{RiderID: "r1"}},
+		},
+		{
+			Name:  "claimed: the claim's id is the version that it makes",
+			Given: available,
+			When:  rider.ClaimFor{OrderID: "Y", Round: 3, Wave: 1, CustomerID: "c2", RestaurantID: "res2"},
+			Then: rider.RiderClaimed{
+				RiderID: "r1", RiderName: "Una", ClaimID: 4, OrderID: "Y", Round: 3, Wave: 1,
+				Ctx: domain.Ctx{CustomerID: "c2", RestaurantID: "res2", RiderID: "r1"},
+			},
+		},
+		{
+			Name:  "released: says to whom",
+			Given: busy,
+			When:  rider.Release{ClaimID: 4, OrderID: "X"},
+			Then:  rider.RiderReleased{RiderID: "r1", ClaimID: 4, OrderID: "X", Ctx: busyCtx},
+		},
+		{
+			Name:  "suspended while busy: says to whom",
+			Given: busy,
+			When:  rider.Suspend{},
+			Then:  rider.RiderSuspended{RiderID: "r1", Ctx: busyCtx},
+		},
+	})
+}
+
+func TestClaim(t *testing.T) {
+	t.Parallel()
 	s := given(busy)
-	if want := (&rider.Claim{ID: 4, OrderID: "X", Round: 1, Wave: 2, CustomerID: "c1", RestaurantID: "res1"}); !reflect.DeepEqual(s.Claim, want) || s.Claim.ID != s.Version {
+	want := &rider.Claim{ID: 4, OrderID: "X", Round: 1, Wave: 2, CustomerID: "c1", RestaurantID: "res1"}
+	if !reflect.DeepEqual(s.Claim, want) || s.Claim.ID != s.Version {
 		t.Errorf("claim %+v at version %d, want %+v", s.Claim, s.Version, want)
 	}
 	// Verified again in the middle of an order, the rider is free at its end, as before.
-	back := given(then(suspendedBusy, rider.VerifiedEvent{RiderID: "r1"}, rider.Released{RiderID: "r1", ClaimID: 4, OrderID: "X"}))
-	if back.Status() != rider.Available || back.Verification != rider.Verified {
+	back := given(then(suspendedBusy, rider.RiderVerified{RiderID: "r1"}, rider.RiderReleased{RiderID: "r1", ClaimID: 4, OrderID: "X"}))
+	if back.Status() != rider.StatusAvailable || back.Verification != rider.Verified {
 		t.Errorf("after suspension, verification and release: %s, %s", back.Status(), back.Verification)
 	}
-	if _, err := rider.Decide(&s, nil, t0); err == nil {
-		t.Error("no command is decided")
-	}
-	if v, want := rider.NewView(&s), (rider.View{RiderID: "r1", Version: 4, Name: "Una", Verification: rider.Verified, Status: rider.Busy, OrderID: "X"}); v != want {
-		t.Errorf("view %+v, want %+v", v, want)
+	view := rider.View{RiderID: "r1", Version: 4, Name: "Una", Verification: rider.Verified, Status: rider.StatusBusy, OrderID: "X"}
+	if got := rider.NewView(&s); got != view {
+		t.Errorf("view %+v, want %+v", got, view)
 	}
 }

@@ -12,16 +12,14 @@ func TestWire(t *testing.T) {
 	t.Parallel()
 	free := domain.Ctx{RiderID: "rider-5"}
 	with := domain.Ctx{CustomerID: "cust-9", RestaurantID: "res-17", RiderID: "rider-5"}
-	domaintest.Golden[rider.Event](t, rider.Decode, []string{
-		"RIDER_REGISTERED", "RIDER_UPDATED", "RIDER_VERIFIED", "RIDER_SUSPENDED", "RIDER_ONLINE", "RIDER_OFFLINE", "RIDER_CLAIMED", "RIDER_RELEASED",
-	},
-		rider.Registered{RiderID: "rider-5", Name: "Una Rao", Vehicle: "scooter", Ctx: free},
-		rider.Updated{RiderID: "rider-5", Name: "Una Rao", Vehicle: "bicycle", Ctx: free},
-		rider.VerifiedEvent{RiderID: "rider-5", Ctx: free},
-		rider.SuspendedEvent{RiderID: "rider-5", Ctx: with},
-		rider.WentOnline{RiderID: "rider-5", Ctx: free},
-		rider.WentOffline{RiderID: "rider-5", Ctx: free},
-		rider.Claimed{RiderID: "rider-5", RiderName: "Una Rao", ClaimID: 4, OrderID: "019b7c1e-8e3c-7b1a-9d55-0a1b2c3d4e5f", Round: 1, Wave: 2, Ctx: with},
-		rider.Released{RiderID: "rider-5", ClaimID: 4, OrderID: "019b7c1e-8e3c-7b1a-9d55-0a1b2c3d4e5f", Ctx: with},
+	domaintest.Golden[rider.Event](t, rider.Decode, rider.Types,
+		rider.RiderRegistered{RiderID: "rider-5", Name: "Una Rao", Vehicle: "scooter", Ctx: free},
+		rider.RiderUpdated{RiderID: "rider-5", Name: "Una Rao", Vehicle: "bicycle", Ctx: free},
+		rider.RiderVerified{RiderID: "rider-5", Ctx: free},
+		rider.RiderSuspended{RiderID: "rider-5", Ctx: with},
+		rider.RiderOnline{RiderID: "rider-5", Ctx: free},
+		rider.RiderOffline{RiderID: "rider-5", Ctx: free},
+		rider.RiderClaimed{RiderID: "rider-5", RiderName: "Una Rao", ClaimID: 4, OrderID: "019b7c1e-8e3c-7b1a-9d55-0a1b2c3d4e5f", Round: 1, Wave: 2, Ctx: with},
+		rider.RiderReleased{RiderID: "rider-5", ClaimID: 4, OrderID: "019b7c1e-8e3c-7b1a-9d55-0a1b2c3d4e5f", Ctx: with},
 	)
 }

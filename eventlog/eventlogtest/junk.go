@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"tomato/domain/order"
 	"tomato/eventlog"
 )
 
@@ -29,7 +30,7 @@ func Junk(topic string, partition int32) []*kgo.Record {
 		return h
 	}
 	event := func(pairs ...string) []kgo.RecordHeader {
-		return append(header("ce_specversion", "1.0", "ce_id", "j", "ce_source", "/junk", "ce_type", "ORDER_PAID",
+		return append(header("ce_specversion", "1.0", "ce_id", "j", "ce_source", "/junk", "ce_type", order.TypeOrderPaid,
 			"ce_time", "2026-01-02T03:04:05Z", "ce_subject", "x", "content-type", "application/json", "version", "1"), header(pairs...)...)
 	}
 	records := []*kgo.Record{
@@ -126,7 +127,7 @@ func FuzzRecords(f *testing.F, topic, golden string, fn func(t *testing.T, r *kg
 		}
 	}
 	f.Add([]byte("{}"), "SHARD_CLAIMED", "x1", at, "1", "2", "7", "ce_id=c")
-	f.Add([]byte("null"), "ORDER_PLACED", "x1", "9999-12-31T23:59:59-23:59", "1", "1", "1", "idempotency=00.00.1")
+	f.Add([]byte("null"), order.TypeOrderPlaced, "x1", "9999-12-31T23:59:59-23:59", "1", "1", "1", "idempotency=00.00.1")
 	f.Fuzz(func(t *testing.T, data []byte, eventType, subject, at, version, term, seq, odd string) {
 		r := &kgo.Record{Topic: topic, Key: []byte(subject), Value: data, Timestamp: time.Unix(1_767_323_045, 0)}
 		add := func(key, value string) {

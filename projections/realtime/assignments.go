@@ -63,7 +63,7 @@ func (a *assignments) end(riderID string, claimID int64) {
 // that position to the order's room.
 func (a *assignments) order(e *eventlog.Event) ([]feed.Message, error) {
 	switch e.Type {
-	case "RIDER_ASSIGNED", "RIDER_UNASSIGNED", "ORDER_DELIVERED", "ORDER_CANCELLED":
+	case order.TypeRiderAssigned, order.TypeRiderUnassigned, order.TypeOrderDelivered, order.TypeOrderCancelled:
 	default:
 		return nil, nil
 	}
@@ -72,7 +72,7 @@ func (a *assignments) order(e *eventlog.Event) ([]feed.Message, error) {
 		return nil, err
 	}
 	switch o := decoded.(type) {
-	case order.RiderAssignedEvent:
+	case order.RiderAssigned:
 		n := Assignment{RiderID: o.RiderID, ClaimID: o.ClaimID, OrderID: o.OrderID, CustomerID: o.Ctx.CustomerID, RestaurantID: o.Ctx.RestaurantID}
 		if p, ok := a.last[o.RiderID]; a.assign(n) && ok && !p.at.Before(e.Time) {
 			return a.message(n, p.Position, p.at)

@@ -203,7 +203,7 @@ func TestARiderIsSeenWhileBringingTheOrder(t *testing.T) {
 	}
 	tell("k1", 0) // not assigned: nobody's business
 	tell("k2", 0) // loaded
-	events(order.RiderAssignedEvent{OrderID: "o1", RiderID: "k1", ClaimID: 3, Riders: []string{}, Ctx: ctxOf("o1", "k1", "rider_assigned")})
+	events(order.RiderAssigned{OrderID: "o1", RiderID: "k1", ClaimID: 3, Riders: []string{}, Ctx: ctxOf("o1", "k1", "rider_assigned")})
 	tell("k1", 10)
 	tell("k1", 5) // older than the last
 	// The end of an older claim must not end the present one.
@@ -212,7 +212,7 @@ func TestARiderIsSeenWhileBringingTheOrder(t *testing.T) {
 	events(order.RiderUnassigned{OrderID: "o1", RiderID: "k1", ClaimID: 3, Round: 2, Ctx: ctxOf("o1", "k1", "ready_for_rider")})
 	tell("k1", 12)
 	// Nor may an older assignment, read late, replace the present one.
-	events(order.RiderAssignedEvent{OrderID: "o1", RiderID: "k2", ClaimID: 4, Riders: []string{}, Ctx: ctxOf("o1", "k2", "rider_assigned")})
+	events(order.RiderAssigned{OrderID: "o1", RiderID: "k2", ClaimID: 4, Riders: []string{}, Ctx: ctxOf("o1", "k2", "rider_assigned")})
 	tell("k2", 13)
 
 	r.mu.Lock()
@@ -245,7 +245,7 @@ func TestAPositionReadBeforeItsAssignmentIsNotLost(t *testing.T) {
 	w.At(now.Add(time.Second))
 	r.wait(t, "the position", r.has(w.Telemetry(eventlog.RiderLocations, "k1", rider.PositionType, position("k1", now))))
 	w.At(now)
-	r.wait(t, "the assignment", r.has(w.Append(eventlog.Orders, "o1", order.RiderAssignedEvent{OrderID: "o1", RiderID: "k1", ClaimID: 3, Riders: []string{}, Ctx: ctxOf("o1", "k1", "rider_assigned")})))
+	r.wait(t, "the assignment", r.has(w.Append(eventlog.Orders, "o1", order.RiderAssigned{OrderID: "o1", RiderID: "k1", ClaimID: 3, Riders: []string{}, Ctx: ctxOf("o1", "k1", "rider_assigned")})))
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if n := len(r.said); n != 3 || r.said[2][:15] != "rider:location " {

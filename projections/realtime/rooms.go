@@ -90,7 +90,7 @@ func orderRooms(e *eventlog.Event) ([]feed.Message, error) {
 		}
 	case order.OffersExpired:
 		m.taken(o.OrderID, o.Ctx, "expired", o.Riders)
-	case order.RiderAssignedEvent:
+	case order.RiderAssigned:
 		m.update(e, o.OrderID, o.Ctx, "", false)
 		m.taken(o.OrderID, o.Ctx, "assigned", o.Riders)
 		m.add("order:rider_assigned", o.Ctx, assignedPayload{o.OrderID, o.RiderID, o.RiderName},
@@ -109,7 +109,7 @@ func orderRooms(e *eventlog.Event) ([]feed.Message, error) {
 	}
 	for i := range m.all {
 		m.all[i].Version = e.Version
-		m.all[i].Assigned, m.all[i].Unassigned = e.Type == "RIDER_ASSIGNED", e.Type == "RIDER_UNASSIGNED"
+		m.all[i].Assigned, m.all[i].Unassigned = e.Type == order.TypeRiderAssigned, e.Type == order.TypeRiderUnassigned
 	}
 	return m.all, m.err
 }

@@ -3,14 +3,16 @@ package simulate
 import (
 	"encoding/json"
 	"slices"
+
+	"tomato/domain/order"
 )
 
 // eventOfCommand names the event that an acknowledged command must have appended.
 var eventOfCommand = map[string]string{
-	"place": "ORDER_PLACED", "accept-order": "ORDER_ACCEPTED", "reject": "ORDER_REJECTED",
-	"preparing": "ORDER_PREPARING", "ready": "ORDER_READY_FOR_RIDER", "accept": "RIDER_ASSIGNED",
-	"pick-up": "ORDER_PICKED_UP", "deliver": "ORDER_DELIVERED", "drop": "RIDER_UNASSIGNED",
-	"cancel": "ORDER_CANCELLED", "dispatch": "DISPATCH_REQUESTED",
+	"place": order.TypeOrderPlaced, "accept-order": order.TypeOrderAccepted, "reject": order.TypeOrderRejected,
+	"preparing": order.TypeOrderPreparing, "ready": order.TypeOrderReadyForRider, "accept": order.TypeRiderAssigned,
+	"pick-up": order.TypeOrderPickedUp, "deliver": order.TypeOrderDelivered, "drop": order.TypeRiderUnassigned,
+	"cancel": order.TypeOrderCancelled, "dispatch": order.TypeDispatchRequested,
 	// decline appends none when the offer had ended.
 }
 

@@ -3,6 +3,8 @@ package simulate
 import (
 	"encoding/json"
 	"slices"
+
+	"tomato/domain/order"
 )
 
 // transition is what an event type does to an order's status.
@@ -15,23 +17,23 @@ type transition struct {
 
 // transitions are those of the contract, by event type.
 var transitions = map[string]transition{
-	"ORDER_PLACED":          {from: []string{""}, to: "placed", once: true},
-	"ORDER_PAID":            {from: []string{"placed"}, once: true, update: true},
-	"ORDER_EXPIRED":         {from: []string{"placed"}, to: "expired", once: true, update: true},
-	"ORDER_ACCEPTED":        {from: []string{"placed"}, to: "accepted", once: true, update: true},
-	"ORDER_REJECTED":        {from: []string{"placed"}, to: "rejected", once: true, update: true},
-	"ORDER_PREPARING":       {from: []string{"accepted"}, to: "preparing", once: true, update: true},
-	"ORDER_READY_FOR_RIDER": {from: []string{"preparing"}, to: "ready_for_rider", once: true, update: true},
-	"ORDER_OFFERED":         {from: []string{"ready_for_rider"}},
-	"OFFER_DECLINED":        {from: []string{"ready_for_rider"}},
-	"OFFERS_EXPIRED":        {from: []string{"ready_for_rider"}},
-	"DISPATCH_EXHAUSTED":    {from: []string{"ready_for_rider"}},
-	"DISPATCH_REQUESTED":    {from: []string{"ready_for_rider"}},
-	"RIDER_ASSIGNED":        {from: []string{"ready_for_rider"}, to: "rider_assigned", update: true},
-	"RIDER_UNASSIGNED":      {from: []string{"rider_assigned"}, to: "ready_for_rider", update: true},
-	"ORDER_PICKED_UP":       {from: []string{"rider_assigned"}, to: "picked_up", once: true, update: true},
-	"ORDER_DELIVERED":       {from: []string{"picked_up"}, to: "delivered", once: true, update: true},
-	"ORDER_CANCELLED": {from: []string{"placed", "accepted", "preparing", "ready_for_rider", "rider_assigned", "picked_up"},
+	order.TypeOrderPlaced:        {from: []string{""}, to: "placed", once: true},
+	order.TypeOrderPaid:          {from: []string{"placed"}, once: true, update: true},
+	order.TypeOrderExpired:       {from: []string{"placed"}, to: "expired", once: true, update: true},
+	order.TypeOrderAccepted:      {from: []string{"placed"}, to: "accepted", once: true, update: true},
+	order.TypeOrderRejected:      {from: []string{"placed"}, to: "rejected", once: true, update: true},
+	order.TypeOrderPreparing:     {from: []string{"accepted"}, to: "preparing", once: true, update: true},
+	order.TypeOrderReadyForRider: {from: []string{"preparing"}, to: "ready_for_rider", once: true, update: true},
+	order.TypeOrderOffered:       {from: []string{"ready_for_rider"}},
+	order.TypeOfferDeclined:      {from: []string{"ready_for_rider"}},
+	order.TypeOffersExpired:      {from: []string{"ready_for_rider"}},
+	order.TypeDispatchExhausted:  {from: []string{"ready_for_rider"}},
+	order.TypeDispatchRequested:  {from: []string{"ready_for_rider"}},
+	order.TypeRiderAssigned:      {from: []string{"ready_for_rider"}, to: "rider_assigned", update: true},
+	order.TypeRiderUnassigned:    {from: []string{"rider_assigned"}, to: "ready_for_rider", update: true},
+	order.TypeOrderPickedUp:      {from: []string{"rider_assigned"}, to: "picked_up", once: true, update: true},
+	order.TypeOrderDelivered:     {from: []string{"picked_up"}, to: "delivered", once: true, update: true},
+	order.TypeOrderCancelled: {from: []string{"placed", "accepted", "preparing", "ready_for_rider", "rider_assigned", "picked_up"},
 		to: "cancelled", once: true, update: true},
 }
 
@@ -77,14 +79,14 @@ func (f *historyFold) fold(e eventView) {
 	if err := json.Unmarshal(e.Data, &d); err != nil {
 		f.fault(faultBrokenHistory, "data of %s at version %d: %v", e.Type, e.Version, err)
 	}
-	if d.RiderID == "" && (e.Type == "RIDER_ASSIGNED" || e.Type == "OFFER_DECLINED") {
+	if d.RiderID == "" && (e.Type == order.TypeRiderAssigned || e.Type == order.TypeOfferDeclined) {
 		d.RiderID = d.Ctx.RiderID
 	}
 	f.counts[e.Type]++
 	switch {
 	case t.once && f.counts[e.Type] > 1:
 		f.fault(faultDuplicateEvent, "%s again at version %d", e.Type, e.Version)
-	case e.Type == "RIDER_ASSIGNED" && f.holder != "":
+	case e.Type == order.TypeRiderAssigned && f.holder != "":
 		f.fault(faultTwoRiders, "%s assigned at version %d while %s has it", d.RiderID, e.Version, f.holder)
 	case known && !slices.Contains(t.from, f.status):
 		f.fault(faultBrokenHistory, "%s at version %d in status %q", e.Type, e.Version, f.status)
@@ -99,7 +101,7 @@ func (f *historyFold) fold(e eventView) {
 	f.expect(f.entry.restaurant, update, least, 1, e.Timestamp)
 	f.expectOthers(e, d, update)
 
-	if f.holder != "" && (e.Type == "ORDER_PICKED_UP" || e.Type == "ORDER_DELIVERED" || e.Type == "ORDER_CANCELLED") {
+	if f.holder != "" && (e.Type == order.TypeOrderPickedUp || e.Type == order.TypeOrderDelivered || e.Type == order.TypeOrderCancelled) {
 		f.expect(f.rider(f.holder), update, 1, 1, e.Timestamp)
 	}
 	if t.to != "" {
@@ -115,10 +117,10 @@ func (f *historyFold) fold(e eventView) {
 // offers and assignments.
 func (f *historyFold) expectOthers(e eventView, d eventData, update receipt) {
 	switch e.Type {
-	case "ORDER_PAID":
+	case order.TypeOrderPaid:
 		f.paidAt = e.Version
 		f.expect(f.entry.restaurant, receipt{kind: kindNew}, 1, 1, e.Timestamp)
-	case "ORDER_OFFERED":
+	case order.TypeOrderOffered:
 		if f.offers == nil {
 			f.offers = map[string]bool{}
 		}
@@ -130,15 +132,15 @@ func (f *historyFold) expectOthers(e eventView, d eventData, update receipt) {
 			f.offers[x.RiderID] = false
 			f.expect(f.rider(x.RiderID), receipt{kind: kindAvailable}, 1, 1, e.Timestamp)
 		}
-	case "OFFER_DECLINED":
+	case order.TypeOfferDeclined:
 		if _, ok := f.offers[d.RiderID]; ok {
 			f.offers[d.RiderID] = true
 		}
-	case "OFFERS_EXPIRED":
+	case order.TypeOffersExpired:
 		f.withdrawOffers(e, "")
-	case "DISPATCH_EXHAUSTED":
+	case order.TypeDispatchExhausted:
 		f.expect(f.entry.restaurant, receipt{kind: kindExhausted}, 1, 1, e.Timestamp)
-	case "RIDER_ASSIGNED":
+	case order.TypeRiderAssigned:
 		if d.RiderID == "" {
 			f.fault(faultBrokenHistory, "RIDER_ASSIGNED at version %d names no rider", e.Version)
 		}
@@ -149,9 +151,9 @@ func (f *historyFold) expectOthers(e eventView, d eventData, update receipt) {
 		f.expect(f.entry.customer, told, 1, 1, e.Timestamp)
 		f.expect(f.entry.restaurant, told, 1, 1, e.Timestamp)
 		f.expect(f.rider(f.holder), update, 1, 1, e.Timestamp)
-	case "RIDER_UNASSIGNED":
+	case order.TypeRiderUnassigned:
 		f.expect(f.rider(f.holder), update, 0, 1, e.Timestamp)
-	case "ORDER_CANCELLED":
+	case order.TypeOrderCancelled:
 		f.withdrawOffers(e, "")
 	}
 }

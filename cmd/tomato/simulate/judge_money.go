@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"tomato/domain/order"
 )
 
 // checkMoney compares what was captured with what was kept and refunded.
@@ -139,7 +141,7 @@ func (j *judgement) checkBalance(balance map[string]int64) {
 // ORDER_PAID names, or of any payment where it names none.
 func (j *judgement) keepsBookedPayment(balance map[string]int64) bool {
 	for _, e := range j.queried.events {
-		if e.Type != "ORDER_PAID" {
+		if e.Type != order.TypeOrderPaid {
 			continue
 		}
 		var d eventData

@@ -1,6 +1,7 @@
-// Package payment is the payment aggregate of an order: what was asked for at
-// the gateway, what came, and what went back. Its key is the order's id; money
-// that belongs to no order is an aggregate of its own, by the gateway's payment id.
+// Package payment is the payment aggregate of an order: what was asked for at the
+// gateway, what was captured, and what was refunded. Its key is the order's id. Money
+// that belongs to no order is an aggregate of its own, whose key is the gateway's
+// payment id.
 package payment
 
 import (
@@ -11,29 +12,29 @@ import (
 	"tomato/domain/order"
 )
 
-// Status is how far the booked money is. The zero value is "none".
+// Status is how far the booked payment is. The zero value is "none".
 type Status string
 
 // The statuses.
 const (
-	None          Status = ""
-	Requested     Status = "requested"
-	Failed        Status = "failed"
-	Paid          Status = "paid"
-	RefundPending Status = "refund_pending"
-	Refunded      Status = "refunded"
+	StatusNone          Status = ""
+	StatusRequested     Status = "requested"
+	StatusFailed        Status = "failed"
+	StatusPaid          Status = "paid"
+	StatusRefundPending Status = "refund_pending"
+	StatusRefunded      Status = "refunded"
 )
 
-// AttemptState is what Tomato made of one payment at the gateway.
+// AttemptState is what one payment at the gateway means to the order.
 type AttemptState string
 
 // The attempt states.
 const (
-	AttemptBooked    AttemptState = "booked"
-	AttemptFailed    AttemptState = "failed"
-	AttemptUnmatched AttemptState = "unmatched" // captured, but does not pay the order
-	AttemptResolved  AttemptState = "resolved"  // unmatched, closed by an operator
-	AttemptRefunded  AttemptState = "refunded"  // unmatched, sent back
+	AttemptStateBooked    AttemptState = "booked"
+	AttemptStateFailed    AttemptState = "failed"
+	AttemptStateUnmatched AttemptState = "unmatched" // captured, but does not pay the order
+	AttemptStateResolved  AttemptState = "resolved"  // unmatched, closed by an operator
+	AttemptStateRefunded  AttemptState = "refunded"  // unmatched, sent back
 )
 
 // Attempt is one payment at the gateway.
@@ -51,12 +52,12 @@ type RefundStatus string
 
 // The refund statuses.
 const (
-	RefundRequestedStatus RefundStatus = "requested"
-	RefundSucceeded       RefundStatus = "succeeded"
-	RefundFailedStatus    RefundStatus = "failed"
+	RefundStatusRequested RefundStatus = "requested"
+	RefundStatusSucceeded RefundStatus = "succeeded"
+	RefundStatusFailed    RefundStatus = "failed"
 )
 
-// Refund is money on its way back.
+// Refund is one refund that was asked for.
 type Refund struct {
 	RefundID  string       `json:"refundId"` // ours: the gateway's idempotency key
 	PaymentID string       `json:"paymentId"`
@@ -65,8 +66,8 @@ type Refund struct {
 	Status    RefundStatus `json:"status"`
 }
 
-// State is a payment as its events have made it. Evolve never changes a slice
-// in place.
+// State is a payment as its events have made it. Evolve never changes a slice in
+// place, so a copy may be read concurrently.
 type State struct {
 	ID             string    `json:"id"`                // order id, or the gateway payment id of money without an order
 	OrderID        string    `json:"orderId,omitempty"` // "" for money without an order
@@ -85,7 +86,7 @@ type State struct {
 	UpdatedAt      time.Time `json:"updatedAt,omitzero"`
 }
 
-// Exists says whether anything happened.
+// Exists reports whether the payment has events.
 func (s *State) Exists() bool { return s.Version > 0 }
 
 // Attempt returns the attempt with this payment id.
@@ -114,15 +115,15 @@ func (s *State) RefundOf(paymentID string) (Refund, bool) {
 	return Refund{}, false
 }
 
-// WasRefunded says whether a refund of the payment succeeded. One that was told
-// as failed may succeed late, beside the one that ops asked for after it.
+// WasRefunded reports whether a refund of the payment succeeded. A refund that was
+// reported as failed may succeed late, beside the one that ops asked for after it.
 func (s *State) WasRefunded(paymentID string) bool {
-	return slices.ContainsFunc(s.Refunds, func(r Refund) bool { return r.PaymentID == paymentID && r.Status == RefundSucceeded })
+	return slices.ContainsFunc(s.Refunds, func(r Refund) bool { return r.PaymentID == paymentID && r.Status == RefundStatusSucceeded })
 }
 
 // Facts returns what the order's payment status is derived from.
 func (s *State) Facts() order.PaymentFacts {
-	f := order.PaymentFacts{Booked: s.Booked != "", LastAttemptFailed: s.Status == Failed}
+	f := order.PaymentFacts{Booked: s.Booked != "", LastAttemptFailed: s.Status == StatusFailed}
 	if f.Booked {
 		_, f.RefundRequested = s.RefundOf(s.Booked)
 		f.RefundSucceeded = s.WasRefunded(s.Booked)
@@ -130,16 +131,16 @@ func (s *State) Facts() order.PaymentFacts {
 	return f
 }
 
-// AwaitsMoney says whether the order has a gateway order on which nothing was booked.
-func (s *State) AwaitsMoney() bool { return s.Status == Requested || s.Status == Failed }
+// AwaitsMoney reports whether the order has a gateway order, and no booked payment.
+func (s *State) AwaitsMoney() bool { return s.Status == StatusRequested || s.Status == StatusFailed }
 
-// Share lets texts that many payments have be one in memory. The receiver must
-// be nobody else's yet, as after decoding.
+// Share makes the payment use the one copy in memory of texts that many payments
+// have, and of its own ids. Nobody else may have the receiver yet, as after decoding.
 func (s *State) Share() {
 	s.Status, s.Provider = domain.Shared(s.Status), domain.Shared(s.Provider)
 	s.Currency, s.RestaurantID = domain.Shared(s.Currency), domain.Shared(s.RestaurantID)
 	if s.OrderID == s.ID {
-		s.OrderID = s.ID
+		s.OrderID = s.ID // one copy of the text
 	}
 	for i := range s.Attempts {
 		a := &s.Attempts[i]
@@ -151,21 +152,21 @@ func (s *State) Share() {
 	s.Attempts, s.Refunds = domain.Fitted(s.Attempts), domain.Fitted(s.Refunds)
 }
 
-// Settled says that no money is on its way, or before an operator: nothing
-// captured that is neither booked, sent back nor resolved, no refund without
-// success, and no booked money of an order that ended without delivery.
+// Settled reports whether no money is on its way or waits for an operator: everything
+// captured is booked, refunded or resolved, every refund succeeded, and the booked
+// payment of an order that ended without delivery is refunded.
 func (s *State) Settled(orderEnded bool) bool {
 	if orderEnded && s.Booked != "" && !s.WasRefunded(s.Booked) {
 		return false
 	}
 	for _, a := range s.Attempts {
-		if a.State == AttemptUnmatched {
+		if a.State == AttemptStateUnmatched {
 			return false
 		}
 	}
 	for _, r := range s.Refunds {
 		a, _ := s.Attempt(r.PaymentID)
-		if !s.WasRefunded(r.PaymentID) && a.State != AttemptResolved {
+		if !s.WasRefunded(r.PaymentID) && a.State != AttemptStateResolved {
 			return false
 		}
 	}

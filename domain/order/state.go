@@ -9,38 +9,39 @@ import (
 	"tomato/domain"
 )
 
-// Status is where an order is on its way. The zero value is "not placed".
+// Status is how far an order is. The zero value is "not placed".
 type Status string
 
 // The statuses. Delivered, Cancelled, Rejected and Expired are final.
 const (
-	Placed        Status = "placed"
-	Accepted      Status = "accepted"
-	Preparing     Status = "preparing"
-	ReadyForRider Status = "ready_for_rider"
-	RiderAssigned Status = "rider_assigned"
-	PickedUp      Status = "picked_up"
-	Delivered     Status = "delivered"
-	Cancelled     Status = "cancelled"
-	Rejected      Status = "rejected"
-	Expired       Status = "expired"
+	StatusPlaced        Status = "placed"
+	StatusAccepted      Status = "accepted"
+	StatusPreparing     Status = "preparing"
+	StatusReadyForRider Status = "ready_for_rider"
+	StatusRiderAssigned Status = "rider_assigned"
+	StatusPickedUp      Status = "picked_up"
+	StatusDelivered     Status = "delivered"
+	StatusCancelled     Status = "cancelled"
+	StatusRejected      Status = "rejected"
+	StatusExpired       Status = "expired"
 )
 
-// Statuses are all of them, in the order of an order's way.
-var Statuses = []Status{Placed, Accepted, Preparing, ReadyForRider, RiderAssigned, PickedUp, Delivered, Cancelled, Rejected, Expired}
+// Statuses are all statuses, from placed to delivered, then those without delivery.
+var Statuses = []Status{StatusPlaced, StatusAccepted, StatusPreparing, StatusReadyForRider, StatusRiderAssigned, StatusPickedUp, StatusDelivered, StatusCancelled, StatusRejected, StatusExpired}
 
-// Closed says whether nothing can happen to the order any more.
+// Closed reports whether the status is final.
 func (s Status) Closed() bool {
-	return s == Delivered || s.Ended()
+	return s == StatusDelivered || s.Ended()
 }
 
-// Ended says whether the order closed without delivery: booked money goes back.
+// Ended reports whether the order closed without delivery. Its booked payment is
+// refunded.
 func (s Status) Ended() bool {
-	return s == Cancelled || s == Rejected || s == Expired
+	return s == StatusCancelled || s == StatusRejected || s == StatusExpired
 }
 
-// progress is the position on the way to delivery, for "the order has passed
-// it already". Ended orders have none.
+// progress is the number of the status between placed and delivered. Statuses without
+// delivery have -1.
 func (s Status) progress() int {
 	return slices.Index(Statuses[:7], s)
 }
@@ -67,34 +68,34 @@ type DeliverTo struct {
 	Instructions string       `json:"instructions,omitempty"`
 }
 
-// OfferState is what became of an offer to one rider in this round.
+// OfferState is what became of an offer to one rider in the current round.
 type OfferState string
 
 // The offer states.
 const (
-	OfferOpen     OfferState = "open"
-	OfferDeclined OfferState = "declined" // by the rider: not again in this round
-	OfferEnded    OfferState = "ended"    // its wave is over, or the order went to another
+	OfferStateOpen     OfferState = "open"
+	OfferStateDeclined OfferState = "declined" // by the rider, who is not asked again in this round
+	OfferStateEnded    OfferState = "ended"    // its wave is over, or another rider was assigned
 )
 
-// RiderOffer is the order offered to one rider in the present round.
-type RiderOffer struct {
+// Offer is the order offered to one rider in the current round.
+type Offer struct {
 	RiderID        string     `json:"riderId"`
 	Wave           int        `json:"wave"` // the last in which it was offered
 	DistanceMeters int        `json:"distanceMeters"`
 	State          OfferState `json:"state"`
 }
 
-// Drop is a rider who gave the order back, or from whom ops took it.
+// Drop says that a rider dropped the order, or that ops took it from the rider.
 type Drop struct {
 	RiderID string      `json:"riderId"`
 	ClaimID int64       `json:"claimId"`
-	Round   int         `json:"round"` // the round that began with it, without them
+	Round   int         `json:"round"` // that began with the drop, and leaves the rider out
 	By      domain.Role `json:"by"`    // the rider, or ops
 }
 
-// State is an order as its events have made it. It is a value: Evolve never
-// changes a slice in place, so a copy may be read by anyone at any time.
+// State is an order as its events have made it. Evolve never changes a slice in
+// place, so a copy may be read concurrently.
 type State struct {
 	ID                string    `json:"orderId"`
 	Version           int64     `json:"version"`
@@ -112,13 +113,13 @@ type State struct {
 	AcceptBy          time.Time `json:"acceptBy,omitzero"`
 	ReadyAt           time.Time `json:"readyAt,omitzero"` // expected from the preparation time, then actual
 
-	Round      int          `json:"round,omitempty"` // of dispatch, 1 from ready_for_rider on
-	Wave       int          `json:"wave,omitempty"`  // last wave offered in the round
-	WaveOpen   bool         `json:"waveOpen,omitempty"`
-	WaveEndsAt time.Time    `json:"waveEndsAt,omitzero"`
-	Offers     []RiderOffer `json:"offers,omitempty"` // of this round, one per rider
-	Drops      []Drop       `json:"drops,omitempty"`
-	Exhausted  bool         `json:"exhausted,omitempty"`
+	Round      int       `json:"round,omitempty"` // of dispatch, 1 from ready_for_rider on
+	Wave       int       `json:"wave,omitempty"`  // last wave offered in the round
+	WaveOpen   bool      `json:"waveOpen,omitempty"`
+	WaveEndsAt time.Time `json:"waveEndsAt,omitzero"`
+	Offers     []Offer   `json:"offers,omitempty"` // of this round, one per rider
+	Drops      []Drop    `json:"drops,omitempty"`
+	Exhausted  bool      `json:"exhausted,omitempty"`
 
 	RiderID   string `json:"riderId,omitempty"`
 	RiderName string `json:"riderName,omitempty"`
@@ -131,14 +132,14 @@ type State struct {
 	ClosedAt  time.Time   `json:"closedAt,omitzero"`
 }
 
-// Exists says whether the order was placed.
+// Exists reports whether the order was placed.
 func (s *State) Exists() bool { return s.Version > 0 }
 
-// Paid says whether ORDER_PAID happened.
+// Paid reports whether ORDER_PAID happened.
 func (s *State) Paid() bool { return s.PaymentID != "" }
 
-// Share lets texts that many orders have be one in memory. The receiver must be
-// nobody else's yet, as after decoding.
+// Share makes the order use the one copy in memory of texts that many orders have.
+// Nobody else may have the receiver yet, as after decoding.
 func (s *State) Share() {
 	s.Status, s.By = domain.Shared(s.Status), domain.Shared(s.By)
 	s.RestaurantID, s.Currency = domain.Shared(s.RestaurantID), domain.Shared(s.Currency)
@@ -152,7 +153,7 @@ func (s *State) Share() {
 	s.Items, s.Offers, s.Drops = domain.Fitted(s.Items), domain.Fitted(s.Offers), domain.Fitted(s.Drops)
 }
 
-// ClosedFor is how long the order has been closed; 0 while it is open.
+// ClosedFor is how long the order has been closed, or 0 while it is open.
 func (s *State) ClosedFor(now time.Time) time.Duration {
 	if !s.Status.Closed() {
 		return 0
@@ -160,8 +161,8 @@ func (s *State) ClosedFor(now time.Time) time.Duration {
 	return now.Sub(s.ClosedAt)
 }
 
-// Archived is what is kept of an order that has been closed for long: what
-// refusals, and commands on its payment, look at.
+// Archived is what is kept of an order that has been closed for long: what refusals
+// and commands on its payment need.
 func (s *State) Archived() State {
 	return State{
 		ID: s.ID, Version: s.Version, Status: s.Status,
@@ -171,10 +172,10 @@ func (s *State) Archived() State {
 	}
 }
 
-// Payable says whether money may still pay it.
-func (s *State) Payable() bool { return s.Status == Placed && !s.Paid() }
+// Payable reports whether a payment may still pay the order.
+func (s *State) Payable() bool { return s.Status == StatusPlaced && !s.Paid() }
 
-func (s *State) offer(riderID string) *RiderOffer {
+func (s *State) offer(riderID string) *Offer {
 	for i := range s.Offers {
 		if s.Offers[i].RiderID == riderID {
 			return &s.Offers[i]
@@ -185,7 +186,7 @@ func (s *State) offer(riderID string) *RiderOffer {
 
 func (s *State) openOffers() (riders []string) {
 	for _, o := range s.Offers {
-		if o.State == OfferOpen {
+		if o.State == OfferStateOpen {
 			riders = append(riders, o.RiderID)
 		}
 	}
@@ -202,17 +203,17 @@ func (s *State) DropBy(riderID string) (Drop, bool) {
 	return Drop{}, false
 }
 
-// OfferedTo says whether the rider has an open offer.
+// OfferedTo reports whether the rider has an open offer.
 func (s *State) OfferedTo(riderID string) bool {
 	o := s.offer(riderID)
-	return s.Status == ReadyForRider && s.WaveOpen && o != nil && o.State == OfferOpen
+	return s.Status == StatusReadyForRider && s.WaveOpen && o != nil && o.State == OfferStateOpen
 }
 
-// Unavailable are the riders that a further offer of this round leaves out:
-// who declined, and who dropped it when the round began.
+// Unavailable are the riders whom further offers of the current round leave out:
+// those who declined, and the one whose drop began the round.
 func (s *State) Unavailable() (riders []string) {
 	for _, o := range s.Offers {
-		if o.State == OfferDeclined {
+		if o.State == OfferStateDeclined {
 			riders = append(riders, o.RiderID)
 		}
 	}
@@ -224,9 +225,9 @@ func (s *State) Unavailable() (riders []string) {
 	return riders
 }
 
-// Party says whether the actor has to do with the order: its customer, its
-// restaurant, its rider, a rider offered it in this round or who dropped it,
-// ops, and the system itself. For anyone else the order does not exist.
+// Party reports whether the actor is a party of the order: its customer, its
+// restaurant, its rider, a rider who was offered it in the current round or who
+// dropped it, ops, or the system. For anyone else the order does not exist.
 func (s *State) Party(a domain.Actor) bool {
 	switch a.Role {
 	case domain.Ops, domain.System:
@@ -254,9 +255,9 @@ func (s *State) NextDeadline() (at time.Time, command domain.Command) {
 	switch {
 	case s.Payable():
 		return s.PaymentDueAt, Expire{}
-	case s.Status == Placed:
+	case s.Status == StatusPlaced:
 		return s.AcceptBy, CancelUnaccepted{}
-	case s.Status == ReadyForRider && s.WaveOpen:
+	case s.Status == StatusReadyForRider && s.WaveOpen:
 		return s.WaveEndsAt, EndWave{Round: s.Round, Wave: s.Wave}
 	}
 	return time.Time{}, nil

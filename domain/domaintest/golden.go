@@ -1,0 +1,161 @@
+// Package domaintest is what the tests of the aggregates share: the harness for
+// given events, when a command, then an event or a refusal (Aggregate), and golden
+// files of the wire form (Golden).
+package domaintest
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"tomato/domain"
+)
+
+// update creates golden files that are missing. It never overwrites one: what
+// stands on a topic can not be edited either.
+var update = flag.Bool("update", false, "create missing golden files; existing ones are never touched")
+
+// Golden tests the events of the package under test, and ties together what must
+// name the same event types: the constants Type…, the list types, the EventType
+// methods, Decode, and the golden files testdata/<TYPE>.v1.json. A type without a
+// golden file fails, and so does a golden file without a type. Each sample must
+// encode to its golden file and decode from it; there is one sample for each type.
+func Golden[E domain.Event](t *testing.T, decode func(eventType string, data []byte) (E, error), types []string, samples ...E) {
+	t.Helper()
+	want := slices.Sorted(slices.Values(types))
+	same := func(what string, got []string) {
+		t.Helper()
+		if slices.Sort(got); !slices.Equal(got, want) {
+			t.Errorf("%s: %v\nTypes lists: %v", what, got, want)
+		}
+	}
+	same("constants Type…", typeConstants(t))
+	var sampled, files []string
+	for _, e := range samples {
+		sampled = append(sampled, e.EventType())
+		if name := reflect.TypeOf(e).Name(); name != camelCase(e.EventType()) {
+			t.Errorf("the Go type of %s is %s, want %s", e.EventType(), name, camelCase(e.EventType()))
+		}
+		t.Run(e.EventType(), func(t *testing.T) { golden(t, decode, e) })
+	}
+	same("samples", sampled)
+	paths, err := filepath.Glob("testdata/*.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range paths {
+		files = append(files, strings.TrimSuffix(filepath.Base(p), ".v1.json"))
+	}
+	same("golden files", files)
+	for _, typ := range types { // Decode knows each, whatever the samples are
+		if _, err := decode(typ, []byte("{}")); err != nil {
+			t.Errorf("Decode does not know %s: %v", typ, err)
+		}
+	}
+	if e, err := decode("NO_SUCH_EVENT", []byte("{}")); err == nil {
+		t.Errorf("an unknown type decodes as %#v", e)
+	}
+}
+
+// camelCase turns ORDER_PLACED into OrderPlaced.
+func camelCase(eventType string) string {
+	var b strings.Builder
+	for word := range strings.SplitSeq(eventType, "_") {
+		b.WriteString(word[:1] + strings.ToLower(word[1:]))
+	}
+	return b.String()
+}
+
+func golden[E domain.Event](t *testing.T, decode func(string, []byte) (E, error), e E) {
+	path := filepath.Join("testdata", e.EventType()+".v1.json")
+	got, err := json.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile(path)
+	if os.IsNotExist(err) && *update {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		want = append(slices.Clone(got), '\n')
+		err = os.WriteFile(path, want, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	want = bytes.TrimSuffix(want, []byte("\n"))
+	if w, ok := any(e).(domain.JSONWriter); ok {
+		if by := domain.EncodeJSON(w); !bytes.Equal(by, want) {
+			t.Errorf("written by hand:\n%s\ngolden:\n%s", by, want)
+		}
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("encoded:\n%s\ngolden:\n%s", got, want)
+	}
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, want); err != nil || !bytes.Equal(compact.Bytes(), want) {
+		t.Errorf("not compact JSON on one line (%v): %s", err, want)
+	}
+	if bytes.Contains(want, []byte("null")) {
+		t.Errorf("what does not apply is absent, never null: %s", want)
+	}
+	back, err := decode(e.EventType(), want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(back, e) {
+		t.Errorf("decoded:\n%#v\nwant:\n%#v", back, e)
+	}
+	if _, err := decode(e.EventType(), []byte("[")); err == nil {
+		t.Error("broken JSON decodes")
+	}
+}
+
+// typeConstants reads the constants Type… from the source of the package under
+// test, and checks that each is named after its value.
+func typeConstants(t *testing.T) (types []string) {
+	t.Helper()
+	paths, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range paths {
+		f, err := parser.ParseFile(token.NewFileSet(), p, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range f.Decls {
+			consts, ok := d.(*ast.GenDecl)
+			if !ok || consts.Tok != token.CONST {
+				continue
+			}
+			for _, spec := range consts.Specs {
+				c := spec.(*ast.ValueSpec)
+				if len(c.Values) != 1 || !strings.HasPrefix(c.Names[0].Name, "Type") {
+					continue
+				}
+				l, ok := c.Values[0].(*ast.BasicLit)
+				if !ok {
+					t.Errorf("the constant %s is not a literal", c.Names[0].Name)
+					continue
+				}
+				typ, _ := strconv.Unquote(l.Value)
+				if want := "Type" + camelCase(typ); c.Names[0].Name != want {
+					t.Errorf("the constant of %s is %s, want %s", typ, c.Names[0].Name, want)
+				}
+				types = append(types, typ)
+			}
+		}
+	}
+	return types
+}
