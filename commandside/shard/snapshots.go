@@ -18,6 +18,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"tomato/domain/order"
+	"tomato/domain/payment"
+	"tomato/domain/restaurant"
+	"tomato/domain/rider"
 	"tomato/eventlog"
 )
 
@@ -85,7 +88,14 @@ type checkpoint struct {
 	// Kept is how many aggregates the topic has. With fewer it is not believed:
 	// somebody has taken one out, or compaction has lost one.
 	Kept int `json:"kept"`
+	// Types are those of the events that the build which wrote it can read. Where
+	// this build does not know one of them, the states may hold what it cannot read,
+	// and it reads the logs instead: after a roll-back it must not decide on them.
+	Types []string `json:"types"`
 }
+
+// readTypes are the types of the events that this build can read.
+var readTypes = slices.Concat(order.Types, payment.Types, rider.Types, restaurant.Types)
 
 // keep notes that the aggregate stands in the topic, or no longer does.
 func (a *aggregates) keep(kind int, e *entry, is bool) {
@@ -286,6 +296,11 @@ func (a *aggregates) restore(last map[string]*kgo.Record, now time.Time) (*check
 		return nil, fmt.Errorf("%w: its checkpoint is not readable: %w", errForeignSnapshot, err)
 	}
 	a.room(len(last) / 2) // an order and its payment are two records
+	for _, t := range at.Types {
+		if !slices.Contains(readTypes, t) {
+			return nil, fmt.Errorf("%w: a build that reads %s has written it", errForeignSnapshot, eventlog.LogText(t))
+		}
+	}
 	n := 0
 	for name := range last {
 		if _, ok := parseRecordKey(name); ok {
@@ -488,7 +503,7 @@ type saved struct {
 
 // cut takes the state as it is. All of it is confirmed: nothing is in flight.
 func (s *shard) cut(now time.Time) *snapshot {
-	c := &snapshot{fresh: !s.agg.partial && s.savedAt.IsZero(), checkpoint: checkpoint{At: now.UTC(), Logs: map[string]position{}}}
+	c := &snapshot{fresh: !s.agg.partial && s.savedAt.IsZero(), checkpoint: checkpoint{At: now.UTC(), Logs: map[string]position{}, Types: readTypes}}
 	for i := range s.logs {
 		l := &s.logs[i]
 		c.checkpoint.Logs[l.topic] = position{Offset: l.lastOff, Term: l.rule.Term, Seq: l.rule.Seq}
