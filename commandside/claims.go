@@ -7,13 +7,14 @@ import (
 	"tomato/domain/order"
 	"tomato/domain/rider"
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 )
 
 // Claims is the policy that finishes what an accept began and died in the
 // middle of, and that frees a rider at the end of an assignment. Every step is
 // the very step that the request would have taken, so both may do it.
-func (s *Side) Claims() eventlog.Consumer {
-	return eventlog.Consumer{Name: "claims", Topics: []string{eventlog.Riders, eventlog.Orders}, Each: s.handleClaims}
+func (s *Side) Claims() consumer.Consumer {
+	return consumer.Consumer{Name: "claims", Topics: []string{eventlog.Riders, eventlog.Orders}, Each: s.handleClaims}
 }
 
 func (s *Side) handleClaims(ctx context.Context, e eventlog.Event) error {

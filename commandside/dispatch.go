@@ -18,6 +18,7 @@ import (
 	"tomato/domain/order"
 	"tomato/domain/rider"
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 )
 
 // Dispatch is the policy that finds riders for ready orders.
@@ -57,9 +58,9 @@ import (
 //
 // What dispatch knows may be old; what counts is decided by order.Decide: an
 // offer names its round and wave, and is dropped where the order has moved on.
-func (s *Side) Dispatch() eventlog.Consumer {
+func (s *Side) Dispatch() consumer.Consumer {
 	d := &dispatch{Side: s, seen: map[string]time.Time{}}
-	return eventlog.Consumer{Name: "dispatch", Topics: []string{eventlog.Orders, eventlog.Riders, eventlog.RiderLocations}, Batch: d.handle, MaxBatch: 500}
+	return consumer.Consumer{Name: "dispatch", Topics: []string{eventlog.Orders, eventlog.Riders, eventlog.RiderLocations}, Batch: d.handle, MaxBatch: 500}
 }
 
 type dispatch struct {
@@ -81,7 +82,7 @@ func unread(err error) error {
 	if errors.As(err, &answer) {
 		return err
 	}
-	return eventlog.Away(err)
+	return eventlog.Unavailable(err)
 }
 
 // errBehind says that a shard's answer is older than the event it was asked about.
@@ -102,7 +103,7 @@ func (d *dispatch) handle(ctx context.Context, events []eventlog.Event) error {
 		if e.Topic == eventlog.RiderLocations { // whatever type a foreign record there has
 			p, err := rider.ReadPosition(e.Type, e.Subject, e.Data, time.Now())
 			if err != nil {
-				eventlog.Skip(ctx, &e, err)
+				consumer.Skip(ctx, &e, err)
 			} else if d.firstFresh(p, last) {
 				woken[e.Subject] = e
 			}
@@ -147,7 +148,7 @@ func (d *dispatch) handle(ctx context.Context, events []eventlog.Event) error {
 func (d *dispatch) ends(ctx context.Context, topics ...string) (eventlog.Token, error) {
 	ends, err := eventlog.EndOffsets(ctx, d.Producer, topics...)
 	if err != nil {
-		return nil, eventlog.Away(err)
+		return nil, eventlog.Unavailable(err)
 	}
 	after := eventlog.Token{}
 	for tp, end := range ends {
@@ -271,7 +272,7 @@ func (d *dispatch) look(ctx context.Context, orders map[string]eventlog.Event) (
 			}
 			o := res.Order
 			if o == nil || o.Version < cause.Version {
-				return eventlog.Away(errBehind) // a deposed owner that has not noticed: the event counts, and it has not seen it
+				return eventlog.Unavailable(errBehind) // a deposed owner that has not noticed: the event counts, and it has not seen it
 			}
 			if o.Status == order.StatusReadyForRider && !o.WaveOpen && !o.Exhausted {
 				mu.Lock()
@@ -350,7 +351,7 @@ func (d *dispatch) join(ctx context.Context, cause *eventlog.Event, orderID stri
 		case <-time.After(wait):
 			waited += wait
 		case <-ctx.Done():
-			return eventlog.Away(ctx.Err())
+			return eventlog.Unavailable(ctx.Err())
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"tomato/domain/order"
 	"tomato/domain/rider"
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
 )
 
@@ -59,7 +60,7 @@ func (s *search) Waiting(context.Context, []string, []int, time.Duration, eventl
 }
 
 // newDispatch returns the consumer over an empty log.
-func newDispatch(t *testing.T, o *oneOrder, s *search) eventlog.Consumer {
+func newDispatch(t *testing.T, o *oneOrder, s *search) consumer.Consumer {
 	t.Helper()
 	cfg := eventlogtest.Embedded(t)
 	eventlogtest.Topics(t, cfg, eventlog.Layout{Partitions: 1})
@@ -81,7 +82,7 @@ func TestAWakeUpThatFailedIsRepeated(t *testing.T) {
 		t.Fatal(err)
 	}
 	events := []eventlog.Event{{Topic: eventlog.RiderLocations, Type: rider.PositionType, Subject: "r", Data: data}}
-	if err := c.Batch(t.Context(), events); !errors.Is(err, eventlog.ErrAway) {
+	if err := c.Batch(t.Context(), events); !errors.Is(err, eventlog.ErrUnavailable) {
 		t.Fatalf("a search that is away: %v", err)
 	}
 	s.err = nil
@@ -104,7 +105,7 @@ func TestAnAnswerOlderThanItsEventIsNotBelieved(t *testing.T) {
 	o := &oneOrder{state: order.State{ID: "o", Version: 6, Status: order.StatusReadyForRider, Round: 1, Wave: 1, WaveOpen: true}}
 	c := newDispatch(t, o, &search{})
 	err := c.Batch(t.Context(), []eventlog.Event{{Type: "OFFERS_EXPIRED", Subject: "o", Version: 7}})
-	if !errors.Is(err, eventlog.ErrAway) {
+	if !errors.Is(err, eventlog.ErrUnavailable) {
 		t.Fatalf("got %v", err)
 	}
 }

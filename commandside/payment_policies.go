@@ -16,6 +16,7 @@ import (
 	"tomato/domain/order"
 	"tomato/domain/payment"
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 )
 
 // The names of the payment policies. They name groups and topics: never change.
@@ -38,30 +39,30 @@ const (
 
 // RecordPayment turns the webhooks of the inbox into events of payments. A
 // repeat changes nothing: the payment knows its attempts and refunds by id.
-func (s *Side) RecordPayment() eventlog.Consumer {
-	return eventlog.Consumer{Name: recordPaymentPolicy, Topics: []string{eventlog.PaymentWebhooks}, Each: s.recordPayment}
+func (s *Side) RecordPayment() consumer.Consumer {
+	return consumer.Consumer{Name: recordPaymentPolicy, Topics: []string{eventlog.PaymentWebhooks}, Each: s.recordPayment}
 }
 
 // PayOrder tells the order that its payment is booked, and sends the money
 // back when the order has ended.
-func (s *Side) PayOrder() eventlog.Consumer {
-	return eventlog.Consumer{Name: payOrderPolicy, Topics: []string{eventlog.Payments}, Each: s.payOrder}
+func (s *Side) PayOrder() consumer.Consumer {
+	return consumer.Consumer{Name: payOrderPolicy, Topics: []string{eventlog.Payments}, Each: s.payOrder}
 }
 
 // RefundOrder asks for the refund of an order that ended paid, and of money
 // that came for a known order and does not pay it.
-func (s *Side) RefundOrder() eventlog.Consumer {
-	return eventlog.Consumer{Name: refundOrderPolicy, Topics: []string{eventlog.Orders, eventlog.Payments}, Each: s.refundOrder}
+func (s *Side) RefundOrder() consumer.Consumer {
+	return consumer.Consumer{Name: refundOrderPolicy, Topics: []string{eventlog.Orders, eventlog.Payments}, Each: s.refundOrder}
 }
 
 // Refund carries refunds to the gateway.
-func (s *Side) Refund() eventlog.Consumer {
-	return eventlog.Consumer{Name: refundPolicy, Topics: []string{eventlog.Payments}, Each: s.refund}
+func (s *Side) Refund() consumer.Consumer {
+	return consumer.Consumer{Name: refundPolicy, Topics: []string{eventlog.Payments}, Each: s.refund}
 }
 
 // Reconcile asks the gateway about the money of orders that ended unpaid.
-func (s *Side) Reconcile() eventlog.Consumer {
-	return eventlog.Consumer{Name: reconcilePolicy, Topics: []string{eventlog.Orders}, Each: s.reconcile}
+func (s *Side) Reconcile() consumer.Consumer {
+	return consumer.Consumer{Name: reconcilePolicy, Topics: []string{eventlog.Orders}, Each: s.reconcile}
 }
 
 // cause is the event that makes a policy act. It is kept in timers too.
@@ -242,7 +243,7 @@ func (s *Side) orderOf(ctx context.Context, gatewayOrderID string) (orderID stri
 		err = ends.Error()
 	}
 	if err != nil {
-		return "", false, eventlog.Away(fmt.Errorf("end of %s: %w", eventlog.Payments, err))
+		return "", false, eventlog.Unavailable(fmt.Errorf("end of %s: %w", eventlog.Payments, err))
 	}
 	after := eventlog.Token{}
 	ends.Each(func(o kadm.ListedOffset) {
@@ -475,7 +476,7 @@ func (s *Side) InboxPassed(ctx context.Context, gatewayOrderID string) (bool, er
 		}
 		o, ok := ends.Lookup(eventlog.PaymentWebhooks, partition)
 		if err != nil || !ok {
-			return false, eventlog.Away(fmt.Errorf("end of %s/%d is not known: %w", eventlog.PaymentWebhooks, partition, err))
+			return false, eventlog.Unavailable(fmt.Errorf("end of %s/%d is not known: %w", eventlog.PaymentWebhooks, partition, err))
 		}
 		end = o.Offset
 		s.inbox.setMark(gatewayOrderID, end)

@@ -30,6 +30,7 @@ import (
 	"tomato/domain/order"
 	"tomato/domain/payment"
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
 	"tomato/httpapi"
 	"tomato/migrations"
@@ -348,7 +349,7 @@ func (w *world) settle() {
 
 func (w *world) give(e eventlog.Event) {
 	w.t.Helper()
-	for _, c := range []eventlog.Consumer{w.RecordPayment(), w.PayOrder(), w.RefundOrder(), w.Refund(), w.Reconcile()} {
+	for _, c := range []consumer.Consumer{w.RecordPayment(), w.PayOrder(), w.RefundOrder(), w.Refund(), w.Reconcile()} {
 		if !slices.Contains(c.Topics, e.Topic) {
 			continue
 		}
@@ -728,7 +729,7 @@ func TestRefundIsPolled(t *testing.T) {
 	}
 	round(1)
 	round(0) // not before its time
-	f.set("", eventlog.Away(errors.New("no gateway")))
+	f.set("", eventlog.Unavailable(errors.New("no gateway")))
 	due = due.Add(time.Minute)
 	round(1)
 	f.set(gateway.RefundProcessed, nil)
@@ -1043,7 +1044,7 @@ func TestPoliciesWaitForWhatIsAway(t *testing.T) {
 	e := w.inbox()[0]
 	away := func(what string, each func(context.Context, eventlog.Event) error, e eventlog.Event) {
 		t.Helper()
-		if err := each(t.Context(), e); !errors.Is(err, eventlog.ErrAway) {
+		if err := each(t.Context(), e); !errors.Is(err, eventlog.ErrUnavailable) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -1064,7 +1065,7 @@ func TestPoliciesWaitForWhatIsAway(t *testing.T) {
 	w.settle()
 	i := slices.IndexFunc(w.shards.log, func(e eventlog.Event) bool { return e.Type == "REFUND_REQUESTED" })
 	f := &failing{Simulated: w.sim}
-	f.set("", eventlog.Away(errors.New("no gateway")))
+	f.set("", eventlog.Unavailable(errors.New("no gateway")))
 	w.Gateway = f
 	away("no gateway", w.refund, w.shards.log[i])
 	for _, each := range []func(context.Context, eventlog.Event) error{w.payOrder, w.refundOrder, w.refund} {

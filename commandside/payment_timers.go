@@ -39,7 +39,7 @@ func (s *Side) setTimer(ctx context.Context, policy, key string, due time.Time, 
 	}
 	_, err = s.DB.Exec(ctx, `INSERT INTO tomato.timers (policy, key, due_at, data) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`, policy, key, due, b)
 	if err != nil {
-		return eventlog.Away(fmt.Errorf("timer of %s: %w", policy, err))
+		return eventlog.Unavailable(fmt.Errorf("timer of %s: %w", policy, err))
 	}
 	return nil
 }
@@ -104,7 +104,7 @@ func (s *Side) runDueTimer(ctx context.Context, t timerRow, now time.Time) error
 	switch {
 	case err != nil:
 		level := s.Log.Error
-		if errors.Is(err, eventlog.ErrAway) || domain.RefusedWith(err) != "" {
+		if errors.Is(err, eventlog.ErrUnavailable) || domain.RefusedWith(err) != "" {
 			level = s.Log.Warn
 		}
 		level("a policy's timer failed and is tried again", "policy", t.policy, "key", t.key, "attempts", t.attempts, "err", err)

@@ -1,8 +1,10 @@
 package commandside
 
-import "tomato/eventlog"
+import (
+	"tomato/eventlog/consumer"
+)
 
 // Policies are all of them, for the role react.
-func (s *Side) Policies() []eventlog.Consumer {
-	return []eventlog.Consumer{s.RecordPayment(), s.PayOrder(), s.RefundOrder(), s.Refund(), s.Reconcile(), s.Dispatch(), s.Claims()}
+func (s *Side) Policies() []consumer.Consumer {
+	return []consumer.Consumer{s.RecordPayment(), s.PayOrder(), s.RefundOrder(), s.Refund(), s.Reconcile(), s.Dispatch(), s.Claims()}
 }

@@ -134,7 +134,7 @@ func (s *Side) policy(ctx context.Context, cause *eventlog.Event, topic, id stri
 	res, err := s.Commands.Execute(ctx, shard.Request{Topic: topic, ID: id, Actor: domain.SystemActor, Command: c,
 		CausationID: cause.ID, CorrelationID: cause.CorrelationID, Traceparent: cause.Traceparent})
 	if errors.Is(err, shard.ErrUnavailable) {
-		err = eventlog.AwayFrom(fmt.Sprint("shard ", eventlog.PartitionFor(id, s.Partitions)), err)
+		err = eventlog.UnavailableFrom(fmt.Sprint("shard ", eventlog.PartitionFor(id, s.Partitions)), err)
 	}
 	if unknown := (*shard.UnknownEvent)(nil); errors.As(err, &unknown) {
 		err = eventlog.Poison(err)

@@ -41,8 +41,8 @@ func CheckBeginnings(ctx context.Context, client *kgo.Client, need map[TopicPart
 	if err != nil {
 		return fmt.Errorf("asking where the logs begin: %w", err)
 	}
-	for _, tp := range slices.SortedFunc(maps.Keys(need), compareTopicPartition) {
-		if lost := lostBeginning(tp, starts[tp], need[tp]); lost != nil {
+	for _, tp := range slices.SortedFunc(maps.Keys(need), CompareTopicPartitions) {
+		if lost := MissingBeginning(tp, starts[tp], need[tp]); lost != nil {
 			return lost
 		}
 	}
@@ -50,7 +50,7 @@ func CheckBeginnings(ctx context.Context, client *kgo.Client, need map[TopicPart
 }
 
 // lostBeginning is nil if tp has everything from need on, or need not have it.
-func lostBeginning(tp TopicPartition, start, need int64) *LostBeginning {
+func MissingBeginning(tp TopicPartition, start, need int64) *LostBeginning {
 	if !IsAggregate(tp.Topic) || start <= need {
 		return nil
 	}

@@ -53,9 +53,9 @@ type Event struct {
 // Header names. version, term and seq are plain decimal text.
 const (
 	hdrSpecVersion = "ce_specversion"
-	hdrID          = "ce_id"
+	HeaderID       = "ce_id"
 	hdrSource      = "ce_source"
-	hdrType        = "ce_type"
+	HeaderType     = "ce_type"
 	hdrTime        = "ce_time"
 	hdrSubject     = "ce_subject"
 	hdrContentType = "content-type"
@@ -100,9 +100,9 @@ func (e *Event) RecordIn(room *Room, topic string, partition int32) *kgo.Record 
 	b := slices.Grow(room.values[:0], numbers+len(e.ID)+len(e.Source)+len(e.Type)+len(e.Subject)+
 		len(e.CausationID)+len(e.CorrelationID)+len(e.Traceparent)+len(e.Idempotency))
 	h = append(h, kgo.RecordHeader{Key: hdrSpecVersion, Value: specVersion})
-	h, b = textHeader(h, b, hdrID, e.ID)
+	h, b = textHeader(h, b, HeaderID, e.ID)
 	h, b = textHeader(h, b, hdrSource, e.Source)
-	h, b = textHeader(h, b, hdrType, e.Type)
+	h, b = textHeader(h, b, HeaderType, e.Type)
 	from := len(b)
 	b = e.Time.UTC().AppendFormat(b, time.RFC3339Nano)
 	h = append(h, kgo.RecordHeader{Key: hdrTime, Value: b[from:len(b):len(b)]})
@@ -147,9 +147,9 @@ func numberHeader(h []kgo.RecordHeader, b []byte, key string, n int64) ([]kgo.Re
 // Bounds of what is taken from a record's attributes. An event of Tomato's own is
 // far below them; a longer text would be copied into the events that follow it.
 const (
-	maxID   = 256 // bytes of ce_id and ce_source
-	maxType = 256 // bytes of ce_type
-	maxText = 512 // bytes of each attribute that is left out where it is longer
+	MaxIDBytes   = 256 // bytes of ce_id and ce_source
+	MaxTypeBytes = 256 // bytes of ce_type
+	maxText      = 512 // bytes of each attribute that is left out where it is longer
 )
 
 // ParseRecord reads a record as an event. The error, which is also in
@@ -157,24 +157,24 @@ const (
 // The data is not looked into.
 func ParseRecord(r *kgo.Record) (Event, error) {
 	var e Event
-	e.parse(r)
+	e.Parse(r)
 	return e, e.Fault
 }
 
 // parse reads what it can. Of a header that is there several times the last one
 // is read, as the readers of the README do; term and seq are what those take them
 // for, whatever else is wrong with the record.
-func (e *Event) parse(r *kgo.Record) {
+func (e *Event) Parse(r *kgo.Record) {
 	*e = Event{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Timestamp: r.Timestamp, Data: r.Value, Record: r}
 	var id, subject, at, version, term, seq []byte
 	for i := range r.Headers {
 		v := r.Headers[i].Value
 		switch r.Headers[i].Key {
-		case hdrID:
+		case HeaderID:
 			id = v
 		case hdrSource:
-			e.Source = intern(v[:min(len(v), maxID)])
-		case hdrType:
+			e.Source = intern(v[:min(len(v), MaxIDBytes)])
+		case HeaderType:
 			e.Type = intern(v)
 		case hdrTime:
 			at = v
@@ -223,17 +223,17 @@ func (e *Event) parse(r *kgo.Record) {
 	case e.Term != 0: // on other topics CloudEvents does not ask for one
 		err = errors.New("it has no ce_time")
 	}
-	if len(id) > maxID {
-		id, err = nil, fmt.Errorf("its ce_id is longer than %d bytes", maxID)
+	if len(id) > MaxIDBytes {
+		id, err = nil, fmt.Errorf("its ce_id is longer than %d bytes", MaxIDBytes)
 	}
 	var room [128]byte // both in one piece: they go together
 	both := string(append(append(room[:0], subject...), id...))
 	e.Subject, e.ID = both[:len(subject)], both[len(subject):]
 	switch {
 	case e.Type == "":
-		err = fmt.Errorf("it has no header %s", hdrType)
-	case len(e.Type) > maxType:
-		err = fmt.Errorf("its ce_type is longer than %d bytes", maxType)
+		err = fmt.Errorf("it has no header %s", HeaderType)
+	case len(e.Type) > MaxTypeBytes:
+		err = fmt.Errorf("its ce_type is longer than %d bytes", MaxTypeBytes)
 	}
 	if err != nil {
 		e.Fault = fmt.Errorf("record %s/%d@%d is not a complete event: %w", r.Topic, r.Partition, r.Offset, err)

@@ -1,6 +1,7 @@
 package eventlog
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
@@ -11,6 +12,11 @@ import (
 type TopicPartition struct {
 	Topic     string
 	Partition int32
+}
+
+// CompareTopicPartitions orders by topic, then by partition.
+func CompareTopicPartitions(a, b TopicPartition) int {
+	return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
 }
 
 // Token is a set of log positions: for each log the offset that a reader must

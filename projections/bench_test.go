@@ -12,6 +12,7 @@ import (
 
 	"tomato/domain"
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
 	"tomato/migrations"
 	"tomato/migrations/postgrestest"
@@ -44,7 +45,7 @@ func benchmarkNearest(b *testing.B, share float64, batch int) {
 	if err := migrations.Core(ctx, url); err != nil {
 		b.Fatal(err)
 	}
-	m := &projections.ReadModels{DB: db, DatabaseURL: url, Positions: eventlog.NewPositions(db)}
+	m := &projections.ReadModels{DB: db, DatabaseURL: url, Positions: consumer.NewPositions(db)}
 	if err := m.Ensure(ctx); err != nil {
 		b.Fatal(err)
 	}

@@ -11,13 +11,14 @@ import (
 
 	"tomato/domain/order"
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/projections/realtime"
 )
 
 // FeedStart says where a realtime projector may begin: at the checkpoints of
 // the serving generations, with the orders under way as of the same moment.
 func (m *ReadModels) FeedStart(ctx context.Context) (realtime.Start, error) {
-	start := realtime.Start{Marks: map[eventlog.TopicPartition]eventlog.Mark{}}
+	start := realtime.Start{Marks: map[eventlog.TopicPartition]consumer.Mark{}}
 	orders, err := m.Serving(ctx, Orders)
 	if err != nil {
 		return start, err
@@ -33,7 +34,7 @@ func (m *ReadModels) FeedStart(ctx context.Context) (realtime.Start, error) {
 			return err
 		}
 		var tp eventlog.TopicPartition
-		var mark eventlog.Mark
+		var mark consumer.Mark
 		var at *time.Time
 		_, err = pgx.ForEachRow(rows, []any{&tp.Topic, &tp.Partition, &mark.Next, &mark.Rule.Term, &mark.Rule.Seq, &at}, func() error {
 			mark.Time = time.Time{}

@@ -10,6 +10,7 @@ import (
 
 	"tomato/domain/rider"
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 )
 
 // positions is the table of each rider's latest position. It is telemetry, not
@@ -23,7 +24,7 @@ func (positions) apply(ctx context.Context, tx pgx.Tx, schema string, events []e
 		e := &events[i]
 		p, err := rider.ReadPosition(e.Type, e.Subject, e.Data, now)
 		if err != nil {
-			eventlog.Skip(ctx, e, err)
+			consumer.Skip(ctx, e, err)
 			continue
 		}
 		if old, ok := latest[p.RiderID]; !ok || !p.RecordedAt.Before(old.RecordedAt) {

@@ -26,6 +26,7 @@ import (
 	"tomato/domain/restaurant"
 	"tomato/domain/rider"
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
 	"tomato/migrations"
 	"tomato/migrations/postgrestest"
@@ -79,13 +80,13 @@ func newBenchOn(t testing.TB, cfg eventlog.Config) *bench {
 }
 
 func (b *bench) models() *projections.ReadModels {
-	return &projections.ReadModels{DB: b.db, DatabaseURL: b.url, Kafka: b.cfg, Positions: eventlog.NewPositions(b.db), Log: b.log(), MaxWait: 20 * time.Second}
+	return &projections.ReadModels{DB: b.db, DatabaseURL: b.url, Kafka: b.cfg, Positions: consumer.NewPositions(b.db), Log: b.log(), MaxWait: 20 * time.Second}
 }
 
 func (b *bench) log() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
-func (b *bench) runtime() *eventlog.Runtime {
-	return &eventlog.Runtime{Kafka: b.cfg, Partitions: partitions, DB: b.db, Log: b.log()}
+func (b *bench) runtime() *consumer.Runtime {
+	return &consumer.Runtime{Kafka: b.cfg, Partitions: partitions, DB: b.db, Log: b.log()}
 }
 
 // project keeps m up to date until stop, or the end of the test.
@@ -291,7 +292,7 @@ func TestRebuildGivesEqualRowsWhileEventsKeepComing(t *testing.T) {
 	cancel()
 	wg.Wait()
 	// Both generations are followed: wait for the last event in each.
-	positions := eventlog.NewPositions(b.db)
+	positions := consumer.NewPositions(b.db)
 	for _, n := range []int{1, 2} {
 		if err := positions.WaitFor(b.deadline(), projections.Orders, n, []string{eventlog.Orders}, last); err != nil {
 			t.Fatalf("generation %d: %v", n, err)
@@ -486,7 +487,7 @@ func TestARebuildIsNotStoppedByValuesThatPostgresRefuses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := eventlog.NewPositions(b.db).WaitFor(b.deadline(), projections.Orders, g.Number, []string{eventlog.Orders}, last); err != nil {
+		if err := consumer.NewPositions(b.db).WaitFor(b.deadline(), projections.Orders, g.Number, []string{eventlog.Orders}, last); err != nil {
 			t.Fatal(err)
 		}
 		b.eventually("what Postgres refuses is parked", func() bool {
@@ -816,8 +817,8 @@ func TestRowsAfterFailuresAreThoseOfARebuild(t *testing.T) {
 	mu.Lock()
 	mended = true
 	mu.Unlock()
-	tools := &eventlog.DeadLetters{DB: b.db, Kafka: b.cfg}
-	if res, err := tools.Replay(t.Context(), eventlog.ReplayRequest{Consumer: projections.Orders, All: true, ConfirmCount: dead, Who: "test"}); err != nil || res.Replayed != dead {
+	tools := &consumer.DeadLetters{DB: b.db, Kafka: b.cfg}
+	if res, err := tools.Replay(t.Context(), consumer.ReplayRequest{Consumer: projections.Orders, All: true, ConfirmCount: dead, Who: "test"}); err != nil || res.Replayed != dead {
 		t.Fatalf("replay: %+v, %v", res, err)
 	}
 	b.eventually("all is replayed", func() bool { return parked("") == 0 })

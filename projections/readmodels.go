@@ -16,6 +16,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/migrations"
 )
 
@@ -39,7 +40,7 @@ type ReadModels struct {
 	DB          *pgxpool.Pool
 	DatabaseURL string          // of the same database: migrations connect by themselves
 	Kafka       eventlog.Config // of Ensure, Rebuild and Status
-	Positions   *eventlog.Positions
+	Positions   *consumer.Positions
 	Log         *slog.Logger  // default slog.Default()
 	MaxWait     time.Duration // of a query for its token; default 5 s
 
@@ -354,9 +355,9 @@ func (m *ReadModels) wait(ctx context.Context, g Generation, after eventlog.Toke
 }
 
 // Consumer returns the consumer that keeps a generation up to date.
-func (g Generation) Consumer() eventlog.Consumer {
+func (g Generation) Consumer() consumer.Consumer {
 	byTopic, schema := tables(g.Model), pgx.Identifier{g.Schema()}.Sanitize()
-	return eventlog.Consumer{
+	return consumer.Consumer{
 		Name: g.Model, Generation: g.Number, Topics: Topics(g.Model),
 		Rows: func(ctx context.Context, tx pgx.Tx, events []eventlog.Event) error {
 			for len(events) > 0 {
@@ -372,7 +373,7 @@ func (g Generation) Consumer() eventlog.Consumer {
 					if undefined(err) {
 						// Dropped under a consumer that has not noticed yet:
 						// nothing about the events is wrong.
-						return eventlog.Away(err)
+						return eventlog.Unavailable(err)
 					}
 					return err
 				}
@@ -386,7 +387,7 @@ func (g Generation) Consumer() eventlog.Consumer {
 // Project keeps every live generation up to date until ctx ends: the serving
 // one, and those that a rebuild has filled or that served before, from the
 // moment they are live until they are dropped. Follow must be running.
-func (m *ReadModels) Project(ctx context.Context, runtime *eventlog.Runtime) error {
+func (m *ReadModels) Project(ctx context.Context, runtime *consumer.Runtime) error {
 	running := map[Generation]func(){}
 	var all sync.WaitGroup
 	defer all.Wait()

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 )
 
 // fillWorkers is how many partitions a rebuild reads at once.
@@ -24,7 +25,7 @@ const progressEvery = 2000
 // RebuildOptions say how a rebuild is done.
 type RebuildOptions struct {
 	// Runtime catches up from the targets to the present. Needed.
-	Runtime *eventlog.Runtime
+	Runtime *consumer.Runtime
 	// DropOld drops the generation that served before, when nothing looks at it
 	// any more. Else it stays, is kept up to date, and Switch goes back to it.
 	DropOld bool
@@ -257,7 +258,7 @@ func (m *ReadModels) fill(ctx context.Context, g Generation, byTopic map[string]
 // goes on from there, and parks. So it does where Postgres refuses what a step has
 // folded: the consumer finds the event.
 func (m *ReadModels) fillPartition(ctx context.Context, g Generation, tp eventlog.TopicPartition, f filler, r eventlog.Range, tell func(done int64)) error {
-	taken, err := eventlog.TakeCheckpoints(ctx, m.DB, g.Model, g.Number, map[eventlog.TopicPartition]int64{tp: r.From}, time.Time{})
+	taken, err := consumer.TakeCheckpoints(ctx, m.DB, g.Model, g.Number, map[eventlog.TopicPartition]int64{tp: r.From}, time.Time{})
 	if err != nil {
 		return err
 	}
@@ -300,7 +301,7 @@ func (m *ReadModels) fillPartition(ctx context.Context, g Generation, tp eventlo
 				return err
 			}
 		}
-		mark = eventlog.Mark{Next: e.Offset + 1, Rule: rule, Time: e.Timestamp}
+		mark = consumer.Mark{Next: e.Offset + 1, Rule: rule, Time: e.Timestamp}
 		if f.full() {
 			if broken = commit(); broken == nil {
 				var next pgx.Tx // tx stays what it was where there is none: it is rolled back at the end

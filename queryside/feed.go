@@ -426,7 +426,7 @@ func (f *Feed) do(ctx context.Context, s *session, o op, locations *rate.Limiter
 		}
 		ctx, cancel := context.WithTimeout(ctx, opTimeout)
 		defer cancel()
-		if err := f.Locations.ReportLocation(ctx, s.actor.Sub, at, time.Time{}); errors.Is(err, eventlog.ErrAway) {
+		if err := f.Locations.ReportLocation(ctx, s.actor.Sub, at, time.Time{}); errors.Is(err, eventlog.ErrUnavailable) {
 			return httpapi.Unavailable("unavailable", "The location cannot be taken now.", time.Second)
 		} else if err != nil {
 			p := httpapi.FromError("rider", err)

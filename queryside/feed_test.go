@@ -377,7 +377,7 @@ func TestRidersReportTheirLocation(t *testing.T) {
 	if d := cmp.Diff([]domain.Point{{Lng: 77.5, Lat: 12.9}}, s.model.locations); d != "" {
 		t.Error(d)
 	}
-	s.model.err = eventlog.Away(errors.New("no owner"))
+	s.model.err = eventlog.Unavailable(errors.New("no owner"))
 	s.model.mu.Unlock()
 	k.send(`{"op":"location","location":{"type":"Point","coordinates":[77.5,12.9]}}`)
 	k.want("feed:error  unavailable")

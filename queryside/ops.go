@@ -8,7 +8,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"tomato/domain"
-	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/httpapi"
 )
 
@@ -30,7 +30,7 @@ type projectionsOutput struct {
 
 type consumersOutput struct {
 	Body struct {
-		Items []eventlog.ConsumerStatus `json:"items"`
+		Items []consumer.ConsumerStatus `json:"items"`
 	}
 }
 
@@ -41,7 +41,7 @@ type deadLettersInput struct {
 
 type deadLettersOutput struct {
 	Body struct {
-		Items      []eventlog.ParkedRecord `json:"items"`
+		Items      []consumer.ParkedRecord `json:"items"`
 		NextCursor string                  `json:"nextCursor,omitempty"`
 	}
 }
@@ -50,7 +50,7 @@ type deadLetterInput struct {
 	ID int64 `path:"id" minimum:"1"`
 }
 
-type deadLetterOutput struct{ Body eventlog.ParkedRecord }
+type deadLetterOutput struct{ Body consumer.ParkedRecord }
 
 type discardInput struct {
 	deadLetterInput
@@ -97,7 +97,7 @@ func (in *replayInput) Faults() []httpapi.FieldError {
 	return nil
 }
 
-type replayOutput struct{ Body eventlog.ReplayResult }
+type replayOutput struct{ Body consumer.ReplayResult }
 
 func (s *Side) opsRoutes(api *httpapi.API) {
 	ops := []domain.Role{domain.Ops}
@@ -137,7 +137,7 @@ func (s *Side) getConsumers(ctx context.Context, _ *struct{}) (*consumersOutput,
 		return nil, problem(err)
 	}
 	out := &consumersOutput{}
-	out.Body.Items = append([]eventlog.ConsumerStatus{}, all...)
+	out.Body.Items = append([]consumer.ConsumerStatus{}, all...)
 	return out, nil
 }
 
@@ -147,7 +147,7 @@ func (s *Side) listDeadLetters(ctx context.Context, in *deadLettersInput) (*dead
 		return nil, letterProblem(err)
 	}
 	out := &deadLettersOutput{}
-	out.Body.Items, out.Body.NextCursor = append([]eventlog.ParkedRecord{}, items...), next
+	out.Body.Items, out.Body.NextCursor = append([]consumer.ParkedRecord{}, items...), next
 	return out, nil
 }
 
@@ -173,16 +173,16 @@ func (s *Side) replayDeadLetter(ctx context.Context, in *deadLetterInput) (*repl
 	if err != nil {
 		return nil, letterProblem(err)
 	}
-	return s.replay(ctx, eventlog.ReplayRequest{Consumer: letter.Consumer, IDs: []int64{in.ID}})
+	return s.replay(ctx, consumer.ReplayRequest{Consumer: letter.Consumer, IDs: []int64{in.ID}})
 }
 
 func (s *Side) replayDeadLetters(ctx context.Context, in *replayInput) (*replayOutput, error) {
 	b := in.Body
-	return s.replay(ctx, eventlog.ReplayRequest{Consumer: b.Consumer, IDs: b.IDs, Key: b.Key, Class: b.Class, All: b.All,
+	return s.replay(ctx, consumer.ReplayRequest{Consumer: b.Consumer, IDs: b.IDs, Key: b.Key, Class: b.Class, All: b.All,
 		DryRun: b.DryRun, RatePerSecond: b.RatePerSecond, ConfirmCount: b.ConfirmCount})
 }
 
-func (s *Side) replay(ctx context.Context, r eventlog.ReplayRequest) (*replayOutput, error) {
+func (s *Side) replay(ctx context.Context, r consumer.ReplayRequest) (*replayOutput, error) {
 	r.Who = httpapi.Actor(ctx).Sub
 	res, err := s.DeadLetters.Replay(ctx, r)
 	if err != nil {
@@ -192,15 +192,15 @@ func (s *Side) replay(ctx context.Context, r eventlog.ReplayRequest) (*replayOut
 }
 
 func letterProblem(err error) error {
-	var confirm *eventlog.ConfirmError
+	var confirm *consumer.ConfirmError
 	switch {
-	case errors.Is(err, eventlog.ErrNoDeadLetter):
+	case errors.Is(err, consumer.ErrNoDeadLetter):
 		return httpapi.NewProblem(http.StatusNotFound, "dead_letter_not_found", "There is no such dead letter.")
-	case errors.Is(err, eventlog.ErrInvalidCursor):
+	case errors.Is(err, consumer.ErrInvalidCursor):
 		return invalidCursor()
-	case errors.Is(err, eventlog.ErrSelection):
+	case errors.Is(err, consumer.ErrSelection):
 		return httpapi.Invalid(httpapi.FieldError{Location: "body", Message: err.Error()})
-	case errors.Is(err, eventlog.ErrReplayRate):
+	case errors.Is(err, consumer.ErrReplayRate):
 		return httpapi.Invalid(httpapi.FieldError{Location: "body.ratePerSecond", Message: err.Error()})
 	case errors.As(err, &confirm):
 		return httpapi.NewProblem(http.StatusConflict, "confirmation_required", confirm.Error())

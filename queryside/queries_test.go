@@ -23,6 +23,7 @@ import (
 	"tomato/domain/restaurant"
 	"tomato/domain/rider"
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/httpapi"
 	"tomato/migrations"
 	"tomato/migrations/postgrestest"
@@ -76,11 +77,11 @@ func newQueries(t *testing.T) *queries {
 	}
 	t.Cleanup(auth.Close)
 	q := &queries{t: t, db: db, api: httpapi.New(httpapi.Options{Auth: auth, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})}
-	side := &queryside.Side{DB: db, Models: q, PositionMaxAge: 5 * time.Minute, DeadLetters: &eventlog.DeadLetters{DB: db},
+	side := &queryside.Side{DB: db, Models: q, PositionMaxAge: 5 * time.Minute, DeadLetters: &consumer.DeadLetters{DB: db},
 		Projections: func(context.Context) ([]queryside.ProjectionStatus, error) {
 			return []queryside.ProjectionStatus{{ReadModel: "orders", Generation: 1, State: "serving"}}, nil
 		},
-		Consumers: func(context.Context) ([]eventlog.ConsumerStatus, error) { return nil, nil },
+		Consumers: func(context.Context) ([]consumer.ConsumerStatus, error) { return nil, nil },
 	}
 	side.Routes(q.api)
 	return q

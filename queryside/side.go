@@ -27,6 +27,7 @@ import (
 
 	"tomato/domain"
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/httpapi"
 )
 
@@ -59,9 +60,9 @@ type Side struct {
 	PositionMaxAge time.Duration  // of a rider's position that counts as fresh
 
 	// For operators.
-	DeadLetters *eventlog.DeadLetters
+	DeadLetters *consumer.DeadLetters
 	Projections func(context.Context) ([]ProjectionStatus, error)
-	Consumers   func(context.Context) ([]eventlog.ConsumerStatus, error)
+	Consumers   func(context.Context) ([]consumer.ConsumerStatus, error)
 }
 
 // Routes registers all queries but the feeds, and the operators' tools.
@@ -126,7 +127,7 @@ func problem(err error) error {
 // they refused.
 func away(err error) bool {
 	var connect *pgconn.ConnectError
-	if errors.Is(err, eventlog.ErrAway) || errors.As(err, &connect) {
+	if errors.Is(err, eventlog.ErrUnavailable) || errors.As(err, &connect) {
 		return true
 	}
 	var pg *pgconn.PgError

@@ -16,6 +16,7 @@ import (
 
 	"tomato/domain"
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/migrations"
 	"tomato/projections"
 )
@@ -193,7 +194,7 @@ func (b *bench) consumeOnce(ctx context.Context, db *pgxpool.Pool, name string, 
 	var first since
 	var handled, size atomic.Int64
 	all := make(chan map[string]float64, 1)
-	consumer := eventlog.Consumer{Name: name, Topics: []string{eventlog.Orders}, Batch: func(_ context.Context, events []eventlog.Event) error {
+	reader := consumer.Consumer{Name: name, Topics: []string{eventlog.Orders}, Batch: func(_ context.Context, events []eventlog.Event) error {
 		first.begin()
 		for i := range events {
 			size.Add(int64(len(events[i].Data)))
@@ -205,9 +206,9 @@ func (b *bench) consumeOnce(ctx context.Context, db *pgxpool.Pool, name string, 
 	}}
 	rctx, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1)
-	runtime := &eventlog.Runtime{Kafka: b.kafka, Partitions: b.Partitions, DB: db, Log: b.log}
-	go func() { ended <- runtime.Run(rctx, consumer) }()
-	defer b.forget(consumer.Group())
+	runtime := &consumer.Runtime{Kafka: b.kafka, Partitions: b.Partitions, DB: db, Log: b.log}
+	go func() { ended <- runtime.Run(rctx, reader) }()
+	defer b.forget(reader.Group())
 	limit := time.NewTimer(10 * time.Minute)
 	defer limit.Stop()
 	select {
@@ -323,7 +324,7 @@ func (b *bench) projectOnce(ctx context.Context, h history) (map[string]float64,
 		return nil, err
 	}
 	defer db.Close()
-	positions := eventlog.NewPositions(db)
+	positions := consumer.NewPositions(db)
 	models := &projections.ReadModels{DB: db, DatabaseURL: url, Kafka: b.kafka, Positions: positions, Log: b.log}
 	if err := models.Ensure(ctx); err != nil {
 		return nil, err
@@ -332,25 +333,25 @@ func (b *bench) projectOnce(ctx context.Context, h history) (map[string]float64,
 	if err != nil {
 		return nil, err
 	}
-	consumer := g.Consumer()
-	rows := consumer.Rows
+	reader := g.Consumer()
+	rows := reader.Rows
 	var first since
-	consumer.Rows = func(ctx context.Context, tx pgx.Tx, events []eventlog.Event) error {
+	reader.Rows = func(ctx context.Context, tx pgx.Tx, events []eventlog.Event) error {
 		first.begin()
 		return rows(ctx, tx, events)
 	}
 	// A group of its own: the server beside it follows the same generation of
 	// another database.
-	consumer.Generation, consumer.Name = 0, "bench-"+g.String()
-	defer b.forget(consumer.Group())
+	reader.Generation, reader.Name = 0, "bench-"+g.String()
+	defer b.forget(reader.Group())
 	rctx, stop := context.WithCancel(ctx)
 	defer stop()
 	ended := make(chan error, 1)
-	runtime := &eventlog.Runtime{Kafka: b.kafka, Partitions: b.Partitions, DB: db, Log: b.log}
-	go func() { ended <- runtime.Run(rctx, consumer) }()
+	runtime := &consumer.Runtime{Kafka: b.kafka, Partitions: b.Partitions, DB: db, Log: b.log}
+	go func() { ended <- runtime.Run(rctx, reader) }()
 	wctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
-	err = positions.WaitFor(wctx, consumer.Name, consumer.Generation, consumer.Topics, h.token())
+	err = positions.WaitFor(wctx, reader.Name, reader.Generation, reader.Topics, h.token())
 	m := first.perSecond(h.events)
 	stop()
 	return m, errors.Join(err, <-ended)

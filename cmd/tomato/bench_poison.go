@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 )
 
 // The events that poison measures: so many a second on the inbox, of which one in
@@ -47,7 +48,7 @@ func (b *bench) poison(ctx context.Context, db *pgxpool.Pool) error {
 			for _, stage := range []string{eventlog.Retry5s, eventlog.Retry30s, eventlog.DeadLetter} { // what it left in brokers that were given
 				_, _ = adm.DeleteTopics(dctx, eventlog.ParkedTopic(eventlog.PaymentWebhooks, name, stage))
 			}
-			b.forget(eventlog.Consumer{Name: name}.Group())
+			b.forget(consumer.Consumer{Name: name}.Group())
 		}()
 		round := 0
 		once := func(oneIn int) func(context.Context) (map[string]float64, error) {
@@ -100,11 +101,11 @@ func (b *bench) poisonOnce(ctx context.Context, db *pgxpool.Pool, client *kgo.Cl
 		}
 		return nil
 	}
-	consumer := eventlog.Consumer{Name: name, Topics: []string{eventlog.PaymentWebhooks}}
+	reader := consumer.Consumer{Name: name, Topics: []string{eventlog.PaymentWebhooks}}
 	if kind == "each" {
-		consumer.Each = func(_ context.Context, e eventlog.Event) error { return handle(&e) }
+		reader.Each = func(_ context.Context, e eventlog.Event) error { return handle(&e) }
 	} else {
-		consumer.Rows = func(_ context.Context, _ pgx.Tx, events []eventlog.Event) error {
+		reader.Rows = func(_ context.Context, _ pgx.Tx, events []eventlog.Event) error {
 			for i := range events { // all or none takes effect
 				if err := poisonous(&events[i]); err != nil {
 					return err
@@ -118,8 +119,8 @@ func (b *bench) poisonOnce(ctx context.Context, db *pgxpool.Pool, client *kgo.Cl
 	}
 	rctx, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1)
-	quiet := &eventlog.Runtime{Kafka: b.kafka, Partitions: b.Partitions, DB: db, Log: slog.New(slog.DiscardHandler)}
-	go func() { ended <- quiet.Run(rctx, consumer) }()
+	quiet := &consumer.Runtime{Kafka: b.kafka, Partitions: b.Partitions, DB: db, Log: slog.New(slog.DiscardHandler)}
+	go func() { ended <- quiet.Run(rctx, reader) }()
 	defer func() {
 		stop()
 		<-ended

@@ -12,7 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 )
 
 type dlqCmd struct {
@@ -23,7 +23,7 @@ type dlqCmd struct {
 }
 
 // withLetters runs a tool on the dead letters of the installation.
-func (f toolFlags) withLetters(ctx context.Context, do func(*eventlog.DeadLetters) error) error {
+func (f toolFlags) withLetters(ctx context.Context, do func(*consumer.DeadLetters) error) error {
 	if err := f.resolveDatabase(); err != nil {
 		return err
 	}
@@ -32,7 +32,7 @@ func (f toolFlags) withLetters(ctx context.Context, do func(*eventlog.DeadLetter
 		return err
 	}
 	defer db.Close()
-	return do(&eventlog.DeadLetters{DB: db, Kafka: f.kafkaFlags.config("tomato-dlq")})
+	return do(&consumer.DeadLetters{DB: db, Kafka: f.kafkaFlags.config("tomato-dlq")})
 }
 
 // operator is who did it, for the audit.
@@ -55,7 +55,7 @@ func (c dlqListCmd) Run(ctx context.Context) error {
 	if c.Limit < 1 {
 		return usage("--limit must be at least 1")
 	}
-	return c.withLetters(ctx, func(l *eventlog.DeadLetters) error {
+	return c.withLetters(ctx, func(l *consumer.DeadLetters) error {
 		items, next, err := l.List(ctx, c.Consumer, c.Limit, c.Cursor)
 		if err != nil {
 			return err
@@ -82,7 +82,7 @@ type dlqShowCmd struct {
 }
 
 func (c dlqShowCmd) Run(ctx context.Context) error {
-	return c.withLetters(ctx, func(l *eventlog.DeadLetters) error {
+	return c.withLetters(ctx, func(l *consumer.DeadLetters) error {
 		d, err := l.Get(ctx, c.ID)
 		if err != nil {
 			return err
@@ -106,10 +106,10 @@ type dlqReplayCmd struct {
 }
 
 func (c dlqReplayCmd) Run(ctx context.Context) error {
-	return c.withLetters(ctx, func(l *eventlog.DeadLetters) error {
-		res, err := l.Replay(ctx, eventlog.ReplayRequest{Consumer: c.Consumer, IDs: c.ID, Key: c.Key, Class: c.Class, All: c.All,
+	return c.withLetters(ctx, func(l *consumer.DeadLetters) error {
+		res, err := l.Replay(ctx, consumer.ReplayRequest{Consumer: c.Consumer, IDs: c.ID, Key: c.Key, Class: c.Class, All: c.All,
 			DryRun: c.DryRun, RatePerSecond: c.RatePerSecond, ConfirmCount: c.ConfirmCount, Who: operator()})
-		if errors.Is(err, eventlog.ErrSelection) || errors.Is(err, eventlog.ErrReplayRate) {
+		if errors.Is(err, consumer.ErrSelection) || errors.Is(err, consumer.ErrReplayRate) {
 			return usageError{err}
 		}
 		if err != nil {
@@ -127,9 +127,9 @@ type dlqDiscardCmd struct {
 }
 
 func (c dlqDiscardCmd) Run(ctx context.Context) error {
-	return c.withLetters(ctx, func(l *eventlog.DeadLetters) error {
+	return c.withLetters(ctx, func(l *consumer.DeadLetters) error {
 		err := l.Discard(ctx, c.ID, c.Reason, operator())
-		if errors.Is(err, eventlog.ErrNoReason) {
+		if errors.Is(err, consumer.ErrNoReason) {
 			return usageError{err}
 		}
 		if err != nil {

@@ -25,6 +25,7 @@ import (
 	"tomato/commandside/shard"
 	"tomato/domain"
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
 	"tomato/migrations/cluster"
 )
@@ -423,7 +424,7 @@ func TestAShardThatNobodyServesIsWaitedFor(t *testing.T) {
 	}
 	a.await("operators see the lag", func() error {
 		x := a.must(office, "GET /v1/ops/consumers", nil)
-		var all struct{ Items []eventlog.ConsumerStatus }
+		var all struct{ Items []consumer.ConsumerStatus }
 		if err := json.Unmarshal(x.body, &all); err != nil {
 			return err
 		}
@@ -516,7 +517,7 @@ func TestADispatchThatKeepsFailingEndsInItsDLQ(t *testing.T) {
 	letter := fmt.Sprint(letters.get("items.0.id"))
 	a.must(office, "GET /v1/ops/dead-letters/"+letter, nil).want("state", "dead", "data.orderId", id)
 	dead, inRetry := map[string]int{}, 0
-	var all struct{ Items []eventlog.ConsumerStatus }
+	var all struct{ Items []consumer.ConsumerStatus }
 	if err := json.Unmarshal(a.must(office, "GET /v1/ops/consumers", nil).body, &all); err != nil {
 		t.Fatal(err)
 	}

@@ -26,6 +26,7 @@ import (
 	"tomato/commandside/gateway"
 	"tomato/domain"
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/httpapi"
 	"tomato/migrations/postgrestest"
 )
@@ -844,7 +845,7 @@ func (a *town) idle() {
 		if x.status != http.StatusOK {
 			return x.fault()
 		}
-		var consumers struct{ Items []eventlog.ConsumerStatus }
+		var consumers struct{ Items []consumer.ConsumerStatus }
 		if err := json.Unmarshal(x.body, &consumers); err != nil {
 			return err
 		}

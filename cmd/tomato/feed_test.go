@@ -16,6 +16,7 @@ import (
 	"tomato/domain/order"
 	"tomato/domain/rider"
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
 	"tomato/httpapi"
 	"tomato/projections/realtime"
@@ -214,9 +215,9 @@ func TestAFeedResumesAcrossARestart(t *testing.T) {
 
 	w.Claim(eventlog.Orders)
 	missed := w.Append(eventlog.Orders, "o1", order.OrderReadyForRider{OrderID: "o1", Ctx: ctx}, order.OrderPickedUp{OrderID: "o1", Ctx: ctx})
-	marks := map[eventlog.TopicPartition]eventlog.Mark{}
+	marks := map[eventlog.TopicPartition]consumer.Mark{}
 	for tp, o := range missed {
-		marks[tp] = eventlog.Mark{Next: o + 1, Rule: eventlog.Rule{Term: 2, Seq: 2}}
+		marks[tp] = consumer.Mark{Next: o + 1, Rule: eventlog.Rule{Term: 2, Seq: 2}}
 	}
 	url, _ = startFeeds(t, cfg, realtime.Start{Marks: marks})
 	customer = openFeed(t, url, domain.Actor{Sub: "u1", Role: domain.Customer}, "?cursor="+cursor)

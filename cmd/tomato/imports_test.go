@@ -178,6 +178,22 @@ func TestFoldsArePure(t *testing.T) {
 	}
 }
 
+// TestTheLogKnowsNoDatabase: whoever wants an event of the log links neither
+// Postgres nor metrics. Consumers, which need both, have a package of their own.
+func TestTheLogKnowsNoDatabase(t *testing.T) {
+	t.Parallel()
+	for _, p := range modulePackages(t) {
+		if p.ImportPath != module+"eventlog" {
+			continue
+		}
+		for _, i := range p.Imports {
+			if strings.Contains(i, "/pgx") || strings.Contains(i, "/prometheus") || strings.Contains(i, "gobreaker") || strings.HasPrefix(i, module+"eventlog/consumer") {
+				t.Errorf("eventlog imports %s", i)
+			}
+		}
+	}
+}
+
 // TestTestLibrariesStayOut: what is shipped imports neither testing nor a
 // package made for tests, whose names end in "test".
 func TestTestLibrariesStayOut(t *testing.T) {

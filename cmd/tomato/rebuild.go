@@ -8,13 +8,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
 	"golang.org/x/term"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-
-	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/projections"
 )
 
@@ -35,8 +34,8 @@ func (c rebuildCmd) Run(ctx context.Context) error {
 	}
 	defer db.Close()
 	kafka := c.kafkaFlags.config("tomato-rebuild")
-	models := &projections.ReadModels{DB: db, DatabaseURL: c.DatabaseURL, Kafka: kafka, Positions: eventlog.NewPositions(db), Log: log}
-	runtime := &eventlog.Runtime{Kafka: kafka, Partitions: c.Partitions, DB: db, Log: log}
+	models := &projections.ReadModels{DB: db, DatabaseURL: c.DatabaseURL, Kafka: kafka, Positions: consumer.NewPositions(db), Log: log}
+	runtime := &consumer.Runtime{Kafka: kafka, Partitions: c.Partitions, DB: db, Log: log}
 	show := newProgress(os.Stderr)
 	start := time.Now()
 	g, err := models.Rebuild(ctx, c.Model, projections.RebuildOptions{Runtime: runtime, DropOld: c.DropOld, Progress: show.tell})

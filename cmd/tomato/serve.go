@@ -30,6 +30,7 @@ import (
 	"tomato/commandside/shard"
 	"tomato/domain"
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/httpapi"
 	"tomato/migrations"
 	"tomato/migrations/cluster"
@@ -144,7 +145,7 @@ type server struct {
 	hub      *queryside.Hub
 	models   *projections.ReadModels
 	db       *pgxpool.Pool
-	runtime  *eventlog.Runtime
+	runtime  *consumer.Runtime
 	registry *prometheus.Registry
 	stopping atomic.Bool
 }
@@ -322,14 +323,14 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 	if err := s.identifyLogs(ctx, kafka); err != nil {
 		return err
 	}
-	positions := eventlog.NewPositions(s.db)
+	positions := consumer.NewPositions(s.db)
 	positions.Ends = s.ends
 	s.models = &projections.ReadModels{DB: s.db, DatabaseURL: c.DatabaseURL, Kafka: kafka, Positions: positions, Log: s.log}
 	if err := s.models.Ensure(ctx); err != nil {
 		return fmt.Errorf("read models: %w", err)
 	}
 	s.background("following the read models", func(ctx context.Context) error { s.models.Follow(ctx); return nil })
-	s.runtime = &eventlog.Runtime{Kafka: kafka, Positions: positions, Partitions: c.Partitions, DB: s.db, Registry: s.registry, Log: s.log}
+	s.runtime = &consumer.Runtime{Kafka: kafka, Positions: positions, Partitions: c.Partitions, DB: s.db, Registry: s.registry, Log: s.log}
 
 	if c.has(roleCommand) || c.has(roleReact) || c.has(roleFeed) { // policies and feeds issue commands, too
 		if err := s.startSide(kafka, positions); err != nil {
@@ -460,7 +461,7 @@ func (s *server) lastOnes(h http.Handler) http.Handler {
 
 // startSide makes the command side: its policies and feeds need it too, where
 // the shards are elsewhere.
-func (s *server) startSide(kafka eventlog.Config, positions *eventlog.Positions) error {
+func (s *server) startSide(kafka eventlog.Config, positions *consumer.Positions) error {
 	c := &s.cmd
 	producer, err := kafka.NewClient(kgo.RequiredAcks(kgo.AllISRAcks()), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0),
 		kgo.ProducerBatchMaxBytes(2<<20)) // an emitted message of 1 MiB and its headers
@@ -523,10 +524,10 @@ func (s *server) startQueries(kafka eventlog.Config, api *httpapi.API) error {
 	s.onStop(func(context.Context) error { client.Close(); return nil })
 	adm := kadm.NewClient(client)
 	q := &queryside.Side{DB: s.db, Models: s.models, LogID: s.logID, PositionMaxAge: time.Duration(s.cmd.PositionAge),
-		DeadLetters: &eventlog.DeadLetters{DB: s.db, Kafka: kafka},
+		DeadLetters: &consumer.DeadLetters{DB: s.db, Kafka: kafka},
 		Projections: projectionStatus(s.models),
-		Consumers: func(ctx context.Context) ([]eventlog.ConsumerStatus, error) {
-			return eventlog.ReadConsumers(ctx, s.db, adm)
+		Consumers: func(ctx context.Context) ([]consumer.ConsumerStatus, error) {
+			return consumer.ReadConsumers(ctx, s.db, adm)
 		}}
 	q.Routes(api)
 	return nil

@@ -183,16 +183,16 @@ func TestRazorpayOrder(t *testing.T) {
 	if d := cmp.Diff([]Payment{{"pay_1", "order_1", 45000, "INR", "failed", "declined"}, {"pay_2", "order_1", 45000, "INR", "captured", ""}}, ps); d != "" || err != nil {
 		t.Error(err, d)
 	}
-	if _, err := r.Order(ctx, "order_2"); !errors.Is(err, ErrUnknown) || errors.Is(err, eventlog.ErrAway) {
+	if _, err := r.Order(ctx, "order_2"); !errors.Is(err, ErrUnknown) || errors.Is(err, eventlog.ErrUnavailable) {
 		t.Errorf("an id that does not exist: %v", err)
 	}
-	if _, err := r.Order(ctx, "order_2"); !errors.Is(err, eventlog.ErrAway) || errors.Is(err, ErrUnknown) {
+	if _, err := r.Order(ctx, "order_2"); !errors.Is(err, eventlog.ErrUnavailable) || errors.Is(err, ErrUnknown) {
 		t.Errorf("somebody else's 404 is no definite no: %v", err)
 	}
-	if _, err := r.CreateOrder(ctx, "o-1", 1, "INR"); !errors.Is(err, ErrRefused) || errors.Is(err, eventlog.ErrAway) {
+	if _, err := r.CreateOrder(ctx, "o-1", 1, "INR"); !errors.Is(err, ErrRefused) || errors.Is(err, eventlog.ErrUnavailable) {
 		t.Errorf("refused: %v", err)
 	}
-	if _, err := r.CreateOrder(ctx, "o-1", 1, "INR"); !errors.Is(err, eventlog.ErrAway) {
+	if _, err := r.CreateOrder(ctx, "o-1", 1, "INR"); !errors.Is(err, eventlog.ErrUnavailable) {
 		t.Errorf("our keys are wrong, which is no answer about the order: %v", err)
 	}
 	if _, err := r.Order(ctx, "../payments"); !errors.Is(err, ErrUnknown) {
@@ -217,7 +217,7 @@ func TestRazorpayRefund(t *testing.T) {
 		answer{400, `{"error":{"code":"BAD_REQUEST_ERROR","description":"too old"}}`}, answer{200, `{"items":[]}`},
 	)
 	r, ctx := v.client(), t.Context()
-	if _, err := r.Refund(ctx, f); !errors.Is(err, eventlog.ErrAway) {
+	if _, err := r.Refund(ctx, f); !errors.Is(err, eventlog.ErrUnavailable) {
 		t.Fatalf("503: %v", err)
 	}
 	if s, err := r.Refund(ctx, f); s != RefundPending || err != nil {
@@ -242,7 +242,7 @@ func TestRazorpayRefund(t *testing.T) {
 	if s, err := r.Refund(ctx, f); s != RefundProcessed || err != nil {
 		t.Errorf("a no about the repeat: %v, %v", s, err)
 	}
-	if _, err := r.Refund(ctx, f); !errors.Is(err, ErrRefused) || errors.Is(err, eventlog.ErrAway) {
+	if _, err := r.Refund(ctx, f); !errors.Is(err, ErrRefused) || errors.Is(err, eventlog.ErrUnavailable) {
 		t.Errorf("a no: %v", err)
 	}
 }
@@ -252,7 +252,7 @@ func TestRazorpayBreaker(t *testing.T) {
 	v := newVendor(t)
 	r := v.client()
 	for range 2 * breakerFailures {
-		if _, err := r.Order(t.Context(), "order_1"); !errors.Is(err, eventlog.ErrAway) {
+		if _, err := r.Order(t.Context(), "order_1"); !errors.Is(err, eventlog.ErrUnavailable) {
 			t.Fatal(err)
 		}
 	}
@@ -276,13 +276,13 @@ func TestRazorpayBounds(t *testing.T) {
 	t.Parallel()
 	v := newVendor(t, answer{200, `{"receipt":"` + strings.Repeat("x", maxResponseBytes) + `"}`}, answer{200, `{"id":"order_1","amount":2,"currency":"INR"}`}, answer{302, ""})
 	r := v.client()
-	if _, err := r.Order(t.Context(), "order_1"); !errors.Is(err, eventlog.ErrAway) {
+	if _, err := r.Order(t.Context(), "order_1"); !errors.Is(err, eventlog.ErrUnavailable) {
 		t.Errorf("an answer without end: %v", err)
 	}
-	if _, err := r.CreateOrder(t.Context(), "o-1", 1, "INR"); !errors.Is(err, eventlog.ErrAway) {
+	if _, err := r.CreateOrder(t.Context(), "o-1", 1, "INR"); !errors.Is(err, eventlog.ErrUnavailable) {
 		t.Errorf("an order over another amount: %v", err)
 	}
-	if _, err := r.Order(t.Context(), "order_1"); !errors.Is(err, eventlog.ErrAway) {
+	if _, err := r.Order(t.Context(), "order_1"); !errors.Is(err, eventlog.ErrUnavailable) {
 		t.Errorf("a redirect: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -82,7 +82,7 @@ func NewRazorpay(keyID, keySecret string, o RazorpayOptions) *Razorpay {
 			Timeout:     breakerOpenFor,
 			ReadyToTrip: func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= breakerFailures },
 			IsSuccessful: func(err error) bool {
-				return err == nil || !errors.Is(err, eventlog.ErrAway) || errors.Is(err, errStillRunning)
+				return err == nil || !errors.Is(err, eventlog.ErrUnavailable) || errors.Is(err, errStillRunning)
 			},
 			// A caller that gave up says nothing about the gateway's health.
 			IsExcluded: func(err error) bool { return errors.Is(err, context.Canceled) },
@@ -115,7 +115,7 @@ func (r *Razorpay) CreateOrder(ctx context.Context, receipt string, amount int64
 		return Order{}, fmt.Errorf("gateway order: %w", err)
 	}
 	if !gatewayID.MatchString(o.ID) || o.Amount != amount || o.Currency != currency {
-		return Order{}, eventlog.Away(fmt.Errorf("gateway order %q over %d %s was opened for %d %s", o.ID, o.Amount, o.Currency, amount, currency))
+		return Order{}, eventlog.Unavailable(fmt.Errorf("gateway order %q over %d %s was opened for %d %s", o.ID, o.Amount, o.Currency, amount, currency))
 	}
 	return Order{GatewayOrderID: o.ID, KeyID: r.keyID, Amount: o.Amount, Currency: o.Currency}, nil
 }
@@ -237,13 +237,13 @@ func (r *Razorpay) call(ctx context.Context, method, path string, h http.Header,
 	}
 	b, err := r.breaker.Execute(func() ([]byte, error) { return r.roundTrip(ctx, method, path, h, body) })
 	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
-		return eventlog.AwayFrom(dependency, err)
+		return eventlog.UnavailableFrom(dependency, err)
 	}
 	if err != nil {
 		return err
 	}
 	if err := json.Unmarshal(b, out); err != nil {
-		return eventlog.Away(fmt.Errorf("the gateway's answer cannot be decoded: %w", err))
+		return eventlog.Unavailable(fmt.Errorf("the gateway's answer cannot be decoded: %w", err))
 	}
 	return nil
 }
@@ -262,15 +262,15 @@ func (r *Razorpay) roundTrip(ctx context.Context, method, path string, h http.He
 	req.SetBasicAuth(r.keyID, r.keySecret)
 	resp, err := r.client.Do(req)
 	if err != nil {
-		return nil, eventlog.AwayFrom(dependency, err)
+		return nil, eventlog.UnavailableFrom(dependency, err)
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxResponseBytes+1))
 	if err != nil {
-		return nil, eventlog.AwayFrom(dependency, err)
+		return nil, eventlog.UnavailableFrom(dependency, err)
 	}
 	if len(b) > maxResponseBytes {
-		return nil, eventlog.Away(fmt.Errorf("the gateway's answer is longer than %d bytes", maxResponseBytes))
+		return nil, eventlog.Unavailable(fmt.Errorf("the gateway's answer is longer than %d bytes", maxResponseBytes))
 	}
 	if resp.StatusCode/100 == 2 {
 		return b, nil
@@ -293,10 +293,10 @@ func classify(status int, body []byte) error {
 	case status == http.StatusConflict:
 		// Refund tells this error from others. Every other call is tried again,
 		// as with an unavailable gateway.
-		return eventlog.Away(fmt.Errorf("%w: %s", errStillRunning, text))
+		return eventlog.Unavailable(fmt.Errorf("%w: %s", errStillRunning, text))
 	case status == http.StatusUnauthorized, status == http.StatusForbidden, status == http.StatusTooManyRequests, status == http.StatusRequestTimeout,
 		status >= 500, status < 400, !own:
-		return eventlog.AwayFrom(dependency, fmt.Errorf("the gateway answered %d %s", status, text))
+		return eventlog.UnavailableFrom(dependency, fmt.Errorf("the gateway answered %d %s", status, text))
 	case status == http.StatusNotFound, strings.Contains(strings.ToLower(text), "does not exist"):
 		return fmt.Errorf("%w: %s", ErrUnknown, text)
 	}

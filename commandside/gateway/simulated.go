@@ -92,14 +92,14 @@ func (g *Simulated) order(ctx context.Context, q querier, id string) (wireOrder,
 func gatewayError(err error) error {
 	var pg *pgconn.PgError
 	switch {
-	case err == nil, errors.Is(err, ErrRefused), errors.Is(err, ErrUnknown), errors.Is(err, ErrPaymentTaken), errors.Is(err, eventlog.ErrAway):
+	case err == nil, errors.Is(err, ErrRefused), errors.Is(err, ErrUnknown), errors.Is(err, ErrPaymentTaken), errors.Is(err, eventlog.ErrUnavailable):
 		return err
 	case errors.Is(err, pgx.ErrNoRows):
 		return ErrUnknown
 	case errors.As(err, &pg) && !slices.Contains([]string{"08", "40", "53", "57", "58"}, pg.Code[:min(2, len(pg.Code))]):
 		return err // a mistake in our own statement: waiting would not help
 	}
-	return eventlog.Away(err)
+	return eventlog.Unavailable(err)
 }
 
 // newID returns an id in the vendor's form: the prefix and 14 letters or digits.

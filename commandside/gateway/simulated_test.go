@@ -241,7 +241,7 @@ func TestSimulatedKnowsWhatItDoesNotKnow(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer gone.Close()
-	if _, err := NewSimulated(gone, "", secrets, nil).Order(ctx, "order_1"); !errors.Is(err, eventlog.ErrAway) {
+	if _, err := NewSimulated(gone, "", secrets, nil).Order(ctx, "order_1"); !errors.Is(err, eventlog.ErrUnavailable) {
 		t.Errorf("a database that is unavailable gave a definite answer: %v", err)
 	}
 }

@@ -88,7 +88,7 @@ const Never int64 = -2
 // ErrUnavailable says that the command's outcome is not known, or that nobody
 // could decide it now: no owner, a full queue, a deadline, a deposed owner. A
 // retry is safe. It is an eventlog.ErrAway too.
-var ErrUnavailable = eventlog.Away(errors.New("the shard cannot answer now"))
+var ErrUnavailable = eventlog.Unavailable(errors.New("the shard cannot answer now"))
 
 // Refusals of the write side itself, beside those of the domain.
 const (

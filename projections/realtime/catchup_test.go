@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-
 	"testing"
 	"time"
 
@@ -13,6 +12,7 @@ import (
 	"tomato/domain/feed"
 	"tomato/domain/order"
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
 	"tomato/projections/realtime"
 )
@@ -29,10 +29,10 @@ func TestCatchUpReadsWhatCameBeforeTheStart(t *testing.T) {
 	w.Claim(eventlog.Orders)                                                                                 // 5
 	w.Append(eventlog.Orders, "o1", preparing)                                                               // 6
 	orders := eventlog.TopicPartition{Topic: eventlog.Orders}
-	mark := eventlog.Mark{Next: 7, Rule: eventlog.Rule{Term: 2, Seq: 1}}
+	mark := consumer.Mark{Next: 7, Rule: eventlog.Rule{Term: 2, Seq: 1}}
 
 	r := newRecorder()
-	p := &realtime.Projector{Kafka: cfg, Loader: loader{realtime.Start{Marks: map[eventlog.TopicPartition]eventlog.Mark{orders: mark}}}, Sink: r, Log: slog.New(slog.DiscardHandler)}
+	p := &realtime.Projector{Kafka: cfg, Loader: loader{realtime.Start{Marks: map[eventlog.TopicPartition]consumer.Mark{orders: mark}}}, Sink: r, Log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- p.Run(ctx) }()

@@ -35,6 +35,7 @@ import (
 
 	"tomato/domain/feed"
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 )
 
 // Topics are what a Projector reads. Topic riders is not among them: orders has
@@ -47,7 +48,7 @@ type Start struct {
 	// rule's state there: of the read models' checkpoints, or older. What has
 	// none is read from its beginning. The older they are, the longer ago
 	// clients may have left and still resume.
-	Marks map[eventlog.TopicPartition]eventlog.Mark
+	Marks map[eventlog.TopicPartition]consumer.Mark
 	// Assigned are the orders under way with their riders, as of the marks or
 	// any time later.
 	Assigned []Assignment
@@ -186,7 +187,7 @@ func (p *Projector) record(tp eventlog.TopicPartition, r *kgo.Record, rule *even
 	take, skipped := true, ""
 	if rule != nil {
 		take, skipped = rule.Take(&e)
-	} else if eventlog.IsTelemetry(tp.Topic) && r.Value == nil {
+	} else if consumer.IsTelemetry(tp.Topic) && r.Value == nil {
 		take = false // the position is gone: nobody is told
 	} else if e.Fault != nil {
 		take, skipped = false, eventlog.SkipNoEvent

@@ -19,6 +19,7 @@ import (
 	"tomato/domain/order"
 	"tomato/domain/rider"
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
 	"tomato/projections/realtime"
 )
@@ -167,9 +168,9 @@ func TestFollowsFromMarks(t *testing.T) {
 	token := w.Append(eventlog.Orders, "o1",
 		order.OrderPreparing{OrderID: "o1", Ctx: ctxOf("o1", "", "preparing")},
 		order.OrderReadyForRider{OrderID: "o1", Ctx: ctxOf("o1", "", "ready_for_rider")})
-	marks := map[eventlog.TopicPartition]eventlog.Mark{}
+	marks := map[eventlog.TopicPartition]consumer.Mark{}
 	for tp, o := range token {
-		marks[tp] = eventlog.Mark{Next: o, Rule: eventlog.Rule{Term: 2, Seq: 1}} // the second event is still to come
+		marks[tp] = consumer.Mark{Next: o, Rule: eventlog.Rule{Term: 2, Seq: 1}} // the second event is still to come
 	}
 	r := follow(t, cfg, realtime.Start{Marks: marks})
 	r.wait(t, "the second event", r.has(token))
@@ -257,7 +258,7 @@ func TestALogThatIsShorterThanItWasStopsIt(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)
 	eventlogtest.Topics(t, cfg, eventlog.Layout{Partitions: partitions})
-	p := &realtime.Projector{Kafka: cfg, Sink: newRecorder(), Loader: loader{realtime.Start{Marks: map[eventlog.TopicPartition]eventlog.Mark{
+	p := &realtime.Projector{Kafka: cfg, Sink: newRecorder(), Loader: loader{realtime.Start{Marks: map[eventlog.TopicPartition]consumer.Mark{
 		{Topic: eventlog.Orders, Partition: 0}: {Next: 5}}}}}
 	if err := p.Run(t.Context()); err == nil {
 		t.Error("it began beyond the end of the log")

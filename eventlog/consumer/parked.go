@@ -1,4 +1,4 @@
-package eventlog
+package consumer
 
 import (
 	"context"
@@ -18,6 +18,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/eventlog"
 )
 
 // Headers that a record has on a retry or dead letter topic, besides its own.
@@ -300,7 +302,7 @@ func scanParked(row pgx.Row, more ...any) (*parkedItem, error) {
 }
 
 // loadParked reads what is parked of the given partitions.
-func loadParked(ctx context.Context, db *pgxpool.Pool, consumer string, generation int, tps []TopicPartition) (map[TopicPartition][]*parkedItem, error) {
+func loadParked(ctx context.Context, db *pgxpool.Pool, consumer string, generation int, tps []eventlog.TopicPartition) (map[eventlog.TopicPartition][]*parkedItem, error) {
 	topics, partitions := make([]string, len(tps)), make([]int32, len(tps))
 	for i, tp := range tps {
 		topics[i], partitions[i] = tp.Topic, tp.Partition
@@ -312,9 +314,9 @@ func loadParked(ctx context.Context, db *pgxpool.Pool, consumer string, generati
 		return nil, err
 	}
 	defer rows.Close()
-	out := map[TopicPartition][]*parkedItem{}
+	out := map[eventlog.TopicPartition][]*parkedItem{}
 	for rows.Next() {
-		var tp TopicPartition
+		var tp eventlog.TopicPartition
 		it, err := scanParked(rows, &tp.Topic, &tp.Partition)
 		if err != nil {
 			return nil, err
@@ -336,10 +338,10 @@ func insertParked(ctx context.Context, tx pgx.Tx, c *Checkpoint, items []*parked
 		if it.rec != nil {
 			for _, h := range it.rec.Headers {
 				switch h.Key {
-				case hdrID:
-					id = plainText(string(h.Value[:min(len(h.Value), maxID)]))
-				case hdrType:
-					typ = plainText(string(h.Value[:min(len(h.Value), maxType)]))
+				case eventlog.HeaderID:
+					id = plainText(string(h.Value[:min(len(h.Value), eventlog.MaxIDBytes)]))
+				case eventlog.HeaderType:
+					typ = plainText(string(h.Value[:min(len(h.Value), eventlog.MaxTypeBytes)]))
 				}
 			}
 		}
@@ -387,15 +389,15 @@ func (it *parkedItem) failed(cause error, now time.Time, delays []time.Duration)
 		it.firstFailed = now
 	}
 	switch {
-	case errors.Is(cause, ErrPoison) || it.attempt > len(delays):
+	case errors.Is(cause, eventlog.ErrPoison) || it.attempt > len(delays):
 		it.state, it.due = stateDead, time.Time{}
-		return DeadLetter
+		return eventlog.DeadLetter
 	case it.attempt == 1:
 		it.state, it.due = stateRetry, now.Add(delays[0])
-		return Retry5s
+		return eventlog.Retry5s
 	default:
 		it.state, it.due = stateRetry, now.Add(delays[1])
-		return Retry30s
+		return eventlog.Retry30s
 	}
 }
 
@@ -403,13 +405,13 @@ type panicError struct{ value any }
 
 func (p panicError) Error() string      { return fmt.Sprintf("handler panic: %v", p.value) }
 func (p panicError) ErrorClass() string { return "panic" }
-func (p panicError) Unwrap() error      { return ErrPoison }
+func (p panicError) Unwrap() error      { return eventlog.ErrPoison }
 
 type decodeError struct{ err error }
 
 func (d decodeError) Error() string      { return d.err.Error() }
 func (d decodeError) ErrorClass() string { return "decode" }
-func (d decodeError) Unwrap() error      { return ErrPoison }
+func (d decodeError) Unwrap() error      { return eventlog.ErrPoison }
 
 type goneError struct{}
 
@@ -417,7 +419,7 @@ func (goneError) Error() string {
 	return "the record has expired from its topic, and its copies from the retry topics"
 }
 func (goneError) ErrorClass() string { return "gone" }
-func (goneError) Unwrap() error      { return ErrPoison }
+func (goneError) Unwrap() error      { return eventlog.ErrPoison }
 
 // errorClass is the word by which operators select failures. An error can name
 // its own by a method ErrorClass() string.
@@ -429,7 +431,7 @@ func errorClass(err error) string {
 		return own.ErrorClass()
 	case errors.As(err, &pg):
 		return "pg_" + pg.Code
-	case errors.Is(err, ErrPoison):
+	case errors.Is(err, eventlog.ErrPoison):
 		return "poison"
 	case errors.Is(err, context.DeadlineExceeded):
 		return "timeout"
@@ -456,10 +458,10 @@ func plainText(s string) string {
 // isAway says whether err is the absence of a dependency, not a failure of the
 // handler. A bare io.EOF is not: decoders return it for bad input.
 func isAway(err error) bool {
-	if errors.Is(err, ErrPoison) {
+	if errors.Is(err, eventlog.ErrPoison) {
 		return false
 	}
-	if errors.Is(err, ErrAway) {
+	if errors.Is(err, eventlog.ErrUnavailable) {
 		return true
 	}
 	var pg *pgconn.PgError
@@ -481,10 +483,10 @@ func isAway(err error) bool {
 // repeated for ever, for its rows are changed already.
 func ownWork(err error) error {
 	var pg *pgconn.PgError
-	if err == nil || errors.Is(err, ErrFenced) || errors.Is(err, errStale) || errors.Is(err, ErrAway) || errors.As(err, &pg) && !isAway(err) && !isConflict(err) {
+	if err == nil || errors.Is(err, ErrFenced) || errors.Is(err, errStale) || errors.Is(err, eventlog.ErrUnavailable) || errors.As(err, &pg) && !isAway(err) && !isConflict(err) {
 		return err
 	}
-	return AwayFrom("postgres", err)
+	return eventlog.UnavailableFrom("postgres", err)
 }
 
 // isConflict says whether a transaction failed because of another one, so that
@@ -497,7 +499,7 @@ func isConflict(err error) bool {
 // --- copies
 
 // parkedCopy is the record that goes to a retry or dead letter topic.
-func parkedCopy(src *kgo.Record, tp TopicPartition, consumer string, generation int, it *parkedItem, stage string) *kgo.Record {
+func parkedCopy(src *kgo.Record, tp eventlog.TopicPartition, consumer string, generation int, it *parkedItem, stage string) *kgo.Record {
 	h := slices.Clip(src.Headers)
 	add := func(k, v string) { h = append(h, kgo.RecordHeader{Key: k, Value: []byte(v)}) }
 	add(hdrSourceTopic, tp.Topic)
@@ -513,11 +515,11 @@ func parkedCopy(src *kgo.Record, tp TopicPartition, consumer string, generation 
 		add(hdrFirstFailed, it.firstFailed.UTC().Format(time.RFC3339Nano))
 		add(hdrLastFailed, it.lastFailed.UTC().Format(time.RFC3339Nano))
 	}
-	return &kgo.Record{Topic: ParkedTopic(tp.Topic, consumer, stage), Partition: tp.Partition, Key: src.Key, Value: src.Value, Headers: h}
+	return &kgo.Record{Topic: eventlog.ParkedTopic(tp.Topic, consumer, stage), Partition: tp.Partition, Key: src.Key, Value: src.Value, Headers: h}
 }
 
 // originalOf turns a copy back into its source record; nil if it is none of it.
-func originalOf(c *kgo.Record, tp TopicPartition, offset int64) *kgo.Record {
+func originalOf(c *kgo.Record, tp eventlog.TopicPartition, offset int64) *kgo.Record {
 	r := &kgo.Record{Topic: tp.Topic, Partition: tp.Partition, Offset: offset, Key: c.Key, Value: c.Value, Timestamp: c.Timestamp}
 	for _, h := range c.Headers {
 		switch h.Key {

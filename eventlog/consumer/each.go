@@ -1,4 +1,4 @@
-package eventlog
+package consumer
 
 import (
 	"context"
@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"tomato/eventlog"
 )
 
 // eachWorker is the state of an Each consumer's loop, of one goroutine. Lanes
@@ -274,7 +276,7 @@ func (w *worker) handle(i *item, calling *atomic.Int64) (*parkedItem, error) {
 			continue
 		}
 		away.over()
-		if try < w.g.c.InPlaceTries && !errors.Is(err, ErrPoison) {
+		if try < w.g.c.InPlaceTries && !errors.Is(err, eventlog.ErrPoison) {
 			try++
 			if err := w.sleep(inPlaceWait(try)); err != nil {
 				return nil, err

@@ -1,4 +1,4 @@
-package eventlog_test
+package consumer_test
 
 import (
 	"context"
@@ -20,6 +20,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
 	"tomato/migrations"
 	"tomato/migrations/postgrestest"
@@ -128,8 +129,8 @@ func (b *bench) seen(topic string, p int32) *kgo.Record {
 	return e.NewRecord(topic, p)
 }
 
-func (b *bench) runtime() *eventlog.Runtime {
-	r := &eventlog.Runtime{Kafka: b.cfg, Partitions: testPartitions, DB: b.db, Registry: prometheus.NewRegistry(),
+func (b *bench) runtime() *consumer.Runtime {
+	r := &consumer.Runtime{Kafka: b.cfg, Partitions: testPartitions, DB: b.db, Registry: prometheus.NewRegistry(),
 		Log: slog.New(slog.NewTextHandler(testWriter{b.t}, &slog.HandlerOptions{Level: slog.LevelInfo}))}
 	r.Hasten(100*time.Millisecond, 200*time.Millisecond)
 	return r
@@ -143,7 +144,7 @@ func (w testWriter) Write(p []byte) (int, error) {
 }
 
 // start runs consumers until stop is called or the test ends.
-func start(t *testing.T, r *eventlog.Runtime, cs ...eventlog.Consumer) (stop func()) {
+func start(t *testing.T, r *consumer.Runtime, cs ...consumer.Consumer) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
@@ -225,7 +226,7 @@ var flaky = eventlog.Subscription{Name: "flaky", Topics: []string{eventlog.Order
 // kinds makes the same consumer three times, each with its own kind of handler
 // around one function per event, for keys that begin with prefix. The rows of
 // Rows are in table applied.
-func kinds(prefix string, handle func(e eventlog.Event) error) map[string]eventlog.Consumer {
+func kinds(prefix string, handle func(e eventlog.Event) error) map[string]consumer.Consumer {
 	all := handle
 	handle = func(e eventlog.Event) error {
 		if !strings.HasPrefix(e.Subject, prefix) {
@@ -233,7 +234,7 @@ func kinds(prefix string, handle func(e eventlog.Event) error) map[string]eventl
 		}
 		return all(e)
 	}
-	return map[string]eventlog.Consumer{
+	return map[string]consumer.Consumer{
 		"Each": {Each: func(_ context.Context, e eventlog.Event) error { return handle(e) }},
 		"Batch": {Batch: func(_ context.Context, es []eventlog.Event) error {
 			for _, e := range es {
@@ -410,7 +411,7 @@ func TestPoisonIsParkedWhileOthersFlowAndReplayRestores(t *testing.T) {
 					}
 					return query[int](b, `SELECT count(*) FROM tomato.parked WHERE consumer = $1`, name) == 2
 				})
-				tools := &eventlog.DeadLetters{DB: b.db, Kafka: cfg}
+				tools := &consumer.DeadLetters{DB: b.db, Kafka: cfg}
 				list, next, err := tools.List(t.Context(), name, 10, "")
 				if err != nil || len(list) != 1 || next != "" {
 					t.Fatalf("list: %+v, %q, %v", list, next, err)
@@ -451,10 +452,10 @@ func TestPoisonIsParkedWhileOthersFlowAndReplayRestores(t *testing.T) {
 				eventually(t, "the fourth queues too", func() bool {
 					return query[int](b, `SELECT count(*) FROM tomato.parked WHERE consumer = $1 AND state = 'waiting'`, name) == 2
 				})
-				if res, err := tools.Replay(t.Context(), eventlog.ReplayRequest{Consumer: name, Key: bad, DryRun: true, Who: "test"}); err != nil || res != (eventlog.ReplayResult{Matched: 1}) {
+				if res, err := tools.Replay(t.Context(), consumer.ReplayRequest{Consumer: name, Key: bad, DryRun: true, Who: "test"}); err != nil || res != (consumer.ReplayResult{Matched: 1}) {
 					t.Fatalf("dry run: %+v, %v", res, err)
 				}
-				if res, err := tools.Replay(t.Context(), eventlog.ReplayRequest{Consumer: name, Key: bad, Who: "test"}); err != nil || res != (eventlog.ReplayResult{Matched: 1, Replayed: 1}) {
+				if res, err := tools.Replay(t.Context(), consumer.ReplayRequest{Consumer: name, Key: bad, Who: "test"}); err != nil || res != (consumer.ReplayResult{Matched: 1, Replayed: 1}) {
 					t.Fatalf("replay: %+v, %v", res, err)
 				}
 				eventually(t, "the key is free", func() bool {
@@ -491,7 +492,7 @@ func TestAwayParksNothing(t *testing.T) {
 			c := kinds(kind, func(e eventlog.Event) error {
 				calls.Add(1)
 				if !back.Load() {
-					return fmt.Errorf("the shard: %w", eventlog.Away(errors.New("503")))
+					return fmt.Errorf("the shard: %w", eventlog.Unavailable(errors.New("503")))
 				}
 				l.add(e)
 				return nil
@@ -539,7 +540,7 @@ func TestThirdFailedAttemptMakesADeadLetter(t *testing.T) {
 	b := newBench(t, eventlogtest.Embedded(t), flaky)
 	var calls atomic.Int64
 	b.produce(b.event(eventlog.Orders, "k", "T")...)
-	start(t, b.runtime(), eventlog.Consumer{Name: "flaky", Topics: []string{eventlog.Orders}, Each: func(context.Context, eventlog.Event) error {
+	start(t, b.runtime(), consumer.Consumer{Name: "flaky", Topics: []string{eventlog.Orders}, Each: func(context.Context, eventlog.Event) error {
 		calls.Add(1)
 		return errors.New("always")
 	}})
@@ -605,7 +606,7 @@ func TestDeposedOwnerChangesNothing(t *testing.T) {
 	b.exec(appliedTable)
 	entered, release := make(chan struct{}), make(chan struct{})
 	var once sync.Once
-	c := eventlog.Consumer{Name: "zombie", Topics: []string{eventlog.Orders}, Rows: func(ctx context.Context, tx pgx.Tx, es []eventlog.Event) error {
+	c := consumer.Consumer{Name: "zombie", Topics: []string{eventlog.Orders}, Rows: func(ctx context.Context, tx pgx.Tx, es []eventlog.Event) error {
 		for _, e := range es {
 			if _, err := tx.Exec(ctx, `INSERT INTO applied (key, version) VALUES ($1, $2)`, e.Subject, e.Version); err != nil {
 				return err
@@ -626,7 +627,7 @@ func TestDeposedOwnerChangesNothing(t *testing.T) {
 	<-entered
 	// Another takes over; Postgres ends the sleeper's transaction for it.
 	tp := eventlog.TopicPartition{Topic: eventlog.Orders, Partition: eventlog.PartitionFor("k", testPartitions)}
-	cps, err := eventlog.TakeCheckpoints(t.Context(), b.db, "zombie", 0, map[eventlog.TopicPartition]int64{tp: 0}, time.Time{})
+	cps, err := consumer.TakeCheckpoints(t.Context(), b.db, "zombie", 0, map[eventlog.TopicPartition]int64{tp: 0}, time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -635,7 +636,7 @@ func TestDeposedOwnerChangesNothing(t *testing.T) {
 		if _, err := tx.Exec(t.Context(), `INSERT INTO applied (key, version) VALUES ('k', 1)`); err != nil {
 			return err
 		}
-		return cp.Move(t.Context(), tx, eventlog.Mark{Next: 2, Rule: eventlog.Rule{Term: 1, Seq: 1}})
+		return cp.Move(t.Context(), tx, consumer.Mark{Next: 2, Rule: eventlog.Rule{Term: 1, Seq: 1}})
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -649,7 +650,7 @@ func TestDeposedOwnerChangesNothing(t *testing.T) {
 		t.Errorf("applied %v", got)
 	}
 	// And what the other still tries is fenced in turn.
-	if err := cp.Move(t.Context(), b.db, eventlog.Mark{Next: 3}); !errors.Is(err, eventlog.ErrFenced) {
+	if err := cp.Move(t.Context(), b.db, consumer.Mark{Next: 3}); !errors.Is(err, consumer.ErrFenced) {
 		t.Errorf("the former owner's move: %v", err)
 	}
 }
@@ -686,8 +687,8 @@ func TestRandomFailuresLeaveTheFold(t *testing.T) {
 					if rnd.IntN(20) == 0 {
 						id := string(r.Headers[1].Value)
 						left[id] = 1 + rnd.IntN(7)
-						kinds[id] = []func(error) error{eventlog.Poison, eventlog.Away, fmtError, fmtError}[rnd.IntN(4)]
-						if errors.Is(kinds[id](errors.New("")), eventlog.ErrAway) {
+						kinds[id] = []func(error) error{eventlog.Poison, eventlog.Unavailable, fmtError, fmtError}[rnd.IntN(4)]
+						if errors.Is(kinds[id](errors.New("")), eventlog.ErrUnavailable) {
 							left[id] = 1 // each waits longer than the last
 						}
 					}
@@ -721,7 +722,7 @@ func TestRandomFailuresLeaveTheFold(t *testing.T) {
 					return db.QueryRow(ctx, `INSERT INTO folded VALUES ($1, $2, $3) ON CONFLICT (key) DO UPDATE SET version = $2, hash = $3 RETURNING 1`,
 						e.Subject, e.Version, next(hash, e.ID)).Scan(&one)
 				}
-				c := eventlog.Consumer{Name: "flaky", Topics: []string{eventlog.Orders}, MaxBatch: 40}
+				c := consumer.Consumer{Name: "flaky", Topics: []string{eventlog.Orders}, MaxBatch: 40}
 				if kind == "Rows" {
 					c.Rows = func(ctx context.Context, tx pgx.Tx, es []eventlog.Event) error {
 						for _, e := range es {
@@ -742,7 +743,7 @@ func TestRandomFailuresLeaveTheFold(t *testing.T) {
 						return fails(e) // the effect has happened all the same
 					}
 				}
-				tools := &eventlog.DeadLetters{DB: b.db, Kafka: b.cfg}
+				tools := &consumer.DeadLetters{DB: b.db, Kafka: b.cfg}
 				stop := func() {}
 				for part := range 3 {
 					b.produce(recs[part*len(recs)/3 : (part+1)*len(recs)/3]...)
@@ -753,7 +754,7 @@ func TestRandomFailuresLeaveTheFold(t *testing.T) {
 					}, b.state)
 				}
 				eventually(t, "everything handled and nothing parked", func() bool {
-					if _, err := tools.Replay(t.Context(), eventlog.ReplayRequest{Consumer: "flaky", All: true, Who: "test"}); err != nil {
+					if _, err := tools.Replay(t.Context(), consumer.ReplayRequest{Consumer: "flaky", All: true, Who: "test"}); err != nil {
 						t.Fatal(err)
 					}
 					return query[int64](b, `SELECT coalesce(sum(version), 0)::bigint FROM folded`) == total && query[int](b, `SELECT count(*) FROM tomato.parked`) == 0
@@ -778,14 +779,14 @@ func TestVoidAndShardRecordsMoveThePositionOnly(t *testing.T) {
 	r := b.runtime()
 	reg := prometheus.NewRegistry()
 	r.Registry = reg
-	start(t, r, eventlog.Consumer{Name: "flaky", Topics: []string{eventlog.Orders}, Each: func(_ context.Context, e eventlog.Event) error { l.add(e); return nil }})
+	start(t, r, consumer.Consumer{Name: "flaky", Topics: []string{eventlog.Orders}, Each: func(_ context.Context, e eventlog.Event) error { l.add(e); return nil }})
 	p := eventlog.PartitionFor("k", testPartitions)
 	b.produce(b.event(eventlog.Orders, "k", "T")...)
 	again := eventlog.Event{ID: "x", Source: "/test", Type: "T", Subject: "k", Version: 9, Time: time.Now(), Term: 1, Seq: 1, Data: []byte(`{}`)}
 	b.produce(again.NewRecord(eventlog.Orders, p))                                                        // a second copy: void
 	b.produce(&kgo.Record{Topic: eventlog.Orders, Partition: p, Key: []byte("k"), Value: []byte("junk")}) // no event at all: void
 	last := b.produce(b.seen(eventlog.Orders, p))
-	pos := eventlog.NewPositions(b.db)
+	pos := consumer.NewPositions(b.db)
 	token := eventlog.Token{}
 	token.Add(eventlog.Orders, p, last)
 	token.Add(eventlog.Riders, 0, 1000) // not read by this consumer
@@ -830,7 +831,7 @@ func TestUndecodableRecordAndItsQueueOutliveTheirTopic(t *testing.T) {
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
 		b := newBench(t, cfg, flaky)
 		var l ledger
-		c := eventlog.Consumer{Name: "flaky", Topics: []string{eventlog.PaymentWebhooks}, Each: func(_ context.Context, e eventlog.Event) error {
+		c := consumer.Consumer{Name: "flaky", Topics: []string{eventlog.PaymentWebhooks}, Each: func(_ context.Context, e eventlog.Event) error {
 			if string(e.Data) == "\xff\x00" {
 				return eventlog.Poison(errors.New("it cannot be decoded"))
 			}
@@ -847,13 +848,13 @@ func TestUndecodableRecordAndItsQueueOutliveTheirTopic(t *testing.T) {
 		eventually(t, "parked, the other key done", func() bool {
 			return query[int](b, `SELECT count(*) FROM tomato.parked WHERE copy_offset >= 0`) == 2 && len(l.of("g2")) == 1
 		})
-		pos := eventlog.NewPositions(b.db)
+		pos := consumer.NewPositions(b.db)
 		eventually(t, "position passes, the key does not", func() bool {
 			g1, err1 := pos.Passed(t.Context(), "flaky", eventlog.PaymentWebhooks, p, 1, "g1")
 			g3, err3 := pos.Passed(t.Context(), "flaky", eventlog.PaymentWebhooks, p, 1, "g3")
 			return errors.Join(err1, err3) == nil && !g1 && g3
 		})
-		tools := &eventlog.DeadLetters{DB: b.db, Kafka: cfg}
+		tools := &consumer.DeadLetters{DB: b.db, Kafka: cfg}
 		list, _, err := tools.List(t.Context(), "", 10, "")
 		if err != nil || len(list) != 1 || list[0].Class != "poison" || list[0].Key != "g1" {
 			t.Fatalf("%+v, %v", list, err)
@@ -868,7 +869,7 @@ func TestUndecodableRecordAndItsQueueOutliveTheirTopic(t *testing.T) {
 		if err := tools.Discard(t.Context(), list[0].ID, "junk", "test"); err != nil {
 			t.Fatal(err)
 		}
-		if err := tools.Discard(t.Context(), list[0].ID, "junk", "test"); !errors.Is(err, eventlog.ErrNoDeadLetter) {
+		if err := tools.Discard(t.Context(), list[0].ID, "junk", "test"); !errors.Is(err, consumer.ErrNoDeadLetter) {
 			t.Errorf("discarded twice: %v", err)
 		}
 		eventually(t, "what queued behind has run", func() bool { return slices.Equal(l.of("g1"), []int64{2}) })
@@ -888,7 +889,7 @@ func TestPartitionPausesOverItsBudgetAndGoesOn(t *testing.T) {
 	}
 	b.produce(recs...)
 	r := b.runtime()
-	start(t, r, eventlog.Consumer{Name: "flaky", Topics: []string{eventlog.Orders}, Budget: 60, MaxBatch: 10, Each: func(_ context.Context, e eventlog.Event) error {
+	start(t, r, consumer.Consumer{Name: "flaky", Topics: []string{eventlog.Orders}, Budget: 60, MaxBatch: 10, Each: func(_ context.Context, e eventlog.Event) error {
 		if !fixed.Load() {
 			return eventlog.Poison(errors.New("no"))
 		}
@@ -906,15 +907,15 @@ func TestPartitionPausesOverItsBudgetAndGoesOn(t *testing.T) {
 		}
 		return n == testPartitions
 	})
-	tools := &eventlog.DeadLetters{DB: b.db, Kafka: b.cfg}
-	var confirm *eventlog.ConfirmError
-	_, err := tools.Replay(t.Context(), eventlog.ReplayRequest{Consumer: "flaky", Class: "poison", Who: "test"})
+	tools := &consumer.DeadLetters{DB: b.db, Kafka: b.cfg}
+	var confirm *consumer.ConfirmError
+	_, err := tools.Replay(t.Context(), consumer.ReplayRequest{Consumer: "flaky", Class: "poison", Who: "test"})
 	if !errors.As(err, &confirm) {
 		t.Fatalf("not asked to confirm: %v", err)
 	}
 	fixed.Store(true)
 	eventually(t, "replayed by the right count", func() bool { // what was under way may still have died
-		res, err := tools.Replay(t.Context(), eventlog.ReplayRequest{Consumer: "flaky", Class: "poison", ConfirmCount: confirm.Matched, RatePerSecond: 500, Who: "test"})
+		res, err := tools.Replay(t.Context(), consumer.ReplayRequest{Consumer: "flaky", Class: "poison", ConfirmCount: confirm.Matched, RatePerSecond: 500, Who: "test"})
 		if errors.As(err, &confirm) {
 			return false
 		}
@@ -924,7 +925,7 @@ func TestPartitionPausesOverItsBudgetAndGoesOn(t *testing.T) {
 		return true
 	})
 	eventually(t, "all done", func() bool { return l.total() == total })
-	all, err := eventlog.ReadConsumers(t.Context(), b.db, b.adm)
+	all, err := consumer.ReadConsumers(t.Context(), b.db, b.adm)
 	if err != nil || len(all) != 1 || len(all[0].Partitions) != testPartitions {
 		t.Errorf("%+v, %v", all, err)
 	}
@@ -936,7 +937,7 @@ func TestGracefulHandOverRepeatsNothing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, eventlogtest.Embedded(t), flaky)
 	var l ledger
-	c := eventlog.Consumer{Name: "flaky", Topics: []string{eventlog.Orders}, Each: func(_ context.Context, e eventlog.Event) error { l.add(e); return nil }}
+	c := consumer.Consumer{Name: "flaky", Topics: []string{eventlog.Orders}, Each: func(_ context.Context, e eventlog.Event) error { l.add(e); return nil }}
 	feed := func(n int) {
 		for range n {
 			var recs []*kgo.Record

@@ -1,4 +1,4 @@
-package eventlog_test
+package consumer_test
 
 import (
 	"bytes"
@@ -19,6 +19,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
 )
 
@@ -29,7 +30,7 @@ func TestCopyingWhatQueuesBehindADeadRecordIsTakenUpAfterACrash(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, eventlogtest.Embedded(t), flaky)
 	var l ledger
-	c := eventlog.Consumer{Name: "flaky", Topics: []string{eventlog.PaymentWebhooks}, Each: func(_ context.Context, e eventlog.Event) error {
+	c := consumer.Consumer{Name: "flaky", Topics: []string{eventlog.PaymentWebhooks}, Each: func(_ context.Context, e eventlog.Event) error {
 		if e.Version == 1 {
 			return eventlog.Poison(errors.New("no"))
 		}
@@ -59,7 +60,7 @@ func TestCopyingWhatQueuesBehindADeadRecordIsTakenUpAfterACrash(t *testing.T) {
 	if _, err := b.adm.DeleteRecords(t.Context(), del); err != nil {
 		t.Fatal(err)
 	}
-	tools := &eventlog.DeadLetters{DB: b.db, Kafka: b.cfg}
+	tools := &consumer.DeadLetters{DB: b.db, Kafka: b.cfg}
 	list, _, err := tools.List(t.Context(), "flaky", 10, "")
 	if err != nil || len(list) != 1 || list[0].QueuedBehind != 3 {
 		t.Fatalf("%+v, %v", list, err)
@@ -160,7 +161,7 @@ func TestALostAnswerToACommit(t *testing.T) {
 			r := b.runtime()
 			r.DB = d.pool(b)
 			start(t, r, c)
-			tools := &eventlog.DeadLetters{DB: b.db, Kafka: b.cfg}
+			tools := &consumer.DeadLetters{DB: b.db, Kafka: b.cfg}
 			complete := func(key string) bool {
 				if kind == "Rows" {
 					return slices.Contains(b.applied()[key], each)
@@ -168,7 +169,7 @@ func TestALostAnswerToACommit(t *testing.T) {
 				return slices.Contains(l.of(key), each)
 			}
 			eventually(t, "all is done", func() bool {
-				if _, err := tools.Replay(t.Context(), eventlog.ReplayRequest{Consumer: c.Name, All: true, Who: "test"}); err != nil {
+				if _, err := tools.Replay(t.Context(), consumer.ReplayRequest{Consumer: c.Name, All: true, Who: "test"}); err != nil {
 					t.Fatal(err)
 				}
 				for k := range keys {
@@ -206,9 +207,9 @@ func TestALostAnswerToACommit(t *testing.T) {
 // have been due in years, and was shown as replayed.
 func TestReplayRateHasBounds(t *testing.T) {
 	t.Parallel()
-	tools := &eventlog.DeadLetters{}
+	tools := &consumer.DeadLetters{}
 	for _, rate := range []float64{1e-6, 0.099, -1, 100_001, math.NaN(), math.Inf(1), 1e-300} {
-		if _, err := tools.Replay(t.Context(), eventlog.ReplayRequest{Consumer: "x", All: true, RatePerSecond: rate}); !errors.Is(err, eventlog.ErrReplayRate) {
+		if _, err := tools.Replay(t.Context(), consumer.ReplayRequest{Consumer: "x", All: true, RatePerSecond: rate}); !errors.Is(err, consumer.ErrReplayRate) {
 			t.Errorf("%v per second: %v", rate, err)
 		}
 	}
@@ -220,19 +221,19 @@ func TestReplayRateHasBounds(t *testing.T) {
 func TestWhatStandsStillIsNamed(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, eventlogtest.Embedded(t), flaky)
-	run := func(name string, each func(context.Context, eventlog.Event) error) *eventlog.Runtime {
+	run := func(name string, each func(context.Context, eventlog.Event) error) *consumer.Runtime {
 		r := b.runtime()
 		r.StillAfter(3 * time.Second)
-		start(t, r, eventlog.Consumer{Name: name, Topics: []string{eventlog.PaymentWebhooks}, Each: each})
+		start(t, r, consumer.Consumer{Name: name, Topics: []string{eventlog.PaymentWebhooks}, Each: each})
 		return r
 	}
-	says := func(r *eventlog.Runtime, words ...string) func() bool {
+	says := func(r *consumer.Runtime, words ...string) func() bool {
 		return func() bool {
 			all := strings.Join(r.Stopped(), "; ")
 			return !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(all, w) })
 		}
 	}
-	well := func(name string, r *eventlog.Runtime) func() bool {
+	well := func(name string, r *consumer.Runtime) func() bool {
 		return func() bool { return len(r.Stopped(name)) == 0 }
 	}
 	release := make(chan struct{})
@@ -243,7 +244,7 @@ func TestWhatStandsStillIsNamed(t *testing.T) {
 		if back.Load() {
 			return nil
 		}
-		return eventlog.AwayFrom("the bank", errors.New("closed"))
+		return eventlog.UnavailableFrom("the bank", errors.New("closed"))
 	})
 	idle := run("idle", func(context.Context, eventlog.Event) error { return nil })
 	lanes := run("lanes", func(context.Context, eventlog.Event) error { return nil })
@@ -252,7 +253,7 @@ func TestWhatStandsStillIsNamed(t *testing.T) {
 	}
 	for _, r := range []struct {
 		name string
-		r    *eventlog.Runtime
+		r    *consumer.Runtime
 	}{{"hangs", hangs}, {"waits", waits}, {"idle", idle}, {"lanes", lanes}} {
 		eventually(t, r.name+" has begun", well(r.name, r.r))
 	}
@@ -304,7 +305,7 @@ func TestNoPositionPassesWhatIsNotParked(t *testing.T) {
 	bad := b.produce(b.event(eventlog.Orders, "k", "T")...)
 	b.produce(b.event(eventlog.Orders, "k", "T")...)
 	kind := []string{"Rows", "Each", "Batch"}
-	runtimes := map[string]*eventlog.Runtime{}
+	runtimes := map[string]*consumer.Runtime{}
 	for _, k := range kind {
 		c := kinds("", func(e eventlog.Event) error {
 			if e.Version == 2 {
@@ -357,14 +358,14 @@ func TestToolsTouchOneConsumerAndWantAReason(t *testing.T) {
 		return query[int](b, `SELECT count(*) FROM tomato.parked WHERE consumer = $1 AND state = 'dead' AND replays = 0`, consumer)
 	}
 	eventually(t, "dead for both", func() bool { return left("toolEach") == 5 && left("toolBatch") == 5 })
-	tools := &eventlog.DeadLetters{DB: b.db, Kafka: b.cfg}
+	tools := &consumer.DeadLetters{DB: b.db, Kafka: b.cfg}
 	for _, reason := range []string{"", " \t"} {
-		if err := tools.Discard(t.Context(), query[int64](b, `SELECT min(id) FROM tomato.parked`), reason, "test"); !errors.Is(err, eventlog.ErrNoReason) {
+		if err := tools.Discard(t.Context(), query[int64](b, `SELECT min(id) FROM tomato.parked`), reason, "test"); !errors.Is(err, consumer.ErrNoReason) {
 			t.Errorf("reason %q: %v", reason, err)
 		}
 	}
 	fixed.Store(true)
-	for _, r := range []eventlog.ReplayRequest{{Key: "k0"}, {Class: "poison"}, {All: true}} {
+	for _, r := range []consumer.ReplayRequest{{Key: "k0"}, {Class: "poison"}, {All: true}} {
 		r.Consumer, r.Who = "toolEach", "test"
 		if _, err := tools.Replay(t.Context(), r); err != nil {
 			t.Fatal(err)

@@ -1,4 +1,4 @@
-package eventlog
+package consumer
 
 import (
 	"context"
@@ -14,6 +14,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kadm"
+
+	"tomato/eventlog"
 )
 
 // ConsumerStatus is how one consumer of this process is doing.
@@ -60,7 +62,7 @@ func (r *Runtime) Status() []ConsumerStatus {
 		}
 		g.mu.Lock()
 		errs := []error{g.takeErr, g.err}
-		for _, tp := range slices.SortedFunc(maps.Keys(g.lost), compareTopicPartition) {
+		for _, tp := range slices.SortedFunc(maps.Keys(g.lost), eventlog.CompareTopicPartitions) {
 			errs = append(errs, g.lost[tp])
 		}
 		if err := errors.Join(errs...); err != nil {
@@ -75,7 +77,7 @@ func (r *Runtime) Status() []ConsumerStatus {
 			st.Partitions = append(st.Partitions, w.status())
 		}
 		slices.SortFunc(st.Partitions, func(a, b PartitionStatus) int {
-			return compareTopicPartition(TopicPartition{a.Topic, a.Partition}, TopicPartition{b.Topic, b.Partition})
+			return eventlog.CompareTopicPartitions(eventlog.TopicPartition{Topic: a.Topic, Partition: a.Partition}, eventlog.TopicPartition{Topic: b.Topic, Partition: b.Partition})
 		})
 		out = append(out, st)
 	}

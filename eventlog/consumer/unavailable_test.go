@@ -1,4 +1,4 @@
-package eventlog_test
+package consumer_test
 
 import (
 	"errors"
@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
 )
 
@@ -26,12 +27,12 @@ func TestOneAsksForWhatIsAwayAndOthersGoOn(t *testing.T) {
 	var mu sync.Mutex
 	var asked []time.Time
 	back, asking := false, 0
-	c := eventlog.Consumer{Name: "needy", Topics: []string{eventlog.Orders}, Lanes: 4, Each: kinds("", func(e eventlog.Event) error {
+	c := consumer.Consumer{Name: "needy", Topics: []string{eventlog.Orders}, Lanes: 4, Each: kinds("", func(e eventlog.Event) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if !back && strings.HasPrefix(e.Subject, "needs") {
 			asked = append(asked, time.Now())
-			return fmt.Errorf("handler: %w", eventlog.AwayFrom("the bank", errors.New("closed")))
+			return fmt.Errorf("handler: %w", eventlog.UnavailableFrom("the bank", errors.New("closed")))
 		}
 		l.add(e)
 		return nil
@@ -89,7 +90,7 @@ func TestRetriesAreConfiguration(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, eventlogtest.Embedded(t), eventlog.Subscription{Name: "once", Topics: []string{eventlog.Orders}})
 	var l ledger
-	c := eventlog.Consumer{Name: "once", Topics: []string{eventlog.Orders}, InPlaceTries: 2, RetryDelays: []time.Duration{}}
+	c := consumer.Consumer{Name: "once", Topics: []string{eventlog.Orders}, InPlaceTries: 2, RetryDelays: []time.Duration{}}
 	c.Each = kinds("", func(e eventlog.Event) error {
 		l.add(e)
 		return errors.New("no")
@@ -104,13 +105,13 @@ func TestRetriesAreConfiguration(t *testing.T) {
 	if n := l.total(); n != 2 {
 		t.Errorf("tried %d times", n)
 	}
-	if err := b.runtime().Run(t.Context(), eventlog.Consumer{Name: "x", Topics: []string{eventlog.Orders}, Each: c.Each, RetryDelays: make([]time.Duration, 3)}); err == nil {
+	if err := b.runtime().Run(t.Context(), consumer.Consumer{Name: "x", Topics: []string{eventlog.Orders}, Each: c.Each, RetryDelays: make([]time.Duration, 3)}); err == nil {
 		t.Error("three delays, and two retry topics")
 	}
 }
 
 // gauge is the value of a metric with that label value; -1: there is none.
-func gauge(t *testing.T, r *eventlog.Runtime, name, label string) float64 {
+func gauge(t *testing.T, r *consumer.Runtime, name, label string) float64 {
 	t.Helper()
 	families, err := r.Registry.(*prometheus.Registry).Gather()
 	if err != nil {

@@ -1,4 +1,4 @@
-package eventlog_test
+package consumer_test
 
 import (
 	"context"
@@ -18,6 +18,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
 )
 
@@ -214,7 +215,7 @@ func TestFailuresAndKillsLeaveTheFold(t *testing.T) {
 			defer mu.Unlock()
 			wrong = append(wrong, s)
 		}
-		consumers := []eventlog.Consumer{
+		consumers := []consumer.Consumer{
 			{Name: "chaosRows", MaxBatch: 64, Rows: foldRows("folded", fault["Rows"].of, isWrong)},
 			{Name: "chaosEach", Each: func(_ context.Context, e eventlog.Event) error {
 				acted["Each"].apply(&e)
@@ -291,7 +292,7 @@ func TestFailuresAndKillsLeaveTheFold(t *testing.T) {
 		long(t, total, "the whole log has been handled or is parked for good", done(""), b.counts)
 		t.Logf("%d events over %d keys, %d kills and stops: %v", events, len(want), kills, time.Since(begun).Round(time.Millisecond))
 
-		tools := &eventlog.DeadLetters{DB: b.db, Kafka: cfg}
+		tools := &consumer.DeadLetters{DB: b.db, Kafka: cfg}
 		for kind, f := range fault {
 			name := "chaos" + kind
 			for id, class := range b.deadLetters(name) {
@@ -315,7 +316,7 @@ func TestFailuresAndKillsLeaveTheFold(t *testing.T) {
 			}
 			f.mu.Unlock()
 			n := len(poison) + len(broken)
-			if res, err := tools.Replay(t.Context(), eventlog.ReplayRequest{Consumer: name, All: true, ConfirmCount: n, Who: "test"}); err != nil || res.Replayed != n {
+			if res, err := tools.Replay(t.Context(), consumer.ReplayRequest{Consumer: name, All: true, ConfirmCount: n, Who: "test"}); err != nil || res.Replayed != n {
 				t.Fatalf("replay of %d: %+v, %v", n, res, err)
 			}
 		}
@@ -323,7 +324,7 @@ func TestFailuresAndKillsLeaveTheFold(t *testing.T) {
 		long(t, total, "everything parked is done", func() bool { return query[int](b, `SELECT count(*) FROM tomato.parked`) == 0 }, b.counts)
 		t.Logf("replayed: %v", time.Since(begun).Round(time.Millisecond))
 
-		scratch := eventlog.Consumer{Name: "chaosRows", Generation: 2, Topics: []string{eventlog.Orders},
+		scratch := consumer.Consumer{Name: "chaosRows", Generation: 2, Topics: []string{eventlog.Orders},
 			Rows: foldRows("scratch", func(*eventlog.Event) error { return nil }, isWrong)}
 		start(t, b.runtime(), scratch)
 		long(t, total, "a fold from scratch", func() bool {
@@ -375,12 +376,12 @@ func (b *bench) counts() string {
 }
 
 // deadLetters are the classes of a consumer's dead letters, by event id.
-func (b *bench) deadLetters(consumer string) map[string]string {
+func (b *bench) deadLetters(name string) map[string]string {
 	b.t.Helper()
-	tools := &eventlog.DeadLetters{DB: b.db, Kafka: b.cfg}
+	tools := &consumer.DeadLetters{DB: b.db, Kafka: b.cfg}
 	out := map[string]string{}
 	for cursor := ""; ; {
-		items, next, err := tools.List(b.t.Context(), consumer, 200, cursor)
+		items, next, err := tools.List(b.t.Context(), name, 200, cursor)
 		if err != nil {
 			b.t.Fatal(err)
 		}
@@ -393,23 +394,23 @@ func (b *bench) deadLetters(consumer string) map[string]string {
 	}
 }
 
-func (b *bench) wantLetter(consumer, id, class, reason string) {
+func (b *bench) wantLetter(name, id, class, reason string) {
 	b.t.Helper()
 	var state, gotClass, text string
 	var attempt int
-	err := b.db.QueryRow(b.t.Context(), `SELECT state, class, error, attempt FROM tomato.parked WHERE consumer = $1 AND event_id = $2`, consumer, id).
+	err := b.db.QueryRow(b.t.Context(), `SELECT state, class, error, attempt FROM tomato.parked WHERE consumer = $1 AND event_id = $2`, name, id).
 		Scan(&state, &gotClass, &text, &attempt)
 	attempts := map[string]int{"poison": 1, "transient": 3}[class]
 	if err != nil || state != "dead" || gotClass != class || text != id+" "+reason || attempt != attempts {
-		b.t.Errorf("%s: %s is %s after %d attempts, class %s, reason %q, %v", consumer, id, state, attempt, gotClass, text, err)
+		b.t.Errorf("%s: %s is %s after %d attempts, class %s, reason %q, %v", name, id, state, attempt, gotClass, text, err)
 	}
 }
 
 // wantInTopic holds a dead letter topic to events by their reasons: all of
 // these, and no others. A crash may leave a copy twice.
-func (b *bench) wantInTopic(consumer string, reasons map[string]map[string]bool) {
+func (b *bench) wantInTopic(name string, reasons map[string]map[string]bool) {
 	b.t.Helper()
-	topic := eventlog.ParkedTopic(eventlog.Orders, consumer, "dlq")
+	topic := eventlog.ParkedTopic(eventlog.Orders, name, "dlq")
 	ends, err := b.adm.ListEndOffsets(b.t.Context(), topic)
 	if err != nil {
 		b.t.Fatal(err)

@@ -1,7 +1,6 @@
-package eventlog
+package consumer
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +10,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"tomato/eventlog"
 )
 
 // ErrFenced says that a checkpoint was not where its holder had left it:
@@ -24,7 +25,7 @@ var ErrFenced = errors.New("checkpoint was taken over by another instance")
 type Checkpoint struct {
 	Consumer   string
 	Generation int
-	TopicPartition
+	eventlog.TopicPartition
 	Mark
 	Epoch int64
 	Since time.Time // events with an older record timestamp are passed over; zero: none
@@ -34,7 +35,7 @@ type Checkpoint struct {
 // state of the reader rule there, Time the timestamp of the last record before it.
 type Mark struct {
 	Next int64
-	Rule Rule
+	Rule eventlog.Rule
 	Time time.Time
 }
 
@@ -42,13 +43,13 @@ type Mark struct {
 // of each, so that whoever held it moves it no more, and returns where they
 // stand. A partition without checkpoint gets one at start[partition] with since.
 // It waits for transactions that are moving one of them.
-func TakeCheckpoints(ctx context.Context, db *pgxpool.Pool, consumer string, generation int, start map[TopicPartition]int64, since time.Time) (map[TopicPartition]*Checkpoint, error) {
-	tps := make([]TopicPartition, 0, len(start))
+func TakeCheckpoints(ctx context.Context, db *pgxpool.Pool, consumer string, generation int, start map[eventlog.TopicPartition]int64, since time.Time) (map[eventlog.TopicPartition]*Checkpoint, error) {
+	tps := make([]eventlog.TopicPartition, 0, len(start))
 	for tp := range start {
 		tps = append(tps, tp)
 	}
 	// One order for all who lock several rows: no deadlocks.
-	slices.SortFunc(tps, compareTopicPartition)
+	slices.SortFunc(tps, eventlog.CompareTopicPartitions)
 	topics, partitions, offsets := make([]string, len(tps)), make([]int32, len(tps)), make([]int64, len(tps))
 	for i, tp := range tps {
 		topics[i], partitions[i], offsets[i] = tp.Topic, tp.Partition, start[tp]
@@ -66,7 +67,7 @@ func TakeCheckpoints(ctx context.Context, db *pgxpool.Pool, consumer string, gen
 	if err != nil {
 		return nil, fmt.Errorf("take checkpoints of %s: %w", consumer, err)
 	}
-	out := make(map[TopicPartition]*Checkpoint, len(tps))
+	out := make(map[eventlog.TopicPartition]*Checkpoint, len(tps))
 	c := Checkpoint{Consumer: consumer, Generation: generation}
 	var at, skip *time.Time
 	_, err = pgx.ForEachRow(rows, []any{&c.Topic, &c.Partition, &c.Next, &c.Rule.Term, &c.Rule.Seq, &at, &skip, &c.Epoch}, func() error {
@@ -127,7 +128,7 @@ func (c *Checkpoint) hold(ctx context.Context, tx pgx.Tx) error {
 
 // moveAll moves many checkpoints of one consumer in one statement and returns
 // those that moved.
-func moveAll(ctx context.Context, db *pgxpool.Pool, consumer string, generation int, cps []*Checkpoint, to []Mark) (map[TopicPartition]bool, error) {
+func moveAll(ctx context.Context, db *pgxpool.Pool, consumer string, generation int, cps []*Checkpoint, to []Mark) (map[eventlog.TopicPartition]bool, error) {
 	n := len(cps)
 	topics, partitions, epochs, olds := make([]string, n), make([]int32, n), make([]int64, n), make([]int64, n)
 	nexts, terms, seqs, times := make([]int64, n), make([]int64, n), make([]int64, n), make([]*time.Time, n)
@@ -146,8 +147,8 @@ func moveAll(ctx context.Context, db *pgxpool.Pool, consumer string, generation 
 	if err != nil {
 		return nil, err
 	}
-	moved := make(map[TopicPartition]bool, n)
-	var tp TopicPartition
+	moved := make(map[eventlog.TopicPartition]bool, n)
+	var tp eventlog.TopicPartition
 	_, err = pgx.ForEachRow(rows, []any{&tp.Topic, &tp.Partition}, func() error {
 		moved[tp] = true
 		return nil
@@ -160,8 +161,4 @@ func nullTime(t time.Time) *time.Time {
 		return nil
 	}
 	return &t
-}
-
-func compareTopicPartition(a, b TopicPartition) int {
-	return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
 }

@@ -1,9 +1,11 @@
-package eventlog
+package consumer
 
 import (
 	"context"
 	"sync"
 	"time"
+
+	"tomato/eventlog"
 )
 
 // IsTelemetry says whether topic promises nothing of a single record: the next
@@ -11,12 +13,12 @@ import (
 // read, or fails its handler, is passed over and counted. It is never parked,
 // because whatever comes after it would wait for it, and a partition with too
 // much of it would pause. A record without a value says that its key is gone.
-func IsTelemetry(topic string) bool { return topic == RiderLocations }
+func IsTelemetry(topic string) bool { return topic == eventlog.RiderLocations }
 
 // Skip says, from within a handler, that it passes over e, an event of a
 // telemetry topic, and why. It is counted, and logged now and then. A batch that
 // is repeated counts it again. Outside of a Runtime it does nothing.
-func Skip(ctx context.Context, e *Event, why error) {
+func Skip(ctx context.Context, e *eventlog.Event, why error) {
 	if w, ok := ctx.Value(workerKey{}).(*worker); ok {
 		w.skip(e.Offset, why)
 	}

@@ -1,4 +1,4 @@
-package eventlog
+package consumer
 
 import (
 	"errors"
@@ -9,6 +9,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sony/gobreaker/v2"
+
+	"tomato/eventlog"
 )
 
 // What a dependency's absence costs. Who needs it waits. Of those who wait one at
@@ -21,33 +23,15 @@ const (
 	breakerPoll  = 100 * time.Millisecond // how soon the others notice the answer
 )
 
-// AwayFrom is Away with the name of what is away: "postgres", "gateway",
-// "shard 3". Failures of one name share a breaker and a metric. nil stays nil.
-func AwayFrom(dependency string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return awayFrom{dependency, err}
-}
-
-type awayFrom struct {
-	dependency string
-	err        error
-}
-
-func (a awayFrom) Error() string   { return a.dependency + ": " + a.err.Error() }
-func (a awayFrom) Unwrap() []error { return []error{ErrAway, a.err} }
-
 // dependencyOf names what err says is away; "" where that is not known, or is
 // no dependency but one thing that is not there yet.
 func dependencyOf(err error) string {
-	var from awayFrom
 	var pg *pgconn.PgError
 	var connect *pgconn.ConnectError
 	switch {
 	case isConflict(err):
-	case errors.As(err, &from):
-		return from.dependency
+	case eventlog.DependencyOf(err) != "":
+		return eventlog.DependencyOf(err)
 	case errors.As(err, &pg), errors.As(err, &connect):
 		return "postgres"
 	}

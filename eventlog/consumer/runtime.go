@@ -1,8 +1,5 @@
-// Package eventlog is Kafka as Tomato uses it: records and events, the topics, the
-// reader rule, positions, the embedded broker, and the consumer runtime.
-//
-// The consumer runtime (runtime*.go, parked.go, deadletters.go) runs read
-// models and policies, all in the same way.
+// Package consumer runs read models and policies: the consumers of topics. All of
+// them run in the same way.
 //
 // What is authoritative. The Kafka group of a consumer only says which instance
 // reads which partition; nothing is committed to it. Where a consumer stands is
@@ -46,7 +43,7 @@
 // Order. While a key has a parked row, its later records become rows too
 // (waiting) without being tried. When the smallest is done or discarded, the
 // next one runs.
-package eventlog
+package consumer
 
 import (
 	"context"
@@ -64,6 +61,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
+
+	"tomato/eventlog"
 )
 
 const (
@@ -180,7 +179,7 @@ func (r *Runtime) Run(ctx context.Context, consumers ...Consumer) error {
 		if err != nil {
 			return err
 		}
-		groups[i] = &group{r: r, c: c, log: log.With("consumer", c.Name, "generation", c.Generation), workers: map[TopicPartition]*worker{}}
+		groups[i] = &group{r: r, c: c, log: log.With("consumer", c.Name, "generation", c.Generation), workers: map[eventlog.TopicPartition]*worker{}}
 	}
 	aux, err := r.Kafka.NewClient(
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
@@ -230,11 +229,11 @@ type group struct {
 
 	mu      sync.Mutex // guards what follows
 	client  *kgo.Client
-	workers map[TopicPartition]*worker
-	err     error                             // why the last session ended, or its member left; nil while one runs well
-	errAt   time.Time                         // when that was
-	takeErr error                             // why assigned partitions are not being read yet
-	lost    map[TopicPartition]*LostBeginning // assigned partitions that are not read
+	workers map[eventlog.TopicPartition]*worker
+	err     error                                               // why the last session ended, or its member left; nil while one runs well
+	errAt   time.Time                                           // when that was
+	takeErr error                                               // why assigned partitions are not being read yet
+	lost    map[eventlog.TopicPartition]*eventlog.LostBeginning // assigned partitions that are not read
 }
 
 // run holds one session after the other.
@@ -324,7 +323,7 @@ func (g *group) session(ctx context.Context) error {
 		return err
 	}
 	g.mu.Lock()
-	g.client, g.lost = cl, map[TopicPartition]*LostBeginning{}
+	g.client, g.lost = cl, map[eventlog.TopicPartition]*eventlog.LostBeginning{}
 	g.mu.Unlock()
 
 	var wg sync.WaitGroup
@@ -382,7 +381,7 @@ func (s *session) fetched(topic string, p kgo.FetchPartition) {
 		return
 	}
 	s.g.mu.Lock()
-	w := s.g.workers[TopicPartition{topic, p.Partition}]
+	w := s.g.workers[eventlog.TopicPartition{Topic: topic, Partition: p.Partition}]
 	s.g.mu.Unlock()
 	if w != nil {
 		w.enqueue(p.Records, p.HighWatermark)
@@ -392,10 +391,10 @@ func (s *session) fetched(topic string, p kgo.FetchPartition) {
 // assigned takes the checkpoints of partitions that are new here and says where
 // to read on. It waits for Postgres as long as the assignment stands.
 func (s *session) assigned(ctx context.Context, offsets map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
-	var tps []TopicPartition
+	var tps []eventlog.TopicPartition
 	for t, ps := range offsets {
 		for p := range ps {
-			tps = append(tps, TopicPartition{t, p})
+			tps = append(tps, eventlog.TopicPartition{Topic: t, Partition: p})
 		}
 	}
 	if len(tps) == 0 {
@@ -406,7 +405,7 @@ func (s *session) assigned(ctx context.Context, offsets map[string]map[int32]kgo
 	g := s.g
 	wait := newBackoff(50*time.Millisecond, 2*time.Second)
 	var workers []*worker
-	var lost []*LostBeginning
+	var lost []*eventlog.LostBeginning
 	for {
 		var err error
 		if workers, lost, err = g.take(ctx, s, tps); err == nil {
@@ -453,7 +452,7 @@ func (s *session) assigned(ctx context.Context, offsets map[string]map[int32]kgo
 
 // take takes the checkpoints and makes the workers, not yet running; none for
 // partitions whose records from the checkpoint on are lost.
-func (g *group) take(ctx context.Context, s *session, tps []TopicPartition) (_ []*worker, lost []*LostBeginning, _ error) {
+func (g *group) take(ctx context.Context, s *session, tps []eventlog.TopicPartition) (_ []*worker, lost []*eventlog.LostBeginning, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, g.r.stillAfter(takeTimeout))
 	defer cancel()
 	starts, err := g.adm.ListStartOffsets(ctx, g.c.Topics...)
@@ -463,7 +462,7 @@ func (g *group) take(ctx context.Context, s *session, tps []TopicPartition) (_ [
 	if err != nil {
 		return nil, nil, fmt.Errorf("list start offsets: %w", err)
 	}
-	first := make(map[TopicPartition]int64, len(tps))
+	first := make(map[eventlog.TopicPartition]int64, len(tps))
 	var since time.Time
 	for _, tp := range tps {
 		o, ok := starts.Lookup(tp.Topic, tp.Partition)
@@ -477,7 +476,7 @@ func (g *group) take(ctx context.Context, s *session, tps []TopicPartition) (_ [
 	// and passed over there; elsewhere reading begins where the backlog does.
 	begin := maps.Clone(first)
 	for tp := range begin {
-		if IsAggregate(tp.Topic) {
+		if eventlog.IsAggregate(tp.Topic) {
 			begin[tp] = 0
 		}
 	}
@@ -491,7 +490,7 @@ func (g *group) take(ctx context.Context, s *session, tps []TopicPartition) (_ [
 			return nil, nil, fmt.Errorf("list offsets after %v: %w", since, err)
 		}
 		for tp, o := range first {
-			if a, ok := after.Lookup(tp.Topic, tp.Partition); ok && !IsAggregate(tp.Topic) {
+			if a, ok := after.Lookup(tp.Topic, tp.Partition); ok && !eventlog.IsAggregate(tp.Topic) {
 				begin[tp] = max(o, a.Offset)
 			}
 		}
@@ -510,7 +509,7 @@ func (g *group) take(ctx context.Context, s *session, tps []TopicPartition) (_ [
 		if cp == nil {
 			return nil, nil, fmt.Errorf("no checkpoint for %s/%d", tp.Topic, tp.Partition)
 		}
-		if l := lostBeginning(tp, first[tp], cp.Next); l != nil {
+		if l := eventlog.MissingBeginning(tp, first[tp], cp.Next); l != nil {
 			lost = append(lost, l)
 			continue
 		}
@@ -528,10 +527,10 @@ func (g *group) take(ctx context.Context, s *session, tps []TopicPartition) (_ [
 // release stops the workers of partitions that go away; bound 0: without
 // writing anything more.
 func (s *session) release(m map[string][]int32, bound time.Duration) {
-	var tps []TopicPartition
+	var tps []eventlog.TopicPartition
 	for t, ps := range m {
 		for _, p := range ps {
-			tps = append(tps, TopicPartition{t, p})
+			tps = append(tps, eventlog.TopicPartition{Topic: t, Partition: p})
 		}
 	}
 	s.stop(tps, bound)
@@ -539,7 +538,7 @@ func (s *session) release(m map[string][]int32, bound time.Duration) {
 
 func (s *session) releaseAll(bound time.Duration) {
 	s.g.mu.Lock()
-	var tps []TopicPartition
+	var tps []eventlog.TopicPartition
 	for tp := range s.g.workers {
 		tps = append(tps, tp)
 	}
@@ -547,7 +546,7 @@ func (s *session) releaseAll(bound time.Duration) {
 	s.stop(tps, bound)
 }
 
-func (s *session) stop(tps []TopicPartition, bound time.Duration) {
+func (s *session) stop(tps []eventlog.TopicPartition, bound time.Duration) {
 	var ws []*worker
 	s.g.mu.Lock()
 	for _, tp := range tps {
@@ -677,9 +676,9 @@ func (g *group) lookForTools(ctx context.Context, ws []*worker) {
 		return // asked again soon
 	}
 	defer rows.Close()
-	changed := map[TopicPartition][]parkedItem{}
+	changed := map[eventlog.TopicPartition][]parkedItem{}
 	for rows.Next() {
-		var tp TopicPartition
+		var tp eventlog.TopicPartition
 		it, err := scanParked(rows, &tp.Topic, &tp.Partition)
 		if err != nil {
 			g.log.Error("read parked rows", "error", err)
@@ -696,7 +695,7 @@ func (g *group) lookForTools(ctx context.Context, ws []*worker) {
 
 // fetchAt reads the record at one position, and hands it and what came along
 // with it to each. It fails with errGone when the record is not there any more.
-func fetchAt(ctx context.Context, cfg Config, tp TopicPartition, offset int64, each func(*kgo.Record)) error {
+func fetchAt(ctx context.Context, cfg eventlog.Config, tp eventlog.TopicPartition, offset int64, each func(*kgo.Record)) error {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	cl, err := cfg.NewClient(

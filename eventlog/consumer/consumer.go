@@ -1,14 +1,15 @@
-package eventlog
+package consumer
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"tomato/eventlog"
 )
 
 // Consumer is one named reader of topics: a read model or a policy. Exactly
@@ -24,15 +25,15 @@ type Consumer struct {
 
 	// Each handles one event whose effect is outside and idempotent. Lanes is
 	// how many keys of one partition may be under way at once (default 16).
-	Each  func(ctx context.Context, e Event) error
+	Each  func(ctx context.Context, e eventlog.Event) error
 	Lanes int
 	// Batch handles many events of one partition at once, idempotently. The
 	// slice is used again when the handler has returned, here and with Rows: it
 	// is neither to be changed nor kept; what stands in it may be copied.
-	Batch func(ctx context.Context, events []Event) error
+	Batch func(ctx context.Context, events []eventlog.Event) error
 	// Rows applies many events of one partition to a read model, in the
 	// transaction that also moves the checkpoint. It only writes rows.
-	Rows func(ctx context.Context, tx pgx.Tx, events []Event) error
+	Rows func(ctx context.Context, tx pgx.Tx, events []eventlog.Event) error
 
 	// InPlaceTries is how often a failing event is tried before its attempt
 	// counts as failed; default 3, with pauses of some milliseconds.
@@ -53,40 +54,10 @@ type Consumer struct {
 	Budget    int
 }
 
-// ErrAway marks a failure of something that the handler depends on (a shard
-// without owner, Postgres, the gateway). It is no attempt: the lane waits with
-// backoff and its lag shows. Wrap with Away.
-var ErrAway = errors.New("dependency away")
-
-// ErrPoison marks an event that no retry can help: straight to the dead
-// letters. Wrap with Poison. A panic in a handler is the same.
-var ErrPoison = errors.New("poison")
-
-type classified struct{ class, err error }
-
-func (c classified) Error() string   { return c.err.Error() }
-func (c classified) Unwrap() []error { return []error{c.class, c.err} }
-
-// Away says that err is the absence of a dependency. nil stays nil.
-func Away(err error) error {
-	if err == nil {
-		return nil
-	}
-	return classified{ErrAway, err}
-}
-
-// Poison says that err will not go away. nil stays nil.
-func Poison(err error) error {
-	if err == nil {
-		return nil
-	}
-	return classified{ErrPoison, err}
-}
-
 // Runtime runs consumers: what it needs, the same for all of them. It must not
 // be copied once it runs.
 type Runtime struct {
-	Kafka      Config
+	Kafka      eventlog.Config
 	Partitions int32
 	DB         *pgxpool.Pool         // with the schema tomato (migrations.Core)
 	Registry   prometheus.Registerer // nil: no metrics

@@ -1,4 +1,4 @@
-package eventlog_test
+package consumer_test
 
 import (
 	"context"
@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
 )
 
@@ -36,7 +37,7 @@ func TestTelemetryIsPassedOverAndNeverParked(t *testing.T) {
 			for _, e := range events {
 				switch e.Type {
 				case "SKIPPED":
-					eventlog.Skip(ctx, &e, errors.New("no position"))
+					consumer.Skip(ctx, &e, errors.New("no position"))
 				case "FAILS":
 					return errors.New("fails each time")
 				case "PANICS":
@@ -52,7 +53,7 @@ func TestTelemetryIsPassedOverAndNeverParked(t *testing.T) {
 			}
 			return nil
 		}
-		consumers := []eventlog.Consumer{
+		consumers := []consumer.Consumer{
 			{Name: "Each", Topics: []string{topic}, Each: func(ctx context.Context, e eventlog.Event) error { return handle(ctx, "Each", []eventlog.Event{e}) }},
 			{Name: "Batch", Topics: []string{topic}, Batch: func(ctx context.Context, es []eventlog.Event) error { return handle(ctx, "Batch", es) }},
 			{Name: "Rows", Topics: []string{topic}, Rows: func(ctx context.Context, _ pgx.Tx, es []eventlog.Event) error { return handle(ctx, "Rows", es) }},

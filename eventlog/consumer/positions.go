@@ -1,4 +1,4 @@
-package eventlog
+package consumer
 
 import (
 	"context"
@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"tomato/eventlog"
 )
 
 // positionsPoll is the pause between two looks at the checkpoints while
@@ -21,12 +23,12 @@ const positionsPoll = 3 * time.Millisecond
 type Positions struct {
 	// Ends ends the wait for a token that can never be passed; nil: it lasts as
 	// long as its context.
-	Ends *Ends
+	Ends *eventlog.Ends
 
 	db *pgxpool.Pool
 
-	mu      sync.Mutex                          // guards what follows
-	known   map[reader]map[TopicPartition]int64 // next offsets; they only grow
+	mu      sync.Mutex                                   // guards what follows
+	known   map[reader]map[eventlog.TopicPartition]int64 // next offsets; they only grow
 	waiters map[*positionWaiter]struct{}
 	polling bool
 }
@@ -38,25 +40,25 @@ type reader struct {
 
 type positionWaiter struct {
 	reader
-	need map[TopicPartition]int64
+	need map[eventlog.TopicPartition]int64
 	done chan struct{}
 }
 
 // NewPositions returns Positions on db. It starts nothing.
 func NewPositions(db *pgxpool.Pool) *Positions {
-	return &Positions{db: db, known: map[reader]map[TopicPartition]int64{}, waiters: map[*positionWaiter]struct{}{}}
+	return &Positions{db: db, known: map[reader]map[eventlog.TopicPartition]int64{}, waiters: map[*positionWaiter]struct{}{}}
 }
 
 // WaitFor waits until the consumer has passed the token's positions in the
 // given topics; other topics of the token are none of its business. It fails
 // with ctx's error, or with ErrUnknownToken. A position counts as passed when
 // everything up to it has taken effect or is parked.
-func (p *Positions) WaitFor(ctx context.Context, consumer string, generation int, topics []string, token Token) error {
+func (p *Positions) WaitFor(ctx context.Context, consumer string, generation int, topics []string, token eventlog.Token) error {
 	w := &positionWaiter{reader: reader{consumer, generation}, done: make(chan struct{})}
 	for tp, o := range token {
 		if slices.Contains(topics, tp.Topic) {
 			if w.need == nil {
-				w.need = make(map[TopicPartition]int64, len(token))
+				w.need = make(map[eventlog.TopicPartition]int64, len(token))
 			}
 			w.need[tp] = o
 		}
@@ -86,7 +88,7 @@ func (p *Positions) WaitFor(ctx context.Context, consumer string, generation int
 }
 
 // moved tells of a checkpoint that this process has moved, after its commit.
-func (p *Positions) moved(consumer string, generation int, tp TopicPartition, next int64) {
+func (p *Positions) moved(consumer string, generation int, tp eventlog.TopicPartition, next int64) {
 	if p == nil {
 		return
 	}
@@ -94,7 +96,7 @@ func (p *Positions) moved(consumer string, generation int, tp TopicPartition, ne
 	defer p.mu.Unlock()
 	r := reader{consumer, generation}
 	if p.known[r] == nil {
-		p.known[r] = map[TopicPartition]int64{}
+		p.known[r] = map[eventlog.TopicPartition]int64{}
 	}
 	p.known[r][tp] = max(next, p.known[r][tp])
 	for w := range p.waiters {
@@ -157,11 +159,11 @@ func (p *Positions) look(consumers []string, generations []int) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var r reader
-	var tp TopicPartition
+	var tp eventlog.TopicPartition
 	var next int64
 	_, err = pgx.ForEachRow(rows, []any{&r.consumer, &r.generation, &tp.Topic, &tp.Partition, &next}, func() error {
 		if p.known[r] == nil {
-			p.known[r] = map[TopicPartition]int64{}
+			p.known[r] = map[eventlog.TopicPartition]int64{}
 		}
 		p.known[r][tp] = max(next, p.known[r][tp])
 		return nil

@@ -1,4 +1,4 @@
-package eventlog
+package consumer
 
 import (
 	"context"
@@ -14,6 +14,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/eventlog"
 )
 
 // DeadLetters are an operator's tools for what consumers could not handle. They
@@ -22,7 +24,7 @@ import (
 // tomato.dead_letter_actions. Safe for concurrent use.
 type DeadLetters struct {
 	DB    *pgxpool.Pool
-	Kafka Config // to show the record of a dead letter
+	Kafka eventlog.Config // to show the record of a dead letter
 }
 
 // ConfirmAbove is how many dead letters may be replayed without saying how
@@ -151,14 +153,14 @@ func (l *DeadLetters) Get(ctx context.Context, id int64) (ParkedRecord, error) {
 		return d, fmt.Errorf("dead letter %d: %w", id, err)
 	}
 	var rec *kgo.Record
-	source := TopicPartition{d.Topic, d.Partition}
+	source := eventlog.TopicPartition{Topic: d.Topic, Partition: d.Partition}
 	err = fetchAt(ctx, l.Kafka, source, d.Offset, func(r *kgo.Record) {
 		if r.Offset == d.Offset {
 			rec = r
 		}
 	})
 	if errors.Is(err, errGone) && at.offset >= 0 {
-		_ = fetchAt(ctx, l.Kafka, TopicPartition{at.topic, d.Partition}, at.offset, func(r *kgo.Record) {
+		_ = fetchAt(ctx, l.Kafka, eventlog.TopicPartition{Topic: at.topic, Partition: d.Partition}, at.offset, func(r *kgo.Record) {
 			if r.Offset == at.offset {
 				rec = originalOf(r, source, d.Offset)
 			}

@@ -1,4 +1,4 @@
-package eventlog_test
+package consumer_test
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
 	"tomato/migrations"
 	"tomato/migrations/postgrestest"
@@ -24,7 +25,7 @@ import (
 // catching up with b.N events, then the time from an event's acknowledgement
 // until WaitFor has seen its checkpoint, one at a time.
 func BenchmarkConsumer(b *testing.B) {
-	none := map[string]eventlog.Consumer{
+	none := map[string]consumer.Consumer{
 		"rows":  {Rows: func(context.Context, pgx.Tx, []eventlog.Event) error { return nil }},
 		"batch": {Batch: func(context.Context, []eventlog.Event) error { return nil }},
 		"each":  {Each: func(context.Context, eventlog.Event) error { return nil }},
@@ -66,8 +67,8 @@ func BenchmarkConsumer(b *testing.B) {
 			})
 			c := none[kind]
 			c.Name, c.Topics = "bench", []string{eventlog.PaymentWebhooks}
-			pos := eventlog.NewPositions(db)
-			r := &eventlog.Runtime{Kafka: cfg, DB: db, Positions: pos, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+			pos := consumer.NewPositions(db)
+			r := &consumer.Runtime{Kafka: cfg, DB: db, Positions: pos, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
 			ctx, cancel := context.WithCancel(b.Context())
 			done := make(chan error, 1)
 			b.ResetTimer()

@@ -1,4 +1,4 @@
-package eventlog_test
+package consumer_test
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"tomato/eventlog"
+	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
 )
 
@@ -67,7 +68,7 @@ func TestAConsumerDoesNotBeginBehindAHole(t *testing.T) {
 		}
 		var mu sync.Mutex
 		got := map[string]map[string][]int64{}
-		consumer := func(name string) eventlog.Consumer {
+		reader := func(name string) consumer.Consumer {
 			take := func(events []eventlog.Event) error {
 				mu.Lock()
 				defer mu.Unlock()
@@ -79,7 +80,7 @@ func TestAConsumerDoesNotBeginBehindAHole(t *testing.T) {
 				}
 				return nil
 			}
-			c := eventlog.Consumer{Name: name, Topics: []string{eventlog.Orders}}
+			c := consumer.Consumer{Name: name, Topics: []string{eventlog.Orders}}
 			if name == "rows" {
 				c.Generation, c.Rows = 1, func(_ context.Context, _ pgx.Tx, es []eventlog.Event) error { return take(es) }
 			} else {
@@ -94,7 +95,7 @@ func TestAConsumerDoesNotBeginBehindAHole(t *testing.T) {
 				return slices.Equal(got[name][key], versions)
 			}
 		}
-		stop := start(t, b.runtime(), consumer("covered"))
+		stop := start(t, b.runtime(), reader("covered"))
 		eventually(t, "the first events are handled", func() bool {
 			return has("covered", cut, 1, 2, 3, 4, 5, 6)() && has("covered", whole, 1, 2, 3, 4, 5, 6)()
 		}, b.state)
@@ -106,9 +107,9 @@ func TestAConsumerDoesNotBeginBehindAHole(t *testing.T) {
 
 		r := b.runtime()
 		names := []string{"covered", "behind", "policy", "rows"}
-		var all []eventlog.Consumer
+		var all []consumer.Consumer
 		for _, name := range names {
-			all = append(all, consumer(name))
+			all = append(all, reader(name))
 		}
 		start(t, r, all...)
 		for _, name := range names {

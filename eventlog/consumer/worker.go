@@ -1,4 +1,4 @@
-package eventlog
+package consumer
 
 import (
 	"context"
@@ -15,6 +15,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/eventlog"
 )
 
 // errStopped ends a worker that was told to stop.
@@ -294,7 +296,7 @@ func (w *worker) sawEnd(end int64) {
 // item is a record that counts, with the place before it.
 type item struct {
 	before Mark
-	event  *Event
+	event  *eventlog.Event
 	bad    error // why its attributes cannot be read
 	key    string
 	queued *parkedItem // its row, once it was found to queue behind another
@@ -304,7 +306,7 @@ type item struct {
 // is given them as they are.
 type batch struct {
 	items  []*item
-	events []Event
+	events []eventlog.Event
 }
 
 func (b batch) part(from, to int) batch { return batch{b.items[from:to:to], b.events[from:to:to]} }
@@ -313,12 +315,12 @@ func (b batch) part(from, to int) batch { return batch{b.items[from:to:to], b.ev
 type scanRoom struct {
 	list   []*item
 	items  []item
-	events []Event
+	events []eventlog.Event
 }
 
 func (room *scanRoom) of(n int) {
 	if cap(room.items) < n {
-		room.list, room.items, room.events = make([]*item, 0, n), make([]item, n), make([]Event, n)
+		room.list, room.items, room.events = make([]*item, 0, n), make([]item, n), make([]eventlog.Event, n)
 	}
 	if n < len(room.items) { // forget does not come to what is beyond
 		clear(room.items[n:])
@@ -336,7 +338,7 @@ func (room *scanRoom) forget() {
 // scan applies the reader rule and returns what the handler is concerned with. What
 // the last scan has put into room is gone then. It moves read.
 func (w *worker) scan(recs []*kgo.Record, room *scanRoom) (batch, error) {
-	aggregate := IsAggregate(w.cp.Topic)
+	aggregate := eventlog.IsAggregate(w.cp.Topic)
 	room.of(len(recs))
 	items := room.list[:0]
 	for _, r := range recs {
@@ -349,16 +351,16 @@ func (w *worker) scan(recs []*kgo.Record, room *scanRoom) (batch, error) {
 		before := w.read
 		before.Next = r.Offset
 		e := &room.events[len(items)]
-		e.parse(r)
+		e.Parse(r)
 		w.read.Next, w.read.Time = r.Offset+1, r.Timestamp
-		take, skipped := e.Fault == nil || w.telemetry, SkipNoEvent // of telemetry see below
+		take, skipped := e.Fault == nil || w.telemetry, eventlog.SkipNoEvent // of telemetry see below
 		if aggregate {
 			take, skipped = w.read.Rule.Take(e)
 		}
 		if !take {
 			if skipped != "" {
 				w.g.r.state.metrics.void(w.cp.Topic, skipped)
-				w.log.Warn("invalid record skipped", "offset", r.Offset, "reason", skipped, "type", LogText(e.Type), "term", e.Term, "seq", e.Seq)
+				w.log.Warn("invalid record skipped", "offset", r.Offset, "reason", skipped, "type", eventlog.LogText(e.Type), "term", e.Term, "seq", e.Seq)
 			}
 			continue
 		}
@@ -427,8 +429,8 @@ func (w *worker) rawTx(ctx context.Context, fn func(tx pgx.Tx) error) error {
 	if err == nil {
 		return ownWork(tx.Commit(ctx))
 	}
-	if tx.Conn().IsClosed() && !errors.Is(err, ErrPoison) {
-		err = AwayFrom("postgres", err)
+	if tx.Conn().IsClosed() && !errors.Is(err, eventlog.ErrPoison) {
+		err = eventlog.UnavailableFrom("postgres", err)
 	}
 	rctx, rcancel := context.WithTimeout(context.WithoutCancel(ctx), readTimeout)
 	defer rcancel()
@@ -469,7 +471,7 @@ func (w *worker) copyTo(rec *kgo.Record, it *parkedItem, stage string) error {
 		again := *c
 		offset, err := produceCopy(ctx, w.g.aux, &again)
 		if err != nil {
-			return AwayFrom("kafka", fmt.Errorf("append to %s: %w", c.Topic, err))
+			return eventlog.UnavailableFrom("kafka", fmt.Errorf("append to %s: %w", c.Topic, err))
 		}
 		it.copyTopic, it.copyOffset = c.Topic, offset
 		return nil
@@ -504,9 +506,9 @@ func (w *worker) behindParked(items []*item) ([]*parkedItem, error) {
 	for _, i := range items {
 		if i.queued == nil {
 			it := &parkedItem{offset: i.event.Offset, key: i.key, state: stateWaiting, rec: i.event.Record, copyOffset: -1}
-			if !IsAggregate(w.cp.Topic) && w.parked.behindDead(i.key) {
+			if !eventlog.IsAggregate(w.cp.Topic) && w.parked.behindDead(i.key) {
 				it.class = "waiting"
-				if err := w.copyTo(it.rec, it, DeadLetter); err != nil {
+				if err := w.copyTo(it.rec, it, eventlog.DeadLetter); err != nil {
 					return nil, err
 				}
 			}
@@ -588,9 +590,9 @@ func (w *worker) tryParked(it parkedItem) (parkedItem, bool, error) {
 	case errors.Is(err, errGone):
 		cause = goneError{}
 	case err != nil:
-		return it, false, AwayFrom("kafka", fmt.Errorf("read parked record at %d: %w", it.offset, err))
+		return it, false, eventlog.UnavailableFrom("kafka", fmt.Errorf("read parked record at %d: %w", it.offset, err))
 	default:
-		e, perr := ParseRecord(rec)
+		e, perr := eventlog.ParseRecord(rec)
 		switch {
 		case perr != nil:
 			cause = decodeError{perr}
@@ -600,7 +602,7 @@ func (w *worker) tryParked(it parkedItem) (parkedItem, bool, error) {
 					if err := remove(ctx, tx); err != nil {
 						return err
 					}
-					return w.g.c.Rows(ctx, tx, []Event{e})
+					return w.g.c.Rows(ctx, tx, []eventlog.Event{e})
 				})
 			})
 		default:
@@ -611,7 +613,7 @@ func (w *worker) tryParked(it parkedItem) (parkedItem, bool, error) {
 			if w.g.c.Each != nil {
 				cause = w.call(func(ctx context.Context) error { return w.g.c.Each(ctx, e) })
 			} else {
-				cause = w.call(func(ctx context.Context) error { return w.g.c.Batch(ctx, []Event{e}) })
+				cause = w.call(func(ctx context.Context) error { return w.g.c.Batch(ctx, []eventlog.Event{e}) })
 			}
 			if cause == nil {
 				err := w.insist(func() error { return w.tx(w.ctx, func(tx pgx.Tx) error { return remove(w.ctx, tx) }) })
@@ -671,7 +673,7 @@ func (w *worker) recordOf(it *parkedItem) (*kgo.Record, error) {
 	})
 	if errors.Is(err, errGone) && it.copyOffset >= 0 {
 		var c *kgo.Record
-		err = fetchAt(w.ctx, w.g.r.Kafka, TopicPartition{it.copyTopic, w.cp.Partition}, it.copyOffset, func(r *kgo.Record) {
+		err = fetchAt(w.ctx, w.g.r.Kafka, eventlog.TopicPartition{Topic: it.copyTopic, Partition: w.cp.Partition}, it.copyOffset, func(r *kgo.Record) {
 			if r.Offset == it.copyOffset {
 				c = r
 			}
@@ -694,7 +696,7 @@ func (w *worker) settle(it *parkedItem, now parkedItem, gone bool) error {
 	}
 	died := it.state != stateDead && now.state == stateDead
 	w.parked.set(it, now)
-	if died && !IsAggregate(w.cp.Topic) {
+	if died && !eventlog.IsAggregate(w.cp.Topic) {
 		return w.keepFollowers(it.key)
 	}
 	return nil
@@ -703,7 +705,7 @@ func (w *worker) settle(it *parkedItem, now parkedItem, gone bool) error {
 // keepAll does what an earlier owner may not have come to: a record died, and
 // its crash was before all that queues behind it had been copied.
 func (w *worker) keepAll() error {
-	if IsAggregate(w.cp.Topic) {
+	if eventlog.IsAggregate(w.cp.Topic) {
 		return nil
 	}
 	for _, key := range w.parked.deadKeys() {
@@ -726,7 +728,7 @@ func (w *worker) keepFollowers(key string) error {
 		err := w.insist(func() (err error) {
 			it := w.parked.snapshot(f)
 			if rec, err = w.recordOf(&it); err != nil && !errors.Is(err, errGone) {
-				err = AwayFrom("kafka", err)
+				err = eventlog.UnavailableFrom("kafka", err)
 			}
 			return err
 		})
@@ -738,7 +740,7 @@ func (w *worker) keepFollowers(key string) error {
 		}
 		next := w.parked.snapshot(f)
 		next.class = "waiting"
-		if err := w.copyTo(rec, &next, DeadLetter); err != nil {
+		if err := w.copyTo(rec, &next, eventlog.DeadLetter); err != nil {
 			return err
 		}
 		err = w.insist(func() error {
@@ -869,7 +871,7 @@ func (w *worker) apply(b batch, end Mark) error {
 			continue
 		}
 		away.over()
-		retriable := !errors.Is(err, ErrPoison)
+		retriable := !errors.Is(err, eventlog.ErrPoison)
 		if try < w.g.c.InPlaceTries && retriable && (len(b.items) == 1 || isConflict(err)) {
 			try++
 			if err := w.sleep(inPlaceWait(try)); err != nil {
@@ -952,7 +954,7 @@ func (w *worker) park(i *item, end Mark, cause error) error {
 // commit moves the checkpoint to end, with parked rows and a read model's rows
 // in the same transaction. The move comes first: of two who think that they own
 // the partition, the second waits there, and touches nothing else.
-func (w *worker) commit(end Mark, rows []*parkedItem, apply func(context.Context, pgx.Tx, []Event) error, events []Event) error {
+func (w *worker) commit(end Mark, rows []*parkedItem, apply func(context.Context, pgx.Tx, []eventlog.Event) error, events []eventlog.Event) error {
 	w.commitMu.Lock()
 	defer w.commitMu.Unlock()
 	err := w.call(func(ctx context.Context) error {
