@@ -281,7 +281,7 @@ func TestDependenciesAreExplained(t *testing.T) {
 
 type reader struct{ term, seq int64 }
 
-// counts says whether the partition's next record happened.
+// counts reports whether the partition's next record is valid.
 func (r *reader) counts(rec *kgo.Record) bool {
 	h := map[string]string{}
 	for _, x := range rec.Headers {
