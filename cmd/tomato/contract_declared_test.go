@@ -9,6 +9,7 @@ import (
 	"go/token"
 	"log/slog"
 	"net/http/httptest"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -29,21 +30,35 @@ import (
 // domainCodes reads the refusals that the domain declares.
 func domainCodes(t *testing.T) (codes []domain.Code) {
 	t.Helper()
-	f, err := parser.ParseFile(token.NewFileSet(), "../../domain/domain.go", nil, 0)
-	if err != nil {
+	files, err := filepath.Glob("../../domain/*.go")
+	ofAggregates, aerr := filepath.Glob("../../domain/*/*.go")
+	if err = errors.Join(err, aerr); err != nil {
 		t.Fatal(err)
 	}
-	ast.Inspect(f, func(n ast.Node) bool {
-		if v, ok := n.(*ast.ValueSpec); ok && len(v.Values) == 1 {
-			if typ, ok := v.Type.(*ast.Ident); ok && typ.Name == "Code" {
-				if lit, ok := v.Values[0].(*ast.BasicLit); ok {
-					code, _ := strconv.Unquote(lit.Value)
-					codes = append(codes, domain.Code(code))
-				}
-			}
+	for _, file := range append(files, ofAggregates...) {
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+		if err != nil {
+			t.Fatal(err)
 		}
-		return true
-	})
+		ast.Inspect(f, func(n ast.Node) bool {
+			v, ok := n.(*ast.ValueSpec)
+			if !ok || len(v.Values) != 1 {
+				return true
+			}
+			isCode := false
+			switch typ := v.Type.(type) {
+			case *ast.Ident:
+				isCode = typ.Name == "Code"
+			case *ast.SelectorExpr:
+				isCode = typ.Sel.Name == "Code"
+			}
+			if lit, ok := v.Values[0].(*ast.BasicLit); ok && isCode {
+				code, _ := strconv.Unquote(lit.Value)
+				codes = append(codes, domain.Code(code))
+			}
+			return true
+		})
+	}
 	if len(codes) < 20 {
 		t.Fatalf("only %d codes", len(codes))
 	}

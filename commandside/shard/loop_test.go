@@ -43,7 +43,8 @@ func TestAForwardedPlaceKeepsItsID(t *testing.T) {
 	s := &Shards{Config: Config{Partitions: 12}}
 	for _, key := range []string{"", "k"} {
 		for range 50 {
-			r := Request{Topic: eventlog.Orders, Command: Place{}, IdempotencyKey: key}
+			r := validCommands()["place"]
+			r.ID, r.IdempotencyKey = "", key
 			p := s.partitionOf(&r)
 			b, err := encodeRequest(r)
 			if err != nil {

@@ -224,7 +224,7 @@ func TestShardsMoveBetweenInstances(t *testing.T) {
 			if res := b.must(t, domain.SystemActor, eventlog.Riders, fmt.Sprint("y", n), rider.Verify{}); res.Rider.Version != 2 || res.Event == nil {
 				t.Fatalf("on the other instance: %+v", res)
 			}
-			if _, err := a.do(t, domain.SystemActor, eventlog.Riders, fmt.Sprint("y", n), rider.ClaimFor{}); domain.RefusedWith(err) != rider.CodeOffline {
+			if _, err := a.do(t, domain.SystemActor, eventlog.Riders, fmt.Sprint("y", n), rider.ClaimFor{OrderID: "0199f3a2-7c1e-7cc0-8000-5a1f0e6a4b11", CustomerID: "c1", RestaurantID: "r1"}); domain.RefusedWith(err) != rider.CodeOffline {
 				t.Fatalf("a forwarded refusal: %v", err)
 			}
 		}

@@ -68,7 +68,7 @@ func Junk(topic string, partition int32) []*kgo.Record {
 func AppendJunk(t testing.TB, cfg eventlog.Config, partitions int32, topics ...string) {
 	t.Helper()
 	client := Client(t, cfg, kgo.RecordPartitioner(kgo.ManualPartitioner()))
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	for _, topic := range topics {
 		for p := range partitions {
@@ -85,12 +85,14 @@ func AppendJunk(t testing.TB, cfg eventlog.Config, partitions int32, topics ...s
 		if err := transactional.BeginTransaction(); err != nil {
 			t.Fatal(err)
 		}
+		var records []*kgo.Record
 		for _, topic := range topics {
 			for p := range partitions {
-				if err := transactional.ProduceSync(ctx, &kgo.Record{Topic: topic, Partition: p, Key: []byte("junk"), Value: []byte("of a transaction")}).FirstErr(); err != nil {
-					t.Fatalf("a transaction on %s/%d: %v", topic, p, err)
-				}
+				records = append(records, &kgo.Record{Topic: topic, Partition: p, Key: []byte("junk"), Value: []byte("of a transaction")})
 			}
+		}
+		if err := transactional.ProduceSync(ctx, records...).FirstErr(); err != nil {
+			t.Fatalf("a transaction: %v", err)
 		}
 		if err := transactional.EndTransaction(ctx, end); err != nil {
 			t.Fatal(err)
