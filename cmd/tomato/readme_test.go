@@ -40,7 +40,7 @@ func documents(t *testing.T) map[string]string {
 		t.Fatal(err)
 	}
 	docs := map[string]string{}
-	for _, p := range append(paths, filepath.Join(root, "README.md"), filepath.Join(root, "CHANGELOG.md")) {
+	for _, p := range append(paths, filepath.Join(root, "README.md"), filepath.Join(root, "CHANGELOG.md"), filepath.Join(root, "CONTRIBUTING.md")) {
 		name, err := filepath.Rel(root, p)
 		if err != nil {
 			t.Fatal(err)
