@@ -9,7 +9,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # Two test binaries at a time: each may have a broker, a Postgres and a Kafka
 # of its own beside it.
-TESTFLAGS ?= -race -p 2 -timeout 20m
+TESTFLAGS ?= -race -p 2 -timeout 30m
 
 .PHONY: run build test schemathesis lint clean
 
