@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
 
 	"tomato/domain/order"
 	"tomato/eventlog"
@@ -70,15 +72,22 @@ func AppendJunk(t testing.TB, cfg eventlog.Config, partitions int32, topics ...s
 	client := Client(t, cfg, kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
+	var all errgroup.Group
 	for _, topic := range topics {
 		for p := range partitions {
-			for _, r := range Junk(topic, p) { // one by one: Kafka refuses a whole batch
-				err := client.ProduceSync(ctx, r).FirstErr()
-				if refused := r.Key == nil && errors.Is(err, kerr.InvalidRecord); err != nil && !refused { // a compacted topic takes none without a key
-					t.Fatalf("junk on %s/%d: %v", topic, p, err)
+			all.Go(func() error {
+				for _, r := range Junk(topic, p) { // one by one: Kafka refuses a whole batch
+					err := client.ProduceSync(ctx, r).FirstErr()
+					if refused := r.Key == nil && errors.Is(err, kerr.InvalidRecord); err != nil && !refused { // a compacted topic takes none without a key
+						return fmt.Errorf("junk on %s/%d: %w", topic, p, err)
+					}
 				}
-			}
+				return nil
+			})
 		}
+	}
+	if err := all.Wait(); err != nil {
+		t.Fatal(err)
 	}
 	transactional := Client(t, cfg, kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.TransactionalID("junk-"+rand.Text()), kgo.ConcurrentTransactionsBackoff(time.Millisecond))
 	for _, end := range []kgo.TransactionEndTry{kgo.TryAbort, kgo.TryCommit} {
