@@ -49,7 +49,7 @@ func CheckBeginnings(ctx context.Context, client *kgo.Client, need map[TopicPart
 	return nil
 }
 
-// lostBeginning is nil if tp has everything from need on, or need not have it.
+// MissingBeginning is nil if tp has everything from need on, or need not have it.
 func MissingBeginning(tp TopicPartition, start, need int64) *LostBeginning {
 	if !IsAggregate(tp.Topic) || start <= need {
 		return nil

@@ -161,7 +161,7 @@ func ParseRecord(r *kgo.Record) (Event, error) {
 	return e, e.Fault
 }
 
-// parse reads what it can. Of a header that is there several times the last one
+// Parse reads what it can. Of a header that is there several times the last one
 // is read, as the readers of the README do; term and seq are what those take them
 // for, whatever else is wrong with the record.
 func (e *Event) Parse(r *kgo.Record) {

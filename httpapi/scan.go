@@ -129,7 +129,7 @@ func halfSurrogate(raw []byte) bool {
 // the integers, as encoding/json reads one into an integer: in the same place, with
 // spaces behind.
 func writeWhole(raw []byte) {
-	if raw[0] == '"' || bytes.IndexAny(raw, ".eE") < 0 {
+	if raw[0] == '"' || !bytes.ContainsAny(raw, ".eE") {
 		return
 	}
 	f, err := strconv.ParseFloat(string(raw), 64)
