@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"regexp"
 	"strings"
 	"time"
 
@@ -66,7 +65,7 @@ func (s *Side) execute(ctx context.Context, in commandInput, body any, r shard.R
 	case in.IfMatch.Set:
 		r.IfMatch = shard.Never
 	}
-	if in.Traceparent != "" && traceparent.MatchString(in.Traceparent) {
+	if shard.ValidTraceparent(in.Traceparent) { // anything else is not kept, as the standard says
 		r.Traceparent = in.Traceparent
 	}
 	var err error
@@ -86,9 +85,6 @@ func (s *Side) execute(ctx context.Context, in commandInput, body any, r shard.R
 	}
 	return res, nil
 }
-
-// traceparent is the W3C header; anything else is not kept, as the standard says.
-var traceparent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
 // nouns of the topics, for <noun>_not_found.
 var nouns = map[string]string{eventlog.Orders: "order", eventlog.Payments: "payment", eventlog.Riders: "rider", eventlog.Restaurants: "restaurant"}

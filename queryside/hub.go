@@ -464,38 +464,3 @@ func (h *Hub) wakeWaiters() {
 		}
 	}
 }
-
-type hubMetrics struct {
-	connections, queued prometheus.Gauge
-	messages            prometheus.Counter
-	closes, resumes     *prometheus.CounterVec
-	lag                 prometheus.Histogram
-}
-
-func newHubMetrics(reg prometheus.Registerer) (*hubMetrics, error) {
-	m := &hubMetrics{
-		connections: prometheus.NewGauge(prometheus.GaugeOpts{Name: "tomato_feed_connections", Help: "Feed connections that are open."}),
-		queued:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "tomato_feed_queued_bytes", Help: "Bytes that wait in the queues of all connections."}),
-		messages:    prometheus.NewCounter(prometheus.CounterOpts{Name: "tomato_feed_messages_total", Help: "Messages queued to connections, one per receiver."}),
-		closes:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_feed_closes_total", Help: "Connections that the server ended, by reason."}, []string{"reason"}),
-		resumes:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_feed_resumes_total", Help: "Connections with a cursor: resumed, or reset."}, []string{"result"}),
-		lag: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "tomato_feed_lag_seconds", Help: "Time from a record's timestamp until its messages are queued.",
-			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60}}),
-	}
-	if reg == nil {
-		return m, nil
-	}
-	var errs []error
-	for _, c := range []prometheus.Collector{m.connections, m.queued, m.messages, m.closes, m.resumes, m.lag} {
-		errs = append(errs, reg.Register(c))
-	}
-	return m, errors.Join(errs...)
-}
-
-func (m *hubMetrics) resume(ok bool) {
-	result := "reset"
-	if ok {
-		result = "resumed"
-	}
-	m.resumes.WithLabelValues(result).Inc()
-}

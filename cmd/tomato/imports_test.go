@@ -8,6 +8,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io"
+	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
@@ -174,6 +175,22 @@ func TestFoldsArePure(t *testing.T) {
 	for file := range readClock {
 		if !looked[file] {
 			t.Errorf("%s does not look at the clock: take it off the list", file)
+		}
+	}
+}
+
+// TestProductionFilesAreShort: a file of more than 500 lines has more than one job.
+func TestProductionFilesAreShort(t *testing.T) {
+	t.Parallel()
+	for _, p := range modulePackages(t) {
+		for _, file := range p.GoFiles {
+			b, err := os.ReadFile(filepath.Join(p.Dir, file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := bytes.Count(b, []byte("\n")); n > 500 {
+				t.Errorf("%s/%s has %d lines: cut it along what its parts own", p.ImportPath, file, n)
+			}
 		}
 	}
 }

@@ -59,7 +59,7 @@ func (r *Request) check() error {
 		return errors.New("ifMatch or orMatch is not valid")
 	case !validCause(r.CausationID) || !validCause(r.CorrelationID):
 		return errors.New("causationId or correlationId is not 255 visible characters or fewer")
-	case r.Traceparent != "" && !traceparent.MatchString(r.Traceparent):
+	case r.Traceparent != "" && !ValidTraceparent(r.Traceparent):
 		return errors.New("traceparent is not of W3C's form")
 	}
 	for tp, offset := range r.After {
@@ -225,6 +225,9 @@ var (
 	traceparent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 )
 
+// ValidTraceparent reports whether s is a trace context of W3C's form.
+func ValidTraceparent(s string) bool { return traceparent.MatchString(s) }
+
 // visible says whether s is 1 to most visible ASCII characters.
 func visible(s string, most int) bool {
 	for i := range len(s) {
@@ -249,7 +252,7 @@ func (r *Request) prepare() error {
 	if !validCause(r.CorrelationID) {
 		r.CorrelationID = ""
 	}
-	if r.Traceparent != "" && !traceparent.MatchString(r.Traceparent) {
+	if r.Traceparent != "" && !ValidTraceparent(r.Traceparent) {
 		r.Traceparent = ""
 	}
 	if kind := logOf(r.Topic); kind >= 0 && !validAggregateID(kind, r.ID) {

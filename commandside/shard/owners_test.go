@@ -281,11 +281,14 @@ func TestAnOwnerWhoseClaimIsLostIsForgotten(t *testing.T) {
 			follower.owners.known[p] = lost
 			follower.owners.mu.Unlock()
 			follower.owners.consider(before)
-			for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-				if now, _, _ := follower.owners.of(p); now == before {
+			for end := time.After(time.Minute); ; {
+				now, _, changed := follower.owners.of(p)
+				if now == before {
 					break
 				}
-				if time.Now().After(end) {
+				select {
+				case <-changed:
+				case <-end:
 					t.Fatalf("shard %d, term %d: the lost owner is still believed", p, term)
 				}
 			}

@@ -1,0 +1,335 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/eventlog"
+	"tomato/eventlog/consumer"
+	"tomato/migrations"
+	"tomato/projections"
+)
+
+// project measures how fast the orders read model takes in a log that is there,
+// into an empty database, and how soon one command's event is to be seen in it.
+// The limit is the consumer that everybody writes first: one upsert per event.
+func (b *bench) project(ctx context.Context) error {
+	c, err := b.serveConfig(roleCommand, roleProject)
+	if err != nil {
+		return err
+	}
+	s, err := b.serve(ctx, c)
+	if err != nil {
+		return err
+	}
+	h, err := b.writeHistory(ctx, s)
+	if err != nil {
+		return err
+	}
+	if err := passed(ctx, s.models, h.token(), projections.Orders); err != nil {
+		return err
+	}
+	const table = `CREATE TABLE bench_limit (id text PRIMARY KEY, version bigint NOT NULL, state text NOT NULL)`
+	if _, err := s.db.Exec(ctx, table); err != nil {
+		return err
+	}
+	upsert := func(ctx context.Context, r *kgo.Record) error {
+		_, err := s.db.Exec(ctx, `INSERT INTO bench_limit AS l (id, version, state) VALUES ($1, $2, $3)
+			ON CONFLICT (id) DO UPDATE SET version = l.version + 1, state = EXCLUDED.state`, string(r.Key), 1, string(r.Value))
+		return err
+	}
+	if err := b.profile(); err != nil {
+		return err
+	}
+	limit, value, err := b.alternating(ctx, "catching up",
+		func(ctx context.Context) (map[string]float64, error) {
+			var first since
+			var done atomic.Int64
+			errOver := errors.New("time is over")
+			err := b.bareRead(ctx, h, func(ctx context.Context, records []*kgo.Record) error {
+				first.begin()
+				for _, r := range records {
+					if time.Now().UnixNano()-first.nanos.Load() > int64(b.Duration) {
+						return errOver
+					}
+					if r.Key == nil {
+						continue
+					}
+					if err := upsert(ctx, r); err != nil {
+						return err
+					}
+					done.Add(1)
+				}
+				return nil
+			})
+			if errors.Is(err, errOver) || errors.Is(err, context.Canceled) && ctx.Err() == nil {
+				err = nil
+			}
+			return first.perSecond(done.Load()), err
+		},
+		func(ctx context.Context) (map[string]float64, error) { return b.projectOnce(ctx, h) })
+	if err != nil {
+		return err
+	}
+	b.add("events_per_s", "events/s", value["per_s"], limit["per_s"])
+	return b.visible(ctx, s, upsert)
+}
+
+// projectOnce fills the first generation of an empty database.
+func (b *bench) projectOnce(ctx context.Context, h history) (map[string]float64, error) {
+	url, drop, err := b.newDatabase(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = drop(context.WithoutCancel(ctx)) }() // close ends what it is in anyway
+	if err := migrations.Core(ctx, url); err != nil {
+		return nil, err
+	}
+	cfg, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, err
+	}
+	cfg.MaxConns = serveConns
+	db, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer db.Close()
+	positions := consumer.NewPositions(db)
+	models := &projections.ReadModels{DB: db, DatabaseURL: url, Kafka: b.kafka, Positions: positions, Log: b.log}
+	if err := models.Ensure(ctx); err != nil {
+		return nil, err
+	}
+	g, err := models.Serving(ctx, projections.Orders)
+	if err != nil {
+		return nil, err
+	}
+	reader := g.Consumer()
+	rows := reader.Rows
+	var first since
+	reader.Rows = func(ctx context.Context, tx pgx.Tx, events []eventlog.Event) error {
+		first.begin()
+		return rows(ctx, tx, events)
+	}
+	// A group of its own: the server beside it follows the same generation of
+	// another database.
+	reader.Generation, reader.Name = 0, "bench-"+g.String()
+	defer b.forget(reader.Group())
+	rctx, stop := context.WithCancel(ctx)
+	defer stop()
+	ended := make(chan error, 1)
+	runtime := &consumer.Runtime{Kafka: b.kafka, Partitions: b.Partitions, DB: db, Log: b.log}
+	go func() { ended <- runtime.Run(rctx, reader) }()
+	wctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	err = positions.WaitFor(wctx, reader.Name, reader.Generation, reader.Topics, h.token())
+	m := first.perSecond(h.events)
+	stop()
+	return m, errors.Join(err, <-ended)
+}
+
+// passed waits, as long as it takes, until the read models have passed the token.
+func passed(ctx context.Context, models *projections.ReadModels, after eventlog.Token, names ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	return until(ctx, func() (bool, error) {
+		err := models.Read(ctx, after, names, func([]string) error { return nil })
+		if errors.Is(err, eventlog.ErrBehind) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+}
+
+// visible measures from a command's answer until a query with its
+// Consistency-Token would be answered; of the limit, until its upsert is done.
+func (b *bench) visible(ctx context.Context, s *server, upsert func(context.Context, *kgo.Record) error) error {
+	ends, err := endsOf(ctx, b.kafka, eventlog.Orders)
+	if err != nil {
+		return err
+	}
+	if err := passed(ctx, s.models, history{ends: ends}.token(), projections.Orders); err != nil {
+		return err
+	}
+	l := lives(s, 1)[0]
+	loop := func(ctx context.Context, seen func(context.Context) error) (map[string]float64, error) {
+		var took []time.Duration
+		for start := time.Now(); time.Since(start) < b.Duration || len(took) == 0; {
+			if err := l.next(ctx); err != nil {
+				return nil, err
+			}
+			answered := time.Now()
+			if err := seen(ctx); err != nil {
+				return nil, err
+			}
+			took = append(took, time.Since(answered))
+		}
+		return latencies(took), nil
+	}
+	limit, value, err := b.alternating(ctx, "visible",
+		func(ctx context.Context) (map[string]float64, error) {
+			ctx, cancel := context.WithTimeout(ctx, b.Duration+time.Minute)
+			defer cancel()
+			ends, err := endsOf(ctx, b.kafka, eventlog.Orders)
+			if err != nil {
+				return nil, err
+			}
+			offsets := map[int32]kgo.Offset{}
+			for tp, end := range ends {
+				offsets[tp.Partition] = kgo.NewOffset().At(end)
+			}
+			client, err := b.kafka.NewClient(kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{eventlog.Orders: offsets}))
+			if err != nil {
+				return nil, err
+			}
+			defer client.Close()
+			return loop(ctx, func(ctx context.Context) error {
+				for { // one caller: the next event is its own
+					fetches := client.PollFetches(ctx)
+					if err := errors.Join(ctx.Err(), fetches.Err()); err != nil {
+						return err
+					}
+					for _, r := range fetches.Records() {
+						if err := upsert(ctx, r); err != nil {
+							return err
+						}
+						if string(r.Key) == l.order.ID {
+							return nil
+						}
+					}
+				}
+			})
+		},
+		func(ctx context.Context) (map[string]float64, error) {
+			return loop(ctx, func(ctx context.Context) error {
+				return s.models.Read(ctx, l.res.Token(), []string{projections.Orders}, func([]string) error { return nil })
+			})
+		})
+	if err != nil {
+		return err
+	}
+	b.add("visible_p50_ms", "ms", value["p50_ms"], limit["p50_ms"])
+	b.add("visible_p99_ms", "ms", value["p99_ms"], limit["p99_ms"])
+	return nil
+}
+
+// rebuild measures a rebuild of the orders read model until the new generation
+// serves. The limit reads the same topic and copies the same rows into tables
+// with the same indexes, without knowing what they mean.
+func (b *bench) rebuild(ctx context.Context) error {
+	c, err := b.serveConfig(roleCommand, roleProject)
+	if err != nil {
+		return err
+	}
+	s, err := b.serve(ctx, c)
+	if err != nil {
+		return err
+	}
+	h, err := b.writeHistory(ctx, s)
+	if err != nil {
+		return err
+	}
+	if err := passed(ctx, s.models, h.token(), projections.Orders); err != nil {
+		return err
+	}
+	tables, err := copyOut(ctx, s)
+	if err != nil {
+		return err
+	}
+	if err := b.profile(); err != nil {
+		return err
+	}
+	limit, value, err := b.alternating(ctx, "rebuild",
+		func(ctx context.Context) (map[string]float64, error) { return b.readAndCopy(ctx, s, h, tables) },
+		func(ctx context.Context) (map[string]float64, error) {
+			var m map[string]float64
+			start := time.Now()
+			_, err := s.models.Rebuild(ctx, projections.Orders, projections.RebuildOptions{Runtime: s.runtime, DropOld: true, Progress: func(p projections.Progress) {
+				if p.Phase == projections.Switched {
+					m = map[string]float64{"per_s": float64(h.events) / time.Since(start).Seconds()}
+				}
+			}})
+			return m, err
+		})
+	if err != nil {
+		return err
+	}
+	b.add("events_per_s", "events/s", value["per_s"], limit["per_s"])
+	return nil
+}
+
+// copiedTable is a table of the read model with its rows in COPY's binary format.
+type copiedTable struct {
+	schema, name string
+	rows         []byte
+}
+
+func copyOut(ctx context.Context, s *server) ([]copiedTable, error) {
+	g, err := s.models.Serving(ctx, projections.Orders)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := s.db.Query(ctx, `SELECT tablename FROM pg_tables WHERE schemaname = $1 AND tablename NOT LIKE 'schema_migrations%' ORDER BY 1`, g.Schema())
+	if err != nil {
+		return nil, err
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, err
+	}
+	conn, err := s.db.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Release()
+	var all []copiedTable
+	for _, name := range names {
+		var buf bytes.Buffer
+		if _, err := conn.Conn().PgConn().CopyTo(ctx, &buf, `COPY `+pgx.Identifier{g.Schema(), name}.Sanitize()+` TO STDOUT (FORMAT binary)`); err != nil {
+			return nil, err
+		}
+		// The limit makes its tables of these before the generation is dropped.
+		if _, err := conn.Exec(ctx, `CREATE TABLE `+pgx.Identifier{"public", "bench_" + name}.Sanitize()+` (LIKE `+pgx.Identifier{g.Schema(), name}.Sanitize()+` INCLUDING ALL)`); err != nil {
+			return nil, err
+		}
+		all = append(all, copiedTable{"public", "bench_" + name, buf.Bytes()})
+	}
+	return all, nil
+}
+
+func (b *bench) readAndCopy(ctx context.Context, s *server, h history, tables []copiedTable) (map[string]float64, error) {
+	conn, err := s.db.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Release()
+	for _, t := range tables {
+		if _, err := conn.Exec(ctx, `TRUNCATE `+pgx.Identifier{t.schema, t.name}.Sanitize()); err != nil {
+			return nil, err
+		}
+	}
+	start := time.Now()
+	var size atomic.Int64
+	err = b.bareRead(ctx, h, func(_ context.Context, records []*kgo.Record) error {
+		for _, r := range records {
+			size.Add(int64(len(r.Value)))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range tables {
+		if _, err := conn.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(t.rows), `COPY `+pgx.Identifier{t.schema, t.name}.Sanitize()+` FROM STDIN (FORMAT binary)`); err != nil {
+			return nil, err
+		}
+	}
+	return map[string]float64{"per_s": float64(h.events) / time.Since(start).Seconds()}, nil
+}

@@ -1,0 +1,157 @@
+package shard
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/eventlog"
+)
+
+// restore puts what was loaded into the aggregates and returns how far it goes.
+// Where there is no checkpoint, or anything is of another fold, that is nil, the
+// aggregates are empty, and what is in the topic and will not be overwritten is
+// to be taken out of it. A record outside of a transaction was written by no owner.
+func (a *aggregates) restore(last map[string]*kgo.Record, now time.Time) (*checkpoint, error) {
+	fits := last[checkpointKey] != nil
+	for name, r := range last { // a part of another fold's is no part of this
+		_, ok := parseRecordKey(name)
+		fits = fits && (!ok && name != checkpointKey || headersOf(r).fold == foldVersion && r.Attrs.IsTransactional())
+	}
+	if !fits {
+		for name := range last {
+			if key, ok := parseRecordKey(name); ok {
+				a.gone = append(a.gone, key)
+			}
+		}
+		return nil, nil
+	}
+	at := &checkpoint{}
+	if err := json.Unmarshal(last[checkpointKey].Value, at); err != nil {
+		return nil, fmt.Errorf("%w: its checkpoint is not readable: %w", errForeignSnapshot, err)
+	}
+	a.room(len(last) / 2) // an order and its payment are two records
+	for _, t := range at.Types {
+		if !slices.Contains(readTypes, t) {
+			return nil, fmt.Errorf("%w: a build that reads %s has written it", errForeignSnapshot, eventlog.LogText(t))
+		}
+	}
+	n := 0
+	for name := range last {
+		if _, ok := parseRecordKey(name); ok {
+			n++
+		}
+	}
+	if n < at.Kept {
+		return nil, fmt.Errorf("%w: it has %d aggregates of %d", errForeignSnapshot, n, at.Kept)
+	}
+	for name, r := range last {
+		key, ok := parseRecordKey(name)
+		if !ok {
+			continue
+		}
+		if err := a.restoreOne(key, r, headersOf(r), r.Offset > last[checkpointKey].Offset, now); err != nil {
+			return nil, fmt.Errorf("%w: %s is not readable: %w", errForeignSnapshot, name, err)
+		}
+	}
+	slices.SortFunc(a.keys.order, func(x, y keyAge) int { return cmp.Compare(x.at, y.at) })
+	return at, nil
+}
+
+func (a *aggregates) restoreOne(key recordKey, r *kgo.Record, h savedHeaders, ahead bool, now time.Time) (err error) {
+	e := a.held[key.kind][key.id]
+	if e == nil {
+		e = a.begin(key.kind, key.id)
+	}
+	if ahead {
+		e.ahead |= 1 << key.kind
+	}
+	a.keep(key.kind, e, true)
+	if h.unread != nil {
+		mark := &unreadable{}
+		if err := json.Unmarshal(h.unread, mark); err != nil {
+			return fmt.Errorf("its mark: %w", err)
+		}
+		if mark.Build != a.build {
+			return fmt.Errorf("build %s could not read the %s, and this one may", eventlog.LogText(mark.Build), eventlog.LogText(mark.Type))
+		}
+		if mark.readable(key.kind) {
+			return fmt.Errorf("this build can read the %s that the one which wrote it could not", eventlog.LogText(mark.Type))
+		}
+		e.setUnread(key.kind, mark)
+	}
+	switch key.kind {
+	case riders:
+		err = json.Unmarshal(r.Value, &e.rider)
+	case restaurants:
+		err = json.Unmarshal(r.Value, &e.restaurant)
+	default:
+		if e.frozen == nil {
+			e.frozen = &frozen{}
+		}
+		if value := bytes.Clone(r.Value); key.kind == orders { // the record's own is part of a large batch
+			e.frozen.order = value
+		} else {
+			e.frozen.payment = value
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if h.due > 0 {
+		a.due.push(time.UnixMilli(h.due), key.id)
+	}
+	if h.retire > 0 {
+		a.closed.push(time.UnixMilli(h.retire), key.id)
+	}
+	for used := range strings.SplitSeq(h.keys, ",") {
+		scope, u, ok := parseKeyUse(used)
+		if !ok {
+			continue
+		}
+		u.at, err = strconv.ParseInt(used[strings.LastIndexByte(used, '.')+1:], 10, 64)
+		if err == nil && !u.expired(now) {
+			a.keys.add(e, scope, u)
+		}
+	}
+	return nil
+}
+
+// savedHeaders are a record's.
+type savedHeaders struct {
+	fold        int64 // -1: none
+	due, retire int64
+	keys        string
+	unread      []byte // the mark; nil: none
+}
+
+func headersOf(r *kgo.Record) savedHeaders {
+	h := savedHeaders{fold: -1}
+	for i := range r.Headers {
+		number := func(n *int64) {
+			if v, err := strconv.ParseInt(string(r.Headers[i].Value), 10, 64); err == nil {
+				*n = v
+			}
+		}
+		switch r.Headers[i].Key {
+		case hdrFold:
+			number(&h.fold)
+		case hdrDue:
+			number(&h.due)
+		case hdrRetire:
+			number(&h.retire)
+		case hdrKeys:
+			h.keys = string(r.Headers[i].Value)
+		case hdrUnread:
+			h.unread = r.Headers[i].Value
+		}
+	}
+	return h
+}
