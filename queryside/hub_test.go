@@ -24,7 +24,7 @@ import (
 
 // The test databases' cluster is watched for as long as the binary runs.
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("tomato/migrations/cluster.(*Cluster).run.func1"))
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("tomato/eventlog/childprocess.Start.func1"))
 }
 
 var (
