@@ -12,7 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"tomato/domain"
-	"tomato/domain/feed"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 	"tomato/httpapi"
 )
@@ -28,8 +28,8 @@ type emitBody struct {
 // TransformSchema says in the document what emit checks by itself.
 func (emitBody) TransformSchema(_ huma.Registry, s *huma.Schema) *huma.Schema {
 	type object = map[string]any
-	s.Properties["event"].Extensions = object{"pattern": feed.EventPattern, "not": object{"pattern": "^feed:"}}
-	s.Properties["room"].Extensions = object{"pattern": feed.RoomPattern}
+	s.Properties["event"].Extensions = object{"pattern": rooms.EventPattern, "not": object{"pattern": "^feed:"}}
+	s.Properties["room"].Extensions = object{"pattern": rooms.Pattern}
 	s.Properties["payload"].Extensions = object{"not": object{"type": "null"}}
 	s.Extensions = object{"anyOf": []any{
 		object{"not": object{"required": []string{"role"}}},
@@ -58,22 +58,22 @@ func (s *Side) emitRoutes(api *httpapi.API) {
 
 func (s *Side) emit(ctx context.Context, b emitBody) error {
 	var faults []httpapi.FieldError
-	if !feed.ValidEvent(b.Event) {
+	if !rooms.ValidEvent(b.Event) {
 		faults = append(faults, httpapi.FieldError{Location: "body.event", Message: "expected letters, digits, _ . - and colons between, not beginning with feed:"})
 	}
-	if !feed.ValidRoom(b.Room) {
+	if !rooms.Valid(b.Room) {
 		faults = append(faults, httpapi.FieldError{Location: "body.room", Message: "expected user:<id>, restaurant:<id>, order:<id> or ops"})
 	}
 	if len(b.Payload) == 0 || string(b.Payload) == "null" {
 		faults = append(faults, httpapi.FieldError{Location: "body.payload", Message: "expected a JSON value other than null"})
 	}
-	if b.Role != "" && !feed.IsUserRoom(b.Room) {
+	if b.Role != "" && !rooms.IsUser(b.Room) {
 		faults = append(faults, httpapi.FieldError{Location: "body.role", Message: "goes only with a room user:<id>"})
 	}
 	if len(faults) > 0 {
 		return httpapi.Invalid(faults...)
 	}
-	data, err := json.Marshal(feed.Emit{Event: b.Event, Room: b.Room, Payload: b.Payload, Role: domain.Role(b.Role)}) // compacts the payload
+	data, err := json.Marshal(rooms.Emit{Event: b.Event, Room: b.Room, Payload: b.Payload, Role: domain.Role(b.Role)}) // compacts the payload
 	if err != nil {
 		return err
 	}
@@ -81,7 +81,7 @@ func (s *Side) emit(ctx context.Context, b emitBody) error {
 	if err != nil {
 		return err
 	}
-	e := eventlog.Event{ID: id.String(), Source: "/tomato/commandside/emit", Type: feed.Emitted, Time: domain.Time(time.Now()), Subject: b.Room, Data: data}
+	e := eventlog.Event{ID: id.String(), Source: "/tomato/commandside/emit", Type: rooms.Emitted, Time: domain.Time(time.Now()), Subject: b.Room, Data: data}
 	ctx, cancel := context.WithTimeout(ctx, s.CommandDeadline)
 	defer cancel()
 	err = s.produce(ctx, e.NewRecord(eventlog.Feed, eventlog.PartitionFor(b.Room, s.Partitions)))

@@ -12,7 +12,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"tomato/domain/feed"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
 	"tomato/httpapi"
@@ -73,8 +73,8 @@ func TestEmitIsOnTopicFeedWhenItAnswers(t *testing.T) {
 	partition := eventlog.PartitionFor("user:u1", 3)
 	var got []string
 	err := eventlog.Read(t.Context(), cfg, map[eventlog.TopicPartition]eventlog.Range{{Topic: eventlog.Feed, Partition: partition}: {From: 0, To: 6}}, func(e *eventlog.Event) error {
-		var said feed.Emit
-		if err := json.Unmarshal(e.Data, &said); err != nil || e.Type != feed.Emitted || e.Subject != "user:u1" || said.Room != "user:u1" || said.Event != "promo:new" {
+		var said rooms.Emit
+		if err := json.Unmarshal(e.Data, &said); err != nil || e.Type != rooms.Emitted || e.Subject != "user:u1" || said.Room != "user:u1" || said.Event != "promo:new" {
 			t.Errorf("%+v %v", e, err)
 		}
 		got = append(got, string(said.Payload)+string(said.Role))

@@ -1,7 +1,5 @@
-// Package queryside answers queries from the read models (REST), and keeps the
-// realtime feeds (websocket, SSE).
-//
-// # Queries
+// Package queryside answers REST queries from the read models. Package feed
+// beneath it serves the realtime feeds.
 //
 // A query reads the serving generations of the read models it needs, in one
 // statement and so as of one moment, after they have passed its

@@ -11,11 +11,11 @@ import (
 	"strings"
 	"testing"
 
-	"tomato/domain/feed"
 	"tomato/domain/order"
 	"tomato/domain/payment"
 	"tomato/domain/restaurant"
 	"tomato/domain/rider"
+	"tomato/domain/rooms"
 )
 
 // TestEventTypesAreConstants: outside the domain no production code spells an
@@ -23,7 +23,7 @@ import (
 // compile, and match no event.
 func TestEventTypesAreConstants(t *testing.T) {
 	t.Parallel()
-	types := slices.Concat(order.Types, payment.Types, rider.Types, restaurant.Types, []string{feed.Emitted})
+	types := slices.Concat(order.Types, payment.Types, rider.Types, restaurant.Types, []string{rooms.Emitted})
 	files := 0
 	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
 		switch {

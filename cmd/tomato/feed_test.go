@@ -12,15 +12,15 @@ import (
 	"github.com/coder/websocket"
 
 	"tomato/domain"
-	"tomato/domain/feed"
 	"tomato/domain/order"
 	"tomato/domain/rider"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
 	"tomato/httpapi"
 	"tomato/projections/realtime"
-	"tomato/queryside"
+	"tomato/queryside/feed"
 )
 
 const feedSecret = "a secret for tests, 32 bytes long"
@@ -40,13 +40,13 @@ func startFeeds(t *testing.T, cfg eventlog.Config, start realtime.Start) (url st
 	if err != nil {
 		t.Fatal(err)
 	}
-	hub, err := queryside.NewHub(queryside.HubConfig{Key: []byte("0123456789abcdef")})
+	hub, err := feed.NewHub(feed.HubConfig{Key: []byte("0123456789abcdef")})
 	if err != nil {
 		t.Fatal(err)
 	}
 	api := httpapi.New(httpapi.Options{Auth: auth, Log: log})
 	p := &realtime.Projector{Kafka: cfg, Loader: noModels{start}, Sink: hub, Log: log}
-	(&queryside.Feed{Hub: hub, Auth: auth, Orders: noModels{}, CatchUp: p, Log: log}).Routes(api)
+	(&feed.Feed{Hub: hub, Auth: auth, Orders: noModels{}, CatchUp: p, Log: log}).Routes(api)
 	srv := httptest.NewServer(api)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -182,7 +182,7 @@ func TestFeedFromTheLogToTheSockets(t *testing.T) {
 		}
 		stopOne()
 		w.Append(eventlog.Orders, id, order.OrderPickedUp{OrderID: id, RiderID: "k1", Ctx: status("k1", "picked_up")})
-		w.Telemetry(eventlog.Feed, "user:u1", feed.Emitted, feed.Emit{Event: "promo", Room: "order:" + id, Payload: json.RawMessage(`1`)})
+		w.Telemetry(eventlog.Feed, "user:u1", rooms.Emitted, rooms.Emit{Event: "promo", Room: "order:" + id, Payload: json.RawMessage(`1`)})
 		customer = openFeed(t, two, domain.Actor{Sub: "u1", Role: domain.Customer}, "?cursor="+cursor)
 		expectFeed(t, customer, "feed:resumed", "")
 		seen := map[string]bool{}

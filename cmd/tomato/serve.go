@@ -31,7 +31,7 @@ import (
 	"tomato/migrations"
 	"tomato/migrations/cluster"
 	"tomato/projections"
-	"tomato/queryside"
+	"tomato/queryside/feed"
 )
 
 // The roles.
@@ -137,7 +137,7 @@ type server struct {
 	logID    eventlog.LogID
 	ends     *eventlog.Ends
 	side     *commandside.Side
-	hub      *queryside.Hub
+	hub      *feed.Hub
 	models   *projections.ReadModels
 	db       *pgxpool.Pool
 	runtime  *consumer.Runtime
@@ -355,7 +355,7 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 			return err
 		}
 	}
-	queryside.AsyncAPI(api)
+	feed.AsyncAPI(api)
 	for path, h := range map[string]http.HandlerFunc{
 		"/healthz": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) },
 		"/readyz":  s.newHealth().ServeHTTP,

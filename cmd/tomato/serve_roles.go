@@ -19,6 +19,7 @@ import (
 	"tomato/httpapi"
 	"tomato/projections/realtime"
 	"tomato/queryside"
+	"tomato/queryside/feed"
 )
 
 // startSide makes the command side: its policies and feeds need it too, where
@@ -100,11 +101,11 @@ func (s *server) startFeed(kafka eventlog.Config, auth *httpapi.Authenticator, a
 	mac := hmac.New(sha256.New, []byte(s.cmd.ClusterKey))
 	mac.Write([]byte("feed cursor"))
 	mac.Write(s.logID[:])
-	hub, err := queryside.NewHub(queryside.HubConfig{Key: mac.Sum(nil), Ends: s.ends, Registry: s.registry})
+	hub, err := feed.NewHub(feed.HubConfig{Key: mac.Sum(nil), Ends: s.ends, Registry: s.registry})
 	if err != nil {
 		return err
 	}
-	feed := &queryside.Feed{Hub: hub, Auth: auth, Orders: s.models, LogID: s.logID, Locations: s.side, AllowedOrigins: s.cmd.Origins, Log: s.log}
+	feed := &feed.Feed{Hub: hub, Auth: auth, Orders: s.models, LogID: s.logID, Locations: s.side, AllowedOrigins: s.cmd.Origins, Log: s.log}
 	feed.Routes(api)
 	projector := &realtime.Projector{Kafka: kafka, Loader: s.models, Sink: hub, Registry: s.registry, Log: s.log}
 	feed.CatchUp = projector

@@ -4,9 +4,9 @@ import (
 	"time"
 
 	"tomato/domain"
-	"tomato/domain/feed"
 	"tomato/domain/order"
 	"tomato/domain/rider"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 )
 
@@ -61,7 +61,7 @@ func (a *assignments) end(riderID string, claimID int64) {
 // order follows an order event. An assignment that is read after a position of
 // its rider which was taken in later (the topics are read side by side) gives
 // that position to the order's room.
-func (a *assignments) order(e *eventlog.Event) ([]feed.Message, error) {
+func (a *assignments) order(e *eventlog.Event) ([]rooms.Message, error) {
 	switch e.Type {
 	case order.TypeRiderAssigned, order.TypeRiderUnassigned, order.TypeOrderDelivered, order.TypeOrderCancelled:
 	default:
@@ -89,7 +89,7 @@ func (a *assignments) order(e *eventlog.Event) ([]feed.Message, error) {
 
 // position follows a rider's position: to the room of the rider's order, unless
 // a later one has been seen.
-func (a *assignments) position(e *eventlog.Event) ([]feed.Message, error) {
+func (a *assignments) position(e *eventlog.Event) ([]rooms.Message, error) {
 	p, err := rider.ReadPosition(e.Type, e.Subject, e.Data, time.Now())
 	if err != nil {
 		return nil, err
@@ -104,9 +104,9 @@ func (a *assignments) position(e *eventlog.Event) ([]feed.Message, error) {
 	return nil, nil
 }
 
-func (a *assignments) message(n Assignment, p rider.Position, at time.Time) ([]feed.Message, error) {
+func (a *assignments) message(n Assignment, p rider.Position, at time.Time) ([]rooms.Message, error) {
 	m := messages{at: at}
-	m.add("rider:location", domain.Ctx{CustomerID: n.CustomerID, RestaurantID: n.RestaurantID, RiderID: n.RiderID}, p, to(feed.OrderRoom(n.OrderID)))
+	m.add("rider:location", domain.Ctx{CustomerID: n.CustomerID, RestaurantID: n.RestaurantID, RiderID: n.RiderID}, p, to(rooms.Order(n.OrderID)))
 	if m.err == nil {
 		m.all[0].Latest = true
 	}

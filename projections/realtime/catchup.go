@@ -6,7 +6,7 @@ import (
 	"maps"
 	"time"
 
-	"tomato/domain/feed"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 )
 
@@ -35,7 +35,7 @@ func (p *Projector) begin(passed map[eventlog.TopicPartition]int64, start Start)
 // counted: it is from a cursor. It must arrive at the state that is known at
 // to, else nothing of this is to be believed, and the error says so. One call
 // at a time.
-func (p *Projector) CatchUp(ctx context.Context, from, to map[eventlog.TopicPartition]int64, fn func(tp eventlog.TopicPartition, offset int64, appended time.Time, messages []feed.Message)) error {
+func (p *Projector) CatchUp(ctx context.Context, from, to map[eventlog.TopicPartition]int64, fn func(tp eventlog.TopicPartition, offset int64, appended time.Time, messages []rooms.Message)) error {
 	p.mu.Lock()
 	ends := maps.Clone(p.known)
 	p.mu.Unlock()

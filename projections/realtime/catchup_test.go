@@ -9,8 +9,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"tomato/domain/feed"
 	"tomato/domain/order"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
@@ -42,7 +42,7 @@ func TestCatchUpReadsWhatCameBeforeTheStart(t *testing.T) {
 	read := func(from, to int64) ([]string, error) {
 		got := []string{}
 		err := p.CatchUp(t.Context(), map[eventlog.TopicPartition]int64{orders: from}, map[eventlog.TopicPartition]int64{orders: to},
-			func(_ eventlog.TopicPartition, offset int64, _ time.Time, all []feed.Message) {
+			func(_ eventlog.TopicPartition, offset int64, _ time.Time, all []rooms.Message) {
 				got = append(got, fmt.Sprint(offset, " ", len(all)))
 			})
 		return got, err

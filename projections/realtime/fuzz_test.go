@@ -8,8 +8,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"tomato/domain/feed"
 	"tomato/domain/rider"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
 )
@@ -28,7 +28,7 @@ func FuzzFeedOfPositions(f *testing.F) {
 	fuzzFeed(f, eventlog.RiderLocations, "")
 }
 func FuzzFeedOfEmitted(f *testing.F) {
-	f.Add([]byte(`{"event":"promo:new","room":"user:u1","payload":{"a":1}}`), feed.Emitted, "user:u1", "2026-01-02T03:04:05Z", "", "", "", "")
+	f.Add([]byte(`{"event":"promo:new","room":"user:u1","payload":{"a":1}}`), rooms.Emitted, "user:u1", "2026-01-02T03:04:05Z", "", "", "", "")
 	fuzzFeed(f, eventlog.Feed, "")
 }
 
@@ -37,7 +37,7 @@ type sink struct{ t *testing.T }
 
 func (sink) Begin(map[eventlog.TopicPartition]int64) {}
 func (sink) Ready()                                  {}
-func (s sink) Publish(_ eventlog.TopicPartition, _ int64, _ time.Time, all []feed.Message) {
+func (s sink) Publish(_ eventlog.TopicPartition, _ int64, _ time.Time, all []rooms.Message) {
 	for _, m := range all {
 		if !json.Valid(m.Payload) || len(m.Rooms) == 0 {
 			s.t.Errorf("%s to %q: %s", m.Event, m.Rooms, m.Payload)

@@ -33,7 +33,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"tomato/domain/feed"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
 )
@@ -67,7 +67,7 @@ type Sink interface {
 	// Publish takes one record that counts, with the messages that it means,
 	// perhaps none. Records of one log come in order. appended is the record's
 	// timestamp.
-	Publish(tp eventlog.TopicPartition, offset int64, appended time.Time, messages []feed.Message)
+	Publish(tp eventlog.TopicPartition, offset int64, appended time.Time, messages []rooms.Message)
 	// Ready says that the logs have been read to the ends they had at the start.
 	Ready()
 }
@@ -213,7 +213,7 @@ func (p *Projector) record(tp eventlog.TopicPartition, r *kgo.Record, rule *even
 	m.records.Inc()
 }
 
-func (p *Projector) messages(e *eventlog.Event, riders *assignments) ([]feed.Message, error) {
+func (p *Projector) messages(e *eventlog.Event, riders *assignments) ([]rooms.Message, error) {
 	if e.Fault != nil {
 		return nil, e.Fault
 	}

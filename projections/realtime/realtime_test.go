@@ -15,9 +15,9 @@ import (
 	"go.uber.org/goleak"
 
 	"tomato/domain"
-	"tomato/domain/feed"
 	"tomato/domain/order"
 	"tomato/domain/rider"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
@@ -44,7 +44,7 @@ func (r *recorder) Begin(passed map[eventlog.TopicPartition]int64) {
 	r.change(func() { r.passed = passed })
 }
 func (r *recorder) Ready() { r.change(func() { r.ready = true }) }
-func (r *recorder) Publish(tp eventlog.TopicPartition, offset int64, _ time.Time, all []feed.Message) {
+func (r *recorder) Publish(tp eventlog.TopicPartition, offset int64, _ time.Time, all []rooms.Message) {
 	r.change(func() {
 		if old, ok := r.at[tp]; ok && offset <= old {
 			r.said = append(r.said, fmt.Sprintf("%v went back from %d to %d", tp, old, offset))
@@ -140,7 +140,7 @@ func TestFollowsFromTheBeginningWithoutMarks(t *testing.T) {
 		w.AppendRaw(eventlog.Orders, "o1", "FROM_THE_FUTURE", []byte(`{}`)) // passed over
 		w.Claim(eventlog.Orders)
 		w.Append(eventlog.Orders, "o1", order.OrderPickedUp{OrderID: "o1", RiderID: "k1", Ctx: ctxOf("o1", "k1", "picked_up")})
-		after := w.Telemetry(eventlog.Feed, "user:c-o1", feed.Emitted, feed.Emit{Event: "hello", Room: "user:c-o1", Payload: json.RawMessage(`"x"`)})
+		after := w.Telemetry(eventlog.Feed, "user:c-o1", rooms.Emitted, rooms.Emit{Event: "hello", Room: "user:c-o1", Payload: json.RawMessage(`"x"`)})
 		after.Merge(w.Append(eventlog.Orders, "o1", order.OrderDelivered{OrderID: "o1", RiderID: "k1", Ctx: ctxOf("o1", "k1", "delivered")}))
 		r.wait(t, "what came after", r.has(after))
 		want := []string{

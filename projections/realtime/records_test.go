@@ -9,7 +9,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"tomato/domain/feed"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
 )
@@ -18,7 +18,7 @@ type published struct{ offsets []string }
 
 func (*published) Begin(map[eventlog.TopicPartition]int64) {}
 func (*published) Ready()                                  {}
-func (p *published) Publish(_ eventlog.TopicPartition, offset int64, _ time.Time, all []feed.Message) {
+func (p *published) Publish(_ eventlog.TopicPartition, offset int64, _ time.Time, all []rooms.Message) {
 	p.offsets = append(p.offsets, fmt.Sprint(offset, ":", len(all)))
 }
 

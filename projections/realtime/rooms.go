@@ -8,9 +8,9 @@ import (
 	"time"
 
 	"tomato/domain"
-	"tomato/domain/feed"
 	"tomato/domain/order"
 	"tomato/domain/payment"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 )
 
@@ -50,7 +50,7 @@ type (
 // needs more than the event: see Assignments.
 //
 // The error is of an event that cannot be decoded.
-func Rooms(e *eventlog.Event) ([]feed.Message, error) {
+func Rooms(e *eventlog.Event) ([]rooms.Message, error) {
 	switch e.Topic {
 	case eventlog.Orders:
 		return orderRooms(e)
@@ -62,7 +62,7 @@ func Rooms(e *eventlog.Event) ([]feed.Message, error) {
 	return nil, nil
 }
 
-func orderRooms(e *eventlog.Event) ([]feed.Message, error) {
+func orderRooms(e *eventlog.Event) ([]rooms.Message, error) {
 	decoded, err := order.Decode(e.Type, e.Data)
 	if err != nil {
 		return nil, err
@@ -72,7 +72,7 @@ func orderRooms(e *eventlog.Event) ([]feed.Message, error) {
 	case order.OrderPlaced:
 		m.update(e, o.OrderID, o.Ctx, "", false)
 	case order.OrderPaid:
-		m.add("order:new", o.Ctx, o.Order, to(feed.RestaurantRoom(o.Ctx.RestaurantID)))
+		m.add("order:new", o.Ctx, o.Order, to(rooms.Restaurant(o.Ctx.RestaurantID)))
 		m.update(e, o.OrderID, o.Ctx, string(order.PaymentPaid), false)
 	case order.OrderExpired:
 		m.update(e, o.OrderID, o.Ctx, "", false)
@@ -94,11 +94,11 @@ func orderRooms(e *eventlog.Event) ([]feed.Message, error) {
 		m.update(e, o.OrderID, o.Ctx, "", false)
 		m.taken(o.OrderID, o.Ctx, "assigned", o.Riders)
 		m.add("order:rider_assigned", o.Ctx, assignedPayload{o.OrderID, o.RiderID, o.RiderName},
-			toCustomer(o.Ctx.CustomerID), to(feed.RestaurantRoom(o.Ctx.RestaurantID)), to(feed.OrderRoom(o.OrderID)))
+			toCustomer(o.Ctx.CustomerID), to(rooms.Restaurant(o.Ctx.RestaurantID)), to(rooms.Order(o.OrderID)))
 	case order.RiderUnassigned:
 		m.update(e, o.OrderID, o.Ctx, "", true)
 	case order.DispatchExhausted:
-		m.add("dispatch:exhausted", o.Ctx, exhaustedPayload{o.OrderID, o.Waves}, to(feed.RestaurantRoom(o.Ctx.RestaurantID)), to(feed.OpsRoom))
+		m.add("dispatch:exhausted", o.Ctx, exhaustedPayload{o.OrderID, o.Waves}, to(rooms.Restaurant(o.Ctx.RestaurantID)), to(rooms.Ops))
 	case order.OrderPickedUp:
 		m.update(e, o.OrderID, o.Ctx, "", false)
 	case order.OrderDelivered:
@@ -114,7 +114,7 @@ func orderRooms(e *eventlog.Event) ([]feed.Message, error) {
 	return m.all, m.err
 }
 
-func paymentRooms(e *eventlog.Event) ([]feed.Message, error) {
+func paymentRooms(e *eventlog.Event) ([]rooms.Message, error) {
 	decoded, err := payment.Decode(e.Type, e.Data)
 	if err != nil {
 		return nil, err
@@ -147,32 +147,32 @@ func paymentRooms(e *eventlog.Event) ([]feed.Message, error) {
 	return m.all, m.err
 }
 
-func emitRooms(e *eventlog.Event) ([]feed.Message, error) {
-	if e.Type != feed.Emitted {
+func emitRooms(e *eventlog.Event) ([]rooms.Message, error) {
+	if e.Type != rooms.Emitted {
 		return nil, nil
 	}
-	var emit feed.Emit
+	var emit rooms.Emit
 	if err := json.Unmarshal(e.Data, &emit); err != nil {
 		return nil, err
 	}
-	if !feed.ValidEvent(emit.Event) || !feed.ValidRoom(emit.Room) || len(emit.Payload) == 0 {
-		return nil, fmt.Errorf("a %s without a valid event, room or payload", feed.Emitted)
+	if !rooms.ValidEvent(emit.Event) || !rooms.Valid(emit.Room) || len(emit.Payload) == 0 {
+		return nil, fmt.Errorf("a %s without a valid event, room or payload", rooms.Emitted)
 	}
 	var payload bytes.Buffer // on one line, as Server-Sent Events need it
 	if err := json.Compact(&payload, emit.Payload); err != nil {
 		return nil, err
 	}
-	m := feed.Message{Event: emit.Event, Rooms: []string{emit.Room}, Payload: payload.Bytes(), Timestamp: e.Time}
+	m := rooms.Message{Event: emit.Event, Rooms: []string{emit.Room}, Payload: payload.Bytes(), Timestamp: e.Time}
 	if emit.Role != "" {
 		m.Roles = []domain.Role{emit.Role}
 	}
-	return []feed.Message{m}, nil
+	return []rooms.Message{m}, nil
 }
 
 // messages collects what one event means.
 type messages struct {
 	at  time.Time
-	all []feed.Message
+	all []rooms.Message
 	err error
 }
 
@@ -192,7 +192,7 @@ func toUser(id string, role domain.Role) target {
 	if id == "" {
 		return target{}
 	}
-	return target{feed.UserRoom(id), role}
+	return target{rooms.User(id), role}
 }
 
 // add appends a message to the targets; zero ones are left out. A room that is
@@ -203,7 +203,7 @@ func (m *messages) add(event string, ctx domain.Ctx, payload any, targets ...tar
 		m.err = err
 		return
 	}
-	msg := feed.Message{Event: event, Payload: b, Timestamp: m.at, Customer: ctx.CustomerID, Restaurant: ctx.RestaurantID, Rider: ctx.RiderID}
+	msg := rooms.Message{Event: event, Payload: b, Timestamp: m.at, Customer: ctx.CustomerID, Restaurant: ctx.RestaurantID, Rider: ctx.RiderID}
 	for _, t := range targets {
 		if i := slices.Index(msg.Rooms, t.room); i >= 0 {
 			if msg.Roles[i] != t.role {
@@ -235,5 +235,5 @@ func (m *messages) taken(orderID string, ctx domain.Ctx, reason string, riders [
 }
 
 func orderParties(orderID string, ctx domain.Ctx) []target {
-	return []target{toCustomer(ctx.CustomerID), to(feed.RestaurantRoom(ctx.RestaurantID)), to(feed.OrderRoom(orderID)), toRider(ctx.RiderID)}
+	return []target{toCustomer(ctx.CustomerID), to(rooms.Restaurant(ctx.RestaurantID)), to(rooms.Order(orderID)), toRider(ctx.RiderID)}
 }

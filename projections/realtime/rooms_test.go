@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"tomato/domain"
-	"tomato/domain/feed"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 )
 
@@ -171,17 +171,17 @@ func TestRoomsOfCancelledOffers(t *testing.T) {
 
 func TestRoomsOfEmitted(t *testing.T) {
 	t.Parallel()
-	got := said(t, eventlog.Feed, feed.Emitted, []byte(`{"event":"promo:new","room":"user:u1","payload":{"a":
+	got := said(t, eventlog.Feed, rooms.Emitted, []byte(`{"event":"promo:new","room":"user:u1","payload":{"a":
 1}}`))
 	if d := cmp.Diff([]string{`promo:new [user:u1] {"a":1}`}, got); d != "" {
 		t.Error(d)
 	}
-	m, err := Rooms(&eventlog.Event{Topic: eventlog.Feed, Type: feed.Emitted, Data: []byte(`{"event":"x","room":"user:u1","payload":1,"role":"rider"}`)})
+	m, err := Rooms(&eventlog.Event{Topic: eventlog.Feed, Type: rooms.Emitted, Data: []byte(`{"event":"x","room":"user:u1","payload":1,"role":"rider"}`)})
 	if err != nil || len(m) != 1 || len(m[0].Roles) != 1 || m[0].Roles[0] != domain.Rider {
 		t.Errorf("with a role: %+v, %v", m, err)
 	}
 	for _, bad := range []string{`{`, `{"event":"feed:reset","room":"user:u1","payload":1}`, `{"event":"x","room":"nowhere","payload":1}`, `{"event":"x","room":"ops"}`} {
-		if m, err := Rooms(&eventlog.Event{Topic: eventlog.Feed, Type: feed.Emitted, Data: []byte(bad)}); err == nil {
+		if m, err := Rooms(&eventlog.Event{Topic: eventlog.Feed, Type: rooms.Emitted, Data: []byte(bad)}); err == nil {
 			t.Errorf("%s means %v", bad, m)
 		}
 	}
@@ -205,7 +205,7 @@ func said(t *testing.T, topic, eventType string, data []byte) []string {
 	return lines(all)
 }
 
-func lines(all []feed.Message) []string {
+func lines(all []rooms.Message) []string {
 	var out []string
 	for _, m := range all {
 		out = append(out, m.Event+" ["+strings.Join(m.Rooms, " ")+"] "+string(m.Payload))

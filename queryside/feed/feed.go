@@ -1,4 +1,4 @@
-package queryside
+package feed
 
 import (
 	"cmp"
@@ -20,8 +20,8 @@ import (
 	"golang.org/x/time/rate"
 
 	"tomato/domain"
-	"tomato/domain/feed"
 	"tomato/domain/order"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 	"tomato/httpapi"
 )
@@ -86,13 +86,13 @@ func (f *Feed) Routes(api *httpapi.API) {
 	query := func(name, doc string) *huma.Param {
 		return &huma.Param{Name: name, In: "query", Description: doc, Schema: &huma.Schema{Type: huma.TypeString}}
 	}
-	explode, rooms := true, maxQueryRooms
+	explode, most := true, maxQueryRooms
 	params := func() []*huma.Param {
 		return []*huma.Param{
 			query("token", "The bearer token, where no header can be set."),
 			query("cursor", "The cursor of the last message that was received: the first message is feed:resumed, then what was missed, or feed:reset."),
-			{Name: "room", In: "query", Description: "Rooms to join beside those of the token.", Explode: &explode, Schema: &huma.Schema{Type: huma.TypeArray, MaxItems: &rooms,
-				Items: &huma.Schema{Type: huma.TypeString, Pattern: feed.RoomPattern}}},
+			{Name: "room", In: "query", Description: "Rooms to join beside those of the token.", Explode: &explode, Schema: &huma.Schema{Type: huma.TypeArray, MaxItems: &most,
+				Items: &huma.Schema{Type: huma.TypeString, Pattern: rooms.Pattern}}},
 			{Name: "Consistency-Token", In: "header", Description: "The feed waits until it has passed it.", Schema: &huma.Schema{Type: huma.TypeString}},
 		}
 	}
@@ -120,12 +120,12 @@ type session struct {
 // actor whose token is good until expires. The error is a *httpapi.Problem.
 func (f *Feed) session(r *http.Request, actor domain.Actor, expires time.Time, cursor string) (*session, error) {
 	q := r.URL.Query()
-	rooms := slices.Compact(q["room"])
-	if len(rooms) > maxQueryRooms {
+	asked := slices.Compact(q["room"])
+	if len(asked) > maxQueryRooms {
 		return nil, httpapi.Invalid(httpapi.FieldError{Location: "query.room", Message: "at most " + strconv.Itoa(maxQueryRooms) + " rooms"})
 	}
-	for _, room := range rooms {
-		if !feed.ValidRoom(room) {
+	for _, room := range asked {
+		if !rooms.Valid(room) {
 			return nil, httpapi.Invalid(httpapi.FieldError{Location: "query.room", Message: "not the name of a room"})
 		}
 	}
@@ -146,8 +146,8 @@ func (f *Feed) session(r *http.Request, actor domain.Actor, expires time.Time, c
 			return nil, httpapi.Unavailable("consistency_token_not_ready", "The feed has not reached the Consistency-Token in time.", time.Second)
 		}
 	}
-	c := connecting{actor: actor, rooms: rooms, orders: map[string]int64{}}
-	for _, room := range rooms {
+	c := connecting{actor: actor, rooms: asked, orders: map[string]int64{}}
+	for _, room := range asked {
 		version, p := f.mayJoin(r.Context(), actor, room)
 		if p != nil {
 			return nil, p
@@ -389,7 +389,7 @@ func (f *Feed) do(ctx context.Context, s *session, o op, locations *rate.Limiter
 	}
 	switch o.Op {
 	case "join", "leave":
-		if !feed.ValidRoom(o.Room) {
+		if !rooms.Valid(o.Room) {
 			return invalid("room is not the name of a room.")
 		}
 		if o.Op == "leave" {

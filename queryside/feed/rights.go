@@ -1,11 +1,11 @@
-package queryside
+package feed
 
 import (
 	"encoding/json"
 	"slices"
 
 	"tomato/domain"
-	"tomato/domain/feed"
+	"tomato/domain/rooms"
 	"tomato/httpapi"
 )
 
@@ -19,8 +19,8 @@ var errNotTheirs = httpapi.NewProblem(403, "forbidden", "The order is not this r
 
 // standing is what the window last heard of an order: who its parties are and
 // as of which version of it. nil is nothing. Called with mu held.
-func (h *Hub) standing(orderID string) *feed.Message {
-	for _, e := range slices.Backward(h.byRoom[feed.OrderRoom(orderID)]) {
+func (h *Hub) standing(orderID string) *rooms.Message {
+	for _, e := range slices.Backward(h.byRoom[rooms.Order(orderID)]) {
 		if e.Version > 0 {
 			return &e.Message
 		}
@@ -41,7 +41,7 @@ func (h *Hub) follows(actor domain.Actor, orderID string) (is bool, version int6
 	return mayFollow(actor, m), m.Version
 }
 
-func mayFollow(actor domain.Actor, m *feed.Message) bool {
+func mayFollow(actor domain.Actor, m *rooms.Message) bool {
 	return m.Party(actor) && (actor.Role != domain.Rider || m.RiderHas(actor.Sub))
 }
 
@@ -61,7 +61,7 @@ const noOrder int64 = -1
 // theirs, as of the version of e, and tells their connections.
 func (h *Hub) expel(e *entry) {
 	for _, room := range e.Rooms {
-		if _, is := feed.OrderOf(room); !is {
+		if _, is := rooms.OrderID(room); !is {
 			continue
 		}
 		for s := range h.rooms[room] {
@@ -103,7 +103,7 @@ type presence struct {
 }
 
 func (h *Hub) presence(s *subscriber, room string, from *place, theirs bool) presence {
-	if _, is := feed.OrderOf(room); !is || s.actor.Role != domain.Rider {
+	if _, is := rooms.OrderID(room); !is || s.actor.Role != domain.Rider {
 		return presence{has: true}
 	}
 	p := presence{s.actor.Sub, theirs}

@@ -1,7 +1,7 @@
-// Package feed is the vocabulary of the realtime feeds: rooms, and messages to
+// Package rooms is the vocabulary of the realtime feeds: rooms, and messages to
 // them. The realtime projector makes messages of events, the hub hands them to
 // those who joined the rooms, and internal/emit makes them directly.
-package feed
+package rooms
 
 import (
 	"encoding/json"
@@ -29,7 +29,7 @@ type Emit struct {
 // It reaches each of them once, with the first of Rooms that it has joined.
 type Message struct {
 	Event string
-	Rooms []string // in the order of the contract's table, no duplicates
+	Rooms []string // in the order of the table in projections/realtime/rooms.go, no duplicates
 	// Roles says for whom the message is in a room user:<id>, which a customer
 	// and a rider may share: Roles[i] is for Rooms[i]. None, or "", is whoever
 	// has joined the room.
@@ -98,51 +98,51 @@ func (m *Message) Party(actor domain.Actor) bool {
 
 // The rooms.
 const (
-	OpsRoom          = "ops"
+	Ops              = "ops"
 	userPrefix       = "user:"
 	restaurantPrefix = "restaurant:"
 	orderPrefix      = "order:"
 )
 
 // UserRoom is the room of one customer or rider.
-func UserRoom(id string) string { return userPrefix + id }
+func User(id string) string { return userPrefix + id }
 
 // IsUserRoom says whether room is that of one customer or rider.
-func IsUserRoom(room string) bool { return strings.HasPrefix(room, userPrefix) }
+func IsUser(room string) bool { return strings.HasPrefix(room, userPrefix) }
 
 // RestaurantRoom is the room of one restaurant.
-func RestaurantRoom(id string) string { return restaurantPrefix + id }
+func Restaurant(id string) string { return restaurantPrefix + id }
 
 // OrderRoom is the room of one order.
-func OrderRoom(id string) string { return orderPrefix + id }
+func Order(id string) string { return orderPrefix + id }
 
 // OrderOf returns the order id of an order's room.
-func OrderOf(room string) (orderID string, ok bool) { return strings.CutPrefix(room, orderPrefix) }
+func OrderID(room string) (orderID string, ok bool) { return strings.CutPrefix(room, orderPrefix) }
 
 // What the names of rooms and events look like.
 const (
-	RoomPattern  = `^(ops|(user|restaurant|order):[A-Za-z0-9_-]{1,64})$`
+	Pattern      = `^(ops|(user|restaurant|order):[A-Za-z0-9_-]{1,64})$`
 	EventPattern = `^[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+)*$`
 )
 
 // RoomsOf returns the rooms that actor joins at connection.
-func RoomsOf(actor domain.Actor) []string {
+func JoinedBy(actor domain.Actor) []string {
 	switch actor.Role {
 	case domain.Customer, domain.Rider:
-		return []string{UserRoom(actor.Sub)}
+		return []string{User(actor.Sub)}
 	case domain.Restaurant:
-		return []string{RestaurantRoom(actor.RestaurantID)}
+		return []string{Restaurant(actor.RestaurantID)}
 	}
 	return nil
 }
 
 var (
-	roomPattern  = regexp.MustCompile(RoomPattern)
+	roomPattern  = regexp.MustCompile(Pattern)
 	eventPattern = regexp.MustCompile(EventPattern)
 )
 
 // ValidRoom reports whether room is the name of a room.
-func ValidRoom(room string) bool { return len(room) <= 80 && roomPattern.MatchString(room) }
+func Valid(room string) bool { return len(room) <= 80 && roomPattern.MatchString(room) }
 
 // ValidEvent reports whether name may be emitted: letters, digits, _ . - and
 // colons between, at most 100. Names that begin with feed: are the feed's own.

@@ -1,4 +1,4 @@
-package queryside
+package feed
 
 import (
 	"strings"
@@ -8,7 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"tomato/domain"
-	"tomato/domain/feed"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 )
 
@@ -18,19 +18,19 @@ var (
 )
 
 // ofOrder is what an event of order o1 means in its room.
-func ofOrder(version int64, rider string, change func(*feed.Message)) []feed.Message {
-	m := feed.Message{Event: "order:update", Rooms: []string{"order:o1"}, Payload: []byte(`1`), Customer: "u1", Restaurant: "r1", Rider: rider, Version: version}
+func ofOrder(version int64, rider string, change func(*rooms.Message)) []rooms.Message {
+	m := rooms.Message{Event: "order:update", Rooms: []string{"order:o1"}, Payload: []byte(`1`), Customer: "u1", Restaurant: "r1", Rider: rider, Version: version}
 	if change != nil {
 		change(&m)
 	}
-	return []feed.Message{m}
+	return []rooms.Message{m}
 }
 
-func assigned(m *feed.Message)   { m.Assigned = true }
-func unassigned(m *feed.Message) { m.Unassigned = true }
+func assigned(m *rooms.Message)   { m.Assigned = true }
+func unassigned(m *rooms.Message) { m.Unassigned = true }
 
-func emitted(name string) []feed.Message {
-	return []feed.Message{{Event: name, Rooms: []string{"order:o1"}, Payload: []byte(`1`)}}
+func emitted(name string) []rooms.Message {
+	return []rooms.Message{{Event: name, Rooms: []string{"order:o1"}, Payload: []byte(`1`)}}
 }
 
 // names are the events received, with the codes of errors.
@@ -62,14 +62,14 @@ func TestAMessageInAUsersRoomIsForItsRoleAlone(t *testing.T) {
 	same := []domain.Actor{customer("x"), {Sub: "x", Role: domain.Rider}}
 	_, cursor, _ := h.open(same[0], nil, "") // without rooms of its own, it is good for both
 	live := []*subscriber{open(t, h, same[0], nil, ""), open(t, h, same[1], nil, ""), open(t, h, ops, []string{"user:x"}, "")}
-	for i, m := range []feed.Message{
+	for i, m := range []rooms.Message{
 		{Event: "to-customer", Roles: []domain.Role{domain.Customer}},
 		{Event: "to-rider", Roles: []domain.Role{domain.Rider}},
 		{Event: "to-all", Roles: []domain.Role{""}},
 		{Event: "emitted"},
 	} {
 		m.Rooms, m.Payload = []string{"user:x"}, []byte(`1`)
-		h.Publish(feed0, int64(i), time.Time{}, []feed.Message{m})
+		h.Publish(feed0, int64(i), time.Time{}, []rooms.Message{m})
 	}
 	for i, want := range []string{"to-customer to-all emitted", "to-rider to-all emitted", "to-customer to-rider to-all emitted"} {
 		if got := names(t, live[i]); got != want {
@@ -130,10 +130,10 @@ func TestARidersPlaceInAnOrdersRoomEndsWithTheOrder(t *testing.T) {
 func TestAResumingRiderHearsAnOrdersRoomWhileTheOrderWasTheirs(t *testing.T) {
 	t.Parallel()
 	type step struct {
-		all []feed.Message
+		all []rooms.Message
 		tp  eventlog.TopicPartition
 	}
-	on := func(all []feed.Message) step { return step{all, orders0} }
+	on := func(all []rooms.Message) step { return step{all, orders0} }
 	emit := func(name string) step { return step{emitted(name), feed0} }
 	for name, c := range map[string]struct {
 		steps  []step

@@ -1,4 +1,4 @@
-package queryside
+package feed
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 	"pgregory.net/rapid"
 
 	"tomato/domain"
-	"tomato/domain/feed"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 )
 
@@ -108,7 +108,7 @@ func received(t interface{ Fatal(...any) }, s *subscriber) []got {
 type logged struct {
 	tp     eventlog.TopicPartition
 	offset int64
-	all    []feed.Message
+	all    []rooms.Message
 }
 
 // The heart of the promise: whatever the interleaving of logs on an instance,
@@ -119,7 +119,7 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		const partitions = 2
-		rooms := []string{"user:u1", "user:u2", "restaurant:r1", "order:o1", "ops"}
+		names := []string{"user:u1", "user:u2", "restaurant:r1", "order:o1", "ops"}
 		var logs [len(cursorTopics) * partitions][]logged
 		n := 0
 		for l := range logs {
@@ -133,8 +133,8 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 				r := logged{tp: tp, offset: offset}
 				for range rapid.IntRange(0, 3).Draw(t, "messages") {
 					n++
-					r.all = append(r.all, feed.Message{Event: "e", Payload: fmt.Appendf(nil, `%d`, n),
-						Rooms: rapid.Permutation(rooms).Draw(t, "rooms")[:rapid.IntRange(1, 3).Draw(t, "n")]})
+					r.all = append(r.all, rooms.Message{Event: "e", Payload: fmt.Appendf(nil, `%d`, n),
+						Rooms: rapid.Permutation(names).Draw(t, "rooms")[:rapid.IntRange(1, 3).Draw(t, "n")]})
 				}
 				logs[l] = append(logs[l], r)
 			}
@@ -163,8 +163,8 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 		if rapid.Bool().Draw(t, "ops") {
 			actor = ops
 		}
-		join := rapid.SliceOfNDistinct(rapid.SampledFrom(rooms), 0, 2, rapid.ID[string]).Draw(t, "join")
-		mine := append(feed.RoomsOf(actor), join...)
+		join := rapid.SliceOfNDistinct(rapid.SampledFrom(names), 0, 2, rapid.ID[string]).Draw(t, "join")
+		mine := append(rooms.JoinedBy(actor), join...)
 
 		var seen []got
 		h := 0
@@ -265,7 +265,7 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 // logReader is a CatchUp of simulated logs.
 type logReader [][]logged
 
-func (logs logReader) CatchUp(_ context.Context, from, to map[eventlog.TopicPartition]int64, fn func(eventlog.TopicPartition, int64, time.Time, []feed.Message)) error {
+func (logs logReader) CatchUp(_ context.Context, from, to map[eventlog.TopicPartition]int64, fn func(eventlog.TopicPartition, int64, time.Time, []rooms.Message)) error {
 	for _, log := range logs {
 		for _, r := range log {
 			if f, ok := from[r.tp]; ok && r.offset > f && r.offset <= to[r.tp] {
@@ -334,8 +334,8 @@ func TestCursorsAreShort(t *testing.T) {
 	}
 }
 
-func msg(rooms ...string) []feed.Message {
-	return []feed.Message{{Event: "e", Rooms: rooms, Payload: []byte(`1`)}}
+func msg(names ...string) []rooms.Message {
+	return []rooms.Message{{Event: "e", Rooms: names, Payload: []byte(`1`)}}
 }
 
 var orders0 = eventlog.TopicPartition{Topic: eventlog.Orders}
@@ -377,9 +377,9 @@ func TestASlowConnectionIsClosedAndHoldsNobodyUp(t *testing.T) {
 	}
 }
 
-func location(offset int64) (eventlog.TopicPartition, int64, time.Time, []feed.Message) {
+func location(offset int64) (eventlog.TopicPartition, int64, time.Time, []rooms.Message) {
 	return eventlog.TopicPartition{Topic: eventlog.RiderLocations}, offset, time.Time{},
-		[]feed.Message{{Event: "rider:location", Rooms: []string{"order:o1"}, Payload: fmt.Appendf(nil, `%d`, offset), Latest: true}}
+		[]rooms.Message{{Event: "rider:location", Rooms: []string{"order:o1"}, Payload: fmt.Appendf(nil, `%d`, offset), Latest: true}}
 }
 
 // The latest position takes the slot, and the cursor, of the one that waits: a
@@ -473,9 +473,9 @@ func TestWhatIsNoLongerHeldIsReset(t *testing.T) {
 func TestRightsInAnOrdersRoomAreThoseOfTheEvent(t *testing.T) {
 	t.Parallel()
 	rider := domain.Actor{Sub: "k1", Role: domain.Rider}
-	of := func(rider, payload string) []feed.Message {
+	of := func(rider, payload string) []rooms.Message {
 		version, _ := strconv.ParseInt(payload, 10, 64)
-		return []feed.Message{{Event: "e", Rooms: []string{"order:o1"}, Payload: []byte(payload), Customer: "u1", Restaurant: "r1", Rider: rider, Version: version}}
+		return []rooms.Message{{Event: "e", Rooms: []string{"order:o1"}, Payload: []byte(payload), Customer: "u1", Restaurant: "r1", Rider: rider, Version: version}}
 	}
 	h := openHub(t, HubConfig{}, 1)
 	s, cursor, _ := h.open(rider, []string{"order:o1"}, "")

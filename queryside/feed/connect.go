@@ -1,11 +1,11 @@
-package queryside
+package feed
 
 import (
 	"cmp"
 	"slices"
 
 	"tomato/domain"
-	"tomato/domain/feed"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 )
 
@@ -35,7 +35,7 @@ func (h *Hub) connect(c connecting) (*subscriber, string, error) {
 	case len(h.subs) >= h.cfg.MaxConnections:
 		return nil, "", errConnections
 	}
-	s := &subscriber{actor: c.actor, wake: make(chan struct{}, 1), limit: h.cfg.QueueBytes, total: h.metrics.queued, own: feed.RoomsOf(c.actor)}
+	s := &subscriber{actor: c.actor, wake: make(chan struct{}, 1), limit: h.cfg.QueueBytes, total: h.metrics.queued, own: rooms.JoinedBy(c.actor)}
 	for _, r := range c.rooms {
 		if err := h.addRoom(s, r); err != nil {
 			return nil, "", err
@@ -80,7 +80,7 @@ func (h *Hub) notTheirs(s *subscriber, orders map[string]int64) (lost []string) 
 		return nil
 	}
 	for _, room := range s.joined {
-		id, is := feed.OrderOf(room)
+		id, is := rooms.OrderID(room)
 		if !is {
 			continue
 		}

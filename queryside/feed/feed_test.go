@@ -1,4 +1,4 @@
-package queryside
+package feed
 
 import (
 	"bufio"
@@ -19,8 +19,8 @@ import (
 	"github.com/google/uuid"
 
 	"tomato/domain"
-	"tomato/domain/feed"
 	"tomato/domain/order"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 	"tomato/httpapi"
 )
@@ -323,7 +323,7 @@ func TestJoining(t *testing.T) {
 	t.Run("fresh", func(t *testing.T) {
 		t.Parallel()
 		// The hub has seen the order, the read model not yet.
-		s.Hub.Publish(orders0, 0, time.Time{}, []feed.Message{{Event: "e", Rooms: []string{"order:" + placed}, Payload: []byte("1"), Customer: "u1", Restaurant: "r1", Version: 1}})
+		s.Hub.Publish(orders0, 0, time.Time{}, []rooms.Message{{Event: "e", Rooms: []string{"order:" + placed}, Payload: []byte("1"), Customer: "u1", Restaurant: "r1", Version: 1}})
 		conn := s.dial(t, customer("u1"), "")
 		conn.send(`{"op":"join","room":"order:` + placed + `"}`)
 		conn.want("feed:joined order:" + placed)
@@ -480,7 +480,7 @@ func TestASlowClientIsToldToReconnect(t *testing.T) {
 	})
 	slow := s.dial(t, customer("u1"), "")
 	quick := s.dial(t, customer("u1"), "")
-	big := []feed.Message{{Event: "e", Rooms: []string{"user:u1"}, Payload: []byte(`"` + strings.Repeat("x", 64<<10) + `"`)}}
+	big := []rooms.Message{{Event: "e", Rooms: []string{"user:u1"}, Payload: []byte(`"` + strings.Repeat("x", 64<<10) + `"`)}}
 	slow.SetReadLimit(-1)
 	quick.SetReadLimit(-1)
 	for o := range int64(500) { // more than the sockets' buffers take

@@ -1,4 +1,4 @@
-package queryside
+package feed
 
 import (
 	"cmp"
@@ -12,7 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"tomato/domain"
-	"tomato/domain/feed"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 )
 
@@ -97,7 +97,7 @@ type entry struct {
 	log    int
 	offset int64
 	i, n   int // the i-th of the n messages of its record
-	feed.Message
+	rooms.Message
 	mark *subscriber // while one resumes: it has it already
 
 	// While it is on its way into the window from behind.
@@ -169,7 +169,7 @@ func (h *Hub) Ready() {
 
 // Publish takes a record with the messages that it means. Called by one
 // goroutine, the records of one log in order.
-func (h *Hub) Publish(tp eventlog.TopicPartition, offset int64, appended time.Time, all []feed.Message) {
+func (h *Hub) Publish(tp eventlog.TopicPartition, offset int64, appended time.Time, all []rooms.Message) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	log := h.at.log(tp)
@@ -309,7 +309,7 @@ func (h *Hub) exit(s *subscriber, room string) {
 func (h *Hub) join(s *subscriber, room string, version int64) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if id, is := feed.OrderOf(room); is && s.actor.Role == domain.Rider {
+	if id, is := rooms.OrderID(room); is && s.actor.Role == domain.Rider {
 		if !h.stillTheirs(s.actor, id, version) {
 			return errNotTheirs
 		}

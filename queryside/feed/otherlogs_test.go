@@ -1,4 +1,4 @@
-package queryside
+package feed
 
 import (
 	"io"
@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"tomato/domain/feed"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
 )
@@ -88,7 +88,7 @@ func FuzzCursor(f *testing.F) {
 			t.Fatalf("%+v", got)
 		}
 		for _, r := range got.rooms {
-			if !feed.ValidRoom(r) {
+			if !rooms.Valid(r) {
 				t.Fatal(r)
 			}
 		}

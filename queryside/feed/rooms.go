@@ -1,4 +1,4 @@
-package queryside
+package feed
 
 import (
 	"context"
@@ -10,7 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"tomato/domain"
-	"tomato/domain/feed"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 	"tomato/httpapi"
 )
@@ -36,7 +36,7 @@ func (f *Feed) returns(ctx context.Context, c *connecting) error {
 		return nil
 	}
 	for _, room := range c.cursor.rooms {
-		if id, is := feed.OrderOf(room); is {
+		if id, is := rooms.OrderID(room); is {
 			x, err := f.standing(ctx, c.actor, id)
 			if err != nil {
 				return err
@@ -82,10 +82,10 @@ func (f *Feed) standing(ctx context.Context, actor domain.Actor, orderID string)
 // mayJoin says why actor may not join the room, or nil and, for the room of an
 // order, as of which version of it they may.
 func (f *Feed) mayJoin(ctx context.Context, actor domain.Actor, room string) (version int64, p *httpapi.Problem) {
-	if actor.Role == domain.Ops || slices.Contains(feed.RoomsOf(actor), room) {
+	if actor.Role == domain.Ops || slices.Contains(rooms.JoinedBy(actor), room) {
 		return 0, nil
 	}
-	id, ok := feed.OrderOf(room)
+	id, ok := rooms.OrderID(room)
 	if !ok {
 		return 0, httpapi.NewProblem(http.StatusForbidden, "forbidden", "The room is not for this token.")
 	}

@@ -1,4 +1,4 @@
-package queryside
+package feed
 
 import (
 	"context"
@@ -6,7 +6,7 @@ import (
 	"slices"
 	"time"
 
-	"tomato/domain/feed"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 )
 
@@ -15,7 +15,7 @@ type CatchUp interface {
 	// CatchUp calls fn for the records after from up to and with to, those of one
 	// log in order; from one goroutine, one call at a time. After an error
 	// nothing that fn was given is to be used.
-	CatchUp(ctx context.Context, from, to map[eventlog.TopicPartition]int64, fn func(tp eventlog.TopicPartition, offset int64, appended time.Time, messages []feed.Message)) error
+	CatchUp(ctx context.Context, from, to map[eventlog.TopicPartition]int64, fn func(tp eventlog.TopicPartition, offset int64, appended time.Time, messages []rooms.Message)) error
 }
 
 // Limits of catching up.
@@ -92,7 +92,7 @@ func (h *Hub) runCatchUp(reader CatchUp, log *slog.Logger) {
 			epoch := h.epoch
 			var read []*entry
 			h.mu.Unlock()
-			err := reader.CatchUp(ctx, from, to, func(tp eventlog.TopicPartition, offset int64, appended time.Time, messages []feed.Message) {
+			err := reader.CatchUp(ctx, from, to, func(tp eventlog.TopicPartition, offset int64, appended time.Time, messages []rooms.Message) {
 				for i, m := range messages {
 					read = append(read, &entry{log: -1, offset: offset, i: i, n: len(messages), Message: m, tp: tp, appended: appended})
 				}

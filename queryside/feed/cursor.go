@@ -1,4 +1,4 @@
-package queryside
+package feed
 
 import (
 	"bytes"
@@ -12,7 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"tomato/domain"
-	"tomato/domain/feed"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 )
 
@@ -151,13 +151,13 @@ func (c *cursors) place(p *place) []byte {
 }
 
 // rooms writes the second part; of no rooms it is empty.
-func (c *cursors) rooms(actor domain.Actor, rooms []string) []byte {
-	if len(rooms) == 0 {
+func (c *cursors) rooms(actor domain.Actor, joined []string) []byte {
+	if len(joined) == 0 {
 		return nil
 	}
 	var b []byte
-	for _, r := range rooms {
-		if id, ok := feed.OrderOf(r); ok {
+	for _, r := range joined {
+		if id, ok := rooms.OrderID(r); ok {
 			if u, err := uuid.Parse(id); err == nil && u.String() == id {
 				b = append(append(b, 1), u[:]...)
 				continue
@@ -224,11 +224,11 @@ func (c *cursors) parse(s string, actor domain.Actor) *cursor {
 			if err != nil {
 				return unknown
 			}
-			parsed.rooms = append(parsed.rooms, feed.OrderRoom(u.String()))
+			parsed.rooms = append(parsed.rooms, rooms.Order(u.String()))
 			continue
 		}
 		room := string(r.Next(int(n)))
-		if !feed.ValidRoom(room) {
+		if !rooms.Valid(room) {
 			return unknown
 		}
 		parsed.rooms = append(parsed.rooms, room)

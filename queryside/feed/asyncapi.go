@@ -1,4 +1,4 @@
-package queryside
+package feed
 
 import (
 	_ "embed"

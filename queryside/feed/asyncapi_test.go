@@ -1,4 +1,4 @@
-package queryside_test
+package feed_test
 
 import (
 	"encoding/json"
@@ -15,15 +15,15 @@ import (
 	"time"
 
 	"tomato/domain"
-	"tomato/domain/feed"
 	"tomato/domain/order"
 	"tomato/domain/payment"
 	"tomato/domain/restaurant"
 	"tomato/domain/rider"
+	"tomato/domain/rooms"
 	"tomato/eventlog"
 	"tomato/httpapi"
 	"tomato/projections/realtime"
-	"tomato/queryside"
+	"tomato/queryside/feed"
 )
 
 // asyncAPI is the part of the document that the tests look at.
@@ -45,7 +45,7 @@ type asyncAPI struct {
 func servedAsyncAPI(t *testing.T) (doc asyncAPI) {
 	t.Helper()
 	api := httpapi.New(httpapi.Options{Title: "test"})
-	queryside.AsyncAPI(api)
+	feed.AsyncAPI(api)
 	w := httptest.NewRecorder()
 	api.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/asyncapi.json", nil))
 	if w.Code != http.StatusOK || w.Header().Get("Content-Type") != "application/json" {
@@ -63,7 +63,7 @@ func servedAsyncAPI(t *testing.T) (doc asyncAPI) {
 // goldenEvents are the wire files of one aggregate: type → data of each version.
 func goldenEvents(t *testing.T, aggregate string) map[string][][]byte {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join("..", "domain", aggregate, "testdata", "*.json"))
+	files, err := filepath.Glob(filepath.Join("..", "..", "domain", aggregate, "testdata", "*.json"))
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no wire files of %s: %v", aggregate, err)
 	}
@@ -121,8 +121,8 @@ func TestAsyncAPIHasEveryTopic(t *testing.T) {
 	if got, want := doc.Channels["parked"].Address, eventlog.ParkedTopic("{topic}", "{consumer}", "{stage}"); got != want {
 		t.Errorf("parked records: %s, not %s", got, want)
 	}
-	if doc.Components.Messages[feed.Emitted].Name != feed.Emitted || doc.Components.Messages[rider.PositionType].Name != rider.PositionType {
-		t.Errorf("%s or %s is missing", feed.Emitted, rider.PositionType)
+	if doc.Components.Messages[rooms.Emitted].Name != rooms.Emitted || doc.Components.Messages[rider.PositionType].Name != rider.PositionType {
+		t.Errorf("%s or %s is missing", rooms.Emitted, rider.PositionType)
 	}
 }
 
@@ -131,7 +131,7 @@ func TestAsyncAPIHasEveryTopic(t *testing.T) {
 func TestAsyncAPIHasEveryFeedMessage(t *testing.T) {
 	t.Parallel()
 	doc := servedAsyncAPI(t)
-	messages := []feed.Message{{Event: "rider:location", Rooms: []string{feed.OrderRoom("o1")}, Payload: []byte(
+	messages := []rooms.Message{{Event: "rider:location", Rooms: []string{rooms.Order("o1")}, Payload: []byte(
 		`{"riderId":"r1","location":{"type":"Point","coordinates":[77.5946,12.9716]},"recordedAt":"2026-01-02T03:04:05Z"}`)}}
 	for topic, aggregate := range map[string]string{eventlog.Orders: "order", eventlog.Payments: "payment"} {
 		for name, versions := range goldenEvents(t, aggregate) {
