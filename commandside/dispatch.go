@@ -15,6 +15,7 @@ import (
 
 	"tomato/commandside/shard"
 	"tomato/domain"
+	"tomato/domain/nearby"
 	"tomato/domain/order"
 	"tomato/domain/rider"
 	"tomato/eventlog"
@@ -208,7 +209,7 @@ func (d *dispatch) searchFor(ctx context.Context, orders map[string]eventlog.Eve
 	last := len(d.OfferRadii)
 	until := time.Now().Add(d.SearchWait) // of all waves together
 	for len(wants) > 0 {
-		searches := make([]Search, len(wants))
+		searches := make([]nearby.Search, len(wants))
 		for i, w := range wants {
 			without := w.state.Unavailable()
 			if w.wave > last { // only who was not asked in this round
@@ -216,7 +217,7 @@ func (d *dispatch) searchFor(ctx context.Context, orders map[string]eventlog.Eve
 					without = append(without, o.RiderID)
 				}
 			}
-			searches[i] = Search{OrderID: w.state.ID, Point: w.state.PickUp.Location, RadiusMeters: d.radius(w.wave), Limit: d.OfferLimit, Without: without}
+			searches[i] = nearby.Search{OrderID: w.state.ID, Point: w.state.PickUp.Location, RadiusMeters: d.radius(w.wave), Limit: d.OfferLimit, Without: without}
 		}
 		found, complete, err := d.Search.Nearest(ctx, searches, d.PositionMaxAge, after, time.Until(until))
 		if err != nil {
@@ -306,16 +307,16 @@ func (d *dispatch) wake(ctx context.Context, woken map[string]eventlog.Event, af
 	if err != nil {
 		return unread(err)
 	}
-	riders := map[string][]Candidate{}
+	riders := map[string][]nearby.Rider{}
 	cause := map[string]eventlog.Event{}
 	for _, w := range waiting {
-		riders[w.OrderID] = append(riders[w.OrderID], Candidate{w.RiderID, w.DistanceMeters})
+		riders[w.OrderID] = append(riders[w.OrderID], nearby.Rider{w.RiderID, w.DistanceMeters})
 		cause[w.OrderID] = woken[w.RiderID]
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(concurrentCommands)
 	for id, found := range riders {
-		slices.SortFunc(found, func(a, b Candidate) int { return a.DistanceMeters - b.DistanceMeters })
+		slices.SortFunc(found, func(a, b nearby.Rider) int { return a.DistanceMeters - b.DistanceMeters })
 		c := cause[id]
 		g.Go(func() error { return d.join(gctx, &c, id, offered(found)) })
 	}
@@ -367,7 +368,7 @@ func (d *dispatch) command(ctx context.Context, cause *eventlog.Event, orderID s
 	return nil
 }
 
-func offered(found []Candidate) []order.OfferedRider {
+func offered(found []nearby.Rider) []order.OfferedRider {
 	riders := make([]order.OfferedRider, len(found))
 	for i, c := range found {
 		riders[i] = order.OfferedRider{RiderID: c.RiderID, DistanceMeters: c.DistanceMeters}

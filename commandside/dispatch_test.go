@@ -10,6 +10,7 @@ import (
 
 	"tomato/commandside/shard"
 	"tomato/domain"
+	"tomato/domain/nearby"
 	"tomato/domain/order"
 	"tomato/domain/rider"
 	"tomato/eventlog"
@@ -32,15 +33,15 @@ func (o *oneOrder) Execute(_ context.Context, r shard.Request) (shard.Result, er
 
 // search finds what it is told to.
 type search struct {
-	waiting    []WaitingOrder
-	candidates [][][]Candidate // per call
+	waiting    []nearby.WaitingOrder
+	candidates [][][]nearby.Rider // per call
 	err        error
-	asked      [][]Search
+	asked      [][]nearby.Search
 	wakes      int
 	incomplete bool // the read model is behind
 }
 
-func (s *search) Nearest(_ context.Context, searches []Search, _ time.Duration, _ eventlog.Token, _ time.Duration) ([][]Candidate, bool, error) {
+func (s *search) Nearest(_ context.Context, searches []nearby.Search, _ time.Duration, _ eventlog.Token, _ time.Duration) ([][]nearby.Rider, bool, error) {
 	s.asked = append(s.asked, searches)
 	if s.err != nil {
 		return nil, false, s.err
@@ -55,7 +56,7 @@ func (s *search) Passed(context.Context, eventlog.Token) error {
 	return s.err
 }
 
-func (s *search) Waiting(context.Context, []string, []int, time.Duration, eventlog.Token, time.Duration) ([]WaitingOrder, error) {
+func (s *search) Waiting(context.Context, []string, []int, time.Duration, eventlog.Token, time.Duration) ([]nearby.WaitingOrder, error) {
 	return s.waiting, s.err
 }
 
@@ -75,7 +76,7 @@ func newDispatch(t *testing.T, o *oneOrder, s *search) consumer.Consumer {
 func TestAWakeUpThatFailedIsRepeated(t *testing.T) {
 	t.Parallel()
 	o := &oneOrder{state: order.State{ID: "o", Version: 6, Status: order.StatusReadyForRider, Round: 1, Wave: 1, WaveOpen: true}}
-	s := &search{err: errors.New("away"), waiting: []WaitingOrder{{OrderID: "o", RiderID: "r", DistanceMeters: 7}}}
+	s := &search{err: errors.New("away"), waiting: []nearby.WaitingOrder{{OrderID: "o", RiderID: "r", DistanceMeters: 7}}}
 	c := newDispatch(t, o, s)
 	data, err := json.Marshal(rider.Position{RiderID: "r", RecordedAt: time.Now()})
 	if err != nil {
@@ -116,7 +117,7 @@ func TestWavesWidenAndEnd(t *testing.T) {
 	t.Parallel()
 	ready := eventlog.Event{Type: "ORDER_READY_FOR_RIDER", Subject: "o", Version: 5}
 	o := &oneOrder{state: order.State{ID: "o", Version: 5, Status: order.StatusReadyForRider, Round: 1}}
-	s := &search{candidates: [][][]Candidate{{nil}, {nil}}}
+	s := &search{candidates: [][][]nearby.Rider{{nil}, {nil}}}
 	c := newDispatch(t, o, s)
 	if err := c.Batch(t.Context(), []eventlog.Event{ready}); err != nil {
 		t.Fatal(err)
@@ -129,7 +130,7 @@ func TestWavesWidenAndEnd(t *testing.T) {
 	}
 	o.state.Version, o.state.Wave = 7, 2
 	o.state.Offers = []order.Offer{{RiderID: "asked", Wave: 2, State: order.OfferStateEnded}}
-	s.candidates = [][][]Candidate{{nil}}
+	s.candidates = [][][]nearby.Rider{{nil}}
 	if err := c.Batch(t.Context(), []eventlog.Event{{Type: "OFFERS_EXPIRED", Subject: "o", Version: 7}}); err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +167,7 @@ func TestAnIncompleteSearchGivesNoOrderUp(t *testing.T) {
 	s := &search{incomplete: true}
 	c := newDispatch(t, o, s)
 	for wave := 3; ; wave++ {
-		s.candidates = [][][]Candidate{{nil}}
+		s.candidates = [][][]nearby.Rider{{nil}}
 		if err := c.Batch(t.Context(), []eventlog.Event{{Topic: eventlog.Orders, Type: "OFFERS_EXPIRED", Subject: "o", Version: 7}}); err != nil {
 			t.Fatal(err)
 		}
@@ -184,14 +185,14 @@ func TestAnIncompleteSearchGivesNoOrderUp(t *testing.T) {
 	}
 	// Waves that offered somebody do not count: riders of the partition that was not
 	// seen have not been asked.
-	o.state.Wave, o.state.Offers, s.candidates = 6, []order.Offer{{RiderID: "r", Wave: 6, State: order.OfferStateEnded}}, [][][]Candidate{{nil}}
+	o.state.Wave, o.state.Offers, s.candidates = 6, []order.Offer{{RiderID: "r", Wave: 6, State: order.OfferStateEnded}}, [][][]nearby.Rider{{nil}}
 	if err := c.Batch(t.Context(), []eventlog.Event{{Topic: eventlog.Orders, Type: "OFFERS_EXPIRED", Subject: "o", Version: 7}}); err != nil {
 		t.Fatal(err)
 	}
 	if offer, ok := o.got[len(o.got)-1].(order.OfferWave); !ok || offer.Wave != 7 {
 		t.Fatalf("after a late wave that offered somebody: %+v", o.got[len(o.got)-1])
 	}
-	o.state.Wave, o.state.Offers, s.incomplete, s.candidates = 2, nil, false, [][][]Candidate{{nil}}
+	o.state.Wave, o.state.Offers, s.incomplete, s.candidates = 2, nil, false, [][][]nearby.Rider{{nil}}
 	if err := c.Batch(t.Context(), []eventlog.Event{{Topic: eventlog.Orders, Type: "OFFERS_EXPIRED", Subject: "o", Version: 7}}); err != nil {
 		t.Fatal(err)
 	}

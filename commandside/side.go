@@ -17,7 +17,7 @@ import (
 
 	"tomato/commandside/gateway"
 	"tomato/commandside/shard"
-	"tomato/domain"
+	"tomato/domain/nearby"
 	"tomato/eventlog"
 )
 
@@ -76,35 +76,13 @@ type GatewayOrders interface {
 	OrderOf(ctx context.Context, gatewayOrderID string, after eventlog.Token) (orderID string, ok bool, err error)
 }
 
-// Search is the wish for riders near one order.
-type Search struct {
-	OrderID      string
-	Point        domain.Point
-	RadiusMeters int
-	Limit        int
-	Without      []string // rider ids
-}
-
-// Candidate is a rider found.
-type Candidate struct {
-	RiderID        string
-	DistanceMeters int
-}
-
-// WaitingOrder is an order in reach of which a rider came.
-type WaitingOrder struct {
-	OrderID        string
-	RiderID        string
-	DistanceMeters int
-}
-
 // RiderSearch is what dispatch asks of the riders and orders read models.
 type RiderSearch interface {
 	// Nearest answers all searches in one round trip: for each, free, verified
 	// riders with a fresh position within its radius, nearest first. It waits
 	// at most wait for the riders read model to pass after, and then answers
 	// from what is there; complete says whether the read model had passed it.
-	Nearest(ctx context.Context, searches []Search, maxAge time.Duration, after eventlog.Token, wait time.Duration) (found [][]Candidate, complete bool, err error)
+	Nearest(ctx context.Context, searches []nearby.Search, maxAge time.Duration, after eventlog.Token, wait time.Duration) (found [][]nearby.Rider, complete bool, err error)
 	// Passed waits until the riders read model has passed after. It fails with
 	// eventlog.ErrBehind where that takes more than seconds.
 	Passed(ctx context.Context, after eventlog.Token) error
@@ -113,5 +91,5 @@ type RiderSearch interface {
 	// running wave, or of the next one where none runs (radii[wave-1], the last
 	// one for later waves). It waits at most wait for the orders read model to
 	// pass after, and then answers from what is there.
-	Waiting(ctx context.Context, riderIDs []string, radii []int, maxAge time.Duration, after eventlog.Token, wait time.Duration) ([]WaitingOrder, error)
+	Waiting(ctx context.Context, riderIDs []string, radii []int, maxAge time.Duration, after eventlog.Token, wait time.Duration) ([]nearby.WaitingOrder, error)
 }

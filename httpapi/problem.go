@@ -161,3 +161,10 @@ func title(code string) string {
 	}
 	return strings.ToUpper(t[:1]) + t[1:]
 }
+
+// InvalidCursor is the problem of a query whose cursor no page of the list gave.
+func InvalidCursor() *Problem {
+	p := NewProblem(http.StatusUnprocessableEntity, "invalid_cursor", "The cursor is not one that this list gave.")
+	p.Errors = []FieldError{{Location: "query.cursor", Message: "not a cursor of this list"}}
+	return p
+}

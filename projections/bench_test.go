@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"tomato/domain"
+	"tomato/domain/nearby"
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
@@ -66,9 +67,9 @@ func benchmarkNearest(b *testing.B, share float64, batch int) {
 	b.SetParallelism(2)
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			wish := make([]projections.Search, batch)
+			wish := make([]nearby.Search, batch)
 			for i := range wish {
-				wish[i] = projections.Search{Point: domain.Point{Lng: 77.55 + rand.Float64()*0.1, Lat: 12.95 + rand.Float64()*0.1}, RadiusMeters: 5000, Limit: 20}
+				wish[i] = nearby.Search{Point: domain.Point{Lng: 77.55 + rand.Float64()*0.1, Lat: 12.95 + rand.Float64()*0.1}, RadiusMeters: 5000, Limit: 20}
 			}
 			got, _, err := m.Nearest(ctx, wish, time.Hour, nil, 0)
 			if err != nil {

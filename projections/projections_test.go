@@ -21,6 +21,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"tomato/domain"
+	"tomato/domain/nearby"
 	"tomato/domain/order"
 	"tomato/domain/payment"
 	"tomato/domain/restaurant"
@@ -515,7 +516,7 @@ func TestRidersRebuildKeepsPositionsAndTheirCheckpoint(t *testing.T) {
 		token.Merge(b.position(id, near(centre, 90000), now.Add(-time.Minute))) // older than the last: dropped
 	}
 	find := func() string {
-		found, _, err := b.m.Nearest(t.Context(), []projections.Search{{Point: centre, RadiusMeters: 450, Limit: 10}}, 5*time.Minute, token, time.Minute)
+		found, _, err := b.m.Nearest(t.Context(), []nearby.Search{{Point: centre, RadiusMeters: 450, Limit: 10}}, 5*time.Minute, token, time.Minute)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -617,7 +618,7 @@ func TestWhatIsNoPositionChangesNoRow(t *testing.T) {
 	token.Merge(b.w.Telemetry(eventlog.RiderLocations, "r1", "RIDER_ONLINE", anything{"riderId": "r1"}))
 	token.Merge(b.position("r1", centre, now))
 	token.Merge(b.position("ahead", centre, now))
-	found, _, err := b.m.Nearest(t.Context(), []projections.Search{{Point: centre, RadiusMeters: 10, Limit: 10}}, 5*time.Minute, token, time.Minute)
+	found, _, err := b.m.Nearest(t.Context(), []nearby.Search{{Point: centre, RadiusMeters: 10, Limit: 10}}, 5*time.Minute, token, time.Minute)
 	if err != nil || len(found[0]) != 2 {
 		t.Errorf("found %v, %v", found, err)
 	}
@@ -663,7 +664,7 @@ func TestWaitingFindsOrdersWhoseWaveReachesTheRider(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := fmt.Sprint([]projections.WaitingOrder{
+	want := fmt.Sprint([]nearby.WaitingOrder{
 		{OrderID: orderID(6), RiderID: "free", DistanceMeters: 100}, // between two waves
 		{OrderID: orderID(7), RiderID: "free", DistanceMeters: 100},
 		{OrderID: orderID(1), RiderID: "free", DistanceMeters: 900},

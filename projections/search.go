@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"tomato/domain"
+	"tomato/domain/nearby"
 	"tomato/eventlog"
 )
 
@@ -26,21 +26,6 @@ func (m *ReadModels) OrderOf(ctx context.Context, gatewayOrderID string, after e
 		return err
 	})
 	return orderID, orderID != "", err
-}
-
-// Search is the wish for riders near one order.
-type Search struct {
-	OrderID      string
-	Point        domain.Point
-	RadiusMeters int
-	Limit        int
-	Without      []string // rider ids
-}
-
-// Candidate is a rider found.
-type Candidate struct {
-	RiderID        string
-	DistanceMeters int
 }
 
 // nearest answers many searches in one statement. For each, the index on places
@@ -75,7 +60,7 @@ func nearest(schema string, sorted bool) string {
 // riders with a position younger than maxAge within its radius, nearest first.
 // It waits at most wait for the riders read model to pass after, and then
 // answers from what is there; complete says whether it had passed.
-func (m *ReadModels) Nearest(ctx context.Context, searches []Search, maxAge time.Duration, after eventlog.Token, wait time.Duration) (_ [][]Candidate, complete bool, _ error) {
+func (m *ReadModels) Nearest(ctx context.Context, searches []nearby.Search, maxAge time.Duration, after eventlog.Token, wait time.Duration) (_ [][]nearby.Rider, complete bool, _ error) {
 	if len(searches) == 0 {
 		return nil, true, nil
 	}
@@ -87,15 +72,15 @@ func (m *ReadModels) Nearest(ctx context.Context, searches []Search, maxAge time
 		without[i] = arrayText(s.Without)
 		most = max(most, s.Limit)
 	}
-	var found [][]Candidate
+	var found [][]nearby.Rider
 	search := func(schema string, sorted bool) error {
-		found = make([][]Candidate, n)
+		found = make([][]nearby.Rider, n)
 		rows, err := m.DB.Query(ctx, nearest(schema, sorted), index, lngs, lats, radii, without, time.Now().Add(-maxAge), most)
 		if err != nil {
 			return err
 		}
 		var i int
-		var c Candidate
+		var c nearby.Rider
 		var meters float64
 		_, err = pgx.ForEachRow(rows, []any{&i, &c.RiderID, &meters}, func() error {
 			if len(found[i]) < searches[i].Limit { // LIMIT is the largest of the batch
@@ -120,20 +105,13 @@ func (m *ReadModels) Nearest(ctx context.Context, searches []Search, maxAge time
 	return found, complete, nil
 }
 
-// WaitingOrder is an order whose running wave a rider came in reach of.
-type WaitingOrder struct {
-	OrderID        string
-	RiderID        string
-	DistanceMeters int
-}
-
 // Waiting returns, for riders that became eligible, the orders that wait for a
 // rider, and are not given up, within whose radius they are: that of the
 // running wave, or of the next one where none runs (radii[wave-1], the last one
 // for later waves). Running waves that have the rider already, or that they
 // declined or dropped, are left out. It waits at most wait for the orders read
 // model to pass after, and then answers from what is there.
-func (m *ReadModels) Waiting(ctx context.Context, riderIDs []string, radii []int, maxAge time.Duration, after eventlog.Token, wait time.Duration) ([]WaitingOrder, error) {
+func (m *ReadModels) Waiting(ctx context.Context, riderIDs []string, radii []int, maxAge time.Duration, after eventlog.Token, wait time.Duration) ([]nearby.WaitingOrder, error) {
 	if len(riderIDs) == 0 || len(radii) == 0 {
 		return nil, nil
 	}
@@ -142,7 +120,7 @@ func (m *ReadModels) Waiting(ctx context.Context, riderIDs []string, radii []int
 		meters[i] = float64(r)
 		widest = max(widest, meters[i])
 	}
-	var found []WaitingOrder
+	var found []nearby.WaitingOrder
 	_, err := m.readWithin(ctx, wait, after, []string{Riders, Orders}, func(schemas []string) error {
 		rows, err := m.DB.Query(ctx, `
 			SELECT o.id, f.rider_id, o.meters
@@ -159,7 +137,7 @@ func (m *ReadModels) Waiting(ctx context.Context, riderIDs []string, radii []int
 		if err != nil {
 			return err
 		}
-		found, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (w WaitingOrder, err error) {
+		found, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (w nearby.WaitingOrder, err error) {
 			var meters float64
 			err = row.Scan(&w.OrderID, &w.RiderID, &meters)
 			w.DistanceMeters = int(math.Round(meters))
@@ -171,4 +149,10 @@ func (m *ReadModels) Waiting(ctx context.Context, riderIDs []string, radii []int
 		return nil, fmt.Errorf("search waiting orders: %w", err)
 	}
 	return found, nil
+}
+
+// Passed waits until the riders read model has passed after. It fails with
+// eventlog.ErrBehind if that takes too long.
+func (m *ReadModels) Passed(ctx context.Context, after eventlog.Token) error {
+	return m.Read(ctx, after, []string{Riders}, func([]string) error { return nil })
 }

@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"tomato/domain"
+	"tomato/domain/nearby"
 	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/projections"
@@ -71,9 +72,9 @@ func TestNearestIsWhatLookingAtEveryRiderFinds(t *testing.T) {
 		if err := b.db.SendBatch(b.t.Context(), batch).Close(); err != nil {
 			t.Fatal(err)
 		}
-		searches := make([]projections.Search, rapid.IntRange(1, 4).Draw(t, "searches"))
+		searches := make([]nearby.Search, rapid.IntRange(1, 4).Draw(t, "searches"))
 		for i := range searches {
-			searches[i] = projections.Search{Point: point.Draw(t, "point"), RadiusMeters: rapid.IntRange(1, 8000).Draw(t, "radius"), Limit: rapid.IntRange(1, 30).Draw(t, "limit")}
+			searches[i] = nearby.Search{Point: point.Draw(t, "point"), RadiusMeters: rapid.IntRange(1, 8000).Draw(t, "radius"), Limit: rapid.IntRange(1, 30).Draw(t, "limit")}
 			for range rapid.IntRange(0, 3).Draw(t, "without") {
 				searches[i].Without = append(searches[i].Without, fmt.Sprintf("rider%d", rapid.IntRange(0, 60).Draw(t, "one")))
 			}
@@ -105,7 +106,7 @@ func TestNearestIsWhatLookingAtEveryRiderFinds(t *testing.T) {
 				if math.Abs(want[j]-metersBetween(s.Point, r.at)) > 0.01 || math.Abs(want[j]-float64(c.DistanceMeters)) > 0.51 {
 					t.Fatalf("search %+v: place %d is %+v, %v m away, want %v m", s, j, c, metersBetween(s.Point, r.at), want[j])
 				}
-				if slices.ContainsFunc(got[:j], func(o projections.Candidate) bool { return o.RiderID == c.RiderID }) {
+				if slices.ContainsFunc(got[:j], func(o nearby.Rider) bool { return o.RiderID == c.RiderID }) {
 					t.Fatalf("%s twice", c.RiderID)
 				}
 			}

@@ -23,7 +23,6 @@ import (
 	"tomato/domain/restaurant"
 	"tomato/domain/rider"
 	"tomato/eventlog"
-	"tomato/eventlog/consumer"
 	"tomato/httpapi"
 	"tomato/migrations"
 	"tomato/migrations/postgrestest"
@@ -77,12 +76,7 @@ func newQueries(t *testing.T) *queries {
 	}
 	t.Cleanup(auth.Close)
 	q := &queries{t: t, db: db, api: httpapi.New(httpapi.Options{Auth: auth, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})}
-	side := &queryside.Side{DB: db, Models: q, PositionMaxAge: 5 * time.Minute, DeadLetters: &consumer.DeadLetters{DB: db},
-		Projections: func(context.Context) ([]queryside.ProjectionStatus, error) {
-			return []queryside.ProjectionStatus{{ReadModel: "orders", Generation: 1, State: "serving"}}, nil
-		},
-		Consumers: func(context.Context) ([]consumer.ConsumerStatus, error) { return nil, nil },
-	}
+	side := &queryside.Side{DB: db, Models: q, PositionMaxAge: 5 * time.Minute}
 	side.Routes(q.api)
 	return q
 }
@@ -272,10 +266,6 @@ func TestWhoMaySeeWhat(t *testing.T) {
 		{"/v1/payments/" + orderID(1), "200 404 200 404 403 403 403 403 200"},
 		{"/v1/payments/" + orderID(2), "404 404 404 404 403 403 403 403 404"},
 		{"/v1/ops/payments?state=unmatched", "403 403 403 403 403 403 403 403 200"},
-		{"/v1/ops/projections", "403 403 403 403 403 403 403 403 200"},
-		{"/v1/ops/consumers", "403 403 403 403 403 403 403 403 200"},
-		{"/v1/ops/dead-letters", "403 403 403 403 403 403 403 403 200"},
-		{"/v1/ops/dead-letters/7", "403 403 403 403 403 403 403 403 404"},
 		{"/v1/riders/nearby?lat=12.97&lng=77.59", "403 403 200 200 403 403 403 403 200"},
 		{"/v1/riders/rider1", "403 403 403 403 200 403 403 403 200"},
 		{"/v1/riders/rider1/offers", "403 403 403 403 200 403 403 403 200"},
@@ -475,8 +465,6 @@ func TestBrokenParametersAreNamed(t *testing.T) {
 		{"/v1/orders?cursor=" + strings.Repeat("A", 4000), "invalid_cursor", "query.cursor"},
 		{"/v1/ops/payments?state=lost", "validation_failed", "query.state"},
 		{"/v1/ops/payments?cursor=x", "invalid_cursor", "query.cursor"},
-		{"/v1/ops/dead-letters?cursor=!", "invalid_cursor", "query.cursor"},
-		{"/v1/ops/dead-letters/x", "validation_failed", "path.id"},
 		{"/v1/riders/nearby?lat=91&lng=0", "validation_failed", "query.lat"},
 		{"/v1/riders/nearby?lat=0", "validation_failed", "query.lng"},
 		{"/v1/riders/nearby?lat=0&lng=0&radius=50001", "validation_failed", "query.radius"},
@@ -667,49 +655,13 @@ func TestAReadModelBehindIs503AndAnAbsentDatabaseToo(t *testing.T) {
 	}
 }
 
-func TestDeadLettersAreReplayedAndDiscarded(t *testing.T) {
-	t.Parallel()
-	q := newQueries(t)
-	for i := range 3 {
-		q.exec(`INSERT INTO tomato.parked (consumer, generation, topic, partition, source_offset, source_time, key, state, class)
-			VALUES ('orders', 1, 'orders', 0, $1, now(), $2, 'dead', 'poison')`, i, []byte{byte('a' + i)})
-	}
-	list := q.get(ops, "/v1/ops/dead-letters?consumer=orders&limit=2")
-	if len(list.items()) != 2 || list.body["nextCursor"] == nil {
-		t.Fatalf("%v", list.body)
-	}
-	for _, c := range []struct {
-		path, body string
-		status     int
-		want       string
-	}{
-		{"/v1/ops/dead-letters/replay", `{"consumer":"orders","all":true,"dryRun":true}`, 202, `{"matched":3,"replayed":0}`},
-		{"/v1/ops/dead-letters/replay", `{"consumer":"orders","key":"a"}`, 202, `{"matched":1,"replayed":1}`},
-		{"/v1/ops/dead-letters/replay", `{"consumer":"orders","key":"a","all":true}`, 422, ""},
-		{"/v1/ops/dead-letters/replay", `{"consumer":"orders"}`, 422, ""},
-		{"/v1/ops/dead-letters/2/replay", ``, 202, `{"matched":1,"replayed":1}`},
-		{"/v1/ops/dead-letters/99/replay", ``, 404, ""},
-		{"/v1/ops/dead-letters/3/discard", ``, 422, ""},
-		{"/v1/ops/dead-letters/3/discard", `{"reason":"a test"}`, 200, ""},
-		{"/v1/ops/dead-letters/3/discard", `{"reason":"a test"}`, 404, ""},
-	} {
-		a := q.do(ops, http.MethodPost, c.path, c.body)
-		if a.status != c.status || c.want != "" && text(a.body) != c.want {
-			t.Errorf("%s %s: %d %v", c.path, c.body, a.status, a.body)
-		}
-	}
-	if a := q.do(customer, http.MethodPost, "/v1/ops/dead-letters/1/replay", ""); a.status != 403 {
-		t.Errorf("a customer: %d", a.status)
-	}
-}
-
 func TestTheDocumentDescribesTheQueries(t *testing.T) {
 	t.Parallel()
 	q := newQueries(t)
 	a := q.get(ops, "/openapi.json")
 	paths, _ := a.body["paths"].(map[string]any)
 	for _, p := range []string{"/v1/orders", "/v1/orders/{id}", "/v1/orders/{id}/events", "/v1/payments/{orderId}", "/v1/ops/payments", "/v1/riders/nearby",
-		"/v1/riders/{id}", "/v1/riders/{id}/offers", "/v1/restaurants/nearby", "/v1/restaurants/{id}", "/v1/ops/projections", "/v1/ops/consumers", "/v1/ops/dead-letters"} {
+		"/v1/riders/{id}", "/v1/riders/{id}/offers", "/v1/restaurants/nearby", "/v1/restaurants/{id}"} {
 		if paths[p] == nil {
 			t.Errorf("%s is not described", p)
 		}

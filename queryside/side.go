@@ -25,7 +25,6 @@ import (
 
 	"tomato/domain"
 	"tomato/eventlog"
-	"tomato/eventlog/consumer"
 	"tomato/httpapi"
 )
 
@@ -56,20 +55,14 @@ type Side struct {
 	Models         ReadModels
 	LogID          eventlog.LogID // of the logs that the tokens of clients are for
 	PositionMaxAge time.Duration  // of a rider's position that counts as fresh
-
-	// For operators.
-	DeadLetters *consumer.DeadLetters
-	Projections func(context.Context) ([]ProjectionStatus, error)
-	Consumers   func(context.Context) ([]consumer.ConsumerStatus, error)
 }
 
-// Routes registers all queries but the feeds, and the operators' tools.
+// Routes registers all queries.
 func (s *Side) Routes(api *httpapi.API) {
 	s.orderRoutes(api)
 	s.riderRoutes(api)
 	s.restaurantRoutes(api)
 	s.paymentRoutes(api)
-	s.opsRoutes(api)
 }
 
 var everyone = []domain.Role{domain.Customer, domain.Restaurant, domain.Rider, domain.Ops}
@@ -103,13 +96,14 @@ func (s *Side) read(ctx context.Context, after consistencyToken, models []string
 	defer cancel()
 	token, err := after.For(s.LogID)
 	if err != nil {
-		return problem(err)
+		return Problem(err)
 	}
-	return problem(s.Models.Read(ctx, token, models, func(schemas []string) error { return query(ctx, schemas) }))
+	return Problem(s.Models.Read(ctx, token, models, func(schemas []string) error { return query(ctx, schemas) }))
 }
 
-// problem is what the caller sees of an error.
-func problem(err error) error {
+// Problem returns what a caller sees of an error of a query, and of one of the
+// operators' calls.
+func Problem(err error) error {
 	switch {
 	case errors.Is(err, eventlog.ErrUnknownToken):
 		return httpapi.UnknownToken()
@@ -179,13 +173,7 @@ func (p page) start() (listPlace, error) {
 			return at, nil
 		}
 	}
-	return listPlace{}, invalidCursor()
-}
-
-func invalidCursor() error {
-	p := httpapi.NewProblem(http.StatusUnprocessableEntity, "invalid_cursor", "The cursor is not one that this list gave.")
-	p.Errors = []httpapi.FieldError{{Location: "query.cursor", Message: "not a cursor of this list"}}
-	return p
+	return listPlace{}, httpapi.InvalidCursor()
 }
 
 // cut takes the row too many off a page, which says that there is a next one.

@@ -15,6 +15,7 @@ import (
 
 	"tomato/commandside/shard"
 	"tomato/domain"
+	"tomato/domain/nearby"
 	"tomato/domain/order"
 	"tomato/domain/rider"
 	"tomato/eventlog"
@@ -134,12 +135,12 @@ func (b *bench) buildTown(ctx context.Context, s *server) error {
 	var positions struct {
 		Positions []position `json:"positions"`
 	}
-	searches := make([]projections.Search, townRestaurants)
+	searches := make([]nearby.Search, townRestaurants)
 	for n := range townRestaurants {
 		for i := range townRidersEach {
 			positions.Positions = append(positions.Positions, position{townRider(n, i), riderPlace(n, i)})
 		}
-		searches[n] = projections.Search{Point: townPlace(n), RadiusMeters: 5000, Limit: 50}
+		searches[n] = nearby.Search{Point: townPlace(n), RadiusMeters: 5000, Limit: 50}
 	}
 	if err := report(s.url, positions); err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 
 	"tomato/commandside/shard"
 	"tomato/domain"
+	"tomato/domain/nearby"
 	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/projections"
@@ -70,7 +71,7 @@ func (b *bench) riders(ctx context.Context) error {
 	limit, value, err = b.alternating(ctx, "searches",
 		func(ctx context.Context) (map[string]float64, error) {
 			return closedLoop(ctx, searchers, b.Duration, func(ctx context.Context, _ int) error {
-				_, _, err := s.models.Nearest(ctx, []projections.Search{{Point: cityPoint(), RadiusMeters: 5000, Limit: 20}}, time.Hour, nil, 0)
+				_, _, err := s.models.Nearest(ctx, []nearby.Search{{Point: cityPoint(), RadiusMeters: 5000, Limit: 20}}, time.Hour, nil, 0)
 				return err
 			})
 		},

@@ -63,6 +63,7 @@ var mayImport = map[string][]string{
 	"commandside": {"domain", "eventlog", "httpapi", "migrations"},
 	"projections": {"domain", "eventlog", "httpapi", "migrations"},
 	"queryside":   {"domain", "eventlog", "httpapi", "migrations"},
+	"operations":  {"domain", "eventlog", "httpapi", "commandside", "projections", "queryside"}, // operators look into all sides
 }
 
 const module = "tomato/"

@@ -30,6 +30,7 @@ import (
 	"tomato/httpapi"
 	"tomato/migrations"
 	"tomato/migrations/cluster"
+	"tomato/operations"
 	"tomato/projections"
 	"tomato/queryside/feed"
 )
@@ -126,23 +127,24 @@ func (c serveCmd) Run(ctx context.Context) error {
 
 // server is a running process: what it started, to be stopped in reverse.
 type server struct {
-	cmd      serveCmd
-	log      *slog.Logger
-	url      string
-	made     madeUp
-	failed   chan error // a part that cannot go on; the process ends
-	stops    []func(context.Context) error
-	shards   *shard.Shards
-	menus    *shard.Menus
-	logID    eventlog.LogID
-	ends     *eventlog.Ends
-	side     *commandside.Side
-	hub      *feed.Hub
-	models   *projections.ReadModels
-	db       *pgxpool.Pool
-	runtime  *consumer.Runtime
-	registry *prometheus.Registry
-	stopping atomic.Bool
+	cmd        serveCmd
+	log        *slog.Logger
+	url        string
+	made       madeUp
+	failed     chan error // a part that cannot go on; the process ends
+	stops      []func(context.Context) error
+	shards     *shard.Shards
+	menus      *shard.Menus
+	logID      eventlog.LogID
+	ends       *eventlog.Ends
+	side       *commandside.Side
+	hub        *feed.Hub
+	operations operations.Operations
+	models     *projections.ReadModels
+	db         *pgxpool.Pool
+	runtime    *consumer.Runtime
+	registry   *prometheus.Registry
+	stopping   atomic.Bool
 }
 
 // stopLimit is how long a shutdown may take.
@@ -355,6 +357,7 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 			return err
 		}
 	}
+	s.operations.Routes(api)
 	feed.AsyncAPI(api)
 	for path, h := range map[string]http.HandlerFunc{
 		"/healthz": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) },

@@ -40,7 +40,7 @@ func (s *server) startSide(kafka eventlog.Config, positions *consumer.Positions)
 			InternalKey: c.InternalKey, WebhookSecrets: c.WebhookSecrets, CommandDeadline: 5 * time.Second,
 		},
 		Producer: producer, Kafka: kafka, Partitions: c.Partitions, LogID: s.logID, DB: s.db, Log: s.log,
-		GatewayOrders: s.models, Search: riderSearch{s.models}, Inbox: positions,
+		GatewayOrders: s.models, Search: s.models, Inbox: positions,
 		WebhooksHandled: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_webhooks_handled_total", Help: "Webhooks of the inbox, by event and outcome."}, []string{"event", "outcome"}),
 	}
 	s.side.IncompleteSearches = prometheus.NewCounter(prometheus.CounterOpts{Name: "tomato_dispatch_incomplete_searches_total",
@@ -75,7 +75,7 @@ func (s *server) serveCommands(api *httpapi.API) {
 		s.background("simulated gateway", g.Run)
 	}
 	s.side.Routes(api)
-	commandside.ShardRoutes(api, s.shards)
+	s.operations.Shards = s.shards
 	api.Router.Method(http.MethodPost, shard.CommandsPath, s.shards.Handler())
 }
 
@@ -86,13 +86,13 @@ func (s *server) startQueries(kafka eventlog.Config, api *httpapi.API) error {
 	}
 	s.onStop(func(context.Context) error { client.Close(); return nil })
 	adm := kadm.NewClient(client)
-	q := &queryside.Side{DB: s.db, Models: s.models, LogID: s.logID, PositionMaxAge: time.Duration(s.cmd.PositionAge),
-		DeadLetters: &consumer.DeadLetters{DB: s.db, Kafka: kafka},
-		Projections: projectionStatus(s.models),
-		Consumers: func(ctx context.Context) ([]consumer.ConsumerStatus, error) {
-			return consumer.ReadConsumers(ctx, s.db, adm)
-		}}
+	q := &queryside.Side{DB: s.db, Models: s.models, LogID: s.logID, PositionMaxAge: time.Duration(s.cmd.PositionAge)}
 	q.Routes(api)
+	s.operations.DeadLetters = &consumer.DeadLetters{DB: s.db, Kafka: kafka}
+	s.operations.ReadModels = s.models
+	s.operations.Consumers = func(ctx context.Context) ([]consumer.ConsumerStatus, error) {
+		return consumer.ReadConsumers(ctx, s.db, adm)
+	}
 	return nil
 }
 

@@ -1,4 +1,4 @@
-package queryside
+package operations
 
 import (
 	"context"
@@ -7,35 +7,14 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"tomato/domain"
 	"tomato/eventlog/consumer"
 	"tomato/httpapi"
+	"tomato/queryside"
 )
 
-// ProjectionStatus is how one generation of a read model is doing.
-type ProjectionStatus struct {
-	ReadModel       string  `json:"readModel"`
-	Generation      int     `json:"generation"`
-	State           string  `json:"state" enum:"serving,live,filling" doc:"live: kept up to date beside the serving one; filling: a rebuild is at it."`
-	LagEvents       int64   `json:"lagEvents"`
-	LagSeconds      float64 `json:"lagSeconds" doc:"Age of the last event taken in, while there is a lag."`
-	EventsPerSecond float64 `json:"eventsPerSecond" doc:"Lately, as this instance sees it."`
-}
-
-type projectionsOutput struct {
-	Body struct {
-		Items []ProjectionStatus `json:"items"`
-	}
-}
-
-type consumersOutput struct {
-	Body struct {
-		Items []consumer.ConsumerStatus `json:"items"`
-	}
-}
-
 type deadLettersInput struct {
-	page
+	Limit    int    `query:"limit" minimum:"1" maximum:"200" default:"50"`
+	Cursor   string `query:"cursor" doc:"nextCursor of the page before."`
 	Consumer string `query:"consumer" maxLength:"64"`
 }
 
@@ -99,50 +78,23 @@ func (in *replayInput) Faults() []httpapi.FieldError {
 
 type replayOutput struct{ Body consumer.ReplayResult }
 
-func (s *Side) opsRoutes(api *httpapi.API) {
-	ops := []domain.Role{domain.Ops}
-	httpapi.Register(api, operation("/v1/ops/projections", "getProjections", "How the read models are doing"), ops, s.getProjections)
-	httpapi.Register(api, operation("/v1/ops/consumers", "getConsumers", "How every consumer is doing, by partition"), ops, s.getConsumers)
-	httpapi.Register(api, operation("/v1/ops/dead-letters", "listDeadLetters", "Records that consumers could not handle, oldest first"), ops, s.listDeadLetters)
-	httpapi.Register(api, operation("/v1/ops/dead-letters/{id}", "getDeadLetter", "One of them, with its record", 404), ops, s.getDeadLetter)
+func (o *Operations) deadLetterRoutes(api *httpapi.API) {
+	httpapi.Register(api, operation("/v1/ops/dead-letters", "listDeadLetters", "Records that consumers could not handle, oldest first"), operators, o.listDeadLetters)
+	httpapi.Register(api, operation("/v1/ops/dead-letters/{id}", "getDeadLetter", "One of them, with its record", 404), operators, o.getDeadLetter)
 
 	discard := operation("/v1/ops/dead-letters/{id}/discard", "discardDeadLetter", "Give a record up for good", 404)
 	discard.Method = http.MethodPost
-	httpapi.Register(api, discard, ops, s.discardDeadLetter)
+	httpapi.Register(api, discard, operators, o.discardDeadLetter)
 	one := operation("/v1/ops/dead-letters/{id}/replay", "replayDeadLetter", "Let its consumer try a record again", 404)
 	one.Method, one.DefaultStatus = http.MethodPost, http.StatusAccepted
-	httpapi.Register(api, one, ops, s.replayDeadLetter)
+	httpapi.Register(api, one, operators, o.replayDeadLetter)
 	many := operation("/v1/ops/dead-letters/replay", "replayDeadLetters", "Let a consumer try many records again", 409)
 	many.Method, many.DefaultStatus = http.MethodPost, http.StatusAccepted
-	httpapi.Register(api, many, ops, s.replayDeadLetters)
+	httpapi.Register(api, many, operators, o.replayDeadLetters)
 }
 
-func (s *Side) getProjections(ctx context.Context, _ *struct{}) (*projectionsOutput, error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
-	defer cancel()
-	all, err := s.Projections(ctx)
-	if err != nil {
-		return nil, problem(err)
-	}
-	out := &projectionsOutput{}
-	out.Body.Items = append([]ProjectionStatus{}, all...)
-	return out, nil
-}
-
-func (s *Side) getConsumers(ctx context.Context, _ *struct{}) (*consumersOutput, error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
-	defer cancel()
-	all, err := s.Consumers(ctx)
-	if err != nil {
-		return nil, problem(err)
-	}
-	out := &consumersOutput{}
-	out.Body.Items = append([]consumer.ConsumerStatus{}, all...)
-	return out, nil
-}
-
-func (s *Side) listDeadLetters(ctx context.Context, in *deadLettersInput) (*deadLettersOutput, error) {
-	items, next, err := s.DeadLetters.List(ctx, in.Consumer, in.Limit, in.Cursor)
+func (o *Operations) listDeadLetters(ctx context.Context, in *deadLettersInput) (*deadLettersOutput, error) {
+	items, next, err := o.DeadLetters.List(ctx, in.Consumer, in.Limit, in.Cursor)
 	if err != nil {
 		return nil, letterProblem(err)
 	}
@@ -151,40 +103,40 @@ func (s *Side) listDeadLetters(ctx context.Context, in *deadLettersInput) (*dead
 	return out, nil
 }
 
-func (s *Side) getDeadLetter(ctx context.Context, in *deadLetterInput) (*deadLetterOutput, error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+func (o *Operations) getDeadLetter(ctx context.Context, in *deadLetterInput) (*deadLetterOutput, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	letter, err := s.DeadLetters.Get(ctx, in.ID)
+	letter, err := o.DeadLetters.Get(ctx, in.ID)
 	if err != nil {
 		return nil, letterProblem(err)
 	}
 	return &deadLetterOutput{letter}, nil
 }
 
-func (s *Side) discardDeadLetter(ctx context.Context, in *discardInput) (*deadLetterOutput, error) {
-	if err := s.DeadLetters.Discard(ctx, in.ID, string(in.Body.Reason), httpapi.Actor(ctx).Sub); err != nil {
+func (o *Operations) discardDeadLetter(ctx context.Context, in *discardInput) (*deadLetterOutput, error) {
+	if err := o.DeadLetters.Discard(ctx, in.ID, string(in.Body.Reason), httpapi.Actor(ctx).Sub); err != nil {
 		return nil, letterProblem(err)
 	}
-	return s.getDeadLetter(ctx, &in.deadLetterInput)
+	return o.getDeadLetter(ctx, &in.deadLetterInput)
 }
 
-func (s *Side) replayDeadLetter(ctx context.Context, in *deadLetterInput) (*replayOutput, error) {
-	letter, err := s.DeadLetters.Get(ctx, in.ID)
+func (o *Operations) replayDeadLetter(ctx context.Context, in *deadLetterInput) (*replayOutput, error) {
+	letter, err := o.DeadLetters.Get(ctx, in.ID)
 	if err != nil {
 		return nil, letterProblem(err)
 	}
-	return s.replay(ctx, consumer.ReplayRequest{Consumer: letter.Consumer, IDs: []int64{in.ID}})
+	return o.replay(ctx, consumer.ReplayRequest{Consumer: letter.Consumer, IDs: []int64{in.ID}})
 }
 
-func (s *Side) replayDeadLetters(ctx context.Context, in *replayInput) (*replayOutput, error) {
+func (o *Operations) replayDeadLetters(ctx context.Context, in *replayInput) (*replayOutput, error) {
 	b := in.Body
-	return s.replay(ctx, consumer.ReplayRequest{Consumer: b.Consumer, IDs: b.IDs, Key: b.Key, Class: b.Class, All: b.All,
+	return o.replay(ctx, consumer.ReplayRequest{Consumer: b.Consumer, IDs: b.IDs, Key: b.Key, Class: b.Class, All: b.All,
 		DryRun: b.DryRun, RatePerSecond: b.RatePerSecond, ConfirmCount: b.ConfirmCount})
 }
 
-func (s *Side) replay(ctx context.Context, r consumer.ReplayRequest) (*replayOutput, error) {
+func (o *Operations) replay(ctx context.Context, r consumer.ReplayRequest) (*replayOutput, error) {
 	r.Who = httpapi.Actor(ctx).Sub
-	res, err := s.DeadLetters.Replay(ctx, r)
+	res, err := o.DeadLetters.Replay(ctx, r)
 	if err != nil {
 		return nil, letterProblem(err)
 	}
@@ -197,7 +149,7 @@ func letterProblem(err error) error {
 	case errors.Is(err, consumer.ErrNoDeadLetter):
 		return httpapi.NewProblem(http.StatusNotFound, "dead_letter_not_found", "There is no such dead letter.")
 	case errors.Is(err, consumer.ErrInvalidCursor):
-		return invalidCursor()
+		return httpapi.InvalidCursor()
 	case errors.Is(err, consumer.ErrSelection):
 		return httpapi.Invalid(httpapi.FieldError{Location: "body", Message: err.Error()})
 	case errors.Is(err, consumer.ErrReplayRate):
@@ -205,5 +157,5 @@ func letterProblem(err error) error {
 	case errors.As(err, &confirm):
 		return httpapi.NewProblem(http.StatusConflict, "confirmation_required", confirm.Error())
 	}
-	return problem(err)
+	return queryside.Problem(err)
 }

@@ -1,0 +1,63 @@
+// Package operations is what operators see and do: who owns which shard, how the
+// read models and the consumers are doing, and the dead letters, which are
+// listed, replayed and discarded here.
+//
+// It stands above the three sides, because operators look into all of them. The
+// payments that wait for an operator are not here: listing them is a query like
+// any other (queryside/payments.go), and resolving one is a command
+// (commandside/payment.go).
+package operations
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"tomato/commandside/shard"
+	"tomato/domain"
+	"tomato/eventlog/consumer"
+	"tomato/httpapi"
+	"tomato/projections"
+)
+
+// timeout bounds each call.
+const timeout = 10 * time.Second
+
+const retryAfter = time.Second
+
+// Operations are the operators' calls of one process. All fields are set before
+// Routes; a call whose field is nil does not exist in this process.
+type Operations struct {
+	Shards      *shard.Shards
+	DeadLetters *consumer.DeadLetters
+	ReadModels  interface {
+		// Status returns how every generation of every read model is doing.
+		Status(context.Context) ([]projections.Status, error)
+	}
+	// Consumers returns how every consumer is doing, by partition.
+	Consumers func(context.Context) ([]consumer.ConsumerStatus, error)
+}
+
+var operators = []domain.Role{domain.Ops}
+
+// Routes registers the calls.
+func (o *Operations) Routes(api *httpapi.API) {
+	if o.Shards != nil {
+		httpapi.Register(api, operation("/v1/ops/shards", "getShards", "Who owns which shard, and how it is doing"), operators, o.getShards)
+	}
+	if o.ReadModels != nil {
+		httpapi.Register(api, operation("/v1/ops/projections", "getProjections", "How the read models are doing"), operators, o.getProjections)
+	}
+	if o.Consumers != nil {
+		httpapi.Register(api, operation("/v1/ops/consumers", "getConsumers", "How every consumer is doing, by partition"), operators, o.getConsumers)
+	}
+	if o.DeadLetters != nil {
+		o.deadLetterRoutes(api)
+	}
+}
+
+func operation(path, id, summary string, errors ...int) huma.Operation {
+	return huma.Operation{Method: http.MethodGet, Path: path, OperationID: id, Summary: summary, Errors: errors}
+}
