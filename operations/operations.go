@@ -25,8 +25,6 @@ import (
 // timeout bounds each call.
 const timeout = 10 * time.Second
 
-const retryAfter = time.Second
-
 // Operations are the operators' calls of one process. All fields are set before
 // Routes; a call whose field is nil does not exist in this process.
 type Operations struct {

@@ -58,7 +58,7 @@ type Message struct {
 	Final bool
 }
 
-// VisibleTo says whether actor, having joined room, may see m there. Ops see
+// VisibleTo reports whether actor, having joined room, may see m there. Ops see
 // all that their rooms are told.
 func (m *Message) VisibleTo(actor domain.Actor, room string) bool {
 	switch {
@@ -73,16 +73,16 @@ func (m *Message) VisibleTo(actor domain.Actor, room string) bool {
 	return true
 }
 
-// OfParties says whether m tells of an order, and so is shown in the order's
+// OfParties reports whether m tells of an order, and so is shown in the order's
 // room to its parties alone. What is emitted to the room is for all in it.
 func (m *Message) OfParties() bool {
 	return m.Customer != "" || m.Restaurant != "" || m.Rider != ""
 }
 
-// RiderHas says whether the rider has the order after the event that m tells of.
+// RiderHas reports whether the rider has the order after the event that m tells of.
 func (m *Message) RiderHas(riderID string) bool { return m.Rider == riderID && !m.Unassigned }
 
-// Party says whether actor is the customer, the restaurant or the rider of the
+// Party reports whether actor is the customer, the restaurant or the rider of the
 // order that m tells of.
 func (m *Message) Party(actor domain.Actor) bool {
 	switch actor.Role {
@@ -104,19 +104,19 @@ const (
 	orderPrefix      = "order:"
 )
 
-// UserRoom is the room of one customer or rider.
+// User is the room of one customer or rider.
 func User(id string) string { return userPrefix + id }
 
-// IsUserRoom says whether room is that of one customer or rider.
+// IsUser reports whether room is that of one customer or rider.
 func IsUser(room string) bool { return strings.HasPrefix(room, userPrefix) }
 
-// RestaurantRoom is the room of one restaurant.
+// Restaurant is the room of one restaurant.
 func Restaurant(id string) string { return restaurantPrefix + id }
 
-// OrderRoom is the room of one order.
+// Order is the room of one order.
 func Order(id string) string { return orderPrefix + id }
 
-// OrderOf returns the order id of an order's room.
+// OrderID returns the order id of an order's room.
 func OrderID(room string) (orderID string, ok bool) { return strings.CutPrefix(room, orderPrefix) }
 
 // What the names of rooms and events look like.
@@ -125,7 +125,7 @@ const (
 	EventPattern = `^[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+)*$`
 )
 
-// RoomsOf returns the rooms that actor joins at connection.
+// JoinedBy returns the rooms that actor joins at connection.
 func JoinedBy(actor domain.Actor) []string {
 	switch actor.Role {
 	case domain.Customer, domain.Rider:
@@ -141,7 +141,7 @@ var (
 	eventPattern = regexp.MustCompile(EventPattern)
 )
 
-// ValidRoom reports whether room is the name of a room.
+// Valid reports whether room is the name of a room.
 func Valid(room string) bool { return len(room) <= 80 && roomPattern.MatchString(room) }
 
 // ValidEvent reports whether name may be emitted: letters, digits, _ . - and

@@ -1,3 +1,13 @@
+// Package feed serves the realtime feeds: GET /v1/feed as a websocket and GET
+// /v1/feed/sse as server-sent events.
+//
+// The hub (hub.go) is told every message once, in the order of each log, and
+// queues it to the connections that have joined one of its rooms. Its files in
+// reading order: feed.go (the endpoints and the websocket), sse.go, rooms.go (who
+// may join what), hub.go, subscriber.go (one connection's queue and what a slow
+// one gets), connect.go (joining without a gap), cursor.go (positions as opaque
+// text), catchup.go (what was missed is read from the log again), rights.go (who
+// sees which message of an order), cork.go, metrics.go and asyncapi.go.
 package feed
 
 import (
