@@ -25,6 +25,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 
+	"tomato/cmd/tomato/settings"
 	"tomato/commandside/shard"
 	"tomato/domain"
 	"tomato/eventlog"
@@ -43,8 +44,8 @@ import (
 // feed and takeover, the server. Broker and database are private ones in a
 // temporary directory unless they are named.
 type benchCmd struct {
-	kafkaFlags
-	databaseFlags
+	settings.Kafka
+	settings.Database
 	Name        string        `arg:"" enum:"commands,orders-ready,takeover,shards,consume,project,rebuild,riders,feed" help:"commands, orders-ready, takeover, shards, consume, project, rebuild, riders or feed."`
 	JSON        bool          `name:"json" help:"The rows as one JSON object. A ratio is value / limit."`
 	Broker      string        `enum:"embedded,kafka," default:"" help:"Which broker to start where KAFKA_BROKERS is unset: embedded (default), or kafka: Apache Kafka, which needs Java."`
@@ -76,15 +77,15 @@ type benchReport struct {
 func (c benchCmd) validate() error {
 	switch {
 	case c.Rounds < 1 || c.Rounds > 50:
-		return usage("--rounds must be 1 to 50")
+		return settings.Usage("--rounds must be 1 to 50")
 	case c.Duration < 10*time.Millisecond || c.Duration > 5*time.Minute:
-		return usage("--duration must be 10ms to 5m")
+		return settings.Usage("--duration must be 10ms to 5m")
 	case c.Count < 0 || c.Count > 1_000_000:
-		return usage("--count must be 1 to 1,000,000")
+		return settings.Usage("--count must be 1 to 1,000,000")
 	case c.Partitions < 1 || c.Partitions > 1024:
-		return usage("--partitions must be 1 to 1024")
+		return settings.Usage("--partitions must be 1 to 1024")
 	case len(c.Brokers) > 0 && c.Broker == "embedded":
-		return usage("--broker embedded starts a broker, but KAFKA_BROKERS names one: unset it")
+		return settings.Usage("--broker embedded starts a broker, but KAFKA_BROKERS names one: unset it")
 	}
 	return nil
 }
@@ -182,7 +183,7 @@ func (b *bench) open(ctx context.Context) (err error) {
 		b.onStop(func(context.Context) error { e.Close(); return nil })
 		b.Brokers = []string{e.Addr()}
 	}
-	b.kafka = b.kafkaFlags.config("tomato-bench")
+	b.kafka = b.Kafka.Config("tomato-bench")
 	if b.serverURL = b.DatabaseURL; b.serverURL == "" {
 		b.tell("starting a private Postgres")
 		pg, err := cluster.Start(ctx, filepath.Join(b.dir, "postgres"), cluster.Options{})
@@ -204,9 +205,9 @@ func (b *bench) open(ctx context.Context) (err error) {
 // alone fails where a serve works with these brokers: a bench fills the log and
 // would share its shards.
 func (b *bench) alone(ctx context.Context) error {
-	client, err := b.kafkaFlags.config("tomato-bench").NewClient()
+	client, err := b.Kafka.Config("tomato-bench").NewClient()
 	if err != nil {
-		return usageError{err}
+		return settings.UsageError{Err: err}
 	}
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
@@ -221,7 +222,7 @@ func (b *bench) alone(ctx context.Context) error {
 		return fmt.Errorf("brokers %v: %w", b.Brokers, errors.Join(last, err))
 	}
 	if n := len(groups[shard.Group].Members); n > 0 {
-		return usage("%d serve with brokers %v: a bench writes orders to the log, so it needs brokers of its own", n, b.Brokers)
+		return settings.Usage("%d serve with brokers %v: a bench writes orders to the log, so it needs brokers of its own", n, b.Brokers)
 	}
 	return nil
 }
@@ -230,14 +231,14 @@ func (b *bench) alone(ctx context.Context) error {
 func (b *bench) newDatabase(ctx context.Context) (databaseURL string, drop func(context.Context) error, err error) {
 	given, err := url.Parse(b.serverURL)
 	if err != nil {
-		return "", nil, usage("DATABASE_URL: %w", err)
+		return "", nil, settings.Usage("DATABASE_URL: %w", err)
 	}
 	b.databases++
 	name := fmt.Sprintf("tomato_bench_%d_%d_%d", os.Getpid(), time.Now().UnixMilli(), b.databases)
 	do := func(ctx context.Context, sql string) error {
 		conn, err := pgx.Connect(ctx, b.serverURL)
 		if err != nil {
-			return usage("DATABASE_URL: %w", err)
+			return settings.Usage("DATABASE_URL: %w", err)
 		}
 		_, err = conn.Exec(ctx, sql)
 		return errors.Join(err, conn.Close(ctx))
@@ -263,12 +264,12 @@ func (b *bench) serveConfig(roles ...string) (serveCmd, error) {
 	b.started++
 	s := c.Serve
 	s.DataDir, s.LogLevel = filepath.Join(b.dir, fmt.Sprint("serve", b.started)), strings.ToLower(benchLogLevel().String())
-	s.kafkaFlags, s.DatabaseURL = b.kafkaFlags, b.DatabaseURL
+	s.Kafka, s.DatabaseURL = b.Kafka, b.DatabaseURL
 	s.Role, s.HTTPAddr, s.Advertised = roles, "127.0.0.1:0", ""
-	s.secretFlags = secretFlags{JWTSecret: benchSecret, ClusterKey: benchClusterKey, InternalKey: benchSecret, WebhookSecrets: []string{benchSecret}}
+	s.Secrets = settings.Secrets{JWTSecret: benchSecret, ClusterKey: benchClusterKey, InternalKey: benchSecret, WebhookSecrets: []string{benchSecret}}
 	s.JWTIssuer, s.JWTAudience, s.KeyID, s.KeySecret = "", "", "", ""
-	s.PaymentTTL, s.AcceptTTL, s.OfferTTL, s.PositionAge = duration(12*time.Hour), duration(12*time.Hour), duration(12*time.Hour), duration(12*time.Hour)
-	s.OfferRadii, s.OfferLimit, s.SearchWait = []int{5000, 8000, 12000}, 50, duration(500*time.Millisecond)
+	s.PaymentTTL, s.AcceptTTL, s.OfferTTL, s.PositionAge = settings.Duration(12*time.Hour), settings.Duration(12*time.Hour), settings.Duration(12*time.Hour), settings.Duration(12*time.Hour)
+	s.OfferRadii, s.OfferLimit, s.SearchWait = []int{5000, 8000, 12000}, 50, settings.Duration(500*time.Millisecond)
 	return s, nil
 }
 

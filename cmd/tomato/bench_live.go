@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
+	"tomato/cmd/tomato/settings"
 	"tomato/domain"
 	"tomato/domain/order"
 	"tomato/domain/payment"
@@ -49,7 +50,7 @@ func (b *bench) writeLive(ctx context.Context, orders int) error {
 	}
 	for tp, end := range ends {
 		if end > 0 {
-			return usage("%s/%d has records: this bench writes its logs from their beginning, so it needs brokers of its own", tp.Topic, tp.Partition)
+			return settings.Usage("%s/%d has records: this bench writes its logs from their beginning, so it needs brokers of its own", tp.Topic, tp.Partition)
 		}
 	}
 	b.tell("%d live orders are written, with %d events each", orders, liveEvents)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"tomato/cmd/tomato/settings"
 	"tomato/commandside/shard"
 )
 
@@ -87,7 +88,7 @@ const saveLimit = 3 * time.Minute
 // writes snapshots, when all has been kept.
 func (b *bench) openAll(ctx context.Context, menus *shard.Menus, snapshotEvery time.Duration) (o opened, err error) {
 	registry := prometheus.NewRegistry()
-	shards, err := shard.NewShards(shard.Config{Kafka: b.kafka, Partitions: b.Partitions, Build: build(), Menus: menus, SnapshotEvery: snapshotEvery, ClusterKey: benchClusterKey,
+	shards, err := shard.NewShards(shard.Config{Kafka: b.kafka, Partitions: b.Partitions, Build: settings.Build(), Menus: menus, SnapshotEvery: snapshotEvery, ClusterKey: benchClusterKey,
 		PaymentGrace: time.Hour, ArchiveAfter: 720 * time.Hour, InboxPassed: func(context.Context, string) (bool, error) { return true, nil }, Registry: registry, Log: b.log})
 	if err != nil {
 		return o, err

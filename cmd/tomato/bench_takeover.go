@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"tomato/cmd/tomato/settings"
 	"tomato/commandside/shard"
 	"tomato/domain"
 	"tomato/domain/rider"
@@ -265,7 +266,7 @@ func (b *bench) startChild(ctx context.Context, roles ...string) (*benchChild, e
 			return false, fmt.Errorf("a server ended: %w", err)
 		default:
 		}
-		r, err := readRunning(c.DataDir)
+		r, err := settings.ReadRunning(c.DataDir)
 		if errors.Is(err, fs.ErrNotExist) {
 			return false, nil
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"tomato/cmd/tomato/settings"
 	"tomato/domain"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
@@ -65,14 +66,14 @@ func startContract(t *testing.T, change func(*serveCmd)) *contract {
 	t.Helper()
 	c := &contract{kafka: eventlogtest.Embedded(t)}
 	cmd := serveCmd{
-		dirFlags:      dirFlags{DataDir: t.TempDir(), LogLevel: "error"},
-		kafkaFlags:    kafkaFlags{Brokers: c.kafka.Brokers, Partitions: 3},
-		databaseFlags: databaseFlags{DatabaseURL: postgrestest.URL(t)},
-		secretFlags:   secretFlags{JWTSecret: contractSecret, ClusterKey: contractCluster, InternalKey: contractInternal, WebhookSecrets: []string{contractWebhook, "an old one"}},
-		Role:          []string{roleCommand, roleQuery, roleFeed, roleProject, roleReact},
-		HTTPAddr:      "127.0.0.1:0",
-		PaymentTTL:    duration(15 * time.Minute), PaymentGrace: duration(time.Hour), AcceptTTL: duration(10 * time.Minute), OfferTTL: duration(10 * time.Minute),
-		OfferRadii: []int{5000, 8000, 12000}, OfferLimit: 50, PositionAge: duration(5 * time.Minute), SearchWait: duration(500 * time.Millisecond), ArchiveAfter: duration(720 * time.Hour),
+		Dir:        settings.Dir{DataDir: t.TempDir(), LogLevel: "error"},
+		Kafka:      settings.Kafka{Brokers: c.kafka.Brokers, Partitions: 3},
+		Database:   settings.Database{DatabaseURL: postgrestest.URL(t)},
+		Secrets:    settings.Secrets{JWTSecret: contractSecret, ClusterKey: contractCluster, InternalKey: contractInternal, WebhookSecrets: []string{contractWebhook, "an old one"}},
+		Role:       []string{roleCommand, roleQuery, roleFeed, roleProject, roleReact},
+		HTTPAddr:   "127.0.0.1:0",
+		PaymentTTL: settings.Duration(15 * time.Minute), PaymentGrace: settings.Duration(time.Hour), AcceptTTL: settings.Duration(10 * time.Minute), OfferTTL: settings.Duration(10 * time.Minute),
+		OfferRadii: []int{5000, 8000, 12000}, OfferLimit: 50, PositionAge: settings.Duration(5 * time.Minute), SearchWait: settings.Duration(500 * time.Millisecond), ArchiveAfter: settings.Duration(720 * time.Hour),
 	}
 	if change != nil {
 		change(&cmd)
@@ -416,7 +417,7 @@ func TestContract(t *testing.T) {
 func TestContractDeadlines(t *testing.T) {
 	t.Parallel()
 	c := startContract(t, func(cmd *serveCmd) {
-		cmd.PaymentTTL, cmd.PaymentGrace, cmd.AcceptTTL, cmd.OfferTTL = duration(6*time.Second), duration(time.Second), duration(6*time.Second), duration(2*time.Second)
+		cmd.PaymentTTL, cmd.PaymentGrace, cmd.AcceptTTL, cmd.OfferTTL = settings.Duration(6*time.Second), settings.Duration(time.Second), settings.Duration(6*time.Second), settings.Duration(2*time.Second)
 	})
 	t.Run("order expired", func(t *testing.T) { t.Parallel(); c.orderTable(t, len(states)-1) })
 	c.deadlines(t)

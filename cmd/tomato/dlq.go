@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"tomato/cmd/tomato/settings"
 	"tomato/eventlog/consumer"
 )
 
@@ -23,8 +24,8 @@ type dlqCmd struct {
 }
 
 // withLetters runs a tool on the dead letters of the installation.
-func (f toolFlags) withLetters(ctx context.Context, do func(*consumer.DeadLetters) error) error {
-	if err := f.resolveDatabase(); err != nil {
+func withLetters(ctx context.Context, f settings.Tool, do func(*consumer.DeadLetters) error) error {
+	if err := f.ResolveDatabase(); err != nil {
 		return err
 	}
 	db, err := pgxpool.New(ctx, f.DatabaseURL)
@@ -32,7 +33,7 @@ func (f toolFlags) withLetters(ctx context.Context, do func(*consumer.DeadLetter
 		return err
 	}
 	defer db.Close()
-	return do(&consumer.DeadLetters{DB: db, Kafka: f.kafkaFlags.config("tomato-dlq")})
+	return do(&consumer.DeadLetters{DB: db, Kafka: f.Kafka.Config("tomato-dlq")})
 }
 
 // operator is who did it, for the audit.
@@ -44,7 +45,7 @@ func operator() string {
 }
 
 type dlqListCmd struct {
-	toolFlags
+	settings.Tool
 	Consumer string `help:"Only of this consumer."`
 	Limit    int    `default:"50" help:"At most so many."`
 	Cursor   string `help:"Of the page before."`
@@ -53,9 +54,9 @@ type dlqListCmd struct {
 
 func (c dlqListCmd) Run(ctx context.Context) error {
 	if c.Limit < 1 {
-		return usage("--limit must be at least 1")
+		return settings.Usage("--limit must be at least 1")
 	}
-	return c.withLetters(ctx, func(l *consumer.DeadLetters) error {
+	return withLetters(ctx, c.Tool, func(l *consumer.DeadLetters) error {
 		items, next, err := l.List(ctx, c.Consumer, c.Limit, c.Cursor)
 		if err != nil {
 			return err
@@ -77,12 +78,12 @@ func (c dlqListCmd) Run(ctx context.Context) error {
 }
 
 type dlqShowCmd struct {
-	toolFlags
+	settings.Tool
 	ID int64 `arg:"" help:"Of the dead letter."`
 }
 
 func (c dlqShowCmd) Run(ctx context.Context) error {
-	return c.withLetters(ctx, func(l *consumer.DeadLetters) error {
+	return withLetters(ctx, c.Tool, func(l *consumer.DeadLetters) error {
 		d, err := l.Get(ctx, c.ID)
 		if err != nil {
 			return err
@@ -94,7 +95,7 @@ func (c dlqShowCmd) Run(ctx context.Context) error {
 }
 
 type dlqReplayCmd struct {
-	toolFlags
+	settings.Tool
 	Consumer      string  `required:"" help:"The consumer that failed."`
 	ID            []int64 `name:"id" help:"These."`
 	Key           string  `help:"Those of this key."`
@@ -106,11 +107,11 @@ type dlqReplayCmd struct {
 }
 
 func (c dlqReplayCmd) Run(ctx context.Context) error {
-	return c.withLetters(ctx, func(l *consumer.DeadLetters) error {
+	return withLetters(ctx, c.Tool, func(l *consumer.DeadLetters) error {
 		res, err := l.Replay(ctx, consumer.ReplayRequest{Consumer: c.Consumer, IDs: c.ID, Key: c.Key, Class: c.Class, All: c.All,
 			DryRun: c.DryRun, RatePerSecond: c.RatePerSecond, ConfirmCount: c.ConfirmCount, Who: operator()})
 		if errors.Is(err, consumer.ErrSelection) || errors.Is(err, consumer.ErrReplayRate) {
-			return usageError{err}
+			return settings.UsageError{Err: err}
 		}
 		if err != nil {
 			return err
@@ -121,16 +122,16 @@ func (c dlqReplayCmd) Run(ctx context.Context) error {
 }
 
 type dlqDiscardCmd struct {
-	toolFlags
+	settings.Tool
 	ID     int64  `arg:"" help:"Of the dead letter."`
 	Reason string `required:"" help:"Why; it is kept."`
 }
 
 func (c dlqDiscardCmd) Run(ctx context.Context) error {
-	return c.withLetters(ctx, func(l *consumer.DeadLetters) error {
+	return withLetters(ctx, c.Tool, func(l *consumer.DeadLetters) error {
 		err := l.Discard(ctx, c.ID, c.Reason, operator())
 		if errors.Is(err, consumer.ErrNoReason) {
-			return usageError{err}
+			return settings.UsageError{Err: err}
 		}
 		if err != nil {
 			return err

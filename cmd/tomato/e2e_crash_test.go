@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"tomato/cmd/tomato/settings"
 	"tomato/commandside/gateway"
 	"tomato/domain"
 	"tomato/eventlog"
@@ -359,7 +360,7 @@ func (c *child) firstLine() string {
 
 func brokerOutage(a *town, kill, start func()) {
 	a.t.Helper()
-	a.cmd.OfferTTL = duration(10 * time.Minute)
+	a.cmd.OfferTTL = settings.Duration(10 * time.Minute)
 	a.open()
 	n := rushSize(a.t.(*testing.T))
 	r := a.rushHour(n, 40)

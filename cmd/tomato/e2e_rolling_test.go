@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"tomato/cmd/tomato/settings"
 	"tomato/commandside/shard"
 	"tomato/domain"
 	"tomato/eventlog"
@@ -94,7 +95,7 @@ func (a *town) instance(n int) *instance {
 // start runs it, where it ran before, and returns when it is ready.
 func (i *instance) start() {
 	i.t.Helper()
-	_ = os.Remove(runningFile(i.dir)) // of one that was killed
+	_ = os.Remove(settings.RunningFile(i.dir)) // of one that was killed
 	i.process = i.spawn(append([]string{"serve", "--role", "command", "--database-url", i.cmd.DatabaseURL, "--kafka-brokers", strings.Join(i.kafka.Brokers, ","),
 		"--data-dir", i.dir, "--http-addr", i.addr, "--partitions", fmt.Sprint(i.cmd.Partitions), "--log-level", logLevel()}, i.args...)...)
 	i.await(filepath.Base(i.dir)+" is ready", func() error {
@@ -103,7 +104,7 @@ func (i *instance) start() {
 			i.t.Fatal("serve ended")
 		default:
 		}
-		r, err := readRunning(i.dir)
+		r, err := settings.ReadRunning(i.dir)
 		if err != nil {
 			return err
 		}

@@ -23,6 +23,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
+	"tomato/cmd/tomato/settings"
 	"tomato/commandside/gateway"
 	"tomato/domain"
 	"tomato/eventlog"
@@ -943,7 +944,7 @@ func (c *child) kill() {
 // spawnServer runs serve as a process of its own and returns when it is ready.
 func (a *town) spawnServer(args ...string) *child {
 	a.t.Helper()
-	_ = os.Remove(runningFile(a.cmd.DataDir)) // of one that was killed
+	_ = os.Remove(settings.RunningFile(a.cmd.DataDir)) // of one that was killed
 	c := a.spawn(append([]string{"serve", "--database-url", a.cmd.DatabaseURL, "--kafka-brokers", strings.Join(a.kafka.Brokers, ","),
 		"--data-dir", a.cmd.DataDir, "--http-addr", a.cmd.HTTPAddr, "--partitions", fmt.Sprint(a.cmd.Partitions), "--log-level", logLevel()}, args...)...)
 	a.await("serve has started", func() error {
@@ -952,7 +953,7 @@ func (a *town) spawnServer(args ...string) *child {
 			a.t.Fatal("serve ended")
 		default:
 		}
-		r, err := readRunning(a.cmd.DataDir)
+		r, err := settings.ReadRunning(a.cmd.DataDir)
 		if err == nil && a.url != r.URL { // who runs meanwhile reads it
 			a.url = r.URL
 		}

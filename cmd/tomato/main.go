@@ -11,6 +11,8 @@ import (
 	"runtime/debug"
 	"syscall"
 
+	"tomato/cmd/tomato/settings"
+
 	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/alecthomas/kong"
 )
@@ -76,7 +78,7 @@ func run(ctx context.Context, args []string) int {
 		return exitUsage
 	}
 	err = k.Run()
-	var usage usageError
+	var usage settings.UsageError
 	switch {
 	case err == nil:
 		return 0
@@ -88,29 +90,9 @@ func run(ctx context.Context, args []string) int {
 	return exitFailed
 }
 
-// usageError is a fault in how the command was called or configured.
-type usageError struct{ error }
-
-func usage(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
-
-// build describes the running binary.
-func build() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	version := info.Main.Version
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" && len(s.Value) >= 12 && (version == "" || version == "(devel)") {
-			version = s.Value[:12]
-		}
-	}
-	return version
-}
-
 type versionCmd struct{}
 
 func (versionCmd) Run() error {
-	fmt.Println("tomato", build())
+	fmt.Println("tomato", settings.Build())
 	return nil
 }

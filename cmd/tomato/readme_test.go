@@ -23,6 +23,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"pgregory.net/rapid"
 
+	"tomato/cmd/tomato/settings"
 	"tomato/eventlog"
 	"tomato/migrations/postgrestest"
 )
@@ -146,8 +147,8 @@ func TestCommandsQuotedInDocumentsParse(t *testing.T) {
 	}
 }
 
-// settings are all environment variables that the program reads.
-func settings(t *testing.T) map[string]bool {
+// environment has all environment variables that the program reads.
+func environment(t *testing.T) map[string]bool {
 	t.Helper()
 	all := map[string]bool{}
 	var walk func(*kong.Node)
@@ -167,7 +168,7 @@ func settings(t *testing.T) map[string]bool {
 
 func TestSettingsAreDocumented(t *testing.T) {
 	t.Parallel()
-	known := settings(t)
+	known := environment(t)
 	operations := read(t, "docs/operations.md")
 	for name := range known {
 		if !strings.Contains(operations, "`"+name+"`") {
@@ -437,7 +438,7 @@ func whenReady(t *testing.T, ctx context.Context, dataDir string, ended chan err
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if r, err := readRunning(dataDir); err == nil && get(ctx, r.URL+"/readyz") == http.StatusOK {
+		if r, err := settings.ReadRunning(dataDir); err == nil && get(ctx, r.URL+"/readyz") == http.StatusOK {
 			return r.URL
 		}
 		select {

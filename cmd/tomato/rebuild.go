@@ -13,27 +13,28 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 	"golang.org/x/term"
 
+	"tomato/cmd/tomato/settings"
 	"tomato/eventlog/consumer"
 	"tomato/projections"
 )
 
 type rebuildCmd struct {
-	toolFlags
+	settings.Tool
 	Model   string `arg:"" enum:"orders,payments,riders,restaurants" help:"orders, payments, riders or restaurants."`
 	DropOld bool   `help:"Drop the generation that served before; else it stays for a way back."`
 }
 
 func (c rebuildCmd) Run(ctx context.Context) error {
-	if err := c.resolveDatabase(); err != nil {
+	if err := c.ResolveDatabase(); err != nil {
 		return err
 	}
-	log := c.logger()
+	log := c.Logger()
 	db, err := pgxpool.New(ctx, c.DatabaseURL)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	kafka := c.kafkaFlags.config("tomato-rebuild")
+	kafka := c.Kafka.Config("tomato-rebuild")
 	models := &projections.ReadModels{DB: db, DatabaseURL: c.DatabaseURL, Kafka: kafka, Positions: consumer.NewPositions(db), Log: log}
 	runtime := &consumer.Runtime{Kafka: kafka, Partitions: c.Partitions, DB: db, Log: log}
 	show := newProgress(os.Stderr)

@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/twmb/franz-go/pkg/kadm"
 
+	"tomato/cmd/tomato/settings"
 	"tomato/commandside"
 	"tomato/commandside/shard"
 	"tomato/domain"
@@ -45,68 +46,55 @@ const (
 )
 
 type serveCmd struct {
-	dirFlags
-	kafkaFlags
-	databaseFlags
-	secretFlags
-	Role         []string `default:"command,query,feed,project,react" enum:"command,query,feed,project,react" help:"What this process does."`
-	Dev          bool     `help:"Make up secrets although a broker or a database is configured."`
-	HTTPAddr     string   `name:"http-addr" env:"TOMATO_HTTP_ADDR" default:"127.0.0.1:8080" help:"Where to listen."`
-	Advertised   string   `name:"advertised-url" env:"TOMATO_ADVERTISED_URL" help:"Where other instances reach this one. Default: the listening address, if it is no wildcard."`
-	JWTIssuer    string   `name:"jwt-issuer" env:"TOMATO_JWT_ISSUER" help:"Tokens must have this iss."`
-	JWTAudience  string   `name:"jwt-audience" env:"TOMATO_JWT_AUDIENCE" help:"Tokens must have this aud."`
-	KeyID        string   `name:"razorpay-key-id" env:"TOMATO_RAZORPAY_KEY_ID" help:"Of Razorpay. Unset: a simulated gateway."`
-	KeySecret    string   `name:"razorpay-key-secret" env:"TOMATO_RAZORPAY_KEY_SECRET" help:"Of Razorpay."`
-	PaymentTTL   duration `name:"payment-ttl" env:"TOMATO_PAYMENT_TTL" default:"15m" help:"An unpaid order expires after this."`
-	PaymentGrace duration `name:"payment-grace" env:"TOMATO_PAYMENT_GRACE" default:"1h" help:"It waits at most this much longer for webhooks that are not recorded yet."`
-	AcceptTTL    duration `name:"accept-ttl" env:"TOMATO_ACCEPT_TTL" default:"10m" help:"A paid order that is not accepted is cancelled after this."`
-	OfferTTL     duration `name:"offer-ttl" env:"TOMATO_OFFER_TTL" default:"30s" help:"How long a wave of offers lasts."`
-	OfferRadii   []int    `name:"offer-radii" env:"TOMATO_OFFER_RADII" default:"5000,8000,12000" help:"Meters, one per wave."`
-	OfferLimit   int      `name:"offer-limit" env:"TOMATO_OFFER_LIMIT" default:"50" help:"Riders in one wave."`
-	PositionAge  duration `name:"position-max-age" env:"TOMATO_POSITION_MAX_AGE" default:"5m" help:"Riders with an older position get no offers."`
-	SearchWait   duration `name:"search-wait" env:"TOMATO_SEARCH_WAIT" default:"500ms" help:"A search for riders waits at most this long for the read models, then searches what is there; at most 10s."`
-	ArchiveAfter duration `name:"archive-after" env:"TOMATO_ARCHIVE_AFTER" default:"720h" help:"Closed orders leave the write side after this; at least 24h."`
-	Origins      []string `name:"allowed-origins" env:"TOMATO_ALLOWED_ORIGINS" help:"For CORS and websockets."`
+	settings.Dir
+	settings.Kafka
+	settings.Database
+	settings.Secrets
+	Role         []string          `default:"command,query,feed,project,react" enum:"command,query,feed,project,react" help:"What this process does."`
+	Dev          bool              `help:"Make up secrets although a broker or a database is configured."`
+	HTTPAddr     string            `name:"http-addr" env:"TOMATO_HTTP_ADDR" default:"127.0.0.1:8080" help:"Where to listen."`
+	Advertised   string            `name:"advertised-url" env:"TOMATO_ADVERTISED_URL" help:"Where other instances reach this one. Default: the listening address, if it is no wildcard."`
+	JWTIssuer    string            `name:"jwt-issuer" env:"TOMATO_JWT_ISSUER" help:"Tokens must have this iss."`
+	JWTAudience  string            `name:"jwt-audience" env:"TOMATO_JWT_AUDIENCE" help:"Tokens must have this aud."`
+	KeyID        string            `name:"razorpay-key-id" env:"TOMATO_RAZORPAY_KEY_ID" help:"Of Razorpay. Unset: a simulated gateway."`
+	KeySecret    string            `name:"razorpay-key-secret" env:"TOMATO_RAZORPAY_KEY_SECRET" help:"Of Razorpay."`
+	PaymentTTL   settings.Duration `name:"payment-ttl" env:"TOMATO_PAYMENT_TTL" default:"15m" help:"An unpaid order expires after this."`
+	PaymentGrace settings.Duration `name:"payment-grace" env:"TOMATO_PAYMENT_GRACE" default:"1h" help:"It waits at most this much longer for webhooks that are not recorded yet."`
+	AcceptTTL    settings.Duration `name:"accept-ttl" env:"TOMATO_ACCEPT_TTL" default:"10m" help:"A paid order that is not accepted is cancelled after this."`
+	OfferTTL     settings.Duration `name:"offer-ttl" env:"TOMATO_OFFER_TTL" default:"30s" help:"How long a wave of offers lasts."`
+	OfferRadii   []int             `name:"offer-radii" env:"TOMATO_OFFER_RADII" default:"5000,8000,12000" help:"Meters, one per wave."`
+	OfferLimit   int               `name:"offer-limit" env:"TOMATO_OFFER_LIMIT" default:"50" help:"Riders in one wave."`
+	PositionAge  settings.Duration `name:"position-max-age" env:"TOMATO_POSITION_MAX_AGE" default:"5m" help:"Riders with an older position get no offers."`
+	SearchWait   settings.Duration `name:"search-wait" env:"TOMATO_SEARCH_WAIT" default:"500ms" help:"A search for riders waits at most this long for the read models, then searches what is there; at most 10s."`
+	ArchiveAfter settings.Duration `name:"archive-after" env:"TOMATO_ARCHIVE_AFTER" default:"720h" help:"Closed orders leave the write side after this; at least 24h."`
+	Origins      []string          `name:"allowed-origins" env:"TOMATO_ALLOWED_ORIGINS" help:"For CORS and websockets."`
 
 	extend     func(*httpapi.API) // more routes, for benches; nil: none
 	gatewayURL string             // of a stand-in for Razorpay, for tests; "": the real one
 }
 
-// duration is a time.Duration that must be positive.
-type duration time.Duration
-
-// UnmarshalText reads 90s, 15m, 720h.
-func (d *duration) UnmarshalText(b []byte) error {
-	v, err := time.ParseDuration(string(b))
-	if err == nil && v <= 0 {
-		err = errors.New("must be more than 0")
-	}
-	*d = duration(v)
-	return err
-}
-
 func (c serveCmd) validate() error {
 	switch {
 	case time.Duration(c.ArchiveAfter) < 24*time.Hour:
-		return usage("TOMATO_ARCHIVE_AFTER must be at least 24h: closed orders answer for a day")
+		return settings.Usage("TOMATO_ARCHIVE_AFTER must be at least 24h: closed orders answer for a day")
 	case len(c.OfferRadii) == 0 || slices.Min(c.OfferRadii) < 1 || slices.Max(c.OfferRadii) > 50_000 || !slices.IsSorted(c.OfferRadii):
-		return usage("TOMATO_OFFER_RADII must be 1 to 50000 meters, each at least the one before")
+		return settings.Usage("TOMATO_OFFER_RADII must be 1 to 50000 meters, each at least the one before")
 	case c.OfferLimit < 1 || c.OfferLimit > 1000:
-		return usage("TOMATO_OFFER_LIMIT must be 1 to 1000")
+		return settings.Usage("TOMATO_OFFER_LIMIT must be 1 to 1000")
 	case time.Duration(c.SearchWait) > 10*time.Second:
-		return usage("TOMATO_SEARCH_WAIT must be at most 10s: orders wait for their riders meanwhile")
+		return settings.Usage("TOMATO_SEARCH_WAIT must be at most 10s: orders wait for their riders meanwhile")
 	case c.Partitions < 1 || c.Partitions > 1024:
-		return usage("--partitions must be 1 to 1024")
+		return settings.Usage("--partitions must be 1 to 1024")
 	case (c.KeyID == "") != (c.KeySecret == ""):
-		return usage("TOMATO_RAZORPAY_KEY_ID and TOMATO_RAZORPAY_KEY_SECRET go together")
+		return settings.Usage("TOMATO_RAZORPAY_KEY_ID and TOMATO_RAZORPAY_KEY_SECRET go together")
 	}
-	if err := c.databaseFlags.check(); err != nil {
+	if err := c.Database.Check(); err != nil {
 		return err
 	}
-	if err := c.checkAddresses(); err != nil {
+	if err := settings.CheckAddresses(c.HTTPAddr, c.Advertised, c.Brokers); err != nil {
 		return err
 	}
-	return c.secretFlags.check()
+	return c.Secrets.Check()
 }
 
 func (c serveCmd) has(role string) bool { return slices.Contains(c.Role, role) }
@@ -130,7 +118,7 @@ type server struct {
 	cmd        serveCmd
 	log        *slog.Logger
 	url        string
-	made       madeUp
+	made       settings.MadeUp
 	failed     chan error // a part that cannot go on; the process ends
 	stops      []func(context.Context) error
 	shards     *shard.Shards
@@ -194,15 +182,13 @@ func (s *server) close() error {
 	return errors.Join(errs...)
 }
 
-func brokerDir(dataDir string) string { return filepath.Join(dataDir, "broker") }
-
 // startServer starts every part and returns when it listens. What it needs and
 // is not configured, it starts itself.
 func startServer(ctx context.Context, c serveCmd) (_ *server, err error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	s := &server{cmd: c, log: c.logger(), failed: make(chan error, 1), registry: prometheus.NewRegistry()}
+	s := &server{cmd: c, log: c.Logger(), failed: make(chan error, 1), registry: prometheus.NewRegistry()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
@@ -213,11 +199,11 @@ func startServer(ctx context.Context, c serveCmd) (_ *server, err error) {
 		return nil, err
 	}
 	private := len(c.Brokers) == 0 && c.DatabaseURL == ""
-	if s.made, err = s.cmd.develop(c.DataDir, private || c.Dev); err != nil {
+	if s.made, err = s.cmd.Develop(c.DataDir, private || c.Dev); err != nil {
 		return nil, err
 	}
-	if s.made.any {
-		s.log.Warn("using development secrets", "file", secretsFile(c.DataDir))
+	if s.made.Any {
+		s.log.Warn("using development secrets", "file", settings.SecretsFile(c.DataDir))
 	}
 	if err := s.startBroker(); err != nil {
 		return nil, err
@@ -225,7 +211,7 @@ func startServer(ctx context.Context, c serveCmd) (_ *server, err error) {
 	if err := s.startDatabase(ctx); err != nil {
 		return nil, err
 	}
-	kafka := s.cmd.kafkaFlags.config("tomato")
+	kafka := s.cmd.Kafka.Config("tomato")
 	if err := s.ensureTopics(ctx, kafka); err != nil {
 		return nil, err
 	}
@@ -236,7 +222,7 @@ func startServer(ctx context.Context, c serveCmd) (_ *server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.url, s.cmd.Advertised = reachable("", listener.Addr()), reachable(c.Advertised, listener.Addr())
+	s.url, s.cmd.Advertised = settings.Reachable("", listener.Addr()), settings.Reachable(c.Advertised, listener.Addr())
 	if len(c.Brokers) > 0 && c.Advertised == "" && listener.Addr().(*net.TCPAddr).IP.IsLoopback() {
 		s.log.Warn("instances on other machines cannot reach this one: set TOMATO_HTTP_ADDR, and TOMATO_ADVERTISED_URL where they need another address", "address", s.url)
 	}
@@ -244,14 +230,14 @@ func startServer(ctx context.Context, c serveCmd) (_ *server, err error) {
 		_ = listener.Close()
 		return nil, err
 	}
-	run := running{PID: os.Getpid(), Brokers: s.cmd.Brokers, URL: s.url}
+	run := settings.Running{PID: os.Getpid(), Brokers: s.cmd.Brokers, URL: s.url}
 	if c.DatabaseURL == "" {
 		run.DatabaseURL = s.cmd.DatabaseURL
 	}
-	if err := run.write(c.DataDir); err != nil {
+	if err := run.Write(c.DataDir); err != nil {
 		return nil, err
 	}
-	s.onStop(func(context.Context) error { return os.Remove(runningFile(c.DataDir)) })
+	s.onStop(func(context.Context) error { return os.Remove(settings.RunningFile(c.DataDir)) })
 	return s, nil
 }
 
@@ -259,7 +245,7 @@ func (s *server) startBroker() error {
 	if len(s.cmd.Brokers) > 0 {
 		return nil
 	}
-	b, err := eventlog.StartBroker(brokerDir(s.cmd.DataDir), "127.0.0.1:0")
+	b, err := eventlog.StartBroker(s.cmd.BrokerDir(), "127.0.0.1:0")
 	if err != nil {
 		return fmt.Errorf("the embedded broker: %w", err)
 	}
@@ -296,7 +282,7 @@ const serveConns = 48
 func (s *server) ensureTopics(ctx context.Context, kafka eventlog.Config) error {
 	client, err := kafka.NewClient()
 	if err != nil {
-		return usageError{err}
+		return settings.UsageError{Err: err}
 	}
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
@@ -313,10 +299,10 @@ func (s *server) startRoles(ctx context.Context, kafka eventlog.Config, listener
 	c := &s.cmd
 	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: c.JWTSecret, JWKSURL: c.JWKSURL, Issuer: c.JWTIssuer, Audience: c.JWTAudience, Log: s.log})
 	if err != nil {
-		return usageError{err}
+		return settings.UsageError{Err: err}
 	}
 	s.onStop(func(context.Context) error { auth.Close(); return nil })
-	api := httpapi.New(httpapi.Options{Auth: auth, AllowedOrigins: c.Origins, Log: s.log, Registry: s.registry, Title: "Tomato", Version: build()})
+	api := httpapi.New(httpapi.Options{Auth: auth, AllowedOrigins: c.Origins, Log: s.log, Registry: s.registry, Title: "Tomato", Version: settings.Build()})
 	if err := s.identifyLogs(ctx, kafka); err != nil {
 		return err
 	}
@@ -459,8 +445,8 @@ func (s *server) lastOnes(h http.Handler) http.Handler {
 
 // greet tells a newcomer where to go and how to get in.
 func (s *server) greet(out io.Writer) {
-	fmt.Fprintf(out, "tomato %s serves %s at %s\n", build(), strings.Join(s.cmd.Role, ", "), s.url)
-	if !s.made.jwt { // tokens are never shown that a chosen secret has signed
+	fmt.Fprintf(out, "tomato %s serves %s at %s\n", settings.Build(), strings.Join(s.cmd.Role, ", "), s.url)
+	if !s.made.JWT { // tokens are never shown that a chosen secret has signed
 		return
 	}
 	fmt.Fprintln(out, "development tokens, valid for 24 hours:")

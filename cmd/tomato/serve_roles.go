@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"tomato/cmd/tomato/settings"
 	"tomato/commandside"
 	"tomato/commandside/gateway"
 	"tomato/commandside/shard"
@@ -54,7 +55,7 @@ func (s *server) startSide(kafka eventlog.Config, positions *consumer.Positions)
 	}
 	s.menus = shard.NewMenus()
 	s.menus.Ends = s.ends
-	s.shards, err = shard.NewShards(shard.Config{Kafka: kafka, Partitions: c.Partitions, Build: build(), Menus: s.menus,
+	s.shards, err = shard.NewShards(shard.Config{Kafka: kafka, Partitions: c.Partitions, Build: settings.Build(), Menus: s.menus,
 		URL: c.Advertised, ClusterKey: c.ClusterKey,
 		PaymentGrace: time.Duration(c.PaymentGrace), ArchiveAfter: time.Duration(c.ArchiveAfter), InboxPassed: s.side.InboxPassed, Registry: s.registry, Log: s.log})
 	if err != nil {

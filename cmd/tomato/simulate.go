@@ -6,11 +6,12 @@ import (
 	"os"
 	"time"
 
+	"tomato/cmd/tomato/settings"
 	"tomato/cmd/tomato/simulate"
 )
 
 type simulateCmd struct {
-	dirFlags
+	settings.Dir
 	Orders    int           `help:"How many; default 100, with a dataset all of it."`
 	Riders    int           `help:"How many; default 50, with a dataset those in it."`
 	Rate      float64       `help:"Orders placed per second at most; 0: as fast as the system follows."`
@@ -25,12 +26,12 @@ type simulateCmd struct {
 }
 
 func (c simulateCmd) Run(ctx context.Context) error {
-	secret, err := tokenSecret(c.JWTSecret, c.DataDir)
+	secret, err := settings.TokenSecret(c.JWTSecret, c.DataDir)
 	if err != nil {
 		return err
 	}
 	if c.URL == "" {
-		if r, err := readRunning(c.DataDir); err == nil {
+		if r, err := settings.ReadRunning(c.DataDir); err == nil {
 			c.URL = r.URL
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 
+	"tomato/cmd/tomato/settings"
 	"tomato/domain"
 	"tomato/eventlog"
 	"tomato/httpapi"
@@ -17,12 +18,12 @@ import (
 )
 
 type brokerCmd struct {
-	dirFlags
+	settings.Dir
 	Addr string `default:"127.0.0.1:9092" help:"Where to listen."`
 }
 
 func (c brokerCmd) Run(ctx context.Context) error {
-	b, err := eventlog.StartBroker(brokerDir(c.DataDir), c.Addr)
+	b, err := eventlog.StartBroker(c.BrokerDir(), c.Addr)
 	if err != nil {
 		return err
 	}
@@ -37,11 +38,11 @@ type topicsCmd struct {
 	Describe topicsDescribeCmd `cmd:"" help:"Show the topics and what is wrong with them."`
 }
 
-type topicsEnsureCmd struct{ toolFlags }
+type topicsEnsureCmd struct{ settings.Tool }
 
 func (c topicsEnsureCmd) Run(ctx context.Context) error {
-	return c.withAdmin(func(adm *kadm.Client) error {
-		if err := eventlog.Ensure(ctx, adm, c.layout()); err != nil {
+	return withAdmin(c.Tool, func(adm *kadm.Client) error {
+		if err := eventlog.Ensure(ctx, adm, layout(c.Tool)); err != nil {
 			return err
 		}
 		fmt.Println("all topics are there and as they must be")
@@ -50,13 +51,13 @@ func (c topicsEnsureCmd) Run(ctx context.Context) error {
 }
 
 type topicsDescribeCmd struct {
-	toolFlags
+	settings.Tool
 	JSON bool `name:"json" help:"As JSON."`
 }
 
 func (c topicsDescribeCmd) Run(ctx context.Context) error {
-	return c.withAdmin(func(adm *kadm.Client) error {
-		rows, err := eventlog.Describe(ctx, adm, c.layout())
+	return withAdmin(c.Tool, func(adm *kadm.Client) error {
+		rows, err := eventlog.Describe(ctx, adm, layout(c.Tool))
 		if err != nil {
 			return err
 		}
@@ -79,26 +80,26 @@ func (c topicsDescribeCmd) Run(ctx context.Context) error {
 	})
 }
 
-func (f *toolFlags) layout() eventlog.Layout {
+func layout(f settings.Tool) eventlog.Layout {
 	return eventlog.Layout{Partitions: f.Partitions, Replication: f.Replication, Consumers: subscriptions()}
 }
 
-func (f toolFlags) withAdmin(do func(*kadm.Client) error) error {
+func withAdmin(f settings.Tool, do func(*kadm.Client) error) error {
 	if len(f.Brokers) == 0 {
-		if err := f.resolve(); err != nil {
+		if err := f.Resolve(); err != nil {
 			return err
 		}
 	}
-	client, err := f.kafkaFlags.config("tomato-tool").NewClient()
+	client, err := f.Kafka.Config("tomato-tool").NewClient()
 	if err != nil {
-		return usageError{err}
+		return settings.UsageError{Err: err}
 	}
 	defer client.Close()
 	return do(kadm.NewClient(client))
 }
 
 type tokenCmd struct {
-	dirFlags
+	settings.Dir
 	JWTSecret  string        `env:"TOMATO_JWT_SECRET" help:"Unset: the development secret in the data directory."`
 	Issuer     string        `env:"TOMATO_JWT_ISSUER" help:"iss of the token."`
 	Audience   string        `env:"TOMATO_JWT_AUDIENCE" help:"aud of the token."`
@@ -111,36 +112,36 @@ type tokenCmd struct {
 func (c tokenCmd) Run() error {
 	switch {
 	case !domain.ValidID(c.Sub):
-		return usage("--sub must be 1 to 64 letters, digits, - and _")
+		return settings.Usage("--sub must be 1 to 64 letters, digits, - and _")
 	case domain.Role(c.Role) == domain.Restaurant && !domain.ValidID(c.Restaurant):
-		return usage("role restaurant needs --restaurant: 1 to 64 letters, digits, - and _")
+		return settings.Usage("role restaurant needs --restaurant: 1 to 64 letters, digits, - and _")
 	case domain.Role(c.Role) != domain.Restaurant && c.Restaurant != "":
-		return usage("--restaurant is for role restaurant")
+		return settings.Usage("--restaurant is for role restaurant")
 	case c.TTL < time.Second:
-		return usage("--ttl must be at least 1s")
+		return settings.Usage("--ttl must be at least 1s")
 	}
-	secret, err := tokenSecret(c.JWTSecret, c.DataDir)
+	secret, err := settings.TokenSecret(c.JWTSecret, c.DataDir)
 	if err != nil {
 		return err
 	}
 	token, err := httpapi.AuthConfig{Secret: secret, Issuer: c.Issuer, Audience: c.Audience}.MintToken(
 		domain.Actor{Sub: c.Sub, Role: domain.Role(c.Role), RestaurantID: c.Restaurant}, c.TTL)
 	if err != nil {
-		return usageError{err}
+		return settings.UsageError{Err: err}
 	}
 	fmt.Println(token)
 	return nil
 }
 
-type migrateCmd struct{ toolFlags }
+type migrateCmd struct{ settings.Tool }
 
 func (c migrateCmd) Run(ctx context.Context) error {
 	if c.DatabaseURL == "" {
-		if err := c.resolveDatabase(); err != nil {
+		if err := c.ResolveDatabase(); err != nil {
 			return err
 		}
 	}
-	if err := c.databaseFlags.check(); err != nil {
+	if err := c.Database.Check(); err != nil {
 		return err
 	}
 	if err := migrations.Core(ctx, c.DatabaseURL); err != nil {

@@ -1,4 +1,4 @@
-package main
+package settings
 
 import (
 	"errors"
@@ -42,12 +42,12 @@ func TestAddressesThatOthersCannotReach(t *testing.T) {
 		{"", "127.0.0.1:8080", "http://host?", "TOMATO_ADVERTISED_URL"},
 		{"", "127.0.0.1:8080", "http://host#", "TOMATO_ADVERTISED_URL"},
 	} {
-		c := serveCmd{HTTPAddr: r.listen, Advertised: r.advertised}
+		var brokers []string
 		if r.brokers != "" {
-			c.Brokers = []string{r.brokers}
+			brokers = []string{r.brokers}
 		}
-		err := c.checkAddresses()
-		var u usageError
+		err := CheckAddresses(r.listen, r.advertised, brokers)
+		var u UsageError
 		switch {
 		case r.fault == "" && err != nil:
 			t.Errorf("%+v: %v", r, err)
@@ -58,27 +58,8 @@ func TestAddressesThatOthersCannotReach(t *testing.T) {
 		}
 	}
 	for advertised, want := range map[string]string{"": "http://127.0.0.1:8080", "http://host:1/": "http://host:1", "https://host/base": "https://host/base"} {
-		if got := reachable(advertised, &net.TCPAddr{IP: net.IPv6unspecified, Port: 8080}); got != want {
+		if got := Reachable(advertised, &net.TCPAddr{IP: net.IPv6unspecified, Port: 8080}); got != want {
 			t.Errorf("advertised as %q it is reached at %s, want %s", advertised, got, want)
-		}
-	}
-}
-
-// An instance with a broker of its own may listen on every address: it is alone,
-// and says where it is reached on this machine.
-func TestAWildcardWithoutOtherInstances(t *testing.T) {
-	t.Parallel()
-	c := startContract(t, func(c *serveCmd) { c.Brokers, c.HTTPAddr = nil, "0.0.0.0:0" })
-	if !strings.HasPrefix(c.url, "http://127.0.0.1:") {
-		t.Errorf("it is at %s", c.url)
-	}
-	items := c.do(t, anOps, "GET", "/v1/ops/shards", nil).items()
-	if len(items) == 0 {
-		t.Fatal("no shards")
-	}
-	for _, s := range items {
-		if s, _ := s.(map[string]any); s["url"] != c.url {
-			t.Errorf("a shard is at %v, want %s", s["url"], c.url)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package settings
 
 import (
 	"net"
@@ -7,28 +7,29 @@ import (
 	"strings"
 )
 
-// isWildcard says whether a host means every address of the machine: nobody else
+// isWildcard reports whether a host means every address of the machine: nobody else
 // can reach this instance by it.
 func isWildcard(host string) bool {
 	ip := net.ParseIP(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"))
 	return host == "" || host == "0" || ip != nil && ip.IsUnspecified()
 }
 
-// checkAddresses refuses what other instances could not reach. Where brokers are
-// configured there may be others, and they forward commands to the advertised
-// address: a wildcard would lead them to themselves.
-func (c serveCmd) checkAddresses() error {
-	host, _, err := net.SplitHostPort(c.HTTPAddr)
+// CheckAddresses refuses addresses that other instances could not reach with a
+// UsageError. Where brokers are configured there may be other instances, and they
+// forward commands to the advertised address: a wildcard would lead them to
+// themselves.
+func CheckAddresses(listen, advertised string, brokers []string) error {
+	host, _, err := net.SplitHostPort(listen)
 	if err != nil {
-		return usage("TOMATO_HTTP_ADDR must be HOST:PORT, such as 127.0.0.1:8080")
+		return Usage("TOMATO_HTTP_ADDR must be HOST:PORT, such as 127.0.0.1:8080")
 	}
-	if c.Advertised == "" {
-		if len(c.Brokers) > 0 && isWildcard(host) {
-			return usage("TOMATO_HTTP_ADDR listens on every address of this machine, and KAFKA_BROKERS is set, so other instances may have to reach this one: set TOMATO_ADVERTISED_URL to its own address, such as http://10.0.0.7:8080")
+	if advertised == "" {
+		if len(brokers) > 0 && isWildcard(host) {
+			return Usage("TOMATO_HTTP_ADDR listens on every address of this machine, and KAFKA_BROKERS is set, so other instances may have to reach this one: set TOMATO_ADVERTISED_URL to its own address, such as http://10.0.0.7:8080")
 		}
 		return nil
 	}
-	u, err := url.Parse(c.Advertised)
+	u, err := url.Parse(advertised)
 	var fault string
 	switch {
 	case err != nil || u.Opaque != "":
@@ -41,14 +42,14 @@ func (c serveCmd) checkAddresses() error {
 		fault = "it has no host"
 	case isWildcard(u.Hostname()):
 		fault = "its host means every address of a machine, and nobody can reach this instance by it"
-	case u.RawQuery != "" || u.ForceQuery || strings.Contains(c.Advertised, "#"):
+	case u.RawQuery != "" || u.ForceQuery || strings.Contains(advertised, "#"):
 		fault = "it must not have a query or a fragment"
 	case u.Port() != "" && !validPort(u.Port()):
 		fault = "its port is not 1 to 65535"
 	default:
 		return nil
 	}
-	return usage("TOMATO_ADVERTISED_URL is where other instances reach this one, such as http://10.0.0.7:8080: %s", fault)
+	return Usage("TOMATO_ADVERTISED_URL is where other instances reach this one, such as http://10.0.0.7:8080: %s", fault)
 }
 
 func validPort(s string) bool {
@@ -56,11 +57,11 @@ func validPort(s string) bool {
 	return err == nil && n > 0
 }
 
-// reachable returns the URL of this instance: the advertised one, or the address
+// Reachable returns the URL of this instance: the advertised one, or the address
 // on which it listens. Of a wildcard that is the loopback address, which a
-// process on this machine reaches; checkAddresses has seen to it that no other
+// process on this machine reaches; CheckAddresses has seen to it that no other
 // machine needs it.
-func reachable(advertised string, listening net.Addr) string {
+func Reachable(advertised string, listening net.Addr) string {
 	if advertised != "" {
 		return strings.TrimSuffix(advertised, "/")
 	}

@@ -1,4 +1,4 @@
-package main
+package settings
 
 import (
 	"crypto/rand"
@@ -13,8 +13,8 @@ import (
 	"syscall"
 )
 
-// secretFlags are the secrets that every instance shares.
-type secretFlags struct {
+// Secrets has the secrets that every instance shares.
+type Secrets struct {
 	JWTSecret      string   `env:"TOMATO_JWT_SECRET" help:"HS256 secret of the tokens, at least 32 bytes."`
 	JWKSURL        string   `name:"jwks-url" env:"TOMATO_JWKS_URL" help:"Keys of RS256 or ES256 tokens, instead of a secret."`
 	ClusterKey     string   `env:"TOMATO_CLUSTER_KEY" help:"Signs the calls between instances, at least 32 bytes. For instances alone."`
@@ -29,14 +29,14 @@ const minSecretBytes = 32
 // checkSecret refuses a secret that is too short. It does not quote it.
 func checkSecret(name, secret string) error {
 	if len(secret) < minSecretBytes {
-		return usage("%s has %d bytes: at least %d are needed. Make one with `openssl rand -hex 32`", name, len(secret), minSecretBytes)
+		return Usage("%s has %d bytes: at least %d are needed. Make one with `openssl rand -hex 32`", name, len(secret), minSecretBytes)
 	}
 	return nil
 }
 
-// check refuses the secrets that were chosen and are not good enough; it leaves
-// those alone that are not set.
-func (f *secretFlags) check() error {
+// Check refuses chosen secrets that are not good enough with a UsageError. It leaves
+// alone those that are not set.
+func (f *Secrets) Check() error {
 	for _, s := range []struct{ name, value string }{
 		{"TOMATO_JWT_SECRET", f.JWTSecret}, {"TOMATO_CLUSTER_KEY", f.ClusterKey}, {"TOMATO_INTERNAL_KEY", f.InternalKey},
 	} {
@@ -49,11 +49,11 @@ func (f *secretFlags) check() error {
 	}
 	// Who holds one of the other two must not be able to speak for an instance.
 	if f.ClusterKey != "" && (f.ClusterKey == f.InternalKey || f.ClusterKey == f.JWTSecret) {
-		return usage("TOMATO_CLUSTER_KEY must differ from TOMATO_INTERNAL_KEY and TOMATO_JWT_SECRET: it is for the instances alone. Make one with `openssl rand -hex 32`")
+		return Usage("TOMATO_CLUSTER_KEY must differ from TOMATO_INTERNAL_KEY and TOMATO_JWT_SECRET: it is for the instances alone. Make one with `openssl rand -hex 32`")
 	}
 	for i, s := range f.WebhookSecrets {
 		if strings.TrimSpace(s) == "" {
-			return usage("TOMATO_RAZORPAY_WEBHOOK_SECRETS: secret %d of %d is empty, and anybody could sign with it. Separate the secrets with single commas", i+1, len(f.WebhookSecrets))
+			return Usage("TOMATO_RAZORPAY_WEBHOOK_SECRETS: secret %d of %d is empty, and anybody could sign with it. Separate the secrets with single commas", i+1, len(f.WebhookSecrets))
 		}
 	}
 	return nil
@@ -67,15 +67,16 @@ type secrets struct {
 	WebhookSecret string `json:"webhookSecret"`
 }
 
-func secretsFile(dir string) string { return filepath.Join(dir, "secrets.json") }
+// SecretsFile returns the path of the development secrets in a data directory.
+func SecretsFile(dir string) string { return filepath.Join(dir, "secrets.json") }
 
 func readSecrets(dir string) (s secrets, err error) {
-	b, err := os.ReadFile(secretsFile(dir))
+	b, err := os.ReadFile(SecretsFile(dir))
 	if err != nil {
 		return s, err
 	}
 	if err := json.Unmarshal(b, &s); err != nil {
-		return s, fmt.Errorf("%s is not what `tomato serve` wrote: delete it to get new secrets", secretsFile(dir)) // without its text
+		return s, fmt.Errorf("%s is not what `tomato serve` wrote: delete it to get new secrets", SecretsFile(dir)) // without its text
 	}
 	return s, nil
 }
@@ -108,19 +109,19 @@ func makeSecrets(dir string) (s secrets, err error) {
 	if err != nil {
 		return s, err
 	}
-	return s, writeFile(secretsFile(dir), b)
+	return s, writeFile(SecretsFile(dir), b)
 }
 
-// madeUp says which secrets nobody chose.
-type madeUp struct {
-	any bool
-	jwt bool // tokens may be printed
+// MadeUp says which secrets nobody chose.
+type MadeUp struct {
+	Any bool // at least one
+	JWT bool // the one that signs tokens: tokens may be printed
 }
 
-// develop fills missing secrets with development ones, made once and kept in
+// Develop fills missing secrets with development ones, made once and kept in
 // dir. allowed is false where a broker or a database is configured: secrets
 // that nobody chose do not belong there.
-func (f *secretFlags) develop(dir string, allowed bool) (made madeUp, err error) {
+func (f *Secrets) Develop(dir string, allowed bool) (made MadeUp, err error) {
 	jwt := f.JWTSecret != "" || f.JWKSURL != ""
 	var missing []string
 	for _, s := range []struct {
@@ -135,14 +136,14 @@ func (f *secretFlags) develop(dir string, allowed bool) (made madeUp, err error)
 		}
 	}
 	if len(missing) == 0 {
-		return madeUp{}, nil
+		return MadeUp{}, nil
 	}
 	if !allowed {
-		return madeUp{}, usage("KAFKA_BROKERS or DATABASE_URL is set, so secrets are not made up: set %s, each the same on every instance (`openssl rand -hex 32` makes one), or pass --dev", strings.Join(missing, ", "))
+		return MadeUp{}, Usage("KAFKA_BROKERS or DATABASE_URL is set, so secrets are not made up: set %s, each the same on every instance (`openssl rand -hex 32` makes one), or pass --dev", strings.Join(missing, ", "))
 	}
 	s, err := makeSecrets(dir)
 	if err != nil {
-		return madeUp{}, fmt.Errorf("development secrets: %w", err)
+		return MadeUp{}, fmt.Errorf("development secrets: %w", err)
 	}
 	if !jwt {
 		f.JWTSecret = s.JWTSecret
@@ -156,26 +157,26 @@ func (f *secretFlags) develop(dir string, allowed bool) (made madeUp, err error)
 	if len(f.WebhookSecrets) == 0 {
 		f.WebhookSecrets = []string{s.WebhookSecret}
 	}
-	if err := f.check(); err != nil {
-		return madeUp{}, fmt.Errorf("%w (a secret that is not set comes from %s)", err, secretsFile(dir))
+	if err := f.Check(); err != nil {
+		return MadeUp{}, fmt.Errorf("%w (a secret that is not set comes from %s)", err, SecretsFile(dir))
 	}
-	return madeUp{any: true, jwt: !jwt}, nil
+	return MadeUp{Any: true, JWT: !jwt}, nil
 }
 
-// tokenSecret returns the secret that tokens are signed with: the chosen one, or
+// TokenSecret returns the secret that tokens are signed with: the chosen one, or
 // where there is none the development secret in dir.
-func tokenSecret(chosen, dir string) (string, error) {
+func TokenSecret(chosen, dir string) (string, error) {
 	if chosen != "" {
 		return chosen, checkSecret("TOMATO_JWT_SECRET", chosen)
 	}
 	s, err := readSecrets(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", usage("no development secret in %s: run `tomato serve` once, or set TOMATO_JWT_SECRET", dir)
+		return "", Usage("no development secret in %s: run `tomato serve` once, or set TOMATO_JWT_SECRET", dir)
 	}
 	if err != nil {
 		return "", err
 	}
-	return s.JWTSecret, checkSecret("jwtSecret in "+secretsFile(dir), s.JWTSecret)
+	return s.JWTSecret, checkSecret("jwtSecret in "+SecretsFile(dir), s.JWTSecret)
 }
 
 func random() string {

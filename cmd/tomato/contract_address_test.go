@@ -1,0 +1,25 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+// An instance with a broker of its own may listen on every address: it is alone,
+// and says where it is reached on this machine.
+func TestAWildcardWithoutOtherInstances(t *testing.T) {
+	t.Parallel()
+	c := startContract(t, func(c *serveCmd) { c.Brokers, c.HTTPAddr = nil, "0.0.0.0:0" })
+	if !strings.HasPrefix(c.url, "http://127.0.0.1:") {
+		t.Errorf("it is at %s", c.url)
+	}
+	items := c.do(t, anOps, "GET", "/v1/ops/shards", nil).items()
+	if len(items) == 0 {
+		t.Fatal("no shards")
+	}
+	for _, s := range items {
+		if s, _ := s.(map[string]any); s["url"] != c.url {
+			t.Errorf("a shard is at %v, want %s", s["url"], c.url)
+		}
+	}
+}
