@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 
 	"tomato/commandside/shard"
@@ -20,6 +19,7 @@ import (
 	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
+	"tomato/eventlog/pgerr"
 )
 
 // Dispatch is the policy that finds riders for ready orders.
@@ -74,13 +74,13 @@ type dispatch struct {
 // errSearching says that an order's next wave is being searched for.
 var errSearching = errors.New("an order near the rider is about to be offered")
 
-// unread is the error of a read model that a policy needs. One that is behind, or
-// cannot be reached, is away. What Postgres answered is an answer: the runtime
-// knows those that are absences; the others are failures, and waiting for them
-// would hold all orders up for ever.
+// unread returns the error of a policy that could not read a read model. A read
+// model that is behind, or cannot be reached, is unavailable. An answer of
+// Postgres is returned as it is: the consumer runtime recognises the answers
+// which mean that Postgres is unavailable (pgerr.Unavailable), and the others are
+// failures. Waiting for those would hold all orders up for ever.
 func unread(err error) error {
-	var answer *pgconn.PgError
-	if errors.As(err, &answer) {
+	if pgerr.Code(err) != "" {
 		return err
 	}
 	return eventlog.Unavailable(err)

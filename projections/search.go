@@ -8,10 +8,10 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"tomato/domain/nearby"
 	"tomato/eventlog"
+	"tomato/eventlog/pgerr"
 )
 
 // OrderOf returns the order of a gateway order; ok is false where the payments
@@ -93,8 +93,7 @@ func (m *ReadModels) Nearest(ctx context.Context, searches []nearby.Search, maxA
 	}
 	complete, err := m.readWithin(ctx, wait, after, []string{Riders}, func(schemas []string) error {
 		err := search(schemas[0], false)
-		var pg *pgconn.PgError
-		if errors.As(err, &pg) && pg.Code == "XX000" {
+		if pgerr.Code(err) == "XX000" {
 			return search(schemas[0], true)
 		}
 		return err

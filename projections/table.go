@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -13,11 +12,11 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"tomato/domain"
 	"tomato/eventlog"
+	"tomato/eventlog/pgerr"
 )
 
 // A table turns the events of one topic into rows of one table (and its
@@ -382,15 +381,13 @@ func arrayText(ids []string) string {
 
 var arrayQuotes = strings.NewReplacer(`\`, `\\`, `"`, `\"`)
 
-// refusesData says that Postgres takes the statement, but not a value in it: a
+// refusesData reports whether Postgres takes the statement, but not a value in it: a
 // text with NUL, a number that is too large for its column, a second row of one id.
 func refusesData(err error) bool {
-	var pg *pgconn.PgError
-	return errors.As(err, &pg) && slices.Contains([]string{"22", "23", "54"}, pg.Code[:min(2, len(pg.Code))])
+	return slices.Contains([]string{"22", "23", "54"}, pgerr.Class(err))
 }
 
-// undefined says that a table or schema is not there: its generation was dropped.
+// undefined reports whether a table or schema is not there: its generation was dropped.
 func undefined(err error) bool {
-	var pg *pgconn.PgError
-	return errors.As(err, &pg) && (pg.Code == "42P01" || pg.Code == "3F000")
+	return slices.Contains([]string{"42P01", "3F000"}, pgerr.Code(err))
 }

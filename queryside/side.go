@@ -15,16 +15,15 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
-	"net"
 	"net/http"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"tomato/domain"
 	"tomato/eventlog"
+	"tomato/eventlog/pgerr"
 	"tomato/httpapi"
 )
 
@@ -109,29 +108,16 @@ func Problem(err error) error {
 		return httpapi.UnknownToken()
 	case errors.Is(err, eventlog.ErrBehind):
 		return httpapi.Unavailable("read_model_behind", "The read model has not reached the Consistency-Token in time.", retryAfter)
-	case away(err):
+	case unavailable(err):
 		return httpapi.Unavailable("unavailable", "The read models cannot be reached now.", retryAfter)
 	}
 	return err
 }
 
-// away says that Postgres or the brokers could not be asked, rather than that
-// they refused.
-func away(err error) bool {
-	var connect *pgconn.ConnectError
-	if errors.Is(err, eventlog.ErrUnavailable) || errors.As(err, &connect) {
-		return true
-	}
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
-		switch pg.Code[:min(2, len(pg.Code))] {
-		case "08", "53", "57", "58": // connection, resources, operator, system
-			return true
-		}
-		return false
-	}
-	var network net.Error
-	return errors.As(err, &network) || err != nil && pgconn.SafeToRetry(err)
+// unavailable reports whether Postgres or the brokers gave no answer to a query.
+// A query that ran into its deadline had no answer either, whatever held it up.
+func unavailable(err error) bool {
+	return pgerr.Unavailable(err) || pgerr.Code(err) == "" && errors.Is(err, context.DeadlineExceeded)
 }
 
 // notFound is also what a caller sees who is no party.
@@ -200,8 +186,7 @@ type around struct {
 // reach are sorted instead.
 func nearestFirst(query func(walk string) error) error {
 	err := query("")
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && pg.Code == "XX000" {
+	if pgerr.Code(err) == "XX000" {
 		return query(" + 0") // no longer what the index is ordered by
 	}
 	return err

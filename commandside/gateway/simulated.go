@@ -6,14 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"tomato/eventlog"
+	"tomato/eventlog/pgerr"
 )
 
 const simulatedKeyID = "rzp_test_simulated"
@@ -90,13 +89,12 @@ func (g *Simulated) order(ctx context.Context, q querier, id string) (wireOrder,
 // database: a row that does not exist is ErrUnknown, and a database that did
 // not answer is an unavailable gateway.
 func gatewayError(err error) error {
-	var pg *pgconn.PgError
 	switch {
 	case err == nil, errors.Is(err, ErrRefused), errors.Is(err, ErrUnknown), errors.Is(err, ErrPaymentTaken), errors.Is(err, eventlog.ErrUnavailable):
 		return err
 	case errors.Is(err, pgx.ErrNoRows):
 		return ErrUnknown
-	case errors.As(err, &pg) && !slices.Contains([]string{"08", "40", "53", "57", "58"}, pg.Code[:min(2, len(pg.Code))]):
+	case pgerr.Code(err) != "" && !pgerr.Unavailable(err) && !pgerr.Conflict(err):
 		return err // a mistake in our own statement: waiting would not help
 	}
 	return eventlog.Unavailable(err)

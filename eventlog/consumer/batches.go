@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"tomato/eventlog"
+	"tomato/eventlog/pgerr"
 )
 
 // --- batches
@@ -82,7 +83,7 @@ func (w *worker) apply(b batch, end Mark) error {
 			return err
 		case w.ctx.Err() != nil:
 			return errStopped
-		case isAway(err):
+		case pgerr.Unavailable(err):
 			if err := away.wait(w, err, anyPlace); err != nil {
 				return err
 			}
@@ -90,7 +91,7 @@ func (w *worker) apply(b batch, end Mark) error {
 		}
 		away.over()
 		retriable := !errors.Is(err, eventlog.ErrPoison)
-		if try < w.g.c.InPlaceTries && retriable && (len(b.items) == 1 || isConflict(err)) {
+		if try < w.g.c.InPlaceTries && retriable && (len(b.items) == 1 || pgerr.Conflict(err)) {
 			try++
 			if err := w.sleep(inPlaceWait(try)); err != nil {
 				return err

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"tomato/eventlog"
+	"tomato/eventlog/pgerr"
 )
 
 // eachWorker is the state of an Each consumer's loop, of one goroutine. Lanes
@@ -268,7 +269,7 @@ func (w *worker) handle(i *item, calling *atomic.Int64) (*parkedItem, error) {
 			return nil, nil
 		case w.ctx.Err() != nil:
 			return nil, errStopped
-		case isAway(err):
+		case pgerr.Unavailable(err):
 			place.begin(w)
 			if err := away.wait(w, err, func() bool { return place.resume(w) }); err != nil {
 				return nil, err

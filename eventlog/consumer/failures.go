@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"strings"
 	"time"
 	"unicode/utf8"
 
-	"github.com/jackc/pgx/v5/pgconn"
-
 	"tomato/eventlog"
+	"tomato/eventlog/pgerr"
 )
 
 // --- failures
@@ -62,12 +60,11 @@ func (goneError) Unwrap() error      { return eventlog.ErrPoison }
 // its own by a method ErrorClass() string.
 func errorClass(err error) string {
 	var own interface{ ErrorClass() string }
-	var pg *pgconn.PgError
 	switch {
 	case errors.As(err, &own):
 		return own.ErrorClass()
-	case errors.As(err, &pg):
-		return "pg_" + pg.Code
+	case pgerr.Code(err) != "":
+		return "pg_" + pgerr.Code(err)
 	case errors.Is(err, eventlog.ErrPoison):
 		return "poison"
 	case errors.Is(err, context.DeadlineExceeded):
@@ -92,43 +89,14 @@ func plainText(s string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "")
 }
 
-// isAway says whether err is the absence of a dependency, not a failure of the
-// handler. A bare io.EOF is not: decoders return it for bad input.
-func isAway(err error) bool {
-	if errors.Is(err, eventlog.ErrPoison) {
-		return false
-	}
-	if errors.Is(err, eventlog.ErrUnavailable) {
-		return true
-	}
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
-		switch pg.Code[:min(2, len(pg.Code))] {
-		case "08", "53", "57", "58": // connection, resources, operator, system
-			return true
-		}
-		return pg.Code == "25P03" // idle in transaction: this process was stopped for a while
-	}
-	var connect *pgconn.ConnectError
-	var op *net.OpError
-	return errors.As(err, &connect) || errors.As(err, &op) || pgconn.SafeToRetry(err) || pgconn.Timeout(err)
-}
-
 // ownWork classifies an error of the runtime's own database work: what did not
 // come from the server as an answer is the server's absence. errStale is an
 // answer: taken for an absence, a commit whose own answer was lost would be
 // repeated for ever, for its rows are changed already.
 func ownWork(err error) error {
-	var pg *pgconn.PgError
-	if err == nil || errors.Is(err, ErrFenced) || errors.Is(err, errStale) || errors.Is(err, eventlog.ErrUnavailable) || errors.As(err, &pg) && !isAway(err) && !isConflict(err) {
+	if err == nil || errors.Is(err, ErrFenced) || errors.Is(err, errStale) || errors.Is(err, eventlog.ErrUnavailable) ||
+		pgerr.Code(err) != "" && !pgerr.Unavailable(err) && !pgerr.Conflict(err) {
 		return err
 	}
 	return eventlog.UnavailableFrom("postgres", err)
-}
-
-// isConflict says whether a transaction failed because of another one, so that
-// repeating it as it was helps.
-func isConflict(err error) bool {
-	var pg *pgconn.PgError
-	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01" || pg.Code == "55P03")
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/eventlog"
+	"tomato/eventlog/pgerr"
 )
 
 // --- parked records
@@ -23,7 +24,7 @@ func (w *worker) runParked(it parkedItem) (now parkedItem, gone bool, err error)
 	case err == nil || giveUp(err):
 	case errors.Is(err, errStale):
 		now, gone, err = w.reload(it)
-	case isAway(err) || isConflict(err):
+	case pgerr.Unavailable(err) || pgerr.Conflict(err):
 		// No attempt. It comes up again by itself; its key waits, others do not.
 		it.awayTries++
 		it.due = time.Now().Add(jitter(min(50*time.Millisecond<<min(it.awayTries, 6), 2*time.Second)))
@@ -107,7 +108,7 @@ func (w *worker) tryParked(it parkedItem) (parkedItem, bool, error) {
 	switch {
 	case cause == nil:
 		return it, true, nil
-	case giveUp(cause) || errors.Is(cause, errStale) || isAway(cause) || isConflict(cause):
+	case giveUp(cause) || errors.Is(cause, errStale) || pgerr.Unavailable(cause) || pgerr.Conflict(cause):
 		return it, false, cause
 	case w.ctx.Err() != nil:
 		return it, false, errStopped

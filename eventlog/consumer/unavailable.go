@@ -6,11 +6,11 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sony/gobreaker/v2"
 
 	"tomato/eventlog"
+	"tomato/eventlog/pgerr"
 )
 
 // What a dependency's absence costs. Who needs it waits. Of those who wait one at
@@ -26,13 +26,11 @@ const (
 // dependencyOf names what err says is away; "" where that is not known, or is
 // no dependency but one thing that is not there yet.
 func dependencyOf(err error) string {
-	var pg *pgconn.PgError
-	var connect *pgconn.ConnectError
 	switch {
-	case isConflict(err):
+	case pgerr.Conflict(err):
 	case eventlog.DependencyOf(err) != "":
 		return eventlog.DependencyOf(err)
-	case errors.As(err, &pg), errors.As(err, &connect):
+	case pgerr.FromPostgres(err):
 		return "postgres"
 	}
 	return ""

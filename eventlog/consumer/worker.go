@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/eventlog"
+	"tomato/eventlog/pgerr"
 )
 
 // errStopped ends a worker that was told to stop.
@@ -200,7 +201,7 @@ func (w *worker) insist(fn func() error) error {
 		case w.ctx.Err() != nil && err != nil:
 			away.gaveUp()
 			return errStopped
-		case err == nil || !isAway(err) && !isConflict(err):
+		case err == nil || !pgerr.Unavailable(err) && !pgerr.Conflict(err):
 			away.over()
 			return err
 		}
