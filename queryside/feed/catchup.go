@@ -12,9 +12,9 @@ import (
 
 // CatchUp reads the logs further back than the projector has.
 type CatchUp interface {
-	// CatchUp calls fn for the records after from up to and with to, those of one
-	// log in order; from one goroutine, one call at a time. After an error
-	// nothing that fn was given is to be used.
+	// CatchUp calls fn for the records after from up to and including to, those
+	// of one log in order, from one goroutine. Only one CatchUp runs at a time.
+	// After an error, nothing that fn was given may be used.
 	CatchUp(ctx context.Context, from, to map[eventlog.TopicPartition]int64, fn func(tp eventlog.TopicPartition, offset int64, appended time.Time, messages []rooms.Message)) error
 }
 
@@ -24,26 +24,27 @@ const (
 	catchUpTimeout    = 10 * time.Second
 )
 
-// A behind is a client whose cursor is older than the window.
-type behind struct {
-	at    place
+// A waitingClient has a cursor that is older than the window.
+type waitingClient struct {
+	at    positions
 	tried chan struct{}
 }
 
-// catchUp widens the window down to the cursor, if it can: after a restart it
-// is narrow, and all clients come back at once. One reader serves all who wait.
-// It returns when that is tried or ctx ends; resume sees what came of it.
+// catchUp reads the log again to widen the window down to the cursor. After a
+// restart the window is narrow, and all clients come back at once: one reader
+// serves all who wait. catchUp returns when widening has succeeded or failed, or
+// when ctx ends; resume then looks at the window as it is.
 func (h *Hub) catchUp(ctx context.Context, reader CatchUp, log *slog.Logger, c *cursor) {
 	h.mu.Lock()
 	if !h.ready || h.draining || c.partitions != h.at.partitions {
 		h.mu.Unlock()
 		return
 	}
-	if n := h.lacks(&c.place); n == 0 || n > maxCatchUpRecords {
+	if n := h.missing(&c.positions); n == 0 || n > maxCatchUpRecords {
 		h.mu.Unlock()
 		return
 	}
-	b := &behind{c.place, make(chan struct{})}
+	b := &waitingClient{c.positions, make(chan struct{})}
 	h.behind = append(h.behind, b)
 	if !h.catching {
 		h.catching = true
@@ -56,8 +57,8 @@ func (h *Hub) catchUp(ctx context.Context, reader CatchUp, log *slog.Logger, c *
 	}
 }
 
-// lacks counts the records between the place and the window.
-func (h *Hub) lacks(p *place) (records int64) {
+// missing returns the number of records between the positions and the window.
+func (h *Hub) missing(p *positions) (records int64) {
 	for l, floor := range h.floor {
 		if floor > p.done[l] && cursorTopics[l/p.partitions] != eventlog.RiderLocations {
 			records += floor - p.done[l]
@@ -99,7 +100,7 @@ func (h *Hub) runCatchUp(reader CatchUp, log *slog.Logger) {
 			})
 			h.mu.Lock()
 			if err != nil {
-				log.Info("the feed's window could not be widened, clients reload", "error", err)
+				log.Info("the feed's window could not be widened, clients reload", "err", err)
 			} else if epoch == h.epoch {
 				h.widen(from, to, read)
 			}
@@ -118,8 +119,8 @@ func (h *Hub) widen(from, to map[eventlog.TopicPartition]int64, read []*entry) {
 			return // the window is full: it has lost its oldest meanwhile
 		}
 	}
-	// Any order of the logs will do, as long as each log keeps its own; by time
-	// is the most natural.
+	// The logs may be merged in any order, as long as each keeps its own. Time is
+	// the most natural.
 	latest := map[eventlog.TopicPartition]time.Time{}
 	for _, e := range read {
 		e.log = h.at.log(e.tp)

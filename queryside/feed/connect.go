@@ -9,14 +9,15 @@ import (
 	"tomato/eventlog"
 )
 
-// connecting is a client that comes.
+// connecting is a client that asks to be connected.
 type connecting struct {
 	actor domain.Actor
-	rooms []string // to join beside those of the token; the actor may
+	rooms []string // to join beside those of the token; the actor is allowed to
 	// cursor is what the client came back with; nil: it is new.
 	cursor *cursor
-	// orders are those rooms of a rider, the cursor's included, that they may
-	// join because the order is theirs as of this version of it.
+	// orders are the rooms of orders, those of the cursor included, that a rider
+	// may join because the order is theirs. The value is the version of the order
+	// as of which it is.
 	orders map[string]int64
 }
 
@@ -55,7 +56,7 @@ func (h *Hub) connect(c connecting) (*subscriber, string, error) {
 	s.suffix = h.cursors.rooms(c.actor, s.joined)
 	if c.cursor != nil {
 		if why == "" {
-			why = h.resume(s, c.cursor.place, lost)
+			why = h.resume(s, c.cursor.positions, lost)
 		}
 		if why != "" {
 			s.push(item{head: []byte(`{"event":"feed:reset","reason":"` + why + `","cursor":"`), cursor: h.cursor(), rooms: s.suffix})
@@ -66,15 +67,15 @@ func (h *Hub) connect(c connecting) (*subscriber, string, error) {
 		h.withdraw(s, r)
 	}
 	for _, r := range slices.Concat(s.own, s.joined) {
-		h.enter(s, r)
+		h.addMember(s, r)
 	}
 	h.subs[s] = struct{}{}
 	h.metrics.connections.Inc()
 	return s, string(h.cursor()) + string(s.suffix), nil
 }
 
-// notTheirs are the joined rooms of orders that a rider may not be in. The
-// others are noted with their versions.
+// notTheirs returns the joined rooms of orders that a rider may not be in. It
+// notes the others with the versions of their orders.
 func (h *Hub) notTheirs(s *subscriber, orders map[string]int64) (lost []string) {
 	if s.actor.Role != domain.Rider {
 		return nil
@@ -107,9 +108,10 @@ const (
 	resetTooMuch = "too_much"       // the client missed more than may wait for one connection
 )
 
-// resume queues what the rooms of s were told after from, or says why it
-// cannot. lost are those rooms that s is to leave.
-func (h *Hub) resume(s *subscriber, from place, lost []string) (why string) {
+// resume queues the messages that the rooms of s were sent after from. If it
+// cannot, it returns the reason of the feed:reset. lost are the rooms that s is
+// about to leave.
+func (h *Hub) resume(s *subscriber, from positions, lost []string) (why string) {
 	if from.partitions != h.at.partitions {
 		return resetUnknown
 	}
@@ -157,8 +159,8 @@ func (h *Hub) resume(s *subscriber, from place, lost []string) (why string) {
 		return resetTooMuch
 	}
 	slices.SortFunc(all, func(a, b missed) int {
-		// What is left of a record that was sent in part goes first: the cursors
-		// of what follows say that all of it was sent.
+		// The rest of a record that was sent in part goes first, because the
+		// cursors of the messages behind it say that all of it was sent.
 		aPart, bPart := a.log == from.partial && a.offset == from.offset, b.log == from.partial && b.offset == from.offset
 		switch {
 		case aPart && !bPart:
@@ -169,9 +171,9 @@ func (h *Hub) resume(s *subscriber, from place, lost []string) (why string) {
 		return cmp.Compare(a.number, b.number)
 	})
 	s.push(item{head: []byte(`{"event":"feed:resumed"}`)})
-	// The cursor of each is where the client was, and what it has been sent
-	// since. The hub's own place then is no good: the client may have come from
-	// an instance that had read the logs in another order.
+	// The cursor of each message is the client's own positions, moved on by what
+	// it has been sent since. The hub's positions at that time would be wrong: the
+	// client may come from an instance that had read the logs in another order.
 	at := from.clone()
 	for _, m := range all {
 		if at.partial != noLog && (at.partial != m.log || at.offset != m.offset) {
@@ -183,7 +185,7 @@ func (h *Hub) resume(s *subscriber, from place, lost []string) (why string) {
 		} else {
 			at.partial, at.offset, at.messages = m.log, m.offset, m.i+1
 		}
-		it := item{head: m.head(m.room), cursor: h.cursors.place(&at), rooms: s.suffix}
+		it := item{head: m.head(m.room), cursor: h.cursors.positions(&at), rooms: s.suffix}
 		if m.Latest {
 			it.latest = m.Event + " " + m.room
 		}

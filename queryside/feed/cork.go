@@ -8,13 +8,32 @@ import (
 	"time"
 )
 
-// corkWriter hands the websocket library a connection whose writes can be held
-// back, so that many messages go out in one system call: the library flushes
-// after each.
+// corkWriter is what the websocket library upgrades. The library flushes after
+// each message, so corkWriter hands it a connection whose writes can be held back
+// until many messages go out in one system call. It also withholds the library's
+// plain-text refusals, so that the caller can answer with a problem instead.
 type corkWriter struct {
 	http.ResponseWriter
 	timeout time.Duration
 	conn    *corkConn // once hijacked
+	refused int       // the status with which the library refused the handshake; 0: none
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (w *corkWriter) WriteHeader(status int) {
+	if status != http.StatusSwitchingProtocols {
+		w.refused = status
+		return
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements http.ResponseWriter.
+func (w *corkWriter) Write(b []byte) (int, error) {
+	if w.refused != 0 {
+		return len(b), nil
+	}
+	return w.ResponseWriter.Write(b)
 }
 
 // Hijack implements http.Hijacker.
@@ -31,7 +50,7 @@ type corkConn struct {
 	net.Conn
 	timeout time.Duration // of a write
 
-	mu     sync.Mutex // also keeps frames of the reader's pongs in their place
+	mu     sync.Mutex // also keeps the reader's pong frames from landing inside another frame
 	corked bool
 	buf    []byte
 }

@@ -29,34 +29,35 @@ const (
 	noLog          = -1
 )
 
-// A place is a set of positions in the logs: what a client has been sent. Per
-// log, in the order of cursorTopics and then of partitions, the last record
-// that counted and is done with, -1 for none; and of one record more, perhaps,
-// its first messages, for one record can mean several.
-type place struct {
+// positions say, for every log, what a client has been sent. One record can mean
+// several messages, so at most one record beyond them may have been sent in part.
+type positions struct {
 	partitions int
-	done       []int64
-	partial    int   // log of the record that is done in part, or noLog
-	offset     int64 // of that record
-	messages   int   // of it that are done
+	// done has the offset of the last valid record of each log of which all
+	// messages were sent; -1: none. The logs are in the order of cursorTopics, and
+	// within a topic in that of its partitions.
+	done     []int64
+	partial  int   // the log of the record that was sent in part, or noLog
+	offset   int64 // of that record
+	messages int   // how many of its messages were sent
 }
 
-func newPlace(partitions int) place {
-	p := place{partitions: partitions, done: make([]int64, len(cursorTopics)*partitions), partial: noLog}
+func newPositions(partitions int) positions {
+	p := positions{partitions: partitions, done: make([]int64, len(cursorTopics)*partitions), partial: noLog}
 	for i := range p.done {
 		p.done[i] = -1
 	}
 	return p
 }
 
-func (p *place) clone() place {
+func (p *positions) clone() positions {
 	c := *p
 	c.done = slices.Clone(p.done)
 	return c
 }
 
 // log is the number of a log, or noLog.
-func (p *place) log(tp eventlog.TopicPartition) int {
+func (p *positions) log(tp eventlog.TopicPartition) int {
 	for i, t := range cursorTopics {
 		if t == tp.Topic && tp.Partition >= 0 && int(tp.Partition) < p.partitions {
 			return i*p.partitions + int(tp.Partition)
@@ -65,13 +66,13 @@ func (p *place) log(tp eventlog.TopicPartition) int {
 	return noLog
 }
 
-// has says whether the i-th message of a record has been sent.
-func (p *place) has(log int, offset int64, i int) bool {
+// has reports whether the i-th message of a record has been sent.
+func (p *positions) has(log int, offset int64, i int) bool {
 	return offset <= p.done[log] || log == p.partial && offset == p.offset && i < p.messages
 }
 
-// reached says whether everything in other has been sent here too.
-func (p *place) reached(other *place) bool {
+// reached reports whether everything in other has been sent here too.
+func (p *positions) reached(other *positions) bool {
 	for i, o := range other.done {
 		if p.done[i] < o {
 			return false
@@ -80,9 +81,9 @@ func (p *place) reached(other *place) bool {
 	return other.partial == noLog || p.done[other.partial] >= other.offset
 }
 
-// token is the place as positions: what has been sent of each log, the record
-// that was sent in part included.
-func (p *place) token() eventlog.Token {
+// token returns the positions as a consistency token. A record that was sent in
+// part is included.
+func (p *positions) token() eventlog.Token {
 	t := eventlog.Token{}
 	add := func(log int, offset int64) {
 		if offset >= 0 {
@@ -98,16 +99,19 @@ func (p *place) token() eventlog.Token {
 	return t
 }
 
-// A cursor is the text of a place, for clients: opaque, [A-Za-z0-9_-].
+// cursors writes and reads cursors: positions as text for clients, opaque to
+// them, of the characters A-Z a-z 0-9 _ and -.
 //
-// It has two parts, each with its own truncated HMAC-SHA256. The first is the
-// place, the same for all connections of an instance, so it is written once per
-// message: version, partitions, per topic the least position and each one's
-// distance from it, the record done in part; varints. The second is absent for
-// most: the rooms that this connection joined beside those of its token; its MAC
-// covers the actor too, so nobody resumes in the rooms of another.
+// A cursor has two parts, each with its own truncated HMAC-SHA256. The first part
+// is the positions. It is the same for all connections of an instance, so it is
+// written once per message, as varints: the version, the number of partitions,
+// for each topic the least offset and every partition's distance from it, and the
+// record that was sent in part. The second part is the rooms that this connection
+// joined beside those of its token; most connections have none, and then the part
+// is absent. Its MAC covers the actor too, so that nobody can resume in the rooms
+// of another.
 //
-// Writing is for one goroutine at a time; parse is safe for concurrent use.
+// Only one goroutine may write at a time; parse is safe for concurrent use.
 type cursors struct {
 	key  []byte
 	mac  hash.Hash
@@ -128,8 +132,8 @@ func sum(mac hash.Hash, kind string, body []byte) []byte {
 // macLen makes body and MAC together a multiple of three bytes.
 func macLen(body int) int { return cursorMACBytes + (3-(body+cursorMACBytes)%3)%3 }
 
-// place writes the first part.
-func (c *cursors) place(p *place) []byte {
+// positions writes the first part.
+func (c *cursors) positions(p *positions) []byte {
 	b := append(c.body[:0], cursorVersion)
 	b = binary.AppendUvarint(b, uint64(p.partitions))
 	for t := range cursorTopics {
@@ -150,7 +154,7 @@ func (c *cursors) place(p *place) []byte {
 	return base64.RawURLEncoding.AppendEncode(make([]byte, 0, base64.RawURLEncoding.EncodedLen(len(b))), b)
 }
 
-// rooms writes the second part; of no rooms it is empty.
+// rooms writes the second part. It is empty where there are no rooms.
 func (c *cursors) rooms(actor domain.Actor, joined []string) []byte {
 	if len(joined) == 0 {
 		return nil
@@ -175,13 +179,13 @@ func actorKind(a domain.Actor) string {
 
 // A cursor is what a client came back with.
 type cursor struct {
-	place
+	positions
 	rooms []string // joined beside those of the token
 	fault string   // "" or why it is of no use: a reason of feed:reset
 }
 
-// parse reads both parts. The fault is resetUnknown for whatever was not
-// written here, of these logs, for this actor.
+// parse reads both parts. The fault is resetUnknown unless the text was written
+// with this key, which is of these logs, and for this actor.
 func (c *cursors) parse(s string, actor domain.Actor) *cursor {
 	unknown := &cursor{fault: resetUnknown}
 	if len(s) > maxCursorChars {
@@ -191,10 +195,10 @@ func (c *cursors) parse(s string, actor domain.Actor) *cursor {
 	if err != nil || len(b) == 0 || b[0] != cursorVersion {
 		return unknown
 	}
-	// The MAC stands behind the place, so the length of the place is found first.
-	// Nothing is kept of it before the MAC is known to be right.
+	// The MAC stands behind the positions, so their length is found first. Nothing
+	// is kept of them before the MAC is known to be right.
 	mac := hmac.New(sha256.New, c.key)
-	body, ok := placeLen(b)
+	body, ok := positionsLen(b)
 	if !ok || body+macLen(body) > len(b) {
 		return unknown
 	}
@@ -203,7 +207,7 @@ func (c *cursors) parse(s string, actor domain.Actor) *cursor {
 		return unknown
 	}
 	parsed := &cursor{}
-	if parsed.place, ok = readPlace(b[:body]); !ok {
+	if parsed.positions, ok = readPositions(b[:body]); !ok {
 		return unknown
 	}
 	rest := b[end:]
@@ -236,7 +240,7 @@ func (c *cursors) parse(s string, actor domain.Actor) *cursor {
 	return parsed
 }
 
-// varints reads the numbers of a place, from behind its version.
+// varints reads the numbers of the first part, from behind its version.
 type varints struct {
 	b   []byte
 	at  int
@@ -253,8 +257,8 @@ func (v *varints) next() int64 {
 	return int64(n)
 }
 
-// placeLen is how many bytes the place at the beginning of b has.
-func placeLen(b []byte) (int, bool) {
+// positionsLen returns how many bytes the positions at the beginning of b take.
+func positionsLen(b []byte) (int, bool) {
 	v := varints{b: b, at: 1}
 	partitions := v.next()
 	if partitions < 1 || partitions > maxPartitions {
@@ -272,10 +276,10 @@ func placeLen(b []byte) (int, bool) {
 	return v.at, !v.bad
 }
 
-// readPlace reads what placeLen has measured.
-func readPlace(b []byte) (p place, ok bool) {
+// readPositions reads what positionsLen has measured.
+func readPositions(b []byte) (p positions, ok bool) {
 	v := varints{b: b, at: 1}
-	p = newPlace(int(v.next()))
+	p = newPositions(int(v.next()))
 	for t := range cursorTopics {
 		least := v.next() - 1
 		for i := range p.partitions {

@@ -13,13 +13,10 @@ package feed
 import (
 	"cmp"
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"log/slog"
 	"net/http"
-	"net/url"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,28 +33,29 @@ import (
 	"tomato/httpapi"
 )
 
-// Orders asks the orders read model.
+// Orders is the orders read model.
 type Orders interface {
 	// Order returns the order, or nil if the read model does not have it.
 	Order(ctx context.Context, orderID string) (*order.State, error)
 }
 
 // LocationReporter takes positions of riders, as PUT /v1/riders/{id}/location
-// does; a zero recordedAt is now. An error that is eventlog.ErrAway may pass.
+// does. A zero recordedAt means now. After an error that is
+// eventlog.ErrUnavailable, a repeat may succeed.
 type LocationReporter interface {
 	ReportLocation(ctx context.Context, riderID string, at domain.Point, recordedAt time.Time) error
 }
 
-// Feed is the endpoints of the realtime feeds: GET /v1/feed as websocket and
-// GET /v1/feed/sse. The hub and what the contract says of rooms is common to
-// both; an SSE client names further rooms in the query (?room=order:<id>,
-// repeatable), as a websocket client may, too.
+// Feed has the endpoints of the realtime feeds: GET /v1/feed as a websocket and
+// GET /v1/feed/sse as server-sent events. Both share the hub and the rules about
+// rooms (rooms.go). The token names the first rooms. A client names further ones
+// in the query (?room=order:<id>, repeatable); on a websocket it may also join and
+// leave them later.
 //
-// Beside the contract: the answer's header Feed-Cursor is the cursor at the
-// time of the joining; feed:joined, feed:reset and feed:left carry one, and so
-// does feed:ping, which goes out every PingEvery. A cursor holds the rooms joined
-// beside those of the token, so a client that resumes is in them again.
-// Close codes: see closing.
+// Every message but feed:error and feed:resumed carries a cursor, and so does the
+// header Feed-Cursor of the answer. feed:ping goes out every PingEvery. A cursor
+// contains the rooms that were joined beside those of the token, so a client that
+// resumes is in them again. The close codes are in subscriber.go (closing).
 type Feed struct {
 	Hub            *Hub
 	Auth           *httpapi.Authenticator
@@ -119,15 +117,16 @@ func (f *Feed) Routes(api *httpapi.API) {
 			Content: map[string]*huma.MediaType{"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString}}}}}}, nil, f.sse)
 }
 
-// session is a connection that has joined its rooms, before its answer leaves.
+// session is a connection that has joined its rooms. It is made before the answer
+// is sent.
 type session struct {
 	*subscriber
 	cursor  string // at the joining
 	expires time.Time
 }
 
-// session does what both endpoints have in common, up to the joining, for an
-// actor whose token is good until expires. The error is a *httpapi.Problem.
+// session does what both endpoints have in common, up to joining the rooms. The
+// actor's token is valid until expires. The error is a *httpapi.Problem.
 func (f *Feed) session(r *http.Request, actor domain.Actor, expires time.Time, cursor string) (*session, error) {
 	q := r.URL.Query()
 	asked := slices.Compact(q["room"])
@@ -186,8 +185,9 @@ func (f *Feed) websocket(w http.ResponseWriter, r *http.Request) {
 		for p := range strings.SplitSeq(list, ",") {
 			p = strings.TrimSpace(p)
 			if t, ok := strings.CutPrefix(p, subprotocolPrefix); ok {
-				// Echoed also where the token came otherwise: a client that
-				// offers one fails the connection if none is chosen.
+				// The subprotocol is chosen even where the token came another way,
+				// because a client that offers one fails the connection if none is
+				// chosen.
 				token, subprotocol = cmp.Or(token, t), p
 			}
 		}
@@ -197,31 +197,32 @@ func (f *Feed) websocket(w http.ResponseWriter, r *http.Request) {
 		httpapi.WriteProblem(w, httpapi.FromError("feed", err))
 		return
 	}
-	if p := f.upgradeFault(w, r); p != nil {
-		httpapi.WriteProblem(w, p)
-		return
-	}
 	s, err := f.session(r, actor, expires, cmp.Or(r.URL.Query().Get("cursor"), r.Header.Get("Last-Event-ID")))
 	if err != nil {
 		httpapi.WriteProblem(w, httpapi.FromError("feed", err))
 		return
 	}
-	defer f.Hub.leave(s.subscriber)
+	defer f.Hub.disconnect(s.subscriber)
 	w.Header().Set("Feed-Cursor", s.cursor)
 	corked := &corkWriter{ResponseWriter: w, timeout: cmp.Or(f.WriteTimeout, 10*time.Second)}
-	opts := &websocket.AcceptOptions{InsecureSkipVerify: true} // upgradeFault has checked the origin
+	opts := &websocket.AcceptOptions{OriginPatterns: f.AllowedOrigins}
 	if subprotocol != "" {
 		opts.Subprotocols = []string{subprotocol}
 	}
 	conn, err := websocket.Accept(corked, r, opts)
 	if err != nil {
-		f.log().Warn("a feed could not be upgraded", "error", err)
+		if corked.refused != 0 {
+			w.Header().Del("Feed-Cursor")
+			httpapi.WriteProblem(w, handshakeProblem(corked.refused))
+			return
+		}
+		f.log().Warn("a feed could not be upgraded", "err", err)
 		return
 	}
 	defer conn.CloseNow()
 	conn.SetReadLimit(maxOpBytes)
-	// Not the request's context: its end is unspecified once the connection is
-	// taken over.
+	// The request's context is not used: when it ends is unspecified once the
+	// connection has been hijacked.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
 	writerDone := make(chan struct{})
 	go func() {
@@ -233,68 +234,20 @@ func (f *Feed) websocket(w http.ResponseWriter, r *http.Request) {
 	<-writerDone
 }
 
-// upgradeFault says why the request cannot become a websocket, or nil.
-func (f *Feed) upgradeFault(w http.ResponseWriter, r *http.Request) *httpapi.Problem {
-	has := func(header, token string) bool {
-		for _, v := range r.Header.Values(header) {
-			for t := range strings.SplitSeq(v, ",") {
-				if strings.EqualFold(strings.TrimSpace(t), token) {
-					return true
-				}
-			}
-		}
-		return false
-	}
-	if r.Method != http.MethodGet || !r.ProtoAtLeast(1, 1) || r.ProtoMajor != 1 || !has("Connection", "Upgrade") || !has("Upgrade", "websocket") {
-		w.Header().Set("Connection", "Upgrade")
-		w.Header().Set("Upgrade", "websocket")
-		return httpapi.NewProblem(http.StatusUpgradeRequired, "upgrade_required", "This is a websocket; /v1/feed/sse is the same as Server-Sent Events.")
-	}
-	keys := r.Header.Values("Sec-WebSocket-Key")
-	if len(keys) != 1 || r.Header.Get("Sec-WebSocket-Version") != "13" {
-		w.Header().Set("Sec-WebSocket-Version", "13")
-		return httpapi.NewProblem(http.StatusBadRequest, "bad_handshake", "A websocket handshake of version 13 with one Sec-WebSocket-Key is needed.")
-	}
-	if k, err := base64.StdEncoding.DecodeString(strings.TrimSpace(keys[0])); err != nil || len(k) != 16 {
-		return httpapi.NewProblem(http.StatusBadRequest, "bad_handshake", "Sec-WebSocket-Key is 16 bytes in base64.")
-	}
-	if !f.originAllowed(r) {
+// handshakeProblem is the problem of a request that the websocket library
+// refused to upgrade with this status.
+func handshakeProblem(status int) *httpapi.Problem {
+	switch status {
+	case http.StatusForbidden:
 		return httpapi.NewProblem(http.StatusForbidden, "origin_not_allowed", "The page's origin may not open feeds here.")
+	case http.StatusBadRequest:
+		return httpapi.NewProblem(http.StatusBadRequest, "bad_handshake", "A websocket handshake of version 13 with one Sec-WebSocket-Key, 16 bytes in base64, is needed.")
 	}
-	return nil
+	return httpapi.NewProblem(http.StatusUpgradeRequired, "upgrade_required", "This is a websocket; /v1/feed/sse is the same as Server-Sent Events.")
 }
 
-// originAllowed guards against foreign pages: no other request of a browser
-// crosses origins unasked. Programs send no Origin.
-func (f *Feed) originAllowed(r *http.Request) bool {
-	origin := r.Header.Get("Origin")
-	if origin == "" {
-		return true
-	}
-	u, err := url.Parse(origin)
-	if err != nil {
-		return false
-	}
-	if strings.EqualFold(u.Host, r.Host) {
-		return true
-	}
-	for _, allowed := range f.AllowedOrigins {
-		target := u.Host
-		if strings.Contains(allowed, "://") {
-			target = u.Scheme + "://" + u.Host
-		}
-		if allowed == "*" {
-			return true
-		}
-		if ok, err := path.Match(strings.ToLower(allowed), strings.ToLower(target)); err == nil && ok && u.Host != "" {
-			return true
-		}
-	}
-	return false
-}
-
-// pump moves messages from the queue to the connection until it ends. It
-// returns why the server ends it, or nil when the client or ctx did.
+// pump moves messages from the queue to the connection until the connection ends.
+// It returns why the server ends it, or nil where the client or ctx ended it.
 func (f *Feed) pump(ctx context.Context, s *session, write func([]item) error, ping func()) *closing {
 	pings := time.NewTicker(cmp.Or(f.PingEvery, 25*time.Second))
 	defer pings.Stop()
@@ -363,7 +316,7 @@ type op struct {
 	Location json.RawMessage `json:"location"`
 }
 
-// readOps does what the client asks for until the connection ends.
+// readOps reads the client's operations and executes them until the connection ends.
 func (f *Feed) readOps(ctx context.Context, conn *websocket.Conn, s *session) {
 	ops, locations, flood := rate.NewLimiter(opsPerSecond, opsBurst), rate.NewLimiter(locationsPerSec, locationsBurst), 0
 	for {
@@ -403,7 +356,7 @@ func (f *Feed) do(ctx context.Context, s *session, o op, locations *rate.Limiter
 			return invalid("room is not the name of a room.")
 		}
 		if o.Op == "leave" {
-			f.Hub.part(s.subscriber, o.Room)
+			f.Hub.leaveRoom(s.subscriber, o.Room)
 			return nil
 		}
 		version, p := f.mayJoin(ctx, s.actor, o.Room)
@@ -441,7 +394,7 @@ func (f *Feed) do(ctx context.Context, s *session, o op, locations *rate.Limiter
 		} else if err != nil {
 			p := httpapi.FromError("rider", err)
 			if p.Status == http.StatusInternalServerError {
-				f.log().Error("a location could not be taken", "error", err)
+				f.log().Error("a location could not be taken", "err", err)
 			}
 			return p
 		}

@@ -16,24 +16,26 @@ import (
 	"tomato/eventlog"
 )
 
-// HubConfig are the limits of a hub. Zero values take the defaults.
+// HubConfig has the limits of a hub. A zero value stands for the default.
 type HubConfig struct {
-	// Key of the cursors' MAC; needed, the same on all instances. Made of a secret
-	// and the LogID, it makes cursors of other logs unknown.
+	// Key is that of the cursors' MAC. It is needed and the same on all instances.
+	// It is derived from a secret and the LogID, so that cursors of other logs are
+	// unknown here.
 	Key []byte
-	// Ends ends the wait for a token or cursor that is beyond the logs' ends; nil:
-	// it lasts as long as its context.
+	// Ends finds out that a token or cursor is beyond the ends of the logs, which
+	// ends the wait for it. nil: the wait lasts as long as its context.
 	Ends *eventlog.Ends
-	// QueueBytes may wait for one connection; over it the connection is closed
-	// to resume with its cursor. Default 1 MiB. It is the bound of what a
-	// resuming client may have missed, too.
+	// QueueBytes is how much may wait for one connection. A connection with more
+	// is closed, and its client resumes with its cursor. It also bounds what a
+	// resuming client may have missed. Default: 1 MiB.
 	QueueBytes int
-	// WindowBytes of past messages are kept for resuming clients. Default 64 MiB.
+	// WindowBytes is how much of the past messages is kept for resuming clients.
+	// Default: 64 MiB.
 	WindowBytes int
-	// MaxConnections at once. Default 50,000.
+	// MaxConnections may be open at once. Default: 50,000.
 	MaxConnections int
-	// MaxRooms that a connection may join beside its own. Default 64: they are
-	// in its cursors.
+	// MaxRooms is how many rooms a connection may join beside those of its token.
+	// They are in its cursors. Default: 64.
 	MaxRooms int
 	Registry prometheus.Registerer // nil: no metrics
 }
@@ -51,24 +53,24 @@ func (c *HubConfig) defaults() {
 // ready, until the projector has caught up (no connection is taken); open; and
 // draining, until every connection is gone.
 //
-// One mutex orders everything: a message is either published before a join,
-// and then it is in the window, or after it, and then it is in the connection's
-// queue. So everything that is appended after a join arrives, and a resuming
-// client gets what it missed, in order and once. Nothing blocks under it.
+// One mutex orders everything. A message that was published before a join is in
+// the window, and one that is published after it is in the connection's queue.
+// So everything that is appended after a join arrives, and a resuming client gets
+// what it missed, in order and once. Nothing blocks while the mutex is held.
 //
-// Nothing here is authoritative. The window, messages of the recent past, is
-// bounded in bytes. After a restart it is narrow, and is widened down to the
-// cursors that come (catchUp). A client that was away for longer, or comes with
-// a cursor that was not made here, is told feed:reset and reloads over REST. A
-// projector that begins anew sends all connections away to reconnect.
+// Nothing here is authoritative. The window holds messages of the recent past and
+// is bounded in bytes. After a restart it is narrow; catchUp widens it down to the
+// cursors with which clients return. A client that was disconnected for longer, or
+// that has a cursor of other logs, is sent feed:reset and reloads over REST. When
+// the projector begins anew, all connections are closed and reconnect.
 //
-// rider:location is the exception: of each order only the last position is
-// kept, and only since this instance's start.
+// The message rider:location is an exception: for each order only the last
+// position is kept, and only since the start of this instance.
 type Hub struct {
 	cfg     HubConfig
 	metrics *hubMetrics
 
-	mu       sync.Mutex // guards all below, and what subscriber says
+	mu       sync.Mutex // guards all below, and the fields of a subscriber that name it
 	ready    bool
 	draining bool
 	subs     map[*subscriber]struct{}
@@ -77,8 +79,8 @@ type Hub struct {
 	least    uint64 // of the oldest message ever in the window
 	epoch    int    // counts Begin
 	cursors  *cursors
-	at       place  // what has been published
-	text     []byte // at as cursor; nil: not written yet
+	at       positions // of what has been published
+	text     []byte    // at as the text of a cursor; nil: not written yet
 	floor    []int64
 	window   []*entry // oldest first, from windowAt on
 	windowAt int
@@ -86,9 +88,9 @@ type Hub struct {
 	byRoom   map[string][]*entry // of the window, oldest first
 	latest   map[string]*entry   // room → its last Latest message; not in the window
 	waiters  map[*waiter]struct{}
-	behind   []*behind     // clients that wait for the window to be widened
-	catching bool          // runCatchUp runs
-	gone     chan struct{} // closed when draining and the last is gone
+	behind   []*waitingClient // clients that wait for the window to be widened
+	catching bool             // runCatchUp runs
+	gone     chan struct{}    // closed when draining and the last is gone
 }
 
 // entry is a message of the past.
@@ -98,9 +100,9 @@ type entry struct {
 	offset int64
 	i, n   int // the i-th of the n messages of its record
 	rooms.Message
-	mark *subscriber // while one resumes: it has it already
+	mark *subscriber // of one that is resuming: the message is among its missed ones already
 
-	// While it is on its way into the window from behind.
+	// Only set while catchUp brings the message into the window.
 	tp       eventlog.TopicPartition
 	appended time.Time
 }
@@ -132,8 +134,8 @@ func NewHub(cfg HubConfig) (*Hub, error) {
 		cursors: newCursors(cfg.Key), waiters: map[*waiter]struct{}{}, gone: make(chan struct{})}, nil
 }
 
-// Begin says where the projector begins. What the hub knew is void, and
-// connections are sent away to reconnect.
+// Begin is told where the projector begins. The hub forgets what it knew, and
+// closes all connections, whose clients reconnect.
 func (h *Hub) Begin(passed map[eventlog.TopicPartition]int64) {
 	partitions := int32(1)
 	for tp := range passed {
@@ -144,7 +146,7 @@ func (h *Hub) Begin(passed map[eventlog.TopicPartition]int64) {
 	h.ready = false
 	h.epoch++
 	h.serial, h.least = 1<<40, 1<<40+1
-	h.at, h.text = newPlace(int(partitions)), nil
+	h.at, h.text = newPositions(int(partitions)), nil
 	for tp, o := range passed {
 		if l := h.at.log(tp); l != noLog {
 			h.at.done[l] = o
@@ -167,8 +169,8 @@ func (h *Hub) Ready() {
 	h.wakeWaiters()
 }
 
-// Publish takes a record with the messages that it means. Called by one
-// goroutine, the records of one log in order.
+// Publish takes a record with the messages that it means. One goroutine calls it,
+// with the records of each log in order.
 func (h *Hub) Publish(tp eventlog.TopicPartition, offset int64, appended time.Time, all []rooms.Message) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -199,7 +201,7 @@ func (h *Hub) Publish(tp eventlog.TopicPartition, offset int64, appended time.Ti
 	}
 }
 
-// keep puts a message in the window, and what no longer fits out of it.
+// keep puts a message into the window and evicts what no longer fits.
 func (h *Hub) keep(e *entry) {
 	if e.Final {
 		for _, r := range e.Rooms {
@@ -220,7 +222,7 @@ func (h *Hub) keep(e *entry) {
 	h.evict()
 }
 
-// send queues a message to all who have joined one of its rooms, to each once.
+// send queues a message to everybody who has joined one of its rooms, once each.
 func (h *Hub) send(e *entry) {
 	for _, room := range e.Rooms {
 		subs := h.rooms[room]
@@ -249,8 +251,8 @@ func (h *Hub) send(e *entry) {
 	}
 }
 
-// head is the message up to its cursor. Names of events and rooms hold nothing
-// that JSON would escape.
+// head returns the message's JSON up to its cursor. Names of events and rooms
+// contain nothing that JSON would escape.
 func (e *entry) head(room string) []byte {
 	b := make([]byte, 0, len(e.Payload)+len(e.Event)+len(room)+96)
 	b = append(b, `{"event":`...)
@@ -264,10 +266,10 @@ func (e *entry) head(room string) []byte {
 	return append(b, `","cursor":"`...)
 }
 
-// cursor is the present place as text.
+// cursor returns the present positions as text.
 func (h *Hub) cursor() []byte {
 	if h.text == nil {
-		h.text = h.cursors.place(&h.at)
+		h.text = h.cursors.positions(&h.at)
 	}
 	return h.text
 }
@@ -290,22 +292,22 @@ func (h *Hub) addRoom(s *subscriber, room string) error {
 	return nil
 }
 
-func (h *Hub) enter(s *subscriber, room string) {
+func (h *Hub) addMember(s *subscriber, room string) {
 	if h.rooms[room] == nil {
 		h.rooms[room] = map[*subscriber]struct{}{}
 	}
 	h.rooms[room][s] = struct{}{}
 }
 
-func (h *Hub) exit(s *subscriber, room string) {
+func (h *Hub) removeMember(s *subscriber, room string) {
 	delete(h.rooms[room], s)
 	if len(h.rooms[room]) == 0 {
 		delete(h.rooms, room)
 	}
 }
 
-// join adds a room and queues the answer. version is that of the order as of
-// which the actor may follow it, 0 for other rooms.
+// join adds a room and queues the answer. version is the version of the order as
+// of which the actor may follow it; 0 for other rooms.
 func (h *Hub) join(s *subscriber, room string, version int64) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -322,25 +324,25 @@ func (h *Hub) join(s *subscriber, room string, version int64) error {
 		return err
 	}
 	s.suffix = h.cursors.rooms(s.actor, s.joined)
-	h.enter(s, room)
+	h.addMember(s, room)
 	h.tell(s, "feed:joined", room)
 	return nil
 }
 
-// part takes a room away and queues the answer. A room of the token comes back
-// with the next connection.
-func (h *Hub) part(s *subscriber, room string) {
+// leaveRoom takes the connection out of a room and queues the answer. A room of
+// the token is joined again by the next connection.
+func (h *Hub) leaveRoom(s *subscriber, room string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	is := func(r string) bool { return r == room }
 	s.own = slices.DeleteFunc(slices.Clone(s.own), is)
 	s.joined = slices.DeleteFunc(s.joined, is)
 	s.suffix = h.cursors.rooms(s.actor, s.joined)
-	h.exit(s, room)
+	h.removeMember(s, room)
 	h.tell(s, "feed:left", room)
 }
 
-// tell queues a message of the feed's own with the present cursor.
+// tell queues one of the feed's own messages with the present cursor.
 func (h *Hub) tell(s *subscriber, event, room string) {
 	b := append([]byte(`{"event":`), strconv.Quote(event)...)
 	if room != "" {
@@ -349,15 +351,15 @@ func (h *Hub) tell(s *subscriber, event, room string) {
 	s.push(item{head: append(b, `,"cursor":"`...), cursor: h.cursor(), rooms: s.suffix})
 }
 
-// ping queues the present cursor, so that the one of a quiet room does not age.
+// ping queues the present cursor, so that a client of quiet rooms has a recent one.
 func (h *Hub) ping(s *subscriber) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.tell(s, "feed:ping", "")
 }
 
-// leave ends a connection.
-func (h *Hub) leave(s *subscriber) {
+// disconnect removes a connection.
+func (h *Hub) disconnect(s *subscriber) {
 	s.discard()
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -366,7 +368,7 @@ func (h *Hub) leave(s *subscriber) {
 	}
 	delete(h.subs, s)
 	for _, r := range slices.Concat(s.own, s.joined) {
-		h.exit(s, r)
+		h.removeMember(s, r)
 	}
 	h.metrics.connections.Dec()
 	if h.draining && len(h.subs) == 0 {
@@ -374,8 +376,9 @@ func (h *Hub) leave(s *subscriber) {
 	}
 }
 
-// Drain sends all connections away to reconnect elsewhere and waits until they
-// are gone or ctx ends. New ones are refused from then on. Call it once.
+// Drain closes all connections, whose clients reconnect to another instance, and
+// waits until they are closed or ctx ends. New ones are refused from then on. It
+// may be called once.
 func (h *Hub) Drain(ctx context.Context) error {
 	h.mu.Lock()
 	h.draining = true
@@ -396,16 +399,16 @@ func (h *Hub) Drain(ctx context.Context) error {
 	}
 }
 
-// IsReady says whether connections are taken.
+// IsReady reports whether connections are accepted.
 func (h *Hub) IsReady() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.ready && !h.draining
 }
 
-// passed waits until all that the token names has been published; positions in
-// topics that are not the feed's are none of its business. The error is ctx's
-// cause, or eventlog.ErrUnknownToken.
+// passed waits until everything that the token names has been published. It
+// ignores positions in topics that feeds do not read. The error is ctx's cause, or
+// eventlog.ErrUnknownToken.
 func (h *Hub) passed(ctx context.Context, t eventlog.Token) error {
 	need := eventlog.Token{}
 	for tp, o := range t {
@@ -426,14 +429,14 @@ func (h *Hub) passed(ctx context.Context, t eventlog.Token) error {
 	})
 }
 
-// reachedCursor waits until this hub is not behind the one that made the
-// cursor. The error is ctx's cause, or eventlog.ErrUnknownToken where the cursor
+// reachedCursor waits until this hub has published everything that the cursor
+// names; another instance, which was ahead, may have made it. The error is ctx's cause, or eventlog.ErrUnknownToken where the cursor
 // is beyond the end of a log.
 func (h *Hub) reachedCursor(ctx context.Context, c *cursor) error {
-	return h.wait(ctx, c.token(), func() bool { return h.ready && (c.partitions != h.at.partitions || h.at.reached(&c.place)) })
+	return h.wait(ctx, c.token(), func() bool { return h.ready && (c.partitions != h.at.partitions || h.at.reached(&c.positions)) })
 }
 
-// wait waits until ok, which will be so once need is passed.
+// wait waits until ok returns true, which it does once need has been published.
 func (h *Hub) wait(ctx context.Context, need eventlog.Token, ok func() bool) error {
 	h.mu.Lock()
 	if ok() {

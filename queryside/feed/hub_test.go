@@ -195,7 +195,7 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 				hubs[1-h].Begin(at)
 				hubs[1-h].Ready()
 			case 4: // cut off; what was queued is lost; come back anywhere
-				hubs[h].leave(s)
+				hubs[h].disconnect(s)
 				h = rapid.IntRange(0, 1).Draw(t, "hub")
 				for !reached(hubs[h], cursor, actor) {
 					if !publish(h) {
@@ -214,12 +214,12 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 		}
 		for publish(h) {
 		}
-		hubs[h].leave(s)
+		hubs[h].disconnect(s)
 		if s, _, err = hubs[h].open(actor, nil, cursor); err != nil {
 			t.Fatal(err)
 		}
 		s.take(nil, 1) // feed:resumed, or what a restart left: the same by now
-		hubs[h].leave(s)
+		hubs[h].disconnect(s)
 		hubs[h].catchUp(context.Background(), reader, slog.New(slog.DiscardHandler), hubs[h].cursors.parse(cursor, actor))
 		if s, _, err = hubs[h].open(actor, nil, cursor); err != nil {
 			t.Fatal(err)
@@ -278,14 +278,14 @@ func (logs logReader) CatchUp(_ context.Context, from, to map[eventlog.TopicPart
 
 func reached(h *Hub, cursor string, actor domain.Actor) bool {
 	c := h.cursors.parse(cursor, actor)
-	return c.fault == "" && h.at.reached(&c.place)
+	return c.fault == "" && h.at.reached(&c.positions)
 }
 
 func TestCursorsReadBackAndNothingElse(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		c := newCursors(testKey)
-		p := newPlace(rapid.IntRange(1, 16).Draw(t, "partitions"))
+		p := newPositions(rapid.IntRange(1, 16).Draw(t, "partitions"))
 		for i := range p.done {
 			p.done[i] = rapid.Int64Range(-1, 1<<40).Draw(t, "offset")
 		}
@@ -299,7 +299,7 @@ func TestCursorsReadBackAndNothingElse(t *testing.T) {
 			rooms = append(rooms, rapid.SampledFrom([]string{"ops", "order:" + uuid.Must(uuid.NewV7()).String(), "order:x", "restaurant:" + strings.Repeat("r", 64)}).Draw(t, "room"))
 		}
 		actor := customer("u1")
-		text := string(c.place(&p)) + string(c.rooms(actor, rooms))
+		text := string(c.positions(&p)) + string(c.rooms(actor, rooms))
 		if strings.Trim(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-") != "" {
 			t.Fatal(text)
 		}
@@ -325,11 +325,11 @@ func TestCursorsReadBackAndNothingElse(t *testing.T) {
 
 func TestCursorsAreShort(t *testing.T) {
 	t.Parallel()
-	p := newPlace(12)
+	p := newPositions(12)
 	for i := range p.done {
 		p.done[i] = 1_000_000 + int64(i*7919)%20_000
 	}
-	if n := len(newCursors(testKey).place(&p)); n > 300 {
+	if n := len(newCursors(testKey).positions(&p)); n > 300 {
 		t.Errorf("%d characters for 48 logs of a million records", n)
 	}
 }
@@ -370,8 +370,8 @@ func TestASlowConnectionIsClosedAndHoldsNobodyUp(t *testing.T) {
 	if len(items) != 0 || end != &closeSlow {
 		t.Errorf("the slow one has %d messages and is closed with %v", len(items), end)
 	}
-	h.leave(slow)
-	h.leave(quick)
+	h.disconnect(slow)
+	h.disconnect(quick)
 	if slow.bytes != 0 || quick.bytes != 0 {
 		t.Error("bytes are still counted")
 	}
@@ -413,7 +413,7 @@ func TestResumingGivesTheLatestPositionOfARiderUnderWay(t *testing.T) {
 	t.Parallel()
 	h := openHub(t, HubConfig{}, 1)
 	s, cursor, _ := h.open(ops, []string{"order:o1"}, "")
-	h.leave(s)
+	h.disconnect(s)
 	for o := range int64(5) {
 		h.Publish(location(o))
 	}
@@ -444,7 +444,7 @@ func TestWhatIsNoLongerHeldIsReset(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer h.leave(s)
+		defer h.disconnect(s)
 		r := received(t, s)
 		if r[0].Event == "feed:reset" {
 			if len(r) != 1 || r[0].Cursor == "" {
@@ -457,8 +457,8 @@ func TestWhatIsNoLongerHeldIsReset(t *testing.T) {
 		"recent":                {last, "feed:resumed"},
 		"too old":               {early, "feed:reset"},
 		"garbage":               {"garbage", "feed:reset"},
-		"of a longer log":       {string(newCursors(testKey).place(&place{partitions: 1, done: []int64{200, -1, -1, -1}, partial: noLog})), "feed:reset"},
-		"of more partitions":    {string(newCursors(testKey).place(func() *place { p := newPlace(2); return &p }())), "feed:reset"},
+		"of a longer log":       {string(newCursors(testKey).positions(&positions{partitions: 1, done: []int64{200, -1, -1, -1}, partial: noLog})), "feed:reset"},
+		"of more partitions":    {string(newCursors(testKey).positions(func() *positions { p := newPositions(2); return &p }())), "feed:reset"},
 		"longer than any is":    {strings.Repeat("A", maxCursorChars+1), "feed:reset"},
 		"with a foreign suffix": {last + string(newCursors(testKey).rooms(customer("u2"), []string{"order:o1"})), "feed:reset"},
 	} {
@@ -512,9 +512,9 @@ func TestJoinAndLeave(t *testing.T) {
 		t.Error("more rooms than it may:", err)
 	}
 	h.Publish(orders0, 0, time.Time{}, msg("order:o1"))
-	h.part(s, "order:o1")
+	h.leaveRoom(s, "order:o1")
 	h.Publish(orders0, 1, time.Time{}, msg("order:o1"))
-	h.part(s, "user:u1")
+	h.leaveRoom(s, "user:u1")
 	h.Publish(orders0, 2, time.Time{}, msg("user:u1"))
 	var have []string
 	for _, g := range received(t, s) {
@@ -523,8 +523,8 @@ func TestJoinAndLeave(t *testing.T) {
 	if d := cmp.Diff([]string{"feed:joined order:o1", "e order:o1 1", "feed:left order:o1", "feed:left user:u1"}, have); d != "" {
 		t.Error(d)
 	}
-	h.leave(s)
-	h.leave(s)
+	h.disconnect(s)
+	h.disconnect(s)
 	if len(h.rooms) != 0 || len(h.subs) != 0 {
 		t.Error("something is left of it")
 	}
@@ -563,7 +563,7 @@ func TestAHubTakesNobodyUnlessItIsOpen(t *testing.T) {
 		}
 	}
 	refused(errDraining)
-	h.leave(s)
+	h.disconnect(s)
 	if err := <-drained; err != nil {
 		t.Error(err)
 	}

@@ -25,17 +25,17 @@ func TestWhatIsOfAnotherLogIsNotWaitedFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := serve(t, func(f *Feed, c *HubConfig) { f.LogID, c.Ends = id, eventlog.NewEnds(client) })
-	ahead := func(change func(*place)) string {
-		p := newPlace(1)
+	ahead := func(change func(*positions)) string {
+		p := newPositions(1)
 		change(&p)
-		return string(newCursors(testKey).place(&p))
+		return string(newCursors(testKey).positions(&p))
 	}
 	for name, c := range map[string]struct{ cursor, want string }{
-		"its own":             {ahead(func(*place) {}), ""},
-		"beyond the end":      {ahead(func(p *place) { p.done[0] = 41 }), "unknown_cursor"},
-		"of a feed's record":  {ahead(func(p *place) { p.done[3] = 0 }), "unknown_cursor"},
-		"half way beyond it":  {ahead(func(p *place) { p.partial, p.offset, p.messages = 1, 7, 1 }), "unknown_cursor"},
-		"made with other key": {string(newCursors([]byte("another key 1234")).place(&s.Hub.at)), "unknown_cursor"},
+		"its own":             {ahead(func(*positions) {}), ""},
+		"beyond the end":      {ahead(func(p *positions) { p.done[0] = 41 }), "unknown_cursor"},
+		"of a feed's record":  {ahead(func(p *positions) { p.done[3] = 0 }), "unknown_cursor"},
+		"half way beyond it":  {ahead(func(p *positions) { p.partial, p.offset, p.messages = 1, 7, 1 }), "unknown_cursor"},
+		"made with other key": {string(newCursors([]byte("another key 1234")).positions(&s.Hub.at)), "unknown_cursor"},
 	} {
 		conn := s.dial(t, customer("u1"), "?cursor="+c.cursor)
 		g, err := conn.next()
@@ -72,11 +72,11 @@ func TestWhatIsOfAnotherLogIsNotWaitedFor(t *testing.T) {
 // FuzzCursor: whatever a client sends is a cursor of this feed or unknown.
 func FuzzCursor(f *testing.F) {
 	c := newCursors(testKey)
-	p := newPlace(3)
+	p := newPositions(3)
 	p.done[2], p.partial, p.offset, p.messages = 1<<40, 5, 9, 2
-	valid := string(c.place(&p)) + string(c.rooms(customer("u1"), []string{"ops", "order:x", "order:01980000-0000-7000-8000-000000000001"}))
+	valid := string(c.positions(&p)) + string(c.rooms(customer("u1"), []string{"ops", "order:x", "order:01980000-0000-7000-8000-000000000001"}))
 	f.Add(valid)
-	f.Add(string(c.place(&p)))
+	f.Add(string(c.positions(&p)))
 	f.Add("AQH_____fw")
 	f.Add("AQEAAAAAAAAAAAAA")
 	f.Fuzz(func(t *testing.T, s string) {
@@ -92,7 +92,7 @@ func FuzzCursor(f *testing.F) {
 				t.Fatal(r)
 			}
 		}
-		again := newCursors(testKey).parse(string(c.place(&got.place))+string(c.rooms(customer("u1"), got.rooms)), customer("u1"))
+		again := newCursors(testKey).parse(string(c.positions(&got.positions))+string(c.rooms(customer("u1"), got.rooms)), customer("u1"))
 		if again.fault != "" || !slices.Equal(again.done, got.done) || !slices.Equal(again.rooms, got.rooms) {
 			t.Fatalf("%+v came back as %+v", got, again)
 		}

@@ -9,16 +9,16 @@ import (
 	"tomato/httpapi"
 )
 
-// Who may be in the room of an order: its customer, its restaurant, ops, and
-// the rider who has it. The first three never change. A rider's place ends with
-// the event that takes the order from them, and the connection is told so.
+// These may be in the room of an order: its customer, its restaurant, operators,
+// and the rider who has it. The first three never change. A rider leaves the room
+// with the event that takes the order from them, and the connection is told so.
 
 // errNotTheirs refuses a rider the room of an order that was taken from them
 // while they asked.
 var errNotTheirs = httpapi.NewProblem(403, "forbidden", "The order is not this rider's.")
 
-// standing is what the window last heard of an order: who its parties are and
-// as of which version of it. nil is nothing. Called with mu held.
+// standing returns the last message in the window that tells of the order's
+// parties and version; nil: there is none. It is called with mu held.
 func (h *Hub) standing(orderID string) *rooms.Message {
 	for _, e := range slices.Backward(h.byRoom[rooms.Order(orderID)]) {
 		if e.Version > 0 {
@@ -28,9 +28,10 @@ func (h *Hub) standing(orderID string) *rooms.Message {
 	return nil
 }
 
-// follows says whether actor may be in the order's room, by the last that the
-// window has of the order, and as of which version of the order; 0 is that the
-// window knows nothing of it. It is mostly ahead of the read models.
+// follows reports whether actor may be in the order's room according to the last
+// message about the order in the window, and as of which version of the order. The
+// version is 0 where the window has none. The window is mostly ahead of the read
+// models.
 func (h *Hub) follows(actor domain.Actor, orderID string) (is bool, version int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -45,9 +46,10 @@ func mayFollow(actor domain.Actor, m *rooms.Message) bool {
 	return m.Party(actor) && (actor.Role != domain.Rider || m.RiderHas(actor.Sub))
 }
 
-// stillTheirs says whether a rider who might be in the order's room as of the
-// given version (noOrder: as far as the asker knew, they might not) may be there
-// by what the window has. Called with mu held.
+// stillTheirs reports whether a rider may be in the order's room. version is the
+// version of the order as of which the caller found that they may; noOrder: the
+// caller found that they may not. A later version in the window decides instead.
+// It is called with mu held.
 func (h *Hub) stillTheirs(actor domain.Actor, orderID string, version int64) bool {
 	if m := h.standing(orderID); m != nil && m.Version > version {
 		return mayFollow(actor, m)
@@ -57,8 +59,8 @@ func (h *Hub) stillTheirs(actor domain.Actor, orderID string, version int64) boo
 
 const noOrder int64 = -1
 
-// expel ends the place of a rider in the room of an order that is no longer
-// theirs, as of the version of e, and tells their connections.
+// expel takes a rider out of the room of an order that is no longer theirs as of
+// the version of e, and tells their connections.
 func (h *Hub) expel(e *entry) {
 	for _, room := range e.Rooms {
 		if _, is := rooms.OrderID(room); !is {
@@ -66,14 +68,14 @@ func (h *Hub) expel(e *entry) {
 		}
 		for s := range h.rooms[room] {
 			if s.actor.Role == domain.Rider && s.actor.Sub == e.Rider && s.orders[room] < e.Version {
-				h.exit(s, room)
+				h.removeMember(s, room)
 				h.withdraw(s, room)
 			}
 		}
 	}
 }
 
-// withdraw takes a room out of the connection's cursors and says so.
+// withdraw takes a room out of the connection's cursors and tells the connection.
 func (h *Hub) withdraw(s *subscriber, room string) {
 	s.joined = slices.DeleteFunc(s.joined, func(r string) bool { return r == room })
 	delete(s.orders, room)
@@ -94,15 +96,17 @@ func (s *subscriber) fail(room string, p *httpapi.Problem) {
 	}
 }
 
-// presence says, of the messages that a resuming rider missed in the room of an
-// order, during which the order was theirs: what was emitted to the room at
-// other times is not for them. theirs is whether it is so now.
+// presence follows a resuming rider through the messages that they missed in the
+// room of an order. It knows at each message whether the order was theirs: what
+// was emitted to the room at other times is not for them.
 type presence struct {
 	rider string // "": not a rider, or not the room of an order; always present
 	has   bool
 }
 
-func (h *Hub) presence(s *subscriber, room string, from *place, theirs bool) presence {
+// presence begins at the positions from. theirs is whether the order is the rider's
+// now.
+func (h *Hub) presence(s *subscriber, room string, from *positions, theirs bool) presence {
 	if _, is := rooms.OrderID(room); !is || s.actor.Role != domain.Rider {
 		return presence{has: true}
 	}
@@ -116,8 +120,9 @@ func (h *Hub) presence(s *subscriber, room string, from *place, theirs bool) pre
 	return p
 }
 
-// hears says whether the message is for the rider, and follows what it tells.
-func (p *presence) hears(e *entry, from *place) bool {
+// hears reports whether the message is for the rider, and notes what it says about
+// who has the order.
+func (p *presence) hears(e *entry, from *positions) bool {
 	hears := p.has || e.OfParties() // whose rights are those of the event
 	if p.rider != "" && e.Version > 0 && !from.has(e.log, e.offset, e.i) {
 		p.has = e.RiderHas(p.rider)

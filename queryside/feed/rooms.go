@@ -15,8 +15,8 @@ import (
 	"tomato/httpapi"
 )
 
-// returns prepares the hub for a client with a cursor, and finds out which of
-// the orders that a rider followed are still theirs. The error is a
+// returns prepares the hub for a client that returns with a cursor, and finds out
+// which of the orders that a rider followed are still theirs. The error is a
 // *httpapi.Problem.
 func (f *Feed) returns(ctx context.Context, c *connecting) error {
 	if c.cursor.fault != "" {
@@ -49,19 +49,19 @@ func (f *Feed) returns(ctx context.Context, c *connecting) error {
 	return nil
 }
 
-// standing is how an actor stands to an order.
+// standing is an actor's relation to an order.
 type standing struct {
 	follows bool  // may be in its room
-	party   bool  // of the order as the read model has it
-	version int64 // of the order as of which it is so; 0: nobody knows the order
+	party   bool  // is a party of the order, according to the read model
+	version int64 // of the order as of which this holds; 0: neither hub nor read model has the order
 }
 
-// standing asks the hub and the read model; who has the later version of the
-// order is right. The error is a *httpapi.Problem.
+// standing asks the hub and the read model. The one that has the later version of
+// the order decides. The error is a *httpapi.Problem.
 func (f *Feed) standing(ctx context.Context, actor domain.Actor, orderID string) (x standing, err error) {
 	x.follows, x.version = f.Hub.follows(actor, orderID)
 	if x.follows || x.version > 0 && actor.Role != domain.Rider {
-		return x, nil // customer and restaurant never change; a rider's place ends with the event that ends it
+		return x, nil // customer and restaurant never change; a rider may get or lose the order with a later event
 	}
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
@@ -79,8 +79,9 @@ func (f *Feed) standing(ctx context.Context, actor domain.Actor, orderID string)
 	return x, nil
 }
 
-// mayJoin says why actor may not join the room, or nil and, for the room of an
-// order, as of which version of it they may.
+// mayJoin returns the problem of an actor who may not join the room. It returns nil
+// for one who may and, for the room of an order, the version of the order as of
+// which they may.
 func (f *Feed) mayJoin(ctx context.Context, actor domain.Actor, room string) (version int64, p *httpapi.Problem) {
 	if actor.Role == domain.Ops || slices.Contains(rooms.JoinedBy(actor), room) {
 		return 0, nil
@@ -101,7 +102,7 @@ func (f *Feed) mayJoin(ctx context.Context, actor domain.Actor, room string) (ve
 		case x.follows:
 			return x.version, nil
 		case time.Now().Before(until) && (actor.Role == domain.Rider || x.version == 0 && fresh(id)):
-			// The read model and the hub may not have heard of it yet.
+			// The event that makes them a party may not have reached the read model or the hub.
 		case x.party:
 			return 0, httpapi.NewProblem(http.StatusForbidden, "forbidden", "The order is not this rider's.")
 		default:
@@ -115,8 +116,8 @@ func (f *Feed) mayJoin(ctx context.Context, actor domain.Actor, room string) (ve
 	}
 }
 
-// fresh says whether an order was placed so lately that the read model may not
-// have it: its id is a UUIDv7, with the time inside.
+// fresh reports whether an order was placed so recently that the read model may
+// not have it. The order's id is a UUIDv7, which contains the time.
 func fresh(orderID string) bool {
 	u, err := uuid.Parse(orderID)
 	if err != nil || u.Version() != 7 {

@@ -8,10 +8,10 @@ import (
 	"tomato/httpapi"
 )
 
-// sse serves GET /v1/feed/sse. Every message is an event without a name, so
-// that EventSource.onmessage gets it; its id is the cursor, which a browser
-// sends back as Last-Event-ID. When the server ends the stream the browser
-// reconnects by itself, and stops at 401.
+// sse serves GET /v1/feed/sse. Every message is an event without a name, so that
+// EventSource.onmessage gets it. Its id is the cursor, which a browser sends back
+// as Last-Event-ID. When the server ends the stream, the browser reconnects by
+// itself; a 401 makes it stop.
 func (f *Feed) sse(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	actor, expires, err := f.Auth.Authenticate(cmp.Or(httpapi.TokenFromRequest(r), q.Get("token")))
@@ -24,7 +24,7 @@ func (f *Feed) sse(w http.ResponseWriter, r *http.Request) {
 		httpapi.WriteProblem(w, httpapi.FromError("feed", err))
 		return
 	}
-	defer f.Hub.leave(s.subscriber)
+	defer f.Hub.disconnect(s.subscriber)
 	h := w.Header()
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("Cache-Control", "no-store")
@@ -58,8 +58,8 @@ func (f *Feed) sse(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// appendSSE appends the message as a Server-Sent Event. One without cursor
-// leaves the client's as it is.
+// appendSSE appends the message as a server-sent event. A message without a cursor
+// has no id, so the client keeps the last one.
 func (it *item) appendSSE(b []byte) []byte {
 	if it.cursor != nil {
 		b = append(b, "id: "...)

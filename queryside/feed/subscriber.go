@@ -11,8 +11,8 @@ import (
 
 // closing is why the hub ends a connection: a websocket close code and reason.
 //
-// The range of the code says what a client should do. 1001 and 4000 to 4499:
-// reconnect with the last cursor, after a random wait. 4500 to 4999: the same
+// The range of the code tells a client what to do. With 1001 and 4000 to 4499 it
+// reconnects with its last cursor after a random wait. With 4500 to 4999 the same
 // request would fail again.
 type closing struct {
 	code   int
@@ -29,8 +29,8 @@ var (
 	closeText    = closing{1003, "text messages only", "unsupported_data"}
 )
 
-// item is one message to one connection: head, cursor and rooms, then `"}`. A
-// message without cursor is its head alone.
+// item is one message to one connection. As text it is head, cursor and rooms,
+// followed by `"}`. A message without a cursor is its head alone.
 type item struct {
 	head   []byte // shared among connections, never changed
 	cursor []byte // shared too
@@ -50,8 +50,9 @@ func (it *item) appendJSON(b []byte) []byte {
 	return append(b, '"', '}')
 }
 
-// A subscriber is the hub's side of one connection: a bounded queue of
-// messages, put in under Hub.mu and taken out by the connection's writer.
+// A subscriber is the hub's side of one connection: a bounded queue of messages.
+// The hub puts messages in while it holds Hub.mu, and the connection's writer takes
+// them out.
 type subscriber struct {
 	actor domain.Actor
 	wake  chan struct{} // holds one: there is something to take
@@ -67,7 +68,7 @@ type subscriber struct {
 	// the order as of which it was the rider's. nil for others.
 	orders map[string]int64
 
-	mu     sync.Mutex // taken inside Hub.mu, or alone
+	mu     sync.Mutex // taken alone or while Hub.mu is held, never before it
 	items  []item
 	first  int            // number of items[0]: how many were taken before
 	latest map[string]int // number of the waiting item of that kind
@@ -75,8 +76,8 @@ type subscriber struct {
 	closed *closing
 }
 
-// push queues a message. One that replaces a waiting one takes its slot and its
-// cursor: a later cursor would skip what stands between the two.
+// push queues a message. A message that replaces a waiting one keeps the waiting
+// one's slot and cursor: a later cursor would skip the messages between the two.
 func (s *subscriber) push(it item) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,8 +105,8 @@ func (s *subscriber) push(it item) {
 	s.signal()
 }
 
-// take removes messages of up to max bytes, at least one, from the queue. Once
-// it is empty, closed tells why the connection should end, if it should.
+// take removes messages of up to max bytes from the queue, but at least one. Once
+// the queue is empty, closed is why the connection should end; nil: it should not.
 func (s *subscriber) take(into []item, max int) (items []item, closed *closing) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -136,14 +137,14 @@ func (s *subscriber) take(into []item, max int) (items []item, closed *closing) 
 	return items, s.closed
 }
 
-// close ends the connection after what waits has gone out.
+// close ends the connection after everything in its queue has been written.
 func (s *subscriber) close(c *closing) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.end(c, false)
 }
 
-// discard forgets what waits: the connection is over.
+// discard empties the queue of a connection that has ended.
 func (s *subscriber) discard() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
