@@ -147,15 +147,9 @@ func (d *dispatch) handle(ctx context.Context, events []eventlog.Event) error {
 
 // ends asks for everything that is on the topics now.
 func (d *dispatch) ends(ctx context.Context, topics ...string) (eventlog.Token, error) {
-	ends, err := eventlog.EndOffsets(ctx, d.Producer, topics...)
+	after, err := eventlog.EndToken(ctx, d.Producer, topics...)
 	if err != nil {
 		return nil, eventlog.Unavailable(err)
-	}
-	after := eventlog.Token{}
-	for tp, end := range ends {
-		if end > 0 {
-			after.Add(tp.Topic, tp.Partition, end-1)
-		}
 	}
 	return after, nil
 }
@@ -310,7 +304,7 @@ func (d *dispatch) wake(ctx context.Context, woken map[string]eventlog.Event, af
 	riders := map[string][]nearby.Rider{}
 	cause := map[string]eventlog.Event{}
 	for _, w := range waiting {
-		riders[w.OrderID] = append(riders[w.OrderID], nearby.Rider{w.RiderID, w.DistanceMeters})
+		riders[w.OrderID] = append(riders[w.OrderID], nearby.Rider{RiderID: w.RiderID, DistanceMeters: w.DistanceMeters})
 		cause[w.OrderID] = woken[w.RiderID]
 	}
 	g, gctx := errgroup.WithContext(ctx)
@@ -345,7 +339,7 @@ func (d *dispatch) join(ctx context.Context, cause *eventlog.Event, orderID stri
 		case waited > maxJoinWait:
 			// The search hangs, or is parked: whoever takes it up begins with
 			// fresh ends, and finds these riders by itself.
-			d.Log.Warn("riders do not wait for an order's next wave any longer", "order", orderID, "error", errSearching)
+			d.Log.Warn("riders do not wait for an order's next wave any longer", "order", orderID, "err", errSearching)
 			return nil
 		}
 		select {

@@ -86,7 +86,7 @@ func (s *Side) emit(ctx context.Context, b emitBody) error {
 	defer cancel()
 	err = s.produce(ctx, e.NewRecord(eventlog.Feed, eventlog.PartitionFor(b.Room, s.Partitions)))
 	if err != nil {
-		s.Log.Warn("an emitted message is not on Kafka in time", "error", err)
+		s.Log.Warn("an emitted message is not on Kafka in time", "err", err)
 		return httpapi.Unavailable("unavailable", "The message could not be kept in time; it may still be sent.", time.Second)
 	}
 	return nil

@@ -157,13 +157,13 @@ func (s *Side) endingCommand(ctx context.Context, in orderInput, body any, c dom
 	return s.orderAnswer(res, httpapi.Actor(ctx)), nil
 }
 
-// acceptTries bounds how many unsettled claims one accept settles.
+// acceptTries bounds how many unfinished claims of the rider one accept finishes.
 const acceptTries = 8
 
 // acceptOffer gives the order to the rider, over two aggregates: the order is
 // asked whether it is still open to them, the rider is claimed, and the order
 // assigned in the very round and wave that it was claimed for. A rider held by
-// another claim is settled first: that claim's own assign is repeated, and says
+// another claim is finished first: that claim's own assign is repeated, and says
 // whether it holds.
 func (s *Side) acceptOffer(ctx context.Context, in *orderInput) (*orderOutput, error) {
 	actor := httpapi.Actor(ctx)
@@ -180,7 +180,7 @@ func (s *Side) acceptOffer(ctx context.Context, in *orderInput) (*orderOutput, e
 		claimed, err := s.system(ctx, eventlog.Riders, actor.Sub, rider.ClaimFor{OrderID: o.ID, Round: o.Round, Wave: o.Wave,
 			CustomerID: o.CustomerID, RestaurantID: o.RestaurantID})
 		if domain.RefusedWith(err) == rider.CodeBusy && claimed.Rider != nil && claimed.Rider.Claim != nil {
-			holds, serr := s.settle(ctx, claimed.Rider.ID, claimed.Rider.Name, *claimed.Rider.Claim)
+			holds, serr := s.repeatAssign(ctx, claimed.Rider.ID, claimed.Rider.Name, *claimed.Rider.Claim)
 			if serr != nil {
 				return nil, problem(eventlog.Riders, serr)
 			}
@@ -212,9 +212,10 @@ func (s *Side) acceptOffer(ctx context.Context, in *orderInput) (*orderOutput, e
 	return nil, problem(eventlog.Riders, fmt.Errorf("%w: the rider's other accepts are undecided", shard.ErrUnavailable))
 }
 
-// settle repeats a claim's own assign. Taken, now or before: the claim holds.
-// Refused: it never will, and the rider is released from it.
-func (s *Side) settle(ctx context.Context, riderID, riderName string, c rider.Claim) (holds bool, err error) {
+// repeatAssign repeats the assign that belongs to a claim, and reports whether the
+// claim holds. It holds if the order takes the assign, now or before. If the order
+// refuses it, it will never take it, and the rider is released from the claim.
+func (s *Side) repeatAssign(ctx context.Context, riderID, riderName string, c rider.Claim) (holds bool, err error) {
 	_, err = s.system(ctx, eventlog.Orders, c.OrderID, order.Assign{RiderID: riderID, RiderName: riderName, ClaimID: c.ID, Round: c.Round, Wave: c.Wave})
 	if err == nil {
 		return true, nil

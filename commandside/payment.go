@@ -123,7 +123,7 @@ func (s *Side) openPayment(ctx context.Context, in *openPaymentInput) (*openPaym
 // gatewayProblem is what a caller sees of a gateway's failure. Its text is for
 // the log only: it may name amounts and accounts.
 func (s *Side) gatewayProblem(doing string, err error) error {
-	s.Log.Warn("the payment gateway failed", "doing", doing, "error", err)
+	s.Log.Warn("the payment gateway failed", "doing", doing, "err", err)
 	if errors.Is(err, gateway.ErrRefused) || errors.Is(err, gateway.ErrUnknown) {
 		return httpapi.NewProblem(http.StatusBadGateway, "gateway_refused", "The payment gateway does not take this payment.")
 	}
@@ -201,7 +201,7 @@ func (s *Side) takeWebhook(ctx context.Context, in *webhookInput) (*struct{}, er
 }
 
 func (s *Side) notKept(err error) error {
-	s.Log.Error("a webhook could not be kept; the gateway will send it again", "error", err)
+	s.Log.Error("a webhook could not be kept; the gateway will send it again", "err", err)
 	return httpapi.Unavailable("unavailable", "The webhook could not be kept.", time.Second)
 }
 
@@ -366,7 +366,7 @@ func (s *Side) resolvePayment(ctx context.Context, in *resolveInput) (*paymentOu
 	}
 	orderID, ok, err := s.orderOf(ctx, found.GatewayOrderID)
 	if err != nil {
-		s.Log.Warn("the order of a payment could not be looked up", "paymentId", in.PaymentID, "error", err)
+		s.Log.Warn("the order of a payment could not be looked up", "paymentId", in.PaymentID, "err", err)
 		return nil, httpapi.Unavailable("unavailable", "The payment's order cannot be looked up now.", time.Second)
 	}
 	if !ok {

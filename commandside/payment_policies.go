@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/twmb/franz-go/pkg/kadm"
 
 	"tomato/commandside/gateway"
 	"tomato/commandside/shard"
@@ -107,17 +106,17 @@ func (s *Side) recordPayment(ctx context.Context, e eventlog.Event) error {
 	}
 	why := causeOf(&e)
 	switch w.Event {
-	case gateway.PaymentCaptured, gateway.OrderPaid:
+	case gateway.EventPaymentCaptured, gateway.EventOrderPaid:
 		if w.Payment.Status != gateway.StatusCaptured && w.Payment.Status != gateway.StatusRefunded {
 			s.countWebhook(w.Event, "not_captured") // only captured money pays, whatever the event is called
 			return nil
 		}
 		err = s.recordCaptured(ctx, why, *w.Payment)
-	case gateway.PaymentFailed:
+	case gateway.EventPaymentFailed:
 		err = s.recordFailed(ctx, why, *w.Payment)
-	case gateway.RefundProcessedEv, gateway.RefundFailedEv:
+	case gateway.EventRefundProcessed, gateway.EventRefundFailed:
 		err = s.recordRefund(ctx, why, w)
-	case gateway.PaymentAuthorized: // does not pay
+	case gateway.EventPaymentAuthorized: // does not pay
 	default:
 		s.countWebhook("other", "skipped")
 		return nil
@@ -214,10 +213,10 @@ func (s *Side) recordRefund(ctx context.Context, why *cause, w gateway.Webhook) 
 		n.AggregateID, n.RefundID = orderID, r.RefundID
 	}
 	state := gateway.RefundProcessed
-	if w.Event == gateway.RefundFailedEv {
+	if w.Event == gateway.EventRefundFailed {
 		state = gateway.RefundFailed
 	}
-	return s.settleRefund(ctx, why, n.AggregateID, n.RefundID, state, n.Reason)
+	return s.recordOutcome(ctx, why, n.AggregateID, n.RefundID, state, n.Reason)
 }
 
 // orderOf finds the order of a gateway order; known is false only when the
@@ -238,19 +237,10 @@ func (s *Side) orderOf(ctx context.Context, gatewayOrderID string) (orderID stri
 	} else if known {
 		return orderID, true, nil
 	}
-	ends, err := kadm.NewClient(s.Producer).ListEndOffsets(ctx, eventlog.Payments)
-	if err == nil {
-		err = ends.Error()
-	}
+	after, err := eventlog.EndToken(ctx, s.Producer, eventlog.Payments)
 	if err != nil {
 		return "", false, eventlog.Unavailable(fmt.Errorf("end of %s: %w", eventlog.Payments, err))
 	}
-	after := eventlog.Token{}
-	ends.Each(func(o kadm.ListedOffset) {
-		if o.Offset > 0 {
-			after.Add(o.Topic, o.Partition, o.Offset-1)
-		}
-	})
 	if orderID, known, err = s.GatewayOrders.OrderOf(ctx, gatewayOrderID, after); err != nil {
 		return "", false, unread(err)
 	} else if known {
@@ -319,15 +309,14 @@ func (s *Side) InboxPassed(ctx context.Context, gatewayOrderID string) (bool, er
 	partition := eventlog.PartitionFor(gatewayOrderID, s.Partitions)
 	end, marked := s.inbox.mark(gatewayOrderID)
 	if !marked {
-		ends, err := kadm.NewClient(s.Producer).ListEndOffsets(ctx, eventlog.PaymentWebhooks)
-		if err == nil {
-			err = ends.Error()
-		}
-		o, ok := ends.Lookup(eventlog.PaymentWebhooks, partition)
-		if err != nil || !ok {
+		ends, err := eventlog.EndOffsets(ctx, s.Producer, eventlog.PaymentWebhooks)
+		if err != nil {
 			return false, eventlog.Unavailable(fmt.Errorf("end of %s/%d is not known: %w", eventlog.PaymentWebhooks, partition, err))
 		}
-		end = o.Offset
+		var ok bool
+		if end, ok = ends[eventlog.TopicPartition{Topic: eventlog.PaymentWebhooks, Partition: partition}]; !ok {
+			return false, eventlog.Unavailable(fmt.Errorf("%s has no partition %d", eventlog.PaymentWebhooks, partition))
+		}
 		s.inbox.setMark(gatewayOrderID, end)
 	}
 	passed, err := s.Inbox.Passed(ctx, recordPaymentPolicy, eventlog.PaymentWebhooks, partition, end-1, gatewayOrderID)

@@ -74,10 +74,10 @@ func (s *Side) refund(ctx context.Context, e eventlog.Event) error {
 		return s.setTimer(ctx, refundPolicy, r.RefundID, now.Add(refundPollFirst),
 			refundTimer{AggregateID: e.Subject, PaymentID: r.PaymentID, Since: now, Cause: *causeOf(&e)})
 	}
-	return s.settleRefund(ctx, causeOf(&e), e.Subject, r.RefundID, state, reason)
+	return s.recordOutcome(ctx, causeOf(&e), e.Subject, r.RefundID, state, reason)
 }
 
-func (s *Side) settleRefund(ctx context.Context, why *cause, aggregateID, refundID string, state gateway.RefundState, reason string) error {
+func (s *Side) recordOutcome(ctx context.Context, why *cause, aggregateID, refundID string, state gateway.RefundState, reason string) error {
 	if state == gateway.RefundFailed {
 		if reason == "" {
 			reason = "failed at the gateway"
@@ -113,7 +113,7 @@ func (s *Side) pollRefund(ctx context.Context, refundID string, t refundTimer, n
 	if state == gateway.RefundPending {
 		return now.Add(min(max(age, refundPollFirst), refundPollMost)), nil
 	}
-	return time.Time{}, s.settleRefund(ctx, &t.Cause, t.AggregateID, refundID, state, reason)
+	return time.Time{}, s.recordOutcome(ctx, &t.Cause, t.AggregateID, refundID, state, reason)
 }
 
 // reconcileTimer is an order that ended with an open gateway order.
@@ -147,7 +147,7 @@ func (s *Side) reconcile(ctx context.Context, e eventlog.Event) error {
 func (s *Side) askGateway(ctx context.Context, t reconcileTimer) error {
 	ps, err := s.Gateway.Payments(ctx, t.GatewayOrderID)
 	if errors.Is(err, gateway.ErrUnknown) || errors.Is(err, gateway.ErrRefused) {
-		s.Log.Warn("the gateway does not know a gateway order that it made", "gatewayOrderId", t.GatewayOrderID, "error", err)
+		s.Log.Warn("the gateway does not know a gateway order that it made", "gatewayOrderId", t.GatewayOrderID, "err", err)
 		return nil
 	}
 	if err != nil {

@@ -76,6 +76,31 @@ func EndOffsets(ctx context.Context, client *kgo.Client, topics ...string) (map[
 	return listOffsets(ctx, client, (*kadm.Client).ListEndOffsets, topics)
 }
 
+// EndToken returns the token that a reader must have passed to have read all that
+// is on the topics at the time of the call, as each partition's leader sees it.
+// The leader may be one that is deposed and does not know it, so the token is no
+// proof that nothing was acknowledged behind it.
+func EndToken(ctx context.Context, client *kgo.Client, topics ...string) (Token, error) {
+	ends, err := EndOffsets(ctx, client, topics...)
+	if err != nil {
+		return nil, err
+	}
+	return TokenBefore(ends), nil
+}
+
+// TokenBefore returns the token that a reader must have passed to have read
+// everything before these end offsets: the last record of each partition. A
+// partition without records is left out.
+func TokenBefore(ends map[TopicPartition]int64) Token {
+	token := make(Token, len(ends))
+	for tp, end := range ends {
+		if end > 0 {
+			token[tp] = end - 1
+		}
+	}
+	return token
+}
+
 // StartOffsets returns the first offset that each partition still has.
 func StartOffsets(ctx context.Context, client *kgo.Client, topics ...string) (map[TopicPartition]int64, error) {
 	return listOffsets(ctx, client, (*kadm.Client).ListStartOffsets, topics)

@@ -378,15 +378,9 @@ func (m *ReadModels) catchUpAndSwitch(ctx context.Context, g Generation, o Rebui
 	}
 	defer client.Close()
 	topics := Topics(g.Model)
-	ends, err := eventlog.EndOffsets(ctx, client, topics...)
+	token, err := eventlog.EndToken(ctx, client, topics...)
 	if err != nil {
 		return err
-	}
-	token := eventlog.Token{}
-	for tp, end := range ends {
-		if end > 0 {
-			token.Add(tp.Topic, tp.Partition, end-1)
-		}
 	}
 	if err := m.Positions.WaitFor(ctx, g.Model, g.Number, topics, token); err != nil {
 		return fmt.Errorf("%s catching up: %w", g, err)

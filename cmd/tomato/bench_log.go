@@ -30,15 +30,7 @@ type history struct {
 	events int64 // that count
 }
 
-func (h history) token() eventlog.Token {
-	t := eventlog.Token{}
-	for tp, end := range h.ends {
-		if end > 0 {
-			t.Add(tp.Topic, tp.Partition, end-1)
-		}
-	}
-	return t
-}
+func (h history) token() eventlog.Token { return eventlog.TokenBefore(h.ends) }
 
 // writeHistory fills topic orders through a server, and counts what is there.
 func (b *bench) writeHistory(ctx context.Context, s *server) (history, error) {

@@ -74,7 +74,7 @@ func (r *rush) drive(i int) {
 	id := placed.str("orderId")
 	r.orders[i] = id
 	paying := r.persist(cust, "POST /v1/orders/"+id+"/payment", nil, "pay", "")
-	body := capture(gateway.PaymentCaptured, paying.str("gatewayOrderId"), fmt.Sprint("pay_", i), 50000)
+	body := capture(gateway.EventPaymentCaptured, paying.str("gatewayOrderId"), fmt.Sprint("pay_", i), 50000)
 	r.until(func() answer { return r.webhook(body) })
 	r.persist(rest, "POST /v1/orders/"+id+"/accept-order", nil, "a", "ORDER_ACCEPTED", "order_not_paid")
 	r.persist(rest, "POST /v1/orders/"+id+"/preparing", nil, "b", "ORDER_PREPARING")
@@ -379,7 +379,7 @@ func brokerOutage(a *town, kill, start func()) {
 		a.t.Error("a query without a broker: ", x.fault())
 	}
 	// It used to hang until the gateway gave up.
-	if x := a.webhook(capture(gateway.PaymentCaptured, "order_x", "pay_x", 1)); x.status != http.StatusServiceUnavailable {
+	if x := a.webhook(capture(gateway.EventPaymentCaptured, "order_x", "pay_x", 1)); x.status != http.StatusServiceUnavailable {
 		a.t.Error("a webhook without a broker: ", x.fault())
 	}
 	start()

@@ -33,7 +33,7 @@ func TestAnUnpaidOrderExpires(t *testing.T) {
 		a.when(customer("c1"), "POST /v1/orders/"+id+"/payment", nil).thenRefused(409, "invalid_transition").want("currentStatus", "expired")
 		a.when(customer("c1"), "POST /v1/orders/"+id+"/cancel", reason).thenRefused(409, "invalid_transition")
 	}
-	if x := a.webhook(capture(gateway.PaymentCaptured, gatewayOrder, "pay_late", 50000)); x.status != http.StatusOK {
+	if x := a.webhook(capture(gateway.EventPaymentCaptured, gatewayOrder, "pay_late", 50000)); x.status != http.StatusOK {
 		t.Fatal(x.fault())
 	}
 	a.awaitEvent(eventlog.Payments, asked, "REFUND_SUCCESS", 1)

@@ -405,7 +405,7 @@ func TestPoisonParksAndOthersMoveOn(t *testing.T) {
 	a.pay("c1", after)
 
 	// Not kept at all: a wrong or missing signature.
-	body := capture(gateway.PaymentCaptured, "order_x", "pay_x", 100)
+	body := capture(gateway.EventPaymentCaptured, "order_x", "pay_x", 100)
 	for _, signature := range []string{"", gateway.Sign("another", body), gateway.Sign(townWebhookSecret, append(body, ' '))} {
 		if x := a.do(domain.Actor{}, "POST /v1/webhooks/razorpay", body, gateway.SignatureHeader, signature); x.status != http.StatusUnauthorized {
 			t.Error(x.fault())

@@ -265,7 +265,7 @@ func TestWhatIsAwayIsWaitedFor(t *testing.T) {
 	}
 	pay := func(i int) {
 		t.Helper()
-		if x := a.webhook(capture(gateway.PaymentCaptured, gatewayOrders[i], "pay_"+gatewayOrders[i], 50000)); x.status != http.StatusOK {
+		if x := a.webhook(capture(gateway.EventPaymentCaptured, gatewayOrders[i], "pay_"+gatewayOrders[i], 50000)); x.status != http.StatusOK {
 			t.Fatal(x.fault())
 		}
 	}
@@ -305,7 +305,7 @@ func TestWhatIsAwayIsWaitedFor(t *testing.T) {
 		// More wait for the gateway's word than a partition has lanes.
 		const unknown = 40
 		for i := range unknown {
-			if x := a.webhook(capture(gateway.PaymentCaptured, fmt.Sprint("order_ofNobody", i), fmt.Sprint("pay_ofNobody", i), 100)); x.status != http.StatusOK {
+			if x := a.webhook(capture(gateway.EventPaymentCaptured, fmt.Sprint("order_ofNobody", i), fmt.Sprint("pay_ofNobody", i), 100)); x.status != http.StatusOK {
 				t.Fatal(x.fault())
 			}
 		}
@@ -388,7 +388,7 @@ func TestAShardThatNobodyServesIsWaitedFor(t *testing.T) {
 	road.close()
 	waiting, inbox := "", map[int32]map[bool]int{}
 	for i := range n {
-		if x := here.webhook(capture(gateway.PaymentCaptured, gatewayOrders[i], "pay_"+gatewayOrders[i], 50000)); x.status != http.StatusOK {
+		if x := here.webhook(capture(gateway.EventPaymentCaptured, gatewayOrders[i], "pay_"+gatewayOrders[i], 50000)); x.status != http.StatusOK {
 			t.Fatal(x.fault())
 		}
 		p := eventlog.PartitionFor(gatewayOrders[i], townPartitions)
@@ -458,7 +458,7 @@ func TestAShardThatNobodyServesIsWaitedFor(t *testing.T) {
 	var recs []*kgo.Record
 	for i, g := range gatewayOrders {
 		e := eventlog.Event{ID: fmt.Sprint("late-", i), Source: "/test", Type: "WEBHOOK_RECEIVED", Time: domain.Time(time.Now()), Subject: g,
-			Data: capture(gateway.PaymentCaptured, g, "pay_"+g, 50000)}
+			Data: capture(gateway.EventPaymentCaptured, g, "pay_"+g, 50000)}
 		recs = append(recs, e.NewRecord(eventlog.PaymentWebhooks, eventlog.PartitionFor(g, townPartitions)))
 	}
 	writer := eventlogtest.Client(t, a.kafka, kgo.RecordPartitioner(kgo.ManualPartitioner()))

@@ -47,7 +47,7 @@ func TestMoneyIsBookedOnceOrGoesBack(t *testing.T) {
 				orders[i] = a.place("c1", "r1")
 				gatewayOrder := a.openPayment("c1", orders[i])
 				var both sync.WaitGroup
-				for _, event := range []string{gateway.PaymentCaptured, gateway.OrderPaid} {
+				for _, event := range []string{gateway.EventPaymentCaptured, gateway.EventOrderPaid} {
 					both.Go(func() { send(t, capture(event, gatewayOrder, fmt.Sprint("pay_now", i), 50000)) })
 				}
 				both.Wait()
@@ -72,7 +72,7 @@ func TestMoneyIsBookedOnceOrGoesBack(t *testing.T) {
 			late, booked := a.place("c2", "r1"), a.place("c2", "r1")
 			gatewayOrder := a.openPayment("c2", late)
 			a.when(customer("c2"), "POST /v1/orders/"+late+"/cancel", reason).then(200, "ORDER_CANCELLED")
-			send(t, capture(gateway.PaymentCaptured, gatewayOrder, "pay_late", 50000))
+			send(t, capture(gateway.EventPaymentCaptured, gatewayOrder, "pay_late", 50000))
 			a.awaitEvent(eventlog.Payments, late, "REFUND_SUCCESS", 1)
 			wantPayments(t, late, "PAYMENT_REQUESTED", "PAYMENT_SUCCESS", "REFUND_REQUESTED", "REFUND_SUCCESS")
 			a.awaitQuery(customer("c2"), "/v1/orders/"+late, "status", "cancelled", "paymentStatus", "refunded")
@@ -88,7 +88,7 @@ func TestMoneyIsBookedOnceOrGoesBack(t *testing.T) {
 		t.Run("another amount is unmatched and goes back, exactly that", func(t *testing.T) {
 			id := a.place("c3", "r1")
 			gatewayOrder := a.openPayment("c3", id)
-			send(t, capture(gateway.PaymentCaptured, gatewayOrder, "pay_less", 49999))
+			send(t, capture(gateway.EventPaymentCaptured, gatewayOrder, "pay_less", 49999))
 			back := a.awaitEvent(eventlog.Payments, id, "REFUND_REQUESTED", 1)
 			if data(back, "amount") != 49999.0 || data(back, "paymentId") != "pay_less" {
 				t.Errorf("REFUND_REQUESTED: %s", back.Data)
@@ -96,9 +96,9 @@ func TestMoneyIsBookedOnceOrGoesBack(t *testing.T) {
 			a.awaitEvent(eventlog.Payments, id, "REFUND_SUCCESS", 1)
 			wantPayments(t, id, "PAYMENT_REQUESTED", "PAYMENT_UNMATCHED", "REFUND_REQUESTED", "REFUND_SUCCESS")
 			a.awaitQuery(customer("c3"), "/v1/orders/"+id, "status", "placed", "paymentStatus", "pending")
-			send(t, capture(gateway.PaymentCaptured, gatewayOrder, "pay_right", 50000)) // still payable
+			send(t, capture(gateway.EventPaymentCaptured, gatewayOrder, "pay_right", 50000)) // still payable
 			a.awaitEvent(eventlog.Orders, id, "ORDER_PAID", 1)
-			send(t, capture(gateway.PaymentCaptured, gatewayOrder, "pay_again", 50000)) // a second one is too much
+			send(t, capture(gateway.EventPaymentCaptured, gatewayOrder, "pay_again", 50000)) // a second one is too much
 			a.awaitEvent(eventlog.Payments, id, "REFUND_SUCCESS", 2)
 			a.awaitQuery(customer("c3"), "/v1/orders/"+id, "paymentStatus", "paid")
 		})
@@ -106,8 +106,8 @@ func TestMoneyIsBookedOnceOrGoesBack(t *testing.T) {
 			mine, theirs := a.place("c4", "r1"), a.place("c5", "r1")
 			gatewayOrder := a.openPayment("c4", mine)
 			a.openPayment("c5", theirs)
-			body := capture(gateway.PaymentCaptured, gatewayOrder, "pay_mine", 50000)
-			claimed := capture(gateway.PaymentCaptured, a.openPayment("c5", theirs), "pay_mine", 50000)
+			body := capture(gateway.EventPaymentCaptured, gatewayOrder, "pay_mine", 50000)
+			claimed := capture(gateway.EventPaymentCaptured, a.openPayment("c5", theirs), "pay_mine", 50000)
 			if x := a.do(domain.Actor{}, "POST /v1/webhooks/razorpay", claimed, gateway.SignatureHeader, gateway.Sign(townWebhookSecret, body)); x.status != http.StatusUnauthorized {
 				t.Error(x.fault())
 			}
@@ -120,16 +120,16 @@ func TestMoneyIsBookedOnceOrGoesBack(t *testing.T) {
 		t.Run("only captured money pays", func(t *testing.T) {
 			id := a.place("c6", "r1")
 			gatewayOrder := a.openPayment("c6", id)
-			send(t, capture(gateway.PaymentAuthorized, gatewayOrder, "pay_auth", 50000), capture(gateway.PaymentFailed, gatewayOrder, "pay_no", 50000),
+			send(t, capture(gateway.EventPaymentAuthorized, gatewayOrder, "pay_auth", 50000), capture(gateway.EventPaymentFailed, gatewayOrder, "pay_no", 50000),
 				capture("invoice.paid", gatewayOrder, "pay_inv", 50000))
 			a.awaitQuery(customer("c6"), "/v1/orders/"+id, "paymentStatus", "failed")
 			a.idle()
 			wantPayments(t, id, "PAYMENT_REQUESTED", "PAYMENT_FAILED")
-			send(t, capture(gateway.PaymentCaptured, gatewayOrder, "pay_auth", 50000))
+			send(t, capture(gateway.EventPaymentCaptured, gatewayOrder, "pay_auth", 50000))
 			a.awaitQuery(customer("c6"), "/v1/orders/"+id, "paymentStatus", "paid")
 		})
 		t.Run("money of an unknown gateway order comes before an operator", func(t *testing.T) {
-			send(t, capture(gateway.PaymentCaptured, "order_ofNobody", "pay_ofNobody", 777))
+			send(t, capture(gateway.EventPaymentCaptured, "order_ofNobody", "pay_ofNobody", 777))
 			a.awaitQuery(office, "/v1/ops/payments?state=unmatched", "items.0.payments.0.paymentId", "pay_ofNobody", "items.0.payments.0.amount", "777", "items.1", "")
 			a.idle()
 			wantPayments(t, "pay_ofNobody", "PAYMENT_UNMATCHED") // and is never refunded by itself

@@ -802,13 +802,13 @@ func (a *town) webhook(body []byte) answer {
 // capture is the body of a webhook about money: event is payment.captured,
 // order.paid, payment.authorized or payment.failed.
 func capture(event, gatewayOrder, paymentID string, amount int64) []byte {
-	status := map[string]string{gateway.PaymentAuthorized: "authorized", gateway.PaymentFailed: "failed"}[event]
+	status := map[string]string{gateway.EventPaymentAuthorized: "authorized", gateway.EventPaymentFailed: "failed"}[event]
 	if status == "" {
 		status = "captured"
 	}
 	payload := map[string]any{"payment": map[string]any{"entity": map[string]any{"id": paymentID, "entity": "payment", "amount": amount,
 		"currency": "INR", "status": status, "order_id": gatewayOrder, "captured": status == "captured", "notes": []any{}}}}
-	if event == gateway.OrderPaid {
+	if event == gateway.EventOrderPaid {
 		payload["order"] = map[string]any{"entity": map[string]any{"id": gatewayOrder, "entity": "order", "amount": amount, "amount_paid": amount,
 			"currency": "INR", "status": "paid", "notes": []any{}}}
 	}

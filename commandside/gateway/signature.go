@@ -34,7 +34,7 @@ func Verify(secrets []string, body []byte, signature string) bool {
 	return valid
 }
 
-// IsSignature says whether s has the form of a signature.
+// IsSignature reports whether s has the form of a signature.
 func IsSignature(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {

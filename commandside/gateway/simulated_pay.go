@@ -116,21 +116,21 @@ func (p *Pay) webhooks(o wireOrder, reason string) []wireWebhook {
 	switch p.Outcome {
 	case StatusFailed:
 		entity.ErrorCode, entity.ErrorDescription = ref("BAD_REQUEST_ERROR"), &reason
-		ws := []wireWebhook{of(PaymentFailed, entity)}
+		ws := []wireWebhook{of(EventPaymentFailed, entity)}
 		if reordered {
-			ws = append(ws, of(PaymentAuthorized, authorized))
+			ws = append(ws, of(EventPaymentAuthorized, authorized))
 		}
 		return ws
 	case StatusCaptured:
 		entity.Captured = true
 		o.Status, o.AmountPaid, o.AmountDue, o.Attempts = "paid", p.Amount, max(0, o.Amount-p.Amount), 1
-		ws := []wireWebhook{of(PaymentCaptured, entity), of(OrderPaid, entity)}
+		ws := []wireWebhook{of(EventPaymentCaptured, entity), of(EventOrderPaid, entity)}
 		ws[1].Contains, ws[1].Payload.Order = []string{"payment", "order"}, &wireIn[wireOrder]{o}
 		if reordered {
 			ws[0], ws[1] = ws[1], ws[0]
-			ws = append(ws, of(PaymentAuthorized, authorized))
+			ws = append(ws, of(EventPaymentAuthorized, authorized))
 		}
 		return ws
 	}
-	return []wireWebhook{of(PaymentAuthorized, authorized)}
+	return []wireWebhook{of(EventPaymentAuthorized, authorized)}
 }

@@ -61,7 +61,7 @@ func (g *Simulated) Refund(ctx context.Context, f Refund) (RefundState, error) {
 		return g.webhooks.queue(ctx, tx, queuedWebhook{
 			key: cmp.Or(orderID, f.PaymentID), eventID: newID("evt_"), secret: firstSecret, delay: refundDelay,
 			body: wireWebhook{
-				Event: RefundProcessedEv, Contains: []string{"refund", "payment"},
+				Event: EventRefundProcessed, Contains: []string{"refund", "payment"},
 				Payload: wirePayload{Refund: &wireIn[wireRefund]{r}, Payment: &wireIn[wirePayment]{p}}}})
 	})
 	if err != nil {

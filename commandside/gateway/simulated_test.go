@@ -145,15 +145,15 @@ func TestSimulatedFaults(t *testing.T) {
 		want   []string
 		signed int
 	}{
-		{"captured", Pay{Outcome: "captured"}, []string{PaymentCaptured, OrderPaid}, 1},
-		{"authorized", Pay{Outcome: "authorized"}, []string{PaymentAuthorized}, 1},
-		{"failed", Pay{Outcome: "failed"}, []string{PaymentFailed}, 1},
-		{"duplicate", Pay{Outcome: "captured", Faults: []Fault{FaultDuplicate}}, []string{PaymentCaptured, PaymentCaptured, OrderPaid, OrderPaid}, 1},
-		{"reordered", Pay{Outcome: "captured", Faults: []Fault{FaultReordered}}, []string{OrderPaid, PaymentCaptured, PaymentAuthorized}, 1},
+		{"captured", Pay{Outcome: "captured"}, []string{EventPaymentCaptured, EventOrderPaid}, 1},
+		{"authorized", Pay{Outcome: "authorized"}, []string{EventPaymentAuthorized}, 1},
+		{"failed", Pay{Outcome: "failed"}, []string{EventPaymentFailed}, 1},
+		{"duplicate", Pay{Outcome: "captured", Faults: []Fault{FaultDuplicate}}, []string{EventPaymentCaptured, EventPaymentCaptured, EventOrderPaid, EventOrderPaid}, 1},
+		{"reordered", Pay{Outcome: "captured", Faults: []Fault{FaultReordered}}, []string{EventOrderPaid, EventPaymentCaptured, EventPaymentAuthorized}, 1},
 		{"dropped", Pay{Outcome: "captured", Faults: []Fault{FaultDropped, FaultDuplicate}}, nil, 0},
-		{"wrong_signature", Pay{Outcome: "captured", Faults: []Fault{FaultWrongSignature}}, []string{PaymentCaptured, OrderPaid}, 0},
-		{"old_secret", Pay{Outcome: "captured", Faults: []Fault{FaultOldSecret}}, []string{PaymentCaptured, OrderPaid}, 2},
-		{"other amount", Pay{Outcome: "captured", Amount: 7, Currency: "USD", PaymentID: "pay_chosen"}, []string{PaymentCaptured, OrderPaid}, 1},
+		{"wrong_signature", Pay{Outcome: "captured", Faults: []Fault{FaultWrongSignature}}, []string{EventPaymentCaptured, EventOrderPaid}, 0},
+		{"old_secret", Pay{Outcome: "captured", Faults: []Fault{FaultOldSecret}}, []string{EventPaymentCaptured, EventOrderPaid}, 2},
+		{"other amount", Pay{Outcome: "captured", Amount: 7, Currency: "USD", PaymentID: "pay_chosen"}, []string{EventPaymentCaptured, EventOrderPaid}, 1},
 	} {
 		o, err := g.CreateOrder(t.Context(), "o-"+c.name, 45000, "INR")
 		if err != nil {
@@ -179,7 +179,7 @@ func TestSimulatedFaults(t *testing.T) {
 			if r.signed != c.signed {
 				t.Errorf("%s: %s is signed by %d, want %d", c.name, r.event, r.signed, c.signed)
 			}
-			if got := *r.hook.Payment; r.event != PaymentAuthorized && got != want {
+			if got := *r.hook.Payment; r.event != EventPaymentAuthorized && got != want {
 				t.Errorf("%s: %s holds %+v, want %+v", c.name, r.event, got, want)
 			}
 		}
@@ -284,7 +284,7 @@ func TestSimulatedRefund(t *testing.T) {
 		t.Errorf("another body under the same key: %v", err)
 	}
 	rs := e.take(t, 1)
-	want := Webhook{Event: RefundProcessedEv, Refund: &RefundNotice{GatewayRefundID: rs[0].hook.Refund.GatewayRefundID, PaymentID: "pay_x",
+	want := Webhook{Event: EventRefundProcessed, Refund: &RefundNotice{GatewayRefundID: rs[0].hook.Refund.GatewayRefundID, PaymentID: "pay_x",
 		GatewayOrderID: "order_x", RefundID: "refund-0001", AggregateID: "o-1", Amount: 100}}
 	if d := cmp.Diff(want, rs[0].hook); d != "" {
 		t.Error(d)
@@ -338,7 +338,7 @@ func TestSimulatedSurvivesRestart(t *testing.T) {
 	drained(t, db)
 	names := events(e.take(t, 4)) // two were answered 5xx, and came again
 	slices.Sort(names)
-	if d := cmp.Diff([]string{OrderPaid, OrderPaid, PaymentCaptured, PaymentCaptured}, names); d != "" {
+	if d := cmp.Diff([]string{EventOrderPaid, EventOrderPaid, EventPaymentCaptured, EventPaymentCaptured}, names); d != "" {
 		t.Error(d)
 	}
 	if len(e.got) > 0 {
@@ -364,7 +364,7 @@ func TestSimulatedRetries(t *testing.T) {
 	}
 	run(t, g)
 	drained(t, db)
-	if d := cmp.Diff([]string{PaymentCaptured, OrderPaid, OrderPaid}, events(e.take(t, 3))); d != "" {
+	if d := cmp.Diff([]string{EventPaymentCaptured, EventOrderPaid, EventOrderPaid}, events(e.take(t, 3))); d != "" {
 		t.Error(d)
 	}
 }

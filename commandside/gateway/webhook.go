@@ -10,12 +10,12 @@ import (
 
 // The webhook events that Tomato acts on. All others are counted and skipped.
 const (
-	PaymentAuthorized = "payment.authorized"
-	PaymentCaptured   = "payment.captured"
-	PaymentFailed     = "payment.failed"
-	OrderPaid         = "order.paid"
-	RefundProcessedEv = "refund.processed"
-	RefundFailedEv    = "refund.failed"
+	EventPaymentAuthorized = "payment.authorized"
+	EventPaymentCaptured   = "payment.captured"
+	EventPaymentFailed     = "payment.failed"
+	EventOrderPaid         = "order.paid"
+	EventRefundProcessed = "refund.processed"
+	EventRefundFailed    = "refund.failed"
 )
 
 // Webhook is what a webhook says. Payment is set for the payment events and
@@ -150,7 +150,7 @@ func ParseWebhook(body []byte) (Webhook, error) {
 	w := Webhook{Event: head.Event}
 	var p wirePayload
 	switch head.Event {
-	case PaymentAuthorized, PaymentCaptured, PaymentFailed, OrderPaid, RefundProcessedEv, RefundFailedEv:
+	case EventPaymentAuthorized, EventPaymentCaptured, EventPaymentFailed, EventOrderPaid, EventRefundProcessed, EventRefundFailed:
 		if len(head.Payload) == 0 {
 			return w, fmt.Errorf("webhook %s: no payload", w.Event)
 		}
@@ -161,7 +161,7 @@ func ParseWebhook(body []byte) (Webhook, error) {
 		return w, nil
 	}
 	switch head.Event {
-	case RefundProcessedEv, RefundFailedEv:
+	case EventRefundProcessed, EventRefundFailed:
 		if p.Refund == nil || p.Refund.Entity.PaymentID == "" {
 			return w, fmt.Errorf("webhook %s: no refund of a payment", w.Event)
 		}
@@ -190,8 +190,8 @@ func ParseWebhook(body []byte) (Webhook, error) {
 			return w, fmt.Errorf("webhook %s: %w", w.Event, err)
 		}
 		if w.Payment.Status == "" {
-			w.Payment.Status = map[string]string{PaymentAuthorized: "authorized", PaymentFailed: StatusFailed,
-				PaymentCaptured: StatusCaptured, OrderPaid: StatusCaptured}[w.Event]
+			w.Payment.Status = map[string]string{EventPaymentAuthorized: "authorized", EventPaymentFailed: StatusFailed,
+				EventPaymentCaptured: StatusCaptured, EventOrderPaid: StatusCaptured}[w.Event]
 		}
 	}
 	return w, nil

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/eventlog"
@@ -55,16 +54,10 @@ func BenchmarkConsumer(b *testing.B) {
 			if err := cl.Flush(b.Context()); err != nil || failed.Load() {
 				b.Fatal("produce", err)
 			}
-			ends, err := kadm.NewClient(cl).ListEndOffsets(b.Context(), eventlog.PaymentWebhooks)
+			token, err := eventlog.EndToken(b.Context(), cl, eventlog.PaymentWebhooks)
 			if err != nil {
 				b.Fatal(err)
 			}
-			token := eventlog.Token{}
-			ends.Each(func(o kadm.ListedOffset) {
-				if o.Offset > 0 {
-					token.Add(o.Topic, o.Partition, o.Offset-1)
-				}
-			})
 			c := none[kind]
 			c.Name, c.Topics = "bench", []string{eventlog.PaymentWebhooks}
 			pos := consumer.NewPositions(db)
