@@ -10,11 +10,29 @@ import (
 	"tomato/eventlog"
 )
 
-// settle takes the producer's acknowledgements in.
-func (s *shard) settle(ctx context.Context) {
+// This file owns the acknowledgement of appends: it compares each record's offset
+// with the expected one, answers the callers, and reads the log if the offset is
+// another one.
+
+// putAck brings the producer's result of an append to the loop. It may be called
+// from any goroutine.
+func (s *shard) putAck(a ack) {
+	s.ackMu.Lock()
+	s.acks = append(s.acks, a)
+	s.ackMu.Unlock()
+	select {
+	case s.ackWake <- struct{}{}:
+	default:
+	}
+}
+
+// takeAcks processes the results that the producer has reported. Commands that
+// were deferred until one of these appends is acknowledged are put into
+// s.released.
+func (s *shard) takeAcks(ctx context.Context) {
 	s.ackMu.Lock()
 	acks := s.acks
-	s.acks, s.ackRoom = s.ackRoom[:0], acks // the two change places: no room is made anew
+	s.acks, s.spareAcks = s.spareAcks[:0], acks // the two slices are used in turns, which saves allocations
 	s.ackMu.Unlock()
 	for _, a := range acks {
 		if s.failed != nil {
@@ -22,66 +40,71 @@ func (s *shard) settle(ctx context.Context) {
 		}
 		l := &s.logs[a.log]
 		switch {
-		case l.lost:
+		case l.fenced:
 		case a.err != nil:
 			s.log.Error("append failed; the shard is claimed anew", "topic", l.topic, "partition", s.partition, "err", a.err)
 			s.owner.replaceProducer(s.producer)
 			s.fail(fmt.Errorf("%w: %w", errBroken, a.err))
 		case a.offset < l.next && a.ordinal <= l.acked:
-			// Read past already, while an earlier answer was verified.
-		case a.offset < l.next: // left alone, it would stay in flight for ever, and the shard stalled
+			// The record was already read when an earlier append was verified.
+		case a.offset < l.next:
+			// The broker has lost records. Without this error the append would stay
+			// in flight for ever, and the shard would refuse all commands.
 			s.fail(fmt.Errorf("%w: it landed at %s@%d, where the log was known up to %d: records are lost", errBroken, l.topic, a.offset, l.next))
 		case a.offset == l.next && len(l.inFlight) > 0 && l.inFlight[0].ordinal == a.ordinal:
-			// It landed where it must: nothing stands between, so no higher
-			// claim does. It counts, for ever.
+			// The offset is the expected one, so no other writer appended in
+			// between, and the event is valid for good.
 			l.next = a.offset + 1
-			s.settled(l, a.offset)
+			s.acknowledgeOldest(l, a.offset)
 		default:
 			s.verify(ctx, a)
 		}
 	}
 }
 
-// settled acknowledges the oldest append in flight.
-func (s *shard) settled(l *partitionLog, offset int64) {
+// acknowledgeOldest acknowledges the oldest append in flight, which is known to be
+// valid. It answers the calls that waited for it and releases deferred commands.
+func (s *shard) acknowledgeOldest(l *partitionLog, offset int64) {
 	p := l.inFlight[0]
 	l.inFlight = l.inFlight[1:]
 	l.rule.Seq = p.seq
 	l.acked = p.ordinal
-	l.lastOff = offset
+	l.lastValid = offset
 	s.sinceCut++
-	if p.log == restaurants && p.own.call != nil { // orders are priced from it as soon as it counts
+	if p.log == restaurants && p.own.call != nil { // this instance prices orders from the new state at once
 		s.owner.Menus.learn(p.own.call.res.Restaurant)
 	}
-	s.owner.at(StepSettled, s.partition)
+	s.owner.at(StepAppendValid, s.partition)
 	if p.own.call != nil {
-		s.waited(&p.own)
+		s.acknowledgeWaiter(&p.own)
 	}
 	for _, w := range p.waiters {
-		s.waited(w)
+		s.acknowledgeWaiter(w)
 	}
 	s.owner.at(StepAnswered, s.partition)
 	n := 0
 	for n < len(l.deferred) && l.deferred[n].ordinal <= l.acked {
-		c := l.deferred[n].call
+		s.released = append(s.released, l.deferred[n].call)
 		n++
-		s.handle(c)
 	}
 	l.deferred = l.deferred[n:]
 }
 
-// waited answers the caller if this was the last acknowledgement it waited for.
-func (s *shard) waited(w *waiter) {
-	if w.left--; w.left == 0 && !w.call.settled {
-		s.reached(&w.call.req, &w.call.res)
+// acknowledgeWaiter notes that one of the appends that the waiter waits for is
+// acknowledged. It answers the call if that was the last one.
+func (s *shard) acknowledgeWaiter(w *waiter) {
+	if w.left--; w.left == 0 && !w.call.answered {
+		s.setPositions(&w.call.req, &w.call.res)
 		w.call.reply(w.call.res, w.call.err)
 	}
 }
 
-// verify reads what stands between the expected and the actual offset, with
-// the reader rule. What counts is acknowledged (a first copy of a record that
-// was sent twice included); behind another's claim the shard is deposed; an
-// append that does not count has left a hole, and the shard is claimed anew.
+// verify reads the records from the expected to the actual offset of an append,
+// and applies the reader rule to them. The owner's valid appends among them are
+// acknowledged, also the first copy of a record that was appended twice. If
+// another instance's claim is valid, the shard is deposed. If the append is
+// invalid, its seq is missing in the log, no later append of this claim can be
+// valid, and the shard has to be claimed anew.
 func (s *shard) verify(ctx context.Context, a ack) {
 	l := &s.logs[a.log]
 	s.owner.metrics.verified.Inc()
@@ -93,18 +116,19 @@ func (s *shard) verify(ctx context.Context, a ack) {
 		l.next = e.Offset + 1
 		before := l.rule
 		if _, skipped := l.rule.Take(e); skipped != "" {
-			s.void(l, skipped)
+			s.countInvalid(l, skipped)
 		}
 		switch {
 		case l.rule == before:
 		case l.rule.Term != term:
 			return errDeposed
 		case len(l.inFlight) == 0 || l.inFlight[0].seq != e.Seq || !s.isOwn(e, l.inFlight[0]):
-			// It has the place of an append of this owner, which is invalid thereby;
-			// what this owner holds in memory is not what the log says any more.
+			// A foreign record has the term and seq of this owner's next append,
+			// which is therefore invalid. The state in memory has the effect of
+			// that append, so it no longer matches the log.
 			return fmt.Errorf("%w: the record at %s@%d has this owner's next term and seq, and another has written it", errBroken, l.topic, e.Offset)
 		default:
-			s.settled(l, e.Offset)
+			s.acknowledgeOldest(l, e.Offset)
 		}
 		return nil
 	})
@@ -114,12 +138,13 @@ func (s *shard) verify(ctx context.Context, a ack) {
 	case err != nil:
 		s.fail(err)
 	case a.ordinal > l.acked:
-		s.fail(fmt.Errorf("%w: the append at %s@%d is void", errBroken, l.topic, a.offset))
+		s.fail(fmt.Errorf("%w: the append at %s@%d is invalid", errBroken, l.topic, a.offset))
 	}
 }
 
-// isOwn says whether a valid record is this append, or a copy of it that has the
-// same effect. Its id alone would not do: others can write that, too.
+// isOwn reports whether a valid record is this append, or a copy of it that has the
+// same effect. The record's id is not enough, because another program can write a
+// record with the same id.
 func (s *shard) isOwn(e *eventlog.Event, p *pending) bool {
 	if e.Source != s.owner.source || !e.Time.Equal(domain.Time(p.at)) || e.Fault != nil {
 		return false
@@ -131,31 +156,25 @@ func (s *shard) isOwn(e *eventlog.Event, p *pending) bool {
 	if e.Subject != c.req.ID {
 		return false
 	}
-	if c.settled { // given up while another log was lost: nobody is told
+	if c.answered { // its caller got ErrUnavailable when another log was fenced; the result is gone
 		return true
 	}
 	data, err := encode(nil, c.res.Event)
 	return err == nil && e.Type == c.res.Event.EventType() && e.Version == c.res.version(p.log) && bytes.Equal(e.Data, data)
 }
 
-func (s *shard) void(l *partitionLog, reason string) {
-	s.voids++
-	s.owner.metrics.void.WithLabelValues(l.topic, reason).Inc()
+// countInvalid counts an invalid record that was read and skipped.
+func (s *shard) countInvalid(l *partitionLog, reason string) {
+	s.invalidRecords++
+	s.owner.metrics.invalid.WithLabelValues(l.topic, reason).Inc()
 }
 
-// marked tells of an aggregate that cannot be read on.
-func (s *shard) marked(e *eventlog.Event, mark *unreadable) {
-	s.owner.metrics.unknown.WithLabelValues(e.Topic).Inc()
-	s.log.Error("an event cannot be read: commands on its aggregate are 503 unknown_event, others go on", "topic", e.Topic, "partition", e.Partition,
-		"offset", e.Offset, "id", e.Subject, "type", eventlog.LogText(mark.Type), "err", mark.Why)
-}
-
-// reached names the positions that an answer rests on.
-func (s *shard) reached(r *Request, res *Result) {
+// setPositions writes the positions that an answer rests on into its result.
+func (s *shard) setPositions(r *Request, res *Result) {
 	n := 0
 	add := func(log int) {
-		if l := &s.logs[log]; l.lastOff >= 0 && n < len(res.reached) {
-			res.reached[n] = eventlog.Position{TopicPartition: eventlog.TopicPartition{Topic: l.topic, Partition: s.partition}, Offset: l.lastOff}
+		if l := &s.logs[log]; l.lastValid >= 0 && n < len(res.positions) {
+			res.positions[n] = eventlog.Position{TopicPartition: eventlog.TopicPartition{Topic: l.topic, Partition: s.partition}, Offset: l.lastValid}
 			n++
 		}
 	}
@@ -165,21 +184,4 @@ func (s *shard) reached(r *Request, res *Result) {
 		return
 	}
 	add(logOf(r.Topic))
-}
-
-// result collects the states that an answer shows.
-func result(e *entry, ev domain.Event) Result {
-	res := Result{Event: ev, Status: 200}
-	if e != nil {
-		res.Order, res.Payment, res.Rider, res.Restaurant = e.order, e.payment, e.rider, e.restaurant
-	}
-	return res
-}
-
-func (s *shard) known(k Known) (res Result) {
-	res.Known = make([]bool, len(k.RiderIDs))
-	for i, id := range k.RiderIDs {
-		res.Known[i] = s.agg.held[riders][id] != nil
-	}
-	return res
 }

@@ -12,90 +12,61 @@ import (
 	"tomato/eventlog"
 )
 
-// deferUntil parks the call until the log's append with this ordinal is
-// acknowledged; false where it is already.
-func (s *shard) deferUntil(log int, ordinal int64, c *call) bool {
-	l := &s.logs[log]
-	if ordinal <= l.acked {
-		return false
-	}
-	l.deferred = append(l.deferred, deferral{ordinal, c})
-	return true
-}
+// This file owns the append of a decided event: it moves the state in memory on,
+// makes the record and gives it to the producer.
 
-// repeat answers a known idempotency key: the first status with the present
-// resource, once the first event is acknowledged.
-func (s *shard) repeat(c *call, kind int, used keyUse) {
-	if used.body != bodyOf(&c.req) {
-		s.confirm(c, kind, nil, Result{}, domain.Refuse(IdempotencyKeyReused, "this Idempotency-Key was used with another body"))
-		return
-	}
-	c.first.Store(used.ordinal > s.logs[kind].acked)
-	c.req.ID = used.on.id
-	e, err := s.agg.find(kind, used.on.id)
-	if err != nil {
-		s.fail(err)
-		c.reply(Result{}, errNotDecided)
-		return
-	}
-	if err := e.undecidable(kind); err != nil {
-		s.confirm(c, kind, nil, Result{}, err)
-		return
-	}
-	res := result(e, nil)
-	res.Repeated, res.Status = true, int(used.status)
-	s.confirm(c, kind, e, res, nil)
-}
-
-func (s *shard) append(c *call, kind int, held *entry, ev domain.Event, scope keyScope, keyed bool, now time.Time) {
+// append applies a decided event to the state in memory and gives the event to the
+// producer. It does not wait for the acknowledgement. The answer is prepared in
+// the call and leaves when the append is acknowledged (acknowledge.go).
+func (s *shard) append(c *call, kind int, e *entry, ev domain.Event, scope keyScope, keyed bool, now time.Time) {
 	at := domain.Time(now)
-	room := rooms.Get().(*eventlog.Room)
+	buffer := recordBuffers.Get().(*eventlog.Room)
 	var err error
-	if room.Data, err = encode(room.Data[:0], ev); err != nil {
+	if buffer.Data, err = encode(buffer.Data[:0], ev); err != nil {
 		c.reply(Result{}, fmt.Errorf("encoding %s: %w", ev.EventType(), err))
 		return
 	}
 	l := &s.logs[kind]
 	l.ordinal++
 	l.seq++
-	begins := begins(kind, held, c.req.Command)
-	if held == nil {
-		held = s.agg.begin(kind, c.req.ID)
+	creates := creates(kind, e, c.req.Command)
+	if e == nil {
+		e = s.agg.begin(kind, c.req.ID)
 	}
-	version := s.agg.evolve(kind, held, ev, at, l.ordinal)
-	e := eventlog.Event{
+	version := s.agg.evolve(kind, e, ev, at, l.ordinal)
+	record := eventlog.Event{
 		ID:     l.eventID(s.partition),
 		Source: s.owner.source, Type: ev.EventType(), Time: at, Subject: c.req.ID,
-		Version: version, Term: l.rule.Term, Seq: l.seq, Data: room.Data,
+		Version: version, Term: l.rule.Term, Seq: l.seq, Data: buffer.Data,
 		CausationID: c.req.CausationID, CorrelationID: c.req.CorrelationID, Traceparent: c.req.Traceparent,
 	}
-	res := result(held, ev)
-	if begins {
+	res := resultOf(e, ev)
+	if creates {
 		res.Status = 201
 	}
 	if keyed {
 		use := keyUse{body: bodyOf(&c.req), status: int32(res.Status), ordinal: l.ordinal, at: at.UnixMilli()}
-		e.Idempotency = use.text(scope)
-		s.agg.keys.add(held, scope, use)
+		record.Idempotency = use.text(scope)
+		s.agg.keys.add(e, scope, use)
 	}
 	c.res = res
-	s.awaitOther(kind, held, s.produce(kind, &e, room, now, waiter{call: c, left: 1}))
-	s.seenInterval = seenIntervalLo
+	s.awaitOtherLog(kind, e, s.produce(kind, &record, buffer, now, waiter{call: c, left: 1}))
+	s.barrierInterval = barrierIntervalMin
 }
 
-// begins says whether the command, which appends, makes something that was not
-// there: an order, a rider, a restaurant, an item on its menu.
-func begins(kind int, e *entry, c domain.Command) bool {
+// creates reports whether a command that appends an event creates a resource: an
+// order, a rider, a restaurant, or an item on a menu.
+func creates(kind int, e *entry, c domain.Command) bool {
 	if set, ok := c.(restaurant.SetMenuItem); ok {
-		_, there := e.restaurantState().Menu[set.Item.ItemID]
-		return !there
+		_, exists := e.restaurantState().Menu[set.Item.ItemID]
+		return !exists
 	}
 	return e.version(kind) == 0 && (isPlace(c) || isPut(c))
 }
 
-// awaitOther makes an answer that shows order and payment wait for the other
-// one's unacknowledged appends too.
-func (s *shard) awaitOther(kind int, e *entry, w *waiter) {
+// awaitOtherLog makes an answer that shows an order with its payment also wait for
+// the unacknowledged appends to the other one of the two.
+func (s *shard) awaitOtherLog(kind int, e *entry, w *waiter) {
 	other := payments
 	switch kind {
 	case payments:
@@ -103,49 +74,29 @@ func (s *shard) awaitOther(kind int, e *entry, w *waiter) {
 	case riders, restaurants:
 		return
 	}
-	l := &s.logs[other]
-	last := e.lastOf(other)
-	if last <= l.acked {
-		return
-	}
-	if i := last - l.acked - 1; i < int64(len(l.inFlight)) { // ordinals are contiguous
-		w.left++
-		p := l.inFlight[i]
-		p.waiters = append(p.waiters, w)
-	}
+	s.logs[other].await(e.lastAppend(other), w)
 }
 
-// rooms are for records on their way.
-var rooms = sync.Pool{New: func() any { return new(eventlog.Room) }}
+// recordBuffers is memory for records that are on their way to the broker.
+var recordBuffers = sync.Pool{New: func() any { return new(eventlog.Room) }}
 
-const maxRoom = 64 << 10 // bytes of data, above which a room is not kept
+const maxPooledData = 64 << 10 // bytes of event data; a larger buffer is not put back into recordBuffers
 
-// produce sends an event of this claim without waiting, and returns the waiter
-// that it keeps. The answers that awaited any append of this log are confirmed
-// by this one.
-func (s *shard) produce(kind int, e *eventlog.Event, room *eventlog.Room, now time.Time, own waiter) *waiter {
+// produce gives an event or no-op barrier to the outbox without waiting. It
+// returns its copy of own. All answers that awaited an append to this log are
+// confirmed when this one is acknowledged.
+func (s *shard) produce(kind int, e *eventlog.Event, buffer *eventlog.Room, now time.Time, own waiter) *waiter {
 	l := &s.logs[kind]
 	p := &pending{log: kind, ordinal: l.ordinal, seq: l.seq, at: now, own: own, waiters: l.awaiting}
 	l.awaiting = nil
 	l.inFlight = append(l.inFlight, p)
-	s.owner.outbox.put(outgoing{s.producer, e.RecordIn(room, l.topic, s.partition), func(r *kgo.Record, err error) {
+	s.owner.outbox.put(outgoing{s.producer, e.RecordIn(buffer, l.topic, s.partition), func(r *kgo.Record, err error) {
 		s.owner.at(StepAppendLanded, s.partition)
-		s.acknowledge(ack{p.log, p.ordinal, r.Offset, err})
-		if cap(room.Data) <= maxRoom {
-			rooms.Put(room) // the producer is done with the record
+		s.putAck(ack{p.log, p.ordinal, r.Offset, err})
+		if cap(buffer.Data) <= maxPooledData {
+			recordBuffers.Put(buffer) // the producer does not need the record any more
 		}
 	}})
 	s.owner.at(StepAppendSent, s.partition)
-	s.rearmSeen(now)
 	return &p.own
-}
-
-func (s *shard) acknowledge(a ack) {
-	s.ackMu.Lock()
-	s.acks = append(s.acks, a)
-	s.ackMu.Unlock()
-	select {
-	case s.ackWake <- struct{}{}:
-	default:
-	}
 }

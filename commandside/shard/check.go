@@ -18,18 +18,20 @@ import (
 	"tomato/eventlog"
 )
 
-// Bounds of a forwarded command, beside those of the REST calls.
+// This file owns the validation of forwarded commands.
+
+// Limits of a forwarded command, in addition to those of the REST calls.
 const (
-	maxBodyText   = 64 << 10 // bytes of what an idempotency key stands for
-	maxCause      = 255      // bytes of the id of a causing event
-	maxOfferLimit = 1000     // riders in one wave
-	maxAskedFor   = 10_000   // riders in one Known
-	maxDistance   = 1_000_000
+	maxBodyText   = 64 << 10  // bytes of BodyHash
+	maxCause      = 255       // bytes of a causation or correlation id
+	maxOfferLimit = 1000      // riders in one wave
+	maxAskedFor   = 10_000    // riders in one Known or OfferWave
+	maxDistance   = 1_000_000 // meters from a rider to an order
 )
 
-// check says what is wrong with a command that another instance forwards, or
-// nil. Everything that the REST calls and the policies issue passes; the
-// signature says only that an instance sent it. The error quotes no value.
+// check validates a forwarded command. All commands that the REST calls and the
+// policies issue are valid. The check is needed although the call is signed, because
+// the signature proves only that an instance has sent it. The error quotes no value.
 func (r *Request) check() error {
 	if r.Command == nil {
 		return errors.New("the command is missing")
@@ -73,21 +75,20 @@ func (r *Request) check() error {
 	return nil
 }
 
-// validAggregateID says whether the log of this kind can have an aggregate with
-// the id.
+// validAggregateID reports whether an aggregate in this log can have the id.
 func validAggregateID(kind int, id string) bool {
 	if kind == orders {
 		return validOrderID(id)
 	}
-	return domain.ValidID(id) // a payment's is that of its order, or the gateway's
+	return domain.ValidID(id) // the id of a payment is that of its order, or one of the gateway
 }
 
-// validOrderID says whether s is a UUID in its lower-case form.
+// validOrderID reports whether s is a UUID in lower case.
 func validOrderID(s string) bool {
 	return len(s) == 36 && uuid.Validate(s) == nil && s == strings.ToLower(s)
 }
 
-// checkActor takes what a token can say, and the system itself.
+// checkActor accepts the actors that a token can name, and the system.
 func checkActor(a domain.Actor) error {
 	switch a.Role {
 	case domain.System:
@@ -112,12 +113,12 @@ func checkActor(a domain.Actor) error {
 	return nil
 }
 
-// checkCommand checks the fields of the command itself. It returns "" where all
-// are valid.
+// checkCommand validates the fields of the command itself. It returns what is wrong,
+// or "" if all fields are valid.
 func (r *Request) checkCommand() string {
 	const ids, bounds, other = "an id in the command is not valid", "a number in the command is out of bounds", "the command is for another caller or aggregate"
 	text := "a text in the command is empty, too long, or not valid"
-	no := func(fault string, ok bool) string { // the first that is not ok
+	unless := func(fault string, ok bool) string {
 		if ok {
 			return ""
 		}
@@ -125,79 +126,80 @@ func (r *Request) checkCommand() string {
 	}
 	switch c := r.Command.(type) {
 	case Place:
-		fault := first(no(other, c.CustomerID == r.Actor.Sub), no(ids, r.ID[14] == '7' && domain.ValidID(c.RestaurantID)), // a UUIDv7
-			no(bounds, len(c.Lines) >= 1 && len(c.Lines) <= 100 && c.PaymentTTL > 0 && c.DeliverTo.Location.Valid()),
-			no(text, validText(c.DeliverTo.Address) && optionalText(c.DeliverTo.Instructions) && optionalText(c.ExternalReference)))
+		fault := first(unless(other, c.CustomerID == r.Actor.Sub), unless(ids, r.ID[14] == '7' && domain.ValidID(c.RestaurantID)), // a UUIDv7
+			unless(bounds, len(c.Lines) >= 1 && len(c.Lines) <= 100 && c.PaymentTTL > 0 && c.DeliverTo.Location.Valid()),
+			unless(text, validText(c.DeliverTo.Address) && optionalText(c.DeliverTo.Instructions) && optionalText(c.ExternalReference)))
 		for _, l := range c.Lines {
-			fault = first(fault, no(ids, domain.ValidID(l.ItemID)), no(bounds, l.Quantity >= 1 && l.Quantity <= 100))
+			fault = first(fault, unless(ids, domain.ValidID(l.ItemID)), unless(bounds, l.Quantity >= 1 && l.Quantity <= 100))
 		}
 		return fault
 	case Known:
-		fault := no(bounds, len(c.RiderIDs) >= 1 && len(c.RiderIDs) <= maxAskedFor)
+		fault := unless(bounds, len(c.RiderIDs) >= 1 && len(c.RiderIDs) <= maxAskedFor)
 		for _, id := range c.RiderIDs {
-			fault = first(fault, no(ids, domain.ValidID(id)))
+			fault = first(fault, unless(ids, domain.ValidID(id)))
 		}
 		return fault
 	case order.MarkPaid:
-		return first(no(ids, domain.ValidID(c.PaymentID)), no(bounds, c.AcceptTTL > 0))
+		return first(unless(ids, domain.ValidID(c.PaymentID)), unless(bounds, c.AcceptTTL > 0))
 	case order.AcceptOrder:
-		return no(bounds, c.PrepMinutes >= 0 && c.PrepMinutes <= 240)
+		return unless(bounds, c.PrepMinutes >= 0 && c.PrepMinutes <= 240)
 	case order.Reject:
-		return no(text, validText(c.Reason))
+		return unless(text, validText(c.Reason))
 	case order.OfferWave:
-		fault := no(bounds, c.Round >= 0 && c.Wave >= 0 && c.TTL > 0 && c.Limit >= 1 && c.Limit <= maxOfferLimit && len(c.Riders) <= maxAskedFor)
+		fault := unless(bounds, c.Round >= 0 && c.Wave >= 0 && c.TTL > 0 && c.Limit >= 1 && c.Limit <= maxOfferLimit && len(c.Riders) <= maxAskedFor)
 		for _, o := range c.Riders {
-			fault = first(fault, no(ids, domain.ValidID(o.RiderID)), no(bounds, o.DistanceMeters >= 0 && o.DistanceMeters <= maxDistance))
+			fault = first(fault, unless(ids, domain.ValidID(o.RiderID)), unless(bounds, o.DistanceMeters >= 0 && o.DistanceMeters <= maxDistance))
 		}
 		return fault
 	case order.Exhaust:
-		return no(bounds, c.Round >= 0 && c.LastWave >= 0)
+		return unless(bounds, c.Round >= 0 && c.LastWave >= 0)
 	case order.CheckOffer:
-		return no(other, c.RiderID == r.Actor.Sub)
+		return unless(other, c.RiderID == r.Actor.Sub)
 	case order.Assign:
-		return first(no(ids, domain.ValidID(c.RiderID)), no(text, optionalText(c.RiderName)), no(bounds, c.ClaimID >= 1 && c.Round >= 0 && c.Wave >= 0))
+		return first(unless(ids, domain.ValidID(c.RiderID)), unless(text, optionalText(c.RiderName)), unless(bounds, c.ClaimID >= 1 && c.Round >= 0 && c.Wave >= 0))
 	case order.Decline:
-		return no(other, c.RiderID == r.Actor.Sub)
+		return unless(other, c.RiderID == r.Actor.Sub)
 	case order.DropOrder:
-		return first(no(other, c.By == r.Actor), no(text, validText(c.Reason)))
+		return first(unless(other, c.By == r.Actor), unless(text, validText(c.Reason)))
 	case order.Cancel:
-		return first(no(other, c.By == r.Actor), no(text, validText(c.Reason)))
+		return first(unless(other, c.By == r.Actor), unless(text, validText(c.Reason)))
 	case payment.RequestPayment:
-		return first(no(other, c.OrderID == r.ID && c.Order == payment.OrderFacts{}), no(ids, validOrderID(r.ID)),
-			no(text, visible(c.Provider, 64)), no(ids, c.GatewayOrderID == "" || domain.ValidID(c.GatewayOrderID)))
+		return first(unless(other, c.OrderID == r.ID && c.Order == payment.OrderFacts{}), unless(ids, validOrderID(r.ID)),
+			unless(text, visible(c.Provider, 64)), unless(ids, c.GatewayOrderID == "" || domain.ValidID(c.GatewayOrderID)))
 	case payment.RecordCaptured:
-		return first(no(other, c.Order == payment.OrderFacts{}), no(ids, domain.ValidID(c.PaymentID) && domain.ValidID(c.GatewayOrderID)),
-			no(bounds, c.Amount > 0), no(text, validCurrency(c.Currency)))
+		return first(unless(other, c.Order == payment.OrderFacts{}), unless(ids, domain.ValidID(c.PaymentID) && domain.ValidID(c.GatewayOrderID)),
+			unless(bounds, c.Amount > 0), unless(text, validCurrency(c.Currency)))
 	case payment.RecordFailed:
-		return first(no(ids, domain.ValidID(c.PaymentID) && domain.ValidID(c.GatewayOrderID)), no(bounds, c.Amount > 0),
-			no(text, validCurrency(c.Currency) && optionalText(c.Reason)))
+		return first(unless(ids, domain.ValidID(c.PaymentID) && domain.ValidID(c.GatewayOrderID)), unless(bounds, c.Amount > 0),
+			unless(text, validCurrency(c.Currency) && optionalText(c.Reason)))
 	case payment.RecordUnmatched:
-		return first(no(other, c.PaymentID == r.ID), no(ids, c.GatewayOrderID == "" || domain.ValidID(c.GatewayOrderID)),
-			no(bounds, c.Amount > 0), no(text, validCurrency(c.Currency) && validText(c.Reason)))
+		return first(unless(other, c.PaymentID == r.ID), unless(ids, c.GatewayOrderID == "" || domain.ValidID(c.GatewayOrderID)),
+			unless(bounds, c.Amount > 0), unless(text, validCurrency(c.Currency) && validText(c.Reason)))
 	case payment.RequestRefund:
-		return first(no(other, !c.ByOps || r.Actor.Role != domain.Customer), no(ids, (c.PaymentID == "" || domain.ValidID(c.PaymentID)) && domain.ValidID(c.RefundID)),
-			no(text, validText(c.Reason)))
+		return first(unless(other, !c.ByOps || r.Actor.Role != domain.Customer), unless(ids, (c.PaymentID == "" || domain.ValidID(c.PaymentID)) && domain.ValidID(c.RefundID)),
+			unless(text, validText(c.Reason)))
 	case payment.RecordRefund: // the id is what the gateway calls ours, or what it made up
-		return first(no(ids, len(c.RefundID) <= maxCause && utf8.ValidString(c.RefundID)), no(text, optionalText(c.Reason)))
+		return first(unless(ids, len(c.RefundID) <= maxCause && utf8.ValidString(c.RefundID)), unless(text, optionalText(c.Reason)))
 	case payment.Resolve:
-		return first(no(other, c.By == r.Actor.Sub), no(ids, domain.ValidID(c.PaymentID)), no(text, validText(c.Reason)))
+		return first(unless(other, c.By == r.Actor.Sub), unless(ids, domain.ValidID(c.PaymentID)), unless(text, validText(c.Reason)))
 	case rider.Put:
-		return first(no(other, c.RiderID == r.ID), no(text, validText(c.Name) && optionalText(c.Vehicle)))
+		return first(unless(other, c.RiderID == r.ID), unless(text, validText(c.Name) && optionalText(c.Vehicle)))
 	case rider.ClaimFor:
-		return first(no(ids, validOrderID(c.OrderID) && domain.ValidID(c.CustomerID) && domain.ValidID(c.RestaurantID)), no(bounds, c.Round >= 0 && c.Wave >= 0))
+		return first(unless(ids, validOrderID(c.OrderID) && domain.ValidID(c.CustomerID) && domain.ValidID(c.RestaurantID)), unless(bounds, c.Round >= 0 && c.Wave >= 0))
 	case rider.Release:
-		return first(no(ids, validOrderID(c.OrderID)), no(bounds, c.ClaimID >= 1))
+		return first(unless(ids, validOrderID(c.OrderID)), unless(bounds, c.ClaimID >= 1))
 	case restaurant.Put:
-		return first(no(other, c.RestaurantID == r.ID), no(bounds, c.Location.Valid()), no(text, validText(c.Name) && optionalText(c.Address)))
+		return first(unless(other, c.RestaurantID == r.ID), unless(bounds, c.Location.Valid()), unless(text, validText(c.Name) && optionalText(c.Address)))
 	case restaurant.SetMenuItem:
-		return first(no(ids, domain.ValidID(c.Item.ItemID)), no(bounds, c.Item.Price.Amount >= 1 && c.Item.Price.Amount <= 100_000_000),
-			no(text, validText(c.Item.Name) && validCurrency(c.Item.Price.Currency)))
+		return first(unless(ids, domain.ValidID(c.Item.ItemID)), unless(bounds, c.Item.Price.Amount >= 1 && c.Item.Price.Amount <= 100_000_000),
+			unless(text, validText(c.Item.Name) && validCurrency(c.Item.Price.Currency)))
 	case restaurant.RemoveMenuItem:
-		return no(ids, domain.ValidID(c.ItemID))
+		return unless(ids, domain.ValidID(c.ItemID))
 	}
-	return "" // it has no fields
+	return "" // the other commands have no fields
 }
 
+// first returns the first fault that is not "".
 func first(faults ...string) string {
 	for _, f := range faults {
 		if f != "" {
@@ -207,17 +209,19 @@ func first(faults ...string) string {
 	return ""
 }
 
-// validText is a text of the REST calls: 1 to 500 characters beside white space
-// at the ends.
+// validText reports whether s is a text as the REST calls require it: 1 to 500
+// characters that are not all white space.
 func validText(s string) bool {
 	return strings.TrimSpace(s) != "" && optionalText(s)
 }
 
+// optionalText reports whether s is empty or a text of at most 500 characters.
 func optionalText(s string) bool {
 	return utf8.ValidString(s) && (len(s) <= 500 || utf8.RuneCountInString(s) <= 500) && strings.IndexByte(s, 0) < 0
 }
 
-// validCurrency takes lower case, too: gateways write it.
+// validCurrency reports whether s has three letters. Lower case is valid, because
+// gateways write it.
 func validCurrency(s string) bool { return currency.MatchString(s) }
 
 var (
@@ -228,7 +232,7 @@ var (
 // ValidTraceparent reports whether s is a trace context of W3C's form.
 func ValidTraceparent(s string) bool { return traceparent.MatchString(s) }
 
-// visible says whether s is 1 to most visible ASCII characters.
+// visible reports whether s has 1 to most characters, all of them visible ASCII.
 func visible(s string, most int) bool {
 	for i := range len(s) {
 		if s[i] <= ' ' || s[i] > '~' {
@@ -238,13 +242,14 @@ func visible(s string, most int) bool {
 	return s != "" && len(s) <= most
 }
 
+// validCause reports whether s can be a causation or correlation id, or is empty.
 func validCause(s string) bool { return s == "" || visible(s, maxCause) }
 
-// prepare makes a command fit to be forwarded. What only describes where it
-// comes from is left out where it is not valid: it may come from a record that
-// somebody else wrote, and the command does not depend on it. An error is that
-// of the command itself: a refusal where no such aggregate can exist, else one
-// that no repeat can help.
+// prepare makes a command ready to be forwarded. It removes a causation id, a
+// correlation id and a trace context that are not valid: they may come from a record
+// that another program wrote, and the command does not depend on them. The error is a
+// refusal if no aggregate can have the id, and otherwise an eventlog.ErrPoison, because
+// a repeat would fail in the same way.
 func (r *Request) prepare() error {
 	if !validCause(r.CausationID) {
 		r.CausationID = ""
@@ -264,5 +269,5 @@ func (r *Request) prepare() error {
 	return nil
 }
 
-// maxForwardedFor bounds how long a forwarded command may take.
+// maxForwardedFor is the longest deadline of a forwarded command.
 const maxForwardedFor = 5 * time.Minute

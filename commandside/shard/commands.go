@@ -9,8 +9,10 @@ import (
 	"tomato/domain/rider"
 )
 
-// Place is a wish for an order, not priced yet: the shard prices it from the
-// menu after it has looked at the idempotency key.
+// This file owns the commands that are not of the domain, and the pricing of orders.
+
+// Place is the command to place an order that is not priced yet. The shard prices
+// it from the menu after it has looked at the idempotency key.
 type Place struct {
 	CustomerID        string            `json:"customerId"`
 	RestaurantID      string            `json:"restaurantId"`
@@ -23,8 +25,8 @@ type Place struct {
 // CommandName implements domain.Command.
 func (Place) CommandName() string { return "place" }
 
-// Known asks which of these riders, all of one shard, are registered. Nothing
-// is decided on it, so nothing confirms it.
+// Known asks which of these riders, all of one shard, are registered. The answer is
+// not confirmed, because nothing is decided on it.
 type Known struct {
 	RiderIDs []string `json:"riderIds"`
 }
@@ -32,9 +34,10 @@ type Known struct {
 // CommandName implements domain.Command.
 func (Known) CommandName() string { return "known" }
 
-// Look returns the state as the shard has it, once what this owner appended to
-// it is acknowledged: it stood in the log, but a deposed owner's may be an old
-// one. Nothing may be decided on it but what a later command decides again.
+// Look asks for the state of an aggregate. The answer waits until this owner's own
+// appends to the aggregate are acknowledged, so the state is one that the log had.
+// It is not confirmed: the state of a deposed owner may be an old one. A caller may
+// therefore decide on it only what a later command checks again.
 type Look struct{}
 
 // CommandName implements domain.Command.
@@ -45,7 +48,7 @@ func isPlace(c domain.Command) bool {
 	return ok
 }
 
-// isPut says whether the command may begin a rider or a restaurant.
+// isPut reports whether the command creates a rider or restaurant that does not exist.
 func isPut(c domain.Command) bool {
 	switch c.(type) {
 	case rider.Put, restaurant.Put:
@@ -54,9 +57,9 @@ func isPut(c domain.Command) bool {
 	return false
 }
 
-// price makes an order of a wish.
-func (s *shard) price(p Place, orderID string) (order.Place, error) {
-	r, err := s.owner.Menus.Restaurant(p.RestaurantID)
+// price returns the domain's command to place an order, with the prices of the menu.
+func price(menus *Menus, p Place, orderID string) (order.Place, error) {
+	r, err := menus.Restaurant(p.RestaurantID)
 	if err != nil {
 		return order.Place{}, err
 	}

@@ -8,10 +8,14 @@ import (
 	"tomato/eventlog"
 )
 
-// confirm holds an answer that appends nothing until something appended after
-// its command came in is acknowledged, in every log that the answer rests on:
-// only that proves that this owner was not deposed, and that the state it rests
-// on counts.
+// This file owns the answers that append nothing, such as refusals and repeats. It
+// holds them back until a later append is acknowledged, and appends no-op barriers
+// (SHARD_SEEN) if nothing else is appended.
+
+// confirm holds back an answer that appends nothing. The answer leaves when a
+// record that was appended after its command came in is acknowledged, in every log
+// that the answer rests on. Only such an acknowledgement proves that this owner was
+// not deposed before, and that the state which the answer rests on is valid.
 func (s *shard) confirm(c *call, kind int, e *entry, res Result, err error) {
 	c.res, c.err = res, err
 	w := &waiter{call: c, left: 1}
@@ -20,30 +24,53 @@ func (s *shard) confirm(c *call, kind int, e *entry, res Result, err error) {
 		w.left++
 		s.logs[orders].awaiting = append(s.logs[orders].awaiting, w)
 	} else if err == nil {
-		s.awaitOther(kind, e, w)
+		s.awaitOtherLog(kind, e, w)
 	}
-	s.rearmSeen(time.Now())
 }
 
-// rearmSeen sets when the next SHARD_SEEN is due: never where nobody waits.
-func (s *shard) rearmSeen(now time.Time) {
+// repeat answers a command whose idempotency key was used before. The answer has
+// the status of the first answer and the present state of the resource. It waits
+// until the first command's event is acknowledged.
+func (s *shard) repeat(c *call, kind int, used keyUse) {
+	if used.body != bodyOf(&c.req) {
+		s.confirm(c, kind, nil, Result{}, domain.Refuse(IdempotencyKeyReused, "this Idempotency-Key was used with another body"))
+		return
+	}
+	c.firstPending.Store(used.ordinal > s.logs[kind].acked)
+	c.req.ID = used.on.id
+	e, err := s.agg.find(kind, used.on.id)
+	if err != nil {
+		s.fail(err)
+		c.reply(Result{}, errNotDecided)
+		return
+	}
+	if err := e.undecidable(kind); err != nil {
+		s.confirm(c, kind, nil, Result{}, err)
+		return
+	}
+	res := resultOf(e, nil)
+	res.Repeated, res.Status = true, int(used.status)
+	s.confirm(c, kind, e, res, nil)
+}
+
+// barrierDue returns when the next no-op barriers are to be appended: the zero time
+// if no answer waits for one, and not before now.
+func (s *shard) barrierDue(now time.Time) time.Time {
 	for i := range s.logs {
 		if len(s.logs[i].awaiting) > 0 {
-			if s.seenAt.IsZero() {
-				s.seenAt = s.lastSeen.Add(s.seenInterval)
-				if s.seenAt.Before(now) {
-					s.seenAt = now
-				}
+			if at := s.lastBarrier.Add(s.barrierInterval); at.After(now) {
+				return at
 			}
-			return
+			return now
 		}
 	}
-	s.seenAt = time.Time{}
+	return time.Time{}
 }
 
-func (s *shard) appendSeen(now time.Time) {
-	s.seenAt = time.Time{}
-	s.lastSeen = now
+// appendBarriers appends a no-op barrier to each log that has awaiting answers.
+func (s *shard) appendBarriers(now time.Time) {
+	s.barrierAt = time.Time{}
+	s.lastBarrier = now
 	for i := range s.logs {
 		l := &s.logs[i]
 		if len(l.awaiting) == 0 {
@@ -55,8 +82,8 @@ func (s *shard) appendSeen(now time.Time) {
 			ID:     l.eventID(s.partition),
 			Source: s.owner.source, Type: eventlog.ShardSeen, Time: domain.Time(now),
 			Term: l.rule.Term, Seq: l.seq, Data: []byte("{}"),
-		}, rooms.Get().(*eventlog.Room), now, waiter{})
-		s.owner.metrics.seen.Inc()
+		}, recordBuffers.Get().(*eventlog.Room), now, waiter{})
+		s.owner.metrics.barriers.Inc()
 	}
-	s.seenInterval = min(2*s.seenInterval, seenIntervalHi)
+	s.barrierInterval = min(2*s.barrierInterval, barrierIntervalMax)
 }

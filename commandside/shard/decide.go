@@ -1,10 +1,7 @@
 package shard
 
 import (
-	"cmp"
 	"encoding/binary"
-	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -17,124 +14,19 @@ import (
 	"tomato/domain/rider"
 )
 
-// handle decides one command: lookup, rights, idempotency key, decision, If-Match.
-func (s *shard) handle(c *call) {
-	if s.deposed != nil {
-		c.reply(Result{}, errNotDecided)
-		return
-	}
-	if c.ctx.Err() != nil {
-		c.reply(Result{}, fmt.Errorf("%w: the caller's deadline passed in the queue", ErrUnavailable))
-		return
-	}
-	now := time.Now()
-	if !c.quiet() && s.stalled(now) {
-		c.reply(Result{}, fmt.Errorf("%w: appends are not acknowledged", ErrUnavailable))
-		return
-	}
-	if asked, ok := c.req.Command.(Known); ok {
-		c.reply(s.known(asked), nil)
-		return
-	}
-	kind := logOf(c.req.Topic)
-	if kind < 0 {
-		c.reply(Result{}, fmt.Errorf("%q is no aggregate topic", c.req.Topic))
-		return
-	}
-	e, err := s.agg.find(kind, c.req.ID)
-	if err != nil {
-		s.fail(err)
-		c.reply(Result{}, errNotDecided)
-		return
-	}
-	if err := e.undecidable(kind); err != nil {
-		if e.order != nil || e.rider != nil || e.restaurant != nil { // who may not ask is not told
-			err = cmp.Or(s.authorize(kind, e, &c.req, now), err)
-		}
-		s.confirm(c, kind, nil, Result{}, err) // a newer build may own the shard by now
-		return
-	}
-	if _, ok := c.req.Command.(Look); ok {
-		if s.deferUntil(kind, e.lastOf(kind), c) {
-			return
-		}
-		c.reply(result(e, nil), nil)
-		return
-	}
-	if err := s.authorize(kind, e, &c.req, now); err != nil {
-		s.confirm(c, kind, nil, Result{}, err)
-		return
-	}
-	var scope keyScope
-	keyed := c.req.IdempotencyKey != ""
-	if keyed {
-		scope = scopeOf(&c.req)
-		if used, ok := s.agg.keys.known[scope]; ok && !used.expired(now) {
-			s.repeat(c, kind, used)
-			return
-		}
-	}
-	ev, err := s.decide(kind, e, c, now)
-	if errors.Is(err, errDeferred) {
-		return
-	}
-	_, asks := c.req.Command.(order.CheckOffer)
-	open := asks && err == nil && e.orderState().Status == order.StatusReadyForRider
-	if !matches(&c.req, e.version(kind)) && (ev != nil || open || err != nil && !badReference(err)) {
-		ev, err = nil, domain.Refuse(VersionMismatch, "the resource has version %d", e.version(kind))
-	}
-	if ev == nil && c.quiet() {
-		return
-	}
-	if open && err == nil {
-		// Open: Assign decides, and it is what must be confirmed. But the round
-		// and wave must be the log's: claimed for a pair that was never there, a
-		// refused assign could be taken later, when the pair comes to be.
-		if !s.deferUntil(kind, e.lastOf(kind), c) {
-			c.reply(result(e, nil), nil)
-		}
-		return
-	}
-	if ev == nil {
-		s.confirm(c, kind, e, result(e, nil), err)
-		return
-	}
-	s.append(c, kind, e, ev, scope, keyed, now)
-}
+// This file owns the decision about a command: rights, preconditions and the call
+// of the aggregate's Decide, all as functions over the state that they are given.
 
-// matches says whether a resource of this version is the one that is meant.
-func matches(r *Request, version int64) bool {
-	return r.IfMatch == 0 || r.IfMatch == version || r.IfMatch == Exists && version > 0 || slices.Contains(r.OrMatch, version)
-}
-
-// badReference says whether a refusal goes before If-Match: 404, and 422 of
-// what the body names.
-func badReference(err error) bool {
-	switch domain.RefusedWith(err) {
-	case domain.NotFound, restaurant.CodeUnknown, restaurant.CodeUnknownItem, restaurant.CodeCurrencyMismatch:
-		return true
-	}
-	return false
-}
-
-func (s *shard) stalled(now time.Time) bool {
-	for i := range s.logs {
-		if f := s.logs[i].inFlight; len(f) > 0 && now.Sub(f[0].at) > stallLimit {
-			return true
-		}
-	}
-	return false
-}
-
-// authorize looks at what is held and at the caller's part in it.
-func (s *shard) authorize(kind int, e *entry, r *Request, now time.Time) error {
+// authorize checks that the command's resource exists and that the actor has the
+// right to use the command on it. The error is a refusal.
+func authorize(kind int, e *entry, r *Request, archiveAfter time.Duration, now time.Time) error {
 	switch kind {
 	case orders, payments:
-		// Of the commands on payments one is the customer's, on the order.
-		_, asks := r.Command.(payment.RequestPayment)
-		onOrder := kind == orders || asks
+		// One command on payments is the customer's, and it is about the order.
+		_, requestsPayment := r.Command.(payment.RequestPayment)
+		onOrder := kind == orders || requestsPayment
 		if e == nil || e.order == nil {
-			switch archived := now.Sub(placedAt(r.ID)) > s.owner.ArchiveAfter; {
+			switch archived := now.Sub(placedAt(r.ID)) > archiveAfter; {
 			case isPlace(r.Command) || !onOrder && (r.Actor.Role == domain.System || !archived):
 				return nil
 			case archived:
@@ -149,18 +41,19 @@ func (s *shard) authorize(kind int, e *entry, r *Request, now time.Time) error {
 			return domain.Refuse(order.CodeArchived, "the order closed more than 24 hours ago")
 		}
 	case riders:
-		return own(e != nil || isPut(r.Command), r.Actor.Role == domain.Rider && r.Actor.Sub != r.ID)
+		return authorizeOwn(e != nil || isPut(r.Command), r.Actor.Role == domain.Rider && r.Actor.Sub != r.ID)
 	case restaurants:
-		return own(e != nil || isPut(r.Command), r.Actor.Role == domain.Restaurant && r.Actor.RestaurantID != r.ID)
+		return authorizeOwn(e != nil || isPut(r.Command), r.Actor.Role == domain.Restaurant && r.Actor.RestaurantID != r.ID)
 	}
 	return nil
 }
 
-// own refuses what is not there, then what is another's: riders and
-// restaurants are no secret.
-func own(there, foreign bool) error {
+// authorizeOwn refuses a command on a rider or restaurant that does not exist, and
+// then one on a rider or restaurant that is not the actor's own. The order of the
+// two tells everybody which ids exist, and these are no secret.
+func authorizeOwn(exists, foreign bool) error {
 	switch {
-	case !there:
+	case !exists:
 		return domain.Refuse(domain.NotFound, "there is none with this id")
 	case foreign:
 		return domain.Refuse(domain.Forbidden, "only they themselves may do this")
@@ -168,8 +61,8 @@ func own(there, foreign bool) error {
 	return nil
 }
 
-// placedAt is the time inside an order id (UUIDv7, RFC 9562: the first 48 bits
-// are Unix milliseconds); now for what is none.
+// placedAt returns the time in an order id (UUIDv7, RFC 9562: the first 48 bits are
+// Unix milliseconds). It returns the present time if the id is no UUIDv7.
 func placedAt(orderID string) time.Time {
 	id, err := uuid.Parse(orderID)
 	if err != nil || id.Version() != 7 {
@@ -180,42 +73,49 @@ func placedAt(orderID string) time.Time {
 	return time.UnixMilli(int64(binary.BigEndian.Uint64(ms[:])))
 }
 
-// errDeferred says that the command waits for its own shard's appends.
-var errDeferred = errors.New("deferred")
+// premise returns the last append, as log and ordinal, that must be acknowledged
+// before the command can be decided; the ordinal is 0 if there is none. A decision
+// that looks at another log of the shard waits until what it sees there is
+// acknowledged. Otherwise its event could be valid although the event on which it
+// was decided is not.
+func premise(kind int, e *entry, r *Request) (log int, ordinal int64) {
+	switch kind {
+	case orders:
+		if _, ok := r.Command.(order.Expire); ok && e != nil && e.payment != nil && e.markOf(payments) == nil {
+			return payments, e.lastAppend(payments)
+		}
+	case payments:
+		return orders, e.lastAppend(orders)
+	}
+	return kind, 0
+}
 
-// decide calls the aggregate's Decide on the speculative state. A decision that
-// looks at another log of the shard waits until what it sees there is
-// acknowledged: it would otherwise count although its premise does not.
-func (s *shard) decide(kind int, e *entry, c *call, now time.Time) (domain.Event, error) {
-	r := &c.req
+// decide calls the aggregate's Decide on the state in memory, which may include
+// appends that are not acknowledged. It returns an event, or nil if nothing is to
+// be appended, or an error: a refusal or an *UnknownEvent.
+func decide(kind int, e *entry, r *Request, menus *Menus, now time.Time) (domain.Event, error) {
 	switch kind {
 	case orders:
 		command := r.Command
 		switch cmd := command.(type) {
 		case Place:
-			placed, err := s.price(cmd, r.ID)
+			priced, err := price(menus, cmd, r.ID)
 			if err != nil {
 				return nil, err
 			}
-			command = placed
+			command = priced
 		case order.Expire:
-			if u := e.unreadOf(payments); u != nil {
-				return nil, u.answer(payments, e.id)
+			if mark := e.markOf(payments); mark != nil {
+				return nil, mark.answer(payments, e.id)
 			}
 			if e != nil && e.payment != nil {
-				if s.deferUntil(payments, e.lastOf(payments), c) {
-					return nil, errDeferred
-				}
 				cmd.PaymentPaid = e.payment.Booked != ""
 				command = cmd
 			}
 		}
 		return event(order.Decide(e.orderState(), command, now))
 	case payments:
-		if s.deferUntil(orders, e.lastOf(orders), c) {
-			return nil, errDeferred
-		}
-		if _, asks := r.Command.(payment.RequestPayment); asks && (e == nil || e.order == nil) {
+		if _, ok := r.Command.(payment.RequestPayment); ok && (e == nil || e.order == nil) {
 			return nil, domain.Refuse(domain.NotFound, "no such order")
 		}
 		return event(payment.Decide(e.paymentState(), payment.WithOrder(r.Command, e.orderFacts()), now))
@@ -226,10 +126,33 @@ func (s *shard) decide(kind int, e *entry, c *call, now time.Time) (domain.Event
 	}
 }
 
-// event makes one interface type of the aggregates' own, keeping nil nil.
+// event converts the aggregate's own event type to domain.Event. A nil event stays
+// nil.
 func event[E domain.Event](ev E, err error) (domain.Event, error) {
 	if any(ev) == nil {
 		return nil, err
 	}
 	return ev, err
+}
+
+// isOpenOffer reports whether the command asks for an open offer of an order that
+// waits for a rider.
+func isOpenOffer(e *entry, r *Request) bool {
+	_, ok := r.Command.(order.CheckOffer)
+	return ok && e.orderState().Status == order.StatusReadyForRider
+}
+
+// matches reports whether a resource of this version meets the request's If-Match.
+func matches(r *Request, version int64) bool {
+	return r.IfMatch == 0 || r.IfMatch == version || r.IfMatch == Exists && version > 0 || slices.Contains(r.OrMatch, version)
+}
+
+// badReference reports whether a refusal takes precedence over a failed If-Match:
+// 404, and 422 for what the body refers to.
+func badReference(err error) bool {
+	switch domain.RefusedWith(err) {
+	case domain.NotFound, restaurant.CodeUnknown, restaurant.CodeUnknownItem, restaurant.CodeCurrencyMismatch:
+		return true
+	}
+	return false
 }

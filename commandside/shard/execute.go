@@ -12,11 +12,15 @@ import (
 	"tomato/eventlog"
 )
 
-// Execute implements Executor: here where the shard is served, else at its
-// owner. While a shard moves it waits, up to ctx's deadline.
+// This file owns the way of a command to its shard: to the loop of a shard that is
+// served here, or to the instance that owns the shard.
+
+// Execute implements Executor. The command is decided here if this instance serves
+// its shard, and otherwise forwarded to the owner. While a shard moves between
+// instances, Execute waits until ctx's deadline.
 func (s *Shards) Execute(ctx context.Context, r Request) (Result, error) {
 	p := s.partitionOf(&r)
-	var tried int64 // the term of the owner that sent us away or was not there
+	var tried int64 // the highest term whose owner did not take the command
 	for {
 		s.mu.Lock()
 		sh, changed := s.serving[p], s.changed
@@ -30,7 +34,7 @@ func (s *Shards) Execute(ctx context.Context, r Request) (Result, error) {
 				return res, err
 			}
 		}
-		owner, known, learned := s.owners.of(p)
+		owner, known, learned := s.owners.owner(p)
 		if known && owner.Owner != s.Instance && owner.Term > tried {
 			res, err := s.forward(ctx, owner, r)
 			var m misdirected
@@ -42,7 +46,7 @@ func (s *Shards) Execute(ctx context.Context, r Request) (Result, error) {
 				}
 				continue
 			case errors.Is(err, errNotSent):
-				tried = owner.Term // gone: a higher one will follow
+				tried = owner.Term // that owner cannot be reached; another one will claim a higher term
 				continue
 			}
 			return res, err
@@ -51,46 +55,41 @@ func (s *Shards) Execute(ctx context.Context, r Request) (Result, error) {
 		case <-changed:
 		case <-learned:
 		case <-time.After(forwardAgain):
-			tried = 0 // it may be back, or serve by now
+			tried = 0 // the same owner may take the command by now
 		case <-ctx.Done():
 			return Result{}, fmt.Errorf("%w: nobody serves shard %d", ErrUnavailable, p)
 		}
 	}
 }
 
-func (s *shard) isClosed() bool {
-	select {
-	case <-s.closed:
-		return true
-	default:
-		return false
-	}
-}
-
-// forwardAgain is how long an owner that did not serve is left alone.
+// forwardAgain is the time after which a command is forwarded again to an owner
+// that did not take it.
 const forwardAgain = 200 * time.Millisecond
 
-// local hands a command to a shard that is served here, and waits for its answer.
+// local puts a command into the queue of a shard that is served here, and waits for
+// its answer. It returns errNotDecided if the shard stopped and has appended nothing.
 func (s *Shards) local(ctx context.Context, sh *shard, r *Request) (Result, error) {
-	c := &call{ctx: ctx, req: *r, done: dones.Get().(chan struct{})}
+	c := &call{ctx: ctx, req: *r, done: doneChannels.Get().(chan struct{})}
 	if err := sh.queue.put(c); err != nil {
 		return Result{}, fmt.Errorf("shard %d: %w", sh.partition, err)
 	}
 	select {
 	case <-c.done:
-		dones.Put(c.done)
+		doneChannels.Put(c.done)
 		return c.res, c.err
 	case <-ctx.Done():
-		if c.first.Load() {
+		if c.firstPending.Load() {
 			return Result{}, domain.Refuse(IdempotencyInProgress, "the first request with this key is still running")
 		}
 		return Result{}, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
 	}
 }
 
-// partitionOf names the request's shard, and draws the id of a new order, where
-// the instance that forwarded it has not done so: a UUIDv7 of that shard. An
-// idempotency key names the shard of an order that has no id yet.
+// partitionOf returns the partition of the request's shard. For a new order it also
+// draws the id, unless the instance that forwarded the request has done so. The id
+// is a UUIDv7. If the request has an idempotency key, the key determines the shard,
+// so that every repeat goes to the same shard, and ids are drawn until one belongs
+// to it.
 func (s *Shards) partitionOf(r *Request) int32 {
 	if !isPlace(r.Command) || r.ID != "" {
 		return eventlog.PartitionFor(r.ID, s.Partitions)

@@ -468,7 +468,7 @@ func TestFaults(t *testing.T) {
 }
 
 var takeOverSteps = []Step{StepFenced, StepLogsRead, StepClaimsSent, StepClaimLanded, StepClaimed, StepServing, StepAnnounced}
-var servingSteps = []Step{StepAppendSent, StepAppendLanded, StepSettled, StepAnswered, StepSnapshotCut, StepSnapshotSent, StepSnapshotKept}
+var servingSteps = []Step{StepAppendSent, StepAppendLanded, StepAppendValid, StepAnswered, StepSnapshotCut, StepSnapshotSent, StepSnapshotKept}
 
 func killedAtEachStep(w *world) {
 	all := append(append([]Step{}, takeOverSteps...), servingSteps...)
@@ -505,7 +505,7 @@ func killedAtEachStep(w *world) {
 }
 
 func pausedOwner(w *world) {
-	for _, step := range []Step{StepAppendSent, StepAppendLanded, StepSettled} {
+	for _, step := range []Step{StepAppendSent, StepAppendLanded, StepAppendValid} {
 		i := w.serving()
 		c := w.instances[i].child()
 		if err := c.order(instanceOrder{Stop: &atStep{step, 1 + w.rng.IntN(15)}}); err != nil {

@@ -16,18 +16,22 @@ import (
 	"tomato/httpapi"
 )
 
-// CommandsPath is where Handler is to be served.
+// This file owns the forwarding of commands between instances, on both sides.
+
+// CommandsPath is the path at which Handler must be served.
 const CommandsPath = "/internal/shard-commands"
 
-// forwardMargin is what is kept of a deadline for the way back, so that the
-// owner's answer to it arrives.
+// forwardMargin is how much earlier the owner's deadline is than the caller's, so that
+// the owner's answer to a passed deadline still arrives.
 const forwardMargin = 50 * time.Millisecond
 
-// errNotSent says that a forwarded command did not leave: it may be sent elsewhere.
+// errNotSent means that a command was not sent, because no connection could be made.
+// It may be sent to another instance.
 var errNotSent = errors.New("not sent")
 
-// misdirected is a 421: the asked instance is not the owner. record is the one
-// that it knows, or nothing: it is believed no more than one of the topic.
+// misdirected is the answer 421: the asked instance does not own the shard. record is
+// the owner record that it knows, if it knows one. It is checked like a record of the
+// topic shard-owners.
 type misdirected struct{ record []byte }
 
 func (m misdirected) Error() string { return "another instance owns the shard" }
@@ -57,7 +61,7 @@ func (s *Shards) forward(ctx context.Context, to Owner, r Request) (Result, erro
 		if errors.As(err, &op) && op.Op == "dial" {
 			return Result{}, fmt.Errorf("%w: %w", errNotSent, err)
 		}
-		return Result{}, fmt.Errorf("%w: %w", ErrUnavailable, err) // it may have been decided
+		return Result{}, fmt.Errorf("%w: %w", ErrUnavailable, err) // the command may have been decided
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxForwarded))
@@ -67,7 +71,7 @@ func (s *Shards) forward(ctx context.Context, to Owner, r Request) (Result, erro
 	switch resp.StatusCode {
 	case http.StatusOK:
 		res, err := decodeAnswer(r.Topic, b)
-		if err != nil && domain.RefusedWith(err) == "" { // it may have been decided
+		if err != nil && domain.RefusedWith(err) == "" { // the command may have been decided
 			err = fmt.Errorf("%w: the owner's answer cannot be read: %w", ErrUnavailable, err)
 		}
 		return res, err
@@ -75,16 +79,16 @@ func (s *Shards) forward(ctx context.Context, to Owner, r Request) (Result, erro
 		return Result{}, misdirected{b}
 	}
 	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusBadRequest {
-		if s.told.now() {
+		if s.loggedThere.allow() {
 			s.Log.Error("the owner of a shard refuses what this instance forwards", "shard", to.Shard, "owner", to.Owner, "url", to.URL, "err", refusedCall(resp, b))
 		}
 	}
 	return Result{}, fmt.Errorf("%w: owner answered %s", ErrUnavailable, resp.Status)
 }
 
-// Handler takes commands that other instances forward. They go no further: a
-// command for a shard that is not served here is 421 with the owner that this
-// instance knows, never itself.
+// Handler takes commands that other instances forward. It never forwards them further.
+// A command for a shard that is not served here gets 421 with the owner record that
+// this instance knows, unless that names this instance.
 func (s *Shards) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b, limit, ok := s.verifyCall(w, r)
@@ -124,8 +128,9 @@ func (s *Shards) Handler() http.Handler {
 	})
 }
 
+// misdirect answers 421 with the known owner.
 func (s *Shards) misdirect(w http.ResponseWriter, p int32) {
-	known, ok, _ := s.owners.of(p)
+	known, ok, _ := s.owners.owner(p)
 	if !ok || known.Owner == s.Instance {
 		known = Owner{}
 	}

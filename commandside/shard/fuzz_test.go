@@ -31,7 +31,7 @@ func fuzzShard(f *testing.F, kind int, noun string) {
 	}
 	f.Cleanup(client.Close)
 	owner := &Shards{Config: Config{Partitions: 1, ArchiveAfter: 720 * time.Hour, Menus: NewMenus(), Log: slog.New(slog.NewTextHandler(io.Discard, nil))}}
-	owner.metrics = &metrics{void: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "v"}, []string{"topic", "reason"}),
+	owner.metrics = &metrics{invalid: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "v"}, []string{"topic", "reason"}),
 		unknown: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "u"}, []string{"topic"})}
 	now := time.Unix(1_767_323_045, 0)
 	topic := eventlog.AggregateTopics[kind]
@@ -59,7 +59,7 @@ func fuzzShard(f *testing.F, kind int, noun string) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				_, _ = s.decide(kind, held, &call{req: Request{Topic: topic, ID: id, Command: c}}, now)
+				_, _ = decide(kind, held, &Request{Topic: topic, ID: id, Command: c}, s.owner.Menus, now)
 			}
 			if held.order != nil {
 				order.NewView(held.order, order.PaymentStatusOf(held.order, held.paymentState().Facts()))
@@ -81,8 +81,8 @@ func fuzzShard(f *testing.F, kind int, noun string) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if (held.unreadOf(kind) == nil) != (c.mark == nil) || held.version(kind) != c.on.version(kind) {
-				t.Fatalf("saved with version %d and mark %v, loaded with %d and %v", c.on.version(kind), c.mark, held.version(kind), held.unreadOf(kind))
+			if (held.markOf(kind) == nil) != (c.mark == nil) || held.version(kind) != c.on.version(kind) {
+				t.Fatalf("saved with version %d and mark %v, loaded with %d and %v", c.on.version(kind), c.mark, held.version(kind), held.markOf(kind))
 			}
 			if c.state == nil {
 				continue

@@ -18,8 +18,13 @@ import (
 	"tomato/eventlog"
 )
 
-// Run joins the group and serves what it is assigned until ctx ends; then it
-// drains, leaves the group and returns. See HandOver for what goes before.
+// This file owns the membership in the consumer group: it opens, serves and stops the
+// shards that the group assigns and revokes.
+
+// Run joins the group and serves the shards that it is assigned, until ctx ends. Then
+// it stops the shards after their appends in flight are acknowledged, leaves the group
+// and returns. Call HandOver before ctx ends, so that other instances take the shards
+// over first.
 func (s *Shards) Run(ctx context.Context) error {
 	defer s.closeProducer()
 	var followers sync.WaitGroup
@@ -29,7 +34,7 @@ func (s *Shards) Run(ctx context.Context) error {
 			s.Log.Error("shard owners are not followed", "err", err)
 		}
 	})
-	select { // pricing needs the menus before the first command
+	select { // the menus must be read before the first order is priced
 	case <-s.Menus.Ready():
 	case <-ctx.Done():
 		return nil
@@ -45,30 +50,30 @@ func (s *Shards) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	group.PauseFetchTopics(eventlog.Orders) // the group assigns; it fetches nothing
+	group.PauseFetchTopics(eventlog.Orders) // the client is for the assignment only
 	s.mu.Lock()
 	s.group = group
 	s.mu.Unlock()
 	<-ctx.Done()
 	s.stopAll()
-	group.Close() // leaves, unless HandOver did
+	group.Close() // also leaves the group, unless HandOver has done so
 	return nil
 }
 
-// HandOver lets the other instances have the shards while this one goes on
-// serving, each until its next owner's claims are there. It returns when none is
-// served here any more, when nobody is there to take them, or when ctx ends; then
-// commands still find what is left, until Run's end. To be called before Run's
-// end, and before this instance can no longer be reached.
+// HandOver leaves the group, so that other instances take the shards over. This
+// instance serves each shard until its next owner has claimed it. HandOver returns when
+// no shard is served here any more, when the group has no other member, or when ctx
+// ends. Shards that are left then are served until Run ends. Call it before the context
+// of Run ends, and while this instance can still be reached by the others.
 func (s *Shards) HandOver(ctx context.Context) {
 	s.mu.Lock()
 	s.leaving = true
 	group := s.group
 	s.mu.Unlock()
-	if group == nil || !s.others(ctx, group) {
+	if group == nil || !s.hasOtherMembers(ctx, group) {
 		return
 	}
-	if err := group.LeaveGroupContext(ctx); err != nil { // the others find out when the session times out
+	if err := group.LeaveGroupContext(ctx); err != nil { // the group notices when the session times out
 		s.Log.Warn("the group of the shards was not left", "err", err)
 	}
 	tick := time.NewTicker(500 * time.Millisecond)
@@ -83,7 +88,7 @@ func (s *Shards) HandOver(ctx context.Context) {
 		select {
 		case <-changed:
 		case <-tick.C:
-			if !s.others(ctx, group) { // they stop, too
+			if !s.hasOtherMembers(ctx, group) { // the other instances stop, too
 				return
 			}
 		case <-ctx.Done():
@@ -93,9 +98,9 @@ func (s *Shards) HandOver(ctx context.Context) {
 	}
 }
 
-// others says whether the group has other members; where that cannot be known
-// it may have.
-func (s *Shards) others(ctx context.Context, group *kgo.Client) bool {
+// hasOtherMembers reports whether the group has other members. It returns true if that
+// cannot be found out.
+func (s *Shards) hasOtherMembers(ctx context.Context, group *kgo.Client) bool {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	groups, err := kadm.NewClient(group).DescribeGroups(ctx, Group)
@@ -110,6 +115,7 @@ func (s *Shards) others(ctx context.Context, group *kgo.Client) bool {
 	return slices.ContainsFunc(groups[Group].Members, func(m kadm.DescribedGroupMember) bool { return m.MemberID != me })
 }
 
+// assign starts to serve shards that the group has assigned to this instance.
 func (s *Shards) assign(partitions []int32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -118,10 +124,10 @@ func (s *Shards) assign(partitions []int32) {
 		switch {
 		case s.leaving || s.stopped:
 			continue
-		case before != nil && !before.stopping: // it was taken away and nobody has claimed it
+		case before != nil && !before.stopping: // it was revoked, and is still served because no other instance has claimed it
 			before.leaving = false
 			if sh := s.serving[p]; sh != nil {
-				sh.passing.Store(false)
+				sh.revoked.Store(false)
 			}
 			continue
 		}
@@ -143,10 +149,11 @@ func (s *Shards) assign(partitions []int32) {
 	}
 }
 
-// release lets shards go that were revoked or lost. What is served goes on until
-// it is known to be served elsewhere: stopped now, its commands would wait for
-// the rest of the rebalance and for all that the next owner has to read. It need
-// not be stopped for the log's sake, which decides by the next claim.
+// release gives up shards that the group has revoked. A shard that is served goes on
+// until another instance is known to serve it. If it were stopped now, its commands
+// would wait for the rest of the rebalance and for everything that the next owner has
+// to read. To go on is safe, because the next owner's claim makes all later appends of
+// this instance invalid.
 func (s *Shards) release(partitions []int32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -160,17 +167,17 @@ func (s *Shards) release(partitions []int32) {
 			a.stop()
 			continue
 		}
-		sh.passing.Store(true)
+		sh.revoked.Store(true)
 		go s.serveUntilClaimed(p, a, sh)
 	}
 }
 
-// serveUntilClaimed stops a shard that is leaving when another has announced
-// itself. Where there are commands an append behind the other's claim tells
-// sooner.
+// serveUntilClaimed stops a revoked shard when another instance has announced itself as
+// its owner. If the shard appends, it notices the other's claim sooner, by the offset
+// of its append.
 func (s *Shards) serveUntilClaimed(p int32, a *assignment, sh *shard) {
 	for {
-		owner, known, learned := s.owners.of(p)
+		owner, known, learned := s.owners.owner(p)
 		s.mu.Lock()
 		over := !a.leaving
 		if !over && known && owner.Owner != s.Instance && owner.Term > sh.term {
@@ -189,8 +196,9 @@ func (s *Shards) serveUntilClaimed(p int32, a *assignment, sh *shard) {
 	}
 }
 
-// ends says whether a shard that stopped serving is not to be opened again.
-func (s *Shards) ends(a *assignment) bool {
+// mustNotReopen reports whether a shard that is not served any more is not to be opened
+// again, because it was revoked or this instance stops.
+func (s *Shards) mustNotReopen(a *assignment) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if a.leaving {
@@ -214,23 +222,23 @@ func (s *Shards) stopAll() {
 	}
 }
 
-// run opens and serves one shard, again and again, while it is assigned here.
+// run opens and serves one shard, again and again, as long as it is assigned here.
 func (s *Shards) run(ctx context.Context, p int32, a *assignment) {
-	trust := true
+	useSnapshot := true
 	for try := 0; ctx.Err() == nil; {
 		start := time.Now()
-		sh, err := s.open(ctx, p, trust)
+		sh, err := s.open(ctx, p, useSnapshot)
 		if err != nil {
-			if s.ends(a) {
+			if s.mustNotReopen(a) {
 				return
 			}
 			s.metrics.opened.WithLabelValues("failed").Inc()
-			trust = trust && !errors.Is(err, errForeignSnapshot)
+			useSnapshot = useSnapshot && !errors.Is(err, errForeignSnapshot)
 			s.Log.Error("shard not opened", "partition", p, "err", err)
-			s.notOpened(a, err)
+			s.setOpenError(a, err)
 			try++
 			if lost := new(eventlog.LostBeginning); errors.As(err, &lost) {
-				s.pause(ctx, try, 30*time.Second) // each try loads its snapshots, and somebody has to restore the log
+				s.pause(ctx, try, 30*time.Second) // each try loads the snapshot in vain, until an operator restores the log
 			} else {
 				s.pause(ctx, try, pauseMost)
 			}
@@ -241,14 +249,14 @@ func (s *Shards) run(ctx context.Context, p int32, a *assignment) {
 		s.metrics.openSeconds.Observe(time.Since(start).Seconds())
 		s.Log.Info("shard serving", "partition", p, "term", sh.term, "took", time.Since(start).Round(time.Millisecond))
 		sh.openedAt, sh.took = time.Now().UTC(), time.Since(start)
-		s.notOpened(a, nil)
+		s.setOpenError(a, nil)
 		s.setServing(p, sh)
 		s.at(StepServing, p)
 		s.announce(sh)
 		s.at(StepAnnounced, p)
 		err = sh.serve(ctx)
 		s.setServing(p, nil)
-		trust = !errors.Is(err, errForeignSnapshot)
+		useSnapshot = !errors.Is(err, errForeignSnapshot)
 		switch {
 		case errors.Is(err, errHandedOff):
 			s.metrics.stops.WithLabelValues("handed_over").Inc()
@@ -258,7 +266,7 @@ func (s *Shards) run(ctx context.Context, p int32, a *assignment) {
 		default:
 			s.metrics.stops.WithLabelValues("broken").Inc()
 		}
-		if s.ends(a) {
+		if s.mustNotReopen(a) {
 			return
 		}
 		s.Log.Warn("shard stopped", "partition", p, "term", sh.term, "err", err)
@@ -271,14 +279,15 @@ func (s *Shards) run(ctx context.Context, p int32, a *assignment) {
 	}
 }
 
-func (s *Shards) notOpened(a *assignment, err error) {
+// setOpenError notes why a shard could not be opened; nil after it was.
+func (s *Shards) setOpenError(a *assignment, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a.err = err
 }
 
-// OpenError says why shards that are assigned to this instance could not be
-// opened; nil: there are none.
+// OpenError returns why shards that are assigned to this instance could not be opened,
+// or nil if there are no such shards.
 func (s *Shards) OpenError() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -291,10 +300,12 @@ func (s *Shards) OpenError() error {
 	return errors.Join(errs...)
 }
 
+// pauseMost is the longest time between two tries to open a shard.
 const pauseMost = 5 * time.Second
 
-// pause waits before the next claim, longer each time, with jitter: two owners
-// must not depose each other in turns. It is most at most.
+// pause waits before the next try to open a shard, at most for the time most. It waits
+// longer after each try, with jitter, so that two owners do not depose each other in
+// turns.
 func (s *Shards) pause(ctx context.Context, try int, most time.Duration) {
 	limit := min(100*time.Millisecond<<min(try, 10), most)
 	select {
@@ -303,9 +314,9 @@ func (s *Shards) pause(ctx context.Context, try int, most time.Duration) {
 	}
 }
 
-// confirmAssigned returns when a heartbeat of the group was answered without
-// error: this member's generation is the present one, so what the callbacks
-// have left assigned is its whole current assignment.
+// confirmAssigned waits until a heartbeat to the group is answered without an error.
+// That answer means that this member's generation is the present one, so the shards
+// that the callbacks have assigned and not revoked are its whole present assignment.
 func (s *Shards) confirmAssigned(ctx context.Context) {
 	for try := 1; ctx.Err() == nil; try++ {
 		s.mu.Lock()

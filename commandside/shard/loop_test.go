@@ -74,7 +74,7 @@ func TestAStoppedShardAnswersBeforeItIsClosed(t *testing.T) {
 		calls = append(calls, c)
 		s.logs[orders].inFlight = append(s.logs[orders].inFlight, &pending{own: waiter{call: c, left: 1}})
 	}
-	go s.abandon()
+	go s.shutDown()
 	for _, c := range calls {
 		if s.isClosed() {
 			t.Fatal("closed before all were answered")
@@ -101,7 +101,7 @@ func TestAStoppedShardPassesOnWhatAppendedNothing(t *testing.T) {
 	if err := s.queue.put(queued); err != nil {
 		t.Fatal(err)
 	}
-	s.abandon()
+	s.shutDown()
 	for _, c := range []*call{awaiting, confirming, deferred, queued} {
 		if <-c.done; !errors.Is(c.err, errNotDecided) {
 			t.Fatalf("answered %v", c.err)
@@ -118,13 +118,13 @@ func TestALogThatLostRecordsIsClaimedAnew(t *testing.T) {
 	l := &s.logs[orders]
 	l.next, l.acked, l.ordinal = 100, 7, 8
 	l.inFlight = []*pending{{ordinal: 8, seq: 8, at: time.Now()}}
-	s.acknowledge(ack{log: orders, ordinal: 7, offset: 98})
-	s.settle(t.Context())
+	s.putAck(ack{log: orders, ordinal: 7, offset: 98})
+	s.takeAcks(t.Context())
 	if s.failed != nil {
 		t.Fatalf("the second copy of one that is settled: %v", s.failed)
 	}
-	s.acknowledge(ack{log: orders, ordinal: 8, offset: 90})
-	s.settle(t.Context())
+	s.putAck(ack{log: orders, ordinal: 8, offset: 90})
+	s.takeAcks(t.Context())
 	if !errors.Is(s.failed, errBroken) {
 		t.Fatalf("the shard goes on: %v", s.failed)
 	}
@@ -150,8 +150,9 @@ func TestAnOfferOpensOnceItIsAcknowledged(t *testing.T) {
 			t.Fatalf("%s is answered before the offer is acknowledged: %+v", command.CommandName(), c.res)
 		default:
 		}
-		s.acknowledge(ack{log: orders, ordinal: 1, offset: 10})
-		s.settle(t.Context())
+		s.putAck(ack{log: orders, ordinal: 1, offset: 10})
+		s.takeAcks(t.Context())
+		s.handleReleased()
 		select {
 		case <-c.done:
 			if c.err != nil || c.res.Order.Wave != 1 {
@@ -192,7 +193,7 @@ func TestPaymentOfAnArchivedOrder(t *testing.T) {
 		{uuid.NewString(), customer, payment.RequestPayment{}, domain.NotFound},
 		{"pay_1", domain.SystemActor, payment.RecordUnmatched{}, ""},
 	} {
-		err := s.authorize(payments, s.agg.held[payments][of.id], &Request{Topic: eventlog.Payments, ID: of.id, Actor: of.actor, Command: of.command}, now)
+		err := authorize(payments, s.agg.held[payments][of.id], &Request{Topic: eventlog.Payments, ID: of.id, Actor: of.actor, Command: of.command}, s.owner.ArchiveAfter, now)
 		if domain.RefusedWith(err) != of.want {
 			t.Errorf("%s of %s by %s: %v, want %q", of.command.CommandName(), of.id, of.actor.Sub, err, of.want)
 		}
@@ -243,9 +244,9 @@ func TestADeposedShardGivesBackWhatIsVoid(t *testing.T) {
 	if <-crossed.done; !errors.Is(crossed.err, ErrUnavailable) {
 		t.Errorf("an append to another log is answered %v", crossed.err)
 	}
-	s.acknowledge(ack{log: riders, ordinal: 1, offset: 0})
-	s.acknowledge(ack{log: orders, ordinal: 1, offset: 7}) // behind the claim
-	s.settle(t.Context())
+	s.putAck(ack{log: riders, ordinal: 1, offset: 0})
+	s.putAck(ack{log: orders, ordinal: 1, offset: 7}) // behind the claim
+	s.takeAcks(t.Context())
 	if <-landed.done; landed.err != nil || s.failed != nil {
 		t.Errorf("what landed where it must is answered %v; %v", landed.err, s.failed)
 	}
@@ -275,7 +276,7 @@ func TestAKeyUsedAgainBelongsToTheNewOrder(t *testing.T) {
 	if u := a.keys.known[scope]; u.on != fresh || len(a.keys.known) != 1 {
 		t.Errorf("after forgetting: %+v of %d", u, len(a.keys.known))
 	}
-	a.leave(old)
+	a.evict(old)
 	if a.keys.known[scope].on != fresh {
 		t.Error("the key left with the old order")
 	}
@@ -299,7 +300,7 @@ func TestNoCommandIsForgottenWhenAShardStops(t *testing.T) {
 		}
 		s.taken = s.queue.take(nil) // as a turn that was not finished
 		s.todo = s.taken
-		s.abandon()
+		s.shutDown()
 		for range 8 {
 			if err := <-calls; !errors.Is(err, errNotDecided) {
 				t.Fatalf("answered %v", err)

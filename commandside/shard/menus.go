@@ -15,26 +15,28 @@ import (
 	"tomato/eventlog"
 )
 
+// This file owns the table of all restaurants, from which orders are priced.
+
 // menu is one restaurant in the table.
 type menu struct {
-	state   *restaurant.State // as of the log, or as a shard of this instance has told; nil: none yet
-	version int64             // as of the log
-	unread  *unreadable       // an event of the log cannot be read: no order can be priced
+	state   *restaurant.State // from the log, or a newer one from a shard of this instance; nil if there is none yet
+	version int64             // of the last event from the log
+	mark    *unreadable       // not nil if an event of the restaurant cannot be read; no order is priced then
 }
 
-// Menus is the table of all restaurants, the same on every instance: it
-// follows topic restaurants from its start with the reader rule. Orders are
-// priced from it. Safe for concurrent use.
+// Menus is the table of all restaurants, from which orders are priced. Every instance
+// has the whole table: it reads the topic restaurants from the first record on, with
+// the reader rule. Safe for concurrent use.
 type Menus struct {
-	// Ends ends the wait for a token that can never be passed; nil: it lasts as
-	// long as its context.
+	// Ends ends a wait for a token with a position that no record will ever have. If
+	// it is nil, such a wait lasts until its context ends.
 	Ends *eventlog.Ends
 
 	mu         sync.RWMutex
 	held       map[string]*menu
-	next       map[int32]int64
-	progressed chan struct{} // closed and replaced whenever next moves
-	ready      chan struct{}
+	next       map[int32]int64 // by partition: the offset of the next record to read
+	progressed chan struct{}   // closed and replaced whenever next moves
+	ready      chan struct{}   // see Ready
 }
 
 // NewMenus returns an empty table; Run fills it.
@@ -42,11 +44,12 @@ func NewMenus() *Menus {
 	return &Menus{held: map[string]*menu{}, next: map[int32]int64{}, progressed: make(chan struct{}), ready: make(chan struct{})}
 }
 
-// Ready is closed once the table has what was there at the start.
+// Ready returns a channel that is closed once the table has all records that the topic
+// had when Run started.
 func (m *Menus) Ready() <-chan struct{} { return m.ready }
 
-// Restaurant returns one restaurant, nil for none. The state is not changed any
-// more. The error is an *UnknownEvent.
+// Restaurant returns one restaurant, or nil if it does not exist. Nobody changes the
+// state any more. The error is an *UnknownEvent.
 func (m *Menus) Restaurant(id string) (*restaurant.State, error) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -54,13 +57,14 @@ func (m *Menus) Restaurant(id string) (*restaurant.State, error) {
 	switch {
 	case held == nil:
 		return nil, nil
-	case held.unread != nil:
-		return nil, held.unread.answer(restaurants, id)
+	case held.mark != nil:
+		return nil, held.mark.answer(restaurants, id)
 	}
 	return held.state, nil
 }
 
-// of returns the restaurant's place in the table. The caller holds the lock.
+// of returns the restaurant's element of the table, and adds it if there is none. The
+// caller holds the lock.
 func (m *Menus) of(id string) *menu {
 	held := m.held[id]
 	if held == nil {
@@ -70,8 +74,8 @@ func (m *Menus) of(id string) *menu {
 	return held
 }
 
-// learn takes in a restaurant as an acknowledged event of this instance's own
-// made it, without waiting for the event to come round.
+// learn puts the state of a restaurant into the table after this instance's own event
+// was acknowledged, before Run reads that event from the topic.
 func (m *Menus) learn(s *restaurant.State) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -80,9 +84,9 @@ func (m *Menus) learn(s *restaurant.State) {
 	}
 }
 
-// WaitFor returns when the table has passed the token's positions of topic
-// restaurants, or with ctx's error. A token that can never be passed is refused
-// as UnknownConsistencyToken.
+// WaitFor waits until the table has passed the token's positions of the topic
+// restaurants. The error is ErrUnavailable if ctx ends before that, or the refusal
+// UnknownConsistencyToken if the topic can never have these positions.
 func (m *Menus) WaitFor(ctx context.Context, t eventlog.Token) error {
 	progressed, behind := m.behind(t)
 	if len(behind) == 0 {
@@ -105,8 +109,8 @@ func (m *Menus) WaitFor(ctx context.Context, t eventlog.Token) error {
 	}
 }
 
-// behind are the positions of the token that the table has not passed, and what
-// is closed when it moves on.
+// behind returns the positions of the token that the table has not passed, and a
+// channel that is closed when the table moves on.
 func (m *Menus) behind(t eventlog.Token) (progressed <-chan struct{}, behind eventlog.Token) {
 	if len(t) == 0 {
 		return nil, nil
@@ -124,14 +128,15 @@ func (m *Menus) behind(t eventlog.Token) (progressed <-chan struct{}, behind eve
 	return m.progressed, behind
 }
 
-// Check fails with *eventlog.LostBeginning if topic restaurants does not begin
-// with its first record any more: prices would be those of half a table.
+// Check returns an *eventlog.LostBeginning if the topic restaurants no longer has its
+// first records. Menus would be missing from the table then.
 func (m *Menus) Check(ctx context.Context, client *kgo.Client) error {
 	_, err := m.logs(ctx, client)
 	return err
 }
 
-// logs says where the partitions end, if they have all from the first record on.
+// logs returns where the partitions end. The error is an *eventlog.LostBeginning if one
+// of them no longer has its first records.
 func (m *Menus) logs(ctx context.Context, client *kgo.Client) (ends map[eventlog.TopicPartition]int64, err error) {
 	if ends, err = eventlog.EndOffsets(ctx, client, eventlog.Restaurants); err != nil {
 		return nil, err
@@ -146,8 +151,9 @@ func (m *Menus) logs(ctx context.Context, client *kgo.Client) (ends map[eventlog
 	return ends, nil
 }
 
-// Run follows the topic until ctx ends. A broken connection is waited out; a
-// log whose beginning is gone is an error. No record is one: see fold.
+// Run follows the topic until ctx ends. It waits while the brokers cannot be reached.
+// It returns an error if the first records of the topic are gone. A record that cannot
+// be read is no error; see fold.
 func (m *Menus) Run(ctx context.Context, cfg eventlog.Config, log *slog.Logger) error {
 	client, err := cfg.NewClient(kgo.ConsumeTopics(eventlog.Restaurants), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	if err != nil {
@@ -204,6 +210,7 @@ func (m *Menus) Run(ctx context.Context, cfg eventlog.Config, log *slog.Logger) 
 	}
 }
 
+// passed reports whether the table has all records before these ends.
 func (m *Menus) passed(ends map[eventlog.TopicPartition]int64) bool {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -215,27 +222,28 @@ func (m *Menus) passed(ends map[eventlog.TopicPartition]int64) bool {
 	return true
 }
 
-// fold takes one record in. What is invalid is skipped; a valid event that cannot
-// be folded marks its restaurant, and the mark is returned.
+// fold applies one record to the table. It skips invalid records. A valid event that
+// cannot be folded marks its restaurant, and fold returns the mark. The caller holds
+// the lock.
 func (m *Menus) fold(r *kgo.Record, rule *eventlog.Rule) *unreadable {
-	e, _ := eventlog.ParseRecord(r) // e.Fault has the error
+	e, _ := eventlog.ParseRecord(r) // the error is also in e.Fault, which foldNext looks at
 	if take, _ := rule.Take(&e); !take {
 		return nil
 	}
 	held := m.of(e.Subject)
-	if held.unread != nil {
+	if held.mark != nil {
 		return nil
 	}
-	held.unread = foldNext(&e, held.version, func(ev domain.Event) {
+	held.mark = foldNext(&e, held.version, func(ev domain.Event) {
 		held.version++
 		var before restaurant.State
 		if held.state != nil {
 			before = *held.state
 		}
-		if before.Version < e.Version { // else learned from the shard already
+		if before.Version < e.Version { // otherwise learn has put a newer state into the table
 			after := restaurant.Evolve(before, ev.(restaurant.Event), e.Time)
 			held.state = &after
 		}
 	})
-	return held.unread
+	return held.mark
 }

@@ -14,6 +14,9 @@ import (
 	"tomato/eventlog"
 )
 
+// This file owns the take-over of a shard: it loads the snapshot, reads the four logs
+// and claims them.
+
 // claimData is the data of SHARD_CLAIMED.
 type claimData struct {
 	Term  int64  `json:"term"`
@@ -22,16 +25,17 @@ type claimData struct {
 }
 
 const (
-	readLimit  = 10 * time.Minute // for the replay of a shard's logs
-	claimLimit = 30 * time.Second // for a claim to be acknowledged
-	claimGap   = 1000             // records that may stand between what was read and the claim
+	readLimit  = 10 * time.Minute // time to load a shard's snapshot and read its logs
+	claimLimit = 30 * time.Second // time for the acknowledgement of the claims
+	claimGap   = 1000             // records that may be unread when the claims are appended
 )
 
-// open takes shard p over: it fences the snapshots, loads them, reads the four
-// logs from there to their ends, folding what counts, then appends a claim to
-// each and returns when all four count.
-// Snapshots that were found not to be usable are left out.
-func (s *Shards) open(ctx context.Context, p int32, trust bool) (sh *shard, err error) {
+// open takes shard p over. It fences the previous writer of snapshots, loads the
+// snapshot, reads the four logs from its positions to their ends and folds the valid
+// records. Then it appends a claim to each log, and returns when all four claims are
+// known to be valid. With useSnapshot false, or if the snapshot turns out not to fit
+// the logs, it reads the logs from their beginning.
+func (s *Shards) open(ctx context.Context, p int32, useSnapshot bool) (sh *shard, err error) {
 	s.mu.Lock()
 	producer := s.producer
 	s.mu.Unlock()
@@ -60,26 +64,27 @@ func (s *Shards) open(ctx context.Context, p int32, trust bool) (sh *shard, err 
 	if err != nil {
 		return nil, err
 	}
-	if !trust {
+	if !useSnapshot {
 		delete(saved, checkpointKey)
 	}
 	for {
 		sh = s.newShard(p, producer)
 		sh.snapshots = snapshots
-		if err = sh.readAll(rctx, saved, ends); !sh.agg.partial || !errors.Is(err, errForeignSnapshot) {
+		if err = sh.readAll(rctx, saved, ends); !sh.agg.fromSnapshot || !errors.Is(err, errForeignSnapshot) {
 			break
 		}
 		s.Log.Error("a snapshot is not of these logs; they are read from their beginning", "partition", p, "err", err)
-		delete(saved, checkpointKey) // all else goes out of the topic with the next one
+		delete(saved, checkpointKey) // the rest of saved stays, so that the next snapshot removes it from the topic
 	}
 	if err != nil {
 		return nil, err
 	}
 	s.at(StepLogsRead, p)
 	step("read")
-	// All four logs are read before any is claimed. Read and claimed one by one,
-	// two owners could each hold all claims as acknowledged while already deposed
-	// in one log (found by the model: NO_READFIRST).
+	// All four logs are read before any of them is claimed. If an instance read and
+	// claimed one log after the other, two owners could each get all their claims
+	// acknowledged although each is already deposed in one log. The model in
+	// commandside/shard/model shows it with -DNO_READFIRST.
 	if err := sh.claim(ctx); err != nil {
 		return nil, err
 	}
@@ -89,35 +94,38 @@ func (s *Shards) open(ctx context.Context, p int32, trust bool) (sh *shard, err 
 	return sh, nil
 }
 
+// newShard returns a shard with empty state, which is not open.
 func (s *Shards) newShard(p int32, producer *kgo.Client) *shard {
 	sh := &shard{
 		owner: s, partition: p, producer: producer, log: s.Log,
-		queue: newQueue(), internal: make(chan func(time.Time), 64), closed: make(chan struct{}), ask: make(chan chan Status),
-		ackWake: make(chan struct{}, 1), written: make(chan error, 1), agg: newAggregates(), seenInterval: seenIntervalLo, quiesceFor: quiesceLeast,
+		queue: newQueue(), tasks: make(chan func(time.Time), 64), closed: make(chan struct{}), ask: make(chan chan Status),
+		ackWake: make(chan struct{}, 1), written: make(chan error, 1), agg: newAggregates(), barrierInterval: barrierIntervalMin, quiesceFor: quiesceLeast,
 	}
 	for i, topic := range eventlog.AggregateTopics {
-		sh.logs[i] = partitionLog{topic: topic, lastOff: -1}
+		sh.logs[i] = partitionLog{topic: topic, lastValid: -1}
 	}
-	sh.agg.marked, sh.agg.build = sh.marked, s.Build
+	sh.agg.onUnreadable, sh.agg.build = sh.reportUnreadable, s.Build
 	return sh
 }
 
-// errForeignSnapshot says that the logs are not those that the snapshot was
-// made of: records that it has are not there (any more).
+// errForeignSnapshot means that the snapshot cannot be used: it was not made from
+// these logs, or the logs have lost records, or this build cannot read it.
 var errForeignSnapshot = errors.New("the log is not the snapshot's")
 
-// read restores what was saved and folds the logs in from there, up to ends.
+// read restores the snapshot and folds the records of the logs from the snapshot's
+// positions up to ends. Without a checkpoint in saved it folds the logs from their
+// beginning.
 func (s *shard) read(ctx context.Context, saved map[string]*kgo.Record, ends map[eventlog.TopicPartition]int64) error {
 	now := time.Now()
-	s.agg.partial = saved[checkpointKey] != nil
+	s.agg.fromSnapshot = saved[checkpointKey] != nil
 	at, err := s.agg.restore(saved, now)
 	if err != nil {
 		return err
 	}
-	s.agg.partial = at != nil
+	s.agg.fromSnapshot = at != nil
 	ranges := map[eventlog.TopicPartition]eventlog.Range{}
 	begins := map[eventlog.TopicPartition]int64{}
-	resumed := map[string]position{} // what the first record read must be
+	resumed := map[string]position{} // by topic: what the first record that is read must be
 	for i := range s.logs {
 		l := &s.logs[i]
 		tp := eventlog.TopicPartition{Topic: l.topic, Partition: s.partition}
@@ -142,20 +150,23 @@ func (s *shard) read(ctx context.Context, saved map[string]*kgo.Record, ends map
 		if !ok {
 			return s.fold(e, now)
 		}
-		// Who resumes reads the last record that counted again: is it the same?
+		// The record at the checkpoint is read again. If the log has another record
+		// there, the log has lost records that the snapshot was made from.
 		if e.Offset != p.Offset || e.Term != p.Term || e.Seq != p.Seq {
 			return fmt.Errorf("%w: %s/%d@%d has term %d seq %d, the snapshot %d and %d at %d",
 				errForeignSnapshot, e.Topic, e.Partition, e.Offset, e.Term, e.Seq, p.Term, p.Seq, p.Offset)
 		}
 		delete(resumed, e.Topic)
 		l := &s.logs[logOf(e.Topic)]
-		l.rule, l.lastOff = eventlog.Rule{Term: p.Term, Seq: p.Seq}, p.Offset
+		l.rule, l.lastValid = eventlog.Rule{Term: p.Term, Seq: p.Seq}, p.Offset
 		return nil
 	})
 }
 
-// readAll reads up to ends, then what the last owner has appended meanwhile: it goes
-// on until the claim, and behind the claim its commands would wait for that.
+// readAll reads up to ends, and then what the present owner has appended in the
+// meantime, again and again until less than claimGap is unread. The present owner
+// serves until the claim. From the claim on, commands wait until the rest is read, so
+// the rest must be short.
 func (s *shard) readAll(ctx context.Context, saved map[string]*kgo.Record, ends map[eventlog.TopicPartition]int64) error {
 	err := s.read(ctx, saved, ends)
 	for gap := int64(claimGap); err == nil && gap >= claimGap; {
@@ -166,15 +177,15 @@ func (s *shard) readAll(ctx context.Context, saved map[string]*kgo.Record, ends 
 	return err
 }
 
-// readOn folds what stands between the end that is known and these ends, and
-// returns how much that was.
+// readOn folds the records from the ends that are known up to these ends, and returns
+// their number.
 func (s *shard) readOn(ctx context.Context, ends map[eventlog.TopicPartition]int64) (records int64, err error) {
 	now := time.Now()
 	ranges := map[eventlog.TopicPartition]eventlog.Range{}
 	for i := range s.logs {
 		l := &s.logs[i]
 		tp := eventlog.TopicPartition{Topic: l.topic, Partition: s.partition}
-		if end := ends[tp]; end > l.next { // a broker that leads no more may tell an older one
+		if end := ends[tp]; end > l.next { // a broker that no longer leads the partition may return an older end
 			records += end - l.next
 			ranges[tp] = eventlog.Range{From: l.next, To: end}
 			l.next = end
@@ -183,20 +194,20 @@ func (s *shard) readOn(ctx context.Context, ends map[eventlog.TopicPartition]int
 	return records, eventlog.Read(ctx, s.owner.Kafka, ranges, func(e *eventlog.Event) error { return s.fold(e, now) })
 }
 
-// fold takes one record of the log in: it takes effect, or stops its own aggregate,
-// or is skipped, and nothing that it holds is an error. An error says that the
-// snapshot cannot be used.
+// fold applies one record of a log. A valid event moves its aggregate on, or marks it
+// if the event cannot be read. An invalid record is skipped. Whatever a record holds
+// is no error: an error means that the snapshot cannot be used.
 func (s *shard) fold(e *eventlog.Event, now time.Time) error {
 	l := &s.logs[logOf(e.Topic)]
 	before := l.rule
 	take, skipped := l.rule.Take(e)
 	if skipped != "" {
-		s.void(l, skipped)
+		s.countInvalid(l, skipped)
 	}
 	if l.rule == before {
 		return nil
 	}
-	l.lastOff = e.Offset
+	l.lastValid = e.Offset
 	s.replayed++
 	s.sinceCut++
 	if !take {
@@ -205,9 +216,9 @@ func (s *shard) fold(e *eventlog.Event, now time.Time) error {
 	return s.agg.replay(e, now)
 }
 
-// claim appends SHARD_CLAIMED with the next term to each log. A claim that
-// landed where expected counts; otherwise what stands between is read and
-// folded, and it counts if no other claim went before it.
+// claim appends SHARD_CLAIMED with the next term to each log. A claim with the
+// expected offset is valid. If the offset is another one, the records in between are
+// read and folded, and the claim is valid if none of them is a valid claim.
 func (s *shard) claim(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, claimLimit)
 	defer cancel()
@@ -220,8 +231,8 @@ func (s *shard) claim(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		// A claim has an id of its own: two owners may claim the same term, and
-		// an earlier try of this one may still land.
+		// Each claim has an id of its own, because two owners may claim the same term,
+		// and an earlier claim of this instance may still be appended.
 		ids[i] = uuid.NewString()
 		e := eventlog.Event{ID: ids[i], Source: s.owner.source, Type: eventlog.ShardClaimed,
 			Time: domain.Time(time.Now()), Term: term, Data: data}
@@ -229,7 +240,8 @@ func (s *shard) claim(ctx context.Context) error {
 	}
 	results := make(chan kgo.ProduceResult, logCount)
 	for _, r := range records {
-		// Not bound to ctx: what may have landed is never given up.
+		// The produce is not bound to ctx. If it were cancelled, the claim could still
+		// be appended, and this instance would not know.
 		s.producer.Produce(context.WithoutCancel(ctx), r, func(r *kgo.Record, err error) { results <- kgo.ProduceResult{Record: r, Err: err} })
 	}
 	s.owner.at(StepClaimsSent, s.partition)
@@ -252,16 +264,18 @@ func (s *shard) claim(ctx context.Context) error {
 		} else if err := s.readClaim(ctx, l, r.Offset, ids[i]); err != nil {
 			return err
 		}
-		l.next, l.lastOff = r.Offset+1, r.Offset
+		l.next, l.lastValid = r.Offset+1, r.Offset
 	}
 	s.term, s.claimedAt = s.logs[orders].rule.Term, records[orders].Offset
 	s.owner.at(StepClaimed, s.partition)
 	return nil
 }
 
+// readClaim folds the records from the known end of the log up to the offset that the
+// claim with this id got. It returns errDeposed if the claim is not valid.
 func (s *shard) readClaim(ctx context.Context, l *partitionLog, landed int64, id string) error {
 	tp := eventlog.TopicPartition{Topic: l.topic, Partition: s.partition}
-	mine := false
+	mine := false // the last valid claim is this one
 	now := time.Now()
 	err := eventlog.Read(ctx, s.owner.Kafka, map[eventlog.TopicPartition]eventlog.Range{tp: {From: l.next, To: landed + 1}}, func(e *eventlog.Event) error {
 		term := l.rule.Term
@@ -271,7 +285,7 @@ func (s *shard) readClaim(ctx context.Context, l *partitionLog, landed int64, id
 		if l.rule.Term != term {
 			mine = e.ID == id
 		} else if mine && e.ID != id && l.rule.Seq > 0 {
-			return fmt.Errorf("%w: an event counts under a claim that has appended none", errBroken)
+			return fmt.Errorf("%w: an event is valid under a claim that has appended none", errBroken)
 		}
 		return nil
 	})

@@ -8,27 +8,32 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// maxHeld is how long an append may wait for those before it: with thousands of
-// callers, one millisecond made so many more requests that an eighth of the
-// commands was lost to them; ten cost the overlap with the broker's work.
+// This file owns the group commit: it collects the appends of all shards of an
+// instance into fewer produce requests.
+
+// maxHeld is how long an append may wait for the acknowledgement of earlier ones.
+// With thousands of callers, one millisecond led to so many more requests that the
+// throughput fell by an eighth. With ten milliseconds the instance waited while the
+// broker was idle.
 const maxHeld = 3 * time.Millisecond
 
-// outbox gives the appends of all shards of an instance to the producer. While
-// some are on their way the next ones are held until these are acknowledged, or
-// for maxHeld: then they go together, in one request, where the producer by
-// itself would send as many requests as it may have under way. A lone caller's
-// append is never held. Appends of one partition go in the order given.
+// outbox gives the appends of all shards of an instance to the producer. While some
+// are in flight, it holds the next ones until these are acknowledged, or for
+// maxHeld, and then gives them to the producer together, which sends them in one
+// request. The producer alone would send as many requests at once as it is allowed
+// to. If no append is in flight, the next one is not held. Appends to one partition
+// keep their order. All methods are safe for concurrent use.
 //
-// It is the group commit of databases. What the broker spends on a request, and
-// on each batch in it, is most of what an append costs.
+// This is the group commit of databases. Most of the cost of an append is what the
+// broker spends on each request, and on each batch in it.
 type outbox struct {
 	wake chan struct{}
 	stop chan struct{}
 
 	mu       sync.Mutex
 	held     []outgoing
-	since    time.Time // when the first of them came
-	underway int
+	since    time.Time // when the first held append was put
+	inFlight int       // appends that the producer has, not acknowledged
 }
 
 type outgoing struct {
@@ -43,9 +48,11 @@ func newOutbox() *outbox {
 	return o
 }
 
-// close ends it; what is still held goes.
+// close gives the held appends to the producer and ends the outbox.
 func (o *outbox) close() { close(o.stop) }
 
+// put adds an append. The promise of out is called when it is acknowledged or has
+// failed.
 func (o *outbox) put(out outgoing) {
 	o.mu.Lock()
 	if o.held = append(o.held, out); len(o.held) == 1 {
@@ -68,15 +75,15 @@ func (o *outbox) poke() {
 func (o *outbox) run() {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
-	var room []outgoing
+	var spare []outgoing // memory for the next held appends
 	for stopped := false; ; {
 		o.mu.Lock()
 		wait := time.Hour
 		var out []outgoing
 		if n := len(o.held); n > 0 {
-			if wait = maxHeld - time.Since(o.since); o.underway == 0 || wait <= 0 || stopped {
-				out, o.held = o.held, room[:0]
-				o.underway += n
+			if wait = maxHeld - time.Since(o.since); o.inFlight == 0 || wait <= 0 || stopped {
+				out, o.held = o.held, spare[:0]
+				o.inFlight += n
 				wait = time.Hour
 			}
 		}
@@ -89,7 +96,7 @@ func (o *outbox) run() {
 			out[i] = outgoing{}
 		}
 		if out != nil {
-			room = out
+			spare = out
 		}
 		if stopped {
 			return
@@ -104,10 +111,11 @@ func (o *outbox) run() {
 	}
 }
 
+// acknowledged notes that the producer is done with one append.
 func (o *outbox) acknowledged() {
 	o.mu.Lock()
-	o.underway--
-	wake := o.underway == 0 && len(o.held) > 0
+	o.inFlight--
+	wake := o.inFlight == 0 && len(o.held) > 0
 	o.mu.Unlock()
 	if wake {
 		o.poke()

@@ -14,22 +14,25 @@ import (
 	"tomato/eventlog"
 )
 
-// Owner is where the commands of a shard go. It is a record on topic
-// shard-owners, in partition and under the key of its shard's number. Anybody
-// who reaches the brokers can write there, so a record is believed only if an
-// instance has signed it and the log bears it out. It stays a hint all the same:
-// who is asked and does not own the shard says so.
+// This file owns the record that names a shard's owner: its signature, and the search
+// for its claim in the log.
+
+// Owner says to which instance the commands of a shard go. It is a record on the topic
+// shard-owners; its partition and its key are the number of the shard. Anybody who can
+// reach the brokers can write to that topic. A record is therefore used only if an
+// instance has signed it and the log has the claim that it names. It remains a hint:
+// an instance that does not own the shard answers so, and the caller looks further.
 type Owner struct {
 	Shard     int32  `json:"shard"`
-	Term      int64  `json:"term"`  // of its claim on orders
-	Claim     int64  `json:"claim"` // offset of that claim on orders
-	Owner     string `json:"owner"` // instance
-	URL       string `json:"url"`
+	Term      int64  `json:"term"`      // of its claim on orders
+	Claim     int64  `json:"claim"`     // offset of that claim
+	Owner     string `json:"owner"`     // name of the instance
+	URL       string `json:"url"`       // where the instance takes forwarded commands
 	Signature string `json:"signature"` // see signed
 }
 
-// signed returns the owner with its signature: the HMAC-SHA256, keyed with the
-// cluster key, of this text in lower-case hex. Every line ends with \n:
+// signed returns the owner with its signature, in lower-case hex: the HMAC-SHA256,
+// with the cluster key, of the following text. Every line ends with \n:
 //
 //	tomato owner v1
 //	<shard>
@@ -38,8 +41,8 @@ type Owner struct {
 //	<owner>
 //	<url>
 //
-// Numbers are decimal. This is fixed: instances of two builds meet during a
-// restart.
+// Numbers are decimal. The format must not change, because instances of two builds
+// run side by side during a restart.
 func (o Owner) signed(key string) Owner {
 	o.Signature = sign(key, "tomato owner v1", strconv.Itoa(int(o.Shard)), strconv.FormatInt(o.Term, 10), strconv.FormatInt(o.Claim, 10), o.Owner, o.URL)
 	return o
@@ -47,15 +50,17 @@ func (o Owner) signed(key string) Owner {
 
 // Reasons for which a record about an owner is ignored.
 const (
-	ignoredMalformed = "malformed" // it cannot be read, or its fields are not valid
-	ignoredSignature = "signature" // no instance has signed it
-	ignoredClaim     = "claim"     // signed, but no such claim stands in the log
+	ignoredMalformed = "malformed" // the record cannot be parsed, or a field is not valid
+	ignoredSignature = "signature" // no instance has signed the record
+	ignoredClaim     = "claim"     // the record is signed, but the log does not have the claim
 )
 
-// readOwner reads what should be an owner of this shard. reason says why it is
-// none; "" where it is one. Whether its claim is in the log is not looked at.
+// readOwner parses a record about the owner of this shard and checks its fields and its
+// signature, but not its claim. reason is "" if the record is valid, and otherwise one
+// of the reasons above.
 func readOwner(b []byte, shard int32, key string) (o Owner, reason string) {
-	// A later build may say more than this one knows: the signature covers what is read.
+	// Unknown fields are accepted, because a newer build may write more. The signature
+	// covers the fields that are read here.
 	if len(b) > maxOwnerRecord || json.Unmarshal(b, &o) != nil || o.Shard != shard || o.Term < 1 || o.Claim < 0 || !visible(o.Owner, maxCause) || checkInstanceURL(o.URL) != nil {
 		return Owner{}, ignoredMalformed
 	}
@@ -65,10 +70,10 @@ func readOwner(b []byte, shard int32, key string) (o Owner, reason string) {
 	return o, ""
 }
 
-// maxOwnerRecord bounds an owner as JSON, in bytes.
+// maxOwnerRecord is the largest size of a record, in bytes of JSON.
 const maxOwnerRecord = 4 << 10
 
-// checkInstanceURL says what is wrong with the address of an instance.
+// checkInstanceURL returns an error if the URL cannot be that of an instance.
 func checkInstanceURL(address string) error {
 	u, err := url.Parse(address)
 	switch {
@@ -86,12 +91,12 @@ func checkInstanceURL(address string) error {
 	return nil
 }
 
-// errNoClaim says that the log does not have the claim that an owner names.
-var errNoClaim = errors.New("no such claim stands in the log")
+// errNoClaim means that the log does not have the claim that an owner record names.
+var errNoClaim = errors.New("the log does not have this claim")
 
-// findClaim looks up the claim that an owner names: one record of the log. The
-// error is errNoClaim where another record stands there, or none, else that the
-// log cannot be read now.
+// findClaim reads the record at the offset that an owner names as its claim. The error
+// is errNoClaim if there is no record, or not that claim. Any other error means that
+// the log cannot be read now.
 func findClaim(ctx context.Context, cfg eventlog.Config, o Owner) error {
 	client, err := cfg.NewClient()
 	if err != nil {
@@ -103,7 +108,7 @@ func findClaim(ctx context.Context, cfg eventlog.Config, o Owner) error {
 		return err
 	}
 	tp := eventlog.TopicPartition{Topic: eventlog.Orders, Partition: o.Shard}
-	end, ok := ends.Lookup(tp.Topic, tp.Partition) // another partition without a leader is no reason to fail
+	end, ok := ends.Lookup(tp.Topic, tp.Partition) // only this partition matters: others may be without a leader
 	switch {
 	case !ok:
 		return fmt.Errorf("%s/%d is not known to the brokers", tp.Topic, tp.Partition)
@@ -119,7 +124,7 @@ func findClaim(ctx context.Context, cfg eventlog.Config, o Owner) error {
 		return nil
 	})
 	if err == nil && !found {
-		err = fmt.Errorf("%w: another record stands at %s/%d@%d", errNoClaim, tp.Topic, tp.Partition, o.Claim)
+		err = fmt.Errorf("%w: another record is at %s/%d@%d", errNoClaim, tp.Topic, tp.Partition, o.Claim)
 	}
 	return err
 }

@@ -2,7 +2,6 @@ package shard
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"slices"
@@ -16,44 +15,48 @@ import (
 	"tomato/eventlog"
 )
 
-// owners follows topic shard-owners: for each shard, who claimed it with the
-// highest term that the log has. Safe for concurrent use.
+// This file owns the table of the shards' owners, which it reads from the topic
+// shard-owners.
+
+// owners knows for each shard the owner with the highest term whose claim is in the
+// log. Safe for concurrent use.
 type owners struct {
 	cfg     eventlog.Config
 	key     string // cluster key
 	log     *slog.Logger
-	ignored *prometheus.CounterVec // by reason
-	said    seldom
-	life    context.Context // ends with run
-	end     context.CancelFunc
-	reading chan struct{} // one for each claim that is looked up at a time
+	ignored *prometheus.CounterVec // records that are ignored, by reason
+	logged  logLimit               // of ignored records and failed look-ups
+	running context.Context        // ends when run ends
+	stop    context.CancelFunc
+	lookups chan struct{} // has one element for each claim that is being looked up
 
 	mu         sync.Mutex
 	known      map[int32]Owner
-	changed    chan struct{}
-	candidates map[int32][]Owner // signed, and not the one that is known: their claims are being looked up
-	last       map[int32]string  // signature of the last record under the shard's key; "" for what is none
-	// follows is called, without locks, when another record than the known owner's
-	// is the last one: compaction would keep that one.
-	follows func(shard int32)
+	changed    chan struct{}     // closed and replaced whenever known changes
+	candidates map[int32][]Owner // signed owners other than the known one, whose claims are being looked up
+	last       map[int32]string  // signature of the last record under the shard's key; "" if it is not valid
+	// onDisplaced is called, without locks, when the last record under a shard's key is
+	// not that of the known owner. Compaction would keep that last record only.
+	onDisplaced func(shard int32)
 }
 
 // Bounds of looking up claims.
 const (
-	maxCandidates  = 16 // of one shard
-	claimsAtOnce   = 8
-	claimReadLimit = 3 * time.Second // for one of them
-	claimTries     = 3               // before a claim that is not found is not believed
-	claimPause     = 200 * time.Millisecond
+	maxCandidates  = 16                     // for one shard
+	claimsAtOnce   = 8                      // look-ups
+	claimReadLimit = 3 * time.Second        // for one look-up
+	claimTries     = 3                      // look-ups, after which a claim that is not found is ignored
+	claimPause     = 200 * time.Millisecond // after the first failed look-up; later ones are longer
 )
 
 func newOwners(cfg eventlog.Config, key string, log *slog.Logger) *owners {
-	life, end := context.WithCancel(context.Background())
-	return &owners{cfg: cfg, life: life, end: end, key: key, log: log, reading: make(chan struct{}, claimsAtOnce), known: map[int32]Owner{}, changed: make(chan struct{}),
+	running, stop := context.WithCancel(context.Background())
+	return &owners{cfg: cfg, running: running, stop: stop, key: key, log: log, lookups: make(chan struct{}, claimsAtOnce), known: map[int32]Owner{}, changed: make(chan struct{}),
 		candidates: map[int32][]Owner{}, last: map[int32]string{}}
 }
 
-// learn takes in an owner whose claim is known to be in the log.
+// learn makes n the known owner of its shard, unless one with the same or a higher
+// term is known. The claim of n must be known to be in the log.
 func (o *owners) learn(n Owner) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -65,15 +68,17 @@ func (o *owners) learn(n Owner) {
 	o.changed = make(chan struct{})
 }
 
-func (o *owners) of(shard int32) (Owner, bool, <-chan struct{}) {
+// owner returns the known owner of a shard, if there is one, and a channel that is
+// closed when the table changes.
+func (o *owners) owner(shard int32) (Owner, bool, <-chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	n, ok := o.known[shard]
 	return n, ok, o.changed
 }
 
-// consider takes in a signed owner once its claim is found in the log, which is
-// looked up aside: nobody waits for it.
+// consider starts to look up the claim of a signed owner in the log. If the log has
+// the claim, the owner becomes known. consider does not wait for that.
 func (o *owners) consider(n Owner) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -81,7 +86,8 @@ func (o *owners) consider(n Owner) {
 	if n == o.known[n.Shard] || slices.Contains(all, n) {
 		return
 	}
-	// The highest term is looked up first: once it is found, the others are over.
+	// The candidate with the highest term is looked up first, because once its claim is
+	// found, the others need not be looked up.
 	all = append(slices.Clone(all), n)
 	slices.SortStableFunc(all, func(a, b Owner) int { return int(min(max(b.Term-a.Term, -1), 1)) })
 	if len(all) > maxCandidates {
@@ -94,10 +100,10 @@ func (o *owners) consider(n Owner) {
 	}
 }
 
-// lookUp works off the candidates of one shard, until none is left or
-// run has ended.
+// lookUp looks up the claims of one shard's candidates until none is left or run has
+// ended.
 func (o *owners) lookUp(shard int32) {
-	ctx := o.life
+	ctx := o.running
 	tries := map[Owner]int{}
 	for {
 		o.mu.Lock()
@@ -110,9 +116,10 @@ func (o *owners) lookUp(shard int32) {
 		o.mu.Unlock()
 		higher := slices.DeleteFunc(slices.Clone(all), func(n Owner) bool { return n.Term <= known.Term })
 		if len(higher) == 0 {
-			// Only in a log that has lost records is a lower term the last one, or
-			// the same term another owner's. Then the known claim is gone.
-			err := o.find(ctx, known)
+			// No candidate has a higher term than the known owner. A true candidate
+			// among them means that the log has lost the known owner's claim, so that
+			// claim is looked up again.
+			err := o.lookUpClaim(ctx, known)
 			tries[known]++
 			switch {
 			case err == nil:
@@ -124,10 +131,10 @@ func (o *owners) lookUp(shard int32) {
 			}
 			continue
 		}
-		// Those that were tried less go first: one that cannot be found must not
-		// hold up the true one.
+		// The candidate with the fewest tries is next, so that one that cannot be found
+		// does not delay the true owner.
 		n := slices.MinFunc(higher, func(a, b Owner) int { return tries[a] - tries[b] })
-		err := o.find(ctx, n)
+		err := o.lookUpClaim(ctx, n)
 		tries[n]++
 		switch {
 		case err == nil:
@@ -142,14 +149,14 @@ func (o *owners) lookUp(shard int32) {
 	}
 }
 
-// drop takes candidates out.
+// drop removes the candidates for which the function returns true.
 func (o *owners) drop(shard int32, which func(Owner) bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.candidates[shard] = slices.DeleteFunc(slices.Clone(o.candidates[shard]), which)
 }
 
-// forget takes a known owner out whose claim is not in the log any more.
+// forget removes a known owner whose claim is no longer in the log.
 func (o *owners) forget(n Owner) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -163,7 +170,7 @@ func (o *owners) forget(n Owner) {
 
 // pause waits before a claim is looked up again, longer each time.
 func (o *owners) pause(ctx context.Context, shard int32, tries int, err error) {
-	if !errors.Is(err, errNoClaim) && o.said.now() {
+	if !errors.Is(err, errNoClaim) && o.logged.allow() {
 		o.log.Warn("the claim of a shard's owner cannot be looked up now", "shard", shard, "err", err)
 	}
 	select {
@@ -172,10 +179,12 @@ func (o *owners) pause(ctx context.Context, shard int32, tries int, err error) {
 	}
 }
 
-func (o *owners) find(ctx context.Context, n Owner) error {
+// lookUpClaim searches the log for the claim of n. At most claimsAtOnce searches run at
+// a time. For the errors see findClaim.
+func (o *owners) lookUpClaim(ctx context.Context, n Owner) error {
 	select {
-	case o.reading <- struct{}{}:
-		defer func() { <-o.reading }()
+	case o.lookups <- struct{}{}:
+		defer func() { <-o.lookups }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -184,10 +193,10 @@ func (o *owners) find(ctx context.Context, n Owner) error {
 	return findClaim(ctx, o.cfg, n)
 }
 
-// ignore counts a record that is not believed.
+// ignore counts and logs a record that is not used.
 func (o *owners) ignore(reason string, n Owner) {
 	o.ignored.WithLabelValues(reason).Inc()
-	if o.said.now() {
+	if o.logged.allow() {
 		o.log.Warn("a record about a shard's owner is ignored; more of them within 10 s are only counted", "topic", eventlog.ShardOwners, "shard", n.Shard, "term", n.Term, "reason", reason)
 	}
 }
@@ -199,7 +208,7 @@ func (o *owners) run(ctx context.Context) error {
 		return err
 	}
 	defer client.Close()
-	defer o.end()
+	defer o.stop()
 	for {
 		fetches := client.PollFetches(ctx)
 		if ctx.Err() != nil {
@@ -209,13 +218,13 @@ func (o *owners) run(ctx context.Context) error {
 			o.log.Warn("shard owners: fetch failed", "err", fe.Err)
 		}
 		for iter := fetches.RecordIter(); !iter.Done(); {
-			o.take(iter.Next())
+			o.takeRecord(iter.Next())
 		}
 	}
 }
 
-// take takes one record of the topic in.
-func (o *owners) take(r *kgo.Record) {
+// takeRecord handles one record of the topic.
+func (o *owners) takeRecord(r *kgo.Record) {
 	n, reason := readOwner(r.Value, r.Partition, o.key)
 	keyed := string(r.Key) == strconv.Itoa(int(r.Partition))
 	if reason == "" && !keyed {
@@ -227,7 +236,7 @@ func (o *owners) take(r *kgo.Record) {
 		displaced := n.Signature != o.known[r.Partition].Signature
 		o.mu.Unlock()
 		if displaced {
-			o.follows(r.Partition)
+			o.onDisplaced(r.Partition)
 		}
 	}
 	if reason != "" {
@@ -237,58 +246,11 @@ func (o *owners) take(r *kgo.Record) {
 	o.consider(n)
 }
 
-// displaced says whether another record than that of the known owner is the last
-// one under the shard's key.
+// displaced returns the known owner of a shard, and reports whether the last record
+// under the shard's key is another one than that owner's.
 func (o *owners) displaced(shard int32) (known Owner, displaced bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	known = o.known[shard]
 	return known, o.last[shard] != known.Signature
-}
-
-// announce writes this instance as the shard's owner.
-func (s *Shards) announce(sh *shard) {
-	p := sh.partition
-	n := Owner{Shard: p, Term: sh.term, Claim: sh.claimedAt, Owner: s.Instance, URL: s.URL}.signed(s.ClusterKey)
-	s.owners.learn(n)
-	s.owners.consider(n) // where a claim of its term or a higher one is known, which may be gone
-	b, err := json.Marshal(n)
-	if err != nil {
-		return
-	}
-	s.mu.Lock()
-	producer := s.producer
-	s.mu.Unlock()
-	producer.Produce(context.Background(), &kgo.Record{Topic: eventlog.ShardOwners, Partition: p, Key: []byte(strconv.Itoa(int(p))), Value: b},
-		func(_ *kgo.Record, err error) {
-			if err != nil {
-				s.Log.Warn("shard owner not announced; others wait until the next take-over", "partition", p, "err", err)
-			}
-		})
-}
-
-// announceAgainAfter is the time from another record to this instance's own one
-// behind it. It bounds what somebody who writes again and again can cause.
-const announceAgainAfter = time.Second
-
-// announceAgain makes this instance's record the last one of a shard that it
-// serves, where another record landed behind it: an older owner's, or one that
-// nobody believes. One of a higher owner is left alone once it is believed.
-func (s *Shards) announceAgain(p int32) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.serving[p] == nil || s.again[p] {
-		return
-	}
-	s.again[p] = true
-	time.AfterFunc(announceAgainAfter, func() {
-		s.mu.Lock()
-		delete(s.again, p)
-		sh, over := s.serving[p], s.stopped
-		s.mu.Unlock()
-		known, displaced := s.owners.displaced(p)
-		if sh != nil && !over && displaced && sh.term == known.Term && known.Owner == s.Instance {
-			s.announce(sh)
-		}
-	})
 }

@@ -159,7 +159,7 @@ func TestForgedOwnersChangeNothing(t *testing.T) {
 	const forged = 9_000_000_000_000_000_000
 	written := 0
 	for p := range f.Partitions {
-		known, _, _ := follower.owners.of(p)
+		known, _, _ := follower.owners.owner(p)
 		with := func(change func(*Owner)) Owner {
 			o := known
 			o.URL, o.Term = stranger.URL, forged
@@ -250,7 +250,7 @@ func TestForgedOwnersChangeNothing(t *testing.T) {
 	f.all(t, late, "for who comes later")
 	for p := range f.Partitions {
 		for _, s := range []*Shards{f.Shards, follower, late} {
-			if known, _, _ := s.owners.of(p); known.Owner != f.Instance || known.URL != f.URL {
+			if known, _, _ := s.owners.owner(p); known.Owner != f.Instance || known.URL != f.URL {
 				t.Errorf("shard %d is thought to be at %+v", p, known)
 			}
 		}
@@ -274,7 +274,7 @@ func TestAnOwnerWhoseClaimIsLostIsForgotten(t *testing.T) {
 	follower := f.startFollower(t)
 	f.all(t, follower, "before")
 	for p := range f.Partitions {
-		before, _, _ := follower.owners.of(p)
+		before, _, _ := follower.owners.owner(p)
 		for _, term := range []int64{before.Term, before.Term + 1} {
 			lost := Owner{Shard: p, Term: term, Claim: before.Claim + 1000, Owner: "lost", URL: "http://127.0.0.1:1"}.signed(testClusterKey)
 			follower.owners.mu.Lock()
@@ -282,7 +282,7 @@ func TestAnOwnerWhoseClaimIsLostIsForgotten(t *testing.T) {
 			follower.owners.mu.Unlock()
 			follower.owners.consider(before)
 			for end := time.After(time.Minute); ; {
-				now, _, changed := follower.owners.of(p)
+				now, _, changed := follower.owners.owner(p)
 				if now == before {
 					break
 				}
@@ -301,7 +301,7 @@ func TestAnOwnerWhoseClaimIsLostIsForgotten(t *testing.T) {
 	}
 	f.all(t, follower, "afterwards")
 	for p := range f.Partitions {
-		if now, _, _ := follower.owners.of(p); now.Owner != f.Instance {
+		if now, _, _ := follower.owners.owner(p); now.Owner != f.Instance {
 			t.Errorf("shard %d is thought to be at %+v", p, now)
 		}
 	}

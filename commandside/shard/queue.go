@@ -1,15 +1,57 @@
 package shard
 
 import (
+	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 )
 
-// queue is where commands wait for the loop. Any goroutine puts; the loop takes
-// all that there are at once, which costs each of them less than a channel would.
-// Whatever was put is answered.
+// This file owns the calls, which are commands that wait for an answer, and the
+// bounded queue that brings them to a shard's loop.
+
+// call is a command on its way through the loop.
+type call struct {
+	ctx context.Context
+	req Request
+
+	// res and err are the answer. Until the call is answered they belong to the
+	// loop, which prepares them while it waits for acknowledgements. Once done has
+	// received a value they belong to the caller.
+	res Result
+	err error
+
+	done         chan struct{} // has a buffer of one and receives one value; nil if no caller waits, as for a deadline
+	answered     bool          // only for the loop
+	firstPending atomic.Bool   // this call repeats an idempotency key whose first command is not acknowledged yet
+}
+
+// doneChannels are channels for call.done that are used again. A channel is put
+// back after its value was received, when nobody sends to it any more. Calls
+// themselves are not used again, because several waiters may refer to one call.
+var doneChannels = sync.Pool{New: func() any { return make(chan struct{}, 1) }}
+
+// reply answers the call. Only the first reply has an effect.
+func (c *call) reply(res Result, err error) {
+	if c.answered {
+		return
+	}
+	c.answered = true
+	if c.done != nil {
+		c.res, c.err = res, err
+		c.done <- struct{}{}
+	}
+}
+
+// hasCaller reports whether a caller waits for the answer. Nobody waits for the
+// answer to a command that a deadline issued.
+func (c *call) hasCaller() bool { return c.done != nil }
+
+// queue holds the commands that wait for the loop. Any goroutine may put a
+// command in. The loop takes all of them at once, which costs less per command
+// than a channel. Every call that put has accepted is answered.
 type queue struct {
-	wake chan struct{} // buffered: there is something
+	wake chan struct{} // has a buffer of one; receives a value when the queue is no longer empty
 
 	mu     sync.Mutex
 	calls  []*call
@@ -18,8 +60,8 @@ type queue struct {
 
 func newQueue() *queue { return &queue{wake: make(chan struct{}, 1)} }
 
-// put fails with ErrUnavailable where the queue is full, and with errNotDecided
-// where it is closed.
+// put adds a call. It returns ErrUnavailable if the queue is full, and
+// errNotDecided if it is closed.
 func (q *queue) put(c *call) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -38,16 +80,17 @@ func (q *queue) put(c *call) error {
 	return nil
 }
 
-// take returns what has been put, and uses room for what comes next.
-func (q *queue) take(room []*call) []*call {
+// take returns the calls that were put. The queue collects the next ones in the
+// memory of spare, whose elements are no longer needed.
+func (q *queue) take(spare []*call) []*call {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	calls := q.calls
-	q.calls = room[:0]
+	q.calls = spare[:0]
 	return calls
 }
 
-// close lets nothing in any more, and returns what is there.
+// close makes every later put fail, and returns the calls that are in the queue.
 func (q *queue) close() []*call {
 	q.mu.Lock()
 	defer q.mu.Unlock()

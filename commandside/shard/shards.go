@@ -1,31 +1,3 @@
-// Package shard is the write side: one writer per partition of the aggregate
-// topics, its aggregates' state in memory, and appends that are checked
-// afterwards.
-//
-// A shard is partition p of orders, payments, riders and restaurants. It is
-//
-//	assigned   by the consumer group command-shards, which subscribes to
-//	           orders alone and fetches nothing;
-//	opening    reading its four logs to their ends and folding what counts,
-//	           then appending a claim to each with the next term;
-//	serving    once all four claims are known to count;
-//	leaving    taken away by the group, or this instance stops: it serves on
-//	           until the next owner's claims are there, so nobody waits for the
-//	           group or for what the next owner has to read;
-//	stopped    deposed by a higher claim, broken (an append that failed or is
-//	           void), or handed over. It is opened again only after the group
-//	           has confirmed that it is still assigned here, with backoff.
-//
-// The log is authoritative: what counts is decided by eventlog.Rule over the
-// log's prefix, for this owner as for everyone else. The group only says who
-// should try. Two instances that both think they own a shard cannot both be
-// acknowledged: the lower claim's appends are void and land where its owner
-// did not expect them, so it notices and acknowledges none of them.
-//
-// Failure: a lost acknowledgement, a record that landed twice or a pause show
-// as an unexpected landing offset and are resolved by reading what stands
-// between. A caller whose outcome is not known gets ErrUnavailable; the command
-// id in the event answers the retry.
 package shard
 
 import (
@@ -49,56 +21,60 @@ import (
 // Group is the consumer group that spreads the shards over the instances.
 const Group = "command-shards"
 
-// Config says what the shards of one instance need.
+// This file owns the shards of one instance as a whole: their configuration, their
+// producer, and which of them are assigned and served.
+
+// Config is the configuration of the shards of one instance.
 type Config struct {
 	Kafka        eventlog.Config
-	Partitions   int32
-	Instance     string // of this process, unique; made up where empty
-	URL          string // where other instances reach this one
-	ClusterKey   string // shared by the instances: it signs what they say to one another
-	Build        string // shown in claims
-	PaymentGrace time.Duration
-	ArchiveAfter time.Duration // closed orders leave memory after it; unknown ids that are older are archived
+	Partitions   int32         // of each aggregate topic
+	Instance     string        // unique name of this process; if empty, a random one is used
+	URL          string        // at which other instances reach this one
+	ClusterKey   string        // shared by all instances; signs the calls between them and the owner records
+	Build        string        // of this binary; written into claims, and into marks of unreadable events
+	PaymentGrace time.Duration // how long after its deadline an order may wait for InboxPassed before it expires
+	ArchiveAfter time.Duration // time after which closed orders are evicted; commands on unknown ids that are older are refused as archived
 	Menus        *Menus
 	// SnapshotEvery is the time from one snapshot to the next while the shard
-	// changes; 0: 10 s. The longer, the more is read when it is taken over.
+	// changes; 0 means 10 s. With a longer time a take-over reads more of the logs.
 	SnapshotEvery time.Duration
-	// InboxPassed says whether every webhook of the gateway order that is in
-	// the inbox now has been recorded, with nothing parked.
+	// InboxPassed reports whether every webhook of the gateway order that is in the
+	// inbox now has been recorded, and none of them is parked.
 	InboxPassed func(ctx context.Context, gatewayOrderID string) (bool, error)
 	Registry    prometheus.Registerer
 	Log         *slog.Logger
-	// SessionTimeout is how long the group waits for a sign of life of this
-	// instance before its shards go to others; 0: 6 s, the least that brokers
-	// take unless group.min.session.timeout.ms says otherwise.
+	// SessionTimeout is how long the group waits for a heartbeat of this instance
+	// before it assigns the shards to others; 0 means 6 s, which is the least that
+	// brokers allow with the default of group.min.session.timeout.ms.
 	SessionTimeout time.Duration
-	// Probe is told of each step of an append, a take-over and a snapshot, on
-	// the goroutine that takes it, before it goes on; nil: nobody is. For tests
-	// that let the process end there.
+	// Probe is called at each step of an append, a take-over and a snapshot, on the
+	// goroutine that takes the step, which waits for it. It may be nil. Tests use it
+	// to end the process at a step.
 	Probe func(step Step, partition int32)
 }
 
-// Step is a place in the write side where a process may die.
+// Step is a point in the write side at which tests end the process.
 type Step string
 
 // The steps, in their order.
 const (
-	StepFenced       Step = "fenced"        // of a take-over: nobody else writes snapshots any more
-	StepLogsRead     Step = "logs read"     // up to their ends; nothing is claimed
-	StepClaimsSent   Step = "claims sent"   // none is known to have landed
-	StepClaimLanded  Step = "claim landed"  // one of the four, each time
-	StepClaimed      Step = "claimed"       // all four count; no command is taken yet
-	StepServing      Step = "serving"       // and nobody else is told
-	StepAnnounced    Step = "announced"     // the others are being told
-	StepAppendSent   Step = "append sent"   // given to the producer
-	StepAppendLanded Step = "append landed" // acknowledged by the broker; the loop does not know
-	StepSettled      Step = "settled"       // known to count; no caller is answered
-	StepAnswered     Step = "answered"      // all who waited for it
-	StepSnapshotCut  Step = "snapshot cut"  // the state is taken; nothing is written
-	StepSnapshotSent Step = "snapshot sent" // written, not committed; of the mark of a take-over, too
-	StepSnapshotKept Step = "snapshot kept" // committed
+	StepFenced       Step = "fenced"        // the take-over has fenced the previous writer of snapshots
+	StepLogsRead     Step = "logs read"     // the four logs are read to their ends; nothing is claimed
+	StepClaimsSent   Step = "claims sent"   // the claims are given to the producer
+	StepClaimLanded  Step = "claim landed"  // one of the four claims is acknowledged by the broker
+	StepClaimed      Step = "claimed"       // all four claims are valid; no command is taken yet
+	StepServing      Step = "serving"       // the shard takes commands; other instances do not know yet
+	StepAnnounced    Step = "announced"     // the owner record is given to the producer
+	StepAppendSent   Step = "append sent"   // an append is given to the outbox
+	StepAppendLanded Step = "append landed" // the broker has acknowledged the append; the loop does not know yet
+	StepAppendValid  Step = "append valid"  // the append is known to be valid; no caller is answered yet
+	StepAnswered     Step = "answered"      // all callers that waited for the append are answered
+	StepSnapshotCut  Step = "snapshot cut"  // the state for a snapshot is taken; nothing is written
+	StepSnapshotSent Step = "snapshot sent" // records are written, not committed; also for the mark of a take-over
+	StepSnapshotKept Step = "snapshot kept" // the snapshot is committed
 )
 
+// at calls the probe, if there is one.
 func (s *Shards) at(step Step, partition int32) {
 	if s.Probe != nil {
 		s.Probe(step, partition)
@@ -108,55 +84,58 @@ func (s *Shards) at(step Step, partition int32) {
 // Shards are the shards of one instance. Safe for concurrent use.
 type Shards struct {
 	Config
-	source  string
-	metrics *metrics
-	owners  *owners
-	outbox  *outbox
-	http    *http.Client // to other instances
-	said    seldom       // of calls that were refused here
-	told    seldom       // of calls that another instance refused
+	source      string // CloudEvents source of this instance's records
+	metrics     *metrics
+	owners      *owners
+	outbox      *outbox
+	http        *http.Client // to other instances
+	logged      logLimit     // for calls that this instance refuses
+	loggedThere logLimit     // for calls that another instance refuses
 
 	mu       sync.Mutex
-	serving  map[int32]*shard
-	assigned map[int32]*assignment
-	changed  chan struct{} // closed and replaced whenever serving changes
+	serving  map[int32]*shard      // by partition
+	assigned map[int32]*assignment // by partition
+	changed  chan struct{}         // closed and replaced whenever serving changes
 	producer *kgo.Client
 	group    *kgo.Client
-	again    map[int32]bool // shards that are to be announced again
-	leaving  bool           // this instance takes no shards any more
-	stopped  bool
+	again    map[int32]bool // shards whose announcement will be repeated
+	leaving  bool           // this instance hands its shards over and takes no more
+	stopped  bool           // the shards are stopped
 }
 
-// assignment is one shard's worker, from being assigned until it has stopped.
+// assignment is one shard on this instance, from its assignment by the group until it
+// has stopped. The Shards' lock guards its fields.
 type assignment struct {
 	cancel   context.CancelFunc
 	done     chan struct{}
-	leaving  bool  // taken away: it serves until the next owner has claimed, and is not opened again
-	stopping bool  // canceled
-	err      error // why the last try to open it failed; nil once it serves. Guarded by the Shards' lock
+	leaving  bool  // the group has revoked the shard: it serves until the next owner has claimed it, and is not opened again
+	stopping bool  // cancel was called
+	err      error // why the last try to open the shard failed; nil once it serves
 }
 
-// stop lets what is in flight be acknowledged, and no more. The caller holds the lock.
+// stop makes the shard stop after its appends in flight are acknowledged. The caller
+// holds the lock.
 func (a *assignment) stop() {
 	a.stopping = true
 	a.cancel()
 }
 
 type metrics struct {
-	void, opened, stops *prometheus.CounterVec
-	unknown             *prometheus.CounterVec
-	seen, verified      prometheus.Counter
-	serving             prometheus.Gauge
-	openSeconds         prometheus.Histogram
-	snapshots           *prometheus.CounterVec
-	snapshotSeconds     prometheus.Histogram
-	refusedCalls        *prometheus.CounterVec
+	invalid, opened, stops *prometheus.CounterVec
+	unknown                *prometheus.CounterVec
+	barriers, verified     prometheus.Counter
+	serving                prometheus.Gauge
+	openSeconds            prometheus.Histogram
+	snapshots              *prometheus.CounterVec
+	snapshotSeconds        prometheus.Histogram
+	refusedCalls           *prometheus.CounterVec
 }
 
 // minClusterKey is the least length of Config.ClusterKey, in bytes.
 const minClusterKey = 32
 
-// NewShards returns the shards of one instance; Run makes them serve.
+// NewShards returns the shards of one instance. Run makes them serve. The error says
+// what is wrong with the configuration.
 func NewShards(cfg Config) (*Shards, error) {
 	if len(cfg.ClusterKey) < minClusterKey {
 		return nil, fmt.Errorf("the cluster key has %d bytes: at least %d are needed", len(cfg.ClusterKey), minClusterKey)
@@ -181,14 +160,14 @@ func NewShards(cfg Config) (*Shards, error) {
 		Config: cfg, source: "/tomato/commandside/" + cfg.Instance,
 		owners: newOwners(cfg.Kafka, cfg.ClusterKey, cfg.Log),
 		http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 512, IdleConnTimeout: time.Minute, DialContext: (&net.Dialer{Timeout: time.Second}).DialContext},
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}, // a command goes to nobody else
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}, // a redirect is not followed: the body is for the owner alone
 		serving: map[int32]*shard{}, assigned: map[int32]*assignment{}, again: map[int32]bool{}, changed: make(chan struct{}),
 		metrics: &metrics{
-			void:     counters("tomato_shard_void_records_total", "Invalid records that a shard read and skipped, by reason.", "topic", "reason"),
+			invalid:  counters("tomato_shard_void_records_total", "Invalid records that a shard read and skipped, by reason.", "topic", "reason"),
 			unknown:  counters("tomato_shard_unknown_events_total", "Aggregates that were stopped by an event that this build cannot read, each time a take-over finds one.", "topic"),
 			opened:   counters("tomato_shard_take_overs_total", "Shards opened, by outcome.", "outcome"),
 			stops:    counters("tomato_shard_stops_total", "Shards that stopped serving, by reason.", "reason"),
-			seen:     counter("tomato_shard_seen_total", "SHARD_SEEN records appended."),
+			barriers: counter("tomato_shard_seen_total", "SHARD_SEEN records appended."),
 			verified: counter("tomato_shard_verified_total", "Acknowledgements with an unexpected offset that were verified by reading."),
 			serving:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "tomato_shards_serving", Help: "Shards that this instance serves."}),
 			openSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "tomato_shard_take_over_seconds",
@@ -202,7 +181,7 @@ func NewShards(cfg Config) (*Shards, error) {
 	all := prometheus.NewGauge(prometheus.GaugeOpts{Name: "tomato_shards", Help: "Shards that there are: partitions."})
 	all.Set(float64(cfg.Partitions))
 	cfg.Registry.MustRegister(s, all, s.metrics.serving, s.metrics.openSeconds, s.metrics.snapshotSeconds)
-	s.owners.follows = s.announceAgain
+	s.owners.onDisplaced = s.announceAgain
 	s.owners.ignored = counters("tomato_shard_owner_records_ignored_total", "Records about shards' owners that are not believed, by reason.", "reason")
 	var err error
 	if s.producer, err = s.newProducer(); err != nil {
@@ -212,23 +191,23 @@ func NewShards(cfg Config) (*Shards, error) {
 	return s, nil
 }
 
-// newProducer returns the client through which all shards append. An append
-// that may have landed is never given up: callers have deadlines of their own,
-// and it settles later.
+// newProducer returns the client through which all shards append. It never gives up
+// an append that may have reached the broker. Callers have deadlines of their own;
+// the outcome of the append is known later.
 func (s *Shards) newProducer() (*kgo.Client, error) {
 	return s.Kafka.NewClient(
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.ProducerLinger(0),
-		kgo.ProduceRequestTimeout(3*time.Second), // then it is sent again, to whoever leads by now
+		kgo.ProduceRequestTimeout(3*time.Second), // then the request is sent again, to the present leader
 		kgo.StopProducerOnDataLossDetected(),
-		kgo.MaxBufferedRecords(int(s.Partitions)*(maxInFlight+1024)), // never blocks the loops: deadlines and SEENs come on top
+		kgo.MaxBufferedRecords(int(s.Partitions)*(maxInFlight+1024)), // more than the loops can have in flight, with deadlines and no-op barriers, so that Produce never blocks
 		kgo.ProducerBatchCompression(kgo.NoCompression()),
 	)
 }
 
-// replaceProducer puts a fresh client in the place of one that failed. Its
-// shards hear of it by their own appends failing, and claim anew.
+// replaceProducer replaces a client that failed by a new one. The shards that use the
+// failed one notice that their own appends fail, and claim anew.
 func (s *Shards) replaceProducer(failed *kgo.Client) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -241,11 +220,11 @@ func (s *Shards) replaceProducer(failed *kgo.Client) {
 		return
 	}
 	s.producer = fresh
-	go failed.Close() // fails what it still holds
+	go failed.Close() // fails the appends that the client still holds
 }
 
-// Follow learns where the shards are until ctx ends, for an instance that
-// serves none: what it executes goes to their owners. Either Follow or Run is
+// Follow keeps the table of the shards' owners up to date until ctx ends. It is for an
+// instance that serves no shards and forwards all commands. Either Follow or Run is
 // called, once.
 func (s *Shards) Follow(ctx context.Context) error {
 	defer s.closeProducer()
@@ -266,6 +245,8 @@ func (s *Shards) closeProducer() {
 	producer.Close()
 }
 
+// setServing notes that the shard of partition p is served here, or no longer if sh is
+// nil.
 func (s *Shards) setServing(p int32, sh *shard) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -279,8 +260,9 @@ func (s *Shards) setServing(p int32, sh *shard) {
 	s.changed = make(chan struct{})
 }
 
-// Serving returns how many shards this instance serves, those included that it
-// serves until another does, and how many it is assigned.
+// Serving returns how many shards this instance serves, and how many the group has
+// assigned to it. The first number includes shards that are revoked and that no other
+// instance has claimed yet.
 func (s *Shards) Serving() (serving, assigned int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -292,9 +274,9 @@ func (s *Shards) Serving() (serving, assigned int) {
 	return len(s.serving), assigned
 }
 
-// Unserved returns the shards that are assigned to this instance and not served
-// by it yet, but for those that no instance can serve because their log is not
-// whole: OpenError has these.
+// Unserved returns the shards that are assigned to this instance and that it does not
+// serve yet. It leaves out those that no instance can serve because their log has lost
+// its beginning; OpenError has these.
 func (s *Shards) Unserved() (out []int32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -15,25 +15,27 @@ import (
 	"tomato/httpapi"
 )
 
+// This file owns the signatures of calls between instances.
+
 // Headers of a call between instances.
 const (
-	hdrTimeout   = "X-Timeout-Ms"       // what is left of the caller's deadline, decimal milliseconds
-	hdrTime      = "X-Tomato-Time"      // the sender's clock, decimal Unix milliseconds
-	hdrBodyHash  = "X-Tomato-Body"      // SHA-256 of the body, lower-case hex
-	hdrSignature = "X-Tomato-Signature" // see signCall, lower-case hex
+	hdrTimeout   = "X-Timeout-Ms"       // the time until the caller's deadline, in decimal milliseconds
+	hdrTime      = "X-Tomato-Time"      // the sender's clock, in decimal Unix milliseconds
+	hdrBodyHash  = "X-Tomato-Body"      // SHA-256 of the body, in lower-case hex
+	hdrSignature = "X-Tomato-Signature" // see signCall; in lower-case hex
 )
 
-// clockWindow is how far the clocks of two instances may differ. A call that is
-// older is refused, so a recorded one cannot be sent again later. Within the window
-// it can: who may listen between instances needs TLS to be kept out.
+// clockWindow is how far the clocks of two instances may differ. An older call is
+// refused, so a recorded call cannot be sent again later. Within the window it can be
+// sent again. If somebody may listen between the instances, they need TLS.
 const clockWindow = 30 * time.Second
 
-// maxForwarded bounds a forwarded command and its answer, in bytes.
+// maxForwarded is the largest size of a forwarded command or its answer, in bytes.
 const maxForwarded = 4 << 20
 
-// signCall returns the signature of a call between instances: the HMAC-SHA256,
-// keyed with the cluster key, of this text in lower-case hex. Every line ends
-// with \n, and the values are those of the request line and of the headers:
+// signCall returns the signature of a call between instances, in lower-case hex: the
+// HMAC-SHA256, with the cluster key, of the following text. Every line ends with \n,
+// and the values are those of the request line and of the headers:
 //
 //	tomato call v1
 //	<method>
@@ -42,15 +44,15 @@ const maxForwarded = 4 << 20
 //	<X-Timeout-Ms>
 //	<X-Tomato-Body>
 //
-// The body is bound by its hash. So the receiver can verify the signature before
-// it reads the body, and needs to read only what an instance has signed. This is
-// fixed: instances of two builds meet during a restart.
+// The text has the hash of the body instead of the body. So the receiver can verify the
+// signature before it reads the body, and reads no body that is not signed. The format
+// must not change, because instances of two builds run side by side during a restart.
 func signCall(key, method, path, unixMillis, timeoutMillis, bodyHash string) string {
 	return sign(key, "tomato call v1", method, path, unixMillis, timeoutMillis, bodyHash)
 }
 
-// sign is the HMAC-SHA256 of the lines in lower-case hex. The first line names
-// what is signed, so that no signature is good for something else.
+// sign returns the HMAC-SHA256 of the lines in lower-case hex. The first line says what
+// is signed, so that a signature cannot be used for something else.
 func sign(key string, lines ...string) string {
 	mac := hmac.New(sha256.New, []byte(key))
 	for _, l := range lines {
@@ -60,9 +62,10 @@ func sign(key string, lines ...string) string {
 	return hex.EncodeToString(mac.Sum(nil))
 }
 
-// same compares two signatures in constant time.
+// same reports whether two signatures are equal. It takes constant time.
 func same(a, b string) bool { return hmac.Equal([]byte(a), []byte(b)) }
 
+// hashOf returns the SHA-256 of b in lower-case hex.
 func hashOf(b []byte) string {
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
@@ -81,15 +84,15 @@ func (s *Shards) signRequest(h http.Header, body []byte, timeout time.Duration) 
 
 // Reasons for which a call of another instance is refused.
 const (
-	refusedSignature = "signature" // unsigned, or signed with another key
-	refusedClock     = "clock"     // signed, and too old or from the future
-	refusedBody      = "body"      // signed, and the body is another one, or too long
-	refusedCommand   = "command"   // an instance sent what is no valid command
+	refusedSignature = "signature" // the call is not signed, or signed with another key
+	refusedClock     = "clock"     // the call is signed, but too old or from the future
+	refusedBody      = "body"      // the call is signed, but its body is another one, or too long
+	refusedCommand   = "command"   // an instance has sent a command that is not valid
 )
 
-// verifyCall returns the body and the time limit of a call that an instance has
-// signed. Anything else is answered and counted, and ok is false. The body of a
-// call that is not signed is never read.
+// verifyCall returns the body and the time limit of a call that an instance has signed.
+// It answers and counts any other call, and returns ok false. It never reads the body
+// of a call that is not signed.
 func (s *Shards) verifyCall(w http.ResponseWriter, r *http.Request) (body []byte, limit time.Duration, ok bool) {
 	at, timeout, hash := r.Header.Get(hdrTime), r.Header.Get(hdrTimeout), r.Header.Get(hdrBodyHash)
 	if !same(r.Header.Get(hdrSignature), signCall(s.ClusterKey, r.Method, r.URL.EscapedPath(), at, timeout, hash)) {
@@ -116,27 +119,28 @@ func (s *Shards) verifyCall(w http.ResponseWriter, r *http.Request) (body []byte
 	return body, time.Duration(left) * time.Millisecond, true
 }
 
-// refuseCall answers a call of another instance that cannot be taken.
+// refuseCall answers, counts and logs a call of another instance that is refused.
 func (s *Shards) refuseCall(w http.ResponseWriter, r *http.Request, reason string, p *httpapi.Problem) {
 	s.metrics.refusedCalls.WithLabelValues(reason).Inc()
-	if s.said.now() {
+	if s.logged.allow() {
 		s.Log.Warn("a call of another instance was refused; more of them within 10 s are only counted", "reason", reason, "from", r.RemoteAddr, "detail", p.Detail)
 	}
 	httpapi.Refuse(w, r, p)
 }
 
-// seldom lets a log line through once in ten seconds. The zero value is ready;
-// safe for concurrent use.
-type seldom struct{ last atomic.Int64 }
+// logLimit lets one log line through in ten seconds. The zero value is ready to use. Safe
+// for concurrent use.
+type logLimit struct{ last atomic.Int64 }
 
-func (s *seldom) now() bool {
+// allow reports whether a line may be logged now.
+func (s *logLimit) allow() bool {
 	now := time.Now().UnixNano()
 	last := s.last.Load()
 	return now-last > int64(10*time.Second) && s.last.CompareAndSwap(last, now)
 }
 
-// refusedCall is what an owner said that refused a call, for the log: an instance
-// that is configured otherwise, or of another build.
+// refusedCall returns the answer of an owner that refused a call, for the log. Such an
+// owner has another configuration or is of another build.
 func refusedCall(resp *http.Response, body []byte) string {
 	return resp.Status + ": " + strings.ToValidUTF8(string(body[:min(len(body), 500)]), "")
 }

@@ -20,47 +20,54 @@ import (
 	"tomato/eventlog"
 )
 
-// Snapshots make a take-over short: it loads the aggregates as they were, and
-// reads the logs from there. They are derived; losing them loses nothing but time.
+// This file owns the topic of snapshots: its keys and headers, the fence, loading all
+// records, and transactions.
 //
-// Topic shard-snapshots, partition p, is written by one owner of shard p at a
-// time, in transactions of the id snapshots-p. Compaction keeps the last record
-// of a key, so a deposed owner must not write behind its successor: a take-over
-// begins with InitProducerID, which fences it, then reads, then claims. It is
-// never done again under the same claim: that would fence a successor that has
-// read already. So whatever goes wrong in a transaction ends the claim: the
+// A snapshot makes a take-over short: the take-over loads the aggregates from it and
+// reads the logs only from its positions on. A snapshot is derived from the logs, so
+// without it a take-over takes longer and comes to the same state.
+//
+// Partition p of the topic shard-snapshots is written by one owner of shard p at a
+// time, in transactions with the transactional id snapshots-p. Compaction keeps the
+// last record of a key, so a deposed owner must not write after its successor. A
+// take-over therefore begins with InitProducerID, which fences the previous owner,
+// then reads the snapshot and the logs, and then claims. InitProducerID is not called
+// again under the same claim, because it would fence a successor that has already read
+// the snapshot. For that reason every error in a transaction ends the claim, and the
 // shard is taken over anew.
 //
-// A record is keyed <topic>/<id> and holds the aggregate's state as JSON, with
-// the idempotency keys used on it in a header; a tombstone says that it has left.
-// "checkpoint" says how far the logs were folded in. Confirmed state only: the
-// loop lets its appends be acknowledged first, for some milliseconds.
+// A record has the key <topic>/<id>. Its value is the aggregate's state as JSON, and a
+// header has the idempotency keys that were used on the aggregate. A tombstone means
+// that the aggregate was evicted. The record with the key "checkpoint" has the
+// positions up to which the logs are folded. A snapshot has only confirmed state: the
+// loop first waits, for some milliseconds, until its appends are acknowledged.
 
-// foldVersion changes when states, or what Evolve makes of events, do: older
-// snapshots are ignored then, and the logs are read from their beginning.
+// foldVersion is the version of the states in snapshots. It must be increased when the
+// JSON of a state changes, or the result of Evolve. Snapshots of another version are
+// ignored, and the logs are read from their beginning.
 const foldVersion = 1
 
 const (
 	checkpointKey = "checkpoint"
-	markKey       = "mark" // a take-over's own record: what stands before it is all there is
-	hdrFold       = "fold"
-	hdrKeys       = "keys"
-	hdrUnread     = "unread" // the mark of an aggregate that the build which wrote it could not read
-	hdrDue        = "due"    // Unix milliseconds: the order's next deadline
-	hdrRetire     = "retire" // Unix milliseconds: when a closed one is to shrink, or to leave
+	markKey       = "mark"   // a record that a take-over writes to find the end of the topic
+	hdrFold       = "fold"   // foldVersion
+	hdrKeys       = "keys"   // idempotency keys; see keyMemory.textOf
+	hdrUnread     = "unread" // the mark of an aggregate with an event that the writing build could not read
+	hdrDue        = "due"    // the order's next deadline, in Unix milliseconds
+	hdrRetire     = "retire" // when a closed order is to shrink or to be evicted, in Unix milliseconds
 
-	snapshotEvery = 10 * time.Second      // default: after the end of one, until the next
-	quiesceLeast  = 50 * time.Millisecond // for appends in flight, before a snapshot is put off
-	quiesceMost   = time.Second           // after it was put off some times
-	quiesceAgain  = time.Second           // by so much
-	commitLimit   = 30 * time.Second      // for one transaction, over which the claim ends
-	leaveLimit    = 2 * time.Second       // for the last one when the shard is handed over
-	snapshotChunk = 1000                  // records of one transaction
-	snapshotWorth = 5000                  // records, after which a snapshot is worth it though no state has changed, or early
-	snapshotBytes = 8 << 20               // of one record at most: a restaurant with its whole menu; as the topic takes
-	snapshotStill = 15 * time.Second      // without a record before the mark of a take-over, after which snapshots are done without
-	keysSaved     = 20_000                // idempotency keys of one aggregate, the newest
-	readBytes     = 16 << 20              // of one fetch when a shard is opened
+	snapshotEvery = 10 * time.Second      // default time from the end of one snapshot to the next
+	quiesceLeast  = 50 * time.Millisecond // first limit for the acknowledgement of appends in flight, after which a snapshot is put off
+	quiesceMost   = time.Second           // the same, at most, after a snapshot was put off several times
+	quiesceAgain  = time.Second           // how long a snapshot is put off
+	commitLimit   = 30 * time.Second      // for one transaction, after which the claim ends
+	leaveLimit    = 2 * time.Second       // for the last snapshot when the shard is handed over
+	snapshotChunk = 1000                  // records in one transaction
+	snapshotWorth = 5000                  // records to read again, above which a snapshot is written although no state has changed, or early
+	snapshotBytes = 8 << 20               // largest batch: a restaurant with its whole menu is one record; the topic allows as much
+	snapshotStill = 15 * time.Second      // without a record before the mark of a take-over, after which it uses no snapshot
+	keysSaved     = 20_000                // idempotency keys of one aggregate that are saved, the newest ones
+	readBytes     = 16 << 20              // bytes of one fetch when a snapshot is loaded
 )
 
 // recordKey names an aggregate in the topic.
@@ -77,24 +84,24 @@ func parseRecordKey(key string) (k recordKey, ok bool) {
 	return k, ok && k.kind >= 0
 }
 
-// checkpoint is how far a snapshot goes.
+// checkpoint has the positions up to which a snapshot goes.
 type checkpoint struct {
 	At   time.Time           `json:"at"`
 	Logs map[string]position `json:"logs"` // by topic
-	// Kept is how many aggregates the topic has. With fewer it is not believed:
-	// somebody has taken one out, or compaction has lost one.
+	// Kept is the number of aggregates in the topic. A snapshot with fewer is not
+	// used, because somebody has removed one, or compaction has lost one.
 	Kept int `json:"kept"`
-	// Types are those of the events that the build which wrote it can read. Where
-	// this build does not know one of them, the states may hold what it cannot read,
-	// and it reads the logs instead: after a roll-back it must not decide on them.
+	// Types are the event types that the writing build can read. A build that cannot
+	// read one of them, after a roll-back, does not use the snapshot, because the states
+	// may have the effect of such an event. It reads the logs instead.
 	Types []string `json:"types"`
 }
 
-// readTypes are the types of the events that this build can read.
+// readTypes are the event types that this build can read.
 var readTypes = slices.Concat(order.Types, payment.Types, rider.Types, restaurant.Types)
 
-// keep notes that the aggregate stands in the topic, or no longer does.
-func (a *aggregates) keep(kind int, e *entry, is bool) {
+// noteSaved notes that the topic has the aggregate, or no longer has it if is is false.
+func (a *aggregates) noteSaved(kind int, e *entry, is bool) {
 	switch bit := uint8(1) << kind; {
 	case is && e.kept&bit == 0:
 		e.kept |= bit
@@ -105,21 +112,22 @@ func (a *aggregates) keep(kind int, e *entry, is bool) {
 	}
 }
 
-// position is that of a record that counted: of the last one folded in.
+// position is that of the last valid record that was folded.
 type position struct {
 	Offset int64 `json:"offset"`
 	Term   int64 `json:"term"`
-	Seq    int64 `json:"seq"` // 0 of a claim
+	Seq    int64 `json:"seq"` // 0 for a claim
 }
 
-// snapshots is the topic's partition as one claim writes it.
+// snapshots writes one partition of the topic under one claim, and loads it before. At
+// most one goroutine uses it at a time, apart from close.
 type snapshots struct {
 	owner     *Shards
 	partition int32
 	client    *kgo.Client
 }
 
-// openSnapshots fences whoever wrote them before.
+// openSnapshots fences the previous writer of the partition.
 func (s *Shards) openSnapshots(ctx context.Context, p int32) (*snapshots, error) {
 	client, err := s.Kafka.NewClient(
 		kgo.TransactionalID(snapshotsID(p)), kgo.ConcurrentTransactionsBackoff(time.Millisecond),
@@ -138,8 +146,8 @@ func (s *Shards) openSnapshots(ctx context.Context, p int32) (*snapshots, error)
 
 func (w *snapshots) close() { w.client.Close() }
 
-// load reads what is there: the last record of each key, as of a mark of its own
-// (in a log with transactions and compaction the end is no record).
+// load returns the last record of each key. If read cannot see its own mark, load ends
+// the transaction that hides it and tries again, three times in all.
 func (w *snapshots) load(ctx context.Context) (last map[string]*kgo.Record, err error) {
 	for range 3 {
 		if last, err = w.read(ctx); !errors.Is(err, errHidden) {
@@ -149,7 +157,7 @@ func (w *snapshots) load(ctx context.Context) (last map[string]*kgo.Record, err 
 		if err := w.writeAbortMarker(ctx); err != nil {
 			return nil, fmt.Errorf("ending a transaction of the snapshots of shard %d: %w", w.partition, err)
 		}
-		fresh, err := w.owner.openSnapshots(ctx, w.partition) // the marker was the end of this client's epoch
+		fresh, err := w.owner.openSnapshots(ctx, w.partition) // after the abort marker, this client's producer epoch cannot be used any more
 		if err != nil {
 			return nil, err
 		}
@@ -159,6 +167,10 @@ func (w *snapshots) load(ctx context.Context) (last map[string]*kgo.Record, err 
 	return nil, err
 }
 
+// read commits a mark and reads the partition up to it. The mark is needed because the
+// end offset of a log with transactions and compaction is not the offset of a record.
+// If another program holds a transaction open, the mark cannot be read; read then
+// returns no records, and the logs are read from their beginning.
 func (w *snapshots) read(ctx context.Context) (map[string]*kgo.Record, error) {
 	mark := &kgo.Record{Key: []byte(markKey), Value: []byte(uuid.NewString())}
 	if err := w.commit(ctx, []*kgo.Record{mark}); err != nil {
@@ -174,7 +186,7 @@ func (w *snapshots) read(ctx context.Context) (map[string]*kgo.Record, error) {
 	}
 	defer client.Close()
 	last := map[string]*kgo.Record{}
-	before := int64(-1) // offset of the record before
+	previous := int64(-1) // offset of the record before this one
 	for {
 		pctx, cancel := context.WithTimeout(ctx, snapshotStill)
 		fetches := client.PollFetches(pctx)
@@ -196,28 +208,29 @@ func (w *snapshots) read(ctx context.Context) (map[string]*kgo.Record, error) {
 			switch {
 			case r.Offset == mark.Offset:
 				return last, nil
-			case r.Offset > mark.Offset: // such as the marker that commits the mark
-				return nil, fmt.Errorf("%w: not at %d, but at %d and %d (control %v)", errHidden, mark.Offset, before, r.Offset, r.Attrs.IsControl())
+			case r.Offset > mark.Offset: // for example, the control record that commits the mark
+				return nil, fmt.Errorf("%w: not at %d, but at %d and %d (control %v)", errHidden, mark.Offset, previous, r.Offset, r.Attrs.IsControl())
 			case r.Attrs.IsControl() || key == markKey:
 			case r.Value == nil && r.Attrs.IsTransactional():
 				delete(last, key)
-			default: // what no owner has written is kept, too: it may hide what one has
+			default: // also a record that no owner has written: restore finds it and does not use the snapshot
 				last[key] = r
 			}
-			before = r.Offset
+			previous = r.Offset
 		}
 	}
 }
 
-// errHidden says that what was committed just now cannot be read.
+// errHidden means that a record that was just committed cannot be read.
 var errHidden = errors.New("the snapshots do not end where they are marked")
 
-// writeAbortMarker aborts a transaction without records. The embedded broker, when
-// it was killed in the middle of a transaction, holds it for aborted but writes no
-// marker that says so: readers take what follows under this transactional id for
-// aborted, too, up to the next marker. It has no records: those would be one
-// more transaction for a marker to end. Of Apache Kafka nothing needs it.
-// It is written under this take-over's own id and epoch: a successor fences it.
+// writeAbortMarker aborts a transaction that has no records. The embedded broker needs
+// it, Apache Kafka does not. If the embedded broker is killed in the middle of a
+// transaction, it treats the transaction as aborted after its restart, but writes no
+// abort marker. A reader of committed records then also skips everything that this
+// transactional id writes later, up to the next marker. The transaction here has no
+// records, because records would be one more transaction that needs a marker. It uses
+// the producer id and epoch of this take-over, so a successor fences it.
 func (w *snapshots) writeAbortMarker(ctx context.Context) error {
 	id, epoch, err := w.client.ProducerID(ctx)
 	if err != nil {
@@ -251,8 +264,8 @@ func (w *snapshots) writeAbortMarker(ctx context.Context) error {
 
 func snapshotsID(p int32) string { return fmt.Sprint("snapshots-", p) }
 
-// commit writes records in one transaction. After an error nothing more may be
-// written with this client.
+// commit writes records in one transaction. After an error the client must not be used
+// any more.
 func (w *snapshots) commit(ctx context.Context, records []*kgo.Record) error {
 	ctx, cancel := context.WithTimeout(ctx, commitLimit)
 	defer cancel()

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -14,27 +13,31 @@ import (
 	"tomato/domain/order"
 )
 
-// snapshotDue begins a snapshot whose time has come: no command is taken until
-// nothing is in flight. There is none where nothing has changed.
+// This file owns the writing of snapshots by a serving shard: when one is due, which
+// state it has, and the records that it is made of.
+
+// snapshotDue begins a snapshot if it is due and something has changed: from now on
+// the loop handles no commands until no append is in flight.
 func (s *shard) snapshotDue(now time.Time) {
 	if s.snapshotAt.IsZero() || now.Before(s.snapshotAt) || s.writing != nil {
 		return
 	}
 	s.snapshotAt = time.Time{}
 	switch {
-	case s.deposed != nil, s.passing.Load(), len(s.agg.unsaved)+len(s.agg.gone) == 0 && s.sinceCut < snapshotWorth:
+	case s.deposed != nil, s.revoked.Load(), len(s.agg.unsaved)+len(s.agg.removed) == 0 && s.sinceCut < snapshotWorth:
 		s.snapshotAt = now.Add(s.owner.SnapshotEvery)
-	case s.unkept != nil:
-		s.fail(fmt.Errorf("%w: %w", errSnapshot, s.unkept))
+	case s.snapshotErr != nil:
+		s.fail(fmt.Errorf("%w: %w", errSnapshot, s.snapshotErr))
 	default:
 		s.quiesceBy = now.Add(s.quiesceFor)
 	}
 }
 
-// quiesced takes the cut of a snapshot that is due once nothing is in flight,
-// and lets it be written while the loop goes on.
-func (s *shard) quiesced() {
-	if s.deposed != nil { // the state has what does not count
+// cutIfQuiet takes the cut of a snapshot that has begun, once no append is in
+// flight, and starts to write it while the loop goes on. If that takes too long, it puts
+// the snapshot off.
+func (s *shard) cutIfQuiet() {
+	if s.deposed != nil { // the state has the effect of invalid appends
 		s.quiesceBy = time.Time{}
 	}
 	if s.quiesceBy.IsZero() {
@@ -57,7 +60,7 @@ func (s *shard) quiesced() {
 		}()
 	case now.Before(s.quiesceBy):
 		return
-	default: // the broker is slow, and commands go first, but not for ever
+	default: // the broker is slow: commands go first, but the next snapshot may wait longer
 		s.owner.metrics.snapshots.WithLabelValues("put_off").Inc()
 		s.quiesceFor = min(2*s.quiesceFor, quiesceMost)
 		s.snapshotAt = now.Add(quiesceAgain)
@@ -65,11 +68,12 @@ func (s *shard) quiesced() {
 	s.quiesceBy = time.Time{}
 }
 
+// snapshotWritten handles the outcome of a snapshot.
 func (s *shard) snapshotWritten(err error) {
 	written := s.writing
 	s.writing = nil
-	if err != nil && s.passing.Load() { // the next owner reads already; this one serves until it claims
-		s.unkept, s.snapshotAt = err, time.Now().Add(s.owner.SnapshotEvery)
+	if err != nil && s.revoked.Load() { // the next owner has fenced this one, which serves on until the other claims
+		s.snapshotErr, s.snapshotAt = err, time.Now().Add(s.owner.SnapshotEvery)
 		return
 	}
 	if err != nil {
@@ -78,75 +82,76 @@ func (s *shard) snapshotWritten(err error) {
 		return
 	}
 	s.owner.metrics.snapshots.WithLabelValues("kept").Inc()
-	written.freeze()
+	written.keepEncoded()
 	s.savedAt = time.Now().UTC()
 	s.snapshotAt = s.savedAt.Add(s.owner.SnapshotEvery)
 }
 
-// snapshot is what one is to hold: a cut of the shard's state.
+// snapshot is a cut of the shard's state that is to be written.
 type snapshot struct {
-	fresh      bool // what the topic has is not believed: its checkpoint goes first
-	changed    []saved
-	gone       []recordKey
+	fresh      bool        // the checkpoint in the topic is not valid and is removed first
+	changed    []saved     // aggregates that have changed since the last snapshot
+	removed    []recordKey // aggregates that get a tombstone
 	checkpoint checkpoint
 }
 
 // saved is one aggregate in the cut.
 type saved struct {
 	key   recordKey
-	on    *entry
+	on    *entry // where the state was taken from; only for the loop
 	state any
-	keys  string
-	mark  *unreadable
-	value []byte // as it was written
+	keys  string      // header with the idempotency keys
+	mark  *unreadable // nil if the aggregate can be read
+	value []byte      // state as JSON, once it is written
 }
 
-// cut takes the state as it is. All of it is confirmed: nothing is in flight.
+// cut takes the state in memory, all of which is confirmed because no append is in
+// flight.
 func (s *shard) cut(now time.Time) *snapshot {
-	c := &snapshot{fresh: !s.agg.partial && s.savedAt.IsZero(), checkpoint: checkpoint{At: now.UTC(), Logs: map[string]position{}, Types: readTypes}}
+	c := &snapshot{fresh: !s.agg.fromSnapshot && s.savedAt.IsZero(), checkpoint: checkpoint{At: now.UTC(), Logs: map[string]position{}, Types: readTypes}}
 	for i := range s.logs {
 		l := &s.logs[i]
-		c.checkpoint.Logs[l.topic] = position{Offset: l.lastOff, Term: l.rule.Term, Seq: l.rule.Seq}
+		c.checkpoint.Logs[l.topic] = position{Offset: l.lastValid, Term: l.rule.Term, Seq: l.rule.Seq}
 	}
 	agg := s.agg
 	for _, e := range agg.unsaved {
 		keys := agg.keys.textOf(e)
 		for kind, state := range [logCount]any{e.order, e.payment, e.rider, e.restaurant} {
 			if e.unsaved&(1<<kind) != 0 {
-				s := saved{key: recordKey{kind, e.id}, on: e, state: state, keys: keys, mark: e.unreadOf(kind)}
-				if e.version(kind) == 0 { // marked by its first event
+				s := saved{key: recordKey{kind, e.id}, on: e, state: state, keys: keys, mark: e.markOf(kind)}
+				if e.version(kind) == 0 { // its first event cannot be read, so it has no state
 					s.state = nil
 				}
 				c.changed = append(c.changed, s)
-				agg.keep(kind, e, true)
+				agg.noteSaved(kind, e, true)
 			}
 		}
 		e.unsaved = 0
 	}
-	for _, k := range s.agg.gone {
-		if e := s.agg.held[k.kind][k.id]; e == nil || e.frozen == nil && e.version(k.kind) == 0 && e.unreadOf(k.kind) == nil { // else it is in the cut: all that is held is, the first time
-			c.gone = append(c.gone, k)
+	for _, k := range s.agg.removed {
+		if e := s.agg.held[k.kind][k.id]; e == nil || e.encoded == nil && e.version(k.kind) == 0 && e.markOf(k.kind) == nil { // otherwise the cut has it, as the first cut after a take-over from the logs has everything
+			c.removed = append(c.removed, k)
 		}
 	}
 	c.checkpoint.Kept = agg.kept
-	agg.unsaved, agg.gone, s.sinceCut = nil, nil, 0
+	agg.unsaved, agg.removed, s.sinceCut = nil, nil, 0
 	return c
 }
 
-// freeze lets closed orders and their payments be text, as the snapshot has them,
-// where nothing has changed since: hardly anybody asks for them any more, and most
-// of what is held is closed. Text is smaller, and the collector does not look into
-// it.
-func (c *snapshot) freeze() {
+// keepEncoded replaces the states of closed orders and of their payments by the JSON
+// that was written, unless they have changed since the cut. Most of the states in
+// memory are of closed orders, and commands on them are rare. JSON is smaller, and the
+// garbage collector does not scan it.
+func (c *snapshot) keepEncoded() {
 	for i := range c.changed {
 		s := &c.changed[i]
 		e := s.on
-		if e.unsaved != 0 || e.unread != nil {
+		if e.unsaved != 0 || e.marks != nil {
 			continue
 		}
-		f := e.frozen
+		f := e.encoded
 		if f == nil {
-			f = &frozen{}
+			f = &encodedState{}
 		}
 		switch {
 		case s.key.kind == orders && s.state == any(e.order) && e.order.Status.Closed():
@@ -156,31 +161,16 @@ func (c *snapshot) freeze() {
 		default:
 			continue
 		}
-		e.frozen = f
+		e.encoded = f
 	}
 }
 
-// textOf is the header that keeps the keys used on e.
-func (m *keyMemory) textOf(e *entry) string {
-	var b strings.Builder
-	for _, scope := range e.keys[max(0, len(e.keys)-keysSaved):] {
-		u := m.known[scope]
-		if u.on != e { // forgotten, or used again for another
-			continue
-		}
-		if b.Len() > 0 {
-			b.WriteByte(',')
-		}
-		fmt.Fprintf(&b, "%s.%d", u.text(scope), u.at)
-	}
-	return b.String()
-}
-
-// write writes a cut. The checkpoint comes last: states that are ahead of it do
-// no harm, a replay skips the events that they have.
+// write writes a cut, in several transactions if it is large. The checkpoint is in the
+// last one. If the process ends before that, some states are ahead of the old
+// checkpoint. A replay then skips the events that these states have already.
 func (w *snapshots) write(ctx context.Context, c *snapshot) error {
 	var records []*kgo.Record
-	if c.fresh { // else a part of this one could be believed with the old checkpoint
+	if c.fresh { // otherwise a part of this snapshot could be used with the old checkpoint
 		records = append(records, &kgo.Record{Key: []byte(checkpointKey)})
 	}
 	for i := range c.changed {
@@ -195,7 +185,7 @@ func (w *snapshots) write(ctx context.Context, c *snapshot) error {
 			records = nil
 		}
 	}
-	for _, k := range c.gone {
+	for _, k := range c.removed {
 		records = append(records, &kgo.Record{Key: []byte(k.String())})
 	}
 	value, err := json.Marshal(c.checkpoint)
@@ -205,11 +195,12 @@ func (w *snapshots) write(ctx context.Context, c *snapshot) error {
 	return w.commit(ctx, append(records, snapshotRecord(checkpointKey, value)))
 }
 
+// snapshotRecord returns a record of the topic.
 func snapshotRecord(key string, value []byte) *kgo.Record {
 	return &kgo.Record{Key: []byte(key), Value: value, Headers: []kgo.RecordHeader{{Key: hdrFold, Value: []byte(strconv.Itoa(foldVersion))}}}
 }
 
-// record is the aggregate as it stands in the topic; its text stays in value.
+// record returns the aggregate's record and keeps the JSON in s.value.
 func (s *saved) record(archiveAfter time.Duration) (r *kgo.Record, err error) {
 	if s.value, err = encode(nil, s.state); err != nil {
 		return nil, err
@@ -223,7 +214,7 @@ func (s *saved) record(archiveAfter time.Duration) (r *kgo.Record, err error) {
 	}
 	if s.mark != nil {
 		header(hdrUnread, s.mark.header())
-		return r, nil // no deadline of it fires
+		return r, nil // deadlines of a marked aggregate issue no commands
 	}
 	if o, ok := s.state.(*order.State); ok {
 		at := func(key string, t time.Time) {
@@ -238,5 +229,6 @@ func (s *saved) record(archiveAfter time.Duration) (r *kgo.Record, err error) {
 	return r, nil
 }
 
-// errSnapshot ends a claim under which snapshots cannot be written any more.
+// errSnapshot means that the shard must be taken over anew, because no snapshot can be
+// written under its claim any more.
 var errSnapshot = errors.New("the snapshot could not be written")

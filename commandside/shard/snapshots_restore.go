@@ -15,20 +15,24 @@ import (
 	"tomato/eventlog"
 )
 
-// restore puts what was loaded into the aggregates and returns how far it goes.
-// Where there is no checkpoint, or anything is of another fold, that is nil, the
-// aggregates are empty, and what is in the topic and will not be overwritten is
-// to be taken out of it. A record outside of a transaction was written by no owner.
+// This file owns the restoring of aggregates from the records of a loaded snapshot.
+
+// restore makes aggregates from the last record of each key and returns the
+// checkpoint. The checkpoint is nil if the snapshot cannot be used: because there is no
+// checkpoint, or a record has another foldVersion, or a record was written outside of
+// a transaction, which no owner does. Then the aggregates stay empty, and the next
+// snapshot removes from the topic what it does not overwrite. An error means that the
+// snapshot looks whole but cannot be used; the aggregates must not be used either.
 func (a *aggregates) restore(last map[string]*kgo.Record, now time.Time) (*checkpoint, error) {
 	fits := last[checkpointKey] != nil
-	for name, r := range last { // a part of another fold's is no part of this
+	for name, r := range last { // one record that does not fit is enough
 		_, ok := parseRecordKey(name)
 		fits = fits && (!ok && name != checkpointKey || headersOf(r).fold == foldVersion && r.Attrs.IsTransactional())
 	}
 	if !fits {
 		for name := range last {
 			if key, ok := parseRecordKey(name); ok {
-				a.gone = append(a.gone, key)
+				a.removed = append(a.removed, key)
 			}
 		}
 		return nil, nil
@@ -37,7 +41,7 @@ func (a *aggregates) restore(last map[string]*kgo.Record, now time.Time) (*check
 	if err := json.Unmarshal(last[checkpointKey].Value, at); err != nil {
 		return nil, fmt.Errorf("%w: its checkpoint is not readable: %w", errForeignSnapshot, err)
 	}
-	a.room(len(last) / 2) // an order and its payment are two records
+	a.allocateOrders(len(last) / 2) // an order and its payment are two records
 	for _, t := range at.Types {
 		if !slices.Contains(readTypes, t) {
 			return nil, fmt.Errorf("%w: a build that reads %s has written it", errForeignSnapshot, eventlog.LogText(t))
@@ -65,6 +69,8 @@ func (a *aggregates) restore(last map[string]*kgo.Record, now time.Time) (*check
 	return at, nil
 }
 
+// restoreOne adds the state in one record. ahead says that the record was written after
+// the checkpoint, so the logs after the checkpoint may have events that the state has.
 func (a *aggregates) restoreOne(key recordKey, r *kgo.Record, h savedHeaders, ahead bool, now time.Time) (err error) {
 	e := a.held[key.kind][key.id]
 	if e == nil {
@@ -73,7 +79,7 @@ func (a *aggregates) restoreOne(key recordKey, r *kgo.Record, h savedHeaders, ah
 	if ahead {
 		e.ahead |= 1 << key.kind
 	}
-	a.keep(key.kind, e, true)
+	a.noteSaved(key.kind, e, true)
 	if h.unread != nil {
 		mark := &unreadable{}
 		if err := json.Unmarshal(h.unread, mark); err != nil {
@@ -85,7 +91,7 @@ func (a *aggregates) restoreOne(key recordKey, r *kgo.Record, h savedHeaders, ah
 		if mark.readable(key.kind) {
 			return fmt.Errorf("this build can read the %s that the one which wrote it could not", eventlog.LogText(mark.Type))
 		}
-		e.setUnread(key.kind, mark)
+		e.setMark(key.kind, mark)
 	}
 	switch key.kind {
 	case riders:
@@ -93,13 +99,13 @@ func (a *aggregates) restoreOne(key recordKey, r *kgo.Record, h savedHeaders, ah
 	case restaurants:
 		err = json.Unmarshal(r.Value, &e.restaurant)
 	default:
-		if e.frozen == nil {
-			e.frozen = &frozen{}
+		if e.encoded == nil {
+			e.encoded = &encodedState{}
 		}
-		if value := bytes.Clone(r.Value); key.kind == orders { // the record's own is part of a large batch
-			e.frozen.order = value
+		if value := bytes.Clone(r.Value); key.kind == orders { // a copy, because the record's value would keep its whole batch in memory
+			e.encoded.order = value
 		} else {
-			e.frozen.payment = value
+			e.encoded.payment = value
 		}
 	}
 	if err != nil {
@@ -124,12 +130,12 @@ func (a *aggregates) restoreOne(key recordKey, r *kgo.Record, h savedHeaders, ah
 	return nil
 }
 
-// savedHeaders are a record's.
+// savedHeaders are the headers of a record.
 type savedHeaders struct {
-	fold        int64 // -1: none
-	due, retire int64
+	fold        int64 // -1 if the record has no such header
+	due, retire int64 // 0 if there is none
 	keys        string
-	unread      []byte // the mark; nil: none
+	unread      []byte // the mark; nil if there is none
 }
 
 func headersOf(r *kgo.Record) savedHeaders {

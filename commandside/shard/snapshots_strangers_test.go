@@ -89,7 +89,7 @@ func TestTheKeyOfAnEventThatCannotBeReadIsRemembered(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	a := newAggregates()
-	a.marked = func(*eventlog.Event, *unreadable) {}
+	a.onUnreadable = func(*eventlog.Event, *unreadable) {}
 	for i, id := range []string{"first", "second"} {
 		scope := keyScope{byte(i + 1)}
 		e := eventlog.Event{Topic: eventlog.Orders, Subject: "o", Type: "ORDER_PROMISED", Version: int64(i + 1), Time: now, Data: []byte("{}"),

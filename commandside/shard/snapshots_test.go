@@ -359,17 +359,17 @@ func TestClosedOrdersBecomeText(t *testing.T) {
 	inLoop(func() {
 		for _, e := range o.agg.held[orders] {
 			switch {
-			case e.frozen == nil && !e.order.Status.Closed():
-			case e.frozen != nil && e.order == nil && e.payment == nil && strings.Contains(string(e.frozen.order), `"status":"cancelled"`) && e.frozen.payment != nil:
+			case e.encoded == nil && !e.order.Status.Closed():
+			case e.encoded != nil && e.order == nil && e.payment == nil && strings.Contains(string(e.encoded.order), `"status":"cancelled"`) && e.encoded.payment != nil:
 				id = e.id
 			default:
-				t.Errorf("%+v, text %+v", e.order, e.frozen)
+				t.Errorf("%+v, text %+v", e.order, e.encoded)
 			}
 		}
 		if diff := cmp.Diff(before, o.agg.live()); diff != "" {
 			t.Errorf("it is not what it was (-before +after):\n%s", diff)
 		}
-		if e := o.agg.held[orders][id]; e == nil || e.frozen != nil {
+		if e := o.agg.held[orders][id]; e == nil || e.encoded != nil {
 			t.Errorf("it was asked for, and is %+v", e)
 		}
 	})
@@ -380,8 +380,8 @@ func TestClosedOrdersBecomeText(t *testing.T) {
 	inLoop(func() { before = o.agg.live() })
 	o.snapshotNow() // of the payment alone
 	inLoop(func() {
-		if e := o.agg.held[orders][id]; e.order == nil || e.frozen == nil || e.frozen.order != nil {
-			t.Errorf("only the payment was written, and text is %+v", e.frozen)
+		if e := o.agg.held[orders][id]; e.order == nil || e.encoded == nil || e.encoded.order != nil {
+			t.Errorf("only the payment was written, and text is %+v", e.encoded)
 		}
 		whole := *o.agg.held[orders][id].order
 		whole.Items = append(make([]order.Item, 0, 9), whole.Items...)
@@ -395,11 +395,11 @@ func TestClosedOrdersBecomeText(t *testing.T) {
 		e := o.agg.held[orders][id]
 		c := &snapshot{changed: []saved{{key: recordKey{orders, id}, on: e, state: e.order, value: []byte("{}")}, {key: recordKey{payments, id}, on: e, state: &payment.State{}, value: []byte("{}")}}}
 		e.unsaved = 1 << orders
-		if c.freeze(); e.frozen != nil {
+		if c.keepEncoded(); e.encoded != nil {
 			t.Error("what has changed since the cut is text")
 		}
 		e.unsaved = 0
-		if c.freeze(); e.frozen == nil || e.order != nil || e.payment == nil {
+		if c.keepEncoded(); e.encoded == nil || e.order != nil || e.payment == nil {
 			t.Error("what is not what was written is text")
 		}
 	})
@@ -418,19 +418,19 @@ func TestACutHasConfirmedStateOnly(t *testing.T) {
 	due := time.Now()
 	s.snapshotAt = due
 	s.tick(due)
-	s.quiesced()
+	s.cutIfQuiet()
 	if s.writing != nil || s.quiesceBy.IsZero() {
 		t.Fatalf("an append is in flight: writing %v, waits until %v", s.writing, s.quiesceBy)
 	}
 	s.quiesceBy = time.Now().Add(-time.Millisecond)
-	s.quiesced()
+	s.cutIfQuiet()
 	if s.writing != nil || !s.quiesceBy.IsZero() || s.snapshotAt.IsZero() {
 		t.Fatal("a slow broker holds commands up")
 	}
 	s.tick(s.snapshotAt)
-	s.acknowledge(ack{log: riders, ordinal: 1, offset: 10})
-	s.settle(t.Context())
-	s.quiesced()
+	s.putAck(ack{log: riders, ordinal: 1, offset: 10})
+	s.takeAcks(t.Context())
+	s.cutIfQuiet()
 	if s.writing == nil || e.unsaved != 0 {
 		t.Fatal("nothing is in flight, and nothing is saved")
 	}

@@ -11,30 +11,32 @@ import (
 	"tomato/eventlog"
 )
 
-// Status is how one shard is doing, as this instance knows it.
+// This file owns the status of shards, for operators and as metrics.
+
+// Status is the state of one shard as this instance knows it.
 type Status struct {
-	Shard       int32            `json:"shard"`
-	State       string           `json:"state" enum:"serving,opening,elsewhere,unknown"`
-	Owner       string           `json:"owner,omitempty"` // instance
-	URL         string           `json:"url,omitempty"`
-	Term        int64            `json:"term,omitempty"`            // of its claim on orders
-	Terms       map[string]int64 `json:"terms,omitempty"`           // by topic; of a shard that is served here, like all below
-	Offsets     map[string]int64 `json:"offsets,omitempty"`         // by topic: where the next append must land
-	Queue       int              `json:"queue"`                     // commands waiting
-	InFlight    int              `json:"inFlight"`                  // appends not acknowledged
-	Aggregates  int              `json:"aggregates"`                // held; an order and its payment are one
-	Unsaved     int              `json:"unsaved"`                   // of these, changed since the last snapshot
-	Saving      bool             `json:"-"`                         // one is being written
-	SavedAt     time.Time        `json:"savedAt,omitzero"`          // when that was written, by this owner
-	VoidRecords int64            `json:"voidRecords"`               // read since it was taken over
-	Replayed    int64            `json:"replayedEvents"`            // read after the snapshot when it was taken over, claims and SEENs included
-	TakenOverAt time.Time        `json:"takenOverAt,omitzero"`      // when it began to serve
-	TookSeconds float64          `json:"takeOverSeconds,omitempty"` // from being assigned to serving
-	Error       string           `json:"error,omitempty"`           // why it is not served: what the last try to open it here came to
+	Shard          int32            `json:"shard"`
+	State          string           `json:"state" enum:"serving,opening,elsewhere,unknown"`
+	Owner          string           `json:"owner,omitempty"` // name of the instance
+	URL            string           `json:"url,omitempty"`
+	Term           int64            `json:"term,omitempty"`            // of its claim on orders
+	Terms          map[string]int64 `json:"terms,omitempty"`           // by topic; this and all fields but Error only if the shard is served here
+	Offsets        map[string]int64 `json:"offsets,omitempty"`         // by topic: the expected offset of the next append
+	Queue          int              `json:"queue"`                     // commands that wait
+	InFlight       int              `json:"inFlight"`                  // appends that are not acknowledged
+	Aggregates     int              `json:"aggregates"`                // in memory; an order and its payment are one
+	Unsaved        int              `json:"unsaved"`                   // of these, the ones that have changed since the last snapshot
+	Saving         bool             `json:"-"`                         // a snapshot is being written
+	SavedAt        time.Time        `json:"savedAt,omitzero"`          // when this owner committed its last snapshot
+	InvalidRecords int64            `json:"voidRecords"`               // read since the take-over began
+	Replayed       int64            `json:"replayedEvents"`            // valid records that the take-over read after the snapshot
+	TakenOverAt    time.Time        `json:"takenOverAt,omitzero"`      // when the shard began to serve
+	TookSeconds    float64          `json:"takeOverSeconds,omitempty"` // from being assigned to serving
+	Error          string           `json:"error,omitempty"`           // why the last try to open the shard here failed
 }
 
-// Status returns all shards, by number. What a shard that is served here says of
-// itself takes until its loop comes to it, or ctx ends.
+// Status returns the status of all shards, by number. It waits until the loop of each
+// shard that is served here answers, or ctx ends.
 func (s *Shards) Status(ctx context.Context) []Status {
 	all := make([]Status, s.Partitions)
 	for p := range s.Partitions {
@@ -62,7 +64,7 @@ func (s *Shards) statusOf(ctx context.Context, p int32) Status {
 		}
 	}
 	st := Status{Shard: p, State: "unknown"}
-	if o, ok, _ := s.owners.of(p); ok {
+	if o, ok, _ := s.owners.owner(p); ok {
 		st.Owner, st.URL, st.Term = o.Owner, o.URL, o.Term
 		if o.Owner != s.Instance {
 			st.State = "elsewhere"
@@ -77,19 +79,19 @@ func (s *Shards) statusOf(ctx context.Context, p int32) Status {
 	return st
 }
 
-// status is called by the loop.
+// status returns the status of a shard that is served. Only the loop calls it.
 func (s *shard) status() Status {
 	st := Status{Shard: s.partition, State: "serving", Owner: s.owner.Instance, URL: s.owner.URL, Term: s.term,
 		Terms: map[string]int64{}, Offsets: map[string]int64{}, Queue: len(s.todo) + s.queue.len(), InFlight: s.unacked(),
 		Aggregates: s.agg.size(), Unsaved: len(s.agg.unsaved), Saving: s.writing != nil, SavedAt: s.savedAt,
-		VoidRecords: s.voids, Replayed: s.replayed, TakenOverAt: s.openedAt, TookSeconds: s.took.Seconds()}
+		InvalidRecords: s.invalidRecords, Replayed: s.replayed, TakenOverAt: s.openedAt, TookSeconds: s.took.Seconds()}
 	for i, topic := range eventlog.AggregateTopics {
 		st.Terms[topic], st.Offsets[topic] = s.logs[i].rule.Term, s.logs[i].next
 	}
 	return st
 }
 
-// The same as metrics, by shard; of shards that are served here.
+// gauges are the metrics of each shard that is served here.
 var gauges = []struct {
 	desc *prometheus.Desc
 	of   func(Status) float64
@@ -128,16 +130,17 @@ func (s *Shards) Collect(values chan<- prometheus.Metric) {
 	}
 }
 
-// Unreachable returns the shards that this instance can neither serve nor
-// forward to. An owner with this instance's own address is one that ran here
-// before: what is forwarded to it comes back.
+// Unreachable returns the shards that this instance neither serves nor can forward
+// commands to. An owner that has the URL of this instance under another name is an
+// earlier process at the same address: commands that are forwarded to it would come
+// back to this one.
 func (s *Shards) Unreachable() []int32 {
 	var out []int32
 	for p := range s.Partitions {
 		s.mu.Lock()
 		here := s.serving[p] != nil
 		s.mu.Unlock()
-		if o, ok, _ := s.owners.of(p); !here && (!ok || o.Owner == s.Instance || o.URL == s.URL && s.URL != "") {
+		if o, ok, _ := s.owners.owner(p); !here && (!ok || o.Owner == s.Instance || o.URL == s.URL && s.URL != "") {
 			out = append(out, p)
 		}
 	}

@@ -10,21 +10,24 @@ import (
 	"tomato/eventlog"
 )
 
-// UnknownEvent is the answer to a command on an aggregate whose log holds an event
-// that this build cannot read: of a type that it does not know (a newer build has
-// written it), or one whose data or version it cannot make sense of. Nothing is
-// known of the aggregate from that event on, so nothing is decided on it. It is no
-// refusal: it says neither yes nor no, and a build that knows the event will decide
-// the same command. Other aggregates are not concerned.
+// This file owns the marks of aggregates that have an event which this build cannot
+// read.
+
+// UnknownEvent is the error of a command on an aggregate whose log has an event that
+// this build cannot read. Either the build does not know the event's type, because a
+// newer build has written it, or the event's data or version is not valid. The state
+// of the aggregate after that event is not known, so no command on it is decided. The
+// error is no refusal, because a build that can read the event will decide the same
+// command. Other aggregates are not affected.
 type UnknownEvent struct {
-	Topic string `json:"topic"` // the aggregate's type
+	Topic string `json:"topic"` // of the aggregate
 	ID    string `json:"id"`
 	Type  string `json:"type"` // of the event
 }
 
 func (u *UnknownEvent) Error() string { return "unknown_event: " + u.Detail() }
 
-// Detail says it to the caller.
+// Detail returns the explanation for the caller.
 func (u *UnknownEvent) Detail() string {
 	return fmt.Sprintf("The log of this %s holds an event of type %q that this build cannot read. Nothing is decided on it before a build that can takes over.",
 		nouns[logOf(u.Topic)], u.Type)
@@ -32,26 +35,27 @@ func (u *UnknownEvent) Detail() string {
 
 var nouns = map[int]string{orders: "order", payments: "payment", riders: "rider", restaurants: "restaurant"}
 
-// unreadable is the mark of an aggregate whose log holds an event that this build
-// cannot read: its state is as of the event before, and what follows in the log is
-// not folded. Deadlines do not fire on it, and it does not leave memory.
+// unreadable is the mark of an aggregate whose log has an event that this build
+// cannot read. The aggregate's state is the one before that event, and no later event
+// is folded. Its deadlines issue no commands, and it is not evicted.
 type unreadable struct {
 	Type string `json:"type"` // of the event
 	Why  string `json:"why"`
-	// Build could not read it. Another build tries again: a snapshot with a mark of
-	// another build is not believed.
+	// Build is the build that could not read the event. Another build does not use a
+	// snapshot with this mark, and reads the logs instead.
 	Build string `json:"build,omitempty"`
-	// Data is the event's where it could not be decoded: a snapshot with this mark
-	// is not to be used by a build that can decode it.
+	// Undecoded is set if the event could not be decoded. Data is then the event's
+	// data. A build that can decode it does not use a snapshot with this mark.
 	Data      []byte `json:"data,omitempty"`
 	Undecoded bool   `json:"undecoded,omitempty"`
 }
 
+// answer returns the error of a command on the marked aggregate.
 func (u *unreadable) answer(kind int, id string) error {
 	return &UnknownEvent{Topic: eventlog.AggregateTopics[kind], ID: id, Type: eventlog.LogText(u.Type)}
 }
 
-// readable says whether this build can decode the event that made the mark.
+// readable reports whether this build can decode the event that caused the mark.
 func (u *unreadable) readable(kind int) bool {
 	if !u.Undecoded {
 		return false
@@ -60,12 +64,12 @@ func (u *unreadable) readable(kind int) bool {
 	return err == nil
 }
 
-// errGap says that an event's version is not the next one.
+// errGap means that an event's version is not the next one.
 var errGap = errors.New("its version is not the next one")
 
-// foldNext folds the next valid event of an aggregate with evolve, which is given the
-// decoded event. The mark it returns says why that cannot be done; nil: it is done.
-// A panic is such a reason: it would come again at every start.
+// foldNext decodes the next valid event of an aggregate and calls evolve with it. If
+// that is not possible, it returns a mark with the reason. A panic is also such a
+// reason, because the same event would cause it again at every start.
 func foldNext(e *eventlog.Event, version int64, evolve func(domain.Event)) (mark *unreadable) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -86,46 +90,54 @@ func foldNext(e *eventlog.Event, version int64, evolve func(domain.Event)) (mark
 	return nil
 }
 
-// --- marks of what is held
-
-// unreadOf is the aggregate's mark, nil where it can be read.
-func (e *entry) unreadOf(kind int) *unreadable {
+// markOf returns the aggregate's mark, or nil if it can be read.
+func (e *entry) markOf(kind int) *unreadable {
 	switch {
-	case e == nil || e.unread == nil:
+	case e == nil || e.marks == nil:
 		return nil
 	case kind == payments:
-		return e.unread[1]
+		return e.marks[1]
 	}
-	return e.unread[0]
+	return e.marks[0]
 }
 
-func (e *entry) setUnread(kind int, mark *unreadable) {
-	if e.unread == nil {
-		e.unread = &[2]*unreadable{}
+// setMark marks the aggregate.
+func (e *entry) setMark(kind int, mark *unreadable) {
+	if e.marks == nil {
+		e.marks = &[2]*unreadable{}
 	}
 	if kind == payments {
-		e.unread[1] = mark
+		e.marks[1] = mark
 	} else {
-		e.unread[0] = mark
+		e.marks[0] = mark
 	}
 }
 
-// undecidable is why no command on the aggregate can be decided, nil where one can:
-// its own mark, and for a payment its order's too, whose facts payment commands
-// look at. A payment's mark does not keep its order from going on: of the commands
-// on orders, Expire alone looks at the payment, and decide sees to that.
+// undecidable returns an *UnknownEvent if no command on the aggregate can be decided,
+// and otherwise nil. The reason is the aggregate's own mark or, for a payment, also
+// the mark of its order, because payment commands look at the order. The mark of a
+// payment does not stop commands on its order: only Expire looks at the payment, and
+// decide checks the mark there.
 func (e *entry) undecidable(kind int) error {
-	if u := e.unreadOf(kind); u != nil {
+	if u := e.markOf(kind); u != nil {
 		return u.answer(kind, e.id)
 	}
-	if u := e.unreadOf(orders); kind == payments && u != nil {
+	if u := e.markOf(orders); kind == payments && u != nil {
 		return u.answer(orders, e.id)
 	}
 	return nil
 }
 
-// header is the mark as a snapshot has it.
+// header returns the mark as a snapshot has it in a header.
 func (u *unreadable) header() []byte {
-	b, _ := json.Marshal(u) // strings and bytes only
+	b, _ := json.Marshal(u) // cannot fail: it has only strings, bytes and a bool
 	return b
+}
+
+// reportUnreadable counts and logs an aggregate that has an event which this build
+// cannot read.
+func (s *shard) reportUnreadable(e *eventlog.Event, mark *unreadable) {
+	s.owner.metrics.unknown.WithLabelValues(e.Topic).Inc()
+	s.log.Error("an event cannot be read: commands on its aggregate are 503 unknown_event, others go on", "topic", e.Topic, "partition", e.Partition,
+		"offset", e.Offset, "id", e.Subject, "type", eventlog.LogText(mark.Type), "err", mark.Why)
 }

@@ -226,7 +226,7 @@ func TestAnUnknownEventStopsItsAggregateAlone(t *testing.T) {
 						t.Error(err)
 						continue
 					}
-					a.deadlineDue(deadline{at: e.order.PaymentDueAt, orderID: id}, now.Add(90*time.Minute))
+					a.deadlineReached(deadline{at: e.order.PaymentDueAt, orderID: id}, now.Add(90*time.Minute))
 					a.retire(id, now.Add(10_000*time.Hour))
 				}
 				due <- a.unacked() > 0 || !a.agg.due.next().IsZero() && a.agg.due.next().Before(now)
@@ -294,7 +294,7 @@ func TestABuildThatKnowsTheEventFoldsIt(t *testing.T) {
 		e := a.agg.held[riders]["x"]
 		old := rider.Evolve(rider.State{}, rider.RiderRegistered{RiderID: "x", Name: "X"}, time.Now())
 		e.rider = &old
-		e.setUnread(riders, &unreadable{Type: "RIDER_VERIFIED", Why: "unknown", Data: []byte(`{"riderId":"x","ctx":{}}`), Undecoded: true})
+		e.setMark(riders, &unreadable{Type: "RIDER_VERIFIED", Why: "unknown", Data: []byte(`{"riderId":"x","ctx":{}}`), Undecoded: true})
 		a.agg.changed(riders, e)
 		close(done)
 	})
@@ -376,11 +376,9 @@ func TestMenusMarkTheRestaurantAlone(t *testing.T) {
 		t.Error("not marked")
 	}
 	fold("type", "RESTAURANT_OPENED", 3, `{}`)
-	s := newLoop(t)
-	s.owner.Menus = m
 	var unknown []string
 	for _, id := range []string{"known", "type", "body", "gap", "twice", "nobody"} {
-		_, err := s.price(Place{RestaurantID: id}, "o")
+		_, err := price(m, Place{RestaurantID: id}, "o")
 		if u := (*UnknownEvent)(nil); errors.As(err, &u) {
 			unknown = append(unknown, id)
 		} else if id == "nobody" != (domain.RefusedWith(err) == restaurant.CodeUnknown) {

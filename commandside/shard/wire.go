@@ -15,7 +15,9 @@ import (
 	"tomato/eventlog"
 )
 
-// wireRequest is a Request between two instances: the command by its name.
+// This file owns the JSON of forwarded commands and of their answers.
+
+// wireRequest is the JSON of a Request. The command is named by CommandName.
 type wireRequest struct {
 	Request
 	Command     string          `json:"command"`
@@ -23,7 +25,7 @@ type wireRequest struct {
 	AfterToken  string          `json:"afterToken,omitempty"`
 }
 
-// wireAnswer is what a command came to, between two instances.
+// wireAnswer is the JSON of a Result, a refusal or an UnknownEvent.
 type wireAnswer struct {
 	EventType  string            `json:"eventType,omitempty"`
 	EventData  json.RawMessage   `json:"eventData,omitempty"`
@@ -39,19 +41,20 @@ type wireAnswer struct {
 	Unknown    *UnknownEvent     `json:"unknownEvent,omitempty"`
 }
 
-// commandRule says how a command that travels is read, of which topics it is, and
-// whose it is.
+// commandRule says how a forwarded command is decoded, on which topics it is valid,
+// and which roles may issue it.
 type commandRule struct {
 	decode func([]byte) (domain.Command, error)
 	topics []string
 	roles  []domain.Role
 }
 
-// commands are those that travel, by name. A new command gets a line here, and a
-// case in checkCommand; a test compares the table with the domain's commands.
+// commands are the commands that can be forwarded, by name. A new command needs a line
+// here and a case in checkCommand. TestEveryCommandTravels compares the table
+// with the commands of the domain.
 //
-// People have the roles that the REST calls give them. What only policies issue
-// is the system's alone; riders and restaurants may be set up by the system, too.
+// The roles of people are those of the REST calls. Commands that only policies issue
+// are for the system alone. The system may also set up riders and restaurants.
 var commands = map[string]commandRule{
 	"place": {as[Place], ofOrders, []domain.Role{domain.Customer}},
 	"known": {as[Known], ofRiders, bySystem},
@@ -103,13 +106,14 @@ var (
 	byKitchen               = []domain.Role{domain.Restaurant, domain.Ops, domain.System}
 )
 
+// as decodes a command of type C.
 func as[C domain.Command](data []byte) (domain.Command, error) {
 	var c C
 	err := strict(data, &c)
 	return c, err
 }
 
-// strict reads exactly one JSON value without fields that v does not have.
+// strict decodes exactly one JSON value. A field that v does not have is an error.
 func strict(data []byte, v any) error {
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
@@ -131,8 +135,8 @@ func encodeRequest(r Request) ([]byte, error) {
 	return json.Marshal(w)
 }
 
-// decodeRequest reads a forwarded command and checks it. Its errors quote nothing
-// that the sender chose.
+// decodeRequest decodes a forwarded command and checks it. Its errors quote nothing of
+// the body.
 func decodeRequest(b []byte) (Request, error) {
 	var w wireRequest
 	if strict(b, &w) != nil {
@@ -153,8 +157,8 @@ func decodeRequest(b []byte) (Request, error) {
 	return r, r.check()
 }
 
-// encodeAnswer fails only with an error that is neither a refusal nor an
-// UnknownEvent.
+// encodeAnswer encodes the outcome of a command. It returns err itself if err is
+// neither a refusal nor an UnknownEvent.
 func encodeAnswer(res Result, err error) ([]byte, error) {
 	w := wireAnswer{Repeated: res.Repeated, Status: res.Status, Order: res.Order, Payment: res.Payment,
 		Rider: res.Rider, Restaurant: res.Restaurant, Known: res.Known, Token: res.ConsistencyToken()}
@@ -170,6 +174,7 @@ func encodeAnswer(res Result, err error) ([]byte, error) {
 	return json.Marshal(w)
 }
 
+// decodeAnswer decodes what encodeAnswer has encoded.
 func decodeAnswer(topic string, b []byte) (Result, error) {
 	var w wireAnswer
 	if err := json.Unmarshal(b, &w); err != nil {
@@ -183,12 +188,12 @@ func decodeAnswer(topic string, b []byte) (Result, error) {
 		}
 	}
 	token, err := eventlog.ParseToken(w.Token)
-	if err != nil || len(token) > len(res.reached) {
+	if err != nil || len(token) > len(res.positions) {
 		return Result{}, fmt.Errorf("not a shard's token: %w", err)
 	}
 	n := 0
 	for tp, offset := range token {
-		res.reached[n] = eventlog.Position{TopicPartition: tp, Offset: offset}
+		res.positions[n] = eventlog.Position{TopicPartition: tp, Offset: offset}
 		n++
 	}
 	switch {
@@ -200,6 +205,7 @@ func decodeAnswer(topic string, b []byte) (Result, error) {
 	return res, nil
 }
 
+// decodeEvent decodes an event of an aggregate topic.
 func decodeEvent(topic, eventType string, data []byte) (domain.Event, error) {
 	switch logOf(topic) {
 	case orders:

@@ -82,7 +82,7 @@ func TestARequestSurvivesTheWay(t *testing.T) {
 		t.Fatalf("%+v became %+v: %v", in, out, err)
 	}
 	answer, err := encodeAnswer(Result{Status: 200, Event: order.OrderPickedUp{OrderID: "o"}, Order: &order.State{ID: "o", Version: 3},
-		reached: [2]eventlog.Position{{TopicPartition: eventlog.TopicPartition{Topic: eventlog.Orders, Partition: 1}, Offset: 9}}}, domain.Refuse(order.CodeOfferExpired, "too late"))
+		positions: [2]eventlog.Position{{TopicPartition: eventlog.TopicPartition{Topic: eventlog.Orders, Partition: 1}, Offset: 9}}}, domain.Refuse(order.CodeOfferExpired, "too late"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -60,7 +60,7 @@ typedef partition {
 };
 partition log[LOGS];
 
-/* A session's end of one log: partitionLog in shard.go. */
+/* A session's end of one log: partitionLog in log.go. */
 typedef logend {
 	bit read;             /* to its end, when the session started */
 	bit held;             /* the claim is known to count */
@@ -347,7 +347,7 @@ inline claimed(x, l) {
 #endif
 }
 
-/* settle: an append's answer, offset o. settle and verify of shard.go. */
+/* settle: an append's acknowledgement, with offset o. See takeAcks and verify in acknowledge.go. */
 inline settle(x, l) {
 	off = x.at[l].offset[0];
 	own = x.at[l].queue[0];
