@@ -1,144 +1,75 @@
 package projections
 
 import (
+	"context"
+	"fmt"
+	"maps"
 	"slices"
-	"strconv"
 
-	"tomato/domain/order"
-	"tomato/domain/payment"
-	"tomato/domain/restaurant"
-	"tomato/domain/rider"
-	"tomato/eventlog"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// The read models. A consumer of the same name fills each.
-const (
-	Orders      = "orders"
-	Payments    = "payments"
-	Riders      = "riders"
-	Restaurants = "restaurants"
-)
+// A readModel is one read model: its tables, and what is special about it.
+//
+// Each read model is declared in a file of its own (orders.go, payments.go,
+// restaurants.go, riders.go), which registers it. Everything else takes the list
+// from here: consumers, topics, rebuild, status. So a new read model needs one
+// file in this package, one folder of SQL under migrations and one file of
+// queries in package queryside.
+type readModel struct {
+	// name is also the name of its consumer, of its folder under migrations, and
+	// the first part of its schemas.
+	name string
+	// tables has the table that the events of each topic write.
+	tables map[string]table
+	// copyUnfolded, if set, copies the tables that cannot be folded from the log
+	// again. A rebuild calls it after it has filled the generation to, and before
+	// that generation is live. from is the serving generation.
+	copyUnfolded func(ctx context.Context, db *pgxpool.Pool, from, to Generation) error
+}
 
-// Models are all of them.
-var Models = []string{Orders, Payments, Riders, Restaurants}
+// registry has all read models by name. It is written while the package's
+// variables are initialised, and only read afterwards.
+var registry = map[string]readModel{}
 
-// Topics returns the topics that the read model is made of, nil for none.
+// register adds a read model. It returns the name, so that a file can call it in
+// the declaration of a variable.
+func register(m readModel) string {
+	if _, ok := registry[m.name]; ok {
+		panic(fmt.Sprintf("two read models have the name %s", m.name))
+	}
+	registry[m.name] = m
+	return m.name
+}
+
+// Models returns the names of all read models, sorted.
+func Models() []string {
+	return slices.Sorted(maps.Keys(registry))
+}
+
+// Topics returns the topics that the read model is made of, sorted. It returns
+// nil if there is no such read model.
 func Topics(model string) []string {
-	topics := make([]string, 0, 2)
-	for t := range tables(model) {
-		topics = append(topics, t)
-	}
-	slices.Sort(topics)
-	return topics
+	return slices.Sorted(maps.Keys(registry[model].tables))
 }
 
-// tables returns the tables of a read model by the topic that they are made of.
-func tables(model string) map[string]table {
-	switch model {
-	case Orders:
-		return map[string]table{eventlog.Orders: orders}
-	case Payments:
-		return map[string]table{eventlog.Payments: payments}
-	case Riders:
-		return map[string]table{eventlog.Riders: riders, eventlog.RiderLocations: positions{}}
-	case Restaurants:
-		return map[string]table{eventlog.Restaurants: restaurants}
-	}
-	return nil
-}
-
-var orders = &aggregates[order.State, order.Event]{
-	table: "orders", history: "order_events", decode: order.Decode, evolve: order.Evolve,
-	columns: []column[order.State]{
-		{"status", "text", func(s *order.State) string { return string(s.Status) }},
-		{"closed", "text", func(s *order.State) string {
-			if s.Status.Closed() {
-				return string(s.Status)
-			}
-			return ""
-		}},
-		{"customer_id", "text", func(s *order.State) string { return s.CustomerID }},
-		{"restaurant_id", "text", func(s *order.State) string { return s.RestaurantID }},
-		{"rider_id", "text", func(s *order.State) string { return s.RiderID }},
-		{"exhausted", "boolean", func(s *order.State) string { return boolText(s.Status == order.StatusReadyForRider && s.Exhausted) }},
-		{"pick_up", "geography", func(s *order.State) string { return pointText(s.PickUp.Location) }},
-		{"round", "integer", func(s *order.State) string { return strconv.Itoa(s.Round) }},
-		{"wave", "integer", func(s *order.State) string { return strconv.Itoa(s.Wave) }},
-		{"waiting", "boolean", func(s *order.State) string { return boolText(s.Status == order.StatusReadyForRider && !s.Exhausted) }},
-		{"wave_open", "boolean", func(s *order.State) string { return boolText(waveOpen(s)) }},
-		{"asked", "text[]", func(s *order.State) string { return arrayText(asked(s)) }},
-		{"created_at", "timestamptz", func(s *order.State) string { return timeText(s.CreatedAt) }},
-	},
-}
-
-func waveOpen(s *order.State) bool { return s.Status == order.StatusReadyForRider && s.WaveOpen }
-
-// asked are the riders whom the running wave has no further offer for.
-func asked(s *order.State) []string {
-	if !waveOpen(s) {
-		return nil
-	}
-	ids := s.Unavailable()
-	for _, o := range s.Offers {
-		if o.State == order.OfferStateOpen && o.Wave == s.Wave {
-			ids = append(ids, o.RiderID)
+// foldedTables returns the tables of the read model that a rebuild fills from the
+// log, by topic.
+func foldedTables(model string) map[string]foldedTable {
+	folded := map[string]foldedTable{}
+	for topic, t := range registry[model].tables {
+		if f, ok := t.(foldedTable); ok {
+			folded[topic] = f
 		}
 	}
-	slices.Sort(ids)
-	return slices.Compact(ids)
+	return folded
 }
 
-var payments = &aggregates[payment.State, payment.Event]{
-	table: "payments", decode: payment.Decode, evolve: payment.Evolve,
-	columns: []column[payment.State]{
-		{"order_id", "text", func(s *payment.State) string { return s.OrderID }},
-		{"gateway_order_id", "text", func(s *payment.State) string { return s.GatewayOrderID }},
-		{"booked", "boolean", func(s *payment.State) string { return boolText(s.Facts().Booked) }},
-		{"refund_requested", "boolean", func(s *payment.State) string { return boolText(s.Facts().RefundRequested) }},
-		{"refund_succeeded", "boolean", func(s *payment.State) string { return boolText(s.Facts().RefundSucceeded) }},
-		{"last_attempt_failed", "boolean", func(s *payment.State) string { return boolText(s.Facts().LastAttemptFailed) }},
-		{"has_unmatched", "boolean", func(s *payment.State) string {
-			return boolText(slices.ContainsFunc(s.Attempts, func(a payment.Attempt) bool { return a.State == payment.AttemptStateUnmatched }))
-		}},
-		{"refund_failed", "boolean", func(s *payment.State) string { return boolText(refundFailed(s)) }},
-		{"created_at", "timestamptz", func(s *payment.State) string { return timeText(s.CreatedAt) }},
-	},
-}
-
-// refundFailed says whether the last refund of some payment failed.
-func refundFailed(s *payment.State) bool {
-	return slices.ContainsFunc(s.Attempts, func(a payment.Attempt) bool {
-		r, ok := s.RefundOf(a.PaymentID)
-		return ok && r.Status == payment.RefundStatusFailed && a.State != payment.AttemptStateResolved
-	})
-}
-
-var riders = &aggregates[rider.State, rider.Event]{
-	table: "riders", decode: rider.Decode, evolve: rider.Evolve, around: keepFreeRiders,
-	columns: []column[rider.State]{
-		{"name", "text", func(s *rider.State) string { return s.Name }},
-		{"eligible", "boolean", func(s *rider.State) string {
-			return boolText(s.Verification == rider.Verified && s.Status() == rider.StatusAvailable)
-		}},
-		{"order_id", "text", func(s *rider.State) string {
-			if s.Claim == nil {
-				return ""
-			}
-			return s.Claim.OrderID
-		}},
-		{"claim_id", "bigint", func(s *rider.State) string {
-			if s.Claim == nil {
-				return "0"
-			}
-			return strconv.FormatInt(s.Claim.ID, 10)
-		}},
-	},
-}
-
-var restaurants = &aggregates[restaurant.State, restaurant.Event]{
-	table: "restaurants", decode: restaurant.Decode, evolve: restaurant.Evolve,
-	columns: []column[restaurant.State]{
-		{"open", "boolean", func(s *restaurant.State) string { return boolText(s.Open) }},
-		{"location", "geography", func(s *restaurant.State) string { return pointText(s.Location) }},
-	},
+// foldedNames returns the names of the tables in the database that a rebuild
+// fills from the log.
+func foldedNames(model string) (names []string) {
+	for _, t := range foldedTables(model) {
+		names = append(names, t.names()...)
+	}
+	return names
 }

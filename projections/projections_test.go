@@ -65,7 +65,7 @@ func newBenchOn(t testing.TB, cfg eventlog.Config) *bench {
 	}
 	t.Cleanup(db.Close)
 	var subs []eventlog.Subscription
-	for _, model := range projections.Models {
+	for _, model := range projections.Models() {
 		subs = append(subs, eventlog.Subscription{Name: model, Topics: projections.Topics(model)})
 	}
 	eventlogtest.Topics(t, cfg, eventlog.Layout{Partitions: partitions, Consumers: subs})
@@ -740,7 +740,7 @@ func TestStatusTellsGenerationsAndLag(t *testing.T) {
 		}
 		return by
 	}
-	if s := lag(); s["orders_g1"].LagEvents != 10 || s["orders_g1"].State != "serving" || s["riders_g1"].LagEvents != 0 || len(s) != len(projections.Models) {
+	if s := lag(); s["orders_g1"].LagEvents != 10 || s["orders_g1"].State != "serving" || s["riders_g1"].LagEvents != 0 || len(s) != len(projections.Models()) {
 		t.Errorf("%+v", slices.Collect(maps.Values(s)))
 	}
 	b.project(b.m)

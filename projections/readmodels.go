@@ -17,6 +17,7 @@ import (
 
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
+	"tomato/eventlog/pgerr"
 	"tomato/migrations"
 )
 
@@ -85,7 +86,7 @@ func (m *ReadModels) Ensure(ctx context.Context) error {
 		return err
 	}
 	defer client.Close()
-	for _, model := range Models {
+	for _, model := range Models() {
 		numbers, err := m.liveNumbers(ctx, model)
 		if err == nil && len(numbers) == 0 {
 			if err = m.checkBeginning(ctx, client, Generation{model, 1}); err == nil {
@@ -329,6 +330,12 @@ func (m *ReadModels) read(ctx context.Context, models []string, query func(schem
 	}
 }
 
+// undefined reports whether Postgres says that a table or schema does not exist.
+// Its generation was dropped then.
+func undefined(err error) bool {
+	return slices.Contains([]string{"42P01", "3F000"}, pgerr.Code(err))
+}
+
 func (m *ReadModels) maxWait() time.Duration {
 	if m.MaxWait == 0 {
 		return defaultMaxWait
@@ -356,7 +363,7 @@ func (m *ReadModels) wait(ctx context.Context, g Generation, after eventlog.Toke
 
 // Consumer returns the consumer that keeps a generation up to date.
 func (g Generation) Consumer() consumer.Consumer {
-	byTopic, schema := tables(g.Model), pgx.Identifier{g.Schema()}.Sanitize()
+	byTopic, schema := registry[g.Model].tables, pgx.Identifier{g.Schema()}.Sanitize()
 	return consumer.Consumer{
 		Name: g.Model, Generation: g.Number, Topics: Topics(g.Model),
 		Rows: func(ctx context.Context, tx pgx.Tx, events []eventlog.Event) error {

@@ -76,7 +76,7 @@ func (m *ReadModels) Status(ctx context.Context) ([]Status, error) {
 	}
 	defer client.Close()
 	var topics []string
-	for _, model := range Models {
+	for _, model := range Models() {
 		topics = append(topics, Topics(model)...)
 	}
 	ends, err := eventlog.EndOffsets(ctx, client, topics...)

@@ -19,6 +19,9 @@ import (
 	"tomato/httpapi"
 )
 
+// orderModel names the read model of the orders.
+const orderModel = "orders"
+
 type orderInput struct {
 	queryInput
 	ID httpapi.OrderID `path:"id"`

@@ -12,6 +12,9 @@ import (
 	"tomato/httpapi"
 )
 
+// paymentModel names the read model of the payments.
+const paymentModel = "payments"
+
 type paymentInput struct {
 	queryInput
 	ID httpapi.ID `path:"orderId"`

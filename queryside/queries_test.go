@@ -26,6 +26,7 @@ import (
 	"tomato/httpapi"
 	"tomato/migrations"
 	"tomato/migrations/postgrestest"
+	"tomato/projections"
 	"tomato/queryside"
 )
 
@@ -57,7 +58,7 @@ func (q *queries) Read(_ context.Context, after eventlog.Token, models []string,
 func newQueries(t *testing.T) *queries {
 	t.Helper()
 	url := postgrestest.URL(t)
-	for _, model := range []string{"orders", "payments", "riders", "restaurants"} {
+	for _, model := range projections.Models() {
 		if err := migrations.ReadModel(t.Context(), url, model+"_g1", model); err != nil {
 			t.Fatal(err)
 		}

@@ -11,6 +11,9 @@ import (
 	"tomato/httpapi"
 )
 
+// restaurantModel names the read model of the restaurants.
+const restaurantModel = "restaurants"
+
 type nearbyRestaurantsInput struct {
 	queryInput
 	around

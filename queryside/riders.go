@@ -15,6 +15,9 @@ import (
 	"tomato/httpapi"
 )
 
+// riderModel names the read model of the riders.
+const riderModel = "riders"
+
 type nearbyRidersInput struct {
 	queryInput
 	around

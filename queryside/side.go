@@ -35,14 +35,6 @@ type ReadModels interface {
 	Read(ctx context.Context, after eventlog.Token, models []string, query func(schemas []string) error) error
 }
 
-// The read models.
-const (
-	orderModel      = "orders"
-	paymentModel    = "payments"
-	riderModel      = "riders"
-	restaurantModel = "restaurants"
-)
-
 // queryTimeout bounds a query, its wait for a token included.
 const queryTimeout = 10 * time.Second
 

@@ -42,7 +42,7 @@ func TestJunkOnEveryTopicStopsNothing(t *testing.T) {
 		feed.waitFor(func(m message) bool { return of(id)(m) && m.payload("status") == "delivered" }, "that the order is delivered")
 		a.must(domain.Actor{}, "POST /api/v1/internal/emit", map[string]any{"event": "promo:new", "room": room, "payload": 1}, "x-internal-key", townInternalKey)
 		feed.expect("promo:new", nil)
-		for _, model := range projections.Models {
+		for _, model := range projections.Models() {
 			if said := a.tool("rebuild", model); !strings.Contains(said, " serves; it took ") {
 				t.Errorf("rebuild %s said %s", model, said)
 			}

@@ -58,7 +58,7 @@ func TestRebuildWhileOrdersComeAndGo(t *testing.T) {
 		}
 	})
 
-	for _, model := range projections.Models {
+	for _, model := range projections.Models() {
 		before := orders.Load()
 		if said := a.tool("rebuild", model); !strings.Contains(said, " serves; it took ") {
 			t.Errorf("rebuild %s said %s", model, said)
@@ -87,7 +87,7 @@ func TestRebuildWhileOrdersComeAndGo(t *testing.T) {
 	if want := []string{"orders 2", "payments 2", "restaurants 2", "riders 2"}; !slices.Equal(served, want) {
 		t.Errorf("serving: %v, want %v", served, want)
 	}
-	for _, model := range projections.Models {
+	for _, model := range projections.Models() {
 		one, two := a.rows(model+"_g1"), a.rows(model+"_g2")
 		if len(one) == 0 || !maps.Equal(one, two) {
 			t.Errorf("%s: generation 1 has %v, generation 2 has %v", model, one, two)

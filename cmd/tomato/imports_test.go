@@ -113,7 +113,7 @@ var clock = []string{"After", "AfterFunc", "NewTicker", "NewTimer", "Now", "Sinc
 // other files hold the folds: a rebuild at any time must make the same rows and
 // messages of the same log.
 var readClock = map[string]string{
-	"projections/positions.go":            "skips locations from the future; they are telemetry and no fold",
+	"projections/rider_positions.go":      "skips locations from the future; they are telemetry and no fold",
 	"projections/realtime/assignments.go": "skips locations from the future; they are telemetry and are not read again",
 	"projections/readmodels.go":           "asks again until a read model has passed a token",
 	"projections/rebuild.go":              "waits for other instances",

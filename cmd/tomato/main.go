@@ -67,7 +67,7 @@ func tuneMemory() {
 func run(ctx context.Context, args []string) int {
 	var c cli
 	parser, err := kong.New(&c, kong.Name("tomato"), kong.Description("Event-sourced food delivery on Kafka and PostGIS."),
-		kong.UsageOnError(), kong.BindTo(ctx, (*context.Context)(nil)))
+		kong.UsageOnError(), kong.BindTo(ctx, (*context.Context)(nil)), helpVars)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "tomato:", err)
 		return exitFailed

@@ -107,7 +107,7 @@ func TestTestsNamedInDocumentsExist(t *testing.T) {
 
 func newParser(t *testing.T) *kong.Kong {
 	t.Helper()
-	p, err := kong.New(&cli{}, kong.Name("tomato"), kong.BindTo(context.Background(), (*context.Context)(nil)))
+	p, err := kong.New(&cli{}, kong.Name("tomato"), kong.BindTo(context.Background(), (*context.Context)(nil)), helpVars)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,7 +201,7 @@ func TestComposeRunsRolesThatGoTogether(t *testing.T) {
 			args[i] = strings.Trim(args[i], `"`)
 		}
 		var c cli
-		p, err := kong.New(&c)
+		p, err := kong.New(&c, helpVars)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
@@ -18,9 +20,12 @@ import (
 	"tomato/projections"
 )
 
+// helpVars are what the commands' help and enums take from other packages.
+var helpVars = kong.Vars{"readModels": strings.Join(projections.Models(), ",")}
+
 type rebuildCmd struct {
 	settings.Tool
-	Model   string `arg:"" enum:"orders,payments,riders,restaurants" help:"orders, payments, riders or restaurants."`
+	Model   string `arg:"" enum:"${readModels}" help:"One of ${enum}."`
 	DropOld bool   `help:"Drop the generation that served before; else it stays for a way back."`
 }
 

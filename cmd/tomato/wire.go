@@ -16,7 +16,7 @@ func subscriptions() []eventlog.Subscription {
 	for _, c := range new(commandside.Side).Policies() {
 		all = append(all, eventlog.Subscription{Name: c.Name, Topics: c.Topics})
 	}
-	for _, model := range projections.Models {
+	for _, model := range projections.Models() {
 		all = append(all, eventlog.Subscription{Name: model, Topics: projections.Topics(model)})
 	}
 	return all

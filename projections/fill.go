@@ -1,0 +1,114 @@
+package projections
+
+import (
+	"bytes"
+	"context"
+	"maps"
+	"strconv"
+
+	"github.com/jackc/pgx/v5"
+
+	"tomato/eventlog"
+)
+
+// A filler folds the events of one partition for a rebuild and keeps the rows in
+// memory until they are written. Nobody else writes rows of that partition
+// meanwhile. It is not safe for concurrent use.
+type filler interface {
+	// fold folds one event. If it fails with eventlog.ErrPoison, the filler is as
+	// it was before the event.
+	fold(ctx context.Context, tx pgx.Tx, e *eventlog.Event) error
+	// full reports whether the filler holds so much that it should be flushed.
+	full() bool
+	// flush writes everything that the filler holds, within tx, and forgets it.
+	flush(ctx context.Context, tx pgx.Tx) error
+}
+
+// A filler is full when it holds this much.
+const (
+	maxFilledRows  = 50_000
+	maxFilledBytes = 32 << 20 // of the history
+)
+
+type aggregateFiller[S, E any] struct {
+	*aggregates[S, E]
+	schema       string
+	rows         map[string]*folded[S]
+	historyLines bytes.Buffer // in the text format of COPY
+	flushed      bool         // after a flush, an aggregate that is not in rows may be in the table
+}
+
+func (a *aggregates[S, E]) filler(schema string) filler {
+	return &aggregateFiller[S, E]{aggregates: a, schema: schema, rows: map[string]*folded[S]{}}
+}
+
+func (f *aggregateFiller[S, E]) fold(ctx context.Context, tx pgx.Tx, e *eventlog.Event) error {
+	row := f.rows[e.Subject]
+	if row == nil {
+		if !f.flushed || e.Version == 1 {
+			f.rows[e.Subject] = &folded[S]{id: e.Subject}
+		} else {
+			if err := f.load(ctx, tx, f.schema, f.rows, e.Subject); err != nil {
+				return err
+			}
+		}
+		row = f.rows[e.Subject]
+	}
+	if err := f.step(row, e); err != nil {
+		return err
+	}
+	if f.history.table != "" {
+		copyLine(&f.historyLines, e.Subject, strconv.FormatInt(e.Version, 10), e.Type, timeText(e.Time), string(e.Data))
+	}
+	return nil
+}
+
+func (f *aggregateFiller[S, E]) full() bool {
+	return len(f.rows) >= maxFilledRows || f.historyLines.Len() >= maxFilledBytes
+}
+
+func (f *aggregateFiller[S, E]) flush(ctx context.Context, tx pgx.Tx) error {
+	if f.historyLines.Len() > 0 {
+		if err := copyText(ctx, tx, f.schema+`.`+f.history.table+` (`+f.history.columns()+`)`, &f.historyLines); err != nil {
+			return err
+		}
+	}
+	batch := &pgx.Batch{}
+	stored := map[string]*folded[S]{}
+	maps.Copy(stored, f.rows)
+	maps.DeleteFunc(stored, func(_ string, r *folded[S]) bool { return !r.stored })
+	f.queueUpsert(batch, f.schema, stored)
+	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+		return err
+	}
+	maps.DeleteFunc(f.rows, func(_ string, r *folded[S]) bool { return r.stored })
+	var lines bytes.Buffer
+	cells := make([]string, 3+len(f.columns))
+	for _, r := range sorted(f.rows) {
+		cells[0], cells[1], cells[2] = r.id, strconv.FormatInt(r.version, 10), marshal(&r.state)
+		for i := range f.columns {
+			cells[3+i] = f.columns[i].value(&r.state)
+		}
+		copyLine(&lines, cells...)
+	}
+	if lines.Len() > 0 {
+		into := f.schema + `.` + f.table + ` (id, version, state`
+		for _, c := range f.columns {
+			into += `, ` + c.name
+		}
+		if err := copyText(ctx, tx, into+`)`, &lines); err != nil {
+			return err
+		}
+	}
+	f.historyLines.Reset()
+	f.rows, f.flushed = map[string]*folded[S]{}, true
+	return nil
+}
+
+// copyText writes lines to a table by COPY in text format. In that format a
+// geography may be written as WKT; in the binary format of pgx.CopyFrom it may
+// not.
+func copyText(ctx context.Context, tx pgx.Tx, into string, lines *bytes.Buffer) error {
+	_, err := tx.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(lines.Bytes()), `COPY `+into+` FROM STDIN`)
+	return err
+}
