@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"tomato/cmd/tomato/server"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
 )
@@ -26,9 +27,9 @@ func TestServeRefusesALogWhoseBeginningIsGone(t *testing.T) {
 			if len(args) > 0 {
 				cmd.Role = args
 			}
-			s, err := startServer(t.Context(), cmd)
+			s, err := server.Start(t.Context(), cmd, server.Options{})
 			if err == nil {
-				_ = s.close()
+				_ = s.Close()
 				t.Fatal("it serves")
 			}
 			for _, want := range []string{topic, "begins at offset 1", "Restore"} {
@@ -41,7 +42,7 @@ func TestServeRefusesALogWhoseBeginningIsGone(t *testing.T) {
 		refused(newTown(t, kafka), "riders/")
 		eventlogtest.DeleteBefore(t, kafka, eventlog.Restaurants, eventlog.PartitionFor("r1", townPartitions), 1)
 		refused(a, "restaurants/")
-		a.cmd.Role = []string{roleQuery, roleProject, roleReact}
+		a.cmd.Role = []string{server.RoleQuery, server.RoleProject, server.RoleReact}
 		a.log = nil
 		a.open()
 		a.awaitQuery(office, "/v1/riders/k1", "status", "available")

@@ -3,13 +3,15 @@ package main
 import (
 	"strings"
 	"testing"
+
+	"tomato/cmd/tomato/server"
 )
 
 // An instance with a broker of its own may listen on every address: it is alone,
 // and says where it is reached on this machine.
 func TestAWildcardWithoutOtherInstances(t *testing.T) {
 	t.Parallel()
-	c := startContract(t, func(c *serveCmd) { c.Brokers, c.HTTPAddr = nil, "0.0.0.0:0" })
+	c := startContract(t, func(c *server.Config) { c.Brokers, c.HTTPAddr = nil, "0.0.0.0:0" })
 	if !strings.HasPrefix(c.url, "http://127.0.0.1:") {
 		t.Errorf("it is at %s", c.url)
 	}

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"tomato/cmd/tomato/server"
 	"tomato/eventlog"
 )
 
@@ -14,7 +15,7 @@ import (
 func TestCursorsAndTokensOfDeletedDataAreUnknown(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "data")
-	private := func(cmd *serveCmd) { cmd.DataDir, cmd.Brokers, cmd.DatabaseURL = dir, nil, "" }
+	private := func(cmd *server.Config) { cmd.DataDir, cmd.Brokers, cmd.DatabaseURL = dir, nil, "" }
 	c := startContract(t, private)
 	s := c.newScene(t)
 	feed := c.listen(t, s.customer, "", nil)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"tomato/cmd/tomato/server"
 	"tomato/cmd/tomato/settings"
 )
 
@@ -17,7 +18,7 @@ import (
 func TestRunningHoldsNoConfiguredPassword(t *testing.T) {
 	t.Parallel()
 	var dir, database string
-	startContract(t, func(c *serveCmd) { dir, database = c.DataDir, c.DatabaseURL })
+	startContract(t, func(c *server.Config) { dir, database = c.DataDir, c.DatabaseURL })
 	b, err := os.ReadFile(settings.RunningFile(dir))
 	if err != nil {
 		t.Fatal(err)

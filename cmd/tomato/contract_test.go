@@ -18,6 +18,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"tomato/cmd/tomato/server"
 	"tomato/cmd/tomato/settings"
 	"tomato/domain"
 	"tomato/eventlog"
@@ -62,15 +63,15 @@ func restaurantActor(id string) domain.Actor {
 
 // startContract starts a server with the contract's default times, as change
 // has changed them, and waits until it is ready.
-func startContract(t *testing.T, change func(*serveCmd)) *contract {
+func startContract(t *testing.T, change func(*server.Config)) *contract {
 	t.Helper()
 	c := &contract{kafka: eventlogtest.Embedded(t)}
-	cmd := serveCmd{
+	cmd := server.Config{
 		Dir:        settings.Dir{DataDir: t.TempDir(), LogLevel: "error"},
 		Kafka:      settings.Kafka{Brokers: c.kafka.Brokers, Partitions: 3},
 		Database:   settings.Database{DatabaseURL: postgrestest.URL(t)},
 		Secrets:    settings.Secrets{JWTSecret: contractSecret, ClusterKey: contractCluster, InternalKey: contractInternal, WebhookSecrets: []string{contractWebhook, "an old one"}},
-		Role:       []string{roleCommand, roleQuery, roleFeed, roleProject, roleReact},
+		Role:       []string{server.RoleCommand, server.RoleQuery, server.RoleFeed, server.RoleProject, server.RoleReact},
 		HTTPAddr:   "127.0.0.1:0",
 		PaymentTTL: settings.Duration(15 * time.Minute), PaymentGrace: settings.Duration(time.Hour), AcceptTTL: settings.Duration(10 * time.Minute), OfferTTL: settings.Duration(10 * time.Minute),
 		OfferRadii: []int{5000, 8000, 12000}, OfferLimit: 50, PositionAge: settings.Duration(5 * time.Minute), SearchWait: settings.Duration(500 * time.Millisecond), ArchiveAfter: settings.Duration(720 * time.Hour),
@@ -78,25 +79,25 @@ func startContract(t *testing.T, change func(*serveCmd)) *contract {
 	if change != nil {
 		change(&cmd)
 	}
-	s, err := startServer(t.Context(), cmd)
+	s, err := server.Start(t.Context(), cmd, server.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.stop = sync.OnceFunc(func() {
-		if err := s.close(); err != nil {
+		if err := s.Close(); err != nil {
 			t.Error("closing:", err)
 		}
 	})
 	t.Cleanup(c.stop)
-	c.url, c.logID = s.url, s.logID
+	c.url, c.logID = s.URL(), s.LogID()
 	soon(t, time.Minute, "the server to be ready", func() bool {
 		resp, err := contractClient.Get(c.url + "/readyz")
 		if err != nil {
 			return false
 		}
 		defer resp.Body.Close()
-		var r healthReport
-		return json.NewDecoder(resp.Body).Decode(&r) == nil && r.Status == healthy
+		var r struct{ Status string }
+		return json.NewDecoder(resp.Body).Decode(&r) == nil && r.Status == "ready"
 	})
 	resp, err := contractClient.Get(c.url + "/openapi.json")
 	if err != nil {
@@ -416,7 +417,7 @@ func TestContract(t *testing.T) {
 
 func TestContractDeadlines(t *testing.T) {
 	t.Parallel()
-	c := startContract(t, func(cmd *serveCmd) {
+	c := startContract(t, func(cmd *server.Config) {
 		cmd.PaymentTTL, cmd.PaymentGrace, cmd.AcceptTTL, cmd.OfferTTL = settings.Duration(6*time.Second), settings.Duration(time.Second), settings.Duration(6*time.Second), settings.Duration(2*time.Second)
 	})
 	t.Run("order expired", func(t *testing.T) { t.Parallel(); c.orderTable(t, len(states)-1) })

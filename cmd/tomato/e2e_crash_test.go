@@ -417,7 +417,7 @@ func TestPostgresComesAndGoes(t *testing.T) {
 			t.Errorf("without Postgres: %v, Retry-After %q", x.fault(), x.header.Get("Retry-After"))
 		}
 	}
-	if x := a.do(domain.Actor{}, "GET /readyz", nil); x.status != http.StatusServiceUnavailable || x.str("status") != notReady { // queries are 503
+	if x := a.do(domain.Actor{}, "GET /readyz", nil); x.status != http.StatusServiceUnavailable || x.str("status") != "not_ready" { // queries are 503
 		t.Error("readyz without Postgres: ", x.fault())
 	}
 	// Commands need the log alone.

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"tomato/cmd/tomato/server"
 	"tomato/commandside/gateway"
 	"tomato/domain"
 	"tomato/eventlog"
@@ -327,7 +328,7 @@ func TestNothingIsLostWhileDispatchIsStopped(t *testing.T) {
 		a.each(len(orders), 16, func(i int) { orders[i] = a.cook(fmt.Sprint("c", i), "r1") })
 		a.stop()
 
-		a.cmd.Role = []string{roleCommand, roleQuery, roleFeed, roleProject}
+		a.cmd.Role = []string{server.RoleCommand, server.RoleQuery, server.RoleFeed, server.RoleProject}
 		a.open()
 		a.each(len(orders), 16, func(i int) {
 			a.must(staff("r1"), "POST /v1/orders/"+orders[i]+"/ready", nil).want("status", "ready_for_rider")
@@ -340,7 +341,7 @@ func TestNothingIsLostWhileDispatchIsStopped(t *testing.T) {
 		}
 		a.stop()
 
-		a.cmd.Role = []string{roleCommand, roleQuery, roleFeed, roleProject, roleReact}
+		a.cmd.Role = []string{server.RoleCommand, server.RoleQuery, server.RoleFeed, server.RoleProject, server.RoleReact}
 		a.open()
 		for _, id := range orders {
 			a.awaitEvent(eventlog.Orders, id, "ORDER_OFFERED", 1)

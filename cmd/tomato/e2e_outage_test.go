@@ -251,7 +251,7 @@ func TestWhatIsAwayIsWaitedFor(t *testing.T) {
 	pg, away := startDatabase(), outage(t)
 	vendor := razorpay(t)
 	a := newTownOn(t, eventlogtest.Embedded(t), pg.URL(), "--offer-ttl", "10m", "--partitions", "1")
-	a.cmd.KeyID, a.cmd.KeySecret, a.cmd.gatewayURL = "rzp_test", "secret", "http://"+vendor.addr
+	a.cmd.KeyID, a.cmd.KeySecret, a.options.GatewayURL = "rzp_test", "secret", "http://"+vendor.addr
 	a.open()
 	a.restaurant("r1", lng0, lat0)
 	a.riders("k", 4, lng0, lat0)
@@ -438,7 +438,7 @@ func TestAShardThatNobodyServesIsWaitedFor(t *testing.T) {
 		return x.fault()
 	})
 	if away > 35*time.Second {
-		if x := a.do(domain.Actor{}, "GET /readyz", nil); x.status != http.StatusOK || x.str("status") != degraded || !strings.Contains(string(x.body), `"consumers":`) {
+		if x := a.do(domain.Actor{}, "GET /readyz", nil); x.status != http.StatusOK || x.str("status") != "degraded" || !strings.Contains(string(x.body), `"consumers":`) {
 			t.Error(x.fault())
 		}
 	}
@@ -486,7 +486,7 @@ func TestADispatchThatKeepsFailingEndsInItsDLQ(t *testing.T) {
 	a.rider("k1", lng0, lat0)
 	id := a.cook("c1", "r1")
 	a.idle()
-	g, err := a.server.models.Serving(t.Context(), "riders")
+	g, err := a.server.ReadModels().Serving(t.Context(), "riders")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -571,7 +571,7 @@ func TestAConsumerThatCannotGoOnDegrades(t *testing.T) {
 	a.place("c1", "r1") // there is something to move over
 	a.await("readyz says so", func() error {
 		x := a.do(domain.Actor{}, "GET /readyz", nil)
-		if x.status != http.StatusOK || x.str("status") != degraded || !strings.Contains(string(x.body), `"consumers":`) {
+		if x.status != http.StatusOK || x.str("status") != "degraded" || !strings.Contains(string(x.body), `"consumers":`) {
 			return x.fault()
 		}
 		if strings.Contains(string(x.body), "claims") || strings.Contains(string(x.body), "orders/0") {

@@ -17,12 +17,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/alecthomas/kong"
 	"github.com/coder/websocket"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
+	"tomato/cmd/tomato/server"
 	"tomato/cmd/tomato/settings"
 	"tomato/commandside/gateway"
 	"tomato/domain"
@@ -51,13 +51,14 @@ const (
 // town is one installation under test: a broker, a database, and at most one
 // server on them in this process.
 type town struct {
-	t      testing.TB
-	kafka  eventlog.Config
-	cmd    serveCmd
-	url    string
-	server *server // nil: not running here
-	client *http.Client
-	log    *chronicle // nil until open
+	t       testing.TB
+	kafka   eventlog.Config
+	cmd     server.Config
+	options server.Options
+	url     string
+	server  *server.Server // nil: not running here
+	client  *http.Client
+	log     *chronicle // nil until open
 }
 
 var office = domain.Actor{Sub: "ops1", Role: domain.Ops}
@@ -79,7 +80,7 @@ func newTownOn(t testing.TB, kafka eventlog.Config, database string, args ...str
 	t.Helper()
 	a := &town{t: t, kafka: kafka}
 	a.cmd = a.parse(append([]string{"--database-url", database, "--kafka-brokers", strings.Join(kafka.Brokers, ","), "--data-dir", t.TempDir(),
-		"--http-addr", "127.0.0.1:0", "--partitions", strconv.Itoa(townPartitions), "--log-level", logLevel()}, args...)).Serve
+		"--http-addr", "127.0.0.1:0", "--partitions", strconv.Itoa(townPartitions), "--log-level", logLevel()}, args...))
 	transport := &http.Transport{MaxIdleConnsPerHost: 256, MaxConnsPerHost: 256}
 	a.client = &http.Client{Transport: transport, Timeout: patience}
 	t.Cleanup(transport.CloseIdleConnections)
@@ -94,29 +95,25 @@ func logLevel() string {
 	return "error"
 }
 
-func (a *town) parse(args []string) *cli {
+func (a *town) parse(flags []string) server.Config {
 	a.t.Helper()
-	var c cli
-	p, err := kong.New(&c, kong.BindTo(a.t.Context(), (*context.Context)(nil)))
+	c, err := server.ParseConfig(flags...)
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	if _, err := p.Parse(append([]string{"serve"}, args...)); err != nil {
-		a.t.Fatal(err)
-	}
-	c.Serve.JWTSecret, c.Serve.ClusterKey, c.Serve.InternalKey = townJWTSecret, townClusterKey, townInternalKey
-	c.Serve.WebhookSecrets = []string{townWebhookSecret}
-	return &c
+	c.JWTSecret, c.ClusterKey, c.InternalKey = townJWTSecret, townClusterKey, townInternalKey
+	c.WebhookSecrets = []string{townWebhookSecret}
+	return c
 }
 
 // open starts a server and returns when it is ready.
 func (a *town) open() *town {
 	a.t.Helper()
-	s, err := startServer(a.t.Context(), a.cmd)
+	s, err := server.Start(a.t.Context(), a.cmd, a.options)
 	if err != nil {
 		a.t.Fatal("serve:", err)
 	}
-	a.server, a.url = s, s.url
+	a.server, a.url = s, s.URL()
 	a.t.Cleanup(a.stop)
 	a.ready()
 	return a
@@ -128,7 +125,7 @@ func (a *town) ready() {
 	a.t.Helper()
 	a.await("the server is ready", func() error {
 		x := a.do(domain.Actor{}, "GET /readyz", nil)
-		if x.status != http.StatusOK || x.str("status") != healthy {
+		if x.status != http.StatusOK || x.str("status") != "ready" {
 			return x.fault()
 		}
 		return nil
@@ -143,7 +140,7 @@ func (a *town) stop() {
 	if a.server == nil {
 		return
 	}
-	if err := a.server.close(); err != nil {
+	if err := a.server.Close(); err != nil {
 		a.t.Error("serve did not drain:", err)
 	}
 	a.server = nil
@@ -859,7 +856,7 @@ func (a *town) idle() {
 				}
 			}
 		}
-		for _, s := range subscriptions() {
+		for _, s := range server.Subscriptions() {
 			ends, err := eventlog.EndOffsets(a.t.Context(), a.log.client, s.Topics...)
 			if err != nil {
 				return err

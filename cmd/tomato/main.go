@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"syscall"
 
+	"tomato/cmd/tomato/bench"
 	"tomato/cmd/tomato/settings"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
@@ -31,7 +32,7 @@ type cli struct {
 	DLQ      dlqCmd      `cmd:"" name:"dlq" help:"Look at records that a consumer could not handle, replay or discard them."`
 	Topics   topicsCmd   `cmd:"" help:"Create and verify the topics."`
 	Token    tokenCmd    `cmd:"" help:"Print a token for development."`
-	Bench    benchCmd    `cmd:"" help:"Measure, beside the physical limit of the same run."`
+	Bench    bench.Cmd   `cmd:"" help:"Measure, beside the physical limit of the same run."`
 	Migrate  migrateCmd  `cmd:"" help:"Bring the database up to date."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"pgregory.net/rapid"
 
+	"tomato/cmd/tomato/server"
 	"tomato/cmd/tomato/settings"
 	"tomato/eventlog"
 	"tomato/migrations/postgrestest"
@@ -67,8 +68,8 @@ func TestFilesNamedInDocumentsExist(t *testing.T) {
 	for doc, text := range documents(t) {
 		for _, m := range named.FindAllStringSubmatch(text, -1) {
 			path := m[1]
-			if strings.HasPrefix(path, ".tomato/") || path == "serve.go" || path == "wire.go" {
-				continue // made at run time; named under their folder
+			if strings.HasPrefix(path, ".tomato/") {
+				continue // made at run time
 			}
 			found++
 			if _, err := os.Stat(filepath.Join(root, path)); err != nil {
@@ -208,14 +209,14 @@ func TestComposeRunsRolesThatGoTogether(t *testing.T) {
 		if _, err := p.Parse(args); err != nil {
 			t.Errorf("%v: %v", args, err)
 		}
-		if err := c.Serve.validate(); err != nil {
+		if err := c.Serve.Check(); err != nil {
 			t.Errorf("%v: %v", args, err)
 		}
 		for _, r := range c.Serve.Role {
 			roles[r] = true
 		}
 	}
-	for _, r := range []string{roleCommand, roleQuery, roleFeed, roleProject, roleReact} {
+	for _, r := range []string{server.RoleCommand, server.RoleQuery, server.RoleFeed, server.RoleProject, server.RoleReact} {
 		if !roles[r] {
 			t.Errorf("no service runs %s", r)
 		}

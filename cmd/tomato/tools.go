@@ -10,6 +10,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 
+	"tomato/cmd/tomato/server"
 	"tomato/cmd/tomato/settings"
 	"tomato/domain"
 	"tomato/eventlog"
@@ -42,7 +43,7 @@ type topicsEnsureCmd struct{ settings.Tool }
 
 func (c topicsEnsureCmd) Run(ctx context.Context) error {
 	return withAdmin(c.Tool, func(adm *kadm.Client) error {
-		if err := eventlog.Ensure(ctx, adm, layout(c.Tool)); err != nil {
+		if err := eventlog.Ensure(ctx, adm, server.Layout(c.Kafka)); err != nil {
 			return err
 		}
 		fmt.Println("all topics are there and as they must be")
@@ -57,7 +58,7 @@ type topicsDescribeCmd struct {
 
 func (c topicsDescribeCmd) Run(ctx context.Context) error {
 	return withAdmin(c.Tool, func(adm *kadm.Client) error {
-		rows, err := eventlog.Describe(ctx, adm, layout(c.Tool))
+		rows, err := eventlog.Describe(ctx, adm, server.Layout(c.Kafka))
 		if err != nil {
 			return err
 		}
@@ -78,10 +79,6 @@ func (c topicsDescribeCmd) Run(ctx context.Context) error {
 		}
 		return w.Flush()
 	})
-}
-
-func layout(f settings.Tool) eventlog.Layout {
-	return eventlog.Layout{Partitions: f.Partitions, Replication: f.Replication, Consumers: subscriptions()}
 }
 
 func withAdmin(f settings.Tool, do func(*kadm.Client) error) error {

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"bytes"
@@ -16,6 +16,7 @@ import (
 	"github.com/coder/websocket"
 	"golang.org/x/sync/errgroup"
 
+	"tomato/cmd/tomato/server"
 	"tomato/domain"
 	"tomato/httpapi"
 )
@@ -33,11 +34,11 @@ const (
 // feed measures one room with many connections to a server in a process of its
 // own. The limit sends the same bytes to as many connections in plain loops
 // over coder/websocket, one per processor.
-func (b *bench) feed(ctx context.Context) error {
+func (b *run) feed(ctx context.Context) error {
 	if b.Count == 0 {
 		b.Count = feedConnections
 	}
-	ch, err := b.startChild(ctx, roleCommand, roleQuery, roleFeed, roleProject)
+	ch, err := b.startChild(ctx, server.RoleCommand, server.RoleQuery, server.RoleFeed, server.RoleProject)
 	if err != nil {
 		return err
 	}
@@ -314,7 +315,7 @@ func startBareFeed(ctx context.Context, n int, sample []byte) (*bareFeed, func()
 		return nil, nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	server := httpapi.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	httpServer := httpapi.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		conn, err := websocket.Accept(w, r, nil)
 		if err != nil {
 			return // the dialer sees it
@@ -326,8 +327,8 @@ func startBareFeed(ctx context.Context, n int, sample []byte) (*bareFeed, func()
 		<-conn.CloseRead(ctx).Done()
 	}))
 	var all sync.WaitGroup
-	all.Go(func() { _ = server.Serve(listener) }) // until it is closed
-	stopServer := func() { cancel(); _ = server.Close(); all.Wait() }
+	all.Go(func() { _ = httpServer.Serve(listener) }) // until it is closed
+	stopServer := func() { cancel(); _ = httpServer.Close(); all.Wait() }
 	members, stopMembers, err := gather(ctx, n, func(ctx context.Context) (*websocket.Conn, error) {
 		return dialFeed(ctx, "http://"+listener.Addr().String(), "")
 	})

@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"context"
@@ -176,12 +176,12 @@ func (h *health) Collect(values chan<- prometheus.Metric) {
 }
 
 // newHealth makes the checks of this process's roles, once its parts are there.
-func (s *server) newHealth() *health {
+func (s *Server) newHealth() *health {
 	h := &health{cached: healthCached, stopping: &s.stopping, log: s.log}
 	add := func(name string, serving bool, reason string, ask func(context.Context) error) {
 		h.checks = append(h.checks, &check{name: name, serving: serving, reason: reason, ask: ask})
 	}
-	command, query := s.cmd.has(roleCommand), s.cmd.has(roleQuery)
+	command, query := s.config.has(RoleCommand), s.config.has(RoleQuery)
 	if command {
 		add("shards", true, "Shards of this instance are not served yet.", func(context.Context) error {
 			if unserved := s.shards.Unserved(); len(unserved) > 0 {

@@ -1,11 +1,9 @@
-package main
+package server
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
-	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
@@ -15,9 +13,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"tomato/domain"
 	"tomato/eventlog/eventlogtest"
 	"tomato/httpapi"
+	"tomato/migrations/postgrestest"
 )
 
 func testHealth(log *strings.Builder, checks ...*check) *health {
@@ -135,63 +133,23 @@ func TestReadinessIsAskedOnceASecond(t *testing.T) {
 	}
 }
 
-// An instance that takes commands goes on to be ready while Postgres is away, and
-// says that it is degraded; one that answers queries is not.
-func TestReadinessWithoutPostgres(t *testing.T) {
-	t.Parallel()
-	for roles, want := range map[string]string{"command,react,project": degraded, "feed,react": degraded, "command,query": notReady} {
-		t.Run(roles, func(t *testing.T) {
-			t.Parallel()
-			dir := t.TempDir()
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-			defer cancel()
-			pg := startPostgres(t, ctx, dir)
-			a := newTownOn(t, eventlogtest.Embedded(t), pg.URL(), "--role", roles).open()
-			if err := pg.Stop(ctx); err != nil {
-				t.Fatal(err)
-			}
-			var r healthReport
-			a.await("readyz says that the database is away", func() error {
-				x := a.do(domain.Actor{}, "GET /readyz", nil)
-				r = healthReport{}
-				if err := json.Unmarshal(x.body, &r); err != nil || r.Reasons["database"] == "" {
-					return x.fault()
-				}
-				if (x.status == http.StatusOK) != (want != notReady) {
-					t.Error(x.fault())
-				}
-				return nil
-			})
-			if r.Status != want {
-				t.Errorf("%+v, want %s", r, want)
-			}
-			if a.metric("tomato_degraded", `check="database"`) != 1 || (a.metric("tomato_ready") == 1) != (want != notReady) {
-				t.Error("the metrics say otherwise")
-			}
-			if strings.HasPrefix(roles, "command,react") {
-				a.must(office, "PUT /v1/riders/k1", map[string]any{"name": "K"})
-			}
-		})
-	}
-}
-
 // What a role's requests need is a serving check of it, and nothing else is.
 func TestServingChecksOfEachRole(t *testing.T) {
 	t.Parallel()
-	a := newTown(t, eventlogtest.Embedded(t)).open()
+	running := start(t)
 	for role, want := range map[string]string{
-		roleCommand: "shards menus owners broker",
-		roleQuery:   "database",
-		roleFeed:    "feed",
-		roleProject: "",
-		roleReact:   "",
+		RoleCommand: "shards menus owners broker",
+		RoleQuery:   "database",
+		RoleFeed:    "feed",
+		RoleProject: "",
+		RoleReact:   "",
 	} {
-		s := &server{cmd: serveCmd{Role: []string{role}}, log: slog.New(slog.DiscardHandler), registry: prometheus.NewRegistry(), db: a.server.db, runtime: a.server.runtime}
-		if role == roleCommand || role == roleFeed || role == roleReact {
-			s.side, s.shards, s.menus = a.server.side, a.server.shards, a.server.menus
+		s := &Server{config: Config{Role: []string{role}}, log: slog.New(slog.DiscardHandler), registry: prometheus.NewRegistry(), db: running.db, runtime: running.runtime}
+		if role == RoleCommand || role == RoleFeed || role == RoleReact {
+			s.side, s.shards, s.menus = running.side, running.shards, running.menus
 		}
-		if role == roleFeed {
-			s.hub = a.server.hub
+		if role == RoleFeed {
+			s.hub = running.hub
 		}
 		var serving []string
 		for _, c := range s.newHealth().checks {
@@ -203,4 +161,24 @@ func TestServingChecksOfEachRole(t *testing.T) {
 			t.Errorf("%s: %s, want %s", role, got, want)
 		}
 	}
+}
+
+// start starts a server on parts of its own.
+func start(t *testing.T) *Server {
+	t.Helper()
+	c, err := ParseConfig("--dev", "--http-addr", "127.0.0.1:0", "--partitions", "4", "--log-level", "error", "--data-dir", t.TempDir(),
+		"--kafka-brokers", eventlogtest.Embedded(t).Brokers[0], "--database-url", postgrestest.URL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Start(t.Context(), c, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
 }

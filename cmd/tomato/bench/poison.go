@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -29,7 +29,7 @@ const (
 // poison measures what events that no retry can help cost the others: how long
 // after it was written an event of another key has been handled, at a steady pace
 // far below what a consumer can do. The limit is the same without poison.
-func (b *bench) poison(ctx context.Context, db *pgxpool.Pool) error {
+func (b *run) poison(ctx context.Context, db *pgxpool.Pool) error {
 	for _, kind := range []string{"each", "rows"} {
 		name := "bench-poison-" + kind
 		layout := eventlog.Layout{Partitions: b.Partitions, Replication: b.Replication, Consumers: []eventlog.Subscription{{Name: name, Topics: []string{eventlog.PaymentWebhooks}}}}
@@ -67,7 +67,7 @@ func (b *bench) poison(ctx context.Context, db *pgxpool.Pool) error {
 	return nil
 }
 
-func (b *bench) poisonOnce(ctx context.Context, db *pgxpool.Pool, client *kgo.Client, name, kind string, round, oneIn int) (map[string]float64, error) {
+func (b *run) poisonOnce(ctx context.Context, db *pgxpool.Pool, client *kgo.Client, name, kind string, round, oneIn int) (map[string]float64, error) {
 	const warm = "warm"
 	var mu sync.Mutex
 	var took []time.Duration

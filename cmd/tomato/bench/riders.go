@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"tomato/cmd/tomato/server"
 	"tomato/commandside/shard"
 	"tomato/domain"
 	"tomato/domain/nearby"
@@ -31,12 +32,12 @@ func cityPoint() domain.Point {
 
 // riders measures positions, from the request until they can be searched, and
 // searches over HTTP. The limit runs the same statements straight at Postgres.
-func (b *bench) riders(ctx context.Context) error {
-	c, err := b.serveConfig(roleCommand, roleQuery, roleProject)
+func (b *run) riders(ctx context.Context) error {
+	c, err := b.serveConfig(server.RoleCommand, server.RoleQuery, server.RoleProject)
 	if err != nil {
 		return err
 	}
-	s, err := b.serve(ctx, c)
+	s, err := b.serve(ctx, c, server.Options{})
 	if err != nil {
 		return err
 	}
@@ -48,7 +49,7 @@ func (b *bench) riders(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := passed(ctx, s.models, token, projections.Riders); err != nil {
+	if err := passed(ctx, s.ReadModels(), token, projections.Riders); err != nil {
 		return err
 	}
 	if err := b.profile(); err != nil {
@@ -66,12 +67,12 @@ func (b *bench) riders(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	conns := newHTTPConns(s.url, searchers)
+	conns := newHTTPConns(s.URL(), searchers)
 	defer closeAll(conns)
 	limit, value, err = b.alternating(ctx, "searches",
 		func(ctx context.Context) (map[string]float64, error) {
 			return closedLoop(ctx, searchers, b.Duration, func(ctx context.Context, _ int) error {
-				_, _, err := s.models.Nearest(ctx, []nearby.Search{{Point: cityPoint(), RadiusMeters: 5000, Limit: 20}}, time.Hour, nil, 0)
+				_, _, err := s.ReadModels().Nearest(ctx, []nearby.Search{{Point: cityPoint(), RadiusMeters: 5000, Limit: 20}}, time.Hour, nil, 0)
 				return err
 			})
 		},
@@ -91,18 +92,18 @@ func (b *bench) riders(ctx context.Context) error {
 }
 
 // goOnline registers riders; their ids are grouped by partition.
-func goOnline(ctx context.Context, s *server, n int) ([][]string, eventlog.Token, error) {
-	ids := make([][]string, s.cmd.Partitions)
+func goOnline(ctx context.Context, s *server.Server, n int) ([][]string, eventlog.Token, error) {
+	ids := make([][]string, s.Runtime().Partitions)
 	reached := make([]eventlog.Token, n)
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(256)
 	for i := range n {
 		id := fmt.Sprint("bench-rider-", i)
-		p := eventlog.PartitionFor(id, s.cmd.Partitions)
+		p := eventlog.PartitionFor(id, s.Runtime().Partitions)
 		ids[p] = append(ids[p], id)
 		g.Go(func() error {
 			for _, c := range []domain.Command{rider.Put{RiderID: id, Name: "Asha"}, rider.Verify{}, rider.GoOnline{}} {
-				res, err := s.shards.Execute(gctx, shard.Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: c})
+				res, err := s.Shards().Execute(gctx, shard.Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: c})
 				if err != nil {
 					return err
 				}
@@ -123,7 +124,7 @@ func goOnline(ctx context.Context, s *server, n int) ([][]string, eventlog.Token
 
 // reportPositions sends positions in bulk over HTTP, and waits until the read
 // model has them all.
-func (b *bench) reportPositions(ctx context.Context, s *server, byPartition [][]string) (map[string]float64, error) {
+func (b *run) reportPositions(ctx context.Context, s *server.Server, byPartition [][]string) (map[string]float64, error) {
 	ops, err := tokens{}.of(benchOps)
 	if err != nil {
 		return nil, err
@@ -132,7 +133,7 @@ func (b *bench) reportPositions(ctx context.Context, s *server, byPartition [][]
 	for _, of := range byPartition {
 		ids = append(ids, of...)
 	}
-	conns := newHTTPConns(s.url, reporters)
+	conns := newHTTPConns(s.URL(), reporters)
 	defer closeAll(conns)
 	start := time.Now()
 	m, err := closedLoop(ctx, reporters, b.Duration, func(_ context.Context, n int) error {
@@ -160,7 +161,7 @@ func (b *bench) reportPositions(ctx context.Context, s *server, byPartition [][]
 	if err != nil {
 		return nil, err
 	}
-	if err := passed(ctx, s.models, history{ends: ends}.token(), projections.Riders); err != nil {
+	if err := passed(ctx, s.ReadModels(), history{ends: ends}.token(), projections.Riders); err != nil {
 		return nil, err
 	}
 	return map[string]float64{"per_s": reported / time.Since(start).Seconds()}, nil
@@ -169,8 +170,8 @@ func (b *bench) reportPositions(ctx context.Context, s *server, byPartition [][]
 // writePositions applies positions to the serving tables with the read model's
 // own handler: its statements, in transactions of a partition each, without
 // HTTP, log and checkpoints.
-func (b *bench) writePositions(ctx context.Context, s *server, byPartition [][]string) (map[string]float64, error) {
-	g, err := s.models.Serving(ctx, projections.Riders)
+func (b *run) writePositions(ctx context.Context, s *server.Server, byPartition [][]string) (map[string]float64, error) {
+	g, err := s.ReadModels().Serving(ctx, projections.Riders)
 	if err != nil {
 		return nil, err
 	}
@@ -196,7 +197,7 @@ func (b *bench) writePositions(ctx context.Context, s *server, byPartition [][]s
 			}
 			events[i] = eventlog.Event{Topic: eventlog.RiderLocations, Partition: int32(p), Type: rider.PositionType, Subject: id, Time: now, Data: data}
 		}
-		tx, err := s.db.Begin(ctx)
+		tx, err := s.ReadModels().DB.Begin(ctx)
 		if err != nil {
 			return err
 		}

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"tomato/cmd/tomato/server"
 	"tomato/cmd/tomato/settings"
 	"tomato/commandside/shard"
 	"tomato/domain"
@@ -40,18 +41,18 @@ const (
 // asked to stop. The log has live orders, which the other one has to take in. At
 // the survivor one caller per shard issues commands from before the kill, or the
 // signal, until it serves them all; the longest wait of any command counts.
-func (b *bench) takeover(ctx context.Context) error {
+func (b *run) takeover(ctx context.Context) error {
 	if b.Count == 0 {
 		b.Count = liveOrders
 	}
 	if err := b.writeLive(ctx, b.Count); err != nil {
 		return err
 	}
-	c, err := b.serveConfig(roleCommand)
+	c, err := b.serveConfig(server.RoleCommand)
 	if err != nil {
 		return err
 	}
-	s, err := b.serve(ctx, c)
+	s, err := b.serve(ctx, c, server.Options{})
 	if err != nil {
 		return err
 	}
@@ -92,12 +93,12 @@ func (b *bench) takeover(ctx context.Context) error {
 
 // takeoverOnce lets another process have its part of the shards, ends it, and
 // returns when s has them all.
-func (b *bench) takeoverOnce(ctx context.Context, s *server, riders []string, name string, end func(*exec.Cmd) error) (map[string]float64, error) {
-	here := func(ctx context.Context) ([]shard.Status, error) { return s.shards.Status(ctx), nil }
+func (b *run) takeoverOnce(ctx context.Context, s *server.Server, riders []string, name string, end func(*exec.Cmd) error) (map[string]float64, error) {
+	here := func(ctx context.Context) ([]shard.Status, error) { return s.Shards().Status(ctx), nil }
 	if err := b.saved(ctx, here); err != nil {
 		return nil, err
 	}
-	child, err := b.startChild(ctx, roleCommand)
+	child, err := b.startChild(ctx, server.RoleCommand)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +107,7 @@ func (b *bench) takeoverOnce(ctx context.Context, s *server, riders []string, na
 	wctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	err = until(wctx, func() (bool, error) { // its /readyz has said that it serves what it is assigned
-		serving, assigned := s.shards.Serving()
+		serving, assigned := s.Shards().Serving()
 		return serving == assigned && serving <= (total+1)/2, nil
 	})
 	if err == nil {
@@ -131,13 +132,13 @@ func (b *bench) takeoverOnce(ctx context.Context, s *server, riders []string, na
 				over := false
 				select {
 				case <-ended:
-					serving, _ := s.shards.Serving()
+					serving, _ := s.Shards().Serving()
 					over = serving == total
 				default:
 				}
 				asked := time.Now()
 				for {
-					_, err := s.shards.Execute(gctx, shard.Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor,
+					_, err := s.Shards().Execute(gctx, shard.Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor,
 						Command: rider.Put{RiderID: id, Name: fmt.Sprint(name, " ", n)}})
 					if err == nil {
 						break
@@ -178,7 +179,7 @@ func (b *bench) takeoverOnce(ctx context.Context, s *server, riders []string, na
 		return nil, err
 	}
 	m := map[string]float64{"ms": slices.Max(longest).Seconds() * 1000, "open_ms": 0, "open_events": 0}
-	for _, st := range s.shards.Status(ectx) {
+	for _, st := range s.Shards().Status(ectx) {
 		if st.TakenOverAt.After(at) {
 			m["open_ms"] = max(m["open_ms"], st.TookSeconds*1000)
 			m["open_events"] += float64(st.Replayed)
@@ -190,7 +191,7 @@ func (b *bench) takeoverOnce(ctx context.Context, s *server, riders []string, na
 // saved waits until an instance has kept all that its shards hold in snapshots,
 // but for a few, as one that has run for a while has. One that keeps none is not
 // waited for without end.
-func (b *bench) saved(ctx context.Context, status func(context.Context) ([]shard.Status, error)) error {
+func (b *run) saved(ctx context.Context, status func(context.Context) ([]shard.Status, error)) error {
 	const few = 100 // aggregates of one shard: they are read in no time
 	wctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -206,7 +207,7 @@ func (b *bench) saved(ctx context.Context, status func(context.Context) ([]shard
 }
 
 // shards is what the child says of its shards.
-func (c *benchChild) shards(ctx context.Context) ([]shard.Status, error) {
+func (c *child) shards(ctx context.Context) ([]shard.Status, error) {
 	token, err := httpapi.MintToken(benchSecret, benchOps, time.Hour)
 	if err != nil {
 		return nil, err
@@ -226,8 +227,8 @@ func (c *benchChild) shards(ctx context.Context) ([]shard.Status, error) {
 	return body.Items, err
 }
 
-// benchChild is a serve in a process of its own.
-type benchChild struct {
+// child is a serve in a process of its own.
+type child struct {
 	cmd  *exec.Cmd
 	url  string
 	done chan error
@@ -235,7 +236,7 @@ type benchChild struct {
 
 // startChild starts a serve with the bench's broker and database, and returns
 // when it is ready.
-func (b *bench) startChild(ctx context.Context, roles ...string) (*benchChild, error) {
+func (b *run) startChild(ctx context.Context, roles ...string) (*child, error) {
 	c, err := b.serveConfig(roles...)
 	if err != nil {
 		return nil, err
@@ -254,7 +255,7 @@ func (b *bench) startChild(ctx context.Context, roles ...string) (*benchChild, e
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	ch := &benchChild{cmd: cmd, done: make(chan error, 1)}
+	ch := &child{cmd: cmd, done: make(chan error, 1)}
 	go func() { ch.done <- cmd.Wait() }()
 	b.onStop(func(context.Context) error { ch.kill(); return nil })
 	wctx, cancel := context.WithTimeout(ctx, time.Minute)
@@ -284,14 +285,14 @@ func (b *bench) startChild(ctx context.Context, roles ...string) (*benchChild, e
 }
 
 // kill ends the process, if it has not ended, and waits for it.
-func (c *benchChild) kill() {
+func (c *child) kill() {
 	_ = c.cmd.Process.Kill() // fails where it has ended
 	err := <-c.done
 	c.done <- err
 }
 
 // residentKiB is how much memory the process has, or 0 where that is not known.
-func (c *benchChild) residentKiB() float64 {
+func (c *child) residentKiB() float64 {
 	b, err := os.ReadFile(filepath.Join("/proc", fmt.Sprint(c.cmd.Process.Pid), "status"))
 	if err != nil {
 		return 0

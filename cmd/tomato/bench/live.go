@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
+	"tomato/cmd/tomato/server"
 	"tomato/cmd/tomato/settings"
 	"tomato/domain"
 	"tomato/domain/order"
@@ -33,14 +34,14 @@ const liveRestaurants = 200
 // writeLive fills empty logs with so many live orders, as the one owner that
 // there ever was would have written them: claims, terms, seqs, and events that
 // the domain decided. It goes past the shards, which would be the slower way.
-func (b *bench) writeLive(ctx context.Context, orders int) error {
+func (b *run) writeLive(ctx context.Context, orders int) error {
 	client, err := b.kafka.NewClient(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ProducerLinger(5*time.Millisecond), kgo.MaxBufferedRecords(50_000), kgo.ProducerBatchCompression(kgo.NoCompression()))
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	layout := eventlog.Layout{Partitions: b.Partitions, Replication: b.Replication, Consumers: subscriptions()}
+	layout := eventlog.Layout{Partitions: b.Partitions, Replication: b.Replication, Consumers: server.Subscriptions()}
 	if err := eventlog.Ensure(ctx, kadm.NewClient(client), layout); err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
+	"tomato/cmd/tomato/server"
 	"tomato/domain"
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
@@ -33,7 +34,7 @@ type history struct {
 func (h history) token() eventlog.Token { return eventlog.TokenBefore(h.ends) }
 
 // writeHistory fills topic orders through a server, and counts what is there.
-func (b *bench) writeHistory(ctx context.Context, s *server) (history, error) {
+func (b *run) writeHistory(ctx context.Context, s *server.Server) (history, error) {
 	orders := b.Count
 	if orders == 0 {
 		orders = historyOrders
@@ -48,7 +49,7 @@ func (b *bench) writeHistory(ctx context.Context, s *server) (history, error) {
 	return b.countHistory(ctx)
 }
 
-func (b *bench) countHistory(ctx context.Context) (h history, err error) {
+func (b *run) countHistory(ctx context.Context) (h history, err error) {
 	if h.ends, err = endsOf(ctx, b.kafka, eventlog.Orders); err != nil {
 		return h, err
 	}
@@ -66,7 +67,7 @@ func (b *bench) countHistory(ctx context.Context) (h history, err error) {
 
 // bareRead hands every record of the history to each, a partition's records in
 // order from one goroutine. It ends when all are read, or each says so.
-func (b *bench) bareRead(ctx context.Context, h history, each func(ctx context.Context, records []*kgo.Record) error) error {
+func (b *run) bareRead(ctx context.Context, h history, each func(ctx context.Context, records []*kgo.Record) error) error {
 	offsets := map[int32]kgo.Offset{}
 	for tp, end := range h.ends {
 		if end > 0 {
@@ -113,7 +114,7 @@ func (s *since) perSecond(events int64) map[string]float64 {
 // consume measures the consumer runtime with a handler that only counts: the
 // reader rule, order, checkpoints and all. Time runs from the first event
 // handled to the last one: joining a group is not consuming.
-func (b *bench) consume(ctx context.Context) error {
+func (b *run) consume(ctx context.Context) error {
 	h, err := b.writeForConsumers(ctx)
 	if err != nil {
 		return err
@@ -122,7 +123,7 @@ func (b *bench) consume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cfg.MaxConns = serveConns
+	cfg.MaxConns = server.DatabaseConns
 	db, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return err
@@ -159,17 +160,17 @@ func (b *bench) consume(ctx context.Context) error {
 
 // writeForConsumers writes the history through a server that is closed then: what
 // its shards hold, the collector would go through again and again.
-func (b *bench) writeForConsumers(ctx context.Context) (h history, err error) {
-	c, err := b.serveConfig(roleCommand)
+func (b *run) writeForConsumers(ctx context.Context) (h history, err error) {
+	c, err := b.serveConfig(server.RoleCommand)
 	if err != nil {
 		return h, err
 	}
-	s, err := startServer(ctx, c)
+	s, err := server.Start(ctx, c, server.Options{})
 	if err != nil {
 		return h, err
 	}
-	defer func() { err = errors.Join(err, s.close()) }()
-	if err := ready(ctx, s.url); err != nil {
+	defer func() { err = errors.Join(err, s.Close()) }()
+	if err := ready(ctx, s.URL()); err != nil {
 		return h, err
 	}
 	if b.Count == 0 {
@@ -178,7 +179,7 @@ func (b *bench) writeForConsumers(ctx context.Context) (h history, err error) {
 	return b.writeHistory(ctx, s)
 }
 
-func (b *bench) consumeOnce(ctx context.Context, db *pgxpool.Pool, name string, h history) (map[string]float64, error) {
+func (b *run) consumeOnce(ctx context.Context, db *pgxpool.Pool, name string, h history) (map[string]float64, error) {
 	var first since
 	var handled, size atomic.Int64
 	all := make(chan map[string]float64, 1)
@@ -216,7 +217,7 @@ func (b *bench) consumeOnce(ctx context.Context, db *pgxpool.Pool, name string, 
 }
 
 // forget deletes a consumer group; where it cannot, an empty group is left.
-func (b *bench) forget(group string) {
+func (b *run) forget(group string) {
 	client, err := b.kafka.NewClient()
 	if err != nil {
 		return

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -21,7 +21,7 @@ const liveOrders = 100_000
 // memory that they take, and how long it takes to take the shards over, from the
 // logs alone and then from snapshots. Nothing else runs in this process but,
 // where it is asked for, the embedded broker, whose memory does not count.
-func (b *bench) shards(ctx context.Context) error {
+func (b *run) shards(ctx context.Context) error {
 	if b.Count == 0 {
 		b.Count = liveOrders
 	}
@@ -86,7 +86,7 @@ const saveLimit = 3 * time.Minute
 
 // openAll lets one instance take all shards over, and stops it again: where it
 // writes snapshots, when all has been kept.
-func (b *bench) openAll(ctx context.Context, menus *shard.Menus, snapshotEvery time.Duration) (o opened, err error) {
+func (b *run) openAll(ctx context.Context, menus *shard.Menus, snapshotEvery time.Duration) (o opened, err error) {
 	registry := prometheus.NewRegistry()
 	shards, err := shard.NewShards(shard.Config{Kafka: b.kafka, Partitions: b.Partitions, Build: settings.Build(), Menus: menus, SnapshotEvery: snapshotEvery, ClusterKey: benchClusterKey,
 		PaymentGrace: time.Hour, ArchiveAfter: 720 * time.Hour, InboxPassed: func(context.Context, string) (bool, error) { return true, nil }, Registry: registry, Log: b.log})
@@ -155,7 +155,7 @@ func liveHeap() float64 {
 }
 
 // heapProfile writes what is reachable now, where that is asked for.
-func (b *bench) heapProfile() error {
+func (b *run) heapProfile() error {
 	if b.MemProfile == "" || b.heapProfiled {
 		return nil
 	}

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 	"github.com/coder/websocket"
 	"golang.org/x/sync/errgroup"
 
+	"tomato/cmd/tomato/server"
 	"tomato/commandside/shard"
 	"tomato/domain"
 	"tomato/domain/nearby"
@@ -54,12 +55,12 @@ func riderPlace(n, i int) domain.Point {
 // connection, through all of it: HTTP, shard, Kafka, dispatch, PostGIS, Kafka,
 // feed. Orders are prepared before; then all become ready at once, in a burst
 // with 32 requests under way, and after that 50 of them a second.
-func (b *bench) ordersReady(ctx context.Context) error {
-	c, err := b.serveConfig(roleCommand, roleQuery, roleFeed, roleProject, roleReact)
+func (b *run) ordersReady(ctx context.Context) error {
+	c, err := b.serveConfig(server.RoleCommand, server.RoleQuery, server.RoleFeed, server.RoleProject, server.RoleReact)
 	if err != nil {
 		return err
 	}
-	s, err := b.serve(ctx, c)
+	s, err := b.serve(ctx, c, server.Options{})
 	if err != nil {
 		return err
 	}
@@ -72,7 +73,7 @@ func (b *bench) ordersReady(ctx context.Context) error {
 		return err
 	}
 	offers := &offers{}
-	stop, err := offers.connect(ctx, s.url)
+	stop, err := offers.connect(ctx, s.URL())
 	if err != nil {
 		return err
 	}
@@ -84,7 +85,7 @@ func (b *bench) ordersReady(ctx context.Context) error {
 			return err
 		}
 	}
-	conns := newHTTPConns(s.url, readyRequests)
+	conns := newHTTPConns(s.URL(), readyRequests)
 	defer closeAll(conns)
 
 	t := &readyTown{b: b, s: s, offers: offers, kitchens: kitchens, conns: conns}
@@ -108,7 +109,7 @@ func (b *bench) ordersReady(ctx context.Context) error {
 }
 
 // buildTown registers everybody, and returns when the riders can be found.
-func (b *bench) buildTown(ctx context.Context, s *server) error {
+func (b *run) buildTown(ctx context.Context, s *server.Server) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(64)
 	for n := range townRestaurants {
@@ -117,7 +118,7 @@ func (b *bench) buildTown(ctx context.Context, s *server) error {
 			g.Go(func() error {
 				id := townRider(n, i)
 				for _, c := range []domain.Command{rider.Put{RiderID: id, Name: "Asha"}, rider.Verify{}, rider.GoOnline{}} {
-					if _, err := s.shards.Execute(gctx, shard.Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: c}); err != nil {
+					if _, err := s.Shards().Execute(gctx, shard.Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: c}); err != nil {
 						return err
 					}
 				}
@@ -142,13 +143,13 @@ func (b *bench) buildTown(ctx context.Context, s *server) error {
 		}
 		searches[n] = nearby.Search{Point: townPlace(n), RadiusMeters: 5000, Limit: 50}
 	}
-	if err := report(s.url, positions); err != nil {
+	if err := report(s.URL(), positions); err != nil {
 		return err
 	}
 	fctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	err := until(fctx, func() (bool, error) {
-		found, _, err := s.models.Nearest(fctx, searches, time.Hour, nil, 0)
+		found, _, err := s.ReadModels().Nearest(fctx, searches, time.Hour, nil, 0)
 		if err != nil {
 			return false, err
 		}
@@ -295,8 +296,8 @@ func (o *offers) received(ctx context.Context) ([]time.Time, error) {
 }
 
 type readyTown struct {
-	b        *bench
-	s        *server
+	b        *run
+	s        *server.Server
 	offers   *offers
 	kitchens []string // tokens
 	conns    []*httpConn
@@ -312,7 +313,7 @@ func (t *readyTown) prepare(ctx context.Context, n int) ([]*order.State, error) 
 	rctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	return orders, until(rctx, func() (bool, error) {
-		err := t.s.models.Read(rctx, token, []string{projections.Orders}, func([]string) error { return nil })
+		err := t.s.ReadModels().Read(rctx, token, []string{projections.Orders}, func([]string) error { return nil })
 		if errors.Is(err, eventlog.ErrBehind) {
 			return false, nil
 		}

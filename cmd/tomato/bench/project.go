@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"bytes"
@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"tomato/cmd/tomato/server"
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
 	"tomato/migrations"
@@ -20,12 +21,12 @@ import (
 // project measures how fast the orders read model takes in a log that is there,
 // into an empty database, and how soon one command's event is to be seen in it.
 // The limit is the consumer that everybody writes first: one upsert per event.
-func (b *bench) project(ctx context.Context) error {
-	c, err := b.serveConfig(roleCommand, roleProject)
+func (b *run) project(ctx context.Context) error {
+	c, err := b.serveConfig(server.RoleCommand, server.RoleProject)
 	if err != nil {
 		return err
 	}
-	s, err := b.serve(ctx, c)
+	s, err := b.serve(ctx, c, server.Options{})
 	if err != nil {
 		return err
 	}
@@ -33,15 +34,15 @@ func (b *bench) project(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := passed(ctx, s.models, h.token(), projections.Orders); err != nil {
+	if err := passed(ctx, s.ReadModels(), h.token(), projections.Orders); err != nil {
 		return err
 	}
 	const table = `CREATE TABLE bench_limit (id text PRIMARY KEY, version bigint NOT NULL, state text NOT NULL)`
-	if _, err := s.db.Exec(ctx, table); err != nil {
+	if _, err := s.ReadModels().DB.Exec(ctx, table); err != nil {
 		return err
 	}
 	upsert := func(ctx context.Context, r *kgo.Record) error {
-		_, err := s.db.Exec(ctx, `INSERT INTO bench_limit AS l (id, version, state) VALUES ($1, $2, $3)
+		_, err := s.ReadModels().DB.Exec(ctx, `INSERT INTO bench_limit AS l (id, version, state) VALUES ($1, $2, $3)
 			ON CONFLICT (id) DO UPDATE SET version = l.version + 1, state = EXCLUDED.state`, string(r.Key), 1, string(r.Value))
 		return err
 	}
@@ -83,7 +84,7 @@ func (b *bench) project(ctx context.Context) error {
 }
 
 // projectOnce fills the first generation of an empty database.
-func (b *bench) projectOnce(ctx context.Context, h history) (map[string]float64, error) {
+func (b *run) projectOnce(ctx context.Context, h history) (map[string]float64, error) {
 	url, drop, err := b.newDatabase(ctx)
 	if err != nil {
 		return nil, err
@@ -96,7 +97,7 @@ func (b *bench) projectOnce(ctx context.Context, h history) (map[string]float64,
 	if err != nil {
 		return nil, err
 	}
-	cfg.MaxConns = serveConns
+	cfg.MaxConns = server.DatabaseConns
 	db, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return nil, err
@@ -150,12 +151,12 @@ func passed(ctx context.Context, models *projections.ReadModels, after eventlog.
 
 // visible measures from a command's answer until a query with its
 // Consistency-Token would be answered; of the limit, until its upsert is done.
-func (b *bench) visible(ctx context.Context, s *server, upsert func(context.Context, *kgo.Record) error) error {
+func (b *run) visible(ctx context.Context, s *server.Server, upsert func(context.Context, *kgo.Record) error) error {
 	ends, err := endsOf(ctx, b.kafka, eventlog.Orders)
 	if err != nil {
 		return err
 	}
-	if err := passed(ctx, s.models, history{ends: ends}.token(), projections.Orders); err != nil {
+	if err := passed(ctx, s.ReadModels(), history{ends: ends}.token(), projections.Orders); err != nil {
 		return err
 	}
 	l := lives(s, 1)[0]
@@ -209,7 +210,7 @@ func (b *bench) visible(ctx context.Context, s *server, upsert func(context.Cont
 		},
 		func(ctx context.Context) (map[string]float64, error) {
 			return loop(ctx, func(ctx context.Context) error {
-				return s.models.Read(ctx, l.res.Token(), []string{projections.Orders}, func([]string) error { return nil })
+				return s.ReadModels().Read(ctx, l.res.Token(), []string{projections.Orders}, func([]string) error { return nil })
 			})
 		})
 	if err != nil {
@@ -223,12 +224,12 @@ func (b *bench) visible(ctx context.Context, s *server, upsert func(context.Cont
 // rebuild measures a rebuild of the orders read model until the new generation
 // serves. The limit reads the same topic and copies the same rows into tables
 // with the same indexes, without knowing what they mean.
-func (b *bench) rebuild(ctx context.Context) error {
-	c, err := b.serveConfig(roleCommand, roleProject)
+func (b *run) rebuild(ctx context.Context) error {
+	c, err := b.serveConfig(server.RoleCommand, server.RoleProject)
 	if err != nil {
 		return err
 	}
-	s, err := b.serve(ctx, c)
+	s, err := b.serve(ctx, c, server.Options{})
 	if err != nil {
 		return err
 	}
@@ -236,7 +237,7 @@ func (b *bench) rebuild(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := passed(ctx, s.models, h.token(), projections.Orders); err != nil {
+	if err := passed(ctx, s.ReadModels(), h.token(), projections.Orders); err != nil {
 		return err
 	}
 	tables, err := copyOut(ctx, s)
@@ -251,7 +252,7 @@ func (b *bench) rebuild(ctx context.Context) error {
 		func(ctx context.Context) (map[string]float64, error) {
 			var m map[string]float64
 			start := time.Now()
-			_, err := s.models.Rebuild(ctx, projections.Orders, projections.RebuildOptions{Runtime: s.runtime, DropOld: true, Progress: func(p projections.Progress) {
+			_, err := s.ReadModels().Rebuild(ctx, projections.Orders, projections.RebuildOptions{Runtime: s.Runtime(), DropOld: true, Progress: func(p projections.Progress) {
 				if p.Phase == projections.Switched {
 					m = map[string]float64{"per_s": float64(h.events) / time.Since(start).Seconds()}
 				}
@@ -271,12 +272,12 @@ type copiedTable struct {
 	rows         []byte
 }
 
-func copyOut(ctx context.Context, s *server) ([]copiedTable, error) {
-	g, err := s.models.Serving(ctx, projections.Orders)
+func copyOut(ctx context.Context, s *server.Server) ([]copiedTable, error) {
+	g, err := s.ReadModels().Serving(ctx, projections.Orders)
 	if err != nil {
 		return nil, err
 	}
-	rows, err := s.db.Query(ctx, `SELECT tablename FROM pg_tables WHERE schemaname = $1 AND tablename NOT LIKE 'schema_migrations%' ORDER BY 1`, g.Schema())
+	rows, err := s.ReadModels().DB.Query(ctx, `SELECT tablename FROM pg_tables WHERE schemaname = $1 AND tablename NOT LIKE 'schema_migrations%' ORDER BY 1`, g.Schema())
 	if err != nil {
 		return nil, err
 	}
@@ -284,7 +285,7 @@ func copyOut(ctx context.Context, s *server) ([]copiedTable, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := s.db.Acquire(ctx)
+	conn, err := s.ReadModels().DB.Acquire(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -304,8 +305,8 @@ func copyOut(ctx context.Context, s *server) ([]copiedTable, error) {
 	return all, nil
 }
 
-func (b *bench) readAndCopy(ctx context.Context, s *server, h history, tables []copiedTable) (map[string]float64, error) {
-	conn, err := s.db.Acquire(ctx)
+func (b *run) readAndCopy(ctx context.Context, s *server.Server, h history, tables []copiedTable) (map[string]float64, error) {
+	conn, err := s.ReadModels().DB.Acquire(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -1,4 +1,14 @@
-package main
+// Package bench measures one part of Tomato beside its limit: the least that any
+// program would have to do for the same effect. Both are measured in the same run, on
+// the same broker and database, in rounds that alternate, so that what else the
+// machine does affects both. Rows are medians over the rounds; the first round is a
+// warm-up and is left out.
+//
+// Everything runs on this machine: this process holds the callers and, except for
+// feed and takeover, the server. Broker and database are private ones in a temporary
+// directory, unless they are named. Each bench has a file of its own; bench.go has
+// what they share.
+package bench
 
 import (
 	"cmp"
@@ -21,10 +31,10 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/alecthomas/kong"
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 
+	"tomato/cmd/tomato/server"
 	"tomato/cmd/tomato/settings"
 	"tomato/commandside/shard"
 	"tomato/domain"
@@ -34,16 +44,8 @@ import (
 	"tomato/migrations/cluster"
 )
 
-// A bench measures one part of Tomato beside its limit: the least that any
-// program would have to do for the same effect, measured in the same run, on
-// the same broker and database, in rounds that alternate, so that what else
-// the machine does hits both. Rows are medians over the rounds; the first round
-// is a warm-up and left out.
-//
-// Everything runs on this machine: this process holds the callers and, but for
-// feed and takeover, the server. Broker and database are private ones in a
-// temporary directory unless they are named.
-type benchCmd struct {
+// Cmd is the command bench: its flags, and what Run measures.
+type Cmd struct {
 	settings.Kafka
 	settings.Database
 	Name        string        `arg:"" enum:"commands,orders-ready,takeover,shards,consume,project,rebuild,riders,feed" help:"commands, orders-ready, takeover, shards, consume, project, rebuild, riders or feed."`
@@ -59,7 +61,8 @@ type benchCmd struct {
 	out         io.Writer     // default os.Stdout
 }
 
-type benchRow struct {
+// Row is one figure of a report. Limit and Ratio are 0 if the figure has no limit.
+type Row struct {
 	Name  string  `json:"name"`
 	Value float64 `json:"value"`
 	Unit  string  `json:"unit"`
@@ -67,14 +70,15 @@ type benchRow struct {
 	Ratio float64 `json:"ratio,omitzero"`
 }
 
-type benchReport struct {
-	Bench   string     `json:"bench"`
-	Broker  string     `json:"broker"`
-	Machine string     `json:"machine"`
-	Rows    []benchRow `json:"rows"`
+// Report is what a bench prints with --json.
+type Report struct {
+	Bench   string `json:"bench"`
+	Broker  string `json:"broker"`
+	Machine string `json:"machine"`
+	Rows    []Row  `json:"rows"`
 }
 
-func (c benchCmd) validate() error {
+func (c Cmd) validate() error {
 	switch {
 	case c.Rounds < 1 || c.Rounds > 50:
 		return settings.Usage("--rounds must be 1 to 50")
@@ -90,8 +94,8 @@ func (c benchCmd) validate() error {
 	return nil
 }
 
-// Run measures and prints.
-func (c benchCmd) Run(ctx context.Context) (err error) {
+// Run measures and prints. It returns a settings.UsageError if a flag is wrong.
+func (c Cmd) Run(ctx context.Context) (err error) {
 	if err := c.validate(); err != nil {
 		return err
 	}
@@ -101,7 +105,7 @@ func (c benchCmd) Run(ctx context.Context) (err error) {
 	if c.progressOut == nil {
 		c.progressOut = os.Stderr
 	}
-	b := &bench{benchCmd: c, report: benchReport{Bench: c.Name, Machine: machine(), Rows: []benchRow{}}}
+	b := &run{Cmd: c, report: Report{Bench: c.Name, Machine: machine(), Rows: []Row{}}}
 	defer func() { err = errors.Join(err, b.close()) }()
 	if err := b.open(ctx); err != nil {
 		return err
@@ -117,14 +121,14 @@ func (c benchCmd) Run(ctx context.Context) (err error) {
 	return b.print()
 }
 
-// bench is one run: what it has started, and its rows.
-type bench struct {
-	benchCmd
+// run is one run of a bench: what it has started, and its rows.
+type run struct {
+	Cmd
 	dir       string // temporary
 	kafka     eventlog.Config
 	serverURL string // of Postgres; DatabaseURL is one of the bench's own databases there
 	log       *slog.Logger
-	report    benchReport
+	report    Report
 	started   int // servers
 	databases int
 	stops     []func(context.Context) error
@@ -133,11 +137,11 @@ type bench struct {
 	heapProfiled bool
 }
 
-func (b *bench) onStop(f func(context.Context) error) { b.stops = append(b.stops, f) }
+func (b *run) onStop(f func(context.Context) error) { b.stops = append(b.stops, f) }
 
-func (b *bench) close() error {
+func (b *run) close() error {
 	b.stopProfile()
-	ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), server.StopLimit)
 	defer cancel()
 	var errs []error
 	for _, stop := range slices.Backward(b.stops) {
@@ -147,13 +151,13 @@ func (b *bench) close() error {
 }
 
 // tell says what is being done: on stderr, so that stdout has the rows alone.
-func (b *bench) tell(format string, args ...any) {
+func (b *run) tell(format string, args ...any) {
 	fmt.Fprintf(b.progressOut, "bench "+b.Name+": "+format+"\n", args...)
 }
 
 // open starts the broker and the database.
-func (b *bench) open(ctx context.Context) (err error) {
-	b.log = slog.New(slog.NewTextHandler(b.progressOut, &slog.HandlerOptions{Level: benchLogLevel()}))
+func (b *run) open(ctx context.Context) (err error) {
+	b.log = slog.New(slog.NewTextHandler(b.progressOut, &slog.HandlerOptions{Level: logLevel()}))
 	if b.dir, err = os.MkdirTemp(b.DataDir, "tomato-bench-"); err != nil {
 		return err
 	}
@@ -204,7 +208,7 @@ func (b *bench) open(ctx context.Context) (err error) {
 
 // alone fails where a serve works with these brokers: a bench fills the log and
 // would share its shards.
-func (b *bench) alone(ctx context.Context) error {
+func (b *run) alone(ctx context.Context) error {
 	client, err := b.Kafka.Config("tomato-bench").NewClient()
 	if err != nil {
 		return settings.UsageError{Err: err}
@@ -228,7 +232,7 @@ func (b *bench) alone(ctx context.Context) error {
 }
 
 // newDatabase makes a database beside the one that DATABASE_URL names.
-func (b *bench) newDatabase(ctx context.Context) (databaseURL string, drop func(context.Context) error, err error) {
+func (b *run) newDatabase(ctx context.Context) (databaseURL string, drop func(context.Context) error, err error) {
 	given, err := url.Parse(b.serverURL)
 	if err != nil {
 		return "", nil, settings.Usage("DATABASE_URL: %w", err)
@@ -252,18 +256,13 @@ func (b *bench) newDatabase(ctx context.Context) (databaseURL string, drop func(
 
 // serveConfig is serve with its defaults, these roles, and times so long that
 // nothing becomes due while it is measured.
-func (b *bench) serveConfig(roles ...string) (serveCmd, error) {
-	var c cli
-	parser, err := kong.New(&c, kong.BindTo(context.Background(), (*context.Context)(nil)))
+func (b *run) serveConfig(roles ...string) (server.Config, error) {
+	s, err := server.ParseConfig()
 	if err != nil {
-		return serveCmd{}, err
-	}
-	if _, err := parser.Parse([]string{"serve"}); err != nil {
-		return serveCmd{}, err
+		return server.Config{}, err
 	}
 	b.started++
-	s := c.Serve
-	s.DataDir, s.LogLevel = filepath.Join(b.dir, fmt.Sprint("serve", b.started)), strings.ToLower(benchLogLevel().String())
+	s.DataDir, s.LogLevel = filepath.Join(b.dir, fmt.Sprint("serve", b.started)), strings.ToLower(logLevel().String())
 	s.Kafka, s.DatabaseURL = b.Kafka, b.DatabaseURL
 	s.Role, s.HTTPAddr, s.Advertised = roles, "127.0.0.1:0", ""
 	s.Secrets = settings.Secrets{JWTSecret: benchSecret, ClusterKey: benchClusterKey, InternalKey: benchSecret, WebhookSecrets: []string{benchSecret}}
@@ -280,13 +279,13 @@ const (
 )
 
 // serve starts a server in this process and returns when it is ready.
-func (b *bench) serve(ctx context.Context, c serveCmd) (*server, error) {
-	s, err := startServer(ctx, c)
+func (b *run) serve(ctx context.Context, c server.Config, o server.Options) (*server.Server, error) {
+	s, err := server.Start(ctx, c, o)
 	if err != nil {
 		return nil, err
 	}
-	b.onStop(func(context.Context) error { return s.close() })
-	return s, ready(ctx, s.url)
+	b.onStop(func(context.Context) error { return s.Close() })
+	return s, ready(ctx, s.URL())
 }
 
 // ready waits until the server at base says that it is.
@@ -346,8 +345,8 @@ func (t tokens) of(a domain.Actor) (string, error) {
 }
 
 // add adds a row; a limit of 0 is none.
-func (b *bench) add(name, unit string, value, limit float64) {
-	row := benchRow{Name: name, Unit: unit, Value: rounded(value), Limit: rounded(limit)}
+func (b *run) add(name, unit string, value, limit float64) {
+	row := Row{Name: name, Unit: unit, Value: rounded(value), Limit: rounded(limit)}
 	if limit != 0 {
 		row.Ratio = rounded(value / limit)
 	}
@@ -364,7 +363,7 @@ func rounded(f float64) float64 {
 }
 
 // profile begins the CPU profile, when what it needs is set up.
-func (b *bench) profile() error {
+func (b *run) profile() error {
 	if b.CPUProfile == "" || b.profiled != nil {
 		return nil
 	}
@@ -376,7 +375,7 @@ func (b *bench) profile() error {
 	return pprof.StartCPUProfile(f)
 }
 
-func (b *bench) stopProfile() {
+func (b *run) stopProfile() {
 	if b.profiled != nil {
 		pprof.StopCPUProfile()
 		_ = b.profiled.Close() // nothing is lost but the profile
@@ -394,7 +393,7 @@ func asLimit(ctx context.Context, run func(context.Context) error) (err error) {
 // alternating runs limit and measured in turns, one round more than asked for:
 // the first is a warm-up. Each returns its figures by name; the medians of all
 // other rounds are returned.
-func (b *bench) alternating(ctx context.Context, what string, limit, measured func(context.Context) (map[string]float64, error)) (ofLimit, ofMeasured map[string]float64, err error) {
+func (b *run) alternating(ctx context.Context, what string, limit, measured func(context.Context) (map[string]float64, error)) (ofLimit, ofMeasured map[string]float64, err error) {
 	var limits, values []map[string]float64
 	for round := range b.Rounds + 1 {
 		var l, v map[string]float64
@@ -442,7 +441,7 @@ func medians(rounds []map[string]float64) map[string]float64 {
 	return m
 }
 
-func (b *bench) print() error {
+func (b *run) print() error {
 	if b.JSON {
 		return json.NewEncoder(b.out).Encode(b.report)
 	}
@@ -472,8 +471,8 @@ func machine() string {
 	return s
 }
 
-// benchLogLevel is that of what runs in this process, for who looks into a bench.
-func benchLogLevel() slog.Level {
+// logLevel is that of what runs in this process, for who looks into a bench.
+func logLevel() slog.Level {
 	if os.Getenv("TOMATO_BENCH_LOG_LEVEL") == "debug" {
 		return slog.LevelDebug
 	}

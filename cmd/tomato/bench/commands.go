@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
+	"tomato/cmd/tomato/server"
 	"tomato/commandside/shard"
 	"tomato/domain"
 	"tomato/domain/order"
@@ -94,17 +95,17 @@ func (l *life) next(ctx context.Context) error {
 }
 
 // lives returns one for each caller.
-func lives(s *server, callers int) []*life {
+func lives(s *server.Server, callers int) []*life {
 	all := make([]*life, callers)
 	for i := range all {
-		all[i] = &life{commands: s.shards, restaurant: benchRestaurant, last: stepWhole}
+		all[i] = &life{commands: s.Shards(), restaurant: benchRestaurant, last: stepWhole}
 	}
 	return all
 }
 
 // kitchen opens a restaurant with a menu, and waits until orders are priced
 // from it.
-func kitchen(ctx context.Context, s *server, id string, at domain.Point) error {
+func kitchen(ctx context.Context, s *server.Server, id string, at domain.Point) error {
 	var res shard.Result
 	var err error
 	for _, c := range []domain.Command{
@@ -113,12 +114,12 @@ func kitchen(ctx context.Context, s *server, id string, at domain.Point) error {
 		restaurant.SetMenuItem{Item: restaurant.MenuItem{ItemID: "lassi", Name: "Sweet Lassi", Price: domain.Money{Amount: 6000, Currency: "INR"}, Available: true}},
 		restaurant.Open{},
 	} {
-		if res, err = s.shards.Execute(ctx, shard.Request{Topic: eventlog.Restaurants, ID: id, Actor: domain.SystemActor, Command: c}); err != nil {
+		if res, err = s.Shards().Execute(ctx, shard.Request{Topic: eventlog.Restaurants, ID: id, Actor: domain.SystemActor, Command: c}); err != nil {
 			return err
 		}
 	}
 	// A look at an order that is not there has no other effect than its wait.
-	_, err = s.shards.Execute(ctx, shard.Request{Topic: eventlog.Orders, ID: id, Actor: domain.SystemActor, Command: shard.Look{}, After: res.Token()})
+	_, err = s.Shards().Execute(ctx, shard.Request{Topic: eventlog.Orders, ID: id, Actor: domain.SystemActor, Command: shard.Look{}, After: res.Token()})
 	return err
 }
 
@@ -126,13 +127,12 @@ func kitchen(ctx context.Context, s *server, id string, at domain.Point) error {
 // Kafka and known to count; and the same over HTTP. One in six commands places
 // an order, the others move it on. The limit is a producer with the same
 // options that appends the same records without looking at them.
-func (b *bench) commands(ctx context.Context) error {
-	c, err := b.serveConfig(roleCommand)
+func (b *run) commands(ctx context.Context) error {
+	c, err := b.serveConfig(server.RoleCommand)
 	if err != nil {
 		return err
 	}
-	c.extend = emptyEndpoint
-	s, err := b.serve(ctx, c)
+	s, err := b.serve(ctx, c, server.Options{ExtraRoutes: emptyEndpoint})
 	if err != nil {
 		return err
 	}
@@ -167,7 +167,7 @@ func (b *bench) commands(ctx context.Context) error {
 	return bare.close(ctx)
 }
 
-func (b *bench) commandsOf(ctx context.Context, s *server, bare *bare, callers int) error {
+func (b *run) commandsOf(ctx context.Context, s *server.Server, bare *bare, callers int) error {
 	all := lives(s, callers)
 	limit, value, err := b.alternating(ctx, fmt.Sprint(callers, " callers"),
 		func(ctx context.Context) (map[string]float64, error) { return bare.loop(ctx, callers, b.Duration) },
@@ -194,12 +194,12 @@ func (b *bench) commandsOf(ctx context.Context, s *server, bare *bare, callers i
 // the in-process row of 256, each on a kept-alive connection. The limit is an
 // empty operation of the same server over the same connections, which checks the
 // token too.
-func (b *bench) commandsOverHTTP(ctx context.Context, s *server) error {
+func (b *run) commandsOverHTTP(ctx context.Context, s *server.Server) error {
 	token, err := tokens{}.of(benchCustomer)
 	if err != nil {
 		return err
 	}
-	conns := newHTTPConns(s.url, benchHTTPCallers)
+	conns := newHTTPConns(s.URL(), benchHTTPCallers)
 	defer closeAll(conns)
 	lives := make([]*httpLife, len(conns))
 	for n := range lives {
@@ -241,10 +241,10 @@ type httpStep struct {
 	body        []byte
 }
 
-func newHTTPLife(s *server, conn *httpConn) (*httpLife, error) {
+func newHTTPLife(s *server.Server, conn *httpConn) (*httpLife, error) {
 	known := tokens{}
 	kitchen := domain.Actor{Sub: "staff", Role: domain.Restaurant, RestaurantID: benchRestaurant}
-	l := &httpLife{commands: s.shards, conn: conn}
+	l := &httpLife{commands: s.Shards(), conn: conn}
 	for _, step := range []struct {
 		actor      domain.Actor
 		path, body string
@@ -298,7 +298,7 @@ type bare struct {
 }
 
 // newBare takes its samples from what the shards have appended.
-func (b *bench) newBare(ctx context.Context, s *server) (*bare, error) {
+func (b *run) newBare(ctx context.Context, s *server.Server) (*bare, error) {
 	l := &bare{}
 	ends, err := endsOf(ctx, b.kafka, eventlog.Orders)
 	if err != nil {
@@ -388,14 +388,14 @@ func endsOf(ctx context.Context, cfg eventlog.Config, topics ...string) (map[eve
 
 // fill places so many orders and takes each through the first steps of its
 // life. It returns the orders in their last state, and a token that covers all.
-func fill(ctx context.Context, s *server, orders, steps int, restaurantOf func(n int) string) ([]*order.State, eventlog.Token, error) {
+func fill(ctx context.Context, s *server.Server, orders, steps int, restaurantOf func(n int) string) ([]*order.State, eventlog.Token, error) {
 	states := make([]*order.State, orders)
 	reached := make([]eventlog.Token, orders)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(256)
 	for n := range orders {
 		g.Go(func() error {
-			l := &life{commands: s.shards, restaurant: restaurantOf(n)}
+			l := &life{commands: s.Shards(), restaurant: restaurantOf(n)}
 			for range steps {
 				if err := l.next(ctx); err != nil {
 					return err

@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"bytes"
@@ -23,13 +23,13 @@ func TestTokensArePrintedWithAMadeUpSecretAlone(t *testing.T) {
 		{settings.Secrets{JWKSURL: "https://keys.example"}, false},
 		{settings.Secrets{JWTSecret: chosen, ClusterKey: chosen + "c", InternalKey: chosen, WebhookSecrets: []string{"w"}}, false},
 	} {
-		s := &server{cmd: serveCmd{Secrets: r.flags}, url: "http://127.0.0.1:1"}
+		s := &Server{config: Config{Secrets: r.flags}, url: "http://127.0.0.1:1"}
 		var err error
-		if s.made, err = s.cmd.Develop(t.TempDir(), true); err != nil {
+		if s.made, err = s.config.Develop(t.TempDir(), true); err != nil {
 			t.Fatal(err)
 		}
 		var out bytes.Buffer
-		s.greet(&out)
+		s.Greet(&out)
 		if got := strings.Contains(out.String(), "eyJ"); got != r.shown {
 			t.Errorf("%+v: tokens are shown: %v, want %v", r.flags, got, r.shown)
 		}

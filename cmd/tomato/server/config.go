@@ -1,0 +1,90 @@
+package server
+
+import (
+	"slices"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"tomato/cmd/tomato/settings"
+)
+
+// The roles.
+const (
+	RoleCommand = "command"
+	RoleQuery   = "query"
+	RoleFeed    = "feed"
+	RoleProject = "project"
+	RoleReact   = "react"
+)
+
+// Config has the flags of serve, most of which can be set in the environment, too.
+type Config struct {
+	settings.Dir
+	settings.Kafka
+	settings.Database
+	settings.Secrets
+	Role         []string          `default:"command,query,feed,project,react" enum:"command,query,feed,project,react" help:"What this process does."`
+	Dev          bool              `help:"Make up secrets although a broker or a database is configured."`
+	HTTPAddr     string            `name:"http-addr" env:"TOMATO_HTTP_ADDR" default:"127.0.0.1:8080" help:"Where to listen."`
+	Advertised   string            `name:"advertised-url" env:"TOMATO_ADVERTISED_URL" help:"Where other instances reach this one. Default: the listening address, if it is no wildcard."`
+	JWTIssuer    string            `name:"jwt-issuer" env:"TOMATO_JWT_ISSUER" help:"Tokens must have this iss."`
+	JWTAudience  string            `name:"jwt-audience" env:"TOMATO_JWT_AUDIENCE" help:"Tokens must have this aud."`
+	KeyID        string            `name:"razorpay-key-id" env:"TOMATO_RAZORPAY_KEY_ID" help:"Of Razorpay. Unset: a simulated gateway."`
+	KeySecret    string            `name:"razorpay-key-secret" env:"TOMATO_RAZORPAY_KEY_SECRET" help:"Of Razorpay."`
+	PaymentTTL   settings.Duration `name:"payment-ttl" env:"TOMATO_PAYMENT_TTL" default:"15m" help:"An unpaid order expires after this."`
+	PaymentGrace settings.Duration `name:"payment-grace" env:"TOMATO_PAYMENT_GRACE" default:"1h" help:"It waits at most this much longer for webhooks that are not recorded yet."`
+	AcceptTTL    settings.Duration `name:"accept-ttl" env:"TOMATO_ACCEPT_TTL" default:"10m" help:"A paid order that is not accepted is cancelled after this."`
+	OfferTTL     settings.Duration `name:"offer-ttl" env:"TOMATO_OFFER_TTL" default:"30s" help:"How long a wave of offers lasts."`
+	OfferRadii   []int             `name:"offer-radii" env:"TOMATO_OFFER_RADII" default:"5000,8000,12000" help:"Meters, one per wave."`
+	OfferLimit   int               `name:"offer-limit" env:"TOMATO_OFFER_LIMIT" default:"50" help:"Riders in one wave."`
+	PositionAge  settings.Duration `name:"position-max-age" env:"TOMATO_POSITION_MAX_AGE" default:"5m" help:"Riders with an older position get no offers."`
+	SearchWait   settings.Duration `name:"search-wait" env:"TOMATO_SEARCH_WAIT" default:"500ms" help:"A search for riders waits at most this long for the read models, then searches what is there; at most 10s."`
+	ArchiveAfter settings.Duration `name:"archive-after" env:"TOMATO_ARCHIVE_AFTER" default:"720h" help:"Closed orders leave the write side after this; at least 24h."`
+	Origins      []string          `name:"allowed-origins" env:"TOMATO_ALLOWED_ORIGINS" help:"For CORS and websockets."`
+}
+
+// ParseConfig returns the settings of a serve that is called with these flags, as in
+// "--role", "query". What they do not say comes from the environment, then from the
+// defaults. It does not check what Start checks.
+func ParseConfig(flags ...string) (Config, error) {
+	var c Config
+	parser, err := kong.New(&c, kong.Name("serve"))
+	if err != nil {
+		return Config{}, err
+	}
+	if _, err := parser.Parse(flags); err != nil {
+		return Config{}, settings.UsageError{Err: err}
+	}
+	return c, nil
+}
+
+// Check refuses settings with which a server cannot run with a settings.UsageError.
+func (c Config) Check() error {
+	switch {
+	case time.Duration(c.ArchiveAfter) < 24*time.Hour:
+		return settings.Usage("TOMATO_ARCHIVE_AFTER must be at least 24h: closed orders answer for a day")
+	case len(c.OfferRadii) == 0 || slices.Min(c.OfferRadii) < 1 || slices.Max(c.OfferRadii) > 50_000 || !slices.IsSorted(c.OfferRadii):
+		return settings.Usage("TOMATO_OFFER_RADII must be 1 to 50000 meters, each at least the one before")
+	case c.OfferLimit < 1 || c.OfferLimit > 1000:
+		return settings.Usage("TOMATO_OFFER_LIMIT must be 1 to 1000")
+	case time.Duration(c.SearchWait) > 10*time.Second:
+		return settings.Usage("TOMATO_SEARCH_WAIT must be at most 10s: orders wait for their riders meanwhile")
+	case c.Partitions < 1 || c.Partitions > 1024:
+		return settings.Usage("--partitions must be 1 to 1024")
+	case (c.KeyID == "") != (c.KeySecret == ""):
+		return settings.Usage("TOMATO_RAZORPAY_KEY_ID and TOMATO_RAZORPAY_KEY_SECRET go together")
+	}
+	if err := c.Database.Check(); err != nil {
+		return err
+	}
+	if err := settings.CheckAddresses(c.HTTPAddr, c.Advertised, c.Brokers); err != nil {
+		return err
+	}
+	return c.Secrets.Check()
+}
+
+// has reports whether the process has one of the roles.
+func (c Config) has(roles ...string) bool {
+	return slices.ContainsFunc(roles, func(r string) bool { return slices.Contains(c.Role, r) })
+}

@@ -1,0 +1,157 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"tomato/cmd/tomato/settings"
+	"tomato/commandside"
+	"tomato/eventlog"
+	"tomato/eventlog/consumer"
+	"tomato/migrations"
+	"tomato/migrations/cluster"
+	"tomato/projections"
+)
+
+// prepareDataDir makes the data directory, and in it the secrets that nobody chose.
+func (s *Server) prepareDataDir(context.Context) (err error) {
+	if err := os.MkdirAll(s.config.DataDir, 0o700); err != nil {
+		return err
+	}
+	private := len(s.config.Brokers) == 0 && s.config.DatabaseURL == ""
+	if s.made, err = s.config.Develop(s.config.DataDir, private || s.config.Dev); err != nil {
+		return err
+	}
+	if s.made.Any {
+		s.log.Warn("using development secrets", "file", settings.SecretsFile(s.config.DataDir))
+	}
+	return nil
+}
+
+// startBroker starts the embedded broker, unless brokers are configured.
+func (s *Server) startBroker(context.Context) error {
+	s.alone = len(s.config.Brokers) == 0
+	if s.alone {
+		b, err := eventlog.StartBroker(s.config.BrokerDir(), "127.0.0.1:0")
+		if err != nil {
+			return fmt.Errorf("the embedded broker: %w", err)
+		}
+		s.onStop(func(context.Context) error { b.Close(); return nil })
+		s.config.Brokers = []string{b.Addr()}
+	}
+	s.kafka = s.config.Kafka.Config("tomato")
+	return nil
+}
+
+// startDatabase starts a private Postgres, unless a database is configured, and opens
+// the connections.
+func (s *Server) startDatabase(ctx context.Context) error {
+	if s.config.DatabaseURL == "" {
+		pg, err := cluster.Start(ctx, filepath.Join(s.config.DataDir, "postgres"), cluster.Options{})
+		if err != nil {
+			return fmt.Errorf("the private Postgres: %w", err)
+		}
+		s.onStop(pg.Stop)
+		s.config.DatabaseURL = pg.URL()
+		s.privateDatabaseURL = pg.URL()
+	}
+	cfg, err := pgxpool.ParseConfig(s.config.DatabaseURL)
+	if err != nil {
+		return err
+	}
+	cfg.MaxConns = max(cfg.MaxConns, DatabaseConns)
+	if s.db, err = pgxpool.NewWithConfig(context.WithoutCancel(ctx), cfg); err != nil {
+		return err
+	}
+	s.onStop(func(context.Context) error { s.db.Close(); return nil })
+	return nil
+}
+
+// DatabaseConns is how many connections to Postgres a server may have at least: every
+// partition of every consumer may hold one.
+const DatabaseConns = 48
+
+// ensureTopics creates the topics that are missing and verifies the others.
+func (s *Server) ensureTopics(ctx context.Context) error {
+	client, err := s.kafka.NewClient()
+	if err != nil {
+		return settings.UsageError{Err: err}
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if err := eventlog.Ensure(ctx, kadm.NewClient(client), Layout(s.config.Kafka)); err != nil {
+		return fmt.Errorf("topics: %w", err)
+	}
+	return nil
+}
+
+// Layout returns the topics of an installation with these flags.
+func Layout(f settings.Kafka) eventlog.Layout {
+	return eventlog.Layout{Partitions: f.Partitions, Replication: f.Replication, Consumers: Subscriptions()}
+}
+
+// Subscriptions returns all consumers with the topics they read. Each of them has
+// retry and dead letter topics.
+func Subscriptions() []eventlog.Subscription {
+	var all []eventlog.Subscription
+	for _, c := range new(commandside.Side).Policies() {
+		all = append(all, eventlog.Subscription{Name: c.Name, Topics: c.Topics})
+	}
+	for _, model := range projections.Models() {
+		all = append(all, eventlog.Subscription{Name: model, Topics: projections.Topics(model)})
+	}
+	return all
+}
+
+// migrate brings the database up to date.
+func (s *Server) migrate(ctx context.Context) error {
+	if err := migrations.Core(ctx, s.config.DatabaseURL); err != nil {
+		return fmt.Errorf("migrating: %w", err)
+	}
+	return nil
+}
+
+// identifyLogs finds out which logs these are, and how to ask for their ends.
+func (s *Server) identifyLogs(ctx context.Context) error {
+	client, err := s.kafka.NewClient()
+	if err != nil {
+		return err
+	}
+	s.onStop(func(context.Context) error { client.Close(); return nil })
+	s.ends = eventlog.NewEnds(client)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	s.logID, err = eventlog.ReadLogID(ctx, client)
+	return err
+}
+
+// followReadModels makes the read models' tables where they are missing, and learns
+// which generation of each serves. All roles read some of them.
+func (s *Server) followReadModels(ctx context.Context) error {
+	s.positions = consumer.NewPositions(s.db)
+	s.positions.Ends = s.ends
+	s.models = &projections.ReadModels{DB: s.db, DatabaseURL: s.config.DatabaseURL, Kafka: s.kafka, Positions: s.positions, Log: s.log}
+	if err := s.models.Ensure(ctx); err != nil {
+		return fmt.Errorf("read models: %w", err)
+	}
+	s.background("following the read models", func(ctx context.Context) error { s.models.Follow(ctx); return nil })
+	s.runtime = &consumer.Runtime{Kafka: s.kafka, Positions: s.positions, Partitions: s.config.Partitions, DB: s.db, Registry: s.registry, Log: s.log}
+	return nil
+}
+
+// writeRunning tells the tools beside this process where everything is.
+func (s *Server) writeRunning(context.Context) error {
+	run := settings.Running{PID: os.Getpid(), Brokers: s.config.Brokers, URL: s.url, DatabaseURL: s.privateDatabaseURL}
+	if err := run.Write(s.config.DataDir); err != nil {
+		return err
+	}
+	s.onStop(func(context.Context) error { return os.Remove(settings.RunningFile(s.config.DataDir)) })
+	return nil
+}
