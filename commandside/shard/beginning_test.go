@@ -17,7 +17,7 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// openError opens shard 0 and expects it to fail.
+// openError opens shard 0 and returns the error, which it requires.
 func (l *lone) openError() error {
 	l.t.Helper()
 	ctx, cancel := context.WithTimeout(l.t.Context(), time.Minute)
@@ -29,8 +29,8 @@ func (l *lone) openError() error {
 	return err
 }
 
-// A log whose beginning is gone: with a snapshot of all that is gone the shard is
-// opened, and has it; without, it is not, and nothing is appended.
+// The first records of a log are gone. If a snapshot covers all of them, the shard is
+// opened with the whole state. If not, the shard is not opened and nothing is appended.
 func TestAShardIsNotOpenedFromHalfALog(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
@@ -43,7 +43,7 @@ func TestAShardIsNotOpenedFromHalfALog(t *testing.T) {
 		a.kill()
 		want := a.agg.live()
 
-		eventlogtest.DeleteBefore(t, cfg, eventlog.Orders, 0, covered-1) // the record at the checkpoint is there
+		eventlogtest.DeleteBefore(t, cfg, eventlog.Orders, 0, covered-1) // the record at the checkpoint is kept
 		b := newLone(t, cfg).serve()
 		if got := b.agg.live(); len(got) != len(want) {
 			t.Errorf("%d aggregates and keys, want %d", len(got), len(want))
@@ -58,7 +58,7 @@ func TestAShardIsNotOpenedFromHalfALog(t *testing.T) {
 		if _, err := c.open(ctx, 0, false); !errors.As(err, &lost) || lost.Topic != eventlog.Orders || lost.Start != covered-1 || lost.Need != 0 {
 			t.Errorf("without the snapshot: %v", err)
 		}
-		eventlogtest.DeleteBefore(t, cfg, eventlog.Orders, 0, end) // and all that was appended since: the snapshot ends before it
+		eventlogtest.DeleteBefore(t, cfg, eventlog.Orders, 0, end) // deletes also records that the snapshot does not cover
 		if err := newLone(t, cfg).openError(); !errors.As(err, &lost) || lost.Start != end || lost.Need != covered-1 {
 			t.Errorf("with a snapshot of less than what is gone: %v", err)
 		}
@@ -69,8 +69,8 @@ func TestAShardIsNotOpenedFromHalfALog(t *testing.T) {
 	})
 }
 
-// One shard's log has lost its beginning. The others serve, and the status says
-// why it does not.
+// The log of one shard has lost its first records. The other shards serve, and the
+// status of this one has the reason for which it does not.
 func TestOtherShardsServeBesideOneWhoseLogIsNotWhole(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)
@@ -126,7 +126,8 @@ func TestOtherShardsServeBesideOneWhoseLogIsNotWhole(t *testing.T) {
 	}
 }
 
-// Prices are those of the whole table of restaurants, or there are none.
+// Without the first records of the topic restaurants, Menus return an error instead of
+// half a table.
 func TestMenusAreNotReadFromHalfALog(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
@@ -140,7 +141,7 @@ func TestMenusAreNotReadFromHalfALog(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		for _, before := range []int64{1, 2} { // some of it, and all
+		for _, before := range []int64{1, 2} { // some of the first records, and all
 			eventlogtest.DeleteBefore(t, cfg, eventlog.Restaurants, 1, before)
 			for what, err := range map[string]error{"check": NewMenus().Check(t.Context(), client),
 				"run": NewMenus().Run(ctx, cfg, slog.New(slog.DiscardHandler))} {

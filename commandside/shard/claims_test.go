@@ -12,11 +12,11 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// Two owners that have read the same logs claim the same terms at the same time.
-// Of each log's two claims one is void: at most one owner opens. Taken for its
-// own because a claim of its term stood there, the void one let both serve under
-// one term: the second one's event was taken for the first one's, and the
-// second was acknowledged what is not in the log.
+// Two instances that have read the same logs claim the same terms at the same time. One
+// of the two claims in each log is invalid, so at most one instance opens the shard.
+// There was a defect: the second instance took the valid claim of the same term for its
+// own. Both served under one term, an event of the second was taken for one of the
+// first, and the second acknowledged an event that is not in the log.
 func TestOfTwoThatClaimTheSameTermOneOpensAtMost(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
@@ -40,7 +40,7 @@ func TestOfTwoThatClaimTheSameTermOneOpensAtMost(t *testing.T) {
 			shards, errs := make([]*shard, 2), make([]error, 2)
 			var opening sync.WaitGroup
 			opening.Go(func() { shards[0], errs[0] = a.open(ctx, 0, true) })
-			<-read // the other one fences the snapshots, which this one has read
+			<-read // from now on the other one may fence the snapshots, which this one has read
 			opening.Go(func() { shards[1], errs[1] = b.open(ctx, 0, true) })
 			opening.Wait()
 			open := 0
@@ -58,7 +58,7 @@ func TestOfTwoThatClaimTheSameTermOneOpensAtMost(t *testing.T) {
 				o := &owned{shard: sh, t: t, stop: stop, ended: make(chan error, 1)}
 				go func() { o.ended <- sh.serve(sctx) }()
 				o.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: time.Now().String()})
-				o.kill() // it may not write a last snapshot: the other one has fenced it
+				o.kill() // it cannot write a last snapshot, because the other one has fenced it
 			}
 			opened += open
 		}
@@ -82,7 +82,7 @@ func TestOfTwoThatClaimTheSameTermOneOpensAtMost(t *testing.T) {
 			t.Fatal(err)
 		}
 		if versions != int64(opened) {
-			t.Errorf("%d events count, %d were acknowledged", versions, opened)
+			t.Errorf("%d events are valid, %d were acknowledged", versions, opened)
 		}
 	})
 }

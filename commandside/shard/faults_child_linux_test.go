@@ -32,10 +32,10 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// The test binary is also the program that the fault tests start, kill and
-// stop: an instance of the write side, or an embedded broker.
+// The fault tests start the test binary as a child process, to kill it and to pause
+// it. A child is an instance of the write side, or an embedded broker.
 const (
-	childRole   = "TOMATO_FAULT_CHILD" // instance or broker; unset: the tests
+	childRole   = "TOMATO_FAULT_CHILD" // "instance" or "broker"; if unset, the binary runs the tests
 	childConfig = "TOMATO_FAULT_CHILD_CONFIG"
 )
 
@@ -56,8 +56,8 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// moreAtOnce lets more tests run side by side than there are processors: those
-// of faults mostly wait.
+// moreAtOnce lets more tests run side by side than there are processors, because the
+// fault tests mostly wait.
 func moreAtOnce() {
 	flag.Parse()
 	given := false
@@ -69,38 +69,38 @@ func moreAtOnce() {
 	}
 }
 
-// instanceConfig is what a child that is an instance is told.
+// instanceConfig is the configuration of a child that is an instance.
 type instanceConfig struct {
 	Name       string
 	Brokers    []string
-	Via        map[string]string // a broker's address → where it is reached instead
+	Via        map[string]string // from a broker's address to the address of its proxy
 	Partitions int32
 	Session    time.Duration
 	Die        *atStep
 }
 
-// atStep is the nth time that a step is reached from now on.
+// atStep stands for the nth time from now on that a step is reached.
 type atStep struct {
 	Step Step
 	Nth  int
 }
 
-// order is what a running instance is told.
+// instanceOrder is an order to a running instance.
 type instanceOrder struct {
-	Die    *atStep                     `json:",omitempty"` // SIGKILL itself there
-	Stop   *atStep                     `json:",omitempty"` // SIGSTOP itself there; somebody wakes it
-	Tamper map[eventlogtest.Tamper]int `json:",omitempty"` // every nth request
-	Assign []int32                     `json:",omitempty"` // as if the group had said so
+	Die    *atStep                     `json:",omitempty"` // send itself SIGKILL at this step
+	Stop   *atStep                     `json:",omitempty"` // send itself SIGSTOP at this step; the test sends SIGCONT
+	Tamper map[eventlogtest.Tamper]int `json:",omitempty"` // tamper with every nth request; 0 ends it
+	Assign []int32                     `json:",omitempty"` // take these shards as if the group had assigned them
 }
 
-// instanceStatus is what it tells.
+// instanceStatus is the status that an instance reports.
 type instanceStatus struct {
 	Serving  int
 	Tampered map[eventlogtest.Tamper]int
-	Verified float64 // acknowledgements that landed elsewhere than expected
+	Verified float64 // acknowledgements with an unexpected offset
 }
 
-// steps carries out what is to happen at a step.
+// steps carries out the orders for a step.
 type steps struct {
 	mu        sync.Mutex
 	die, stop *atStep
@@ -109,7 +109,7 @@ type steps struct {
 func (s *steps) reached(step Step, _ int32) {
 	if s.due(&s.die, step) {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-		select {} // it goes no further
+		select {} // the signal comes later; this goroutine must not go on
 	}
 	if s.due(&s.stop, step) {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
@@ -217,8 +217,8 @@ func counterOf(r *prometheus.Registry, name string) (sum float64) {
 	return sum
 }
 
-// executeForTest is the write side's Execute over HTTP: 200 with a result or a
-// refusal, 503 where it is unavailable, 500 for what should not be.
+// executeForTest serves Execute over HTTP. It answers 200 with a result or a refusal,
+// 503 for ErrUnavailable, and 500 for any other error.
 func executeForTest(s *Shards, w http.ResponseWriter, r *http.Request) {
 	b, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -269,7 +269,7 @@ type child struct {
 	t    testing.TB
 	name string
 	cmd  *exec.Cmd
-	addr string // what it listens on
+	addr string // where it listens
 	done chan struct{}
 	log  string
 }
@@ -295,7 +295,7 @@ func startChild(t testing.TB, role, name string, config any) (*child, error) {
 		return nil, err
 	}
 	addr, started := make(chan string, 1), make(chan error, 1)
-	go func() { // of one thread: the death of the thread that forked is what Pdeathsig tells of
+	go func() { // on one thread, because Pdeathsig is sent when the thread that forked ends
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := c.cmd.Start()
@@ -330,7 +330,7 @@ func (c *child) tail() string {
 	return string(b[max(0, len(b)-4000):])
 }
 
-// doing is where the goroutines of an instance stand that are about shards.
+// doing returns the stacks of those goroutines of an instance that work on shards.
 func (c *child) doing() string {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -358,7 +358,7 @@ func (c *child) doing() string {
 
 func (c *child) signal(s syscall.Signal) { _ = c.cmd.Process.Signal(s) }
 
-// kill ends the process at once and waits until it has.
+// kill sends SIGKILL and waits until the process has ended.
 func (c *child) kill() {
 	c.signal(syscall.SIGKILL)
 	<-c.done
@@ -373,7 +373,7 @@ func (c *child) ended() bool {
 	}
 }
 
-// stopped says whether the process stands still (SIGSTOP).
+// stopped reports whether the process is stopped by SIGSTOP.
 func (c *child) stopped() bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.cmd.Process.Pid))
 	if err != nil {
@@ -420,7 +420,7 @@ func (c *child) status() (st instanceStatus, err error) {
 	return st, json.NewDecoder(resp.Body).Decode(&st)
 }
 
-// execute has an instance execute a request.
+// execute sends a request to an instance.
 func execute(ctx context.Context, client *http.Client, addr string, r Request, limit time.Duration) (Result, error) {
 	b, err := encodeRequest(r)
 	if err != nil {

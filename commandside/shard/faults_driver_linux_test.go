@@ -22,8 +22,8 @@ import (
 	"tomato/eventlog"
 )
 
-// driver sends commands from concurrent clients to the instances, and records
-// what they are told.
+// driver sends commands from concurrent clients to the instances, and records the
+// answers.
 type driver struct {
 	t          testing.TB
 	seed       uint64
@@ -32,23 +32,23 @@ type driver struct {
 	limit      time.Duration // a caller's deadline
 	start      time.Time
 	http       *http.Client
-	shop       eventlog.Token // covers the restaurant that orders are placed at
+	shop       eventlog.Token // has the position of the restaurant at which orders are placed
 
 	asked, answered atomic.Int64 // commands
 
 	mu     sync.Mutex
 	ops    []*operation
-	things []*thing // in use; replaced by new ones after some commands
+	things []*thing // present things; each is replaced by a new one after some commands
 	made   int
 }
 
-// instanceSlot is one of the instances, whichever process it is at present.
+// instanceSlot is one of the instances. Its process changes when it is restarted.
 type instanceSlot struct {
 	n     int
 	addr  atomic.Value // string
 	mu    sync.Mutex
 	proc  *child
-	all   []*child // every process that it was
+	all   []*child // all its processes so far
 	lives int
 }
 
@@ -58,24 +58,24 @@ func (s *instanceSlot) child() *child {
 	return s.proc
 }
 
-// thing is something that commands are about, as the clients know it.
+// thing is the target of commands, as the clients know it.
 type thing struct {
 	kind   string // rider, restaurant or order
 	object string
-	id     string // of an order: "" until an answer names it
+	id     string // of an order, "" until an answer has it
 	n      int
-	left   int // commands until it is replaced
+	left   int // number of commands until it is replaced
 
 	mu         sync.Mutex
 	order      *order.State
 	payment    *payment.State
 	rider      *rider.State
 	restaurant *restaurant.State
-	keyed      []Request // sent under an idempotency key
+	keyed      []Request // requests that were sent with an idempotency key
 	place      *Request
 }
 
-// commandsPerThing bounds what porcupine has to look at in one.
+// commandsPerThing bounds the history of one thing that porcupine has to check.
 const commandsPerThing = 90
 
 func newDriver(t testing.TB, seed uint64, partitions int32, instances []*instanceSlot) *driver {
@@ -97,7 +97,7 @@ func (d *driver) newThing(kind string) *thing {
 	return th
 }
 
-// pick chooses something to command.
+// pick chooses a thing for the next command.
 func (d *driver) pick(rng *rand.Rand) *thing {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -109,8 +109,8 @@ func (d *driver) pick(rng *rand.Rand) *thing {
 	return th
 }
 
-// run sends commands until ctx ends, about rate per second (0: as fast as the
-// answers come), or, where most is not 0, until that many were sent.
+// run sends commands until ctx ends, or until most were sent if most is not 0. It sends
+// about rate per second, or as fast as the answers come if rate is 0.
 func (d *driver) run(ctx context.Context, clients int, rate float64, most int64) {
 	var wg sync.WaitGroup
 	for n := range clients {
@@ -137,8 +137,8 @@ func (d *driver) run(ctx context.Context, clients int, rate float64, most int64)
 	wg.Wait()
 }
 
-// step is one command of one client, repeated under its key while its outcome
-// is not known, sometimes.
+// step sends one command of one client. If the outcome is not known and the command
+// has an idempotency key, step sometimes repeats it.
 func (d *driver) step(rng *rand.Rand) {
 	th := d.pick(rng)
 	th.mu.Lock()
@@ -154,13 +154,13 @@ func (d *driver) step(rng *rand.Rand) {
 			return
 		}
 		if isPlace(r.Command) {
-			r.ID = d.orderID(&r) // drawn anew for every try
+			r.ID = d.orderID(&r) // every try draws a new id
 		}
 	}
 }
 
-// do sends one command to one instance and records it; nil where what came back
-// need not be explained.
+// do sends one command to one instance and records the answer. It returns nil if the
+// specification says nothing about the answer.
 func (d *driver) do(at int, object string, r Request) *operation {
 	op := &operation{id: fmt.Sprint("op-", d.asked.Add(1)), object: object, at: at, ret: math.MaxInt64}
 	r.CausationID = op.id
@@ -177,10 +177,10 @@ func (d *driver) do(at int, object string, r Request) *operation {
 		d.t.Errorf("%s: %v", describe(op), err)
 		return nil
 	case refusal != nil && refusal.Code == IdempotencyInProgress:
-		op.failure = err // an earlier one with this key is still on its way
+		op.failure = err // an earlier command with this key is still in flight
 	default:
 		if _, ok := r.Command.(order.CheckOffer); ok && err == nil && res.Order != nil && res.Order.Status == order.StatusReadyForRider {
-			return nil // "still open to you" promises nothing: Assign decides
+			return nil // the answer that the offer is open promises nothing; Assign decides
 		}
 		d.answered.Add(1)
 		op.ret, op.outcome = ret, outcomeOf(r.Topic, res, err)
@@ -193,7 +193,7 @@ func (d *driver) do(at int, object string, r Request) *operation {
 
 func (op *operation) withResult(res Result) *operation { op.result = res; return op }
 
-// learn keeps what an answer shows, for the next commands to make sense.
+// learn keeps the states in an answer, so that the next commands fit them.
 func (d *driver) learn(th *thing, op *operation) {
 	th.mu.Lock()
 	defer th.mu.Unlock()
@@ -212,7 +212,7 @@ func (d *driver) learn(th *thing, op *operation) {
 	}
 }
 
-// orderID draws the id of an order, as an instance that is asked does.
+// orderID draws the id of an order, as an instance does.
 func (d *driver) orderID(r *Request) string {
 	c := *r
 	c.ID = ""
@@ -220,9 +220,9 @@ func (d *driver) orderID(r *Request) string {
 	return c.ID
 }
 
-// next makes the next command for a thing: mostly one that its state allows.
+// next returns the next command for a thing, mostly one that its state allows.
 func (d *driver) next(rng *rand.Rand, th *thing) Request {
-	if len(th.keyed) > 0 && rng.IntN(10) == 0 { // once more, perhaps long after
+	if len(th.keyed) > 0 && rng.IntN(10) == 0 { // a repeat, perhaps long after the first
 		r := th.keyed[rng.IntN(len(th.keyed))]
 		if rng.IntN(12) == 0 {
 			r.BodyHash = "another"

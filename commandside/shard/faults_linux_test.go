@@ -28,25 +28,25 @@ import (
 	"tomato/eventlog/kafkaprocess"
 )
 
-// The promises that these tests hold the write side to, whatever fails:
-// nothing acknowledged is lost, each aggregate has one total order that all
-// readers derive, no answer is stale, and when the faults are over every shard
-// serves again. Each run drives clients against three instances in processes of
-// their own, and afterwards holds what the clients were told against a
-// sequential specification (specification) and against the logs (logs.check).
+// These tests check the promises of the write side under faults: no acknowledged
+// event is lost, all readers derive the same total order of events for each aggregate,
+// no answer is stale, and after the faults every shard serves again. Each run has
+// clients that send commands to three instances in processes of their own. Afterwards
+// it compares the answers with a sequential specification (specification) and with the
+// logs (logs.check).
 const (
 	faultPartitions = 4
 	faultInstances  = 3
-	faultSession    = 1500 * time.Millisecond // after which the group gives an instance up
-	// embeddedSession is the product's own. With less, on a busy machine, the
-	// embedded broker's group was seen preparing a rebalance for more than 30 s.
+	faultSession    = 1500 * time.Millisecond // session timeout of the consumer group
+	// embeddedSession is the default of Config.SessionTimeout. With less, on a busy
+	// machine, a rebalance at the embedded broker was seen to take more than 30 s.
 	embeddedSession = 6 * time.Second
-	serveAgain      = 30 * time.Second // after the last fault
+	serveAgain      = 30 * time.Second // time after the last fault within which all shards serve
 )
 
-// Variables for finding and repeating what fails: the seed (of the commands and
-// of the faults; what the scheduler does is nobody's), and how long each scenario
-// goes on.
+// Environment variables for finding and repeating failures: the seed of the commands
+// and of the faults (the scheduler of the machine has no seed), and the time for which
+// each scenario is repeated.
 const (
 	seedVariable = "TOMATO_FAULT_SEED"
 	soakVariable = "TOMATO_FAULT_SOAK"
@@ -69,21 +69,21 @@ func seed(t testing.TB) uint64 {
 	return n
 }
 
-// world is one run: a broker, instances, clients.
+// world is one run: a broker, the instances and the clients.
 type world struct {
-	t         testing.TB
-	rng       *rand.Rand
-	broker    faultBroker
-	cfg       eventlog.Config
-	instances []*instanceSlot
-	proxies   []*toxiproxy.Proxy // one per instance, where the run cuts networks
-	d         *driver
-	session   time.Duration
-	tell      sync.Once
-	settled   int
-	again     time.Duration   // within which every shard serves after a fault
-	settles   []time.Duration // how long it took, each time
-	began     time.Time
+	t           testing.TB
+	rng         *rand.Rand
+	broker      faultBroker
+	cfg         eventlog.Config
+	instances   []*instanceSlot
+	proxies     []*toxiproxy.Proxy // one per instance, if the run has network faults
+	d           *driver
+	session     time.Duration
+	tell        sync.Once
+	probes      int             // number of calls of awaitServing
+	again       time.Duration   // time within which every shard serves after a fault
+	servedAfter []time.Duration // how long each call of awaitServing took
+	began       time.Time
 }
 
 // faultBroker is a broker that can be killed and paused.
@@ -132,8 +132,8 @@ func (b *kafkaBroker) restart() error {
 	return err
 }
 
-// clusterBroker is a cluster with three copies of everything, two of them in
-// sync. What is killed and paused is the node that leads some shard's log.
+// clusterBroker is a cluster with three replicas of everything, two of them in sync.
+// kill and pause act on the node that leads the log of some shard.
 type clusterBroker struct {
 	t    testing.TB
 	rng  *rand.Rand
@@ -165,7 +165,7 @@ func (b *clusterBroker) leader() *kafkaprocess.Process {
 	return b.c.Node(b.node)
 }
 
-// startBroker starts a broker of the kind, with topics.
+// startBroker starts a broker of the kind, and creates the topics.
 func startBroker(t testing.TB, kind string, rng *rand.Rand) (broker faultBroker, cfg eventlog.Config) {
 	layout := eventlog.Layout{Partitions: faultPartitions}
 	switch kind {
@@ -190,7 +190,7 @@ func startBroker(t testing.TB, kind string, rng *rand.Rand) (broker faultBroker,
 	return broker, cfg
 }
 
-// newWorld starts a broker of the kind with topics, the instances, and the shop.
+// newWorld starts a broker of the kind and the instances, and registers the shop.
 func newWorld(t testing.TB, kind string, session time.Duration, proxied bool) *world {
 	n := seed(t)
 	w := &world{t: t, session: session, again: serveAgain, rng: rand.New(rand.NewPCG(n, 1<<40)), began: time.Now()}
@@ -217,7 +217,7 @@ func newWorld(t testing.TB, kind string, session time.Duration, proxied bool) *w
 		res := w.must(0, "shop", Request{Topic: eventlog.Restaurants, ID: theShop.ID, Actor: domain.SystemActor, Command: c})
 		w.d.shop = res.Token()
 	}
-	w.settle()
+	w.awaitServing()
 	return w
 }
 
@@ -231,7 +231,7 @@ func newProxy(t testing.TB, upstream string) *toxiproxy.Proxy {
 	return p
 }
 
-// start starts the process of an instance, to end itself at a step.
+// start starts the process of an instance. With die it ends itself at that step.
 func (w *world) start(i int, die *atStep) {
 	s := w.instances[i]
 	s.mu.Lock()
@@ -251,7 +251,7 @@ func (w *world) start(i int, die *atStep) {
 	s.addr.Store(c.addr)
 }
 
-// must has a command executed, repeating it while its outcome is not known.
+// must sends a command and repeats it as long as its outcome is not known.
 func (w *world) must(at int, object string, r Request) Result {
 	w.t.Helper()
 	deadline := time.Now().Add(serveAgain)
@@ -267,10 +267,10 @@ func (w *world) must(at int, object string, r Request) Result {
 	}
 }
 
-// settle waits until every shard serves, for whoever asks any of the instances.
-func (w *world) settle() {
+// awaitServing waits until each instance gets an answer from every shard.
+func (w *world) awaitServing() {
 	w.t.Helper()
-	w.settled++
+	w.probes++
 	start := time.Now()
 	var wg sync.WaitGroup
 	for i := range w.instances {
@@ -278,7 +278,7 @@ func (w *world) settle() {
 			wg.Go(func() {
 				id := ""
 				for n := 0; id == "" || eventlog.PartitionFor(id, faultPartitions) != p; n++ {
-					id = fmt.Sprintf("probe-%d-%d", w.settled, n)
+					id = fmt.Sprintf("probe-%d-%d", w.probes, n)
 				}
 				r := Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: rider.Put{RiderID: id, Name: fmt.Sprint("asked at ", i)}}
 				for {
@@ -287,7 +287,7 @@ func (w *world) settle() {
 						return
 					}
 					if time.Since(start) > w.again {
-						w.t.Errorf("shard %d does not serve %s after the fault, asked at instance %d: %v", p, w.again, i, op.failure)
+						w.t.Errorf("shard %d does not serve %s after the fault, through instance %d: %v", p, w.again, i, op.failure)
 						w.tell.Do(w.whatInstancesDo)
 						return
 					}
@@ -297,7 +297,7 @@ func (w *world) settle() {
 		}
 	}
 	wg.Wait()
-	w.settles = append(w.settles, time.Since(start).Round(time.Millisecond))
+	w.servedAfter = append(w.servedAfter, time.Since(start).Round(time.Millisecond))
 }
 
 func (w *world) whatInstancesDo() {
@@ -310,10 +310,10 @@ func (w *world) whatInstancesDo() {
 	w.t.Logf("the group: %+v, %v", groups, err)
 }
 
-// hold lets time pass: how long a fault lasts.
+// hold waits for the time that a fault lasts.
 func hold(d time.Duration) { <-time.After(d) }
 
-// await waits for something that must come.
+// await waits for a condition. It returns false and fails the test after the limit.
 func (w *world) await(what string, limit time.Duration, ok func() bool) bool {
 	w.t.Helper()
 	deadline := time.Now().Add(limit)
@@ -327,7 +327,7 @@ func (w *world) await(what string, limit time.Duration, ok func() bool) bool {
 	return true
 }
 
-// serving is one of the instances that serve a shard.
+// serving returns one of the instances that serve a shard.
 func (w *world) serving() int {
 	w.t.Helper()
 	var all []int
@@ -346,7 +346,7 @@ func (w *world) serving() int {
 	return all[w.rng.IntN(len(all))]
 }
 
-// under runs a script of faults under load and checks everything.
+// under runs a script of faults under load, and then all checks.
 func (w *world) under(rate float64, script func(*world)) {
 	w.t.Helper()
 	soak, _ := time.ParseDuration(os.Getenv(soakVariable))
@@ -355,23 +355,23 @@ func (w *world) under(rate float64, script func(*world)) {
 	load.Go(func() { w.d.run(ctx, 10, rate, 0) })
 	for start := time.Now(); ; {
 		script(w)
-		w.settle()
+		w.awaitServing()
 		if time.Since(start) >= soak || w.t.Failed() {
 			break
 		}
 	}
-	const least = 2000 // commands that were answered
+	const least = 2000 // answered commands
 	for w.d.answered.Load() < least && !w.t.Failed() {
 		hold(50 * time.Millisecond)
 	}
 	cancel()
 	load.Wait()
-	w.settle()
+	w.awaitServing()
 	w.check()
 }
 
-// check holds everything that the clients were told against the specification
-// and the logs.
+// check compares all answers that the clients got with the specification and with the
+// logs.
 func (w *world) check() *logs {
 	w.t.Helper()
 	ops := w.d.ops
@@ -379,12 +379,12 @@ func (w *world) check() *logs {
 	l := readLogs(w.t, w.cfg)
 	for start := time.Now(); len(l.overdue()) > 0; l = readLogs(w.t, w.cfg) {
 		if time.Since(start) > serveAgain {
-			w.t.Errorf("the time is over of waves of orders %v, and no shard ends them", l.overdue())
+			w.t.Errorf("no shard ends the waves of the orders %v, whose deadlines have passed", l.overdue())
 			break
 		}
 		hold(200 * time.Millisecond)
 	}
-	l.settle(ops)
+	l.resolveUnknown(ops)
 	l.check(w.t, w.cfg, ops, w.rng)
 	own := l.deadlines(w.t, ops)
 	checkLinearizable(w.t, append(own, ops...))
@@ -405,33 +405,35 @@ func (w *world) check() *logs {
 		}
 	}
 	w.t.Logf("%d commands and %d deadlines in %s, %d with unknown outcomes of which %d took effect; all shards served again after %v",
-		len(ops), len(own), took.Round(time.Millisecond), unknown, landed, w.settles)
+		len(ops), len(own), took.Round(time.Millisecond), unknown, landed, w.servedAfter)
 	return l
 }
 
-// TestHistory: without faults, 20,000 commands of concurrent clients on three
-// instances are one history, and nothing in the logs is void.
+// TestHistory checks that, without faults, 20,000 commands of concurrent clients on
+// three instances have a linearizable history, and that no record in the logs is
+// invalid.
 func TestHistory(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"embedded", "kafka"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			// A machine that is busy with other tests is no fault.
+			// The session and the limit are long, so that a machine which is busy with
+			// other tests causes no fault.
 			w := newWorld(t, kind, 30*time.Second, false)
 			w.d.limit = 30 * time.Second
 			before := len(w.d.ops)
-			voids := readLogs(t, w.cfg).voids // of the instances' joining
+			invalid := readLogs(t, w.cfg).invalid // from the time when the instances joined
 			w.d.run(t.Context(), 64, 0, 20_200)
 			if n := len(w.d.ops) - before; n < 20_000 {
 				t.Errorf("only %d commands", n)
 			}
 			l := w.check()
-			if l.voids != voids {
-				t.Errorf("%d records are void", l.voids-voids)
+			if l.invalid != invalid {
+				t.Errorf("%d records are invalid", l.invalid-invalid)
 			}
 			for _, op := range w.d.ops[before:] {
 				if !op.outcome.known {
-					t.Errorf("without any fault not answered: %s: %v", describe(op), op.failure)
+					t.Errorf("not answered, without any fault: %s: %v", describe(op), op.failure)
 				}
 			}
 		})
@@ -451,7 +453,7 @@ func TestFaults(t *testing.T) {
 		{"an owner is paused and wakes in the middle", false, 130, pausedOwner},
 		{"an owner's network is cut and slow", true, 100, cutNetwork},
 		{"two believe that they own a shard", false, 160, twoOwners},
-		{"answers are lost and batches land twice", false, 160, lostAnswers},
+		{"answers are lost and batches are stored twice", false, 160, lostAnswers},
 		{"the broker is killed and paused", false, 130, brokenBroker},
 	} {
 		for _, kind := range []string{"embedded", "kafka"} {
@@ -485,7 +487,7 @@ func killedAtEachStep(w *world) {
 		if takeOver[step] {
 			i = w.rng.IntN(len(w.instances))
 			w.instances[i].child().kill()
-			nth := 1 // the group may give it no second shard
+			nth := 1 // the instance may get only one shard, so a later take-over may never come
 			if step == StepClaimLanded {
 				nth = 1 + w.rng.IntN(logCount)
 			}
@@ -500,7 +502,7 @@ func killedAtEachStep(w *world) {
 			w.instances[i].child().kill()
 		}
 		w.start(i, nil)
-		w.settle()
+		w.awaitServing()
 	}
 }
 
@@ -512,9 +514,9 @@ func pausedOwner(w *world) {
 			w.t.Error(err)
 		}
 		w.await(fmt.Sprintf("instance %d stops at step %q", i, step), serveAgain, c.stopped)
-		hold(w.session + 1500*time.Millisecond) // its shards go to others, who serve them
+		hold(w.session + 1500*time.Millisecond) // in this time other instances take its shards over
 		c.signal(syscall.SIGCONT)
-		w.settle()
+		w.awaitServing()
 	}
 }
 
@@ -547,13 +549,13 @@ func cutNetwork(w *world) {
 			}
 		}
 		p.Toxics.ResetToxics(context.Background())
-		w.settle()
+		w.awaitServing()
 	}
 }
 
 func twoOwners(w *world) {
-	// Cut from the group alone: it goes on as the owner, while the group gives
-	// its shards to others.
+	// One instance loses its connection to the group coordinator only. It goes on as
+	// owner while the group assigns its shards to others.
 	i := w.serving()
 	c := w.instances[i].child()
 	if err := c.order(instanceOrder{Tamper: map[eventlogtest.Tamper]int{eventlogtest.GroupCut: 1}}); err != nil {
@@ -563,15 +565,15 @@ func twoOwners(w *world) {
 	if err := c.order(instanceOrder{Tamper: map[eventlogtest.Tamper]int{eventlogtest.GroupCut: 0}}); err != nil {
 		w.t.Error(err)
 	}
-	w.settle()
-	// Told by mistake that all shards are its own, one claims them from the
-	// others, who claim them back.
+	w.awaitServing()
+	// One instance is told by mistake that all shards are assigned to it. It claims
+	// them, and their owners claim them back.
 	i = w.serving()
 	if err := w.instances[i].child().order(instanceOrder{Assign: []int32{0, 1, 2, 3}}); err != nil {
 		w.t.Error(err)
 	}
 	hold(4 * time.Second)
-	w.instances[i].child().kill() // it never hears that it was wrong
+	w.instances[i].child().kill() // it cannot learn that it is wrong, so it would claim them again and again
 	w.start(i, nil)
 }
 
@@ -591,13 +593,13 @@ func lostAnswers(w *world) {
 		if st, err := c.status(); err != nil {
 			w.t.Error(err)
 		} else if how == eventlogtest.Twice && st.Verified == 0 {
-			w.t.Error("batches landed twice and no acknowledgement was found out of place")
+			w.t.Error("batches were stored twice, and no acknowledgement had an unexpected offset")
 		}
 	}
 	tamper(w.serving(), eventlogtest.Twice, 2+w.rng.IntN(3), 20)
-	w.settle()
+	w.awaitServing()
 	tamper(w.serving(), eventlogtest.LostAnswer, 10+w.rng.IntN(10), 6)
-	w.settle()
+	w.awaitServing()
 	tamper(w.serving(), eventlogtest.OutOfOrder, 20+w.rng.IntN(20), 4)
 }
 
@@ -606,41 +608,42 @@ func brokenBroker(w *world) {
 	if err := w.broker.restart(); err != nil {
 		w.t.Fatal(err)
 	}
-	w.settle()
+	w.awaitServing()
 	w.broker.pause()
 	hold(w.session + 2*time.Second)
 	w.broker.resume()
-	w.settle()
+	w.awaitServing()
 }
 
-// TestALeaderIsLost: of a replicated cluster the node that leads a shard's log is
-// killed, and paused for longer than its controller waits. Shards serve again
-// without it, and with it when it is back. A paused leader kept its shards from
-// serving for more than 30 s, though another led since 3: producers waited 20 s
-// for each answer, and for the metadata up to 10, before they looked elsewhere.
+// TestALeaderIsLost kills the node of a replicated cluster that leads a shard's log,
+// and later pauses such a node for longer than the controller waits. The shards must
+// serve again without the node, and with it after it is back. There was a defect: with
+// a paused leader, its shards did not serve for more than 30 s, although another node
+// led after 3 s. Producers waited 20 s for each answer, and up to 10 s for the
+// metadata, before they asked another node.
 func TestALeaderIsLost(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "cluster", faultSession, false)
-	w.again = 28 * time.Second // with three brokers on a busy machine of two processors; the defect below was longer
+	w.again = 28 * time.Second // enough for three brokers on a busy machine with two processors; with the defect it took longer
 	w.under(100, func(w *world) {
 		w.broker.kill()
-		w.settle()
+		w.awaitServing()
 		if err := w.broker.restart(); err != nil {
 			w.t.Fatal(err)
 		}
-		w.settle()
+		w.awaitServing()
 		w.broker.pause()
-		w.settle()
+		w.awaitServing()
 		w.broker.resume()
-		w.settle()
+		w.awaitServing()
 	})
 }
 
-// A broker is killed in the middle of a snapshot's transaction. The embedded one
-// gives it up when it starts again, but no marker in the log says so: a reader of
-// what is committed left out all that the transactional id wrote from then on,
-// the mark among it that a take-over waits for, and the shard was never served
-// again.
+// A broker is killed in the middle of a snapshot's transaction. The embedded broker
+// aborts the transaction when it starts again, but writes no abort marker. There was a
+// defect: a reader of committed records skipped everything that the transactional id
+// wrote from then on, including the mark that a take-over waits for. The shard was
+// never served again.
 func TestABrokerIsKilledInTheMiddleOfASnapshot(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"embedded", "kafka"} {

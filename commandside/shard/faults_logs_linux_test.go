@@ -15,22 +15,23 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// logRecord is one record of an aggregate topic and whether it counts.
+// logRecord is one record of an aggregate topic, and whether it is valid.
 type logRecord struct {
-	e      eventlog.Event
-	counts bool
+	e     eventlog.Event
+	valid bool
 }
 
-// logs are the aggregate topics as a reader from their beginning sees them.
+// logs are the aggregate topics, read from their beginning.
 type logs struct {
 	records map[eventlog.TopicPartition][]logRecord
-	voids   int
-	copies  int // second copies of records of which the first counts
-	// events are those that count, by the command that made them.
+	invalid int // number of invalid records
+	copies  int // number of second copies of valid records
+	// events are the valid events, by the id of the command that caused them.
 	events map[string][]*eventlog.Event
-	// own are those that the shards appended of themselves: deadlines.
+	// own are the valid events that the shards appended at deadlines, without a command
+	// of a client.
 	own    []*eventlog.Event
-	orders map[string]order.State // as they are at the end
+	orders map[string]order.State // folded to the end
 }
 
 func readLogs(t testing.TB, cfg eventlog.Config) *logs {
@@ -56,14 +57,14 @@ func readLogs(t testing.TB, cfg eventlog.Config) *logs {
 		r := logRecord{*e, rules[tp].Counts(e)}
 		l.records[tp] = append(l.records[tp], r)
 		switch {
-		case !r.counts:
-			l.voids++
+		case !r.valid:
+			l.invalid++
 		case e.CausationID != "":
 			l.events[e.CausationID] = append(l.events[e.CausationID], &r.e)
 		case e.Subject != "":
 			l.own = append(l.own, &r.e)
 		}
-		if r.counts && e.Subject != "" && e.Topic == eventlog.Orders {
+		if r.valid && e.Subject != "" && e.Topic == eventlog.Orders {
 			ev, err := order.Decode(e.Type, e.Data)
 			if err != nil {
 				return err
@@ -78,7 +79,7 @@ func readLogs(t testing.TB, cfg eventlog.Config) *logs {
 	return l
 }
 
-// overdue are the orders on which a shard should have acted of itself by now.
+// overdue returns the orders whose deadline has passed without an event.
 func (l *logs) overdue() (ids []string) {
 	for id, s := range l.orders {
 		if at, command := s.NextDeadline(); command != nil && time.Since(at) > time.Second {
@@ -88,8 +89,8 @@ func (l *logs) overdue() (ids []string) {
 	return ids
 }
 
-// deadlines are the commands that the shards gave themselves, as operations: each
-// took effect where its version says.
+// deadlines returns the commands that the shards issued at deadlines, as operations.
+// The version of the event says where in the history the command took effect.
 func (l *logs) deadlines(t testing.TB, ops []*operation) (own []*operation) {
 	t.Helper()
 	objects := map[string]string{}
@@ -102,7 +103,7 @@ func (l *logs) deadlines(t testing.TB, ops []*operation) (own []*operation) {
 		ev, err := decodeEvent(e.Topic, e.Type, e.Data)
 		ended, ok := ev.(order.OffersExpired)
 		if err != nil || !ok {
-			t.Errorf("an event that nobody asked for counts: %s of %s, %v", e.Type, e.Subject, err)
+			t.Errorf("a valid event without a command: %s of %s, %v", e.Type, e.Subject, err)
 			continue
 		}
 		own = append(own, &operation{id: e.ID, object: objects[e.Subject], ret: math.MaxInt64, outcome: outcome{event: e.Type, version: e.Version},
@@ -111,8 +112,9 @@ func (l *logs) deadlines(t testing.TB, ops []*operation) (own []*operation) {
 	return own
 }
 
-// settle writes into the operations without an answer what the log says of them.
-func (l *logs) settle(ops []*operation) {
+// resolveUnknown completes the operations without an answer with the outcome that the
+// log has.
+func (l *logs) resolveUnknown(ops []*operation) {
 	for _, op := range ops {
 		if events := l.events[op.id]; !op.outcome.known && len(events) == 1 {
 			op.outcome.event, op.outcome.version = events[0].Type, events[0].Version
@@ -120,7 +122,7 @@ func (l *logs) settle(ops []*operation) {
 	}
 }
 
-// check holds the logs against what the clients were told.
+// check compares the logs with the answers that the clients got.
 func (l *logs) check(t testing.TB, cfg eventlog.Config, ops []*operation, rng *rand.Rand) {
 	t.Helper()
 	l.checkVersions(t)
@@ -131,14 +133,14 @@ func (l *logs) check(t testing.TB, cfg eventlog.Config, ops []*operation, rng *r
 	}
 }
 
-// checkVersions: the versions of the events that count are 1, 2, 3, … per
-// aggregate, and all of them can be folded.
+// checkVersions checks that the versions of the valid events are 1, 2, 3, … per
+// aggregate, and that all of them can be folded.
 func (l *logs) checkVersions(t testing.TB) {
 	t.Helper()
 	for tp, records := range l.records {
 		agg := newAggregates()
 		for _, r := range records {
-			if !r.counts {
+			if !r.valid {
 				continue
 			}
 			if err := agg.replay(&r.e, time.Now()); err != nil {
@@ -149,8 +151,8 @@ func (l *logs) checkVersions(t testing.TB) {
 	}
 }
 
-// checkCopies: of a record that stands twice the first counts, and only that one.
-// It returns how many copies there are.
+// checkCopies checks that of two copies of a record only the first is valid. It returns
+// the number of second copies.
 func (l *logs) checkCopies(t testing.TB) (copies int) {
 	t.Helper()
 	for tp, records := range l.records {
@@ -160,9 +162,9 @@ func (l *logs) checkCopies(t testing.TB) (copies int) {
 			switch {
 			case !again:
 				first[r.e.ID] = r
-			case r.counts:
-				t.Errorf("%s stands at %s/%d@%d and again at %d, which counts", r.e.ID, tp.Topic, tp.Partition, f.e.Offset, r.e.Offset)
-			case f.counts:
+			case r.valid:
+				t.Errorf("%s is at %s/%d@%d and again at %d, where it is valid", r.e.ID, tp.Topic, tp.Partition, f.e.Offset, r.e.Offset)
+			case f.valid:
 				copies++
 			}
 		}
@@ -170,12 +172,12 @@ func (l *logs) checkCopies(t testing.TB) (copies int) {
 	return copies
 }
 
-// checkAnswers: what was acknowledged is there, counts, and is what was told;
-// nothing happened twice.
+// checkAnswers checks that every acknowledged event is in the log, is valid and is the
+// one in the answer, and that no command took effect twice.
 func (l *logs) checkAnswers(t testing.TB, ops []*operation) {
 	t.Helper()
 	asked := map[string]*operation{}
-	byKey := map[string]int{}    // events that count
+	byKey := map[string]int{}    // valid events
 	ackedKey := map[string]int{} // acknowledged appends
 	told := map[string]string{}
 	acked := 0
@@ -183,7 +185,7 @@ func (l *logs) checkAnswers(t testing.TB, ops []*operation) {
 		asked[op.id] = op
 		events := l.events[op.id]
 		if len(events) > 1 {
-			t.Errorf("%d events count of the one command %s", len(events), describe(op))
+			t.Errorf("%d valid events of the one command %s", len(events), describe(op))
 		}
 		key := ""
 		if op.req.IdempotencyKey != "" {
@@ -198,68 +200,68 @@ func (l *logs) checkAnswers(t testing.TB, ops []*operation) {
 		}
 		if op.outcome.event == "" {
 			if len(events) > 0 {
-				t.Errorf("%s@%d counts, but its command was told that nothing was appended (%q): %s", events[0].Type, events[0].Version, op.outcome.code, describe(op))
+				t.Errorf("%s@%d is valid, but the answer to its command was that nothing was appended (%q): %s", events[0].Type, events[0].Version, op.outcome.code, describe(op))
 			}
 			continue
 		}
 		acked++
-		place := fmt.Sprintf("%s %s version %d", op.req.Topic, op.req.ID, op.outcome.version)
-		if other := told[place]; other != "" {
-			t.Errorf("%s was acknowledged to both %s and %s", place, other, op.id)
+		version := fmt.Sprintf("%s %s version %d", op.req.Topic, op.req.ID, op.outcome.version)
+		if other := told[version]; other != "" {
+			t.Errorf("%s was acknowledged to both %s and %s", version, other, op.id)
 		}
-		told[place] = op.id
+		told[version] = op.id
 		switch {
 		case len(events) == 0:
-			t.Errorf("acknowledged, but no event of it counts: %s → %s@%d%s", describe(op), op.outcome.event, op.outcome.version, l.voidOf(op.id))
+			t.Errorf("acknowledged, but it has no valid event: %s → %s@%d%s", describe(op), op.outcome.event, op.outcome.version, l.invalidRecordOf(op.id))
 		case events[0].Type != op.outcome.event || events[0].Version != op.outcome.version || events[0].Subject != op.req.ID:
 			t.Errorf("acknowledged as %s@%d, but the log has %s@%d of %s: %s", op.outcome.event, op.outcome.version, events[0].Type, events[0].Version, events[0].Subject, describe(op))
 		}
 	}
 	for id := range l.events {
 		if asked[id] == nil {
-			t.Errorf("an event of %s counts, which nobody asked for", id)
+			t.Errorf("a valid event of %s, which no client has sent", id)
 		}
 	}
 	for key, n := range byKey {
 		if n > 1 || n == 0 && ackedKey[key] > 0 {
-			t.Errorf("%d events count of the idempotency key %s, acknowledged %d times", n, key, ackedKey[key])
+			t.Errorf("%d valid events of the idempotency key %s, acknowledged %d times", n, key, ackedKey[key])
 		}
 	}
-	t.Logf("%d acknowledged appends are where they were said to be; %d void records, of which %d are second copies", acked, l.voids, l.copies)
+	t.Logf("%d acknowledged appends are in the log as the answers say; %d invalid records, of which %d are second copies", acked, l.invalid, l.copies)
 }
 
-// voidOf tells where a command's record stands that does not count.
-func (l *logs) voidOf(id string) string {
+// invalidRecordOf returns where a command's invalid record is, as text.
+func (l *logs) invalidRecordOf(id string) string {
 	for tp, records := range l.records {
 		for _, r := range records {
-			if r.e.CausationID == id && !r.counts {
-				return fmt.Sprintf(" (void at %s/%d@%d, term %d seq %d)", tp.Topic, tp.Partition, r.e.Offset, r.e.Term, r.e.Seq)
+			if r.e.CausationID == id && !r.valid {
+				return fmt.Sprintf(" (invalid at %s/%d@%d, term %d seq %d)", tp.Topic, tp.Partition, r.e.Offset, r.e.Term, r.e.Seq)
 			}
 		}
 	}
 	return ""
 }
 
-// checkResumed: a reader that resumes at the position of any record that
-// counted derives the history of the reader from the beginning.
+// checkResumed checks that a reader that starts at the position of any valid record
+// finds the same records valid as a reader from the beginning.
 func (l *logs) checkResumed(t testing.TB, cfg eventlog.Config, rng *rand.Rand) {
 	t.Helper()
 	rules := map[eventlog.TopicPartition]*eventlog.Rule{}
 	ranges := map[eventlog.TopicPartition]eventlog.Range{}
-	for _, topic := range eventlog.AggregateTopics { // in order, for the random numbers' sake
+	for _, topic := range eventlog.AggregateTopics { // in a fixed order, so that a seed always gives the same choices
 		for p := int32(0); ; p++ {
 			tp := eventlog.TopicPartition{Topic: topic, Partition: p}
 			records, ok := l.records[tp]
 			if !ok {
 				break
 			}
-			var counted []int64
+			var valid []int64
 			for _, r := range records {
-				if r.counts {
-					counted = append(counted, r.e.Offset)
+				if r.valid {
+					valid = append(valid, r.e.Offset)
 				}
 			}
-			from := counted[rng.IntN(len(counted))]
+			from := valid[rng.IntN(len(valid))]
 			stored := records[from].e // the position, with term and seq of its record
 			rules[tp] = &eventlog.Rule{Term: stored.Term, Seq: stored.Seq}
 			ranges[tp] = eventlog.Range{From: from + 1, To: int64(len(records))}
@@ -270,7 +272,7 @@ func (l *logs) checkResumed(t testing.TB, cfg eventlog.Config, rng *rand.Rand) {
 	var differ []string
 	err := eventlog.Read(ctx, cfg, ranges, func(e *eventlog.Event) error {
 		tp := eventlog.TopicPartition{Topic: e.Topic, Partition: e.Partition}
-		if rules[tp].Counts(e) != l.records[tp][e.Offset].counts {
+		if rules[tp].Counts(e) != l.records[tp][e.Offset].valid {
 			differ = append(differ, fmt.Sprintf("%s/%d@%d", tp.Topic, tp.Partition, e.Offset))
 		}
 		return nil
@@ -280,6 +282,6 @@ func (l *logs) checkResumed(t testing.TB, cfg eventlog.Config, rng *rand.Rand) {
 	}
 	if len(differ) > 0 {
 		slices.Sort(differ)
-		t.Errorf("who resumes at %v sees %d records otherwise than who began at the start: %.5v", ranges, len(differ), differ)
+		t.Errorf("for %[2]d records, a reader that starts at %[1]v differs from one that starts at the beginning: %.5[3]v", ranges, len(differ), differ)
 	}
 }

@@ -11,8 +11,8 @@ import (
 	"tomato/eventlog"
 )
 
-// The check itself is checked: it accepts a history that is right, and none of
-// those in which one answer is a lie.
+// This test is about the check itself: it must accept a correct history, and reject
+// each history in which one answer is wrong.
 func TestTheSpecificationSeesALie(t *testing.T) {
 	t.Parallel()
 	history := func() []*operation {
@@ -24,15 +24,15 @@ func TestTheSpecificationSeesALie(t *testing.T) {
 			o, op.outcome = o.apply(&op.req, modelTime)
 			ops = append(ops, op)
 		}
-		ask("", rider.GoOnline{}) // not there
+		ask("", rider.GoOnline{}) // the rider does not exist
 		ask("", rider.Put{RiderID: "x", Name: "Una"})
-		ask("", rider.GoOnline{}) // not verified
+		ask("", rider.GoOnline{}) // the rider is not verified
 		ask("k", rider.Verify{})
 		ask("k", rider.Verify{}) // a repeat
-		ask("", rider.Verify{})  // nothing new
+		ask("", rider.Verify{})  // the rider is verified already
 		ask("", rider.GoOnline{})
 		ask("", rider.ClaimFor{OrderID: "o"})
-		ask("", rider.ClaimFor{OrderID: "other"}) // busy
+		ask("", rider.ClaimFor{OrderID: "other"}) // the rider is busy
 		return ops
 	}
 	for _, c := range []struct {

@@ -21,25 +21,25 @@ import (
 	"tomato/eventlog"
 )
 
-// operation is one command as its client saw it: asked, answered or not.
+// operation is one command as its client saw it, answered or not.
 type operation struct {
-	id      string // the request's causation id: events carry it
-	object  string // what it is about: an order and its payment are one
+	id      string // the request's causation id, which its event has, too
+	object  string // the target; an order and its payment are one object
 	req     Request
-	at      int   // the instance asked
-	call    int64 // nanoseconds of the run
-	ret     int64 // of the answer; math.MaxInt64 while it is unknown
+	at      int   // the instance that got the command
+	call    int64 // time of the command, in nanoseconds since the run began
+	ret     int64 // time of the answer; math.MaxInt64 if there is none
 	outcome outcome
 	failure error  // why the outcome is unknown
-	result  Result // what the answer held
+	result  Result // the answer
 }
 
-// outcome is what an answer says, as far as it is compared. Times are not: each
-// owner has a clock of its own.
+// outcome is the part of an answer that is compared. Times are not compared, because
+// each owner has a clock of its own.
 type outcome struct {
-	known    bool   // answered; otherwise its event was found in the log, or the operation is left out
-	code     string // of a refusal, with the order's status where it has one
-	event    string // type; "" where nothing was appended
+	known    bool   // the command was answered; if not, its event was found in the log, or the operation is left out
+	code     string // of a refusal, with the order's status if it has one
+	event    string // type of the event; "" if nothing was appended
 	version  int64  // of the aggregate after the event
 	repeated bool
 	status   int
@@ -92,7 +92,7 @@ func showPayment(p *payment.State) string {
 	return show(p, func(s *payment.State) { s.CreatedAt, s.UpdatedAt = time.Time{}, time.Time{} })
 }
 
-// show writes a state without what clocks made of it.
+// show returns a state as text, without its times.
 func show[S any](s *S, timeless func(*S)) string {
 	if s == nil {
 		return ""
@@ -106,9 +106,9 @@ func show[S any](s *S, timeless func(*S)) string {
 	return string(b)
 }
 
-// object is the sequential specification's state of one thing: a rider, a
-// restaurant, or an order with its payment (a payment's decisions look at the
-// order, and answers show both). Never changed in place.
+// object is the state of one object in the sequential specification: a rider, a
+// restaurant, or an order with its payment, because decisions on a payment look at the
+// order, and answers show both. It is never changed in place.
 type object struct {
 	order      *order.State
 	payment    *payment.State
@@ -140,16 +140,16 @@ func keyOf(r *Request) string {
 	return fmt.Sprint(r.Actor.Role, "/", r.Actor.Sub, "/", r.Command.CommandName(), "/", r.Topic, "/", id, "/", r.IdempotencyKey)
 }
 
-// theShop is the restaurant from whose menu all orders of a run are priced. It
-// is set up before and does not change: the menus that an instance prices from
-// are a view of the log with a token of its own, and outside this specification.
+// theShop is the restaurant from whose menu all orders of a run are priced. It is
+// registered before the run and does not change, because this specification does not
+// cover Menus, which follow the log with a delay.
 var theShop = restaurant.State{ID: "shop", Version: 3, Name: "Dosa Corner", Location: domain.Point{Lng: 77.6, Lat: 12.9}, Open: true,
 	Menu: map[string]restaurant.MenuItem{"dosa": {ItemID: "dosa", Name: "Dosa", Price: domain.Money{Amount: 12000, Currency: "INR"}, Available: true}}}
 
-// apply executes a command on an object that nobody else touches: what it
-// becomes, and what the answer must say. It is written from the contract: rights,
-// idempotency key, decision, If-Match, in this order; decision and fold are the
-// domain's own.
+// apply executes a command on an object, without concurrency. It returns the next
+// state and the outcome that the answer must have. The steps and their order (rights,
+// idempotency key, decision, If-Match) are those of handle in shard.go, written a second
+// time on purpose. Decide and Evolve are the domain's own.
 func (o *object) apply(r *Request, now time.Time) (*object, outcome) {
 	refused := func(err error) (*object, outcome) { return o, outcomeOf(r.Topic, Result{}, err) }
 	if err := o.allowed(r); err != nil {
@@ -241,7 +241,8 @@ func (o *object) version(topic string) int64 {
 	return orNew(o.restaurant).Version
 }
 
-// allowed says who may ask this, and whether there is anything to ask of.
+// allowed returns the refusal of an actor without the right to the command, or of a
+// command on an object that does not exist.
 func (o *object) allowed(r *Request) error {
 	switch r.Topic {
 	case eventlog.Orders, eventlog.Payments:
@@ -297,13 +298,13 @@ func (o *object) decide(r *Request, now time.Time) (domain.Event, error) {
 	return event(restaurant.Decide(orNew(o.restaurant), r.Command, now))
 }
 
-// specification is the objects' sequential behaviour for porcupine. It is
-// deterministic: what became of a command whose answer never came is read from
-// the log, which an event names its command in. One whose event counts took
-// effect, with the version that stands there, at some time after it was asked;
-// one without changed nothing and is left out. Every history that this accepts is
-// accepted too where "at any time or never" is tried out, which takes
-// exponentially long in the unknown outcomes.
+// specification is the sequential behaviour of objects for porcupine. It is
+// deterministic. The outcome of a command without an answer is read from the log, where
+// the event has the id of its command. If the log has a valid event, the command took
+// effect with the event's version, at some time after it was sent. If not, the command
+// changed nothing and is left out. The alternative would be to let porcupine try both
+// outcomes at any time, which takes exponentially long in the number of unknown
+// outcomes. It would accept every history that this specification accepts.
 var specification = porcupine.Model{
 	Init: func() any { return &object{shown: showAll(nil, nil, nil, nil)} },
 	Step: func(state, input, output any) (bool, any) {
@@ -337,9 +338,9 @@ func describe(op *operation) string {
 		op.req.IdempotencyKey, op.req.IfMatch)
 }
 
-// checkLinearizable holds the history against the specification, object by
-// object. Where an object's history has no explanation it tells the longest part
-// that has one, and what then does not fit.
+// checkLinearizable compares the history of each object with the specification. If a
+// history is not linearizable, it reports the longest part that is, and the operation
+// that does not fit.
 func checkLinearizable(t testing.TB, ops []*operation) {
 	t.Helper()
 	byObject := map[string][]porcupine.Operation{}

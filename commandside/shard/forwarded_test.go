@@ -32,7 +32,8 @@ const (
 	otherOrder = "0199f3a2-7c1e-7cc0-8000-5a1f0e6a4b12"
 )
 
-// The signature of a call is fixed: instances of two builds meet.
+// The signature of a call must not change, because instances of two builds run side by
+// side.
 func TestTheSignatureOfACallIsFixed(t *testing.T) {
 	t.Parallel()
 	got := signCall("0123456789abcdef0123456789abcdef", "POST", "/internal/shard-commands", "1700000000000", "4950", hashOf([]byte(`{"a":1}`)))
@@ -98,7 +99,7 @@ func validCommands() map[string]Request {
 	return all
 }
 
-// What the front door lets in passes between two instances, too.
+// Every command that the REST calls accept can be forwarded.
 func TestEveryValidCommandIsForwarded(t *testing.T) {
 	t.Parallel()
 	valid := validCommands()
@@ -124,8 +125,8 @@ func TestEveryValidCommandIsForwarded(t *testing.T) {
 	}
 }
 
-// badCommands are forwarded commands that no front door would let in, by what is
-// wrong with them.
+// badCommands returns forwarded commands that the REST calls would not accept, by what
+// is wrong with them.
 func badCommands(t testing.TB) map[string][]byte {
 	t.Helper()
 	valid, all := validCommands(), map[string][]byte{}
@@ -171,7 +172,7 @@ func badCommands(t testing.TB) map[string][]byte {
 		all[name+": something behind"] = append(bytes.Clone(b), " {}"...)
 		all[name+": cut"] = b[:len(b)-1]
 	}
-	for name := range valid { // a comma stands before the brace where the command has no fields
+	for name := range valid { // there is a comma before the brace if the command has no fields
 		k := name + ": an unknown field of the command"
 		all[k] = bytes.Replace(all[k], []byte(`"paid":true,}`), []byte(`"paid":true}`), 1)
 	}
@@ -279,7 +280,7 @@ func startForwarding(t *testing.T) forwarding {
 			}
 		}
 	})
-	// All shards are served once each has answered.
+	// Each shard serves once it has answered.
 	for _, id := range []string{"x1", "x2", "x3", "x4", "x5", "x6"} {
 		if _, err := s.Execute(t.Context(), Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: rider.Put{RiderID: id, Name: "Una"}}); err != nil {
 			t.Fatal(err)
@@ -288,7 +289,8 @@ func startForwarding(t *testing.T) forwarding {
 	return forwarding{s, server.URL, cfg, registry}
 }
 
-// ends are the ends of the four logs: nothing is appended while they stay.
+// ends returns the ends of the four logs. Tests compare them to check that nothing was
+// appended.
 func (f forwarding) ends(t *testing.T) map[eventlog.TopicPartition]int64 {
 	t.Helper()
 	client, err := f.cfg.NewClient()
@@ -303,8 +305,8 @@ func (f forwarding) ends(t *testing.T) map[eventlog.TopicPartition]int64 {
 	return ends
 }
 
-// counted is the value of a counter with this label.
-func counted(registry *prometheus.Registry, name, label string) float64 {
+// counterValue returns the value of a counter with this label.
+func counterValue(registry *prometheus.Registry, name, label string) float64 {
 	families, _ := registry.Gather()
 	for _, family := range families {
 		for _, m := range family.GetMetric() {
@@ -317,7 +319,7 @@ func counted(registry *prometheus.Registry, name, label string) float64 {
 }
 
 func (f forwarding) refused(reason string) float64 {
-	return counted(f.registry, "tomato_shard_calls_refused_total", reason)
+	return counterValue(f.registry, "tomato_shard_calls_refused_total", reason)
 }
 
 // call sends a body that is signed with the key, after the headers have been changed.
@@ -346,7 +348,8 @@ func (f forwarding) call(t *testing.T, key string, body []byte, change func(*htt
 	return resp.StatusCode, string(b)
 }
 
-// Only what an instance has signed, now and as it stands, is looked at.
+// A call is handled only if an instance has signed it, recently, and nothing of it was
+// changed.
 func TestOnlyInstancesMayForward(t *testing.T) {
 	t.Parallel()
 	f := startForwarding(t)
@@ -420,7 +423,7 @@ func TestOnlyInstancesMayForward(t *testing.T) {
 	}
 }
 
-// The body of a call that nobody has signed is not read.
+// The body of a call that is not signed is not read.
 func TestTheBodyOfAnUnsignedCallIsNotRead(t *testing.T) {
 	t.Parallel()
 	s := &Shards{Config: Config{ClusterKey: testClusterKey, Log: slog.New(slog.DiscardHandler)},
@@ -439,8 +442,8 @@ func (u unread) Read([]byte) (int, error) {
 	return 0, io.EOF
 }
 
-// A forwarded command is checked as at the front door: what would not be let in
-// there is 400 here, and changes nothing.
+// A forwarded command is checked like one of a REST call. A command that the REST calls
+// would not accept gets 400 and changes nothing.
 func TestForwardedCommandsAreChecked(t *testing.T) {
 	t.Parallel()
 	f := startForwarding(t)
@@ -456,8 +459,8 @@ func TestForwardedCommandsAreChecked(t *testing.T) {
 	}
 }
 
-// A command that nothing can make valid is not sent at all: where no such
-// aggregate can exist it is not found, and else no repeat helps.
+// A command that is not valid is not forwarded. The error is "not found" if no aggregate
+// can have the id, and otherwise an eventlog.ErrPoison, because no repeat can help.
 func TestWhatIsNotValidIsNotForwarded(t *testing.T) {
 	t.Parallel()
 	r := Request{Topic: eventlog.Payments, ID: "what an operator wrote", Actor: domain.SystemActor, Command: payment.RecordRefund{}}
@@ -475,8 +478,8 @@ func TestWhatIsNotValidIsNotForwarded(t *testing.T) {
 	}
 }
 
-// FuzzForwardedCommand: nothing that an instance may send makes reading panic, and
-// what is taken is valid and comes out again as it is.
+// FuzzForwardedCommand checks that no body makes decodeRequest panic, and that every
+// body that it accepts is a valid command that encodes to the same command again.
 func FuzzForwardedCommand(f *testing.F) {
 	for _, r := range validCommands() {
 		b, err := encodeRequest(r)
@@ -510,8 +513,8 @@ func FuzzForwardedCommand(f *testing.F) {
 	})
 }
 
-// The corpus of FuzzForwardedCommand has bad commands by what is wrong with them;
-// it is written with TOMATO_WRITE_CORPUS=1.
+// The corpus of FuzzForwardedCommand has a file for each bad command, named after what
+// is wrong with it. TOMATO_WRITE_CORPUS=1 writes the corpus.
 func TestTheCorpusOfForwardedCommands(t *testing.T) {
 	t.Parallel()
 	const dir = "testdata/fuzz/FuzzForwardedCommand"
@@ -521,7 +524,7 @@ func TestTheCorpusOfForwardedCommands(t *testing.T) {
 		}
 		for what, b := range badCommands(t) {
 			if name, _, _ := strings.Cut(what, ":"); len(b) > 2000 || name != "mark-paid" && name != "place" && name != what {
-				continue // the others are alike
+				continue // the others are similar
 			}
 			name := strings.Trim(strings.Map(func(r rune) rune {
 				if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {

@@ -16,8 +16,8 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// Whatever stands in a log, a shard folds it, decides on what came of it, and
-// keeps it in a snapshot and reads it back from there as it was.
+// Whatever records a log has, a shard can fold them and decide commands on the state,
+// and the state is the same after it was written to a snapshot and loaded again.
 
 func FuzzShardFoldsOrders(f *testing.F)      { fuzzShard(f, orders, "order") }
 func FuzzShardFoldsPayments(f *testing.F)    { fuzzShard(f, payments, "payment") }
@@ -25,7 +25,7 @@ func FuzzShardFoldsRiders(f *testing.F)      { fuzzShard(f, riders, "rider") }
 func FuzzShardFoldsRestaurants(f *testing.F) { fuzzShard(f, restaurants, "restaurant") }
 
 func fuzzShard(f *testing.F, kind int, noun string) {
-	client, err := kgo.NewClient() // never connected
+	client, err := kgo.NewClient() // it is never connected
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -39,7 +39,7 @@ func fuzzShard(f *testing.F, kind int, noun string) {
 		s := owner.newShard(0, client)
 		s.logs[kind].rule = eventlog.Rule{Term: 1}
 		e, _ := eventlog.ParseRecord(r)
-		for range 3 { // the same again, as the next event: other states are reached
+		for range 3 { // the same event again, with the next version, so that more states are reached
 			if err := s.fold(&e, now); err != nil {
 				t.Fatalf("folding is an error: %v", err)
 			}
@@ -95,13 +95,13 @@ func fuzzShard(f *testing.F, kind int, noun string) {
 	})
 }
 
-// FuzzMenus: whatever stands on topic restaurants, the menus go on.
+// FuzzMenus checks that no record on the topic restaurants makes Menus panic.
 func FuzzMenus(f *testing.F) {
 	eventlogtest.FuzzRecords(f, eventlog.Restaurants, "../../domain/restaurant/testdata/*.v1.json", func(t *testing.T, r *kgo.Record) {
 		m, rule := NewMenus(), &eventlog.Rule{Term: 1}
 		m.fold(r, rule)
 		rule.Seq = 0
-		m.fold(r, rule) // a second time: its version does not follow
+		m.fold(r, rule) // a second time, with a version that does not follow
 		for id := range m.held {
 			if held, err := m.Restaurant(id); err == nil && held != nil {
 				_, _, _ = held.Price([]restaurant.Line{{ItemID: "dosa", Quantity: 1}})

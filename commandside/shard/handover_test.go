@@ -13,9 +13,10 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// TestAShardIsServedUntilTheNextOwnerClaims: it was stopped when the group took
-// it away, and its commands waited for the rebalance and for all that the next
-// owner had to read. Here the next owner reads for as long as the test likes.
+// TestAShardIsServedUntilTheNextOwnerClaims checks that a revoked shard goes on serving.
+// There was a defect: the shard stopped when the group revoked it, and its commands
+// waited for the rebalance and for everything that the next owner had to read. Here the
+// next owner reads until the test lets it go on.
 func TestAShardIsServedUntilTheNextOwnerClaims(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
@@ -23,7 +24,7 @@ func TestAShardIsServedUntilTheNextOwnerClaims(t *testing.T) {
 		a := startInstance(t, cfg)
 		put := func(i *instance, name string) {
 			t.Helper()
-			for n := range 12 { // of every shard
+			for n := range 12 { // riders of every shard
 				id := fmt.Sprint("x", n)
 				if res := i.must(t, domain.SystemActor, eventlog.Riders, id, rider.Put{RiderID: id, Name: name}); res.Event == nil {
 					t.Fatalf("%s of %s appended nothing", name, id)
@@ -32,7 +33,7 @@ func TestAShardIsServedUntilTheNextOwnerClaims(t *testing.T) {
 		}
 		put(a, "first")
 
-		// Another comes and is given its part.
+		// A second instance joins and gets some of the shards.
 		read, goOn := make(chan int32, 2*partitions), make(chan struct{})
 		b := startProbed(t, cfg, func(step shard.Step, p int32) {
 			if step == shard.StepLogsRead {
@@ -47,14 +48,14 @@ func TestAShardIsServedUntilTheNextOwnerClaims(t *testing.T) {
 				close(goOn)
 			}
 		}
-		t.Cleanup(release) // before the instance is stopped
+		t.Cleanup(release) // runs before the instance is stopped
 		<-read
 		put(a, "while the other reads")
 		if serving, assigned := a.Serving(); serving != partitions || assigned == partitions {
 			t.Errorf("%d are served, %d assigned", serving, assigned)
 		}
 
-		// The first one goes; the other still reads.
+		// The first instance hands over while the second one still reads.
 		gone := make(chan struct{})
 		go func() {
 			defer close(gone)
@@ -81,7 +82,7 @@ func TestAShardIsServedUntilTheNextOwnerClaims(t *testing.T) {
 			}
 		}
 
-		// The last one has nobody to hand over to, and does not wait for it.
+		// The last instance has no other to hand over to, so HandOver returns at once.
 		b.HandOver(t.Context())
 		put(b, "alone")
 		put(a, "from afar")

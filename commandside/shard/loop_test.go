@@ -18,10 +18,11 @@ import (
 	"tomato/eventlog"
 )
 
-// newLoop returns a shard without brokers: the test takes the loop's steps.
+// newLoop returns a shard without brokers and without a running loop. The test calls
+// the methods of the loop.
 func newLoop(t testing.TB) *shard {
 	t.Helper()
-	client, err := kgo.NewClient() // never connected
+	client, err := kgo.NewClient() // it is never connected
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,8 +37,8 @@ func newCall(r Request) *call {
 	return &call{ctx: context.Background(), req: r, done: make(chan struct{}, 1)}
 }
 
-// The owner drew another id than the instance that forwarded the command: the
-// order was placed under an id of another shard, where no command found it.
+// There was a defect: the owner drew another id than the instance that forwarded the
+// command. The order was placed under an id of another shard, where no command found it.
 func TestAForwardedPlaceKeepsItsID(t *testing.T) {
 	t.Parallel()
 	s := &Shards{Config: Config{Partitions: 12}}
@@ -61,16 +62,16 @@ func TestAForwardedPlaceKeepsItsID(t *testing.T) {
 	}
 }
 
-// A shard was closed before its callers had their answers, which they take for
-// "not looked at": on a busy machine a command whose append was in flight was
-// decided a second time.
+// There was a defect: a shard was closed before its callers had their answers. Callers
+// took the closed shard for "not decided", so on a busy machine a command whose append
+// was in flight was decided a second time.
 func TestAStoppedShardAnswersBeforeItIsClosed(t *testing.T) {
 	t.Parallel()
 	s := newLoop(t)
 	s.failed = errDeposed
 	var calls []*call
 	for range 2 {
-		c := &call{res: Result{Event: order.OrderPreparing{}}, done: make(chan struct{})} // not buffered: the answer waits to be taken
+		c := &call{res: Result{Event: order.OrderPreparing{}}, done: make(chan struct{})} // without a buffer, so that shutDown waits until the answer is taken
 		calls = append(calls, c)
 		s.logs[orders].inFlight = append(s.logs[orders].inFlight, &pending{own: waiter{call: c, left: 1}})
 	}
@@ -86,8 +87,8 @@ func TestAStoppedShardAnswersBeforeItIsClosed(t *testing.T) {
 	<-s.closed
 }
 
-// What appended nothing got ErrUnavailable when its shard stopped, though the
-// next owner can decide it: callers had to hear of the take-over.
+// There was a defect: a command that had appended nothing got ErrUnavailable when its
+// shard stopped, although the next owner can decide it.
 func TestAStoppedShardPassesOnWhatAppendedNothing(t *testing.T) {
 	t.Parallel()
 	s := newLoop(t)
@@ -109,9 +110,9 @@ func TestAStoppedShardPassesOnWhatAppendedNothing(t *testing.T) {
 	}
 }
 
-// A broker that lost acknowledged records answers with offsets that were known
-// already. The acknowledgement was ignored, and the shard refused all commands
-// from then on as stalled, without end.
+// A broker that has lost acknowledged records gives offsets a second time. There was a
+// defect: the acknowledgement of such an append was ignored, and from then on the shard
+// refused all commands as stalled.
 func TestALogThatLostRecordsIsClaimedAnew(t *testing.T) {
 	t.Parallel()
 	s := newLoop(t)
@@ -121,7 +122,7 @@ func TestALogThatLostRecordsIsClaimedAnew(t *testing.T) {
 	s.putAck(ack{log: orders, ordinal: 7, offset: 98})
 	s.takeAcks(t.Context())
 	if s.failed != nil {
-		t.Fatalf("the second copy of one that is settled: %v", s.failed)
+		t.Fatalf("the second copy of an acknowledged append: %v", s.failed)
 	}
 	s.putAck(ack{log: orders, ordinal: 8, offset: 90})
 	s.takeAcks(t.Context())
@@ -130,9 +131,10 @@ func TestALogThatLostRecordsIsClaimedAnew(t *testing.T) {
 	}
 }
 
-// An offer was answered, and a rider claimed for it, while it was on its way: the
-// owner was deposed, the offer void, and a late assign was taken once the next
-// owner had offered the same pair.
+// There was a defect: the answer said that an offer is open while the offer was in
+// flight, and a rider was claimed for it. The owner was deposed and the offer fenced.
+// When the next owner made an offer with the same round and wave, a late Assign was
+// accepted.
 func TestAnOfferOpensOnceItIsAcknowledged(t *testing.T) {
 	t.Parallel()
 	for _, command := range []domain.Command{order.CheckOffer{RiderID: "x"}, Look{}} {
@@ -164,9 +166,8 @@ func TestAnOfferOpensOnceItIsAcknowledged(t *testing.T) {
 	}
 }
 
-// POST /payment of an order closed for more than 24 h opened nothing and said
-// 404 or 409: it is archived, 410, while refunds and late money still find the
-// payment.
+// POST /payment of an order that closed more than 24 h ago is refused as archived (410).
+// It was 404 or 409 before. Refunds and late money still find the payment.
 func TestPaymentOfAnArchivedOrder(t *testing.T) {
 	t.Parallel()
 	s := newLoop(t)
@@ -177,7 +178,7 @@ func TestPaymentOfAnArchivedOrder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	copy(id[:6], make([]byte, 6)) // of 1970
+	copy(id[:6], make([]byte, 6)) // the time of the id is 1970
 	for _, of := range []struct {
 		id      string
 		actor   domain.Actor
@@ -200,8 +201,8 @@ func TestPaymentOfAnArchivedOrder(t *testing.T) {
 	}
 }
 
-// A replay took in the keys of all time, and forgot them one by one: memory grew
-// by the map's buckets.
+// There was a defect: a replay remembered expired keys, too, and forgot them later. The
+// memory of the map's buckets was never freed.
 func TestOldKeysAreNotRemembered(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
@@ -216,39 +217,40 @@ func TestOldKeysAreNotRemembered(t *testing.T) {
 	}
 }
 
-// What is behind a higher claim is known not to count, so the next owner may
-// decide it; it was answered as unknown, and each planned hand-over under load
-// cost some callers a repeat. What is in flight in the other logs still settles.
-func TestADeposedShardGivesBackWhatIsVoid(t *testing.T) {
+// An append after a higher claim is known to be invalid, so the next owner may decide
+// its command. There was a defect: the outcome was answered as unknown, and each
+// hand-over under load made some callers repeat. Appends in flight in the other logs are
+// still acknowledged.
+func TestADeposedShardGivesBackFencedCommands(t *testing.T) {
 	t.Parallel()
 	s := newLoop(t)
-	void := newCall(Request{Topic: eventlog.Orders})
+	fenced := newCall(Request{Topic: eventlog.Orders})
 	crossed := newCall(Request{Topic: eventlog.Payments})
-	void.res.Event, crossed.res.Event = order.OrderPreparing{}, payment.PaymentRequested{}
+	fenced.res.Event, crossed.res.Event = order.OrderPreparing{}, payment.PaymentRequested{}
 	refused, deferred := newCall(Request{Topic: eventlog.Orders}), newCall(Request{Topic: eventlog.Orders})
 	landed := newCall(Request{Topic: eventlog.Riders})
 	landed.res.Event = rider.RiderReleased{}
 	l := &s.logs[orders]
-	l.inFlight = []*pending{{ordinal: 1, own: waiter{call: void, left: 2},
+	l.inFlight = []*pending{{ordinal: 1, own: waiter{call: fenced, left: 2},
 		waiters: []*waiter{{call: crossed, left: 2}}}}
 	refused.err = domain.Refuse(order.CodeNotPaid, "")
 	l.awaiting = []*waiter{{call: refused, left: 1}}
 	l.deferred = []deferral{{1, deferred}}
 	s.logs[riders].inFlight = []*pending{{ordinal: 1, seq: 1, own: waiter{call: landed, left: 1}}}
 	s.depose(orders)
-	for _, c := range []*call{void, refused, deferred} {
+	for _, c := range []*call{fenced, refused, deferred} {
 		if <-c.done; !errors.Is(c.err, errNotDecided) {
-			t.Errorf("what is void is answered %v", c.err)
+			t.Errorf("a fenced command is answered %v", c.err)
 		}
 	}
 	if <-crossed.done; !errors.Is(crossed.err, ErrUnavailable) {
 		t.Errorf("an append to another log is answered %v", crossed.err)
 	}
 	s.putAck(ack{log: riders, ordinal: 1, offset: 0})
-	s.putAck(ack{log: orders, ordinal: 1, offset: 7}) // behind the claim
+	s.putAck(ack{log: orders, ordinal: 1, offset: 7}) // after the higher claim
 	s.takeAcks(t.Context())
 	if <-landed.done; landed.err != nil || s.failed != nil {
-		t.Errorf("what landed where it must is answered %v; %v", landed.err, s.failed)
+		t.Errorf("an append with the expected offset is answered %v; %v", landed.err, s.failed)
 	}
 	late := newCall(Request{Topic: eventlog.Riders})
 	s.handle(late)
@@ -257,9 +259,10 @@ func TestADeposedShardGivesBackWhatIsVoid(t *testing.T) {
 	}
 }
 
-// A key that has expired but was not forgotten yet was used again, for another
-// order: the new order did not have the key, so a repeat after a take-over placed
-// one more; or the old order had it still, and the repeat was answered with that.
+// A key that is expired but not forgotten yet is used again, for another order. There
+// were two defects: the new order did not have the key, so a repeat after a take-over
+// placed one more order; or the old order still had it, and the repeat was answered with
+// the old order.
 func TestAKeyUsedAgainBelongsToTheNewOrder(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
@@ -282,8 +285,8 @@ func TestAKeyUsedAgainBelongsToTheNewOrder(t *testing.T) {
 	}
 }
 
-// A command that is put into the queue while the shard stops is answered, or was
-// not let in: left there, its caller would wait for the end of its patience.
+// A command that is put into the queue while the shard stops is either refused by put
+// or answered. If it were left in the queue, its caller would wait until its deadline.
 func TestNoCommandIsForgottenWhenAShardStops(t *testing.T) {
 	t.Parallel()
 	for range 200 {
@@ -298,7 +301,7 @@ func TestNoCommandIsForgottenWhenAShardStops(t *testing.T) {
 				calls <- err
 			}()
 		}
-		s.taken = s.queue.take(nil) // as a turn that was not finished
+		s.taken = s.queue.take(nil) // as if the loop ended in the middle of a turn
 		s.todo = s.taken
 		s.shutDown()
 		for range 8 {
@@ -309,7 +312,7 @@ func TestNoCommandIsForgottenWhenAShardStops(t *testing.T) {
 	}
 }
 
-// What does not fit is refused at once.
+// A full queue refuses a command at once.
 func TestAFullQueueRefuses(t *testing.T) {
 	t.Parallel()
 	q := newQueue()

@@ -12,9 +12,9 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// Appends that are held while others are on their way keep their order in each
-// partition, all of them go, and each is answered once; what is held when the
-// outbox ends goes, too.
+// Appends that are held while others are in flight keep their order in each partition,
+// and the promise of each is called once. Appends that are held when the outbox is
+// closed are sent, too.
 func TestHeldAppendsKeepTheirOrder(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)

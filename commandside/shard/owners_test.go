@@ -25,7 +25,8 @@ import (
 	"tomato/eventlog"
 )
 
-// What an instance writes about itself is fixed: instances of two builds meet.
+// The format of an owner record must not change, because instances of two builds run
+// side by side.
 func TestAnOwnersRecordIsFixed(t *testing.T) {
 	t.Parallel()
 	o := Owner{Shard: 3, Term: 7, Claim: 1234, Owner: "0b0e4f54-96b5-4c6e-9a53-3c1a2f6f0f11", URL: "http://10.0.0.7:8080"}.signed("0123456789abcdef0123456789abcdef")
@@ -45,7 +46,7 @@ func TestAnOwnersRecordIsFixed(t *testing.T) {
 	}
 }
 
-// Only what an instance has signed, for this very shard, is read as an owner.
+// A record is an owner record only if an instance has signed it, for this shard.
 func TestRecordsThatAreNoOwner(t *testing.T) {
 	t.Parallel()
 	good := Owner{Shard: 1, Term: 7, Claim: 9, Owner: "a", URL: "https://host:8080/base/"}
@@ -106,7 +107,7 @@ func TestRecordsThatAreNoOwner(t *testing.T) {
 	}
 }
 
-// startFollower is an instance that serves no shards.
+// startFollower starts an instance that serves no shards.
 func (f forwarding) startFollower(t *testing.T) *Shards {
 	t.Helper()
 	s, err := NewShards(Config{Kafka: f.cfg, Partitions: f.Partitions, Menus: NewMenus(), ClusterKey: testClusterKey, Registry: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
@@ -125,7 +126,7 @@ func (f forwarding) startFollower(t *testing.T) *Shards {
 	return s
 }
 
-// all sends a command of every shard through an instance, which must arrive.
+// all sends a command to every shard through an instance, and requires an answer.
 func (f forwarding) all(t *testing.T, through *Shards, name string) {
 	t.Helper()
 	for n := 1; n <= 6; n++ {
@@ -139,9 +140,9 @@ func (f forwarding) all(t *testing.T, through *Shards, name string) {
 	}
 }
 
-// Whoever reaches the brokers can write about owners. What no instance has
-// signed, and what the log does not bear out, changes nothing: commands go on to
-// the true owner, now and for who reads the topic later.
+// Anybody who can reach the brokers can write owner records. A record that no instance
+// has signed, or whose claim is not in the log, changes nothing: commands still go to
+// the true owner, also from an instance that reads the topic later.
 func TestForgedOwnersChangeNothing(t *testing.T) {
 	t.Parallel()
 	f := startForwarding(t)
@@ -169,10 +170,10 @@ func TestForgedOwnersChangeNothing(t *testing.T) {
 		sign := func(change func(*Owner)) Owner { return with(change).signed(testClusterKey) }
 		for _, o := range []Owner{
 			with(func(o *Owner) { o.Signature = "" }),
-			with(func(*Owner) {}), // the true one's signature
+			with(func(*Owner) {}), // with the signature of the true record
 			with(func(*Owner) {}).signed("another key of thirty-two bytes.."),
-			sign(func(o *Owner) { o.Term = known.Term - 1 }), // an old one again
-			sign(func(*Owner) {}),                            // the claim stands there, with another term
+			sign(func(o *Owner) { o.Term = known.Term - 1 }), // an old record, written again
+			sign(func(*Owner) {}),                            // the log has a claim there, but with another term
 			sign(func(o *Owner) { o.Term, o.Claim = known.Term+1, known.Claim+1_000_000 }),
 			sign(func(o *Owner) { o.Term, o.Owner = known.Term+1, "another" }),
 			sign(func(o *Owner) { o.Term, o.Claim = known.Term+2, 0 }),
@@ -187,7 +188,7 @@ func TestForgedOwnersChangeNothing(t *testing.T) {
 			}
 			written++
 		}
-		for _, b := range [][]byte{nil, []byte("junk")} { // compaction would keep the last one
+		for _, b := range [][]byte{nil, []byte("junk")} { // compaction would keep only the last record
 			if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: eventlog.ShardOwners, Partition: p, Key: []byte(strconv.Itoa(int(p))), Value: b}).FirstErr(); err != nil {
 				t.Fatal(err)
 			}
@@ -197,7 +198,7 @@ func TestForgedOwnersChangeNothing(t *testing.T) {
 	f.all(t, follower, "meanwhile")
 	f.all(t, f.Shards, "at the owner itself")
 
-	// The owner writes itself again, once, and the topic's last record is its own.
+	// The owner repeats its record once, and it is then the last one of the topic.
 	last := func() (own int, ok bool) {
 		n, lasts := 0, map[int32]Owner{}
 		client, err := f.cfg.NewClient(kgo.ConsumeTopics(eventlog.ShardOwners), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
@@ -241,7 +242,7 @@ func TestForgedOwnersChangeNothing(t *testing.T) {
 		t.Errorf("the owner wrote itself %d times for %d records of others", own, written)
 	}
 
-	// Every signed one has been looked up and dropped by now, or is soon.
+	// The claims of all signed records are looked up, and the records ignored, soon.
 	for follower.considering() > 0 && time.Now().Before(deadline) {
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -259,15 +260,15 @@ func TestForgedOwnersChangeNothing(t *testing.T) {
 		t.Errorf("the stranger was asked %d times", n)
 	}
 	for _, reason := range []string{ignoredMalformed, ignoredSignature, ignoredClaim} {
-		if n := counted(f.registry, "tomato_shard_owner_records_ignored_total", reason); n == 0 {
+		if n := counterValue(f.registry, "tomato_shard_owner_records_ignored_total", reason); n == 0 {
 			t.Errorf("no record is counted as %s", reason)
 		}
 	}
 }
 
-// A log that lost its last claim is claimed anew with a term that was there
-// before. Whoever knew the lost claim finds the new owner all the same: the shard
-// was out of its reach until the next take-over.
+// A log that has lost its last claim is claimed again with the same term. An instance
+// that knows the lost claim must find the new owner. There was a defect: it could not
+// reach the shard until the next take-over.
 func TestAnOwnerWhoseClaimIsLostIsForgotten(t *testing.T) {
 	t.Parallel()
 	f := startForwarding(t)
@@ -289,11 +290,11 @@ func TestAnOwnerWhoseClaimIsLostIsForgotten(t *testing.T) {
 				select {
 				case <-changed:
 				case <-end:
-					t.Fatalf("shard %d, term %d: the lost owner is still believed", p, term)
+					t.Fatalf("shard %d, term %d: the lost owner is still known", p, term)
 				}
 			}
 		}
-		// A claim that stands is not given up for an older one.
+		// An owner whose claim is in the log is not replaced by one with an older claim.
 		follower.owners.consider(Owner{Shard: p, Term: before.Term, Claim: 0, Owner: "older", URL: "http://127.0.0.1:1"}.signed(testClusterKey))
 	}
 	for end := time.Now().Add(time.Minute); follower.considering() > 0 && time.Now().Before(end); {
@@ -307,7 +308,7 @@ func TestAnOwnerWhoseClaimIsLostIsForgotten(t *testing.T) {
 	}
 }
 
-// An owner that ran at this instance's own address is none that can be asked.
+// A shard is unreachable if its owner is an earlier process at this instance's address.
 func TestAPredecessorAtTheSameAddressServesNothing(t *testing.T) {
 	t.Parallel()
 	s, err := NewShards(Config{Kafka: eventlog.Config{Brokers: []string{"127.0.0.1:1"}}, Partitions: 2, URL: "http://127.0.0.1:2", Menus: NewMenus(), ClusterKey: testClusterKey,
@@ -323,7 +324,7 @@ func TestAPredecessorAtTheSameAddressServesNothing(t *testing.T) {
 	}
 }
 
-// considering is how many signed owners are being looked up.
+// considering returns how many claims are being looked up.
 func (s *Shards) considering() (n int) {
 	s.owners.mu.Lock()
 	defer s.owners.mu.Unlock()
@@ -333,8 +334,8 @@ func (s *Shards) considering() (n int) {
 	return n
 }
 
-// An owner that sends a command elsewhere is an owner that does not answer: the
-// command goes to nobody else, once, and without the key.
+// An owner that answers with a redirect counts as one that does not answer. The command
+// is sent once, to the owner alone, and without the cluster key.
 func TestARedirectIsNotFollowed(t *testing.T) {
 	t.Parallel()
 	var elsewhere atomic.Int64

@@ -30,7 +30,7 @@ const partitions = 3
 var customer = domain.Actor{Sub: "c1", Role: domain.Customer}
 var kitchen = domain.Actor{Sub: "r1-staff", Role: domain.Restaurant, RestaurantID: "r1"}
 
-// instance is one running set of shards.
+// instance is one instance that serves shards.
 type instance struct {
 	*shard.Shards
 	stop func()
@@ -53,7 +53,7 @@ func startInstance(t testing.TB, cfg eventlog.Config) *instance {
 	return startProbed(t, cfg, nil)
 }
 
-// startProbed is startInstance with a probe of its steps.
+// startProbed is startInstance with a probe.
 func startProbed(t testing.TB, cfg eventlog.Config, probe func(shard.Step, int32)) *instance {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
@@ -127,7 +127,7 @@ func TestAnOrderGoesItsWayAndSurvivesARestart(t *testing.T) {
 		ensureTopics(t, cfg)
 		a := startInstance(t, cfg)
 		after := a.openRestaurant(t)
-		// Without a token, too: this instance knows its own menus at once.
+		// This works also without a token, because the instance learns its own menus at once.
 		if _, err := a.exec(t, placeRequest(nil, "k0")); err != nil {
 			t.Fatal(err)
 		}
@@ -188,8 +188,8 @@ func TestAnOrderGoesItsWayAndSurvivesARestart(t *testing.T) {
 	})
 }
 
-// A token beyond the end of the menus' log is refused, here and where the
-// command is forwarded to, and not waited for.
+// A token with a position beyond the end of the topic restaurants is refused at once,
+// also if the command is forwarded.
 func TestATokenBeyondTheMenusEndIsRefused(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)
@@ -209,8 +209,8 @@ func TestATokenBeyondTheMenusEndIsRefused(t *testing.T) {
 	}
 }
 
-// Two instances: the shards are spread, a stopped one's are taken over, and
-// commands on both are one history.
+// Two instances share the shards. When one stops, the other takes its shards over, and
+// the versions of each aggregate go on.
 func TestShardsMoveBetweenInstances(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
@@ -219,7 +219,7 @@ func TestShardsMoveBetweenInstances(t *testing.T) {
 		a.must(t, domain.SystemActor, eventlog.Riders, "x1", rider.Put{RiderID: "x1", Name: "A"})
 		b := startInstance(t, cfg)
 		eventually(t, func() bool { n, _ := b.Serving(); return n > 0 })
-		for n := range 12 { // both answer for all shards: what is not theirs they forward
+		for n := range 12 { // each instance answers for all shards, and forwards commands on those of the other
 			a.must(t, domain.SystemActor, eventlog.Riders, fmt.Sprint("y", n), rider.Put{RiderID: fmt.Sprint("y", n), Name: "A"})
 			if res := b.must(t, domain.SystemActor, eventlog.Riders, fmt.Sprint("y", n), rider.Verify{}); res.Rider.Version != 2 || res.Event == nil {
 				t.Fatalf("on the other instance: %+v", res)
@@ -250,8 +250,8 @@ func TestShardsMoveBetweenInstances(t *testing.T) {
 	})
 }
 
-// A foreign claim with a higher term deposes the owner: its append in flight is
-// void, the shard claims anew, and the command is decided by the new claim.
+// A foreign claim with a higher term deposes the owner. Its append in flight is fenced,
+// the shard is claimed again, and the command is decided under the new claim.
 func TestADeposedOwnerAcknowledgesNothing(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
@@ -272,16 +272,16 @@ func TestADeposedOwnerAcknowledgesNothing(t *testing.T) {
 		if res.Rider.Version != 2 || res.Rider.Name != "B" {
 			t.Fatalf("after the new claim: %+v", res.Rider)
 		}
-		var terms []int64 // of what has x1's second version: void under the first claim, then under the third
+		var terms []int64 // of the records with the second version of x1: the first is fenced, the second is under the third claim
 		ends, err := eventlog.EndOffsets(t.Context(), client, eventlog.Riders)
 		if err != nil {
 			t.Fatal(err)
 		}
 		tp, rule := eventlog.TopicPartition{Topic: eventlog.Riders, Partition: p}, eventlog.Rule{}
 		if err := eventlog.Read(t.Context(), cfg, map[eventlog.TopicPartition]eventlog.Range{tp: {To: ends[tp]}}, func(e *eventlog.Event) error {
-			if counts := rule.Counts(e); e.Subject == "x1" && e.Version == 2 {
-				if counts != (e.Term == 3) {
-					t.Errorf("of term %d at %d: counts is %v", e.Term, e.Offset, counts)
+			if valid := rule.Counts(e); e.Subject == "x1" && e.Version == 2 {
+				if valid != (e.Term == 3) {
+					t.Errorf("term %d at offset %d: valid is %v", e.Term, e.Offset, valid)
 				}
 				terms = append(terms, e.Term)
 			}
@@ -303,7 +303,7 @@ func eventually(t testing.TB, ok func() bool) {
 	for !ok() {
 		select {
 		case <-deadline:
-			t.Fatal("it did not come to pass within 30 s")
+			t.Fatal("the condition was not met within 30 s")
 		case <-tick.C:
 		}
 	}

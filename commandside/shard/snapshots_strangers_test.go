@@ -13,8 +13,8 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// A snapshot that has fewer aggregates than its checkpoint says has lost one: what
-// would be taken for unknown is not, and the logs are read instead.
+// A snapshot with fewer aggregates than its checkpoint says has lost some of them. It
+// is not used, because they would be taken for unknown; the logs are read instead.
 func TestASnapshotThatLacksAnAggregateIsNotBelieved(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)
@@ -43,9 +43,9 @@ func TestASnapshotThatLacksAnAggregateIsNotBelieved(t *testing.T) {
 	}
 }
 
-// A snapshot of a build that reads an event type more may have folded such an
-// event: this build must not decide on the state, which its own reading of the log
-// marks.
+// The states in a snapshot of a newer build may have the effect of an event type that
+// this build cannot read. This build must not decide on such a state. It reads the logs,
+// and marks the aggregate if it has such an event.
 func TestASnapshotOfANewerBuildIsNotBelieved(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)
@@ -71,7 +71,7 @@ func TestASnapshotOfANewerBuildIsNotBelieved(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Its state says version 7: this build knows no such events.
+	// The state in the snapshot has version 7, by events that this build cannot read.
 	if err := w.commit(t.Context(), []*kgo.Record{snapshotRecord("riders/x", []byte(`{"riderId":"x","version":7,"name":"newer"}`)), snapshotRecord(checkpointKey, value)}); err != nil {
 		t.Fatal(err)
 	}
@@ -83,8 +83,8 @@ func TestASnapshotOfANewerBuildIsNotBelieved(t *testing.T) {
 	b.leave()
 }
 
-// An event that cannot be read still used its idempotency key: a repeat is
-// answered, not decided as something new.
+// An event that cannot be read has still used its idempotency key. A repeat must not be
+// decided as a new command.
 func TestTheKeyOfAnEventThatCannotBeReadIsRemembered(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
@@ -103,8 +103,8 @@ func TestTheKeyOfAnEventThatCannotBeReadIsRemembered(t *testing.T) {
 	}
 }
 
-// A transaction that somebody leaves open on the topic of snapshots hides what
-// stands behind it. A take-over does without snapshots then.
+// If another program leaves a transaction open on the topic of snapshots, the records
+// after it cannot be read. A take-over then uses no snapshot.
 func TestAnOpenTransactionOfAStrangerStopsNoTakeOver(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)

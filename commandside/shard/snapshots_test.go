@@ -28,7 +28,7 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// lone are the shards of an instance that joins no group: the test opens them.
+// lone is an instance that joins no group. The test opens its shards.
 type lone struct {
 	*Shards
 	t testing.TB
@@ -46,7 +46,7 @@ func newLone(t testing.TB, cfg eventlog.Config) *lone {
 	return &lone{s, t}
 }
 
-// owned is a shard that serves.
+// owned is a shard that serves, for the test.
 type owned struct {
 	*shard
 	t     testing.TB
@@ -70,7 +70,7 @@ func (l *lone) serve() *owned {
 	return o
 }
 
-// leave hands the shard over; a last snapshot is written.
+// leave hands the shard over. It writes a last snapshot.
 func (o *owned) leave() {
 	o.t.Helper()
 	o.stop()
@@ -89,7 +89,7 @@ func (o *owned) endsWith(why error) {
 	}
 }
 
-// kill lets the shard end without a last snapshot.
+// kill stops the shard without a last snapshot.
 func (o *owned) kill() {
 	o.post(func(time.Time) { o.fail(errBroken) })
 	<-o.ended
@@ -115,7 +115,7 @@ func (o *owned) must(topic, id, key string, c domain.Command) Result {
 	return res
 }
 
-// snapshotNow has one written and returns when it is kept.
+// snapshotNow makes the shard write a snapshot, and waits until it is committed.
 func (o *owned) snapshotNow() {
 	o.t.Helper()
 	before := o.statusNow().SavedAt
@@ -144,7 +144,7 @@ func (o *owned) statusNow() Status {
 	}
 }
 
-// live is what the shard holds, by topic and id, and the keys that it knows.
+// live returns the states in memory, by topic and id, and the idempotency keys.
 func (a *aggregates) live() map[string]any {
 	m := map[string]any{}
 	for kind, held := range a.held {
@@ -164,8 +164,8 @@ func (a *aggregates) live() map[string]any {
 	return m
 }
 
-// town puts some life into the shard: n orders on their ways, their payments,
-// riders, a restaurant.
+// town gives the shard some aggregates: n orders in various states with their payments,
+// riders, and a restaurant.
 func (o *owned) town(n int) {
 	o.t.Helper()
 	o.must(eventlog.Restaurants, "r1", "", restaurant.Put{RestaurantID: "r1", Name: "Dosa Corner", Location: domain.Point{Lng: 77.6, Lat: 12.9}})
@@ -216,7 +216,8 @@ func (o *owned) life(name string, steps int) {
 	}
 }
 
-// topicOf reads the snapshots of shard 0 as a take-over does, without fencing.
+// savedKeys loads the snapshot of shard 0 as a take-over does. It also fences the
+// present writer.
 func savedKeys(t testing.TB, cfg eventlog.Config) map[string]*kgo.Record {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -239,8 +240,8 @@ func snapshotTopics(t testing.TB, cfg eventlog.Config) {
 	eventlogtest.Topics(t, cfg, eventlog.Layout{Partitions: 1})
 }
 
-// A take-over that loads snapshots comes to what one that reads the whole logs
-// comes to, states and idempotency keys alike, and reads less.
+// A take-over that loads a snapshot has the same states and idempotency keys as one that
+// reads the whole logs, and it reads fewer events.
 func TestASnapshotAndTheTailAreTheWholeLog(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
@@ -250,7 +251,7 @@ func TestASnapshotAndTheTailAreTheWholeLog(t *testing.T) {
 		a.snapshotNow()
 		a.life("between", 14)
 		a.snapshotNow()
-		a.town(4) // the restaurant's repeats append nothing
+		a.town(4) // its commands on the restaurant are repeats and append nothing
 		a.kill()
 
 		b := newLone(t, cfg)
@@ -276,8 +277,8 @@ func TestASnapshotAndTheTailAreTheWholeLog(t *testing.T) {
 		if sh.replayed < 150 || len(sh.agg.live()) < 40 {
 			t.Errorf("%d events, %d things: the test has too little in it", sh.replayed, len(sh.agg.live()))
 		}
-		// The last one, at the hand-over, leaves nothing to read but the claim
-		// that it names, and the keys of its repeats are answered.
+		// After the last snapshot, at the hand-over, nothing is left to read, and
+		// repeats of idempotency keys are answered from it.
 		c := newLone(t, cfg).serve()
 		if c.replayed != 0 {
 			t.Errorf("%d events were left after a hand-over", c.replayed)
@@ -288,8 +289,8 @@ func TestASnapshotAndTheTailAreTheWholeLog(t *testing.T) {
 	})
 }
 
-// A deposed owner cannot write behind its successor: the snapshot that it tries
-// ends its claim, and what is in the topic is the successor's.
+// A deposed owner cannot write a snapshot after its successor. Its attempt fails and
+// ends its claim, and the topic has the successor's snapshot.
 func TestADeposedOwnersSnapshotIsNotKept(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
@@ -314,8 +315,9 @@ func TestADeposedOwnersSnapshotIsNotKept(t *testing.T) {
 	})
 }
 
-// Fenced by a take-over that went no further, an owner whose claim still counts
-// ends it, and takes over anew; nothing is lost.
+// A take-over that fails after it has fenced the snapshots leaves an owner whose claim
+// is still valid, but who cannot write snapshots. The owner ends its claim and takes the
+// shard over anew; nothing is lost.
 func TestAFencedOwnerTakesOverAnew(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)
@@ -323,7 +325,7 @@ func TestAFencedOwnerTakesOverAnew(t *testing.T) {
 	l := newLone(t, cfg)
 	a := l.serve()
 	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "A"})
-	savedKeys(t, cfg) // InitProducerID, no claim
+	savedKeys(t, cfg) // calls InitProducerID, but does not claim
 	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "B"})
 	a.post(func(now time.Time) { a.snapshotAt = now })
 	a.endsWith(errSnapshot)
@@ -337,9 +339,10 @@ func TestAFencedOwnerTakesOverAnew(t *testing.T) {
 	}
 }
 
-// What is closed becomes text once a snapshot has it, and is what it was when
-// somebody asks; what is open, or changed while the snapshot was written, does not.
-func TestClosedOrdersBecomeText(t *testing.T) {
+// A closed order is held encoded once a snapshot has it, and a command on it loads the
+// same state again. An open order is not encoded, nor one that has changed while the
+// snapshot was written.
+func TestClosedOrdersAreHeldEncoded(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)
 	snapshotTopics(t, cfg)
@@ -363,14 +366,14 @@ func TestClosedOrdersBecomeText(t *testing.T) {
 			case e.encoded != nil && e.order == nil && e.payment == nil && strings.Contains(string(e.encoded.order), `"status":"cancelled"`) && e.encoded.payment != nil:
 				id = e.id
 			default:
-				t.Errorf("%+v, text %+v", e.order, e.encoded)
+				t.Errorf("%+v, encoded %+v", e.order, e.encoded)
 			}
 		}
 		if diff := cmp.Diff(before, o.agg.live()); diff != "" {
 			t.Errorf("it is not what it was (-before +after):\n%s", diff)
 		}
 		if e := o.agg.held[orders][id]; e == nil || e.encoded != nil {
-			t.Errorf("it was asked for, and is %+v", e)
+			t.Errorf("it should be loaded, and is %+v", e)
 		}
 	})
 	res := o.must(eventlog.Payments, id, "", payment.RequestRefund{RefundID: uuid.NewString(), Reason: "no"})
@@ -378,16 +381,16 @@ func TestClosedOrdersBecomeText(t *testing.T) {
 		t.Errorf("a command on it: %+v, %+v", res.Payment, res.Order)
 	}
 	inLoop(func() { before = o.agg.live() })
-	o.snapshotNow() // of the payment alone
+	o.snapshotNow() // has only the payment
 	inLoop(func() {
 		if e := o.agg.held[orders][id]; e.order == nil || e.encoded == nil || e.encoded.order != nil {
-			t.Errorf("only the payment was written, and text is %+v", e.encoded)
+			t.Errorf("only the payment was written, and %+v is encoded", e.encoded)
 		}
 		whole := *o.agg.held[orders][id].order
 		whole.Items = append(make([]order.Item, 0, 9), whole.Items...)
 		o.agg.held[orders][id].order = &whole
 		if _, err := o.agg.find(payments, id); err != nil || cap(whole.Items) != 9 {
-			t.Error("reading the payment's text wrote to the order, which answers share: ", err)
+			t.Error("loading the payment changed the order, which answers may refer to: ", err)
 		}
 		if diff := cmp.Diff(before, o.agg.live()); diff != "" {
 			t.Errorf("it is not what it was (-before +after):\n%s", diff)
@@ -396,17 +399,17 @@ func TestClosedOrdersBecomeText(t *testing.T) {
 		c := &snapshot{changed: []saved{{key: recordKey{orders, id}, on: e, state: e.order, value: []byte("{}")}, {key: recordKey{payments, id}, on: e, state: &payment.State{}, value: []byte("{}")}}}
 		e.unsaved = 1 << orders
 		if c.keepEncoded(); e.encoded != nil {
-			t.Error("what has changed since the cut is text")
+			t.Error("a state that has changed since the cut is encoded")
 		}
 		e.unsaved = 0
 		if c.keepEncoded(); e.encoded == nil || e.order != nil || e.payment == nil {
-			t.Error("what is not what was written is text")
+			t.Error("only the states that were written should be encoded")
 		}
 	})
 }
 
-// Speculative state is never saved: the cut waits for what is in flight, and is
-// put off where that takes long.
+// A snapshot has only confirmed state: the cut waits until no append is in flight, and
+// is put off if that takes too long.
 func TestACutHasConfirmedStateOnly(t *testing.T) {
 	t.Parallel()
 	s := newLoop(t)
@@ -436,9 +439,9 @@ func TestACutHasConfirmedStateOnly(t *testing.T) {
 	}
 }
 
-// Snapshots of another fold version, and those that are not of these logs (a
-// broker lost what it had acknowledged), are not used; the next snapshot takes
-// out of the topic what is not held.
+// A snapshot of another foldVersion is not used, nor one that does not match the logs
+// because the broker has lost acknowledged records. The next snapshot removes from the
+// topic what is not in memory.
 func TestSnapshotsThatDoNotFitAreIgnored(t *testing.T) {
 	t.Parallel()
 	for name, spoil := range map[string]func(map[string]*kgo.Record) []*kgo.Record{
@@ -450,7 +453,7 @@ func TestSnapshotsThatDoNotFitAreIgnored(t *testing.T) {
 			return rs
 		},
 		"a part of another fold": func(saved map[string]*kgo.Record) []*kgo.Record {
-			r := saved["restaurants/r1"] // as one that died in the middle of a snapshot left it
+			r := saved["restaurants/r1"] // as an owner leaves it that dies in the middle of a snapshot
 			r.Headers = []kgo.RecordHeader{{Key: hdrFold, Value: []byte("9")}}
 			return []*kgo.Record{r}
 		},
@@ -502,7 +505,7 @@ func TestSnapshotsThatDoNotFitAreIgnored(t *testing.T) {
 			b.leave()
 			saved = savedKeys(t, cfg)
 			if saved["riders/nobody"] != nil {
-				t.Error("what is not held is still in the topic")
+				t.Error("an aggregate that does not exist is still in the topic")
 			}
 			if c := newLone(t, cfg).serve(); c.replayed != 0 || len(c.agg.live()) != len(b.agg.live()) {
 				t.Errorf("the next take-over read %d events, holds %d of %d things", c.replayed, len(c.agg.live()), len(b.agg.live()))
@@ -511,8 +514,8 @@ func TestSnapshotsThatDoNotFitAreIgnored(t *testing.T) {
 	}
 }
 
-// States are read when somebody asks for them. One that cannot be read then ends
-// the claim; the next take-over reads the logs instead.
+// An encoded state is decoded when a command needs it. If it cannot be decoded, the
+// claim ends, and the next take-over reads the logs instead.
 func TestASnapshotThatIsNotReadableIsLeft(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)
@@ -554,8 +557,8 @@ func TestASnapshotThatIsNotReadableIsLeft(t *testing.T) {
 	}
 }
 
-// One restaurant could end the claims of its shard without end: its state was
-// larger than a batch may be, so no snapshot with it was ever kept.
+// There was a defect: the state of one restaurant was larger than a batch may be, so
+// every snapshot with it failed, and each failure ended the claim of its shard.
 func TestTheLargestRestaurantIsSaved(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
@@ -563,7 +566,7 @@ func TestTheLargestRestaurantIsSaved(t *testing.T) {
 		a := newLone(t, cfg).serve()
 		a.must(eventlog.Restaurants, "r1", "", restaurant.Put{RestaurantID: "r1", Name: "R"})
 		set := func(n int) error {
-			// Text that does not compress, and doubles as JSON.
+			// This text does not compress, and is twice as long as JSON.
 			name := strings.Repeat("<", 100)
 			for len([]rune(name)) < 500 {
 				name += string(rune(0x4e00 + rand.N(20000)))
@@ -591,9 +594,9 @@ func TestTheLargestRestaurantIsSaved(t *testing.T) {
 	})
 }
 
-// A closed order shrinks after a day and leaves after ArchiveAfter, across
-// take-overs; its commands are archived, late money for it is unmatched, and
-// what is not settled stays.
+// A closed order shrinks after a day and is evicted after ArchiveAfter, also across
+// take-overs. Commands on it are then refused as archived, and late money for it is
+// unmatched. An order with an open refund stays in memory.
 func TestClosedOrdersShrinkThenLeave(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)
@@ -628,7 +631,7 @@ func TestClosedOrdersShrinkThenLeave(t *testing.T) {
 	}
 	check := func(s *owned) {
 		t.Helper()
-		s.must(eventlog.Riders, "tick", "", rider.Put{RiderID: "tick", Name: uuid.NewString()}) // the loop has been round
+		s.must(eventlog.Riders, "tick", "", rider.Put{RiderID: "tick", Name: uuid.NewString()}) // after this answer the loop has done what was due
 		for name, want := range map[string]struct {
 			code  domain.Code // of a customer's cancel
 			whole bool
@@ -659,15 +662,15 @@ func TestClosedOrdersShrinkThenLeave(t *testing.T) {
 	a.leave()
 	saved := savedKeys(t, cfg)
 	if saved["orders/"+ids["long ago"]] != nil || saved["payments/"+ids["long ago"]] != nil {
-		t.Error("what has left is in the snapshots")
+		t.Error("an evicted order is still in the topic")
 	}
 	b := newLone(t, cfg).serve()
 	check(b)
-	// Settled now, the last one may leave.
+	// The refund is done, but the late capture above still waits.
 	b.must(eventlog.Payments, ids["unsettled"], "", payment.RecordRefund{RefundID: "f" + ids["unsettled"], Succeeded: true})
 	b.post(func(now time.Time) { b.retire(ids["unsettled"], now) })
 	if late := b.must(eventlog.Orders, ids["unsettled"], "", Look{}); late.Order == nil {
-		t.Error("it left with unmatched money: the late capture is neither refunded nor resolved")
+		t.Error("it was evicted although the late capture is neither refunded nor resolved")
 	}
 	b.leave()
 }

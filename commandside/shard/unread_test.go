@@ -21,24 +21,24 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// forge appends a record with the place that the owner's next append has, as
-// somebody who writes to the topic without being the owner might.
+// forge appends a record with the id, term and seq of the owner's next append, as
+// another program could that writes to the topic.
 func (o *owned) forge(topic, id, eventType string, version int64, data string, change func(*eventlog.Event)) {
 	o.t.Helper()
-	place := make(chan eventlog.Event, 1)
+	next := make(chan eventlog.Event, 1)
 	o.post(func(time.Time) {
 		l := &o.logs[logOf(topic)]
 		l.seq++
-		place <- eventlog.Event{ID: l.eventID(o.partition), Source: o.owner.source, Term: l.rule.Term, Seq: l.seq, Time: domain.Time(time.Now())}
+		next <- eventlog.Event{ID: l.eventID(o.partition), Source: o.owner.source, Term: l.rule.Term, Seq: l.seq, Time: domain.Time(time.Now())}
 		l.seq--
 	})
-	e := <-place
+	e := <-next
 	e.Type, e.Subject, e.Version, e.Data = eventType, id, version, []byte(data)
 	if change != nil {
 		change(&e)
 	}
 	r := e.NewRecord(topic, o.partition)
-	r.Timestamp = time.Now() // a broker takes no other
+	r.Timestamp = time.Now() // the topic rejects other timestamps
 	produce(o.t, o.owner.Kafka, r)
 }
 
@@ -57,8 +57,8 @@ func isUnknown(err error, eventType string) bool {
 	return errors.As(err, &u) && u.Type == eventType && strings.Contains(u.Detail(), eventType)
 }
 
-// Junk between the appends of a live owner, and before a take-over, with snapshots
-// and without, changes nothing: nothing is lost or doubled.
+// Records of other programs between the appends of an owner, and before a take-over,
+// change nothing, with and without snapshots: no event is lost or takes effect twice.
 func TestJunkStopsNoShard(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
@@ -76,7 +76,7 @@ func TestJunkStopsNoShard(t *testing.T) {
 		}
 		a.town(2)
 		junk()
-		if res := a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "4"}); res.Event != nil { // confirmed behind the junk
+		if res := a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "4"}); res.Event != nil { // the answer is confirmed after the junk
 			t.Fatalf("appended %v", res.Event)
 		}
 		for round, end := range []func(*owned){(*owned).kill, (*owned).leave, (*owned).kill} {
@@ -85,9 +85,9 @@ func TestJunkStopsNoShard(t *testing.T) {
 			end(a)
 			junk()
 			eventlogtest.AppendJunk(t, cfg, 1, eventlog.ShardSnapshots)
-			no := &kgo.Record{Topic: eventlog.ShardSnapshots, Key: []byte("riders/x")} // a tombstone that no owner has written
+			no := &kgo.Record{Topic: eventlog.ShardSnapshots, Key: []byte("riders/x")} // a tombstone that was written outside of a transaction
 			if round == 1 {
-				no = snapshotRecord("riders/x", []byte(`{"id":"x","version":99}`)) // as an owner would have, but for the transaction
+				no = snapshotRecord("riders/x", []byte(`{"id":"x","version":99}`)) // like an owner's record, but written outside of a transaction
 				no.Topic = eventlog.ShardSnapshots
 			}
 			produce(t, cfg, no)
@@ -104,9 +104,9 @@ func TestJunkStopsNoShard(t *testing.T) {
 	})
 }
 
-// A record that another has written with the owner's next term and seq is valid,
-// and the owner's own is not: it acknowledges nothing, claims anew, and goes on
-// from what the log says.
+// If another program writes a record with the owner's next term and seq, that record is
+// valid and the owner's own one is not. The owner acknowledges nothing, claims the shard
+// again, and goes on with the state that the log has.
 func TestAForgedRecordIsNotTakenForTheOwners(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
@@ -138,9 +138,9 @@ func TestAForgedRecordIsNotTakenForTheOwners(t *testing.T) {
 	})
 }
 
-// An event that this build does not know, or cannot read, stops its own aggregate:
-// its commands are answered with the event's type, all else goes on, from logs and
-// from snapshots alike.
+// An event that this build cannot read stops its own aggregate: commands on it are
+// answered with an UnknownEvent. Everything else goes on. This is so after a take-over
+// from the logs and from a snapshot alike.
 func TestAnUnknownEventStopsItsAggregateAlone(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
@@ -161,7 +161,7 @@ func TestAnUnknownEventStopsItsAggregateAlone(t *testing.T) {
 		pay(other)
 		a.must(eventlog.Payments, unpaid, "", payment.RequestPayment{OrderID: unpaid, Provider: "simulated", GatewayOrderID: "g" + unpaid})
 		l.InboxPassed = func(context.Context, string) (bool, error) {
-			t.Error("a deadline that does not fire asks about the inbox")
+			t.Error("a deadline of a marked aggregate asks about the inbox")
 			return false, nil
 		}
 		for _, id := range []string{"type", "body", "gap", "back", "time", "other"} {
@@ -185,7 +185,7 @@ func TestAnUnknownEventStopsItsAggregateAlone(t *testing.T) {
 		)
 		for round, end := range []func(*owned){(*owned).kill, (*owned).leave, (*owned).kill} {
 			end(a)
-			if round == 0 { // the snapshot does not fit: the next one takes out of the topic what is not held, and no more
+			if round == 0 { // this snapshot is not used; the next one removes only what is not in memory
 				produce(t, cfg, &kgo.Record{Topic: eventlog.ShardSnapshots, Key: []byte("riders/first"), Value: []byte("junk")})
 			}
 			a = l.serve()
@@ -212,7 +212,7 @@ func TestAnUnknownEventStopsItsAggregateAlone(t *testing.T) {
 			if _, err := a.do(eventlog.Orders, "", "odd", Place{CustomerID: "c1", RestaurantID: "r1"}); !isUnknown(err, "ORDER_GIFTED") {
 				t.Errorf("round %d: the repeat of the order's key: %v", round, err)
 			}
-			// The payment is unknown; the kitchen need not wait for it.
+			// The payment cannot be read, but commands on the order are still decided.
 			if res := a.must(eventlog.Orders, paid, "", order.AcceptOrder{PrepMinutes: 5}); res.Order.Status != order.StatusAccepted {
 				t.Errorf("round %d: the order is %s", round, res.Order.Status)
 			}
@@ -220,7 +220,7 @@ func TestAnUnknownEventStopsItsAggregateAlone(t *testing.T) {
 			a.must(eventlog.Orders, other, "", order.AcceptOrder{PrepMinutes: 5})
 			due := make(chan bool, 1)
 			a.post(func(now time.Time) {
-				for _, id := range []string{odd, unpaid} { // an unknown payment may have been paid
+				for _, id := range []string{odd, unpaid} { // the payment that cannot be read may have been paid
 					e, err := a.agg.find(orders, id)
 					if err != nil {
 						t.Error(err)
@@ -232,7 +232,7 @@ func TestAnUnknownEventStopsItsAggregateAlone(t *testing.T) {
 				due <- a.unacked() > 0 || !a.agg.due.next().IsZero() && a.agg.due.next().Before(now)
 			})
 			if <-due {
-				t.Errorf("round %d: a deadline fires on what cannot be read", round)
+				t.Errorf("round %d: a deadline of a marked aggregate had an effect", round)
 			}
 			if res := a.must(eventlog.Orders, unpaid, "", Look{}); res.Order.Status != order.StatusPlaced {
 				t.Errorf("round %d: the unpaid order is %s", round, res.Order.Status)
@@ -245,8 +245,8 @@ func TestAnUnknownEventStopsItsAggregateAlone(t *testing.T) {
 	})
 }
 
-// forgeAll lets the owner learn of nothing until all are there: it is killed, and
-// each forged event takes the next seq.
+// forgeAll calls functions that forge events, and gives each event the next seq. The
+// owner does not notice before it is killed, because it appends nothing in between.
 func (o *owned) forgeAll(all ...func()) {
 	o.t.Helper()
 	for _, f := range all {
@@ -259,7 +259,7 @@ func (o *owned) forgeAll(all ...func()) {
 	}
 }
 
-// bump counts the seqs that forge has used.
+// bump moves the owner's seqs and offsets on past the forged events.
 func (o *owned) bump() {
 	done := make(chan struct{})
 	o.post(func(time.Time) {
@@ -279,8 +279,8 @@ func (o *owned) bump() {
 	<-done
 }
 
-// A build that knows the event does not believe a snapshot's mark: it reads the
-// log, and folds it.
+// A build that can read the event does not use a snapshot with the mark. It reads the
+// log and folds the event.
 func TestABuildThatKnowsTheEventFoldsIt(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)
@@ -290,7 +290,7 @@ func TestABuildThatKnowsTheEventFoldsIt(t *testing.T) {
 	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "X"})
 	a.must(eventlog.Riders, "x", "", rider.Verify{})
 	done := make(chan struct{})
-	a.post(func(time.Time) { // as an older build, to which RIDER_VERIFIED is new, would have it
+	a.post(func(time.Time) { // the state of an older build that cannot read RIDER_VERIFIED
 		e := a.agg.held[riders]["x"]
 		old := rider.Evolve(rider.State{}, rider.RiderRegistered{RiderID: "x", Name: "X"}, time.Now())
 		e.rider = &old
@@ -310,8 +310,8 @@ func TestABuildThatKnowsTheEventFoldsIt(t *testing.T) {
 	b.leave()
 }
 
-// An event in the tail whose version does not follow what the snapshot has means
-// first that the snapshot is not of this log.
+// If the version of an event after the snapshot does not follow the version in the
+// snapshot, the take-over first assumes that the snapshot is not of this log.
 func TestAVersionThatDoesNotFollowASnapshotIsLookedUpInTheLog(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)
@@ -344,8 +344,8 @@ func TestAVersionThatDoesNotFollowASnapshotIsLookedUpInTheLog(t *testing.T) {
 	b.leave()
 }
 
-// A restaurant whose event is unknown takes no orders: its menu cannot be known.
-// Others do, and no event ends the menus.
+// Orders at a restaurant with an event that cannot be read are not priced, because its
+// menu is not known. Other restaurants are not affected, and Menus go on.
 func TestMenusMarkTheRestaurantAlone(t *testing.T) {
 	t.Parallel()
 	m := NewMenus()
@@ -370,7 +370,7 @@ func TestMenusMarkTheRestaurantAlone(t *testing.T) {
 	}
 	m.learn(&restaurant.State{ID: "known", Version: 3})
 	if fold("known", "RESTAURANT_OPENED", 2, `{}`) != nil || fold("known", "RESTAURANT_OPENED", 3, `{}`) != nil {
-		t.Error("what a shard has told before is no gap")
+		t.Error("a state that was learned from a shard caused a gap")
 	}
 	if fold("type", "RESTAURANT_MOVED", 2, `{}`) == nil || fold("body", "RESTAURANT_OPENED", 2, `{`) == nil || fold("gap", "RESTAURANT_OPENED", 3, `{}`) == nil || fold("twice", "RESTAURANT_OPENED", 1, `{}`) == nil {
 		t.Error("not marked")
@@ -390,7 +390,7 @@ func TestMenusMarkTheRestaurantAlone(t *testing.T) {
 	}
 }
 
-// The answer is the same where another instance owns the shard.
+// The answer is the same if the command is forwarded.
 func TestUnknownEventTravels(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)
@@ -414,8 +414,9 @@ func TestUnknownEventTravels(t *testing.T) {
 	l.setServing(0, nil)
 }
 
-// A copy of an append has the effect of the append: all that makes the effect is
-// compared, not the id alone, which another can write too.
+// A record is the owner's append, or a copy of it, only if it has the same effect.
+// Everything that makes the effect is compared, not only the id, which another program
+// can write, too.
 func TestAnAppendIsKnownByItsEffect(t *testing.T) {
 	t.Parallel()
 	s := newLoop(t)
@@ -431,7 +432,7 @@ func TestAnAppendIsKnownByItsEffect(t *testing.T) {
 	}
 	own := eventlog.Event{Source: "/own", Type: "RIDER_UPDATED", Subject: "x", Version: 2, Time: domain.Time(at), Data: data}
 	if !s.isOwn(&own, p) {
-		t.Error("its own append is not known")
+		t.Error("its own append is not recognized")
 	}
 	for name, change := range map[string]func(*eventlog.Event){
 		"source":  func(e *eventlog.Event) { e.Source = "/other" },
@@ -441,7 +442,7 @@ func TestAnAppendIsKnownByItsEffect(t *testing.T) {
 		"time":    func(e *eventlog.Event) { e.Time = e.Time.Add(time.Second) },
 		"data":    func(e *eventlog.Event) { e.Data = []byte(`{}`) },
 		"fault":   func(e *eventlog.Event) { e.Fault = errors.New("a fault") },
-		"a SEEN":  func(e *eventlog.Event) { e.Type, e.Subject = eventlog.ShardSeen, "" },
+		"barrier": func(e *eventlog.Event) { e.Type, e.Subject = eventlog.ShardSeen, "" },
 	} {
 		e := own
 		if change(&e); s.isOwn(&e, p) {
@@ -450,6 +451,6 @@ func TestAnAppendIsKnownByItsEffect(t *testing.T) {
 	}
 	seen := eventlog.Event{Source: "/own", Type: eventlog.ShardSeen, Time: domain.Time(at)}
 	if p.own.call = nil; !s.isOwn(&seen, p) || s.isOwn(&own, p) {
-		t.Error("a SEEN is not known")
+		t.Error("its own no-op barrier is not recognized")
 	}
 }

@@ -15,11 +15,12 @@ import (
 	"tomato/eventlog"
 )
 
-// stays are the commands that a shard issues to itself or makes of another.
+// stays are the commands that are never forwarded, because only the shard itself
+// issues them.
 var stays = map[string]bool{"expire": true, "cancel-unaccepted": true, "end-wave": true}
 
-// Every command that the domain declares can be forwarded, and comes back as
-// what it was.
+// Every command that the domain declares can be forwarded, and decoding gives the same
+// command.
 func TestEveryCommandTravels(t *testing.T) {
 	t.Parallel()
 	declared := map[string]bool{}
@@ -78,7 +79,7 @@ func TestARequestSurvivesTheWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, err := decodeRequest(b)
-	if err != nil || !reflect.DeepEqual(in, out) { // and is valid
+	if err != nil || !reflect.DeepEqual(in, out) {
 		t.Fatalf("%+v became %+v: %v", in, out, err)
 	}
 	answer, err := encodeAnswer(Result{Status: 200, Event: order.OrderPickedUp{OrderID: "o"}, Order: &order.State{ID: "o", Version: 3},
@@ -92,5 +93,5 @@ func TestARequestSurvivesTheWay(t *testing.T) {
 	}
 }
 
-// testClusterKey is the key of instances under test.
+// testClusterKey is the cluster key in tests.
 const testClusterKey = "of the tests of the shards, 32 bytes"

@@ -37,14 +37,14 @@ type checker struct {
 	gcc, pan []string
 }
 
-// The properties: what the comments behind shard.pml's assertions say.
+// The properties. Those of shard.pml are the comments after its assertions.
 const (
 	readersAgree  = "readers agree"
 	ownerAgrees   = "owner and readers agree"
-	versions      = "versions that count are 1, 2, 3, ..."
-	noneVoid      = "nothing acknowledged is void"
+	versions      = "versions of valid events are 1, 2, 3, ..."
+	allValid      = "everything acknowledged is valid"
 	noneStale     = "no refusal is stale"
-	onWhatCounts  = "events are decided on what counts"
+	onValid       = "events are decided on valid events"
 	onPresent     = "events are decided on the present state of the other log"
 	serves        = "an assigned shard serves again after the last fault"
 	assertionText = "assertion violated"
@@ -77,27 +77,27 @@ func TestProtocolHolds(t *testing.T) {
 	}
 }
 
-// Without any one of its rules the protocol breaks: so the model can tell, and
-// none is superfluous.
+// If any one of the rules is left out, a property fails. This shows that the model can
+// find such an error, and that each rule is needed.
 func TestEveryRuleIsNeeded(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		rule string
 		checker
 		bounds []string
-		breaks []string // properties that the rule protects: one of them is broken first
+		breaks []string // properties that the rule protects; one of them must fail
 	}{
 		{"TERM", safety, oneLog, []string{readersAgree, versions}},
 		{"SEQ", safety, oneLog, []string{versions}},
-		{"COUNTEDPOSITION", safety, oneLog, []string{readersAgree}},
-		{"CONTIGUITY", safety, oneLog, []string{noneVoid}},
-		{"BETWEEN", safety, oneLog, []string{noneVoid}},
-		{"CLAIMFIRST", safety, oneLog, []string{noneVoid, versions}},
-		{"CLAIMID", safety, oneLog, []string{noneVoid}},
+		{"VALIDPOSITION", safety, oneLog, []string{readersAgree}},
+		{"CONTIGUITY", safety, oneLog, []string{allValid}},
+		{"BETWEEN", safety, oneLog, []string{allValid}},
+		{"CLAIMFIRST", safety, oneLog, []string{allValid, versions}},
+		{"CLAIMID", safety, oneLog, []string{allValid}},
 		{"SEEN", safety, oneLog, []string{noneStale}},
 		{"READFIRST", safety, twoLogs, []string{onPresent}},
 		{"BOTHCLAIMS", safety, twoLogs, []string{onPresent}},
-		{"ACKEDPREMISE", safety, twoLogs, []string{onWhatCounts}},
+		{"ACKEDPREMISE", safety, twoLogs, []string{onValid}},
 		{"SEENBOTH", safety, twoLogs, []string{noneStale}},
 		{"CONFIRM", liveness, threeFaults, []string{serves}},
 		{"REOPEN", liveness, threeFaults, []string{serves}},
@@ -125,7 +125,7 @@ func TestEveryRuleIsNeeded(t *testing.T) {
 
 // run checks the model under these defines in a directory of its own, which
 // then holds the counterexample if there is one, and returns the report.
-// optimize is gcc's: -O1 where the search takes longer than compiling.
+// optimize is gcc's option: -O1 pays if the search takes longer than compiling.
 func (c checker) run(t *testing.T, optimize string, defines []string) (dir, report string) {
 	t.Helper()
 	for _, tool := range []string{"spin", "gcc"} {
@@ -149,7 +149,7 @@ func (c checker) run(t *testing.T, optimize string, defines []string) (dir, repo
 	return dir, command(t, dir, "./pan", append([]string{depth}, c.pan...))
 }
 
-// replay tells the counterexample.
+// replay returns the steps of the counterexample as text.
 func (c checker) replay(t *testing.T, dir string, defines []string) string {
 	t.Helper()
 	out := command(t, dir, "spin", slices.Concat([]string{"-t", "-T"}, defines, []string{c.file}))
@@ -157,7 +157,7 @@ func (c checker) replay(t *testing.T, dir string, defines []string) string {
 	return told
 }
 
-// property names what the replayed counterexample violates.
+// property returns the name of the property that fails in the replayed counterexample.
 func property(t *testing.T, replayed string) string {
 	t.Helper()
 	m := failedAt.FindStringSubmatch(replayed)
@@ -175,7 +175,7 @@ func property(t *testing.T, replayed string) string {
 	_, comment, _ := strings.Cut(strings.Split(string(source), "\n")[line-1], "/* ")
 	name, _, ok := strings.Cut(comment, " */")
 	if !ok {
-		t.Fatalf("%s:%d has no property's name behind it", safety.file, line)
+		t.Fatalf("%s:%d has no comment with the name of a property", safety.file, line)
 	}
 	return name
 }

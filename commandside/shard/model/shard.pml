@@ -1,13 +1,13 @@
 /* The write side's protocol: what can happen to one shard. README.md explains
  * it; model_test.go gives the bounds and runs it.
  *
- * A session is one claim of one instance, from reading the logs to having
- * stopped. An instance that claims anew is another session. Any session may
- * start at any time, so any number of instances may think that the shard is
- * theirs; any may stand still for as long as it likes and then go on.
- * Sessions are alike: they are numbered in the order in which they start.
+ * A session is one claim of one instance, from reading the logs to its stop. If
+ * an instance claims again, that is another session. Any session may start at any
+ * time, so any number of instances may believe that they own the shard. Any
+ * session may pause for any time and then go on. All sessions behave alike, so
+ * they are numbered in the order in which they start.
  *
- * -DNO_<RULE> leaves a rule out; an assertion must then fail.
+ * -DNO_<RULE> leaves a rule out. An assertion must then fail.
  */
 #ifndef LOGS
 #define LOGS 1          /* logs of the shard */
@@ -19,25 +19,26 @@
 #define APPENDS 2       /* commands of a session: each an event of one log, or a refusal */
 #endif
 #ifndef MAXLOG
-#define MAXLOG 6        /* records of one log; what would land behind does not */
+#define MAXLOG 6        /* records of one log; the broker appends no more */
 #endif
 #ifndef WINDOW
-#define WINDOW 2        /* appends of one session to one log without an answer, a claim aside */
+#define WINDOW 2        /* appends of one session to one log in flight, in addition to a claim */
 #endif
 #ifndef ERRORS
-#define ERRORS 1        /* appends whose outcome stays unknown: the session ends, they may still land */
+#define ERRORS 1        /* appends whose outcome stays unknown: the session stops, and they may still be appended */
 #endif
 #ifndef RESENDS
-#define RESENDS 1       /* lost answers after which what had landed is sent again, and lands twice */
+#define RESENDS 1       /* lost answers, after which the records are sent and appended a second time */
 #endif
 #define QUEUE (WINDOW + 1)
 #if SESSIONS > 3 || APPENDS > 3 || SESSIONS * APPENDS > 6
-#error a record has no room for so many terms, seqs or versions
+#error a record has too few bits for so many terms, seqs or versions
 #endif
 
-/* A record, in 14 bits. v0 and v1 are versions of logs 0 and 1: of an event its
- * own in its own log, and in the other the version that it was decided on
- * (NONE: it did not look there); of a SEEN what the refusal rests on. */
+/* A record, in 14 bits. v0 and v1 are versions in logs 0 and 1. For an event, one
+ * is its own version in its own log, and the other is the version in the other
+ * log on which it was decided (NONE if the decision did not look there). For a
+ * SEEN, they are the versions that the refusal rests on. */
 #define CLAIM 1
 #define EVENT 2
 #define SEEN  3
@@ -49,28 +50,29 @@
 #define SEQ(r)        (((r) >> 6) & 3)
 #define VERSION(r, l) (((r) >> (8 + 3*(l))) & 7)
 
-/* A partition, and what a reader that began at its start makes of it. */
+/* A partition, and the result of a reader that has read it from the beginning. */
 typedef partition {
 	short record[MAXLOG];
 	byte size;
-	byte term;      /* of the last claim that counts */
-	byte seq;       /* last that counted in it */
-	byte events;    /* that count: the state's version */
-	short counts    /* bit per offset */
+	byte term;      /* of the last valid claim */
+	byte seq;       /* of the last valid record in that term */
+	byte events;    /* number of valid events, which is the state's version */
+	short valid     /* one bit per offset */
 };
 partition log[LOGS];
 
-/* A session's end of one log: partitionLog in log.go. */
+/* What a session knows of one log. See partitionLog in log.go. */
 typedef logend {
-	bit read;             /* to its end, when the session started */
-	bit held;             /* the claim is known to count */
-	byte term, seq, next; /* the reader rule as of next, the offset where the oldest append must land */
-	byte lastseq;         /* last sent */
-	byte version;         /* of the state decided on, moved on speculatively */
+	bit read;             /* the log was read to its end, when the session started */
+	bit held;             /* the claim is known to be valid */
+	byte term, seq, next; /* the reader rule up to next, the expected offset of the oldest append */
+	byte lastseq;         /* of the last record sent */
+	byte version;         /* of the state in memory, with unacknowledged appends */
 	byte acked;           /* version that is acknowledged */
-	/* Appends without an answer, oldest first: `landed` of them have landed,
-	 * at `offset`; of these `known` were acknowledged already, by reading.
-	 * Once stopped only those remain that may still land. */
+	/* Appends without an answer, oldest first. The first `landed` of them are in
+	 * the log, at `offset`; of these the first `known` were already acknowledged
+	 * when the log was read. After a stop, only those remain that may still be
+	 * appended. */
 	short queue[QUEUE];
 	byte offset[QUEUE];
 	byte queued, landed, known
@@ -82,8 +84,9 @@ typedef logend {
 typedef session {
 	byte mode;
 	byte appends;
-	/* A refusal that waits, one at a time: the versions it rests on, the logs
-	 * whose SEEN is to be sent, and in how many it is acknowledged. */
+	/* The refusal that waits, at most one: the versions that it rests on, the logs
+	 * to which a SEEN must be sent, and the number of logs in which a SEEN is
+	 * acknowledged. */
 	bit refusing;
 	byte rests[LOGS];
 	bit awaits[LOGS];
@@ -92,14 +95,14 @@ typedef session {
 };
 byte started, errors, resends;
 
-/* Scratch, no part of the state. */
+/* Temporary variables, which are no part of the state. */
 hidden byte ii, jj, ll;
 hidden short own;
-hidden byte ok, mine, isvoid;
+hidden byte ok, mine, invalid;
 hidden byte rterm, rseq, count, off;
 hidden short seen;
 
-/* What a counterexample's replay prints. */
+/* The replay of a counterexample prints this. */
 #define NAME(r) (KIND(r) == CLAIM -> 'C' : (KIND(r) == EVENT -> 'E' : 'S'))
 inline tell(R) {
 	printf("%c term %d seq %d of session %d, versions %d %d", NAME(R), TERM(R), SEQ(R), SESSION(R), VERSION(R, 0), VERSION(R, 1))
@@ -124,13 +127,13 @@ inline rule(R, T, Q) {
 	fi
 }
 
-/* readers: whoever resumes at a stored position derives the same history as
- * who began at the start. A stored position is that of a record that counted;
- * its headers give term and seq. */
-#ifdef NO_COUNTEDPOSITION
+/* readers: a reader that starts at a stored position derives the same history as
+ * one that starts at the beginning. A stored position is that of a valid record,
+ * with its term and seq. */
+#ifdef NO_VALIDPOSITION
 #define STORED(l, k) true
 #else
-#define STORED(l, k) ((log[l].counts >> (k)) & 1)
+#define STORED(l, k) ((log[l].valid >> (k)) & 1)
 #endif
 inline readers(l) {
 	ii = 0;
@@ -139,7 +142,7 @@ inline readers(l) {
 		if
 		:: STORED(l, ii) ->
 			rterm = TERM(log[l].record[ii]); rseq = SEQ(log[l].record[ii]);
-			seen = log[l].counts & ((2 << ii) - 1);
+			seen = log[l].valid & ((2 << ii) - 1);
 			jj = ii + 1;
 			do
 			:: jj < log[l].size ->
@@ -148,7 +151,7 @@ inline readers(l) {
 				jj++
 			:: else -> break
 			od;
-			assert(seen == log[l].counts && rterm == log[l].term && rseq == log[l].seq) /* readers agree */
+			assert(seen == log[l].valid && rterm == log[l].term && rseq == log[l].seq) /* readers agree */
 		:: else
 		fi;
 		ii++
@@ -156,14 +159,14 @@ inline readers(l) {
 	od
 }
 
-/* premise: what the record just landed says of log m was so: no other session
- * has changed m since. Its own session may have, later in its own order. */
+/* premise: no other session has changed log l since the version on which the
+ * record was decided. Its own session may have, with later events. */
 inline premise(rec, l) {
 	ii = 0; count = 0;
 	do
 	:: ii < log[l].size ->
 		if
-		:: ((log[l].counts >> ii) & 1) && KIND(log[l].record[ii]) == EVENT ->
+		:: ((log[l].valid >> ii) & 1) && KIND(log[l].record[ii]) == EVENT ->
 			count++;
 			assert(count <= VERSION(rec, l) || SESSION(log[l].record[ii]) == SESSION(rec)) /* events are decided on the present state of the other log */
 		:: else
@@ -173,25 +176,25 @@ inline premise(rec, l) {
 	od
 }
 
-/* land: the broker appends a record. What counts, counts for ever: the rule
- * looks at nothing that comes later. */
+/* land: the broker appends a record. A valid record stays valid, because the rule
+ * does not look at later records. */
 inline land(l, rec) {
 	log[l].record[log[l].size] = rec;
 	rule(rec, log[l].term, log[l].seq);
 	printf("log %d @%d: ", l, log[l].size); tell(rec);
 	if
-	:: ok -> log[l].counts = log[l].counts | (1 << log[l].size); printf(": counts\n")
-	:: else -> printf(": void\n")
+	:: ok -> log[l].valid = log[l].valid | (1 << log[l].size); printf(": valid\n")
+	:: else -> printf(": invalid\n")
 	fi;
 	log[l].size++;
 	if
 	:: ok && KIND(rec) == EVENT ->
 		log[l].events++;
-		assert(VERSION(rec, l) == log[l].events) /* versions that count are 1, 2, 3, ... */
+		assert(VERSION(rec, l) == log[l].events) /* versions of valid events are 1, 2, 3, ... */
 #if LOGS == 2
 		if
 		:: VERSION(rec, 1-l) != NONE ->
-			assert(VERSION(rec, 1-l) <= log[1-l].events); /* events are decided on what counts */
+			assert(VERSION(rec, 1-l) <= log[1-l].events); /* events are decided on valid events */
 			premise(rec, 1-l)
 		:: else
 		fi
@@ -202,7 +205,7 @@ inline land(l, rec) {
 	readers(l)
 }
 
-/* stop: the session is over. What has not landed still may. */
+/* stop: the session ends. Appends that are not in the log may still be appended. */
 inline stop(x) {
 	printf("session %d stops\n", id);
 	x.mode = STOPPED; x.confirmed = 0; x.appends = 0; x.refusing = 0;
@@ -229,7 +232,7 @@ inline stop(x) {
 	od
 }
 
-/* pop takes the oldest append, which has its answer, out of the queue. */
+/* pop removes the oldest append, which has its answer, from the queue. */
 inline pop(E) {
 	ii = 0;
 	do
@@ -250,7 +253,7 @@ inline send(E, rec) {
 /* acknowledge: the callers whose append is at this offset get their answer. */
 inline acknowledge(x, l, rec, where) {
 	printf("session %d: acknowledged in log %d @%d: ", id, l, where); tell(rec); printf("\n");
-	assert((log[l].counts >> where) & 1 && log[l].record[where] == rec); /* nothing acknowledged is void */
+	assert((log[l].valid >> where) & 1 && log[l].record[where] == rec); /* everything acknowledged is valid */
 	if
 	:: KIND(rec) == EVENT -> x.at[l].acked = VERSION(rec, l)
 	:: KIND(rec) == SEEN ->
@@ -258,7 +261,7 @@ inline acknowledge(x, l, rec, where) {
 		do
 		:: ii < where ->
 			if
-			:: ((log[l].counts >> ii) & 1) && KIND(log[l].record[ii]) == EVENT ->
+			:: ((log[l].valid >> ii) & 1) && KIND(log[l].record[ii]) == EVENT ->
 				count++;
 				assert(count <= VERSION(rec, l) || SESSION(log[l].record[ii]) == SESSION(rec)) /* no refusal is stale */
 			:: else
@@ -294,8 +297,8 @@ inline agrees(E, l) {
 	assert(rterm == E.term && rseq == E.seq) /* owner and readers agree */
 }
 
-/* claimed: the claim's answer, offset o. Landed where expected it counts;
- * otherwise what stands between is read. */
+/* claimed: the claim's acknowledgement, with offset `off`. If it is the expected
+ * one, the claim is valid. Otherwise the records in between are read. */
 inline claimed(x, l) {
 	off = x.at[l].offset[0];
 	own = x.at[l].queue[0];
@@ -333,7 +336,7 @@ inline claimed(x, l) {
 		x.at[l].next = off + 1; x.at[l].held = 1;
 		ii = 0; count = 0;
 		do
-		:: ii < off -> if :: ((log[l].counts >> ii) & 1) && KIND(log[l].record[ii]) == EVENT -> count++ :: else fi; ii++
+		:: ii < off -> if :: ((log[l].valid >> ii) & 1) && KIND(log[l].record[ii]) == EVENT -> count++ :: else fi; ii++
 		:: else -> break
 		od;
 		x.at[l].version = count; x.at[l].acked = count;
@@ -341,18 +344,18 @@ inline claimed(x, l) {
 #ifndef NO_CONTIGUITY
 		agrees(x.at[l], l);
 #endif
-		printf("session %d: its claim of log %d counts\n", id, l);
+		printf("session %d: its claim of log %d is valid\n", id, l);
 		if :: x.at[0].held && x.at[LOGS-1].held -> x.mode = SERVING :: else fi
 	fi
 #endif
 }
 
-/* settle: an append's acknowledgement, with offset o. See takeAcks and verify in acknowledge.go. */
-inline settle(x, l) {
+/* answered: an append's acknowledgement, with offset `off`. See takeAcks and verify in acknowledge.go. */
+inline answered(x, l) {
 	off = x.at[l].offset[0];
 	own = x.at[l].queue[0];
 	if
-	:: off < x.at[l].next -> /* read past already */
+	:: off < x.at[l].next -> /* already read when an earlier append was verified */
 		assert(x.at[l].known > 0); /* owner and readers agree */
 		x.at[l].known--;
 		pop(x.at[l])
@@ -361,19 +364,19 @@ inline settle(x, l) {
 #else
 	:: off == x.at[l].next && x.at[l].known == 0 ->
 #endif
-		/* Landed where it must: nothing stands between. */
+		/* The offset is the expected one: no other record is in between. */
 		x.at[l].next = off + 1; x.at[l].seq = SEQ(own);
 		acknowledge(x, l, own, off);
 		pop(x.at[l])
 #ifndef NO_CONTIGUITY
 	:: else ->
-		isvoid = 0; jj = x.at[l].next;
+		invalid = 0; jj = x.at[l].next;
 		do
-		:: jj <= off && !isvoid ->
+		:: jj <= off && !invalid ->
 			rule(log[l].record[jj], x.at[l].term, x.at[l].seq);
 			if
 #ifndef NO_BETWEEN
-			:: ok && KIND(log[l].record[jj]) == CLAIM -> isvoid = 1 /* deposed */
+			:: ok && KIND(log[l].record[jj]) == CLAIM -> invalid = 1 /* deposed */
 #endif
 			:: ok && KIND(log[l].record[jj]) != CLAIM ->
 				assert(x.at[l].known < x.at[l].queued); /* owner and readers agree */
@@ -385,7 +388,7 @@ inline settle(x, l) {
 		:: else -> break
 		od;
 		if
-		:: isvoid || x.at[l].known == 0 -> stop(x)
+		:: invalid || x.at[l].known == 0 -> stop(x)
 		:: else ->
 			x.at[l].next = off + 1; x.at[l].known--;
 			pop(x.at[l]);
@@ -397,8 +400,8 @@ inline settle(x, l) {
 	fi
 }
 
-/* open: log l is read to its end, in any order and at any distance from the
- * others; the claims are sent when all logs are read. */
+/* open: log l is read to its end. The logs are read in any order, with any time in
+ * between. The claims are sent when all logs are read. */
 inline claim(x, id, l) {
 	send(x.at[l], RECORD(CLAIM, id, x.at[l].term + 1, 0, 0, 0));
 #ifdef NO_CLAIMFIRST
@@ -433,10 +436,11 @@ inline open(x, id, l) {
 #define SERVES(l) (me.mode == SERVING)
 #endif
 #define CLAIMING(e)   (e.queued > 0 && KIND(e.queue[0]) == CLAIM)
-#define ROOM(e)       (e.queued < WINDOW + CLAIMING(e))
-#define MAYAPPEND(l) (SERVES(l) && me.appends < APPENDS && ROOM(me.at[l]))
+#define FREE(e)       (e.queued < WINDOW + CLAIMING(e))
+#define MAYAPPEND(l) (SERVES(l) && me.appends < APPENDS && FREE(me.at[l]))
 
-/* append: an event of log l, decided on its own state alone. */
+/* append: an event of log l. `other` is the version in the other log on which it
+ * was decided, or NONE. */
 inline append(x, id, l, other) {
 	x.appends++; x.at[l].lastseq++; x.at[l].version++;
 #if LOGS == 2
@@ -449,17 +453,17 @@ inline append(x, id, l, other) {
 #endif
 }
 
-/* A decision that looks at the other log waits until what it sees there is
- * acknowledged. */
+/* A decision that looks at the other log waits until the events that it sees
+ * there are acknowledged. */
 #ifdef NO_ACKEDPREMISE
 #define PREMISED(l) (me.mode == SERVING)
 #else
 #define PREMISED(l) (me.mode == SERVING && me.at[l].version == me.at[l].acked)
 #endif
 
-/* refuse: a refusal rests on the state of all logs, unacknowledged appends
- * included. It waits for a SEEN in each, sent later. (An event would do as
- * well; the reader rule makes no difference between the two.) */
+/* refuse: a refusal rests on the state in all logs, including unacknowledged
+ * appends. It waits for a SEEN in each log, which is sent later. (An event would
+ * do as well, because the reader rule treats both alike.) */
 inline refuse(x, id) {
 	x.appends++; x.refusing = 1;
 	x.rests[0] = x.at[0].version; x.awaits[0] = 1;
@@ -480,8 +484,8 @@ inline see(x, id, l) {
 #endif
 }
 
-/* resend: the answers were lost; what had landed is sent again and lands
- * again, and the later offset is reported. */
+/* resend: the answers are lost. The records are sent and appended again, and the
+ * later offset is reported. */
 inline resend(x, l) {
 	printf("session %d: answers of log %d are lost\n", id, l);
 	resends++;
@@ -501,10 +505,10 @@ inline resend(x, l) {
 #define STEPS(l) \
 	:: d_step { MAYOPEN(id, l) -> open(me, id, l); skip } \
 	:: d_step { MAYAPPEND(l) -> append(me, id, l, NONE); skip } \
-	:: d_step { me.awaits[l] && ROOM(me.at[l]) -> see(me, id, l); skip } \
+	:: d_step { me.awaits[l] && FREE(me.at[l]) -> see(me, id, l); skip } \
 	:: d_step { ANSWERABLE(l) && KIND(me.at[l].queue[0]) == CLAIM -> claimed(me, l); skip } \
-	:: d_step { ANSWERABLE(l) && KIND(me.at[l].queue[0]) != CLAIM -> settle(me, l); skip } \
-	/* the broker: a record lands, in the order sent; a stopped session's too */ \
+	:: d_step { ANSWERABLE(l) && KIND(me.at[l].queue[0]) != CLAIM -> answered(me, l); skip } \
+	/* the broker appends a record, in the order sent, also one of a stopped session */ \
 	:: d_step { me.at[l].queued > me.at[l].landed && log[l].size < MAXLOG -> \
 		land(l, me.at[l].queue[me.at[l].landed]); \
 		me.at[l].offset[me.at[l].landed] = log[l].size - 1; \
@@ -527,7 +531,7 @@ end:	do
 #else
 	:: d_step { me.mode == SERVING && me.appends < APPENDS && !me.refusing -> refuse(me, id); skip }
 #endif
-	/* An append's outcome is not known: the session ends. */
+	/* The outcome of an append is not known: the session ends. */
 	:: d_step { (me.mode == OPENING || me.mode == SERVING) && INFLIGHT && errors < ERRORS -> errors++; stop(me); skip }
 	od
 }
