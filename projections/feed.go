@@ -15,8 +15,9 @@ import (
 	"tomato/projections/realtime"
 )
 
-// FeedStart says where a realtime projector may begin: at the checkpoints of
-// the serving generations, with the orders under way as of the same moment.
+// FeedStart returns where a realtime projector may begin: the checkpoints of the
+// serving generations of orders and payments, and the orders that have a rider, all
+// as of one moment.
 func (m *ReadModels) FeedStart(ctx context.Context) (realtime.Start, error) {
 	start := realtime.Start{Marks: map[eventlog.TopicPartition]consumer.Mark{}}
 	orders, err := m.Serving(ctx, Orders)
@@ -69,7 +70,8 @@ func (m *ReadModels) FeedStart(ctx context.Context) (realtime.Start, error) {
 	return start, nil
 }
 
-// Order returns one order as the serving generation has it, or nil.
+// Order returns one order as the serving generation has it, or nil if it has no
+// such order.
 func (m *ReadModels) Order(ctx context.Context, orderID string) (s *order.State, err error) {
 	err = m.Read(ctx, nil, []string{Orders}, func(schemas []string) error {
 		var text []byte

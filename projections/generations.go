@@ -7,7 +7,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Switch lets a live generation serve, the one before included: a roll back.
+// Switch makes a live generation the one that answers queries. To go back to the
+// generation that served before, switch to that one. It fails if g is not live.
 func (m *ReadModels) Switch(ctx context.Context, g Generation) error {
 	tag, err := m.DB.Exec(ctx, `UPDATE tomato.read_models SET serving = $2 WHERE model = $1
 		AND EXISTS (SELECT FROM tomato.generations WHERE model = $1 AND generation = $2 AND state = 'live')`, g.Model, g.Number)
@@ -20,7 +21,8 @@ func (m *ReadModels) Switch(ctx context.Context, g Generation) error {
 	return m.Refresh(ctx)
 }
 
-// Drop removes a generation that does not serve.
+// Drop removes a generation and its tables. It fails if g serves, and with ErrRunning
+// if a rebuild of the read model is running.
 func (m *ReadModels) Drop(ctx context.Context, g Generation) error {
 	unlock, err := m.lock(ctx, g.Model, false)
 	if err != nil {
@@ -31,22 +33,23 @@ func (m *ReadModels) Drop(ctx context.Context, g Generation) error {
 }
 
 func (m *ReadModels) drop(ctx context.Context, g Generation) error {
-	// A serving one is held by its row in read_models.
+	// A foreign key from read_models makes this fail if the generation serves.
 	if _, err := m.DB.Exec(ctx, `DELETE FROM tomato.generations WHERE model = $1 AND generation = $2`, g.Model, g.Number); err != nil {
 		return fmt.Errorf("dropping %s: %w", g, err)
 	}
 	if err := m.Refresh(ctx); err != nil {
 		return err
 	}
-	// Consumers and queries of other processes notice within a poll.
+	// Consumers and queries of other processes notice at their next poll.
 	if err := pause(ctx, 2*pollInterval); err != nil {
 		return err
 	}
 	return m.remove(ctx, g)
 }
 
-// removeUnfinished removes what rebuilds that were killed have left. Nobody
-// follows a filling generation, and the lock says that nobody fills it.
+// removeUnfinished removes the generations that killed rebuilds have left in state
+// filling. The caller holds the read model's lock, so nobody fills one, and nobody
+// reads a filling generation.
 func (m *ReadModels) removeUnfinished(ctx context.Context, model string) error {
 	rows, err := m.DB.Query(ctx, `DELETE FROM tomato.generations WHERE model = $1 AND state = 'filling' RETURNING generation`, model)
 	if err != nil {
@@ -64,7 +67,7 @@ func (m *ReadModels) removeUnfinished(ctx context.Context, model string) error {
 	return nil
 }
 
-// remove removes tables, checkpoints and parked rows.
+// remove removes the generation's tables, its checkpoints and its parked rows.
 func (m *ReadModels) remove(ctx context.Context, g Generation) error {
 	batch := &pgx.Batch{}
 	batch.Queue(`DROP SCHEMA IF EXISTS ` + g.Schema() + ` CASCADE`)

@@ -21,37 +21,37 @@ import (
 	"tomato/migrations"
 )
 
-// ErrRunning says that another process is rebuilding or dropping generations of
-// the read model.
+// ErrRunning means that another process is rebuilding the read model or dropping
+// one of its generations.
 var ErrRunning = errors.New("a rebuild of this read model is running")
 
-// live is the state of a generation that consumers keep up to date; the other
-// one is filling.
+// live is the state of a generation that consumers keep up to date. The only other
+// state in the database is filling.
 const live = "live"
 
 const (
-	// pollInterval is how old a process's copy of the generations can be.
+	// pollInterval is how often a process reads the generations again.
 	pollInterval   = 500 * time.Millisecond
 	defaultMaxWait = 5 * time.Second
 )
 
-// ReadModels knows which generations there are and which one serves. All
-// exported fields are set before use; the methods are safe for concurrent use.
+// ReadModels gives access to the read models of one database. Set the exported
+// fields before use. The methods are safe for concurrent use.
 type ReadModels struct {
 	DB          *pgxpool.Pool
-	DatabaseURL string          // of the same database: migrations connect by themselves
-	Kafka       eventlog.Config // of Ensure, Rebuild and Status
-	Positions   *consumer.Positions
-	Log         *slog.Logger  // default slog.Default()
-	MaxWait     time.Duration // of a query for its token; default 5 s
+	DatabaseURL string              // of the same database, for migrations, which open their own connections
+	Kafka       eventlog.Config     // for Ensure, Rebuild and Status
+	Positions   *consumer.Positions // for waiting until a generation has passed a token
+	Log         *slog.Logger        // default slog.Default()
+	MaxWait     time.Duration       // how long a query waits for its token; default 5 s
 
-	seen   atomic.Pointer[generations]
+	seen   atomic.Pointer[generations] // the copy of the generations
 	rates  rates
-	mu     sync.Mutex    // guards change
-	change chan struct{} // closed when seen changes
+	mu     sync.Mutex    // guards change, and changes of seen
+	change chan struct{} // closed when seen changes; nil if nobody waits
 }
 
-// Generation is one filling of a read model.
+// Generation names one complete set of tables of a read model.
 type Generation struct {
 	Model  string
 	Number int
@@ -59,12 +59,13 @@ type Generation struct {
 
 func (g Generation) String() string { return fmt.Sprintf("%s_g%d", g.Model, g.Number) }
 
-// Schema is where its tables are.
+// Schema returns the name of the schema that has the generation's tables. It is a
+// valid SQL name and needs no quotes.
 func (g Generation) Schema() string { return g.String() }
 
-// generations is what the database said at one moment. Never changed.
+// generations is what the database had at one moment. It is never changed.
 type generations struct {
-	serving map[string]int
+	serving map[string]int        // the number of the serving generation, by read model
 	state   map[Generation]string // filling or live
 }
 
@@ -75,11 +76,11 @@ func (m *ReadModels) log() *slog.Logger {
 	return slog.Default()
 }
 
-// Ensure brings the tables of every live generation up to date and makes the
-// first one of a read model that has none. The schema tomato must be there.
-// Several processes may call it at once. It fails with *eventlog.LostBeginning
-// where a generation would begin with a log whose first records are gone: its
-// rows would be those of half a history.
+// Ensure applies the migrations to every live generation, and makes the first
+// generation of a read model that has none. The schema tomato must exist. Several
+// processes may call it at once. It fails with *eventlog.LostBeginning if a
+// generation would begin to read a log whose first records have been deleted,
+// because the rows would be made of half a history.
 func (m *ReadModels) Ensure(ctx context.Context) error {
 	client, err := m.Kafka.NewClient()
 	if err != nil {
@@ -108,9 +109,9 @@ func (m *ReadModels) Ensure(ctx context.Context) error {
 	return m.Refresh(ctx)
 }
 
-// checkBeginning looks at the partitions that the generation has not begun with.
-// One that it has, and whose next records are gone, is its consumer's to report:
-// what the rows show is complete up to there.
+// checkBeginning checks the beginnings of the partitions that the generation has
+// not begun to read. If the next records of a partition that it has begun are
+// deleted, its consumer reports that; the rows are complete up to there.
 func (m *ReadModels) checkBeginning(ctx context.Context, client *kgo.Client, g Generation) error {
 	ends, err := eventlog.EndOffsets(ctx, client, Topics(g.Model)...)
 	if err != nil {
@@ -143,7 +144,7 @@ func (m *ReadModels) liveNumbers(ctx context.Context, model string) ([]int, erro
 	return pgx.CollectRows(rows, pgx.RowTo[int])
 }
 
-// first makes generation 1, unless another process was faster.
+// first makes generation 1, unless another process has made it already.
 func (m *ReadModels) first(ctx context.Context, model string) error {
 	unlock, err := m.lock(ctx, model, true)
 	if err != nil {
@@ -169,12 +170,12 @@ func (m *ReadModels) migrate(ctx context.Context, g Generation) error {
 	return migrations.ReadModel(ctx, m.DatabaseURL, g.Schema(), g.Model)
 }
 
-// lock takes the lock under which generations of the read model are made,
-// switched and dropped, across processes. Without wait it fails with ErrRunning
-// while another has it. The lock ends with this process, too.
+// lock takes the lock of the read model, under which one process at a time makes
+// and drops generations. Without wait it fails with ErrRunning if another process
+// has the lock. The lock ends when unlock is called or this process ends.
 func (m *ReadModels) lock(ctx context.Context, model string, wait bool) (unlock func(), err error) {
-	// A connection of its own: a rebuild must not hold one of the pool while its
-	// workers wait for theirs.
+	// The lock has a connection of its own. If it took one of the pool, a rebuild
+	// would hold that one while its own workers wait for connections.
 	conn, err := pgx.ConnectConfig(ctx, m.DB.Config().ConnConfig)
 	if err != nil {
 		return nil, err
@@ -200,7 +201,8 @@ func (m *ReadModels) lock(ctx context.Context, model string, wait bool) (unlock 
 	return unlock, nil
 }
 
-// Refresh reads the generations from the database.
+// Refresh reads the generations from the database. Its errors are those of the
+// database.
 func (m *ReadModels) Refresh(ctx context.Context) error {
 	now := &generations{serving: map[string]int{}, state: map[Generation]string{}}
 	rows, err := m.DB.Query(ctx, `
@@ -235,7 +237,8 @@ func (m *ReadModels) Refresh(ctx context.Context) error {
 	return nil
 }
 
-// changed returns what is known now and a channel that closes with the next change.
+// changed returns the present copy of the generations, and a channel that is closed
+// when the copy changes.
 func (m *ReadModels) changed() (*generations, <-chan struct{}) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -245,12 +248,12 @@ func (m *ReadModels) changed() (*generations, <-chan struct{}) {
 	return m.seen.Load(), m.change
 }
 
-// Follow keeps the copy fresh until ctx ends. Every process that queries or
-// projects runs it once.
+// Follow refreshes the copy of the generations until ctx ends. Every process that
+// queries or projects runs it once. It logs the first of several failures in a row.
 func (m *ReadModels) Follow(ctx context.Context) {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
-	away := false
+	failing := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -261,14 +264,16 @@ func (m *ReadModels) Follow(ctx context.Context) {
 		if err == nil {
 			err = m.sample(ctx)
 		}
-		if err != nil && !away && ctx.Err() == nil {
-			m.log().Warn("generations of read models are not read", "error", err)
+		if err != nil && !failing && ctx.Err() == nil {
+			m.log().Warn("the generations of the read models cannot be read", "err", err)
 		}
-		away = err != nil
+		failing = err != nil
 	}
 }
 
-// Serving returns the generation of the read model that answers queries.
+// Serving returns the generation of the read model that answers queries. It fails
+// if the read model has none, or if the generations were never read and cannot be
+// read now.
 func (m *ReadModels) Serving(ctx context.Context, model string) (Generation, error) {
 	if m.seen.Load() == nil {
 		if err := m.Refresh(ctx); err != nil {
@@ -282,18 +287,21 @@ func (m *ReadModels) Serving(ctx context.Context, model string) (Generation, err
 	return Generation{model, n}, nil
 }
 
-// Read calls query with the schemas of the serving generations of models, in
-// their order, once each of them has passed after in the topics that it is made
-// of; it fails with eventlog.ErrBehind if that takes longer than MaxWait. The statements
-// name the schema, so that a switch is noticed by the next Read, and the one
-// under way finishes on the generation it began with. If that is dropped
-// meanwhile, query is called once more; it must bear that.
+// Read waits until the serving generation of each of models has passed after in
+// the topics that it is made of. Then it calls query with the schemas of these
+// generations, in the order of models. It fails with eventlog.ErrBehind if the wait
+// takes longer than MaxWait. All other errors are those of query or the database.
+//
+// The statements of query name the schema, so a query finishes on the generation
+// that it began with, and the next Read notices a switch. If the generation is
+// dropped meanwhile, Read calls query a second time; query must allow for that.
 func (m *ReadModels) Read(ctx context.Context, after eventlog.Token, models []string, query func(schemas []string) error) error {
 	return m.read(ctx, models, query, func(g Generation) error { return m.wait(ctx, g, after, m.maxWait()) })
 }
 
-// readWithin is Read for who would rather have an answer from what is there
-// than wait for longer than most; passed says whether all of after had been passed.
+// readWithin is Read for callers who prefer an incomplete answer to a long wait: it
+// waits for most at the longest, and then calls query anyway. passed reports whether
+// the generations had passed after when query was called.
 func (m *ReadModels) readWithin(ctx context.Context, most time.Duration, after eventlog.Token, models []string, query func(schemas []string) error) (passed bool, err error) {
 	until := time.Now().Add(most)
 	passed = true
@@ -343,6 +351,8 @@ func (m *ReadModels) maxWait() time.Duration {
 	return m.MaxWait
 }
 
+// wait waits until g has passed after, for most at the longest. Then it fails with
+// eventlog.ErrBehind.
 func (m *ReadModels) wait(ctx context.Context, g Generation, after eventlog.Token, most time.Duration) error {
 	topics := Topics(g.Model)
 	touched := false
@@ -378,8 +388,8 @@ func (g Generation) Consumer() consumer.Consumer {
 				}
 				if err := t.apply(ctx, tx, schema, events[:n]); err != nil {
 					if undefined(err) {
-						// Dropped under a consumer that has not noticed yet:
-						// nothing about the events is wrong.
+						// The generation was dropped and this consumer has not
+						// noticed yet. Nothing is wrong with the events.
 						return eventlog.Unavailable(err)
 					}
 					return err
@@ -392,8 +402,10 @@ func (g Generation) Consumer() consumer.Consumer {
 }
 
 // Project keeps every live generation up to date until ctx ends: the serving
-// one, and those that a rebuild has filled or that served before, from the
-// moment they are live until they are dropped. Follow must be running.
+// generation, those that a rebuild has filled, and those that served before. It
+// starts a consumer when a generation becomes live and stops it when the generation
+// is dropped. Follow must be running. It returns nil when ctx ends, or the first
+// error of a consumer.
 func (m *ReadModels) Project(ctx context.Context, runtime *consumer.Runtime) error {
 	running := map[Generation]func(){}
 	var all sync.WaitGroup

@@ -17,21 +17,23 @@ import (
 	"tomato/eventlog/pgerr"
 )
 
-// fillWorkers is how many partitions a rebuild reads at once.
+// fillWorkers is how many partitions a rebuild fills at once.
 const fillWorkers = 4
 
-// progressEvery is how many records pass between two reports on a partition.
+// progressEvery is the number of records between two reports on a partition.
 const progressEvery = 2000
 
 // RebuildOptions say how a rebuild is done.
 type RebuildOptions struct {
-	// Runtime catches up from the targets to the present. Needed.
+	// Runtime runs the new generation's consumer from the targets to the present.
+	// It must be set.
 	Runtime *consumer.Runtime
-	// DropOld drops the generation that served before, when nothing looks at it
-	// any more. Else it stays, is kept up to date, and Switch goes back to it.
+	// DropOld drops the generation that served before, once no process uses it.
+	// Otherwise that generation stays and is kept up to date, so that Switch can go
+	// back to it.
 	DropOld bool
-	// Progress, if set, is told how far it is; one call at a time, which holds
-	// the rebuild up.
+	// Progress, if set, is called with the progress, by one goroutine at a time. The
+	// rebuild waits for each call.
 	Progress func(Progress)
 }
 
@@ -40,14 +42,15 @@ type Phase string
 
 // The phases of a rebuild, in order.
 const (
-	Filling    Phase = "filling"     // up to the targets
-	CatchingUp Phase = "catching up" // to the present
+	Filling    Phase = "filling"     // folding the log up to the targets
+	CatchingUp Phase = "catching up" // the consumer folds the log up to its present end
 	Switched   Phase = "switched"    // the new generation serves
 )
 
-// Progress is how far a rebuild is. The targets are the end offsets at its
-// start and never move, so neither share nor time left can lie. In CatchingUp
-// and Switched only Generation and Phase are set.
+// Progress is how far a rebuild is. The targets are the end offsets of the
+// partitions at the start of the rebuild. They do not change during the rebuild, so
+// the share that is done never decreases. In CatchingUp and Switched only Generation
+// and Phase are set.
 type Progress struct {
 	Generation
 	Phase     Phase
@@ -57,16 +60,16 @@ type Progress struct {
 	Target    int64
 }
 
-// Rebuild folds the log anew into the next generation of the read model, beside
-// the one that serves, and lets it serve once it has caught up. Queries go on
-// meanwhile and see one or the other, both current. It fails with ErrRunning
-// while another process is at it. If it fails or is killed before the switch,
-// everything is as before, but for a generation that the next rebuild removes.
-// It fails with *eventlog.LostBeginning, and changes nothing, where the log does
-// not have all of its records any more.
+// Rebuild folds the log into the next generation of the read model, beside the one
+// that serves, and switches to it once it has caught up. Queries are answered
+// meanwhile, from the old generation and then from the new one, which are both
+// current. Tables that cannot be folded from the log are copied from the serving
+// generation (readModel.copyUnfolded).
 //
-// Rider positions are no fold: they are copied from the serving generation
-// together with their checkpoint.
+// It fails with ErrRunning if another process rebuilds the read model. It fails
+// with *eventlog.LostBeginning, and changes nothing, if the first records of the log
+// have been deleted. If it fails or is killed before the switch, the old generation
+// serves as before, and the next rebuild removes the incomplete one.
 func (m *ReadModels) Rebuild(ctx context.Context, model string, o RebuildOptions) (Generation, error) {
 	if _, ok := registry[model]; !ok {
 		return Generation{}, fmt.Errorf("there is no read model %q; there are %v", model, Models())
@@ -123,14 +126,15 @@ func (m *ReadModels) Rebuild(ctx context.Context, model string, o RebuildOptions
 		}
 	}
 	for _, name := range foldedNames(model) {
-		// Plans made for empty tables would read them from end to end.
+		// Without statistics, Postgres plans as for empty tables and scans them whole.
 		if _, err := m.DB.Exec(ctx, `ANALYZE `+g.Schema()+`.`+name); err != nil {
 			return g, err
 		}
 	}
 
-	// From here on the ordinary consumer goes on: here until the switch, and in
-	// every process that projects, which take over when this one leaves.
+	// From now on the generation has its ordinary consumer. It runs in this process
+	// until the switch, and in every process that projects. They take over the
+	// partitions when this process leaves the consumer group.
 	if _, err := m.DB.Exec(ctx, `UPDATE tomato.generations SET state = 'live' WHERE model = $1 AND generation = $2`, g.Model, g.Number); err != nil {
 		return g, err
 	}
@@ -153,7 +157,7 @@ func report(progress func(Progress), p Progress) {
 	}
 }
 
-// create makes the next generation with its empty tables.
+// create makes the next generation, in state filling, with empty tables.
 func (m *ReadModels) create(ctx context.Context, model string, targets map[eventlog.TopicPartition]int64) (Generation, error) {
 	at := make(map[string]int64, len(targets))
 	for tp, o := range targets {
@@ -173,9 +177,10 @@ func (m *ReadModels) create(ctx context.Context, model string, targets map[event
 	return g, m.migrate(ctx, g)
 }
 
-// takeIndexes drops what a fill does not need: all indexes but those that
-// upserts find their rows by (the key of a table with a column id). It returns
-// the statements that make them. Made at the end they cost a fraction.
+// takeIndexes drops the indexes that a fill does not need, which are all but the
+// primary keys by which upserts find their rows (those of tables with a column id).
+// It returns the statements that create them again. To create an index for a full
+// table costs a fraction of what it costs to keep it while the table is filled.
 func (m *ReadModels) takeIndexes(ctx context.Context, g Generation) (statements []string, err error) {
 	rows, err := m.DB.Query(ctx, `
 		SELECT CASE WHEN c.oid IS NULL THEN pg_get_indexdef(i.indexrelid)
@@ -202,12 +207,11 @@ func (m *ReadModels) takeIndexes(ctx context.Context, g Generation) (statements 
 	return statements, m.DB.SendBatch(ctx, batch).Close()
 }
 
-// makeIndexes runs the statements, two at a time, the long ones of both tables
-// beside each other.
+// makeIndexes runs the statements of takeIndexes, two at a time.
 func (m *ReadModels) makeIndexes(ctx context.Context, statements []string) error {
 	eg, ctx := errgroup.WithContext(ctx)
 	eg.SetLimit(2)
-	slices.Sort(statements) // constraints first, which lock a table of their own
+	slices.Sort(statements) // ALTER TABLE comes before CREATE INDEX; it locks another table than they do
 	for _, sql := range statements {
 		eg.Go(func() error {
 			_, err := m.DB.Exec(ctx, sql)
@@ -217,9 +221,9 @@ func (m *ReadModels) makeIndexes(ctx context.Context, statements []string) error
 	return eg.Wait()
 }
 
-// fill folds every partition up to its target, a few at a time.
+// fill folds every partition up to its target, fillWorkers at a time.
 func (m *ReadModels) fill(ctx context.Context, g Generation, folded map[string]foldedTable, targets map[eventlog.TopicPartition]int64, progress func(Progress)) error {
-	var mu sync.Mutex // one report at a time
+	var mu sync.Mutex // held during a report
 	eg, ctx := errgroup.WithContext(ctx)
 	eg.SetLimit(fillWorkers)
 	tps := slices.SortedFunc(maps.Keys(targets), func(a, b eventlog.TopicPartition) int { return int(a.Partition - b.Partition) })
@@ -239,11 +243,14 @@ func (m *ReadModels) fill(ctx context.Context, g Generation, folded map[string]f
 	return eg.Wait()
 }
 
-// fillPartition folds one partition in memory and writes it by COPY, with the
-// checkpoint in the same transaction; one that is too large for memory in
-// several such steps. At an event that cannot be folded it stops: the consumer
-// goes on from there, and parks. So it does where Postgres refuses what a step has
-// folded: the consumer finds the event.
+// fillPartition folds one partition in memory and writes the rows by COPY, together
+// with the checkpoint, in one transaction. It takes several such steps if the
+// partition does not fit into f.
+//
+// It stops at an event that cannot be folded, and returns nil: the consumer goes on
+// from there and parks the event. It also stops, before the step, if Postgres
+// refuses a value in the rows of a step: the consumer folds the events in small
+// batches and finds the one whose value is refused.
 func (m *ReadModels) fillPartition(ctx context.Context, g Generation, tp eventlog.TopicPartition, f filler, r eventlog.Range, tell func(done int64)) error {
 	taken, err := consumer.TakeCheckpoints(ctx, m.DB, g.Model, g.Number, map[eventlog.TopicPartition]int64{tp: r.From}, time.Time{})
 	if err != nil {
@@ -255,7 +262,7 @@ func (m *ReadModels) fillPartition(ctx context.Context, g Generation, tp eventlo
 	if err != nil {
 		return err
 	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after Commit it does nothing
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // no effect after Commit
 	commit := func() error {
 		if err := f.flush(ctx, tx); err != nil {
 			return err
@@ -271,7 +278,7 @@ func (m *ReadModels) fillPartition(ctx context.Context, g Generation, tp eventlo
 		cp.Mark = mark
 		return nil
 	}
-	var broken error // of the database: the rebuild fails
+	var broken error // an error of the database, which fails the rebuild
 	err = eventlog.Read(ctx, m.Kafka, map[eventlog.TopicPartition]eventlog.Range{tp: r}, func(e *eventlog.Event) error {
 		rule := mark.Rule
 		if take, _ := rule.Take(e); take {
@@ -291,7 +298,7 @@ func (m *ReadModels) fillPartition(ctx context.Context, g Generation, tp eventlo
 		mark = consumer.Mark{Next: e.Offset + 1, Rule: rule, Time: e.Timestamp}
 		if f.full() {
 			if broken = commit(); broken == nil {
-				var next pgx.Tx // tx stays what it was where there is none: it is rolled back at the end
+				var next pgx.Tx // if Begin fails, tx stays the committed one, whose Rollback has no effect
 				if next, broken = m.DB.Begin(ctx); broken == nil {
 					tx = next
 				}
@@ -330,8 +337,9 @@ func (m *ReadModels) fillPartition(ctx context.Context, g Generation, tp eventlo
 	return nil
 }
 
-// catchUpAndSwitch runs the generation's consumer until it has passed what is
-// in the log now, and lets it serve.
+// catchUpAndSwitch runs the generation's consumer until it has passed the present
+// ends of the logs, and then switches to the generation. announced is when the
+// generation became live.
 func (m *ReadModels) catchUpAndSwitch(ctx context.Context, g Generation, o RebuildOptions, announced time.Time) error {
 	own, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1)
@@ -357,13 +365,14 @@ func (m *ReadModels) catchUpAndSwitch(ctx context.Context, g Generation, o Rebui
 		return err
 	}
 	report(o.Progress, Progress{Generation: g, Phase: Switched})
-	// Leave when the processes that project have had the time to join.
+	// The consumer of this process stops only after the processes that project have
+	// had the time to notice the generation and join its consumer group.
 	return pause(ctx, time.Until(announced.Add(2*pollInterval)))
 }
 
-// Compare returns how many rows of the tables of a and b are not in the other,
-// positions aside. 0 means that both are the same fold, if both have passed the
-// same events.
+// Compare returns the number of rows that only one of the two generations has. It
+// compares the tables that are folded from the log, and not rider positions. If both
+// generations have passed the same events, the result must be 0.
 func (m *ReadModels) Compare(ctx context.Context, a, b Generation) (differences int64, err error) {
 	if a.Model != b.Model {
 		return 0, fmt.Errorf("%s and %s are of different read models", a, b)

@@ -14,8 +14,9 @@ import (
 	"tomato/eventlog/pgerr"
 )
 
-// OrderOf returns the order of a gateway order; ok is false where the payments
-// read model, having passed after, knows none.
+// OrderOf returns the id of the order that a gateway order belongs to. It first
+// waits until the payments read model has passed after. ok is false if the read
+// model knows no such order.
 func (m *ReadModels) OrderOf(ctx context.Context, gatewayOrderID string, after eventlog.Token) (orderID string, ok bool, err error) {
 	err = m.Read(ctx, after, []string{Payments}, func(schemas []string) error {
 		err := m.DB.QueryRow(ctx, `SELECT order_id FROM `+schemas[0]+`.payments WHERE gateway_order_id = $1 AND order_id <> '' LIMIT 1`,
@@ -28,19 +29,21 @@ func (m *ReadModels) OrderOf(ctx context.Context, gatewayOrderID string, after e
 	return orderID, orderID != "", err
 }
 
-// nearest answers many searches in one statement. For each, the index on places
-// is walked by distance until there are enough, or to the edge of the box around
-// the circle: without the box, a search in an empty place would walk through all
-// riders there are. The circle itself is cut outside, where it costs nothing.
-// <-> is the distance on the sphere.
+// nearest returns the statement that answers many searches. For each search,
+// Postgres walks the index on location in the order of distance. It stops when it
+// has enough riders, or at the edge of the box around the circle. Without the box, a
+// search in an empty area would walk through all riders. The corners of the box
+// outside the circle are left out in the outer query, where that costs nothing. The
+// operator <-> is the distance on the sphere.
 //
-// Within some nanometres of the equator or of longitude 0, ±90 or ±180, rounding
-// makes PostGIS find its own order wrong and give up (XX000, "index returned
-// tuples in wrong order"). With sorted the riders in reach are sorted instead.
+// Within some nanometres of the equator or of longitude 0, ±90 or ±180, PostGIS
+// finds its own order wrong because of rounding, and the statement fails (XX000,
+// "index returned tuples in wrong order"). With sorted, Postgres sorts the riders in
+// the box instead of walking the index.
 func nearest(schema string, sorted bool) string {
 	walk := ""
 	if sorted {
-		walk = " + 0" // no longer what the index is ordered by
+		walk = " + 0" // the index has no order of this expression
 	}
 	return `SELECT s.i, c.rider_id, c.meters
 		FROM unnest($1::int[], $2::float8[], $3::float8[], $4::float8[], $5::text[]) AS s(i, lng, lat, radius, without)
@@ -56,10 +59,11 @@ func nearest(schema string, sorted bool) string {
 		ORDER BY s.i, c.meters, c.rider_id`
 }
 
-// Nearest answers all searches in one round trip: for each, free, verified
-// riders with a position younger than maxAge within its radius, nearest first.
-// It waits at most wait for the riders read model to pass after, and then
-// answers from what is there; complete says whether it had passed.
+// Nearest answers all searches in one round trip. The answer to a search has the
+// free, verified riders within its radius who have a position younger than maxAge,
+// nearest first. Nearest waits until the riders read model has passed after, for
+// wait at the longest, and then answers from the rows that are there. complete
+// reports whether the read model had passed after.
 func (m *ReadModels) Nearest(ctx context.Context, searches []nearby.Search, maxAge time.Duration, after eventlog.Token, wait time.Duration) (_ [][]nearby.Rider, complete bool, _ error) {
 	if len(searches) == 0 {
 		return nil, true, nil
@@ -83,7 +87,7 @@ func (m *ReadModels) Nearest(ctx context.Context, searches []nearby.Search, maxA
 		var c nearby.Rider
 		var meters float64
 		_, err = pgx.ForEachRow(rows, []any{&i, &c.RiderID, &meters}, func() error {
-			if len(found[i]) < searches[i].Limit { // LIMIT is the largest of the batch
+			if len(found[i]) < searches[i].Limit { // the statement's LIMIT is the largest of all searches
 				c.DistanceMeters = int(math.Round(meters))
 				found[i] = append(found[i], c)
 			}
@@ -104,12 +108,15 @@ func (m *ReadModels) Nearest(ctx context.Context, searches []nearby.Search, maxA
 	return found, complete, nil
 }
 
-// Waiting returns, for riders that became eligible, the orders that wait for a
-// rider, and are not given up, within whose radius they are: that of the
-// running wave, or of the next one where none runs (radii[wave-1], the last one
-// for later waves). Running waves that have the rider already, or that they
-// declined or dropped, are left out. It waits at most wait for the orders read
-// model to pass after, and then answers from what is there.
+// Waiting returns the orders that riders who became eligible may be offered. These
+// are the orders that wait for a rider, whose search is not exhausted, and within
+// whose radius the rider is. The radius is that of the open wave, or of the next
+// wave if none is open: radii[wave-1] in meters, and the last of radii for later
+// waves. An order is left out for a rider who has an offer in its open wave already,
+// or who declined or dropped it in this round.
+//
+// Waiting first waits until the read models have passed after, for wait at the
+// longest, and then answers from the rows that are there.
 func (m *ReadModels) Waiting(ctx context.Context, riderIDs []string, radii []int, maxAge time.Duration, after eventlog.Token, wait time.Duration) ([]nearby.WaitingOrder, error) {
 	if len(riderIDs) == 0 || len(radii) == 0 {
 		return nil, nil
@@ -151,7 +158,7 @@ func (m *ReadModels) Waiting(ctx context.Context, riderIDs []string, radii []int
 }
 
 // Passed waits until the riders read model has passed after. It fails with
-// eventlog.ErrBehind if that takes too long.
+// eventlog.ErrBehind if that takes longer than MaxWait.
 func (m *ReadModels) Passed(ctx context.Context, after eventlog.Token) error {
 	return m.Read(ctx, after, []string{Riders}, func([]string) error { return nil })
 }

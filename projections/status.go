@@ -13,26 +13,30 @@ import (
 	"tomato/eventlog"
 )
 
-// Status is how one generation of a read model is doing, whichever process
-// fills it.
+// Status is how far one generation of a read model is, whichever process fills it.
 type Status struct {
 	Generation
-	State           string  // serving, live or filling
-	LagEvents       int64   // records in the log that it has not passed
-	LagSeconds      float64 // age of the last record that it has passed, where it lags; at most the age of the oldest it has not
-	EventsPerSecond float64 // passed lately; 0 where Follow does not run
+	State     string // serving, live or filling
+	LagEvents int64  // the number of records in the log that it has not passed
+	// LagSeconds is 0 for a generation that has passed everything. Otherwise it is the
+	// age of the last record that a partition has passed, of the partition that is
+	// furthest behind. The oldest record that it has not passed is younger than that.
+	LagSeconds      float64
+	EventsPerSecond float64 // between the last two samples; 0 in a process without Follow
 }
 
-// rates remembers how far the consumers of read models were at two moments.
+// rates has how far the generations were at the last sample, and how many records
+// per second they passed between the last two.
 type rates struct {
-	mu          sync.Mutex
+	mu          sync.Mutex // guards all fields
 	at          time.Time
 	passed      map[Generation]int64
 	perSecond   map[Generation]float64
 	sampleEvery time.Duration // 0: 5 s
 }
 
-// sample is called with every poll and looks now and then.
+// sample reads the checkpoints if the last sample is older than sampleEvery. Follow
+// calls it at every poll.
 func (m *ReadModels) sample(ctx context.Context) error {
 	r := &m.rates
 	r.mu.Lock()
@@ -64,7 +68,8 @@ func (m *ReadModels) sample(ctx context.Context) error {
 	return nil
 }
 
-// Status returns the generations of all read models, by model and number.
+// Status returns how far the generations of all read models are, sorted by model and
+// number. Its errors are those of the database and the brokers.
 func (m *ReadModels) Status(ctx context.Context) ([]Status, error) {
 	if err := m.Refresh(ctx); err != nil {
 		return nil, err
@@ -87,23 +92,23 @@ func (m *ReadModels) Status(ctx context.Context) ([]Status, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the starts of the logs: %w", err)
 	}
-	type position struct {
+	type checkpoint struct {
 		next int64
-		at   *time.Time
+		at   *time.Time // of the last record before next
 	}
-	positions := map[Generation]map[eventlog.TopicPartition]position{}
+	checkpoints := map[Generation]map[eventlog.TopicPartition]checkpoint{}
 	rows, err := m.DB.Query(ctx, `SELECT consumer, generation, topic, partition, next_offset, event_time FROM tomato.checkpoints WHERE generation > 0`)
 	if err != nil {
 		return nil, fmt.Errorf("read checkpoints: %w", err)
 	}
 	var g Generation
 	var tp eventlog.TopicPartition
-	var p position
-	_, err = pgx.ForEachRow(rows, []any{&g.Model, &g.Number, &tp.Topic, &tp.Partition, &p.next, &p.at}, func() error {
-		if positions[g] == nil {
-			positions[g] = map[eventlog.TopicPartition]position{}
+	var c checkpoint
+	_, err = pgx.ForEachRow(rows, []any{&g.Model, &g.Number, &tp.Topic, &tp.Partition, &c.next, &c.at}, func() error {
+		if checkpoints[g] == nil {
+			checkpoints[g] = map[eventlog.TopicPartition]checkpoint{}
 		}
-		positions[g][tp] = p
+		checkpoints[g][tp] = c
 		return nil
 	})
 	if err != nil {
@@ -124,14 +129,14 @@ func (m *ReadModels) Status(ctx context.Context) ([]Status, error) {
 			if !slices.Contains(own, tp.Topic) {
 				continue
 			}
-			p, ok := positions[g][tp]
+			c, ok := checkpoints[g][tp]
 			if !ok {
-				p.next = starts[tp]
+				c.next = starts[tp]
 			}
-			if lag := end - max(p.next, starts[tp]); lag > 0 {
+			if lag := end - max(c.next, starts[tp]); lag > 0 {
 				s.LagEvents += lag
-				if p.at != nil {
-					s.LagSeconds = max(s.LagSeconds, time.Since(*p.at).Seconds())
+				if c.at != nil {
+					s.LagSeconds = max(s.LagSeconds, time.Since(*c.at).Seconds())
 				}
 			}
 		}

@@ -17,7 +17,7 @@ import (
 // A table writes the events of one topic to rows. It is safe for concurrent use.
 type table interface {
 	// apply writes events of one partition, in offset order, within tx. schema is
-	// the quoted schema of the generation.
+	// the generation's schema as a statement needs it.
 	apply(ctx context.Context, tx pgx.Tx, schema string, events []eventlog.Event) error
 }
 

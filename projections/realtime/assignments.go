@@ -10,22 +10,26 @@ import (
 	"tomato/eventlog"
 )
 
-// Assignment is an order that a rider is bringing: rider_assigned or picked_up.
+// Assignment is an order and the rider who is bringing it. The order's status is
+// rider_assigned or picked_up.
 type Assignment struct {
 	RiderID      string
-	ClaimID      int64 // of the order; grows with each order that the rider gets
+	ClaimID      int64 // of the rider's claim; a later claim of the rider has a higher one
 	OrderID      string
 	CustomerID   string
 	RestaurantID string
 }
 
-// assignments is rider → order, and where each rider was last: what
-// rider:location needs beside the event. It follows topic orders, not riders:
-// a rider is claimed before the order is really theirs, and a claim may be lost.
+// assignments has each rider's order and latest position. The message
+// rider:location is made from these. The orders come from topic orders and not from
+// topic riders, because a rider is claimed before the order is assigned to them, and
+// a claim may end without an assignment.
 //
-// Partitions are read side by side, so the end of one order and the assignment
-// of the rider's next one come in any order; the claim id, which only grows,
-// says which is the later.
+// The projector reads the partitions independently of one another. So the end of a
+// rider's order may be read after the assignment of the rider's next order. The
+// higher claim id tells which of the two is later.
+//
+// It is not safe for concurrent use.
 type assignments struct {
 	byRider map[string]Assignment
 	last    map[string]lastPosition
@@ -33,7 +37,7 @@ type assignments struct {
 
 type lastPosition struct {
 	rider.Position
-	at time.Time // when it was taken in
+	at time.Time // of the event: when the command side accepted it
 }
 
 func newAssignments(loaded []Assignment) *assignments {
@@ -44,6 +48,7 @@ func newAssignments(loaded []Assignment) *assignments {
 	return a
 }
 
+// assign takes the assignment in, and reports whether it is the rider's latest.
 func (a *assignments) assign(n Assignment) bool {
 	if old, ok := a.byRider[n.RiderID]; ok && old.ClaimID >= n.ClaimID {
 		return false
@@ -52,15 +57,17 @@ func (a *assignments) assign(n Assignment) bool {
 	return true
 }
 
+// end removes the rider's assignment if it is the one with this claim.
 func (a *assignments) end(riderID string, claimID int64) {
 	if old, ok := a.byRider[riderID]; ok && old.ClaimID == claimID {
 		delete(a.byRider, riderID)
 	}
 }
 
-// order follows an order event. An assignment that is read after a position of
-// its rider which was taken in later (the topics are read side by side) gives
-// that position to the order's room.
+// order takes an event of an order in. If it is an assignment, and a position of the
+// rider that was accepted after it has been read already, order returns the message
+// for that position: when the position was read, it was not known whose room it is
+// for.
 func (a *assignments) order(e *eventlog.Event) ([]rooms.Message, error) {
 	switch e.Type {
 	case order.TypeRiderAssigned, order.TypeRiderUnassigned, order.TypeOrderDelivered, order.TypeOrderCancelled:
@@ -87,8 +94,9 @@ func (a *assignments) order(e *eventlog.Event) ([]rooms.Message, error) {
 	return nil, nil
 }
 
-// position follows a rider's position: to the room of the rider's order, unless
-// a later one has been seen.
+// position takes a rider's position in, and returns the message to the room of the
+// rider's order if there is one. A position that was recorded before the last one
+// changes nothing.
 func (a *assignments) position(e *eventlog.Event) ([]rooms.Message, error) {
 	p, err := rider.ReadPosition(e.Type, e.Subject, e.Data, time.Now())
 	if err != nil {

@@ -10,8 +10,9 @@ import (
 	"tomato/eventlog"
 )
 
-// known is the earliest record of a log after which the reader rule's state is
-// known: where the projector began, and then how far back CatchUp has read.
+// known is the offset in a log from which on the projector or CatchUp has read it,
+// with the state of the reader rule after the record at that offset. It is where the
+// projector began, and moves back with each CatchUp.
 type known struct {
 	offset int64
 	rule   eventlog.Rule
@@ -26,15 +27,16 @@ func (p *Projector) begin(passed map[eventlog.TopicPartition]int64, start Start)
 	}
 }
 
-// CatchUp reads what came before the start: in each log the records after from
-// up to and with to, for clients that were told everything up to from. It calls
-// fn as Sink.Publish is called, from one goroutine, without rider:location. to
-// must be where the projector began, or the from of the last CatchUp.
+// CatchUp reads records from before the start, for clients that have received
+// everything up to from: in each log those after offset from, up to and including
+// offset to. It calls fn as the projector calls Sink.Publish, from one goroutine, but
+// makes no rider:location. to must be where the projector began, or the from of the
+// last CatchUp.
 //
-// The reader rule starts with the term and seq of the record at from, which
-// counted: it is from a cursor. It must arrive at the state that is known at
-// to, else nothing of this is to be believed, and the error says so. One call
-// at a time.
+// The record at from is valid, because from is part of a cursor. The reader rule
+// starts with the term and seq of that record, and must arrive at the state that is
+// known for to. If it does not, from is not of this log, and CatchUp fails; whatever
+// fn was called with is then worthless. One call may run at a time.
 func (p *Projector) CatchUp(ctx context.Context, from, to map[eventlog.TopicPartition]int64, fn func(tp eventlog.TopicPartition, offset int64, appended time.Time, messages []rooms.Message)) error {
 	p.mu.Lock()
 	ends := maps.Clone(p.known)
@@ -54,7 +56,7 @@ func (p *Projector) CatchUp(ctx context.Context, from, to map[eventlog.TopicPart
 	err := eventlog.Read(ctx, p.Kafka, ranges, func(e *eventlog.Event) error {
 		tp := eventlog.TopicPartition{Topic: e.Topic, Partition: e.Partition}
 		rule := rules[tp]
-		if rule == nil { // the record at from, or the first that is left after it
+		if rule == nil { // this is the record at from, or a later one if that was deleted
 			if e.Offset != from[tp] {
 				return fmt.Errorf("%s/%d: %d is gone", tp.Topic, tp.Partition, from[tp])
 			}
@@ -68,11 +70,11 @@ func (p *Projector) CatchUp(ctx context.Context, from, to map[eventlog.TopicPart
 			}
 		}
 		if e.Fault != nil {
-			return nil // passed over, as when it was new
+			return nil // the projector skips such a record too
 		}
 		all, err := Rooms(e)
 		if err != nil {
-			return nil // likewise
+			return nil // the same
 		}
 		fn(tp, e.Offset, e.Timestamp, all)
 		return nil
@@ -82,13 +84,13 @@ func (p *Projector) CatchUp(ctx context.Context, from, to map[eventlog.TopicPart
 	}
 	for tp := range from {
 		if eventlog.IsAggregate(tp.Topic) && (rules[tp] == nil || *rules[tp] != ends[tp].rule) {
-			return fmt.Errorf("%s/%d: what stands before %d does not lead there", tp.Topic, tp.Partition, to[tp])
+			return fmt.Errorf("%s/%d: the reader rule does not arrive at the known state at %d", tp.Topic, tp.Partition, to[tp])
 		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for tp, s := range starts {
-		if p.known[tp] == ends[tp] { // else the projector began anew meanwhile
+		if p.known[tp] == ends[tp] { // otherwise the projector has begun again meanwhile
 			p.known[tp] = s
 		}
 	}

@@ -1,23 +1,32 @@
-// Package realtime turns the logs into feed messages, as they are appended.
+// Package realtime makes feed messages of the records in the logs, as they are
+// appended.
 //
-// Every instance with feeds runs one Projector. It has two states: catching up,
-// from its start to the ends that the logs had then, and following. Sink.Ready
-// tells of the change; feeds are not opened before it, so whoever has joined a
-// room is told of everything that is appended afterwards.
+// Every instance with feeds runs one Projector. A Projector first catches up, from
+// its start to the ends that the logs had at that time, and then follows the logs.
+// It calls Sink.Ready in between. Feeds are opened only after that, so a client that
+// has joined a room receives everything that is appended afterwards.
 //
-// The logs are authoritative. What a Projector holds (the reader rule's state
-// per partition, who brings which order) is derived, and made anew by the next
-// Run. Messages come from one pure function, Rooms, so all instances make the
-// same of the same log.
+// The logs are authoritative. What a Projector holds (the state of the reader rule
+// per partition, and which rider brings which order) is derived from them and made
+// again by the next Run. Messages come from one pure function, Rooms, so all
+// instances make the same messages of the same log.
 //
-// It keeps no checkpoint: it starts where the read models stand, or earlier,
-// as its Loader says; what is older, clients read from the read models.
+// A Projector has no checkpoint of its own. It starts at the checkpoints of the read
+// models, or earlier, as its Loader says. Clients read what is older from the read
+// models.
 //
-// Failure: while the brokers are away it waits, and the feeds are silent. A
-// record that cannot be decoded is logged, counted and passed over, for a feed
-// may not wait for anybody. Run ends with an error where going on could leave
-// something out (a log that is shorter than it was, say); started again it
-// begins anew, and the sink sends its clients away to reconnect.
+// Failure: while the brokers are unavailable, a Projector waits, and the feeds are
+// silent. It logs, counts and skips a record that cannot be decoded, because a feed
+// may not wait for an operator. Run ends with an error if to go on could leave a
+// message out, for example if a log is shorter than before. The next Run begins
+// again, and the sink makes its clients reconnect.
+//
+// The files, in reading order:
+//
+//	rooms.go        the table of messages: which event means which messages to which rooms
+//	realtime.go     the Projector: start, reading, the reader rule
+//	assignments.go  which rider brings which order, for rider:location
+//	catchup.go      records from before the start, for clients that resume
 package realtime
 
 import (
@@ -38,46 +47,46 @@ import (
 	"tomato/eventlog/consumer"
 )
 
-// Topics are what a Projector reads. Topic riders is not among them: orders has
-// all that rooms are told, and who brings an order.
+// Topics are the topics that a Projector reads. Topic riders is not among them,
+// because no message is made of it: topic orders says which rider brings an order.
 var Topics = []string{eventlog.Orders, eventlog.Payments, eventlog.RiderLocations, eventlog.Feed}
 
 // Start is where a Projector begins.
 type Start struct {
-	// Marks are places in the logs of orders and payments, with the reader
-	// rule's state there: of the read models' checkpoints, or older. What has
-	// none is read from its beginning. The older they are, the longer ago
-	// clients may have left and still resume.
+	// Marks are offsets in the logs of orders and payments, with the state of the
+	// reader rule there: those of the read models' checkpoints, or earlier ones. A
+	// log of these topics without a mark is read from its beginning. The earlier the
+	// marks are, the longer a client may have been disconnected and still resume.
 	Marks map[eventlog.TopicPartition]consumer.Mark
-	// Assigned are the orders under way with their riders, as of the marks or
-	// any time later.
+	// Assigned are the orders that have a rider, as of the marks or of any time later.
 	Assigned []Assignment
 }
 
-// Loader asks the read models for a start. Its error ends Run.
+// Loader gets a start from the read models. Its error ends Run.
 type Loader interface {
 	FeedStart(ctx context.Context) (Start, error)
 }
 
-// Sink takes what a Projector makes, from one goroutine.
+// Sink receives what a Projector makes. A Run calls it from one goroutine.
 type Sink interface {
-	// Begin says where the projector begins: in each log everything up to and
-	// with this offset (-1: nothing) is passed and will not come.
+	// Begin is called first. passed has, for each log, the offset of the last record
+	// that will not be published, or -1 if the log is read from its beginning.
 	Begin(passed map[eventlog.TopicPartition]int64)
-	// Publish takes one record that counts, with the messages that it means,
-	// perhaps none. Records of one log come in order. appended is the record's
-	// timestamp.
+	// Publish is called for each valid record, with the messages that it means, of
+	// which there may be none. Records of one log come in offset order. appended is
+	// the record's timestamp.
 	Publish(tp eventlog.TopicPartition, offset int64, appended time.Time, messages []rooms.Message)
-	// Ready says that the logs have been read to the ends they had at the start.
+	// Ready is called once, when the logs have been read up to the ends that they had
+	// at the start.
 	Ready()
 }
 
-// Projector reads the logs for one sink. All fields but Registry and Log are needed.
+// Projector reads the logs for one sink. Kafka, Loader and Sink must be set.
 type Projector struct {
 	Kafka    eventlog.Config
 	Loader   Loader
 	Sink     Sink
-	Backlog  time.Duration         // how far back positions and emitted messages are read at the start; 0: 5 minutes
+	Backlog  time.Duration         // how far back rider positions and emitted messages are read at the start; 0: 5 minutes
 	Registry prometheus.Registerer // nil: no metrics
 	Log      *slog.Logger          // nil: slog.Default()
 
@@ -87,7 +96,8 @@ type Projector struct {
 
 const defaultBacklog = 5 * time.Minute
 
-// Run reads until ctx ends (then it returns nil) or it cannot go on.
+// Run reads until ctx ends, and then returns nil. It returns an error if it cannot
+// start, or if to go on could leave a message out. One Run at a time.
 func (p *Projector) Run(ctx context.Context) error {
 	log := p.Log
 	if log == nil {
@@ -111,8 +121,8 @@ func (p *Projector) run(ctx context.Context, log *slog.Logger, m *metrics) error
 	}
 	client, err := p.Kafka.NewClient(
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
-		// Brokers answer as soon as there is one record; this is only how long
-		// an empty fetch waits.
+		// Brokers answer as soon as there is one record. The time is how long they
+		// hold a fetch for which there is none.
 		kgo.FetchMaxWait(time.Second),
 		kgo.FetchMinBytes(1),
 	)
@@ -120,7 +130,7 @@ func (p *Projector) run(ctx context.Context, log *slog.Logger, m *metrics) error
 		return fmt.Errorf("feed: %w", err)
 	}
 	defer client.Close()
-	next, ends, err := p.positions(ctx, client, start)
+	next, ends, err := p.offsets(ctx, client, start)
 	if err != nil {
 		return fmt.Errorf("feed start: %w", err)
 	}
@@ -143,7 +153,7 @@ func (p *Projector) run(ctx context.Context, log *slog.Logger, m *metrics) error
 	p.begin(passed, start)
 	p.Sink.Begin(passed)
 
-	behind := make(map[eventlog.TopicPartition]int64) // logs to be read up to here before we are ready
+	behind := make(map[eventlog.TopicPartition]int64) // the ends up to which logs must be read before Ready
 	for tp, end := range ends {
 		if next[tp] < end {
 			behind[tp] = end
@@ -163,7 +173,7 @@ func (p *Projector) run(ctx context.Context, log *slog.Logger, m *metrics) error
 			if errors.Is(fe.Err, kerr.OffsetOutOfRange) || errors.Is(fe.Err, kgo.ErrClientClosed) || dataLoss(fe.Err) {
 				return fmt.Errorf("reading %s/%d: %w", fe.Topic, fe.Partition, fe.Err)
 			}
-			log.Warn("the feed cannot read now", "topic", fe.Topic, "partition", fe.Partition, "error", fe.Err)
+			log.Warn("the feed cannot read now", "topic", fe.Topic, "partition", fe.Partition, "err", fe.Err)
 		}
 		fetches.EachPartition(func(ft kgo.FetchTopicPartition) {
 			tp := eventlog.TopicPartition{Topic: ft.Topic, Partition: ft.Partition}
@@ -181,24 +191,25 @@ func (p *Projector) run(ctx context.Context, log *slog.Logger, m *metrics) error
 	}
 }
 
-// record applies the reader rule to one record and hands on what it means.
+// record applies the reader rule to one record and publishes it if it is valid. rule
+// is nil for a topic that is not an aggregate topic.
 func (p *Projector) record(tp eventlog.TopicPartition, r *kgo.Record, rule *eventlog.Rule, riders *assignments, log *slog.Logger, m *metrics) {
 	e, _ := eventlog.ParseRecord(r) // e.Fault has the error
 	take, skipped := true, ""
 	if rule != nil {
 		take, skipped = rule.Take(&e)
 	} else if consumer.IsTelemetry(tp.Topic) && r.Value == nil {
-		take = false // the position is gone: nobody is told
+		take = false // a tombstone: the position was deleted, which means no message
 	} else if e.Fault != nil {
 		take, skipped = false, eventlog.SkipNoEvent
 	}
 	if skipped != "" {
-		m.void.WithLabelValues(tp.Topic, skipped).Inc()
+		m.invalid.WithLabelValues(tp.Topic, skipped).Inc()
 		log.Warn("the feed skips an invalid record", "topic", tp.Topic, "partition", tp.Partition, "offset", r.Offset, "reason", skipped,
 			"type", eventlog.LogText(e.Type), "term", e.Term, "seq", e.Seq)
 	}
 	if !take {
-		if skipped == "" { // such as a claim or a SEEN: the place behind it is one to resume from
+		if skipped == "" { // such as a claim or a no-op barrier: it is valid, so a cursor may point to it
 			p.Sink.Publish(tp, r.Offset, r.Timestamp, nil)
 		}
 		return
@@ -228,8 +239,8 @@ func (p *Projector) messages(e *eventlog.Event, riders *assignments) ([]rooms.Me
 	return append(all, more...), err
 }
 
-// positions says where each log is read from, and where it ends now.
-func (p *Projector) positions(ctx context.Context, client *kgo.Client, start Start) (next, ends map[eventlog.TopicPartition]int64, err error) {
+// offsets returns the offset from which each log is read, and its present end.
+func (p *Projector) offsets(ctx context.Context, client *kgo.Client, start Start) (next, ends map[eventlog.TopicPartition]int64, err error) {
 	ends, err = eventlog.EndOffsets(ctx, client, Topics...)
 	if err != nil {
 		return nil, nil, err
@@ -275,16 +286,17 @@ func dataLoss(err error) bool {
 
 type metrics struct {
 	records, undecodable prometheus.Counter
-	void                 *prometheus.CounterVec
+	invalid              *prometheus.CounterVec
 }
 
-// newMetrics registers the metrics, or finds those of an earlier Run.
+// newMetrics registers the metrics, or returns those that an earlier Run has
+// registered.
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	var errs [3]error
 	counter := func(name, help string) prometheus.CounterOpts { return prometheus.CounterOpts{Name: name, Help: help} }
 	var m metrics
 	m.records, errs[0] = registered(reg, prometheus.NewCounter(counter("tomato_feed_records_total", "Records that the feed's projector has taken in.")))
-	m.void, errs[1] = registered(reg, prometheus.NewCounterVec(counter("tomato_feed_void_records_total", "Invalid records that the feed has skipped, by reason."), []string{"topic", "reason"}))
+	m.invalid, errs[1] = registered(reg, prometheus.NewCounterVec(counter("tomato_feed_void_records_total", "Invalid records that the feed has skipped, by reason."), []string{"topic", "reason"}))
 	m.undecodable, errs[2] = registered(reg, prometheus.NewCounter(counter("tomato_feed_undecodable_total", "Records that the feed has passed over because they could not be decoded.")))
 	return &m, errors.Join(errs[:]...)
 }

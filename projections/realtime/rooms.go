@@ -14,7 +14,7 @@ import (
 	"tomato/eventlog"
 )
 
-// Payloads of the contract's table.
+// The payloads of the messages. queryside/feed/asyncapi.json describes them.
 type (
 	updatePayload struct {
 		OrderID       string `json:"orderId"`
@@ -44,12 +44,13 @@ type (
 	}
 )
 
-// Rooms is the contract's feed table: the messages that one event means, in
-// the table's order, each with its rooms in the table's order. It is pure, so
-// every instance makes the same messages of the same log. Only rider:location
-// needs more than the event: see Assignments.
+// Rooms returns the messages that one event means, each with the rooms that it goes
+// to. The order of the messages and of the rooms is fixed, and is part of what
+// clients see. Rooms is pure, so every instance makes the same messages of the same
+// log. The message rider:location is not made here, because it needs more than the
+// event; see assignments.
 //
-// The error is of an event that cannot be decoded.
+// It fails if the event cannot be decoded.
 func Rooms(e *eventlog.Event) ([]rooms.Message, error) {
 	switch e.Topic {
 	case eventlog.Orders:
@@ -158,7 +159,7 @@ func emitRooms(e *eventlog.Event) ([]rooms.Message, error) {
 	if !rooms.ValidEvent(emit.Event) || !rooms.Valid(emit.Room) || len(emit.Payload) == 0 {
 		return nil, fmt.Errorf("a %s without a valid event, room or payload", rooms.Emitted)
 	}
-	var payload bytes.Buffer // on one line, as Server-Sent Events need it
+	var payload bytes.Buffer // without line breaks, which would end a Server-Sent Event
 	if err := json.Compact(&payload, emit.Payload); err != nil {
 		return nil, err
 	}
@@ -169,14 +170,15 @@ func emitRooms(e *eventlog.Event) ([]rooms.Message, error) {
 	return []rooms.Message{m}, nil
 }
 
-// messages collects what one event means.
+// messages collects the messages that one event means.
 type messages struct {
-	at  time.Time
+	at  time.Time // of the event
 	all []rooms.Message
 	err error
 }
 
-// target is a room, and for whom in it the message is; see feed.Message.Roles.
+// target is a room, and the role that the message is for in that room. See Roles of
+// rooms.Message.
 type target struct {
 	room string
 	role domain.Role
@@ -187,7 +189,7 @@ func to(room string) target { return target{room: room} }
 func toCustomer(id string) target { return toUser(id, domain.Customer) }
 func toRider(id string) target    { return toUser(id, domain.Rider) }
 
-// toUser is the zero target where there is no such user.
+// toUser returns the room of a user, or the zero target if id is empty.
 func toUser(id string, role domain.Role) target {
 	if id == "" {
 		return target{}
@@ -195,8 +197,9 @@ func toUser(id string, role domain.Role) target {
 	return target{rooms.User(id), role}
 }
 
-// add appends a message to the targets; zero ones are left out. A room that is
-// meant for two roles is named once, for both.
+// add appends a message to the targets. Zero targets are left out. If two targets
+// are the same room for different roles, the message names the room once, for all
+// roles.
 func (m *messages) add(event string, ctx domain.Ctx, payload any, targets ...target) {
 	b, err := json.Marshal(payload)
 	if err != nil {
@@ -216,6 +219,8 @@ func (m *messages) add(event string, ctx domain.Ctx, payload any, targets ...tar
 	m.all = append(m.all, msg)
 }
 
+// update appends order:update to the parties of the order. final means that the
+// order's rider:location is no longer current.
 func (m *messages) update(e *eventlog.Event, orderID string, ctx domain.Ctx, paymentStatus string, final bool) {
 	m.add("order:update", ctx, updatePayload{orderID, ctx.Status, paymentStatus, e.Version}, orderParties(orderID, ctx)...)
 	if n := len(m.all); n > 0 {
@@ -223,6 +228,7 @@ func (m *messages) update(e *eventlog.Event, orderID string, ctx domain.Ctx, pay
 	}
 }
 
+// taken appends order:taken to riders, whose offers of the order have ended.
 func (m *messages) taken(orderID string, ctx domain.Ctx, reason string, riders []string) {
 	if len(riders) == 0 {
 		return
