@@ -14,21 +14,21 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// versionTable has one row: the version of the schema. Its column dirty is
-// always false; it stays because older builds read and write it.
+// versionTable has one row, which has the version of the schema. Its column dirty is
+// always false. It stays because older builds read and write it.
 const versionTable = "schema_migrations"
 
-// driver is a database.Driver for which a file and its version are one
-// transaction. The library's own driver commits a dirty flag before the file
-// and the clean one after it: whatever ended the process in between, or a file
-// that failed, made every later start refuse.
+// driver is a database.Driver that applies a file and its version in one
+// transaction. The library's own driver commits a dirty flag before the file and
+// clears it after the file. If the file failed, or the process ended in between,
+// every later start refused to run.
 //
-// All calls come from one goroutine at a time, on one connection. ctx bounds
-// all of them: where it ends in mid-migration, the transaction is rolled back.
+// It has one connection, and one goroutine at a time calls it. ctx bounds all calls:
+// if it ends during a migration, the transaction is rolled back.
 type driver struct {
-	ctx    context.Context // the interface's methods take none
+	ctx    context.Context // a field, because the methods of database.Driver take none
 	conn   *pgx.Conn
-	lock   string // number of the advisory lock, the one that older builds take
+	lock   string // the number of the advisory lock, which is the one that older builds take
 	table  string // quoted
 	source source.Driver
 	tx     pgx.Tx // of the file that is being applied
@@ -36,7 +36,8 @@ type driver struct {
 }
 
 func newDriver(ctx context.Context, conn *pgx.Conn, src source.Driver, schema string) (*driver, error) {
-	var name string // which the URL may lack, or a proxy may call otherwise
+	// The URL may lack the database's name, and a proxy may have another name for it.
+	var name string
 	if err := conn.QueryRow(ctx, `SELECT current_database()`).Scan(&name); err != nil {
 		return nil, err
 	}
@@ -50,13 +51,13 @@ func (d *driver) Lock() error {
 	return err
 }
 
-// Unlock also rolls back a file that was not finished.
+// Unlock releases the lock. It first rolls back a file that was not finished.
 func (d *driver) Unlock() error {
 	if d.tx != nil {
 		err := d.tx.Rollback(d.ctx)
 		d.tx = nil
 		if err != nil {
-			return errors.Join(err, d.Close()) // both end with the session
+			return errors.Join(err, d.Close()) // the transaction and the lock end with the session
 		}
 	}
 	if d.conn.IsClosed() {
@@ -66,19 +67,19 @@ func (d *driver) Unlock() error {
 	return err
 }
 
-// Close ends the session: the server rolls back what is open and releases the
-// lock.
+// Close ends the session. The server then rolls back an open transaction and
+// releases the lock.
 func (d *driver) Close() error { return d.conn.Close(context.WithoutCancel(d.ctx)) }
 
-// Version returns the version whose file, and all before it, are applied. It
-// is never dirty.
+// Version returns the version of the last file that has been applied. It is never
+// dirty.
 //
-// A row that an older build left dirty names a file that was sent as one
-// implicit transaction: either nothing of it is there, because it failed or was
-// interrupted, or all of it is and only the clean flag is missing. The first is
-// what happens, so the version is that of the file before it and the file is
-// applied again; in the second case it fails, as all files of those builds
-// create tables, and Run says what to do.
+// An older build may have left the row dirty. Those builds sent a file as one
+// implicit transaction, so either nothing of the file has been applied, because it
+// failed or was interrupted, or all of it has and only the clean flag is missing.
+// Nearly always it is the first, so Version returns the version of the file before,
+// and the file is applied again. In the second case the file then fails, because all
+// files of those builds create tables, and the error of Run says what to do.
 func (d *driver) Version() (int, bool, error) {
 	var version int
 	var dirty bool
@@ -107,8 +108,9 @@ func (d *driver) Version() (int, bool, error) {
 	return int(before), false, err
 }
 
-// SetVersion begins the transaction of a file (dirty), and ends it: the library
-// calls it before and after Run.
+// SetVersion begins the transaction of a file if dirty is true, and otherwise writes
+// the version and commits. The library calls it with true before Run and with false
+// after Run.
 func (d *driver) SetVersion(version int, dirty bool) (err error) {
 	if dirty {
 		d.tx, err = d.conn.Begin(d.ctx)
@@ -132,7 +134,8 @@ func (d *driver) SetVersion(version int, dirty bool) (err error) {
 	return nil
 }
 
-// Run executes a file, which may be any number of statements.
+// Run executes a file, which may have any number of statements. It fails if the file
+// ends the transaction that SetVersion has begun.
 func (d *driver) Run(file io.Reader) error {
 	sql, err := io.ReadAll(file)
 	if err != nil {
@@ -155,11 +158,12 @@ func (d *driver) Run(file io.Reader) error {
 	return err
 }
 
-// Open is for drivers that are looked up by a URL's scheme; this one is not.
+// Open always fails. The library calls it for drivers that it finds by the scheme of
+// a URL, and this one is not found that way.
 func (d *driver) Open(string) (database.Driver, error) {
 	return nil, errors.New("not opened by URL")
 }
 
-// Drop is not offered: the log is the truth, but not everything in the schema
-// tomato can be made from it.
+// Drop always fails, because not everything in the schema tomato can be made from the
+// log again.
 func (d *driver) Drop() error { return errors.New("not offered") }

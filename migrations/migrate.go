@@ -1,6 +1,8 @@
-// Package migrations holds the SQL of the database and applies it. The schema
-// tomato is for what all parts share (checkpoints, parked records); a read
-// model has a schema per generation, made from the folder of its name.
+// Package migrations has the SQL of the database and applies it. The folder core is
+// for the schema tomato, which has the tables that all parts share, such as
+// checkpoints and parked events. The other folders are for the read models: each
+// generation of a read model has a schema of its own, made from the folder with the
+// read model's name.
 package migrations
 
 import (
@@ -20,26 +22,29 @@ import (
 //go:embed */*.sql
 var files embed.FS
 
-// coreSchema is where everything lives that is not a read model's.
+// coreSchema has all tables that do not belong to a read model.
 const coreSchema = "tomato"
 
-// setupLock is the advisory lock under which schemas and the extension are
-// made: CREATE … IF NOT EXISTS by two sessions at once can fail in one of them.
+// setupLock is the advisory lock under which schemas and the extension are created.
+// Without it, CREATE … IF NOT EXISTS by two sessions at once can fail in one of them.
 const setupLock = 0x746f6d61746f
 
 var validName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,62}$`)
 
-// Core brings the schema tomato up to date and sees to PostGIS (in public).
-// Several processes may call it at once: one migrates, the others wait. ctx
-// bounds all of it. Each file and its version are one transaction: what was
-// interrupted or failed has left nothing, and is applied again by the next call.
+// Core brings the schema tomato up to date and creates the extension PostGIS in the
+// schema public. Several processes may call it at once: one migrates and the others
+// wait. ctx bounds the whole call. Each file is applied in one transaction with its
+// version. A file that failed or was interrupted therefore has no effect, and the
+// next call applies it again.
 func Core(ctx context.Context, databaseURL string) error {
 	return apply(ctx, databaseURL, coreSchema, files, "core")
 }
 
-// ReadModel brings one generation of a read model up to date: it applies the
-// files of the folder model to schema, which it creates if need be. Names in
-// the files are unqualified; PostGIS is found in public. As safe as Core.
+// ReadModel brings one generation of a read model up to date: it applies the files of
+// the folder model to schema, which it creates if it does not exist. The names in
+// the files are unqualified; those of PostGIS are found in public. It is as safe to
+// repeat and to call at once as Core is. It fails if there is no such folder, or if
+// schema or model is not a lower-case SQL name.
 func ReadModel(ctx context.Context, databaseURL, schema, model string) error {
 	if !validName.MatchString(schema) || !validName.MatchString(model) {
 		return fmt.Errorf("migrations: %q and %q must be lower-case SQL names", schema, model)
@@ -83,7 +88,7 @@ func up(ctx context.Context, conn *pgx.Conn, schema string, files fs.FS, folder 
 	if err != nil {
 		return errors.Join(err, src.Close())
 	}
-	m.LockTimeout = math.MaxInt64 // ctx bounds the waiting, see driver.Lock
+	m.LockTimeout = math.MaxInt64 // ctx bounds the wait for the lock, see driver.Lock
 	err = m.Up()
 	if errors.Is(err, migrate.ErrNoChange) {
 		err = nil
@@ -92,7 +97,7 @@ func up(ctx context.Context, conn *pgx.Conn, schema string, files fs.FS, folder 
 	return errors.Join(err, serr, derr)
 }
 
-// prepare makes the schema, its table of the version, and the extension.
+// prepare creates the schema, its table of the version, and the extension.
 func prepare(ctx context.Context, conn *pgx.Conn, schema string) error {
 	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, int64(setupLock)); err != nil {
 		return err
@@ -101,7 +106,7 @@ func prepare(ctx context.Context, conn *pgx.Conn, schema string) error {
 		CREATE TABLE IF NOT EXISTS `+pgx.Identifier{schema, versionTable}.Sanitize()+` (version bigint NOT NULL PRIMARY KEY, dirty boolean NOT NULL);
 		CREATE EXTENSION IF NOT EXISTS postgis SCHEMA public`)
 	if err != nil {
-		return err // the lock ends with the session
+		return err // the caller ends the session, and with it the lock
 	}
 	_, err = conn.Exec(ctx, `SELECT pg_advisory_unlock($1)`, int64(setupLock))
 	return err

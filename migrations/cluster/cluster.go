@@ -1,16 +1,24 @@
 // Package cluster runs a private Postgres with PostGIS as a child process, for
-// a user who has configured no database. A real installation brings its own.
+// users who have configured no database. An installation in production has its own.
 //
-// A cluster is running from Start until Stop, or until Postgres ends by itself
-// (Done). Its directory holds everything else and may be started again after
-// any end, a kill included: Postgres recovers by itself. One process at a time
-// has the directory (a file lock that the system releases when the process
-// ends). A Postgres that outlived its owner is shut down in order before a new
-// one starts. On Linux the kernel also tells Postgres to shut down when the
-// owner is killed.
+// A cluster runs from Start until Stop, or until Postgres ends by itself (Done). All
+// its files are in one directory. It may be started again after any end, even a
+// kill, because Postgres recovers by itself. One process at a time has the
+// directory: it holds a file lock, which the system releases when the process ends.
+// If a Postgres has outlived the process that started it, Start shuts it down before
+// it starts a new one. On Linux the kernel also tells Postgres to shut down when
+// that process is killed.
 //
-// Postgres listens on 127.0.0.1 only, for one user with a generated password.
-// The password is in the directory, in a file that only the owner can read.
+// Postgres listens on 127.0.0.1 only, for one user with a generated password. The
+// password is in the directory, in a file that only the owner can read.
+//
+// The files, in reading order:
+//
+//	cluster.go       Start and Stop
+//	installation.go  which of the installed versions runs
+//	identity.go      the system user that it runs as
+//	initdb.go        the files of a new cluster
+//	orphan.go        a Postgres that outlived its process
 package cluster
 
 import (
@@ -34,16 +42,16 @@ import (
 	"tomato/eventlog/filelock"
 )
 
-// ErrInUse says that a live process has the cluster's directory.
+// ErrInUse means that another process, which is running, has the cluster's directory.
 var ErrInUse = filelock.ErrInUse
 
-// database is the database's name, owner its owner's. The owner is a superuser
-// of this private cluster, because CREATE EXTENSION postgis needs one.
+// database is the name of the database, and owner is the user who owns it. The owner
+// is a superuser of this private cluster, because CREATE EXTENSION postgis needs one.
 const database, owner = "tomato", "tomato"
 
-// Options of a cluster. The zero value is fit for use.
+// Options of a cluster. The zero value may be used.
 type Options struct {
-	// Settings are Postgres settings on top of those chosen here, and win.
+	// Settings are settings of Postgres. They override those that start chooses.
 	Settings map[string]string
 }
 
@@ -59,12 +67,12 @@ type Cluster struct {
 	err error // how it ended
 }
 
-// Start runs Postgres on dir, created if need be, and returns when it answers;
-// the first time takes a few seconds. ctx bounds the start alone. It fails with
-// ErrAbsent when Postgres or PostGIS is missing and with ErrInUse when another
-// process has dir.
+// Start runs Postgres on dir, which it creates if it does not exist, and returns when
+// Postgres answers. The first start takes a few seconds. ctx bounds the start only.
+// It fails with ErrAbsent if Postgres or PostGIS is not installed, and with ErrInUse
+// if another process has dir.
 //
-// Postgres refuses to run as root. Where this process is root, Postgres runs as
+// Postgres refuses to run as root. If this process is root, Postgres runs as
 // the system user postgres. On Linux that user need not be able to reach dir,
 // because Postgres gets the data directory already opened.
 func Start(ctx context.Context, dir string, opts Options) (_ *Cluster, err error) {
@@ -116,23 +124,23 @@ func Start(ctx context.Context, dir string, opts Options) (_ *Cluster, err error
 	}
 }
 
-// URL returns where to connect, as a postgres:// URL that holds the password.
+// URL returns the postgres:// URL to connect to. It contains the password.
 func (c *Cluster) URL() string { return c.url }
 
 // Done is closed when Postgres has ended, for whatever reason.
 func (c *Cluster) Done() <-chan struct{} { return c.done }
 
-// Err returns how Postgres ended; nil while it runs or after a clean end.
+// Err returns how Postgres ended. It is nil while Postgres runs and after a clean end.
 func (c *Cluster) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
 }
 
-// Stop ends connections, writes a checkpoint and returns when Postgres has
-// ended. When ctx ends first, Postgres is ended at once and Stop returns an
-// error; nothing is lost, because Postgres recovers at its next start. Later
-// calls do nothing.
+// Stop ends all connections, has Postgres write a checkpoint, and returns when
+// Postgres has ended. If ctx ends first, Stop ends Postgres at once and returns an error.
+// No data is lost then, because Postgres recovers at its next start. Later calls do
+// nothing.
 func (c *Cluster) Stop(ctx context.Context) error {
 	err := c.stop(ctx)
 	c.lock.Close()
@@ -164,7 +172,7 @@ func (c *Cluster) signal(s os.Signal) {
 	}
 }
 
-// start runs Postgres on a port and waits for its answer.
+// start runs Postgres and waits until it answers. try is 0 for the first attempt.
 func (c *Cluster) start(ctx context.Context, bin, data, dir, password string, who *identity, opts Options, try int) error {
 	port, err := choosePort(filepath.Join(dir, "port"), try > 0)
 	if err != nil {
@@ -182,7 +190,7 @@ func (c *Cluster) start(ctx context.Context, bin, data, dir, password string, wh
 		"max_connections":         "200",
 		"shared_buffers":          "128MB",
 		"synchronous_commit":      "on",
-		"jit":                     "off", // queries are short; compiling them takes longer than they do
+		"jit":                     "off", // queries are short, and to compile one takes longer than to run it
 		"max_wal_size":            "2GB",
 		"random_page_cost":        "1.1",
 		"logging_collector":       "off",

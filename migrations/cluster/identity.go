@@ -13,11 +13,11 @@ import (
 	"tomato/eventlog/childprocess"
 )
 
-// identity is the user that Postgres runs as; nil is the user of this process.
+// identity is the user that Postgres runs as. nil is the user of this process.
 type identity struct{ uid, gid uint32 }
 
-// runAs returns the user that Postgres is to run as: the system user postgres
-// where this process is root, else its own.
+// runAs returns the user that Postgres is to run as: the system user postgres if this
+// process is root, and otherwise the user of this process.
 func runAs() (*identity, error) {
 	if os.Getuid() != 0 {
 		return nil, nil
@@ -55,10 +55,9 @@ func (i *identity) command(ctx context.Context, path, data string, args ...strin
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: i.uid, Gid: i.gid, Groups: []uint32{i.gid}}
 	}
 	if i != nil && runtime.GOOS == "linux" {
-		// That user may not be allowed to reach the directory: it may be below
-		// /root, or in a temporary directory of root's. The child can enter a
-		// directory that it gets open, because /proc/self/fd leads there without
-		// a permission check of the parents.
+		// That user may have no permission to reach the directory, for example if it
+		// is below /root. So the child gets the directory opened, and reaches it by
+		// /proc/self/fd, which checks no permissions of the parent directories.
 		f, err := os.Open(data)
 		if err != nil {
 			return nil, nil, err
@@ -69,8 +68,8 @@ func (i *identity) command(ctx context.Context, path, data string, args ...strin
 	}
 	cmd.Args = append([]string{path, "-D", data}, args...)
 	cmd.Dir = "/"
-	// It gets nothing else of our environment, which may hold secrets, and PG…
-	// variables that Postgres would take for settings.
+	// The child gets no other variable of this process. They may contain secrets, and
+	// Postgres would take PG… variables for settings.
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"}
 	return cmd, release, nil
 }

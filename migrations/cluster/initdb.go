@@ -27,8 +27,8 @@ func initialise(ctx context.Context, bin, data, passwordFile string, who *identi
 	if err := os.WriteFile(passwordFile, []byte(password+"\n"), 0o600); err != nil {
 		return "", err
 	}
-	// initdb works beside the final directory, which gets its name only when it is
-	// complete: a start that was killed leaves nothing that looks like a cluster.
+	// initdb works in a directory beside the final one, which is renamed when it is
+	// complete. So a start that was killed leaves nothing that looks like a cluster.
 	part := data + ".part"
 	if err := os.RemoveAll(part); err != nil {
 		return "", err
@@ -52,8 +52,8 @@ func initialise(ctx context.Context, bin, data, passwordFile string, who *identi
 	if err := errors.Join(err, writePipe.Close()); err != nil {
 		return "", err
 	}
-	// initdb opens the pipe by name (/dev/stdin), which it may do only with a pipe
-	// of its own user.
+	// initdb opens the pipe by its name, /dev/stdin. That is permitted only if the pipe
+	// belongs to initdb's user.
 	if err := who.own(pipe); err != nil {
 		return "", err
 	}

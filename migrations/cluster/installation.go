@@ -10,16 +10,16 @@ import (
 	"strings"
 )
 
-// ErrAbsent says that Postgres or PostGIS is not installed. The error's text
-// says what to install.
+// ErrAbsent means that Postgres or PostGIS is not installed. The error's text says
+// what to install.
 var ErrAbsent = errors.New("Postgres with PostGIS is not installed")
 
 // install is the advice in the errors' texts.
 const install = "install it (Debian and Ubuntu: apt-get install postgresql postgresql-postgis; or run .ci/setup), or set DATABASE_URL to a database of your own"
 
-// binaries finds the folder of initdb and postgres. Where data exists it is that
-// of the version that created it; otherwise that of the newest version, one with
-// PostGIS preferred.
+// binaries returns the folder of initdb and postgres. If data exists, it is the
+// folder of the version that created data. Otherwise it is that of the newest version
+// with PostGIS, or of the newest version if none has PostGIS.
 func binaries(data string) (string, error) {
 	version := ""
 	if b, err := os.ReadFile(filepath.Join(data, "PG_VERSION")); err == nil {
@@ -47,7 +47,7 @@ func binaries(data string) (string, error) {
 	}
 	switch {
 	case best != "":
-		return best, nil // prepare asks Postgres itself whether it has PostGIS
+		return best, nil // prepare checks again with Postgres itself that it has PostGIS
 	case version != "":
 		return "", fmt.Errorf("%[1]w: Postgres %[3]s created the data in %[2]s and is not installed: install postgresql-%[3]s-postgis-3, or remove the data, which is then rebuilt from the event log", ErrAbsent, data, version)
 	}

@@ -1,10 +1,10 @@
--- The generations of each read model that there are. The tables of one live in
--- the schema <model>_g<generation>.
+-- The generations of each read model. The tables of a generation are in the schema
+-- <model>_g<generation>.
 CREATE TABLE generations (
     model      text        NOT NULL,
     generation integer     NOT NULL CHECK (generation > 0),
-    state      text        NOT NULL CHECK (state IN ('filling', 'live')), -- filling: a rebuild writes it; live: followed by every process that projects
-    targets    jsonb       NOT NULL DEFAULT '{}', -- of a rebuild: {"orders/0": end offset when it began}
+    state      text        NOT NULL CHECK (state IN ('filling', 'live')), -- filling: a rebuild writes it; live: every process that projects keeps it up to date
+    targets    jsonb       NOT NULL DEFAULT '{}', -- of a rebuild: the end offset of each partition when it began, as {"orders/0": 17}
     created_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (model, generation)
 );
@@ -13,6 +13,6 @@ CREATE TABLE generations (
 CREATE TABLE read_models (
     model   text    PRIMARY KEY,
     serving integer NOT NULL,
-    last    integer NOT NULL, -- the highest number ever given: none is used twice
+    last    integer NOT NULL, -- the highest number that was ever given; no number is used twice
     FOREIGN KEY (model, serving) REFERENCES generations (model, generation)
 );

@@ -1,9 +1,10 @@
--- Both tables are written by the lanes of topic orders.
+-- The workers of topic orders write both tables.
 --
--- Most events change version, status and state only, which no index and no
--- index predicate mentions: such an update stays on its page and touches no
--- index (HOT), for which the fillfactor leaves room. So there is no index on
--- status: closed, which changes once, does for it.
+-- Most events change only version, status and state. No index and no predicate of
+-- an index mentions these columns, so such an update stays on its page and touches
+-- no index (HOT). The fillfactor keeps free space on each page for this. For the
+-- same reason there is no index on status. Queries use the column closed instead,
+-- which changes once.
 CREATE TABLE orders (
     id            text                   PRIMARY KEY,
     version       bigint                 NOT NULL,
@@ -18,7 +19,7 @@ CREATE TABLE orders (
     wave          integer                NOT NULL,
     waiting       boolean                NOT NULL, -- ready, and dispatch has not given up
     wave_open     boolean                NOT NULL,
-    asked         text[]                 NOT NULL, -- while a wave is open: riders who are in it, declined, or dropped the order in this round
+    asked         text[]                 NOT NULL, -- while a wave is open: the riders who are in it, or who declined or dropped the order in this round
     created_at    timestamptz            NOT NULL,
     state         text                   NOT NULL  -- the whole order as JSON
 ) WITH (fillfactor = 60);
@@ -28,11 +29,11 @@ CREATE INDEX orders_by_rider      ON orders (rider_id, created_at DESC, id DESC)
 CREATE INDEX orders_by_closed     ON orders (closed, created_at DESC, id DESC);
 CREATE INDEX orders_exhausted     ON orders (created_at DESC, id DESC) WHERE exhausted;
 CREATE INDEX orders_waiting       ON orders USING gist (pick_up) WHERE waiting;
--- The pending list is read by every search: it is kept short.
+-- The pending list is kept short, because every search reads it.
 CREATE INDEX orders_asked         ON orders USING gin (asked) WITH (gin_pending_list_limit = 64) WHERE wave_open;
 
--- The orders' events, as they came. data is text because jsonb would be parsed
--- once more on the way in, and nobody searches inside.
+-- The events of the orders, as they came. The column data is text and not jsonb,
+-- because Postgres would have to parse jsonb, and nobody searches inside it.
 CREATE TABLE order_events (
     order_id text        NOT NULL,
     version  bigint      NOT NULL,

@@ -1,5 +1,6 @@
--- Written by the lanes of topic payments. The four facts are what an order's
--- payment status is derived from.
+-- The workers of topic payments write this table. An order's payment status is
+-- derived from the columns booked, refund_requested, refund_succeeded and
+-- last_attempt_failed.
 CREATE TABLE payments (
     id                  text        PRIMARY KEY, -- order id; the gateway's payment id for money without an order
     version             bigint      NOT NULL,
@@ -9,8 +10,8 @@ CREATE TABLE payments (
     refund_requested    boolean     NOT NULL,
     refund_succeeded    boolean     NOT NULL,
     last_attempt_failed boolean     NOT NULL,
-    has_unmatched       boolean     NOT NULL,    -- money that pays nothing, neither refunded nor resolved
-    refund_failed       boolean     NOT NULL,    -- the last refund of some payment failed
+    has_unmatched       boolean     NOT NULL,    -- it has money that pays no order and is neither refunded nor resolved
+    refund_failed       boolean     NOT NULL,    -- the last refund of one of its attempts failed
     created_at          timestamptz NOT NULL,
     state               text        NOT NULL     -- the whole payment as JSON
 ) WITH (fillfactor = 70);

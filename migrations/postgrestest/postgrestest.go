@@ -1,10 +1,10 @@
 // Package postgrestest gives each test a database of its own, with PostGIS.
 //
-// The databases are on a private cluster that starts with the first test that
-// asks and ends with the test binary. Its directory is kept, so that only the
-// very first start on a machine has to make it; binaries that run at the same
-// time take one each. Nothing is synced to disk. TOMATO_TEST_DATABASE_URL, when
-// set, names a server to use instead: a superuser's URL.
+// The databases are on a private cluster, which starts with the first test that needs
+// a database and ends with the test binary. Its directory stays, so only the first
+// start on a machine has to create it. Test binaries that run at the same time have a
+// cluster each. Nothing is synced to disk. If TOMATO_TEST_DATABASE_URL is set, that
+// server is used instead; it must be the URL of a superuser.
 package postgrestest
 
 import (
@@ -26,9 +26,9 @@ import (
 	"tomato/migrations/cluster"
 )
 
-// New returns a pool of connections to an empty database with PostGIS in
-// public. Pool and database go when t ends. Without PostGIS on the machine t is
-// skipped; with TOMATO_REQUIRE_POSTGIS=1 it fails.
+// New returns a pool of connections to an empty database with PostGIS in the schema
+// public. The pool is closed and the database dropped when t ends. If PostGIS is not
+// installed, t is skipped, or fails if TOMATO_REQUIRE_POSTGIS is 1.
 func New(t testing.TB) *pgxpool.Pool {
 	t.Helper()
 	config, err := pgxpool.ParseConfig(URL(t))
@@ -44,7 +44,7 @@ func New(t testing.TB) *pgxpool.Pool {
 	return pool
 }
 
-// URL is New for who connects by himself.
+// URL returns the URL of such a database, for tests that open their own connections.
 func URL(t testing.TB) string {
 	t.Helper()
 	start.Do(func() { server, startErr = startServer() })
@@ -57,8 +57,8 @@ func URL(t testing.TB) string {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	name := fmt.Sprintf("test_%d_%d", os.Getpid(), count.Add(1))
-	// Copying the template's files beats copying through the log: nothing here
-	// is synced.
+	// To copy the template's files is faster than to copy through the log, because
+	// nothing is synced here.
 	if err := admin(ctx, server, "CREATE DATABASE "+name+" TEMPLATE "+template+" STRATEGY FILE_COPY"); err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +72,7 @@ func URL(t testing.TB) string {
 	return withDatabase(server, name)
 }
 
-// template is the database that the others are copies of.
+// template is the database that all others are copied from.
 const template = "tomato_test_template"
 
 var (
@@ -97,9 +97,9 @@ func startServer() (string, error) {
 	return server, makeTemplate(ctx, server, own)
 }
 
-// startCluster starts the first cluster that no other test binary has. It is
-// not stopped: it ends with the process (and where the system cannot do that,
-// the next owner of the directory ends it).
+// startCluster starts the first cluster that no other test binary has. Nothing stops
+// it: it ends with the process. On systems where it does not, the next process that
+// takes the directory ends it.
 func startCluster(ctx context.Context) (*cluster.Cluster, error) {
 	base := filepath.Join(os.TempDir(), "tomato-postgrestest-"+strconv.Itoa(os.Getuid()))
 	for i := range 64 {
@@ -113,16 +113,16 @@ func startCluster(ctx context.Context) (*cluster.Cluster, error) {
 	return nil, errors.New("64 test clusters are running")
 }
 
-// makeTemplate makes the template unless it is there, and on an own server
-// drops the databases that killed tests left.
+// makeTemplate creates the template if it does not exist. On a cluster of its own it
+// also drops the databases that killed tests have left.
 func makeTemplate(ctx context.Context, server string, own bool) error {
 	conn, err := pgx.Connect(ctx, server)
 	if err != nil {
 		return err
 	}
 	defer conn.Close(ctx)
-	// Other test binaries may be at the same on a shared server. The template
-	// gets its name when it is complete.
+	// On a shared server, other test binaries may do the same at the same time. The
+	// template gets its name when it is complete.
 	const part = template + "_part"
 	if _, err := conn.Exec(ctx, "SELECT pg_advisory_lock(7310577)"); err != nil {
 		return err

@@ -1,4 +1,4 @@
--- Written by the lanes of topic restaurants.
+-- The workers of topic restaurants write this table.
 CREATE TABLE restaurants (
     id       text                   PRIMARY KEY,
     version  bigint                 NOT NULL,

@@ -1,4 +1,4 @@
--- Written by the lanes of topic riders.
+-- The workers of topic riders write this table.
 CREATE TABLE riders (
     id       text    PRIMARY KEY,
     version  bigint  NOT NULL,
@@ -9,19 +9,21 @@ CREATE TABLE riders (
     state    text    NOT NULL  -- the whole rider as JSON
 ) WITH (fillfactor = 70);
 
--- Written by the lanes of topic rider-locations.
+-- The workers of topic rider-locations write this table.
 CREATE TABLE rider_positions (
     rider_id    text                   PRIMARY KEY,
     location    geography(Point, 4326) NOT NULL,
     recorded_at timestamptz            NOT NULL
 ) WITH (fillfactor = 70);
 
--- The eligible riders with their positions: what searches walk by distance.
--- With an index on all positions instead, a search would look up rider after
--- rider where most are busy: 100,000 of them where all are. It is the join of
--- the two tables above and nothing else, written by the lanes of both topics:
--- nothing is loaded and folded here, so no update can be lost, as long as the
--- two lanes of one partition take turns, for which both take an advisory lock.
+-- The eligible riders with their positions. Searches walk this table by distance.
+-- With an index on all positions instead, a search would have to look up and skip
+-- every busy rider: 100,000 of them if all riders of a city are busy.
+--
+-- The table is the join of the two tables above, and the workers of both topics
+-- write it. Nothing is loaded and folded here, so no update can be lost as long as
+-- the two workers of one partition write one after the other. For that, both take
+-- an advisory lock.
 CREATE TABLE free_riders (
     rider_id    text                   PRIMARY KEY,
     name        text                   NOT NULL,
