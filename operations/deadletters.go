@@ -7,7 +7,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"tomato/eventlog/consumer"
+	"tomato/eventlog/consumer/parked"
 	"tomato/httpapi"
 	"tomato/queryside"
 )
@@ -20,8 +20,8 @@ type deadLettersInput struct {
 
 type deadLettersOutput struct {
 	Body struct {
-		Items      []consumer.ParkedRecord `json:"items"`
-		NextCursor string                  `json:"nextCursor,omitempty"`
+		Items      []parked.ParkedRecord `json:"items"`
+		NextCursor string                `json:"nextCursor,omitempty"`
 	}
 }
 
@@ -29,7 +29,7 @@ type deadLetterInput struct {
 	ID int64 `path:"id" minimum:"1"`
 }
 
-type deadLetterOutput struct{ Body consumer.ParkedRecord }
+type deadLetterOutput struct{ Body parked.ParkedRecord }
 
 type discardInput struct {
 	deadLetterInput
@@ -76,7 +76,7 @@ func (in *replayInput) Faults() []httpapi.FieldError {
 	return nil
 }
 
-type replayOutput struct{ Body consumer.ReplayResult }
+type replayOutput struct{ Body parked.ReplayResult }
 
 func (o *Operations) deadLetterRoutes(api *httpapi.API) {
 	httpapi.Register(api, operation("/v1/ops/dead-letters", "listDeadLetters", "Records that consumers could not handle, oldest first"), operators, o.listDeadLetters)
@@ -99,7 +99,7 @@ func (o *Operations) listDeadLetters(ctx context.Context, in *deadLettersInput) 
 		return nil, letterProblem(err)
 	}
 	out := &deadLettersOutput{}
-	out.Body.Items, out.Body.NextCursor = append([]consumer.ParkedRecord{}, items...), next
+	out.Body.Items, out.Body.NextCursor = append([]parked.ParkedRecord{}, items...), next
 	return out, nil
 }
 
@@ -125,16 +125,16 @@ func (o *Operations) replayDeadLetter(ctx context.Context, in *deadLetterInput) 
 	if err != nil {
 		return nil, letterProblem(err)
 	}
-	return o.replay(ctx, consumer.ReplayRequest{Consumer: letter.Consumer, IDs: []int64{in.ID}})
+	return o.replay(ctx, parked.ReplayRequest{Consumer: letter.Consumer, IDs: []int64{in.ID}})
 }
 
 func (o *Operations) replayDeadLetters(ctx context.Context, in *replayInput) (*replayOutput, error) {
 	b := in.Body
-	return o.replay(ctx, consumer.ReplayRequest{Consumer: b.Consumer, IDs: b.IDs, Key: b.Key, Class: b.Class, All: b.All,
+	return o.replay(ctx, parked.ReplayRequest{Consumer: b.Consumer, IDs: b.IDs, Key: b.Key, Class: b.Class, All: b.All,
 		DryRun: b.DryRun, RatePerSecond: b.RatePerSecond, ConfirmCount: b.ConfirmCount})
 }
 
-func (o *Operations) replay(ctx context.Context, r consumer.ReplayRequest) (*replayOutput, error) {
+func (o *Operations) replay(ctx context.Context, r parked.ReplayRequest) (*replayOutput, error) {
 	r.Who = httpapi.Actor(ctx).Sub
 	res, err := o.DeadLetters.Replay(ctx, r)
 	if err != nil {
@@ -144,15 +144,15 @@ func (o *Operations) replay(ctx context.Context, r consumer.ReplayRequest) (*rep
 }
 
 func letterProblem(err error) error {
-	var confirm *consumer.ConfirmError
+	var confirm *parked.ConfirmError
 	switch {
-	case errors.Is(err, consumer.ErrNoDeadLetter):
+	case errors.Is(err, parked.ErrNoDeadLetter):
 		return httpapi.NewProblem(http.StatusNotFound, "dead_letter_not_found", "There is no such dead letter.")
-	case errors.Is(err, consumer.ErrInvalidCursor):
+	case errors.Is(err, parked.ErrInvalidCursor):
 		return httpapi.InvalidCursor()
-	case errors.Is(err, consumer.ErrSelection):
+	case errors.Is(err, parked.ErrSelection):
 		return httpapi.Invalid(httpapi.FieldError{Location: "body", Message: err.Error()})
-	case errors.Is(err, consumer.ErrReplayRate):
+	case errors.Is(err, parked.ErrReplayRate):
 		return httpapi.Invalid(httpapi.FieldError{Location: "body.ratePerSecond", Message: err.Error()})
 	case errors.As(err, &confirm):
 		return httpapi.NewProblem(http.StatusConflict, "confirmation_required", confirm.Error())

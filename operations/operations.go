@@ -18,6 +18,7 @@ import (
 	"tomato/commandside/shard"
 	"tomato/domain"
 	"tomato/eventlog/consumer"
+	"tomato/eventlog/consumer/parked"
 	"tomato/httpapi"
 	"tomato/projections"
 )
@@ -29,7 +30,7 @@ const timeout = 10 * time.Second
 // Routes; a call whose field is nil does not exist in this process.
 type Operations struct {
 	Shards      *shard.Shards
-	DeadLetters *consumer.DeadLetters
+	DeadLetters *parked.DeadLetters
 	ReadModels  interface {
 		// Status returns how every generation of every read model is doing.
 		Status(context.Context) ([]projections.Status, error)

@@ -15,6 +15,7 @@ import (
 
 	"tomato/domain"
 	"tomato/eventlog/consumer"
+	"tomato/eventlog/consumer/parked"
 	"tomato/httpapi"
 	"tomato/migrations"
 	"tomato/migrations/postgrestest"
@@ -61,7 +62,7 @@ func newCalls(t *testing.T) *calls {
 	t.Cleanup(auth.Close)
 	c := &calls{t: t, db: db, api: httpapi.New(httpapi.Options{Auth: auth, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})}
 	o := &operations.Operations{
-		DeadLetters: &consumer.DeadLetters{DB: db},
+		DeadLetters: &parked.DeadLetters{DB: db},
 		ReadModels: readModels{{Generation: projections.Generation{Model: "orders", Number: 3}, State: "serving",
 			LagEvents: 5, LagSeconds: 1.5, EventsPerSecond: 20}},
 		Consumers: func(context.Context) ([]consumer.ConsumerStatus, error) { return nil, nil },

@@ -28,6 +28,7 @@ import (
 	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
+	"tomato/eventlog/consumer/parked"
 	"tomato/eventlog/eventlogtest"
 	"tomato/migrations"
 	"tomato/migrations/postgrestest"
@@ -804,25 +805,25 @@ func TestRowsAfterFailuresAreThoseOfARebuild(t *testing.T) {
 		}
 	}
 	b.passed(projections.Orders, token)
-	parked := func(where string) (n int) {
+	parkedRows := func(where string) (n int) {
 		if err := b.db.QueryRow(t.Context(), `SELECT count(*) FROM tomato.parked`+where).Scan(&n); err != nil {
 			t.Fatal(err)
 		}
 		return n
 	}
-	b.eventually("what can be done is done", func() bool { return parked(` WHERE state = 'retry'`) == 0 })
-	dead := parked(` WHERE state = 'dead'`)
-	if dead < n/10 || parked(` WHERE class = 'poison'`) != n/10 {
-		t.Errorf("%d dead letters, %d of them poison: %d events are", dead, parked(` WHERE class = 'poison'`), n/10)
+	b.eventually("what can be done is done", func() bool { return parkedRows(` WHERE state = 'retry'`) == 0 })
+	dead := parkedRows(` WHERE state = 'dead'`)
+	if dead < n/10 || parkedRows(` WHERE class = 'poison'`) != n/10 {
+		t.Errorf("%d dead letters, %d of them poison: %d events are", dead, parkedRows(` WHERE class = 'poison'`), n/10)
 	}
 	mu.Lock()
 	mended = true
 	mu.Unlock()
-	tools := &consumer.DeadLetters{DB: b.db, Kafka: b.cfg}
-	if res, err := tools.Replay(t.Context(), consumer.ReplayRequest{Consumer: projections.Orders, All: true, ConfirmCount: dead, Who: "test"}); err != nil || res.Replayed != dead {
+	tools := &parked.DeadLetters{DB: b.db, Kafka: b.cfg}
+	if res, err := tools.Replay(t.Context(), parked.ReplayRequest{Consumer: projections.Orders, All: true, ConfirmCount: dead, Who: "test"}); err != nil || res.Replayed != dead {
 		t.Fatalf("replay: %+v, %v", res, err)
 	}
-	b.eventually("all is replayed", func() bool { return parked("") == 0 })
+	b.eventually("all is replayed", func() bool { return parkedRows("") == 0 })
 	stop()
 	b.project(b.m)
 	rebuilt, err := b.m.Rebuild(t.Context(), projections.Orders, projections.RebuildOptions{Runtime: b.runtime()})

@@ -13,7 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"tomato/cmd/tomato/settings"
-	"tomato/eventlog/consumer"
+	"tomato/eventlog/consumer/parked"
 )
 
 type dlqCmd struct {
@@ -24,7 +24,7 @@ type dlqCmd struct {
 }
 
 // withLetters runs a tool on the dead letters of the installation.
-func withLetters(ctx context.Context, f settings.Tool, do func(*consumer.DeadLetters) error) error {
+func withLetters(ctx context.Context, f settings.Tool, do func(*parked.DeadLetters) error) error {
 	if err := f.ResolveDatabase(); err != nil {
 		return err
 	}
@@ -33,7 +33,7 @@ func withLetters(ctx context.Context, f settings.Tool, do func(*consumer.DeadLet
 		return err
 	}
 	defer db.Close()
-	return do(&consumer.DeadLetters{DB: db, Kafka: f.Kafka.Config("tomato-dlq")})
+	return do(&parked.DeadLetters{DB: db, Kafka: f.Kafka.Config("tomato-dlq")})
 }
 
 // operator is who did it, for the audit.
@@ -56,7 +56,7 @@ func (c dlqListCmd) Run(ctx context.Context) error {
 	if c.Limit < 1 {
 		return settings.Usage("--limit must be at least 1")
 	}
-	return withLetters(ctx, c.Tool, func(l *consumer.DeadLetters) error {
+	return withLetters(ctx, c.Tool, func(l *parked.DeadLetters) error {
 		items, next, err := l.List(ctx, c.Consumer, c.Limit, c.Cursor)
 		if err != nil {
 			return err
@@ -83,7 +83,7 @@ type dlqShowCmd struct {
 }
 
 func (c dlqShowCmd) Run(ctx context.Context) error {
-	return withLetters(ctx, c.Tool, func(l *consumer.DeadLetters) error {
+	return withLetters(ctx, c.Tool, func(l *parked.DeadLetters) error {
 		d, err := l.Get(ctx, c.ID)
 		if err != nil {
 			return err
@@ -107,10 +107,10 @@ type dlqReplayCmd struct {
 }
 
 func (c dlqReplayCmd) Run(ctx context.Context) error {
-	return withLetters(ctx, c.Tool, func(l *consumer.DeadLetters) error {
-		res, err := l.Replay(ctx, consumer.ReplayRequest{Consumer: c.Consumer, IDs: c.ID, Key: c.Key, Class: c.Class, All: c.All,
+	return withLetters(ctx, c.Tool, func(l *parked.DeadLetters) error {
+		res, err := l.Replay(ctx, parked.ReplayRequest{Consumer: c.Consumer, IDs: c.ID, Key: c.Key, Class: c.Class, All: c.All,
 			DryRun: c.DryRun, RatePerSecond: c.RatePerSecond, ConfirmCount: c.ConfirmCount, Who: operator()})
-		if errors.Is(err, consumer.ErrSelection) || errors.Is(err, consumer.ErrReplayRate) {
+		if errors.Is(err, parked.ErrSelection) || errors.Is(err, parked.ErrReplayRate) {
 			return settings.UsageError{Err: err}
 		}
 		if err != nil {
@@ -128,9 +128,9 @@ type dlqDiscardCmd struct {
 }
 
 func (c dlqDiscardCmd) Run(ctx context.Context) error {
-	return withLetters(ctx, c.Tool, func(l *consumer.DeadLetters) error {
+	return withLetters(ctx, c.Tool, func(l *parked.DeadLetters) error {
 		err := l.Discard(ctx, c.ID, c.Reason, operator())
-		if errors.Is(err, consumer.ErrNoReason) {
+		if errors.Is(err, parked.ErrNoReason) {
 			return settings.UsageError{Err: err}
 		}
 		if err != nil {

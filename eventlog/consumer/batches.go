@@ -2,22 +2,20 @@ package consumer
 
 import (
 	"context"
-	"errors"
-	"math/rand/v2"
 	"slices"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/jackc/pgx/v5"
 
 	"tomato/eventlog"
+	"tomato/eventlog/consumer/parked"
 	"tomato/eventlog/pgerr"
 )
 
-// --- batches
-
 // runBatches is the loop of Rows and Batch consumers.
 func (w *worker) runBatches() error {
-	const parkedPerRound = 64 // then fresh records have their turn again
+	const parkedPerRound = 64 // then it is the turn of fresh records again
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -25,24 +23,24 @@ func (w *worker) runBatches() error {
 		if w.stopping() {
 			return errStopped
 		}
-		w.takeTold(func(string) bool { return false })
-		due := w.parked.due(time.Now())
-		for _, it := range due[:min(len(due), parkedPerRound)] {
+		w.applyChanges(func(string) bool { return false })
+		due := w.parked.Due(time.Now())
+		for _, e := range due[:min(len(due), parkedPerRound)] {
 			if w.stopping() {
 				return errStopped
 			}
-			now, gone, err := w.runParked(w.parked.snapshot(it))
+			now, err := w.tryParked(w.parked.Snapshot(e))
 			if err == nil {
-				err = w.settle(it, now, gone)
+				err = w.recordParked(e, now)
 			}
 			if err != nil {
 				return err
 			}
 			w.beat()
 		}
-		recs := w.take(w.g.c.MaxBatch)
+		recs := w.dequeue(w.g.c.MaxBatch)
 		if len(recs) > 0 {
-			b, err := w.scan(recs, &w.room)
+			b, err := w.scan(recs, &w.buf)
 			if err != nil {
 				return err
 			}
@@ -51,13 +49,13 @@ func (w *worker) runBatches() error {
 					return err
 				}
 			}
-			w.at(w.read)
-			w.head(time.Time{})
+			w.reached(w.read)
+			w.setOldestInWork(time.Time{})
 		}
 		if len(due) > 0 || len(recs) > 0 {
 			continue
 		}
-		w.room.forget()
+		w.buf.release()
 		timer.Reset(w.pause())
 		select {
 		case <-w.wake:
@@ -68,66 +66,81 @@ func (w *worker) runBatches() error {
 	}
 }
 
-// apply handles a batch in order, and moves the checkpoint to end: what fails is
-// isolated by halving and parked, what queues behind it becomes rows.
+// apply handles a batch in order and moves the checkpoint to end. If the batch
+// fails, it is halved until the event that fails is alone.
 func (w *worker) apply(b batch, end Mark) error {
-	var away absence
-	defer away.gaveUp()
-	for try := 1; ; {
-		err := w.attempt(b, end)
+	var wait dependencyWait
+	defer wait.abandon()
+	var pauses *backoff.ExponentialBackOff // between tries in place
+	for tries := 1; ; {
+		err := w.try(b, end)
 		switch {
 		case err == nil:
-			away.over()
+			wait.end()
 			return nil
-		case giveUp(err):
+		case endsWorker(err):
 			return err
 		case w.ctx.Err() != nil:
 			return errStopped
-		case pgerr.Unavailable(err):
-			if err := away.wait(w, err, anyPlace); err != nil {
+		}
+		d := w.policy.Decide(parked.Failure{Cause: err, Tries: tries}, time.Now())
+		if d.Action == parked.Wait {
+			if err := wait.forTurn(w, err, noSlot); err != nil {
 				return err
 			}
 			continue
 		}
-		away.over()
-		retriable := !errors.Is(err, eventlog.ErrPoison)
-		if try < w.g.c.InPlaceTries && retriable && (len(b.items) == 1 || pgerr.Conflict(err)) {
-			try++
-			if err := w.sleep(inPlaceWait(try)); err != nil {
+		wait.end()
+		switch alone := len(b.items) == 1; {
+		case d.Action == parked.TryAgain && (alone || pgerr.Conflict(err)):
+			tries++
+			if pauses == nil {
+				pauses = newInPlaceBackoff()
+			}
+			if err := w.sleep(pauses.NextBackOff()); err != nil {
 				return err
 			}
-			continue
+		case alone:
+			return w.applyDecision(b.items[0], end, err, d)
+		default:
+			mid := len(b.items) / 2
+			if err := w.apply(b.part(0, mid), b.items[mid].before); err != nil {
+				return err
+			}
+			return w.apply(b.part(mid, len(b.items)), end)
 		}
-		if len(b.items) == 1 {
-			return w.park(b.items[0], end, err)
-		}
-		mid := len(b.items) / 2
-		if err := w.apply(b.part(0, mid), b.items[mid].before); err != nil {
-			return err
-		}
-		return w.apply(b.part(mid, len(b.items)), end)
 	}
 }
 
-// attempt hands a batch to the handler once, all together, but for those behind a
-// parked record, and commits what goes with it.
-func (w *worker) attempt(b batch, end Mark) error {
+// applyDecision does what was decided about an event that failed, in one transaction
+// with the move of the checkpoint to end.
+func (w *worker) applyDecision(i *item, end Mark, cause error, d parked.Decision) error {
+	rows, err := w.failed(i, cause, d)
+	if err != nil {
+		return err
+	}
+	return w.untilAvailable(func() error { return w.commit(end, rows, nil, nil) })
+}
+
+// try calls the handler once with the events of a batch, and commits what belongs to
+// them. Events that wait behind a parked event of their key become rows instead.
+func (w *worker) try(b batch, end Mark) error {
 	events := b.events
-	var queued []*item
+	var waiting []*item
 	for n, i := range b.items {
 		switch {
 		case w.blocked(i):
-			if queued == nil {
+			if waiting == nil {
 				events = slices.Clone(events[:n])
 			}
-			queued = append(queued, i)
-		case i.bad != nil:
-			return i.bad
-		case queued != nil:
+			waiting = append(waiting, i)
+		case i.fault != nil:
+			return i.fault
+		case waiting != nil:
 			events = append(events, *i.event)
 		}
 	}
-	rows, err := w.behindParked(queued)
+	rows, err := w.waitingRows(waiting)
 	if err != nil {
 		return err
 	}
@@ -141,10 +154,10 @@ func (w *worker) attempt(b batch, end Mark) error {
 		apply = nil
 	}
 	if w.g.c.Batch != nil && len(rows) == 0 {
-		// The effect has happened; that it is known may come a little later, in
-		// one statement for all partitions. A batch that waited for a commit of its
-		// own would be several times as slow as its handler.
-		w.at(end)
+		// The effect has happened. The checkpoint is written a little later, in one
+		// statement for all partitions, because a batch that waited for a commit of
+		// its own would take several times as long as its handler.
+		w.reached(end)
 	} else if err := w.commit(end, rows, apply, events); err != nil {
 		return err
 	}
@@ -152,37 +165,24 @@ func (w *worker) attempt(b batch, end Mark) error {
 	return nil
 }
 
-// blocked says whether a fresh record must queue behind a parked one of its key.
+// blocked reports whether a fresh record must wait behind a parked event of its key.
 func (w *worker) blocked(i *item) bool {
-	return !w.telemetry && w.parked.blocks(i.key, i.event.Offset)
+	return !w.telemetry && w.parked.Blocks(i.key, i.event.Offset)
 }
 
-// park writes the row of a record that failed, and moves the checkpoint.
-func (w *worker) park(i *item, end Mark, cause error) error {
-	if w.telemetry {
-		w.skip(i.event.Offset, cause)
-		return w.insist(func() error { return w.commit(end, nil, nil, nil) })
-	}
-	it, err := w.newlyFailed(i, cause)
-	if err != nil {
-		return err
-	}
-	return w.insist(func() error { return w.commit(end, []*parkedItem{it}, nil, nil) })
-}
-
-// commit moves the checkpoint to end, with parked rows and a read model's rows
-// in the same transaction. The move comes first: of two who think that they own
-// the partition, the second waits there, and touches nothing else.
-func (w *worker) commit(end Mark, rows []*parkedItem, apply func(context.Context, pgx.Tx, []eventlog.Event) error, events []eventlog.Event) error {
+// commit moves the checkpoint to end, and writes parked rows and a read model's rows
+// in the same transaction. The checkpoint is moved first: if two instances believe
+// that they own the partition, the second waits there and changes nothing else.
+func (w *worker) commit(end Mark, rows []*parked.Event, apply func(context.Context, pgx.Tx, []eventlog.Event) error, events []eventlog.Event) error {
 	w.commitMu.Lock()
 	defer w.commitMu.Unlock()
 	err := w.call(func(ctx context.Context) error {
-		return w.rawTx(ctx, func(tx pgx.Tx) error {
+		return w.handlerTx(ctx, func(tx pgx.Tx) error {
 			if err := w.cp.Move(ctx, tx, end); err != nil {
-				return ownWork(err)
+				return ownError(err)
 			}
-			if err := insertParked(ctx, tx, w.cp, rows); err != nil {
-				return ownWork(err)
+			if err := parked.Insert(ctx, tx, w.source(), rows); err != nil {
+				return ownError(err)
 			}
 			if apply != nil {
 				return apply(ctx, tx, events)
@@ -193,14 +193,7 @@ func (w *worker) commit(end Mark, rows []*parkedItem, apply func(context.Context
 	if err != nil {
 		return err
 	}
-	w.moved(end)
+	w.checkpointMoved(end)
 	w.addParked(rows)
 	return nil
 }
-
-// inPlaceWait is the pause before a further try in place, with full jitter.
-func inPlaceWait(try int) time.Duration {
-	return jitter(10 * time.Millisecond << try)
-}
-
-func jitter(most time.Duration) time.Duration { return rand.N(most) + time.Millisecond }

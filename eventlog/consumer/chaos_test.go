@@ -19,6 +19,7 @@ import (
 
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
+	"tomato/eventlog/consumer/parked"
 	"tomato/eventlog/eventlogtest"
 )
 
@@ -292,7 +293,7 @@ func TestFailuresAndKillsLeaveTheFold(t *testing.T) {
 		long(t, total, "the whole log has been handled or is parked for good", done(""), b.counts)
 		t.Logf("%d events over %d keys, %d kills and stops: %v", events, len(want), kills, time.Since(begun).Round(time.Millisecond))
 
-		tools := &consumer.DeadLetters{DB: b.db, Kafka: cfg}
+		tools := &parked.DeadLetters{DB: b.db, Kafka: cfg}
 		for kind, f := range fault {
 			name := "chaos" + kind
 			for id, class := range b.deadLetters(name) {
@@ -316,7 +317,7 @@ func TestFailuresAndKillsLeaveTheFold(t *testing.T) {
 			}
 			f.mu.Unlock()
 			n := len(poison) + len(broken)
-			if res, err := tools.Replay(t.Context(), consumer.ReplayRequest{Consumer: name, All: true, ConfirmCount: n, Who: "test"}); err != nil || res.Replayed != n {
+			if res, err := tools.Replay(t.Context(), parked.ReplayRequest{Consumer: name, All: true, ConfirmCount: n, Who: "test"}); err != nil || res.Replayed != n {
 				t.Fatalf("replay of %d: %+v, %v", n, res, err)
 			}
 		}
@@ -378,7 +379,7 @@ func (b *bench) counts() string {
 // deadLetters are the classes of a consumer's dead letters, by event id.
 func (b *bench) deadLetters(name string) map[string]string {
 	b.t.Helper()
-	tools := &consumer.DeadLetters{DB: b.db, Kafka: b.cfg}
+	tools := &parked.DeadLetters{DB: b.db, Kafka: b.cfg}
 	out := map[string]string{}
 	for cursor := ""; ; {
 		items, next, err := tools.List(b.t.Context(), name, 200, cursor)

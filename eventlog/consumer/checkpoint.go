@@ -14,41 +14,40 @@ import (
 	"tomato/eventlog"
 )
 
-// ErrFenced says that a checkpoint was not where its holder had left it:
-// another instance has taken the partition over. What was done in the same
-// transaction is rolled back.
+// ErrFenced says that a checkpoint was not as its holder had left it, because another
+// instance has taken the partition over. The caller must roll back its transaction.
 var ErrFenced = errors.New("checkpoint was taken over by another instance")
 
-// Checkpoint is a row of tomato.checkpoints: where a consumer stands in one
-// partition, and the right to move it. The holder of the highest Epoch has it.
-// Not safe for concurrent use.
+// Checkpoint is a row of tomato.checkpoints: the position of a consumer in one
+// partition. Only the holder of the highest Epoch may move it. Not safe for
+// concurrent use.
 type Checkpoint struct {
 	Consumer   string
 	Generation int
 	eventlog.TopicPartition
 	Mark
 	Epoch int64
-	Since time.Time // events with an older record timestamp are passed over; zero: none
+	Since time.Time // events whose record has an older timestamp are skipped; zero: none is
 }
 
-// Mark is a place in a partition: everything before Next is done, Rule is the
-// state of the reader rule there, Time the timestamp of the last record before it.
+// Mark is a position in a partition.
 type Mark struct {
-	Next int64
-	Rule eventlog.Rule
-	Time time.Time
+	Next int64         // the next offset to be read; everything before it is done or parked
+	Rule eventlog.Rule // the state of the reader rule before Next
+	Time time.Time     // the timestamp of the last record before Next
 }
 
-// TakeCheckpoints takes the partitions over for the caller: it raises the epoch
-// of each, so that whoever held it moves it no more, and returns where they
-// stand. A partition without checkpoint gets one at start[partition] with since.
-// It waits for transactions that are moving one of them.
+// TakeCheckpoints takes the partitions of start over for the caller and returns their
+// checkpoints. It raises the epoch of each, so that its former holder can no longer
+// move it. A partition without checkpoint gets one at its offset in start, with since.
+// It waits for transactions that are moving one of the checkpoints.
 func TakeCheckpoints(ctx context.Context, db *pgxpool.Pool, consumer string, generation int, start map[eventlog.TopicPartition]int64, since time.Time) (map[eventlog.TopicPartition]*Checkpoint, error) {
 	tps := make([]eventlog.TopicPartition, 0, len(start))
 	for tp := range start {
 		tps = append(tps, tp)
 	}
-	// One order for all who lock several rows: no deadlocks.
+	// Everybody who locks several rows locks them in the same order, so that there are
+	// no deadlocks.
 	slices.SortFunc(tps, eventlog.CompareTopicPartitions)
 	topics, partitions, offsets := make([]string, len(tps)), make([]int32, len(tps)), make([]int64, len(tps))
 	for i, tp := range tps {
@@ -87,14 +86,13 @@ func TakeCheckpoints(ctx context.Context, db *pgxpool.Pool, consumer string, gen
 	return out, nil
 }
 
-// Execer is what moves a checkpoint: a pool, a connection or a transaction.
+// Execer executes a statement: a pool, a connection or a transaction.
 type Execer interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
-// Move moves the checkpoint in the database to m, or fails with ErrFenced. The
-// Checkpoint itself is left as it is: its holder assigns m to Mark when the
-// transaction has committed.
+// Move moves the checkpoint in the database to m, or fails with ErrFenced. It does not
+// change c: the caller assigns m to c.Mark when the transaction has committed.
 func (c *Checkpoint) Move(ctx context.Context, db Execer, m Mark) error {
 	tag, err := db.Exec(ctx, `
 		UPDATE tomato.checkpoints SET next_offset = $7, term = $8, seq = $9, event_time = $10, updated_at = now()
@@ -110,15 +108,15 @@ func (c *Checkpoint) Move(ctx context.Context, db Execer, m Mark) error {
 	return nil
 }
 
-// hold keeps the checkpoint in the caller's hands until tx ends, or fails with
-// ErrFenced.
-func (c *Checkpoint) hold(ctx context.Context, tx pgx.Tx) error {
+// lock locks the checkpoint, so that nobody else can take it before tx ends. It fails
+// with ErrFenced if somebody else has taken it already.
+func (c *Checkpoint) lock(ctx context.Context, tx pgx.Tx) error {
 	tag, err := tx.Exec(ctx, `
 		SELECT 1 FROM tomato.checkpoints
 		WHERE consumer = $1 AND generation = $2 AND topic = $3 AND partition = $4 AND epoch = $5 FOR SHARE`,
 		c.Consumer, c.Generation, c.Topic, c.Partition, c.Epoch)
 	if err != nil {
-		return fmt.Errorf("hold checkpoint: %w", err)
+		return fmt.Errorf("lock checkpoint: %w", err)
 	}
 	if tag.RowsAffected() != 1 {
 		return fmt.Errorf("%s, generation %d, %s/%d: %w", c.Consumer, c.Generation, c.Topic, c.Partition, ErrFenced)
@@ -126,8 +124,8 @@ func (c *Checkpoint) hold(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
-// moveAll moves many checkpoints of one consumer in one statement and returns
-// those that moved.
+// moveAll moves many checkpoints of one consumer in one statement, and returns those
+// that it moved. The others are fenced.
 func moveAll(ctx context.Context, db *pgxpool.Pool, consumer string, generation int, cps []*Checkpoint, to []Mark) (map[eventlog.TopicPartition]bool, error) {
 	n := len(cps)
 	topics, partitions, epochs, olds := make([]string, n), make([]int32, n), make([]int64, n), make([]int64, n)
@@ -154,6 +152,17 @@ func moveAll(ctx context.Context, db *pgxpool.Pool, consumer string, generation 
 		return nil
 	})
 	return moved, err
+}
+
+// Forget deletes the checkpoints and the parked events of one generation of a
+// consumer, whose tables are dropped.
+func Forget(ctx context.Context, tx pgx.Tx, consumer string, generation int) error {
+	for _, table := range []string{"parked", "checkpoints"} {
+		if _, err := tx.Exec(ctx, `DELETE FROM tomato.`+table+` WHERE consumer = $1 AND generation = $2`, consumer, generation); err != nil {
+			return fmt.Errorf("forget %s generation %d: %w", consumer, generation, err)
+		}
+	}
+	return nil
 }
 
 func nullTime(t time.Time) *time.Time {

@@ -2,22 +2,22 @@ package consumer
 
 import "time"
 
-// Hasten makes parked records due sooner than in earnest, and what operators
-// do noticed sooner.
+// Hasten makes parked events due sooner than in production, and makes changes of
+// operators noticed sooner.
 func (r *Runtime) Hasten(first, second time.Duration) {
 	r.state.delays = [2]time.Duration{first, second}
-	r.state.tools = 50 * time.Millisecond
+	r.state.lookInterval = 50 * time.Millisecond
 }
 
-// IdleTx sets after what time Postgres ends a transaction of a stopped process.
+// IdleTx sets after how long Postgres ends the transaction of a stopped process.
 func (r *Runtime) IdleTx(d time.Duration) { r.state.idleTx = d }
 
-// StillAfter sets after what time anything counts as standing still.
-func (r *Runtime) StillAfter(d time.Duration) { r.state.still = d }
+// StoppedAfter sets after how long anything counts as stopped.
+func (r *Runtime) StoppedAfter(d time.Duration) { r.state.stoppedAfter = d }
 
-// Abandon makes Run end as if the process had been killed, but for the leave
-// request of its group members: nothing is drained, no position written. It
-// must be called before Run; the returned func does it.
+// Abandon returns a func that makes Run end as if the process had been killed: nothing
+// is drained and no position is written. Only the members' requests to leave their
+// groups are sent. Abandon must be called before Run.
 func (r *Runtime) Abandon() func() {
 	ch := make(chan struct{})
 	r.state.abandon = ch

@@ -20,6 +20,7 @@ import (
 
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
+	"tomato/eventlog/consumer/parked"
 	"tomato/eventlog/eventlogtest"
 )
 
@@ -60,7 +61,7 @@ func TestCopyingWhatQueuesBehindADeadRecordIsTakenUpAfterACrash(t *testing.T) {
 	if _, err := b.adm.DeleteRecords(t.Context(), del); err != nil {
 		t.Fatal(err)
 	}
-	tools := &consumer.DeadLetters{DB: b.db, Kafka: b.cfg}
+	tools := &parked.DeadLetters{DB: b.db, Kafka: b.cfg}
 	list, _, err := tools.List(t.Context(), "flaky", 10, "")
 	if err != nil || len(list) != 1 || list[0].QueuedBehind != 3 {
 		t.Fatalf("%+v, %v", list, err)
@@ -161,7 +162,7 @@ func TestALostAnswerToACommit(t *testing.T) {
 			r := b.runtime()
 			r.DB = d.pool(b)
 			start(t, r, c)
-			tools := &consumer.DeadLetters{DB: b.db, Kafka: b.cfg}
+			tools := &parked.DeadLetters{DB: b.db, Kafka: b.cfg}
 			complete := func(key string) bool {
 				if kind == "Rows" {
 					return slices.Contains(b.applied()[key], each)
@@ -169,7 +170,7 @@ func TestALostAnswerToACommit(t *testing.T) {
 				return slices.Contains(l.of(key), each)
 			}
 			eventually(t, "all is done", func() bool {
-				if _, err := tools.Replay(t.Context(), consumer.ReplayRequest{Consumer: c.Name, All: true, Who: "test"}); err != nil {
+				if _, err := tools.Replay(t.Context(), parked.ReplayRequest{Consumer: c.Name, All: true, Who: "test"}); err != nil {
 					t.Fatal(err)
 				}
 				for k := range keys {
@@ -207,9 +208,9 @@ func TestALostAnswerToACommit(t *testing.T) {
 // have been due in years, and was shown as replayed.
 func TestReplayRateHasBounds(t *testing.T) {
 	t.Parallel()
-	tools := &consumer.DeadLetters{}
+	tools := &parked.DeadLetters{}
 	for _, rate := range []float64{1e-6, 0.099, -1, 100_001, math.NaN(), math.Inf(1), 1e-300} {
-		if _, err := tools.Replay(t.Context(), consumer.ReplayRequest{Consumer: "x", All: true, RatePerSecond: rate}); !errors.Is(err, consumer.ErrReplayRate) {
+		if _, err := tools.Replay(t.Context(), parked.ReplayRequest{Consumer: "x", All: true, RatePerSecond: rate}); !errors.Is(err, parked.ErrReplayRate) {
 			t.Errorf("%v per second: %v", rate, err)
 		}
 	}
@@ -223,7 +224,7 @@ func TestWhatStandsStillIsNamed(t *testing.T) {
 	b := newBench(t, eventlogtest.Embedded(t), flaky)
 	run := func(name string, each func(context.Context, eventlog.Event) error) *consumer.Runtime {
 		r := b.runtime()
-		r.StillAfter(3 * time.Second)
+		r.StoppedAfter(3 * time.Second)
 		start(t, r, consumer.Consumer{Name: name, Topics: []string{eventlog.PaymentWebhooks}, Each: each})
 		return r
 	}
@@ -358,14 +359,14 @@ func TestToolsTouchOneConsumerAndWantAReason(t *testing.T) {
 		return query[int](b, `SELECT count(*) FROM tomato.parked WHERE consumer = $1 AND state = 'dead' AND replays = 0`, consumer)
 	}
 	eventually(t, "dead for both", func() bool { return left("toolEach") == 5 && left("toolBatch") == 5 })
-	tools := &consumer.DeadLetters{DB: b.db, Kafka: b.cfg}
+	tools := &parked.DeadLetters{DB: b.db, Kafka: b.cfg}
 	for _, reason := range []string{"", " \t"} {
-		if err := tools.Discard(t.Context(), query[int64](b, `SELECT min(id) FROM tomato.parked`), reason, "test"); !errors.Is(err, consumer.ErrNoReason) {
+		if err := tools.Discard(t.Context(), query[int64](b, `SELECT min(id) FROM tomato.parked`), reason, "test"); !errors.Is(err, parked.ErrNoReason) {
 			t.Errorf("reason %q: %v", reason, err)
 		}
 	}
 	fixed.Store(true)
-	for _, r := range []consumer.ReplayRequest{{Key: "k0"}, {Class: "poison"}, {All: true}} {
+	for _, r := range []parked.ReplayRequest{{Key: "k0"}, {Class: "poison"}, {All: true}} {
 		r.Consumer, r.Who = "toolEach", "test"
 		if _, err := tools.Replay(t.Context(), r); err != nil {
 			t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
+	"tomato/eventlog/consumer/parked"
 	"tomato/eventlog/eventlogtest"
 )
 
@@ -60,7 +61,7 @@ func TestJunkHoldsNobodyUp(t *testing.T) {
 		b.produce(b.event(eventlog.Orders, "a", "T")...)
 		b.produce(b.event(eventlog.PaymentWebhooks, "g", "W")...)
 		eventually(t, "others flow", func() bool { return slices.Equal(l.of("a"), upTo(2)) && slices.Equal(l.of("g"), upTo(1)) })
-		tools := &consumer.DeadLetters{DB: b.db, Kafka: cfg}
+		tools := &parked.DeadLetters{DB: b.db, Kafka: cfg}
 		var classes []string
 		eventually(t, "four dead letters", func() bool {
 			list, _, err := tools.List(t.Context(), "", 100, "")

@@ -13,16 +13,18 @@ import (
 	"tomato/eventlog"
 )
 
-// positionsPoll is the pause between two looks at the checkpoints while
-// somebody waits for one.
-const positionsPoll = 3 * time.Millisecond
+// The pauses between two reads of the checkpoints while somebody waits for one.
+const (
+	positionsPoll       = 3 * time.Millisecond
+	positionsPollFailed = 100 * time.Millisecond // after a read that failed
+)
 
-// Positions answers how far consumers have come, from their checkpoints. Those
-// who wait share one query; while nobody waits, none runs. Safe for concurrent
-// use; made by NewPositions.
+// Positions knows how far consumers are, from their checkpoints. All callers that wait
+// share one query, and while nobody waits there are no queries. Made by NewPositions.
+// Safe for concurrent use.
 type Positions struct {
-	// Ends ends the wait for a token that can never be passed; nil: it lasts as
-	// long as its context.
+	// Ends ends the wait for a token that can never be reached. If it is nil, such a
+	// wait lasts until its context ends.
 	Ends *eventlog.Ends
 
 	db *pgxpool.Pool
@@ -49,10 +51,10 @@ func NewPositions(db *pgxpool.Pool) *Positions {
 	return &Positions{db: db, known: map[reader]map[eventlog.TopicPartition]int64{}, waiters: map[*positionWaiter]struct{}{}}
 }
 
-// WaitFor waits until the consumer has passed the token's positions in the
-// given topics; other topics of the token are none of its business. It fails
-// with ctx's error, or with ErrUnknownToken. A position counts as passed when
-// everything up to it has taken effect or is parked.
+// WaitFor waits until the consumer has passed the token's positions in the given
+// topics; the token's other topics are ignored. A position is passed when everything
+// up to it has taken effect or is parked. WaitFor fails with ctx's error, or with
+// eventlog.ErrUnknownToken.
 func (p *Positions) WaitFor(ctx context.Context, consumer string, generation int, topics []string, token eventlog.Token) error {
 	w := &positionWaiter{reader: reader{consumer, generation}, done: make(chan struct{})}
 	for tp, o := range token {
@@ -87,8 +89,8 @@ func (p *Positions) WaitFor(ctx context.Context, consumer string, generation int
 	}
 }
 
-// moved tells of a checkpoint that this process has moved, after its commit.
-func (p *Positions) moved(consumer string, generation int, tp eventlog.TopicPartition, next int64) {
+// reached notes a position that a worker of this process has reached.
+func (p *Positions) reached(consumer string, generation int, tp eventlog.TopicPartition, next int64) {
 	if p == nil {
 		return
 	}
@@ -107,7 +109,7 @@ func (p *Positions) moved(consumer string, generation int, tp eventlog.TopicPart
 	}
 }
 
-// passed is called with mu held.
+// passed reports whether the positions that w needs are passed. The caller holds mu.
 func (p *Positions) passed(w *positionWaiter) bool {
 	known := p.known[w.reader]
 	for tp, o := range w.need {
@@ -118,8 +120,8 @@ func (p *Positions) passed(w *positionWaiter) bool {
 	return true
 }
 
-// poll looks at the checkpoints of those consumers that somebody waits for,
-// until nobody does.
+// poll reads the checkpoints of those consumers that somebody waits for, until nobody
+// waits any more.
 func (p *Positions) poll() {
 	timer := time.NewTimer(positionsPoll)
 	defer timer.Stop()
@@ -140,15 +142,17 @@ func (p *Positions) poll() {
 			consumers, generations = append(consumers, r.consumer), append(generations, r.generation)
 		}
 		pause := positionsPoll
-		if err := p.look(consumers, generations); err != nil {
-			pause = 100 * time.Millisecond // whoever waits finds out by its deadline
+		if err := p.read(consumers, generations); err != nil {
+			pause = positionsPollFailed // those who wait have deadlines of their own
 		}
 		timer.Reset(pause)
 		<-timer.C
 	}
 }
 
-func (p *Positions) look(consumers []string, generations []int) error {
+// read reads the checkpoints of the given consumers, and wakes those whose positions
+// are passed.
+func (p *Positions) read(consumers []string, generations []int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), readTimeout)
 	defer cancel()
 	rows, err := p.db.Query(ctx, `SELECT consumer, generation, topic, partition, next_offset FROM tomato.checkpoints
@@ -177,9 +181,9 @@ func (p *Positions) look(consumers []string, generations []int) error {
 	return err
 }
 
-// Passed says whether a consumer without generations has passed offset in the
-// partition and has nothing parked of key there. An offset below zero, that of
-// the record before the first, is always passed.
+// Passed reports whether a consumer without generations has passed offset in the
+// partition and has no parked event of key there. An offset below zero is always
+// passed. It fails with an error of Postgres.
 func (p *Positions) Passed(ctx context.Context, consumer, topic string, partition int32, offset int64, key string) (bool, error) {
 	var next int64
 	var parked bool

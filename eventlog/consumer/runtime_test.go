@@ -21,6 +21,7 @@ import (
 
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
+	"tomato/eventlog/consumer/parked"
 	"tomato/eventlog/eventlogtest"
 	"tomato/migrations"
 	"tomato/migrations/postgrestest"
@@ -411,7 +412,7 @@ func TestPoisonIsParkedWhileOthersFlowAndReplayRestores(t *testing.T) {
 					}
 					return query[int](b, `SELECT count(*) FROM tomato.parked WHERE consumer = $1`, name) == 2
 				})
-				tools := &consumer.DeadLetters{DB: b.db, Kafka: cfg}
+				tools := &parked.DeadLetters{DB: b.db, Kafka: cfg}
 				list, next, err := tools.List(t.Context(), name, 10, "")
 				if err != nil || len(list) != 1 || next != "" {
 					t.Fatalf("list: %+v, %q, %v", list, next, err)
@@ -452,10 +453,10 @@ func TestPoisonIsParkedWhileOthersFlowAndReplayRestores(t *testing.T) {
 				eventually(t, "the fourth queues too", func() bool {
 					return query[int](b, `SELECT count(*) FROM tomato.parked WHERE consumer = $1 AND state = 'waiting'`, name) == 2
 				})
-				if res, err := tools.Replay(t.Context(), consumer.ReplayRequest{Consumer: name, Key: bad, DryRun: true, Who: "test"}); err != nil || res != (consumer.ReplayResult{Matched: 1}) {
+				if res, err := tools.Replay(t.Context(), parked.ReplayRequest{Consumer: name, Key: bad, DryRun: true, Who: "test"}); err != nil || res != (parked.ReplayResult{Matched: 1}) {
 					t.Fatalf("dry run: %+v, %v", res, err)
 				}
-				if res, err := tools.Replay(t.Context(), consumer.ReplayRequest{Consumer: name, Key: bad, Who: "test"}); err != nil || res != (consumer.ReplayResult{Matched: 1, Replayed: 1}) {
+				if res, err := tools.Replay(t.Context(), parked.ReplayRequest{Consumer: name, Key: bad, Who: "test"}); err != nil || res != (parked.ReplayResult{Matched: 1, Replayed: 1}) {
 					t.Fatalf("replay: %+v, %v", res, err)
 				}
 				eventually(t, "the key is free", func() bool {
@@ -506,7 +507,7 @@ func TestAwayParksNothing(t *testing.T) {
 			eventually(t, "lag and reason show", func() bool {
 				for _, s := range r.Status() {
 					for _, p := range s.Partitions {
-						if p.LagRecords >= 5 && strings.Contains(p.Away, "503") && p.LagSeconds > 0 && calls.Load() >= 5 {
+						if p.LagRecords >= 5 && strings.Contains(p.Unavailable, "503") && p.LagSeconds > 0 && calls.Load() >= 5 {
 							return true
 						}
 					}
@@ -743,7 +744,7 @@ func TestRandomFailuresLeaveTheFold(t *testing.T) {
 						return fails(e) // the effect has happened all the same
 					}
 				}
-				tools := &consumer.DeadLetters{DB: b.db, Kafka: b.cfg}
+				tools := &parked.DeadLetters{DB: b.db, Kafka: b.cfg}
 				stop := func() {}
 				for part := range 3 {
 					b.produce(recs[part*len(recs)/3 : (part+1)*len(recs)/3]...)
@@ -754,7 +755,7 @@ func TestRandomFailuresLeaveTheFold(t *testing.T) {
 					}, b.state)
 				}
 				eventually(t, "everything handled and nothing parked", func() bool {
-					if _, err := tools.Replay(t.Context(), consumer.ReplayRequest{Consumer: "flaky", All: true, Who: "test"}); err != nil {
+					if _, err := tools.Replay(t.Context(), parked.ReplayRequest{Consumer: "flaky", All: true, Who: "test"}); err != nil {
 						t.Fatal(err)
 					}
 					return query[int64](b, `SELECT coalesce(sum(version), 0)::bigint FROM folded`) == total && query[int](b, `SELECT count(*) FROM tomato.parked`) == 0
@@ -854,7 +855,7 @@ func TestUndecodableRecordAndItsQueueOutliveTheirTopic(t *testing.T) {
 			g3, err3 := pos.Passed(t.Context(), "flaky", eventlog.PaymentWebhooks, p, 1, "g3")
 			return errors.Join(err1, err3) == nil && !g1 && g3
 		})
-		tools := &consumer.DeadLetters{DB: b.db, Kafka: cfg}
+		tools := &parked.DeadLetters{DB: b.db, Kafka: cfg}
 		list, _, err := tools.List(t.Context(), "", 10, "")
 		if err != nil || len(list) != 1 || list[0].Class != "poison" || list[0].Key != "g1" {
 			t.Fatalf("%+v, %v", list, err)
@@ -869,7 +870,7 @@ func TestUndecodableRecordAndItsQueueOutliveTheirTopic(t *testing.T) {
 		if err := tools.Discard(t.Context(), list[0].ID, "junk", "test"); err != nil {
 			t.Fatal(err)
 		}
-		if err := tools.Discard(t.Context(), list[0].ID, "junk", "test"); !errors.Is(err, consumer.ErrNoDeadLetter) {
+		if err := tools.Discard(t.Context(), list[0].ID, "junk", "test"); !errors.Is(err, parked.ErrNoDeadLetter) {
 			t.Errorf("discarded twice: %v", err)
 		}
 		eventually(t, "what queued behind has run", func() bool { return slices.Equal(l.of("g1"), []int64{2}) })
@@ -907,15 +908,15 @@ func TestPartitionPausesOverItsBudgetAndGoesOn(t *testing.T) {
 		}
 		return n == testPartitions
 	})
-	tools := &consumer.DeadLetters{DB: b.db, Kafka: b.cfg}
-	var confirm *consumer.ConfirmError
-	_, err := tools.Replay(t.Context(), consumer.ReplayRequest{Consumer: "flaky", Class: "poison", Who: "test"})
+	tools := &parked.DeadLetters{DB: b.db, Kafka: b.cfg}
+	var confirm *parked.ConfirmError
+	_, err := tools.Replay(t.Context(), parked.ReplayRequest{Consumer: "flaky", Class: "poison", Who: "test"})
 	if !errors.As(err, &confirm) {
 		t.Fatalf("not asked to confirm: %v", err)
 	}
 	fixed.Store(true)
 	eventually(t, "replayed by the right count", func() bool { // what was under way may still have died
-		res, err := tools.Replay(t.Context(), consumer.ReplayRequest{Consumer: "flaky", Class: "poison", ConfirmCount: confirm.Matched, RatePerSecond: 500, Who: "test"})
+		res, err := tools.Replay(t.Context(), parked.ReplayRequest{Consumer: "flaky", Class: "poison", ConfirmCount: confirm.Matched, RatePerSecond: 500, Who: "test"})
 		if errors.As(err, &confirm) {
 			return false
 		}

@@ -8,33 +8,33 @@ import (
 	"tomato/eventlog"
 )
 
-// IsTelemetry says whether topic promises nothing of a single record: the next
-// one of its key replaces it. Anybody may have written there. What cannot be
-// read, or fails its handler, is passed over and counted. It is never parked,
-// because whatever comes after it would wait for it, and a partition with too
-// much of it would pause. A record without a value says that its key is gone.
+// IsTelemetry reports whether a single record of topic may be lost, because the next
+// one of its key replaces it. The records of such a topic may come from anybody. A
+// record that cannot be read, or that a handler fails on, is skipped and counted. It
+// is never parked: later records of its key would wait for it, and with too many of
+// them the partition would pause. A record without a value says that its key is gone.
 func IsTelemetry(topic string) bool { return topic == eventlog.RiderLocations }
 
-// Skip says, from within a handler, that it passes over e, an event of a
-// telemetry topic, and why. It is counted, and logged now and then. A batch that
-// is repeated counts it again. Outside of a Runtime it does nothing.
+// Skip counts an event of a telemetry topic that a handler skips, and logs why now and
+// then. The handler calls it with its context. A batch that is repeated counts its
+// events again. Outside of a handler that a Runtime calls, Skip does nothing.
 func Skip(ctx context.Context, e *eventlog.Event, why error) {
 	if w, ok := ctx.Value(workerKey{}).(*worker); ok {
 		w.skip(e.Offset, why)
 	}
 }
 
-// workerKey is that of a handler's worker in its context.
+// workerKey is the key of the worker in the context of a handler.
 type workerKey struct{}
 
-// skips is what a worker has passed over since it last said so.
+// skips counts what a worker has skipped since the last log entry.
 type skips struct {
-	mu   sync.Mutex
-	n    int
-	told time.Time
+	mu       sync.Mutex
+	n        int
+	loggedAt time.Time
 }
 
-const skipsTellEvery = 10 * time.Second
+const skipsLogEvery = 10 * time.Second
 
 func (w *worker) skip(offset int64, why error) {
 	w.g.r.state.metrics.skipped.WithLabelValues(w.g.c.Name, w.cp.Topic).Inc()
@@ -42,9 +42,9 @@ func (w *worker) skip(offset int64, why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.n++
-	if time.Since(s.told) < skipsTellEvery {
+	if time.Since(s.loggedAt) < skipsLogEvery {
 		return
 	}
-	w.log.Warn("records that cannot be read are passed over", "count", s.n, "offset", offset, "err", why)
-	s.n, s.told = 0, time.Now()
+	w.log.Warn("records that cannot be handled are skipped", "count", s.n, "offset", offset, "err", why)
+	s.n, s.loggedAt = 0, time.Now()
 }

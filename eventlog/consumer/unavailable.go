@@ -13,18 +13,26 @@ import (
 	"tomato/eventlog/pgerr"
 )
 
-// What a dependency's absence costs. Who needs it waits. Of those who wait one at
-// a time asks whether it is back, on behalf of all, in whichever lane, partition
-// or consumer of the process; a fresh event's first try, and a parked one that is
-// due, find out for themselves. Who does not need it is not held up.
+// While a dependency is unavailable, everything that needs it waits, and nothing
+// else does. Of all goroutines of the process that wait for one dependency, in
+// whichever key queue, partition or consumer, one at a time calls it to find out
+// whether it answers again. The first try of a fresh event, and of a parked event
+// that is due, does not ask for this permission.
 const (
-	breakerTrips = 3                      // failures in a row, after which one at a time asks
-	breakerOpen  = 500 * time.Millisecond // between two such questions
+	breakerTrips = 3                      // failures in a row, after which only one goroutine at a time calls
+	breakerOpen  = 500 * time.Millisecond // between two such calls
 	breakerPoll  = 100 * time.Millisecond // how soon the others notice the answer
 )
 
-// dependencyOf names what err says is away; "" where that is not known, or is
-// no dependency but one thing that is not there yet.
+const (
+	unavailableLogFirst = 2 * time.Second  // of waiting, before it is logged
+	unavailableLogEvery = 10 * time.Second // between further log entries
+	unavailableStopped  = 30 * time.Second // of waiting, before Stopped names the partition
+)
+
+// dependencyOf returns the name of the dependency that err says is unavailable. It
+// returns "" if the name is not known, or if err is about one missing thing and not
+// about a dependency.
 func dependencyOf(err error) string {
 	switch {
 	case pgerr.Conflict(err):
@@ -36,7 +44,7 @@ func dependencyOf(err error) string {
 	return ""
 }
 
-// breakers are those of a runtime, by dependency.
+// breakers are the circuit breakers of a runtime, one for each dependency.
 type breakers struct {
 	state *prometheus.GaugeVec
 
@@ -51,7 +59,7 @@ func (b *breakers) of(dependency string) *gobreaker.TwoStepCircuitBreaker[struct
 	if cb == nil {
 		cb = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 			Name: dependency, MaxRequests: 1, Timeout: breakerOpen,
-			IsExcluded:  func(err error) bool { return errors.Is(err, errNotAsked) },
+			IsExcluded:  func(err error) bool { return errors.Is(err, errNotCalled) },
 			ReadyToTrip: func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= breakerTrips },
 			OnStateChange: func(name string, _, to gobreaker.State) {
 				b.state.WithLabelValues(name).Set(map[gobreaker.State]float64{gobreaker.StateHalfOpen: 1, gobreaker.StateOpen: 2}[to])
@@ -63,139 +71,128 @@ func (b *breakers) of(dependency string) *gobreaker.TwoStepCircuitBreaker[struct
 	return cb
 }
 
-// absence is one lane's wait for what is away, from the first failure until it
-// gets through. The zero value waits for nothing. Of one goroutine.
-type absence struct {
+// dependencyWait is the wait of one goroutine for an unavailable dependency, from the
+// first failed call until a call gets through. The zero value waits for nothing.
+// Not safe for concurrent use.
+type dependencyWait struct {
 	w          *worker
 	dependency string
-	backoff    *backoff.ExponentialBackOff
-	asked      func(error) // tells the breaker what the present try came to; nil: it did not let it through
+	pauses     *backoff.ExponentialBackOff
+	report     func(error) // tells the breaker the result of the call that it permitted; nil: it permitted none
 }
 
-// errNotAsked gives a breaker's leave back.
-var errNotAsked = errors.New("not asked")
+// errNotCalled tells a breaker that a permitted call was not made.
+var errNotCalled = errors.New("not called")
 
-// wait is called after each try that failed because something is away. It
-// returns when it is this lane's turn to try again, or errStopped. place takes
-// what the lane needs for that, without waiting; false: not now.
-func (a *absence) wait(w *worker, err error, place func() bool) error {
-	if a.w == nil {
-		a.w, a.backoff = w, newBackoff(50*time.Millisecond, 2*time.Second)
-		w.awaits(a)
+// forTurn is called after each try that failed with err because a dependency is
+// unavailable. It returns nil when this goroutine may try again, or errStopped.
+// takeSlot takes what the goroutine needs for another try; if it reports false, the
+// goroutine waits on.
+func (d *dependencyWait) forTurn(w *worker, err error, takeSlot func() bool) error {
+	if d.w == nil {
+		d.w, d.pauses = w, newUnavailableBackoff()
+		w.beginWait(d)
 	}
-	w.awaiting(a, err)
-	if dependency := dependencyOf(err); dependency != a.dependency {
-		a.tell(nil) // what it waited for before has answered
-		a.dependency = dependency
+	w.noteWait(d, err)
+	if dependency := dependencyOf(err); dependency != d.dependency {
+		d.tell(nil) // the dependency that it waited for before has answered
+		d.dependency = dependency
 	}
-	if a.dependency != "" && a.asked == nil { // the first try needed no leave; it tells all the same
-		a.asked, _ = w.g.r.state.breakers.of(a.dependency).Allow()
+	if d.dependency != "" && d.report == nil { // the first try asked for no permission, but its failure counts
+		d.report, _ = w.g.r.state.breakers.of(d.dependency).Allow()
 	}
-	a.tell(err)
-	for d := a.backoff.NextBackOff(); ; d = breakerPoll/2 + jitter(breakerPoll) {
-		if err := w.sleep(d); err != nil {
+	d.tell(err)
+	for pause := d.pauses.NextBackOff(); ; pause = breakerPoll/2 + jitter(breakerPoll) {
+		if err := w.sleep(pause); err != nil {
 			return err
 		}
-		if a.dependency != "" {
-			var closed error
-			if a.asked, closed = w.g.r.state.breakers.of(a.dependency).Allow(); closed != nil {
-				a.asked = nil
+		if d.dependency != "" {
+			var refused error
+			if d.report, refused = w.g.r.state.breakers.of(d.dependency).Allow(); refused != nil {
+				d.report = nil
 				continue
 			}
 		}
-		if place() {
+		if takeSlot() {
 			return nil
 		}
-		a.tell(errNotAsked) // whoever has a place may ask
+		d.tell(errNotCalled) // another goroutine, which has a slot, may call
 	}
 }
 
-// anyPlace is of who keeps its place while it waits.
-func anyPlace() bool { return true }
+// noSlot is the takeSlot of a goroutine that needs none.
+func noSlot() bool { return true }
 
-// tell says to the breaker what the try that it allowed came to.
-func (a *absence) tell(err error) {
-	if a.asked != nil {
-		a.asked(err)
-		a.asked = nil
+// tell gives the breaker the result of the call that it permitted, if any.
+func (d *dependencyWait) tell(err error) {
+	if d.report != nil {
+		d.report(err)
+		d.report = nil
 	}
 }
 
-// over ends the wait, whatever the last try came to: the dependency answered.
-func (a *absence) over() {
-	a.tell(nil)
-	if a.w != nil {
-		a.w.awaitsNoMore(a)
-		a.w = nil
+// end ends the wait: the dependency has answered, whatever the answer was.
+func (d *dependencyWait) end() {
+	d.tell(nil)
+	if d.w != nil {
+		d.w.endWait(d)
+		d.w = nil
 	}
 }
 
-// gaveUp ends the wait of a lane that was stopped: nothing is known.
-func (a *absence) gaveUp() {
-	a.tell(errNotAsked)
-	a.over()
+// abandon ends the wait of a goroutine that stops: whether the dependency answers is
+// not known.
+func (d *dependencyWait) abandon() {
+	d.tell(errNotCalled)
+	d.end()
 }
 
-// absent is what a worker knows of an absence.
-type absent struct {
-	err   error
-	since time.Time
-	told  time.Time // when it was logged
+// waitState is what a worker knows of the wait of one of its goroutines.
+type waitState struct {
+	err      error // of the last try
+	since    time.Time
+	loggedAt time.Time
 }
 
-func (w *worker) awaits(a *absence) {
+func (w *worker) beginWait(d *dependencyWait) {
 	now := time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.absent[a] = &absent{since: now, told: now.Add(awayTellFirst - awayTellEvery)}
+	w.waits[d] = &waitState{since: now, loggedAt: now.Add(unavailableLogFirst - unavailableLogEvery)}
 }
 
-func (w *worker) awaiting(a *absence, err error) {
+// noteWait notes the error of the last try, and logs now and then that the worker
+// waits: perhaps the dependency will not answer before somebody acts.
+func (w *worker) noteWait(d *dependencyWait, err error) {
 	now := time.Now()
 	w.mu.Lock()
-	x := w.absent[a]
+	x := w.waits[d]
 	x.err = err
-	tell := now.Sub(x.told) >= awayTellEvery
-	if tell { // one lane's word is enough
-		for _, other := range w.absent {
-			other.told = now
+	logNow := now.Sub(x.loggedAt) >= unavailableLogEvery
+	if logNow { // one entry for all goroutines of the worker
+		for _, other := range w.waits {
+			other.loggedAt = now
 		}
 	}
 	w.mu.Unlock()
-	if tell { // what is away for long may be something that nobody will bring back
-		w.log.Warn("waiting", "since", x.since.UTC().Format(time.RFC3339), "error", err)
+	if logNow {
+		w.log.Warn("waiting", "since", x.since.UTC().Format(time.RFC3339), "err", err)
 	}
-	w.log.Debug("away", "error", err)
+	w.log.Debug("unavailable", "err", err)
 }
 
-func (w *worker) awaitsNoMore(a *absence) {
+func (w *worker) endWait(d *dependencyWait) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	delete(w.absent, a)
+	delete(w.waits, d)
 }
 
-// longestAbsent is what has been waited for longest; nil: nothing. The caller
-// holds mu.
-func (w *worker) longestAbsent() (longest *absent) {
-	for _, x := range w.absent {
+// longestWait returns the wait that has lasted longest, or nil. The caller holds mu.
+func (w *worker) longestWait() (longest *waitState) {
+	for _, x := range w.waits {
 		if x.err != nil && (longest == nil || x.since.Before(longest.since)) {
 			longest = x
 		}
 	}
 	return longest
-}
-
-// sleep waits for d; it ends early with errStopped.
-func (w *worker) sleep(d time.Duration) error {
-	w.beat()
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-w.drain:
-		return errStopped
-	case <-w.ctx.Done():
-		return errStopped
-	}
 }

@@ -27,7 +27,7 @@ func TestOneAsksForWhatIsAwayAndOthersGoOn(t *testing.T) {
 	var mu sync.Mutex
 	var asked []time.Time
 	back, asking := false, 0
-	c := consumer.Consumer{Name: "needy", Topics: []string{eventlog.Orders}, Lanes: 4, Each: kinds("", func(e eventlog.Event) error {
+	c := consumer.Consumer{Name: "needy", Topics: []string{eventlog.Orders}, ConcurrentKeys: 4, Each: kinds("", func(e eventlog.Event) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if !back && strings.HasPrefix(e.Subject, "needs") {
@@ -51,7 +51,7 @@ func TestOneAsksForWhatIsAwayAndOthersGoOn(t *testing.T) {
 	waits := func() bool {
 		for _, s := range r.Status() {
 			for _, p := range s.Partitions {
-				if strings.Contains(p.Away, "the bank: closed") && !p.AwaySince.IsZero() {
+				if strings.Contains(p.Unavailable, "the bank: closed") && !p.UnavailableSince.IsZero() {
 					return true
 				}
 			}

@@ -17,6 +17,7 @@ import (
 	"tomato/commandside/gateway"
 	"tomato/commandside/shard"
 	"tomato/eventlog/consumer"
+	"tomato/eventlog/consumer/parked"
 	"tomato/projections/realtime"
 	"tomato/queryside"
 	"tomato/queryside/feed"
@@ -121,7 +122,7 @@ func (s *Server) startQueries(context.Context) error {
 	adm := kadm.NewClient(client)
 	q := &queryside.Side{DB: s.db, Models: s.models, LogID: s.logID, PositionMaxAge: time.Duration(s.config.PositionAge)}
 	q.Routes(s.api)
-	s.operations.DeadLetters = &consumer.DeadLetters{DB: s.db, Kafka: s.kafka}
+	s.operations.DeadLetters = &parked.DeadLetters{DB: s.db, Kafka: s.kafka}
 	s.operations.ReadModels = s.models
 	s.operations.Consumers = func(ctx context.Context) ([]consumer.ConsumerStatus, error) {
 		return consumer.ReadConsumers(ctx, s.db, adm)

@@ -1,4 +1,4 @@
-package consumer
+package parked
 
 import (
 	"context"
@@ -13,32 +13,32 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/eventlog"
 )
 
-// DeadLetters are an operator's tools for what consumers could not handle. They
-// only change rows of tomato.parked; the consumer whose record it is takes note
-// within a second or so, or when it runs again. All changes are audited in
-// tomato.dead_letter_actions. Safe for concurrent use.
+// DeadLetters are the operators' tools for events that consumers could not
+// handle. They only change rows of tomato.parked. The consumer that parked an
+// event notices the change within about a second, or when it runs again. All
+// changes are recorded in tomato.dead_letter_actions. Safe for concurrent use.
 type DeadLetters struct {
 	DB    *pgxpool.Pool
 	Kafka eventlog.Config // to show the record of a dead letter
 }
 
-// ConfirmAbove is how many dead letters may be replayed without saying how
-// many they are.
+// ConfirmAbove is how many dead letters may be replayed without confirming their
+// number.
 const ConfirmAbove = 100
 
-// What a replay may be held to, per second. So the last of a hundred letters is
-// due within some minutes, and not when nobody remembers that it was replayed.
+// The bounds of a replay's rate, in dead letters per second. With the slowest, the
+// last of a hundred is due after some minutes, while somebody still remembers
+// that it was replayed.
 const (
 	MinReplayRate = 0.1
 	MaxReplayRate = 100_000
 )
 
-// Errors of DeadLetters that are the caller's.
+// Errors of DeadLetters that are mistakes of the caller.
 var (
 	ErrNoDeadLetter  = errors.New("no such dead letter")
 	ErrInvalidCursor = errors.New("not a cursor that this service made")
@@ -47,20 +47,20 @@ var (
 	ErrSelection     = errors.New("select dead letters of one consumer by exactly one of ids, key, class and all")
 )
 
-// ConfirmError says that more would be replayed than goes without confirmation.
+// ConfirmError says that a replay of Matched dead letters needs a confirmation.
 type ConfirmError struct{ Matched int }
 
 func (e *ConfirmError) Error() string {
 	return fmt.Sprintf("%d dead letters match; confirm by that count", e.Matched)
 }
 
-// ParkedRecord is one record that a consumer could not handle, or that waits
-// behind one. A dead letter is one of state dead.
+// ParkedRecord is a parked event as operators see it. A dead letter is one whose
+// state is "dead".
 type ParkedRecord struct {
 	ID            int64     `json:"id"`
 	Consumer      string    `json:"consumer"`
 	Generation    int       `json:"generation,omitempty"`
-	State         string    `json:"state"` // dead; retry (replayed or not given up yet), waiting, discarded from Get alone
+	State         string    `json:"state"` // List returns "dead" alone; Get also "retry", "waiting" and "discarded"
 	Topic         string    `json:"topic"`
 	Partition     int32     `json:"partition"`
 	Offset        int64     `json:"offset"`
@@ -75,11 +75,12 @@ type ParkedRecord struct {
 	LastFailedAt  time.Time `json:"lastFailedAt,omitzero"`
 	DueAt         time.Time `json:"dueAt,omitzero"` // of state retry
 	Replays       int       `json:"replays"`
-	QueuedBehind  int       `json:"queuedBehind"` // later records of the key that wait for it
+	QueuedBehind  int       `json:"queuedBehind"` // later events of the key that wait for it
 
-	// Of the record; from Get alone, where it can still be read.
+	// The following are of the record. Only Get returns them, if the record can
+	// still be read.
 	Headers map[string]string `json:"headers,omitempty"`
-	Data    json.RawMessage   `json:"data,omitempty"` // the value; a JSON string where it is no JSON
+	Data    json.RawMessage   `json:"data,omitempty"` // the value; a JSON string if the value is not JSON
 }
 
 const deadLetterSelect = `SELECT p.id, p.consumer, p.generation, p.state, p.topic, p.partition, p.source_offset, p.source_time, p.key,
@@ -87,18 +88,13 @@ const deadLetterSelect = `SELECT p.id, p.consumer, p.generation, p.state, p.topi
 	(SELECT count(*) FROM tomato.parked q WHERE q.consumer = p.consumer AND q.generation = p.generation AND q.topic = p.topic
 	 AND q.partition = p.partition AND q.key = p.key AND q.source_offset > p.source_offset) FROM tomato.parked p `
 
-type copyAt struct {
-	topic  string
-	offset int64
-}
-
-func scanParkedRecord(row pgx.Row) (ParkedRecord, copyAt, error) {
+func scanParkedRecord(row pgx.Row) (ParkedRecord, CopyAt, error) {
 	var d ParkedRecord
-	var at copyAt
+	var at CopyAt
 	var key []byte
 	var first, last, due *time.Time
 	err := row.Scan(&d.ID, &d.Consumer, &d.Generation, &d.State, &d.Topic, &d.Partition, &d.Offset, &d.Timestamp, &key,
-		&d.EventID, &d.EventType, &d.Attempt, &d.Class, &d.Error, &first, &last, &due, &d.Replays, &at.topic, &at.offset, &d.QueuedBehind)
+		&d.EventID, &d.EventType, &d.Attempt, &d.Class, &d.Error, &first, &last, &due, &d.Replays, &at.Topic, &at.Offset, &d.QueuedBehind)
 	d.Key = string(key)
 	d.Timestamp = d.Timestamp.UTC()
 	for to, from := range map[*time.Time]*time.Time{&d.FirstFailedAt: first, &d.LastFailedAt: last, &d.DueAt: due} {
@@ -109,9 +105,9 @@ func scanParkedRecord(row pgx.Row) (ParkedRecord, copyAt, error) {
 	return d, at, err
 }
 
-// List returns dead letters, oldest first, of one consumer or, with "", of all.
-// next is the cursor of the following page, "" after the last. limit must be
-// positive.
+// List returns dead letters, oldest first, of one consumer or, if consumer is "",
+// of all. next is the cursor of the following page, or "" on the last page. limit
+// must be positive. It fails with ErrInvalidCursor or an error of Postgres.
 func (l *DeadLetters) List(ctx context.Context, consumer string, limit int, cursor string) (items []ParkedRecord, next string, err error) {
 	after := int64(0)
 	if cursor != "" {
@@ -142,8 +138,9 @@ func (l *DeadLetters) List(ctx context.Context, consumer string, limit int, curs
 	return items, next, nil
 }
 
-// Get returns one parked record, in whatever state, with headers and data
-// where Kafka can be read. It fails with ErrNoDeadLetter when there is none.
+// Get returns one parked event, whatever its state, with the headers and data of
+// its record if that can be read from Kafka. It fails with ErrNoDeadLetter if
+// there is no such event.
 func (l *DeadLetters) Get(ctx context.Context, id int64) (ParkedRecord, error) {
 	d, at, err := scanParkedRecord(l.DB.QueryRow(ctx, deadLetterSelect+`WHERE p.id = $1`, id))
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -152,22 +149,9 @@ func (l *DeadLetters) Get(ctx context.Context, id int64) (ParkedRecord, error) {
 	if err != nil {
 		return d, fmt.Errorf("dead letter %d: %w", id, err)
 	}
-	var rec *kgo.Record
-	source := eventlog.TopicPartition{Topic: d.Topic, Partition: d.Partition}
-	err = fetchAt(ctx, l.Kafka, source, d.Offset, func(r *kgo.Record) {
-		if r.Offset == d.Offset {
-			rec = r
-		}
-	})
-	if errors.Is(err, errGone) && at.offset >= 0 {
-		_ = fetchAt(ctx, l.Kafka, eventlog.TopicPartition{Topic: at.topic, Partition: d.Partition}, at.offset, func(r *kgo.Record) {
-			if r.Offset == at.offset {
-				rec = originalOf(r, source, d.Offset)
-			}
-		})
-	}
-	if rec == nil {
-		return d, ctx.Err() // what the row says is worth showing by itself
+	rec, err := ReadRecord(ctx, l.Kafka, eventlog.TopicPartition{Topic: d.Topic, Partition: d.Partition}, d.Offset, at, nil)
+	if err != nil {
+		return d, ctx.Err() // the row is worth showing without its record
 	}
 	d.Headers = make(map[string]string, len(rec.Headers))
 	for _, h := range rec.Headers {
@@ -192,20 +176,21 @@ type ReplayRequest struct {
 
 	DryRun        bool    `json:"-"`
 	RatePerSecond float64 `json:"ratePerSecond,omitempty"` // 0: all at once
-	ConfirmCount  int     `json:"-"`                       // must be the number matched if that is above ConfirmAbove
-	Who           string  `json:"-"`                       // for the audit
+	ConfirmCount  int     `json:"-"`                       // must be the number of matches if that is above ConfirmAbove
+	Who           string  `json:"-"`                       // is recorded
 }
 
-// ReplayResult says how many dead letters were selected, and how many are on
-// their way to their consumer.
+// ReplayResult is how many dead letters were selected, and how many of them their
+// consumer will try again.
 type ReplayResult struct {
 	Matched  int `json:"matched"`
 	Replayed int `json:"replayed"`
 }
 
-// Replay lets the consumer that failed try the selected dead letters again,
-// with all their attempts. Only the smallest source position of a key is ever
-// dead, so its order is kept: what queues behind it follows when it is done.
+// Replay makes the consumer try the selected dead letters again, each with all of
+// its attempts. Only the first parked event of a key can be a dead letter, so the
+// order of the key is kept: later events follow when it is done. Replay fails with
+// ErrSelection, ErrReplayRate, a *ConfirmError or an error of Postgres.
 func (l *DeadLetters) Replay(ctx context.Context, r ReplayRequest) (ReplayResult, error) {
 	selectors := 0
 	for _, set := range []bool{len(r.IDs) > 0, r.Key != "", r.Class != "", r.All} {
@@ -216,7 +201,7 @@ func (l *DeadLetters) Replay(ctx context.Context, r ReplayRequest) (ReplayResult
 	if selectors != 1 || r.Consumer == "" {
 		return ReplayResult{}, ErrSelection
 	}
-	if rate := r.RatePerSecond; rate != 0 && !(rate >= MinReplayRate && rate <= MaxReplayRate) { // NaN is neither
+	if rate := r.RatePerSecond; rate != 0 && !(rate >= MinReplayRate && rate <= MaxReplayRate) { // this order of comparisons also refuses NaN
 		return ReplayResult{}, ErrReplayRate
 	}
 	var res ReplayResult
@@ -257,9 +242,9 @@ func (l *DeadLetters) Replay(ctx context.Context, r ReplayRequest) (ReplayResult
 	return res, err
 }
 
-// Discard gives one dead letter up for good; what queues behind it follows. It
-// fails with ErrNoDeadLetter when id is not dead (any more), and with ErrNoReason
-// without one.
+// Discard gives up one dead letter for good; later events of its key follow. It
+// fails with ErrNoDeadLetter if id is not a dead letter (any more), and with
+// ErrNoReason if reason is blank.
 func (l *DeadLetters) Discard(ctx context.Context, id int64, reason, who string) error {
 	if strings.TrimSpace(reason) == "" {
 		return ErrNoReason
@@ -283,7 +268,7 @@ func (l *DeadLetters) Discard(ctx context.Context, id int64, reason, who string)
 	return err
 }
 
-// lockedLetter is what the audit keeps of a dead letter, whose row may go.
+// lockedLetter is what is recorded of a dead letter, whose row may be deleted.
 type lockedLetter struct {
 	ID        int64  `json:"id"`
 	Topic     string `json:"topic"`
@@ -293,8 +278,8 @@ type lockedLetter struct {
 	consumer  string
 }
 
-// lock selects dead letters in source order, so that concurrent calls do not
-// deadlock, nor replay one twice.
+// lock selects dead letters and locks their rows in source order. Concurrent calls
+// therefore neither deadlock nor replay a dead letter twice.
 func (l *DeadLetters) lock(ctx context.Context, tx pgx.Tx, where string, args ...any) ([]lockedLetter, error) {
 	rows, err := tx.Query(ctx, `SELECT id, topic, partition, source_offset, class, consumer FROM tomato.parked
 		WHERE state = 'dead' AND `+where+` ORDER BY source_time, topic, partition, source_offset, id FOR UPDATE`, args...)
@@ -311,15 +296,4 @@ func (l *DeadLetters) audit(ctx context.Context, tx pgx.Tx, action, consumer, wh
 	_, err := tx.Exec(ctx, `INSERT INTO tomato.dead_letter_actions (who, action, consumer, selection, reason, matched, changed, letters)
 		VALUES ($1,$2,$3,$4,$5,$6,$7,$8)`, plainText(who), action, consumer, selection, plainText(reason), matched, changed, letters)
 	return err
-}
-
-// Forget removes everything that is kept of one generation of a consumer: its
-// positions and what is parked. For a generation whose tables are dropped.
-func Forget(ctx context.Context, tx pgx.Tx, consumer string, generation int) error {
-	for _, table := range []string{"parked", "checkpoints"} {
-		if _, err := tx.Exec(ctx, `DELETE FROM tomato.`+table+` WHERE consumer = $1 AND generation = $2`, consumer, generation); err != nil {
-			return fmt.Errorf("forget %s generation %d: %w", consumer, generation, err)
-		}
-	}
-	return nil
 }
