@@ -183,7 +183,7 @@ func (s *Side) producePositions(ctx context.Context, positions []rider.Position)
 		records[i] = e.NewRecord(eventlog.RiderLocations, eventlog.PartitionFor(p.RiderID, s.Partitions))
 	}
 	if err := s.produce(ctx, records...); err != nil {
-		return unkept(err)
+		return notAppended(err)
 	}
 	return nil
 }

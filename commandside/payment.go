@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/commandside/gateway"
+	"tomato/commandside/policies"
 	"tomato/commandside/shard"
 	"tomato/domain"
 	"tomato/domain/payment"
@@ -21,10 +22,7 @@ import (
 )
 
 const (
-	// webhookReceived is the type of the records in the inbox: the raw body of
-	// a webhook whose signature was good.
-	webhookReceived = "WEBHOOK_RECEIVED"
-	inboxSource     = "/tomato/webhooks/razorpay"
+	inboxSource = "/tomato/webhooks/razorpay"
 
 	inboxTimeout   = 4 * time.Second // the gateway gives us five
 	gatewayTimeout = 8 * time.Second // for /payment to open the gateway order
@@ -186,7 +184,7 @@ func (s *Side) takeWebhook(ctx context.Context, in *webhookInput) (*struct{}, er
 		}
 	}
 	now := time.Now().UTC()
-	e := eventlog.Event{ID: id.String(), Source: inboxSource, Type: webhookReceived, Time: domain.Time(now), Subject: key, Data: in.RawBody}
+	e := eventlog.Event{ID: id.String(), Source: inboxSource, Type: gateway.TypeWebhookReceived, Time: domain.Time(now), Subject: key, Data: in.RawBody}
 	rec := e.NewRecord(eventlog.PaymentWebhooks, eventlog.PartitionFor(key, s.Partitions))
 	if in.EventID != "" && len(in.EventID) <= maxEventID {
 		rec.Headers = append(rec.Headers, kgo.RecordHeader{Key: "x-razorpay-event-id", Value: []byte(in.EventID)})
@@ -250,7 +248,7 @@ func (s *Side) simulatePayment(ctx context.Context, in *simulateInput) (*simulat
 		} else if err != nil {
 			return nil, s.gatewayProblem("find a gateway order", err)
 		}
-		state, err := s.paymentState(ctx, nil, orderID)
+		state, err := policies.PaymentState(ctx, orderID, s.system)
 		switch {
 		case domain.RefusedWith(err) != "":
 			return nil, unknown
@@ -296,7 +294,7 @@ type refundInput struct {
 
 func (s *Side) refundPayment(ctx context.Context, in *refundInput) (*paymentOutput, error) {
 	command := payment.RequestRefund{PaymentID: in.Body.PaymentID, RefundID: uuid.NewString(), Reason: string(in.Body.Reason), ByOps: true}
-	state, err := s.paymentState(ctx, nil, string(in.OrderID))
+	state, err := policies.PaymentState(ctx, string(in.OrderID), s.system)
 	switch {
 	case err != nil && domain.RefusedWith(err) == "":
 		return nil, problem(eventlog.Payments, err)
@@ -364,7 +362,7 @@ func (s *Side) resolvePayment(ctx context.Context, in *resolveInput) (*paymentOu
 	} else if err != nil {
 		return nil, s.gatewayProblem("find a payment", err)
 	}
-	orderID, ok, err := s.orderOf(ctx, found.GatewayOrderID)
+	orderID, ok, err := s.Orders.OrderOf(ctx, found.GatewayOrderID)
 	if err != nil {
 		s.Log.Warn("the order of a payment could not be looked up", "paymentId", in.PaymentID, "err", err)
 		return nil, httpapi.Unavailable("unavailable", "The payment's order cannot be looked up now.", time.Second)

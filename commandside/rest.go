@@ -120,24 +120,6 @@ func (s *Side) system(ctx context.Context, topic, id string, c domain.Command) (
 	return s.Commands.Execute(ctx, shard.Request{Topic: topic, ID: id, Actor: domain.SystemActor, Command: c})
 }
 
-// policy runs a command that a policy derives from an event. Its errors are
-// refusals, eventlog.ErrAway where the shard could not answer, or
-// eventlog.ErrPoison and a *shard.UnknownEvent where the aggregate cannot be read:
-// the policy's event waits as a dead letter until a build that can is there.
-func (s *Side) policy(ctx context.Context, cause *eventlog.Event, topic, id string, c domain.Command) (shard.Result, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.CommandDeadline)
-	defer cancel()
-	res, err := s.Commands.Execute(ctx, shard.Request{Topic: topic, ID: id, Actor: domain.SystemActor, Command: c,
-		CausationID: cause.ID, CorrelationID: cause.CorrelationID, Traceparent: cause.Traceparent})
-	if errors.Is(err, shard.ErrUnavailable) {
-		err = eventlog.UnavailableFrom(fmt.Sprint("shard ", eventlog.PartitionFor(id, s.Partitions)), err)
-	}
-	if unknown := (*shard.UnknownEvent)(nil); errors.As(err, &unknown) {
-		err = eventlog.Poison(err)
-	}
-	return res, err
-}
-
 // operation describes a command for the OpenAPI document.
 func operation(method, path, id, summary string, responses ...int) huma.Operation {
 	if strings.HasPrefix(path, "/v1/orders/") || strings.Contains(path, "/payments/") {
@@ -177,5 +159,6 @@ func viewOf(res shard.Result) order.View {
 	return order.NewView(res.Order, order.PaymentStatusOf(res.Order, facts))
 }
 
-// unkept says that something could not be appended: the caller may try again.
-func unkept(err error) error { return fmt.Errorf("%w: %w", shard.ErrUnavailable, err) }
+// notAppended marks the error of records that could not be appended with
+// shard.ErrUnavailable: the caller may try again.
+func notAppended(err error) error { return fmt.Errorf("%w: %w", shard.ErrUnavailable, err) }

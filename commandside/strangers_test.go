@@ -21,12 +21,12 @@ func (u untouchable) Read([]byte) (int, error) {
 // Without a token, key or signature no command's body is looked at.
 func TestNoBodyIsReadOfACallerWhoIsNotKnown(t *testing.T) {
 	t.Parallel()
-	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: jwtSecret})
+	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: "the JWT secret of this test"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(auth.Close)
-	s := &Side{Config: Config{InternalKey: "the key", WebhookSecrets: testSecrets}, Log: slog.New(slog.DiscardHandler)}
+	s := &Side{Config: Config{InternalKey: "the key", WebhookSecrets: []string{"the webhook secret of this test"}}, Log: slog.New(slog.DiscardHandler)}
 	api := httpapi.New(httpapi.Options{Auth: auth, Log: s.Log})
 	s.Routes(api)
 	asked := 0

@@ -17,6 +17,7 @@ import (
 
 	"tomato/commandside"
 	"tomato/commandside/gateway"
+	"tomato/commandside/policies"
 	"tomato/commandside/shard"
 	"tomato/domain"
 	"tomato/domain/order"
@@ -134,7 +135,7 @@ func TestCommandsDeclareWhatTheyAnswer(t *testing.T) {
 	for _, outside := range []struct{ gateway, index error }{{nil, nil}, {gateway.ErrRefused, nil}, {gateway.ErrUnknown, nil}, {away, nil}, {nil, away}} {
 		shards := &playedShards{}
 		side := &commandside.Side{Config: commandside.Config{CommandDeadline: time.Minute}, Commands: shards, Gateway: playedGateway{err: outside.gateway},
-			GatewayOrders: playedOrders{outside.index}, Partitions: 1, Log: slog.New(slog.DiscardHandler)}
+			Orders: &policies.OrderFinder{ReadModel: playedOrders{outside.index}, Gateway: playedGateway{err: outside.gateway}}, Partitions: 1, Log: slog.New(slog.DiscardHandler)}
 		api := httpapi.New(httpapi.Options{Auth: auth, Log: side.Log})
 		side.Routes(api)
 		document, err := json.Marshal(api.OpenAPI)

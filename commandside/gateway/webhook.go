@@ -14,9 +14,14 @@ const (
 	EventPaymentCaptured   = "payment.captured"
 	EventPaymentFailed     = "payment.failed"
 	EventOrderPaid         = "order.paid"
-	EventRefundProcessed = "refund.processed"
-	EventRefundFailed    = "refund.failed"
+	EventRefundProcessed   = "refund.processed"
+	EventRefundFailed      = "refund.failed"
 )
+
+// TypeWebhookReceived is the type of the records in the inbox, topic
+// payment-webhooks. The data of such a record is the raw body of a webhook whose
+// signature was good; ParseWebhook reads it.
+const TypeWebhookReceived = "WEBHOOK_RECEIVED"
 
 // Webhook is what a webhook says. Payment is set for the payment events and
 // order.paid, Refund for the refund events.

@@ -11,7 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 
 	"tomato/cmd/tomato/settings"
-	"tomato/commandside"
+	"tomato/commandside/policies"
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
 	"tomato/migrations"
@@ -101,7 +101,7 @@ func Layout(f settings.Kafka) eventlog.Layout {
 // retry and dead letter topics.
 func Subscriptions() []eventlog.Subscription {
 	var all []eventlog.Subscription
-	for _, c := range new(commandside.Side).Policies() {
+	for _, c := range new(policies.Policies).All() {
 		all = append(all, eventlog.Subscription{Name: c.Name, Topics: c.Topics})
 	}
 	for _, model := range projections.Models() {

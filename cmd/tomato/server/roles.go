@@ -15,6 +15,7 @@ import (
 	"tomato/cmd/tomato/settings"
 	"tomato/commandside"
 	"tomato/commandside/gateway"
+	"tomato/commandside/policies"
 	"tomato/commandside/shard"
 	"tomato/eventlog/consumer"
 	"tomato/eventlog/consumer/parked"
@@ -36,35 +37,41 @@ func (s *Server) startCommandSide(context.Context) error {
 		return err
 	}
 	s.onStop(func(context.Context) error { producer.Close(); return nil })
-	s.side = &commandside.Side{
-		Config: commandside.Config{
-			PaymentTTL: time.Duration(c.PaymentTTL), PaymentGrace: time.Duration(c.PaymentGrace), AcceptTTL: time.Duration(c.AcceptTTL),
-			OfferTTL: time.Duration(c.OfferTTL), OfferRadii: c.OfferRadii, OfferLimit: c.OfferLimit,
-			PositionMaxAge: time.Duration(c.PositionAge), SearchWait: time.Duration(c.SearchWait), ArchiveAfter: time.Duration(c.ArchiveAfter),
-			InternalKey: c.InternalKey, WebhookSecrets: c.WebhookSecrets, CommandDeadline: 5 * time.Second,
-		},
-		Producer: producer, Kafka: s.kafka, Partitions: c.Partitions, LogID: s.logID, DB: s.db, Log: s.log,
-		GatewayOrders: s.models, Search: s.models, Inbox: s.positions,
-		WebhooksHandled: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_webhooks_handled_total", Help: "Webhooks of the inbox, by event and outcome."}, []string{"event", "outcome"}),
-	}
-	s.side.IncompleteSearches = prometheus.NewCounter(prometheus.CounterOpts{Name: "tomato_dispatch_incomplete_searches_total",
-		Help: "Searches for riders that did not wait any longer for the riders read model."})
-	s.registry.MustRegister(s.side.WebhooksHandled, s.side.IncompleteSearches)
+	var paymentGateway gateway.Gateway
 	if c.KeyID != "" {
-		s.side.Gateway = gateway.NewRazorpay(c.KeyID, c.KeySecret, gateway.RazorpayOptions{BaseURL: s.options.GatewayURL, Log: s.log})
+		paymentGateway = gateway.NewRazorpay(c.KeyID, c.KeySecret, gateway.RazorpayOptions{BaseURL: s.options.GatewayURL, Log: s.log})
 	} else {
 		s.log.Warn("no Razorpay key is set: payments go to a simulated gateway")
-		s.side.Gateway = gateway.NewSimulated(s.db, s.url+"/v1/webhooks/razorpay", c.WebhookSecrets, s.log)
+		paymentGateway = gateway.NewSimulated(s.db, s.url+"/v1/webhooks/razorpay", c.WebhookSecrets, s.log)
 	}
+	const commandDeadline = 5 * time.Second
+	orders := &policies.OrderFinder{ReadModel: s.models, Gateway: paymentGateway, Client: producer}
+	s.side = &commandside.Side{
+		Config: commandside.Config{PaymentTTL: time.Duration(c.PaymentTTL), InternalKey: c.InternalKey, WebhookSecrets: c.WebhookSecrets,
+			CommandDeadline: commandDeadline},
+		Gateway: paymentGateway, Orders: orders, Producer: producer, Partitions: c.Partitions, LogID: s.logID, Log: s.log,
+	}
+	s.policies = &policies.Policies{
+		Config: policies.Config{
+			AcceptTTL: time.Duration(c.AcceptTTL), OfferTTL: time.Duration(c.OfferTTL), OfferRadii: c.OfferRadii, OfferLimit: c.OfferLimit,
+			PositionMaxAge: time.Duration(c.PositionAge), SearchWait: time.Duration(c.SearchWait), ArchiveAfter: time.Duration(c.ArchiveAfter),
+			CommandDeadline: commandDeadline,
+		},
+		Gateway: paymentGateway, Orders: orders, Client: producer, Partitions: c.Partitions, DB: s.db, Search: s.models, Inbox: s.positions, Log: s.log,
+		WebhooksHandled: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_webhooks_handled_total", Help: "Webhooks of the inbox, by event and outcome."}, []string{"event", "outcome"}),
+		IncompleteSearches: prometheus.NewCounter(prometheus.CounterOpts{Name: "tomato_dispatch_incomplete_searches_total",
+			Help: "Searches for riders that did not wait any longer for the riders read model."}),
+	}
+	s.registry.MustRegister(s.policies.WebhooksHandled, s.policies.IncompleteSearches)
 	s.menus = shard.NewMenus()
 	s.menus.Ends = s.ends
 	s.shards, err = shard.NewShards(shard.Config{Kafka: s.kafka, Partitions: c.Partitions, Build: settings.Build(), Menus: s.menus,
 		URL: c.Advertised, ClusterKey: c.ClusterKey,
-		PaymentGrace: time.Duration(c.PaymentGrace), ArchiveAfter: time.Duration(c.ArchiveAfter), InboxPassed: s.side.InboxPassed, Registry: s.registry, Log: s.log})
+		PaymentGrace: time.Duration(c.PaymentGrace), ArchiveAfter: time.Duration(c.ArchiveAfter), InboxPassed: s.policies.InboxPassed, Registry: s.registry, Log: s.log})
 	if err != nil {
 		return err
 	}
-	s.side.Commands = s.shards
+	s.side.Commands, s.policies.Commands = s.shards, s.shards
 	if !c.has(RoleCommand) {
 		s.background("shard owners", s.shards.Follow)
 	}
@@ -80,7 +87,7 @@ func (s *Server) startCommands(ctx context.Context) error {
 	if err := s.menus.Check(ctx, s.side.Producer); err != nil {
 		return fmt.Errorf("menus: %w", err)
 	}
-	s.background("menus", func(ctx context.Context) error { return s.menus.Run(ctx, s.side.Kafka, s.log) })
+	s.background("menus", func(ctx context.Context) error { return s.menus.Run(ctx, s.kafka, s.log) })
 	s.background("shards", s.shards.Run)
 	if g, ok := s.side.Gateway.(*gateway.Simulated); ok { // it sends webhooks to this process
 		s.background("simulated gateway", g.Run)
@@ -103,8 +110,8 @@ func (s *Server) startProjections(context.Context) error {
 // commands.
 func (s *Server) startPolicies(context.Context) error {
 	if s.config.has(RoleReact) {
-		s.background("policies", func(ctx context.Context) error { return s.runtime.Run(ctx, s.side.Policies()...) })
-		s.background("timers", s.side.RunTimers)
+		s.background("policies", func(ctx context.Context) error { return s.runtime.Run(ctx, s.policies.All()...) })
+		s.background("timers", s.policies.RunTimers)
 	}
 	return nil
 }

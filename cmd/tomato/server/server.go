@@ -23,6 +23,7 @@ import (
 
 	"tomato/cmd/tomato/settings"
 	"tomato/commandside"
+	"tomato/commandside/policies"
 	"tomato/commandside/shard"
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
@@ -73,6 +74,7 @@ type Server struct {
 	auth       *httpapi.Authenticator
 	api        *httpapi.API
 	side       *commandside.Side
+	policies   *policies.Policies
 	shards     *shard.Shards
 	menus      *shard.Menus
 	hub        *feed.Hub

@@ -1,8 +1,7 @@
-package commandside
+package policies
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -19,10 +18,27 @@ import (
 	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
-	"tomato/eventlog/pgerr"
 )
 
-// Dispatch is the policy that finds riders for ready orders.
+// RiderSearch is what dispatch asks of the riders and orders read models.
+type RiderSearch interface {
+	// Nearest answers all searches in one round trip: for each, free, verified
+	// riders with a fresh position within its radius, nearest first. It waits
+	// at most wait for the riders read model to pass after, and then answers
+	// from what is there; complete reports whether the read model had passed it.
+	Nearest(ctx context.Context, searches []nearby.Search, maxAge time.Duration, after eventlog.Token, wait time.Duration) (found [][]nearby.Rider, complete bool, err error)
+	// Passed waits until the riders read model has passed after. It fails with
+	// eventlog.ErrBehind where that takes more than seconds.
+	Passed(ctx context.Context, after eventlog.Token) error
+	// Waiting returns, for riders that became eligible, the orders that wait
+	// for a rider (not exhausted) within whose radius they are: that of the
+	// running wave, or of the next one where none runs (radii[wave-1], the last
+	// one for later waves). It waits at most wait for the orders read model to
+	// pass after, and then answers from what is there.
+	Waiting(ctx context.Context, riderIDs []string, radii []int, maxAge time.Duration, after eventlog.Token, wait time.Duration) ([]nearby.WaitingOrder, error)
+}
+
+// Dispatch finds riders for ready orders.
 //
 // An order that became ready, lost its rider or saw its wave end is searched
 // for: the nearest free riders within the next wave's radius are offered it. A
@@ -57,15 +73,15 @@ import (
 // wake-up of a rider who came after that is under way: that rider is offered the
 // order in its next round.
 //
-// What dispatch knows may be old; what counts is decided by order.Decide: an
-// offer names its round and wave, and is dropped where the order has moved on.
-func (s *Side) Dispatch() consumer.Consumer {
-	d := &dispatch{Side: s, seen: map[string]time.Time{}}
-	return consumer.Consumer{Name: "dispatch", Topics: []string{eventlog.Orders, eventlog.Riders, eventlog.RiderLocations}, Batch: d.handle, MaxBatch: 500}
+// What dispatch knows may be old. order.Decide decides on the present state: an
+// offer names its round and wave, and is dropped if the order has moved on.
+func (p *Policies) Dispatch() consumer.Consumer {
+	d := &dispatch{Policies: p, seen: map[string]time.Time{}}
+	return consumer.Consumer{Name: dispatchPolicy, Topics: []string{eventlog.Orders, eventlog.Riders, eventlog.RiderLocations}, Batch: d.handle, MaxBatch: 500}
 }
 
 type dispatch struct {
-	*Side
+	*Policies
 	mu    sync.Mutex
 	seen  map[string]time.Time // rider id → recordedAt of their last position
 	swept time.Time
@@ -73,18 +89,6 @@ type dispatch struct {
 
 // errSearching says that an order's next wave is being searched for.
 var errSearching = errors.New("an order near the rider is about to be offered")
-
-// unread returns the error of a policy that could not read a read model. A read
-// model that is behind, or cannot be reached, is unavailable. An answer of
-// Postgres is returned as it is: the consumer runtime recognises the answers
-// which mean that Postgres is unavailable (pgerr.Unavailable), and the others are
-// failures. Waiting for those would hold all orders up for ever.
-func unread(err error) error {
-	if pgerr.Code(err) != "" {
-		return err
-	}
-	return eventlog.Unavailable(err)
-}
 
 // errBehind says that a shard's answer is older than the event it was asked about.
 var errBehind = errors.New("the shard has not seen the event yet")
@@ -114,9 +118,9 @@ func (d *dispatch) handle(ctx context.Context, events []eventlog.Event) error {
 		case order.TypeOrderReadyForRider, order.TypeOffersExpired, order.TypeRiderUnassigned, order.TypeDispatchRequested:
 			orders[e.Subject] = e
 		case order.TypeOfferDeclined:
-			var declined order.OfferDeclined
-			if err := json.Unmarshal(e.Data, &declined); err != nil {
-				return eventlog.Poison(err)
+			declined, err := decode[order.OfferDeclined](&e, order.Decode)
+			if err != nil {
+				return err
 			}
 			if declined.WaveOver {
 				orders[e.Subject] = e
@@ -145,16 +149,16 @@ func (d *dispatch) handle(ctx context.Context, events []eventlog.Event) error {
 	return nil
 }
 
-// ends asks for everything that is on the topics now.
+// ends returns the token of everything that is on the topics now.
 func (d *dispatch) ends(ctx context.Context, topics ...string) (eventlog.Token, error) {
-	after, err := eventlog.EndToken(ctx, d.Producer, topics...)
+	after, err := eventlog.EndToken(ctx, d.Client, topics...)
 	if err != nil {
 		return nil, eventlog.Unavailable(err)
 	}
 	return after, nil
 }
 
-// firstFresh says whether the position is the first after a time without a
+// firstFresh reports whether the position is the first after a time without a
 // fresh one, and notes it in last. After a restart every rider's first position
 // is.
 func (d *dispatch) firstFresh(p rider.Position, last map[string]time.Time) bool {
@@ -187,7 +191,7 @@ func (d *dispatch) remember(last map[string]time.Time) {
 
 // want is one order on its way through a search.
 type want struct {
-	cause eventlog.Event
+	event eventlog.Event // that asked for the search
 	state *order.State
 	wave  int // to be offered next
 }
@@ -215,7 +219,7 @@ func (d *dispatch) searchFor(ctx context.Context, orders map[string]eventlog.Eve
 		}
 		found, complete, err := d.Search.Nearest(ctx, searches, d.PositionMaxAge, after, time.Until(until))
 		if err != nil {
-			return unread(err)
+			return readModelError(err)
 		}
 		if !complete && d.IncompleteSearches != nil {
 			d.IncompleteSearches.Add(float64(len(searches)))
@@ -235,7 +239,7 @@ func (d *dispatch) searchFor(ctx context.Context, orders map[string]eventlog.Eve
 			default:
 				command = order.Exhaust{Round: w.state.Round, LastWave: last}
 			}
-			g.Go(func() error { return d.command(gctx, &w.cause, w.state.ID, command) })
+			g.Go(func() error { return d.command(gctx, causeOf(&w.event), w.state.ID, command) })
 		}
 		if err := g.Wait(); err != nil {
 			return err
@@ -259,19 +263,19 @@ func (d *dispatch) look(ctx context.Context, orders map[string]eventlog.Event) (
 	var wants []*want
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(concurrentCommands)
-	for id, cause := range orders {
+	for id, e := range orders {
 		g.Go(func() error {
-			res, err := d.policy(gctx, &cause, eventlog.Orders, id, shard.Look{})
+			res, err := d.execute(gctx, causeOf(&e), eventlog.Orders, id, shard.Look{})
 			if err != nil {
 				return err
 			}
 			o := res.Order
-			if o == nil || o.Version < cause.Version {
+			if o == nil || o.Version < e.Version {
 				return eventlog.Unavailable(errBehind) // a deposed owner that has not noticed: the event counts, and it has not seen it
 			}
 			if o.Status == order.StatusReadyForRider && !o.WaveOpen && !o.Exhausted {
 				mu.Lock()
-				wants = append(wants, &want{cause, o, o.Wave + 1})
+				wants = append(wants, &want{e, o, o.Wave + 1})
 				mu.Unlock()
 			}
 			return nil
@@ -291,7 +295,7 @@ func (d *dispatch) wake(ctx context.Context, woken map[string]eventlog.Event, af
 		ids = append(ids, id)
 	}
 	if err := d.Search.Passed(ctx, after); err != nil {
-		return unread(err)
+		return readModelError(err)
 	}
 	orders, err := d.ends(ctx, eventlog.Orders)
 	if err != nil {
@@ -299,20 +303,20 @@ func (d *dispatch) wake(ctx context.Context, woken map[string]eventlog.Event, af
 	}
 	waiting, err := d.Search.Waiting(ctx, ids, d.OfferRadii, d.PositionMaxAge, orders, d.SearchWait)
 	if err != nil {
-		return unread(err)
+		return readModelError(err)
 	}
 	riders := map[string][]nearby.Rider{}
-	cause := map[string]eventlog.Event{}
+	why := map[string]cause{}
 	for _, w := range waiting {
 		riders[w.OrderID] = append(riders[w.OrderID], nearby.Rider{RiderID: w.RiderID, DistanceMeters: w.DistanceMeters})
-		cause[w.OrderID] = woken[w.RiderID]
+		e := woken[w.RiderID]
+		why[w.OrderID] = causeOf(&e)
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(concurrentCommands)
 	for id, found := range riders {
 		slices.SortFunc(found, func(a, b nearby.Rider) int { return a.DistanceMeters - b.DistanceMeters })
-		c := cause[id]
-		g.Go(func() error { return d.join(gctx, &c, id, offered(found)) })
+		g.Go(func() error { return d.join(gctx, why[id], id, offered(found)) })
 	}
 	return g.Wait()
 }
@@ -321,9 +325,9 @@ func (d *dispatch) wake(ctx context.Context, woken map[string]eventlog.Event, af
 // order may be waiting; where it stands, its shard says. An order between two
 // waves is waited for: the search for its next one may have begun before the
 // riders became eligible. Orders that become ready later find them themselves.
-func (d *dispatch) join(ctx context.Context, cause *eventlog.Event, orderID string, riders []order.OfferedRider) error {
+func (d *dispatch) join(ctx context.Context, why cause, orderID string, riders []order.OfferedRider) error {
 	for wait, waited := 5*time.Millisecond, time.Duration(0); ; wait = min(2*wait, 100*time.Millisecond) {
-		res, err := d.policy(ctx, cause, eventlog.Orders, orderID, shard.Look{})
+		res, err := d.execute(ctx, why, eventlog.Orders, orderID, shard.Look{})
 		if unknown := (*shard.UnknownEvent)(nil); errors.As(err, &unknown) {
 			return nil // nothing can be offered, and the riders' other orders are not to wait for it
 		}
@@ -335,7 +339,7 @@ func (d *dispatch) join(ctx context.Context, cause *eventlog.Event, orderID stri
 		case o == nil || o.Status != order.StatusReadyForRider || o.Exhausted:
 			return nil
 		case o.WaveOpen:
-			return d.command(ctx, cause, orderID, order.OfferWave{Round: o.Round, Wave: o.Wave, Riders: riders, TTL: d.OfferTTL, Limit: d.OfferLimit})
+			return d.command(ctx, why, orderID, order.OfferWave{Round: o.Round, Wave: o.Wave, Riders: riders, TTL: d.OfferTTL, Limit: d.OfferLimit})
 		case waited > maxJoinWait:
 			// The search hangs, or is parked: whoever takes it up begins with
 			// fresh ends, and finds these riders by itself.
@@ -351,8 +355,8 @@ func (d *dispatch) join(ctx context.Context, cause *eventlog.Event, orderID stri
 	}
 }
 
-func (d *dispatch) command(ctx context.Context, cause *eventlog.Event, orderID string, c domain.Command) error {
-	_, err := d.policy(ctx, cause, eventlog.Orders, orderID, c)
+func (d *dispatch) command(ctx context.Context, why cause, orderID string, c domain.Command) error {
+	_, err := d.execute(ctx, why, eventlog.Orders, orderID, c)
 	if domain.RefusedWith(err) != "" {
 		return nil // the order is gone: nothing to offer
 	}

@@ -1,11 +1,10 @@
-package commandside
+package policies
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -32,12 +31,12 @@ var timerTable = lease.Table{Name: "tomato.timers", Key: []string{"policy", "key
 // setTimer sets a timer of a policy, unless the policy has one for this key
 // already. It is called before the event's checkpoint is written, so that a
 // crash loses no timer.
-func (s *Side) setTimer(ctx context.Context, policy, key string, due time.Time, data any) error {
+func (p *Policies) setTimer(ctx context.Context, policy, key string, due time.Time, data any) error {
 	b, err := json.Marshal(data)
 	if err != nil {
 		return err
 	}
-	_, err = s.DB.Exec(ctx, `INSERT INTO tomato.timers (policy, key, due_at, data) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`, policy, key, due, b)
+	_, err = p.DB.Exec(ctx, `INSERT INTO tomato.timers (policy, key, due_at, data) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`, policy, key, due, b)
 	if err != nil {
 		return eventlog.Unavailable(fmt.Errorf("timer of %s: %w", policy, err))
 	}
@@ -48,12 +47,12 @@ func (s *Side) setTimer(ctx context.Context, policy, key string, due time.Time, 
 // call it: a timer is leased to one of them, and when that one dies another
 // takes it. A timer that fails is tried again with growing pauses and is never
 // given up, because money depends on it.
-func (s *Side) RunTimers(ctx context.Context) error {
+func (p *Policies) RunTimers(ctx context.Context) error {
 	failing := func(err error) {
-		s.Log.Error("the timers of payment policies cannot be read or written; trying goes on", "err", err)
+		p.Log.Error("the timers of payment policies cannot be read or written; trying goes on", "err", err)
 	}
 	lease.Loop(ctx, nil, failing, func(ctx context.Context) (time.Duration, error) {
-		n, err := s.timerRound(ctx, time.Now())
+		n, err := p.timerRound(ctx, time.Now())
 		if n == timerBatch {
 			return 0, err // more may be due
 		}
@@ -76,8 +75,8 @@ func scanTimer(r pgx.CollectableRow) (t timerRow, err error) {
 
 // timerRound runs the timers that are due at now, at most one batch, and returns
 // how many there were.
-func (s *Side) timerRound(ctx context.Context, now time.Time) (int, error) {
-	due, err := lease.Take(ctx, s.DB, timerTable, now, scanTimer)
+func (p *Policies) timerRound(ctx context.Context, now time.Time) (int, error) {
+	due, err := lease.Take(ctx, p.DB, timerTable, now, scanTimer)
 	if err != nil {
 		return 0, err
 	}
@@ -87,69 +86,58 @@ func (s *Side) timerRound(ctx context.Context, now time.Time) (int, error) {
 		if ctx.Err() != nil {
 			break // the others run when their leases end
 		}
-		work.Go(func() error { return s.runDueTimer(ctx, t, now) })
+		work.Go(func() error { return p.runDueTimer(ctx, t, now) })
 	}
 	return len(due), work.Wait()
 }
 
 // runDueTimer runs one leased timer, and then deletes it or sets when it is due
 // next.
-func (s *Side) runDueTimer(ctx context.Context, t timerRow, now time.Time) error {
+func (p *Policies) runDueTimer(ctx context.Context, t timerRow, now time.Time) error {
 	work, cancel := context.WithTimeout(ctx, timerDeadline)
-	again, next, err := s.runTimer(work, t.policy, t.key, t.data, now)
+	again, next, err := p.runTimer(work, t.policy, t.key, t.data, now)
 	cancel()
 	// Only while this instance holds the lease: when the work took longer, another
 	// instance may have taken the timer.
 	const leased = ` WHERE policy = $1 AND key = $2 AND due_at = $3`
 	switch {
 	case err != nil:
-		level := s.Log.Error
+		level := p.Log.Error
 		if errors.Is(err, eventlog.ErrUnavailable) || domain.RefusedWith(err) != "" {
-			level = s.Log.Warn
+			level = p.Log.Warn
 		}
 		level("a policy's timer failed and is tried again", "policy", t.policy, "key", t.key, "attempts", t.attempts, "err", err)
 		pause := min(timerBackoff, timerPoll<<min(t.attempts-1, 10))
-		_, err = s.DB.Exec(ctx, `UPDATE tomato.timers SET due_at = $4`+leased, t.policy, t.key, t.leasedUntil, now.Add(pause))
+		_, err = p.DB.Exec(ctx, `UPDATE tomato.timers SET due_at = $4`+leased, t.policy, t.key, t.leasedUntil, now.Add(pause))
 	case again.IsZero():
-		_, err = s.DB.Exec(ctx, `DELETE FROM tomato.timers`+leased, t.policy, t.key, t.leasedUntil)
+		_, err = p.DB.Exec(ctx, `DELETE FROM tomato.timers`+leased, t.policy, t.key, t.leasedUntil)
 	default:
 		var data []byte
 		if data, err = json.Marshal(next); err != nil {
 			return err
 		}
-		_, err = s.DB.Exec(ctx, `UPDATE tomato.timers SET due_at = $4, attempts = 0, data = $5`+leased, t.policy, t.key, t.leasedUntil, again, data)
+		_, err = p.DB.Exec(ctx, `UPDATE tomato.timers SET due_at = $4, attempts = 0, data = $5`+leased, t.policy, t.key, t.leasedUntil, again, data)
 	}
 	return err
 }
 
-// inboxMarks keeps, for each gateway order, the end offset that its inbox
-// partition had when InboxPassed was first asked about it. Losing the marks is
-// harmless: the next call sets a new one.
-type inboxMarks struct {
-	mu   sync.Mutex
-	ends map[string]int64
-}
-
-const maxInboxMarks = 1 << 16
-
-func (m *inboxMarks) mark(gatewayOrderID string) (int64, bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	end, ok := m.ends[gatewayOrderID]
-	return end, ok
-}
-
-func (m *inboxMarks) setMark(gatewayOrderID string, end int64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.ends == nil || len(m.ends) >= maxInboxMarks {
-		m.ends = map[string]int64{}
+// runTimer does what is due of one timer. again is when it is due next; zero: never.
+// next is what it holds then.
+func (p *Policies) runTimer(ctx context.Context, policy, key string, data []byte, now time.Time) (again time.Time, next any, err error) {
+	switch policy {
+	case refundPolicy:
+		var t refundTimer
+		if err := json.Unmarshal(data, &t); err != nil {
+			return time.Time{}, nil, err
+		}
+		again, err := p.pollRefund(ctx, key, t, now)
+		return again, t, err
+	case reconcilePolicy:
+		var t reconcileTimer
+		if err := json.Unmarshal(data, &t); err != nil {
+			return time.Time{}, nil, err
+		}
+		return p.reconcileAgain(ctx, t, now)
 	}
-	m.ends[gatewayOrderID] = end
-}
-
-func (m *inboxMarks) forget(gatewayOrderID string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.ends, gatewayOrderID)
+	return time.Time{}, nil, fmt.Errorf("no policy %s has timers", policy)
 }

@@ -1,4 +1,4 @@
-package commandside
+package policies
 
 import (
 	"context"
@@ -65,10 +65,10 @@ func newDispatch(t *testing.T, o *oneOrder, s *search) consumer.Consumer {
 	t.Helper()
 	cfg := eventlogtest.Embedded(t)
 	eventlogtest.Topics(t, cfg, eventlog.Layout{Partitions: 1})
-	side := &Side{Config: Config{OfferRadii: []int{1000, 2000}, OfferLimit: 5, OfferTTL: time.Minute, PositionMaxAge: time.Minute, CommandDeadline: time.Second},
+	p := &Policies{Config: Config{OfferRadii: []int{1000, 2000}, OfferLimit: 5, OfferTTL: time.Minute, PositionMaxAge: time.Minute, CommandDeadline: time.Second},
 		Commands: o, Search: s, Partitions: 1, Log: slog.New(slog.DiscardHandler)}
-	side.Producer = eventlogtest.Client(t, cfg)
-	return side.Dispatch()
+	p.Client = eventlogtest.Client(t, cfg)
+	return p.Dispatch()
 }
 
 // Once the first fresh position was noted before the batch that it wakes had
@@ -76,7 +76,7 @@ func newDispatch(t *testing.T, o *oneOrder, s *search) consumer.Consumer {
 func TestAWakeUpThatFailedIsRepeated(t *testing.T) {
 	t.Parallel()
 	o := &oneOrder{state: order.State{ID: "o", Version: 6, Status: order.StatusReadyForRider, Round: 1, Wave: 1, WaveOpen: true}}
-	s := &search{err: errors.New("away"), waiting: []nearby.WaitingOrder{{OrderID: "o", RiderID: "r", DistanceMeters: 7}}}
+	s := &search{err: errors.New("no read model"), waiting: []nearby.WaitingOrder{{OrderID: "o", RiderID: "r", DistanceMeters: 7}}}
 	c := newDispatch(t, o, s)
 	data, err := json.Marshal(rider.Position{RiderID: "r", RecordedAt: time.Now()})
 	if err != nil {
@@ -84,7 +84,7 @@ func TestAWakeUpThatFailedIsRepeated(t *testing.T) {
 	}
 	events := []eventlog.Event{{Topic: eventlog.RiderLocations, Type: rider.PositionType, Subject: "r", Data: data}}
 	if err := c.Batch(t.Context(), events); !errors.Is(err, eventlog.ErrUnavailable) {
-		t.Fatalf("a search that is away: %v", err)
+		t.Fatalf("a search without its read model: %v", err)
 	}
 	s.err = nil
 	if err := c.Batch(t.Context(), events); err != nil {
