@@ -77,8 +77,8 @@ func (s *session) assigned(ctx context.Context, offsets map[string]map[int32]kgo
 }
 
 // takePartitions takes the checkpoints of tps, and returns their workers, which do
-// not run yet. A partition that lacks records which the checkpoint has not passed
-// gets no worker and is returned in lost.
+// not run yet. If the log of a partition no longer has records that the checkpoint has
+// not passed, the partition gets no worker and is returned in lost.
 func (g *group) takePartitions(ctx context.Context, s *session, tps []eventlog.TopicPartition) (_ []*worker, lost []*eventlog.LostBeginning, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, g.r.stoppedAfter(takeTimeout))
 	defer cancel()

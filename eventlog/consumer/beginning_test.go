@@ -48,9 +48,9 @@ func TestCheckBeginnings(t *testing.T) {
 	})
 }
 
-// Records of one partition are deleted. A consumer whose checkpoint lies behind
-// them goes on; one that still needs them stops there, says why, and goes on
-// everywhere else: a read model and a policy alike, new or not.
+// Records of one partition are deleted. A consumer whose checkpoint is after them goes
+// on. One that still needs them stops in that partition, says why, and goes on in the
+// others. This is true of read models and policies, with or without a checkpoint.
 func TestAConsumerDoesNotBeginBehindAHole(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {

@@ -38,7 +38,7 @@ func chaosSize(t *testing.T) int {
 	return n
 }
 
-// folded is what an aggregate's events came to.
+// folded is the fold of an aggregate's events.
 type folded struct{ version, hash int64 }
 
 // with adds an event to the fold; another order gives another hash.
@@ -70,12 +70,12 @@ func (o *outside) apply(e *eventlog.Event) {
 	}
 }
 
-// faults make 5 % of what a handler is asked fail, each call anew; and of some
-// events every call, until they are mended.
+// faults make 5 % of a handler's calls fail, at random. Every call for some of the
+// events fails, until mended is set.
 type faults struct {
 	seed   uint64
 	poison map[string]bool // by event id: no retry can help
-	broken map[string]bool // these do not say so, and use all of their attempts up
+	broken map[string]bool // not marked as poison, so they use up all of their attempts
 
 	mu       sync.Mutex
 	calls    map[string]uint64
@@ -98,7 +98,7 @@ func (f *faults) of(e *eventlog.Event) error {
 	f.calls[e.ID]++
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(e.ID))
-	// Never so often in a row that chance alone makes a dead letter.
+	// An event must not fail so often in a row that chance makes it a dead letter.
 	if rand.New(rand.NewPCG(f.seed+f.calls[e.ID], h.Sum64())).IntN(20) == 0 && f.inARow[e.ID] < 3 {
 		f.injected++
 		f.inARow[e.ID]++
@@ -108,8 +108,9 @@ func (f *faults) of(e *eventlog.Event) error {
 	return nil
 }
 
-// foldRows is a read model: the fold of each key in table, many at once. Each
-// event takes effect once, so one that comes again or too early breaks it.
+// foldRows returns the handler of a read model, which keeps the fold of each key in
+// table. Each event must take effect once: wrong is called for an event that comes
+// again or too early.
 func foldRows(table string, check func(*eventlog.Event) error, wrong func(string)) func(context.Context, pgx.Tx, []eventlog.Event) error {
 	return func(ctx context.Context, tx pgx.Tx, es []eventlog.Event) error {
 		keys := map[string]bool{}
@@ -162,11 +163,11 @@ func (b *bench) foldedRows(table string) map[string]folded {
 	return out
 }
 
-// 5 % of the handlers' calls fail, some events for good, while the consumers are
-// killed, stopped and joined by others twenty times. Nothing is lost, applied
-// twice or out of its key's order; every event that fails for good is a dead
-// letter with its reason, and nothing else is. Mended, one replay of all brings
-// the rows to what a fold of the log from scratch gives.
+// 5 % of the handlers' calls fail, and every call for some events, while instances are
+// killed, stopped and started twenty times. No event is lost, applied twice or handled
+// out of its key's order. Every event that always fails is a dead letter with its
+// reason, and no other event is. When the fault is mended, one replay of all dead
+// letters makes the rows equal to a fold of the log from scratch.
 func TestFailuresAndKillsLeaveTheFold(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
@@ -196,7 +197,7 @@ func TestFailuresAndKillsLeaveTheFold(t *testing.T) {
 				}
 				events++
 				want[key] = want[key].with(&e)
-				// At most one of a key, so that it is not behind another when all is said.
+				// At most one event of a key, so that none waits behind another in the end.
 				if n := rnd.IntN(500); n < 2 && !marked[key] {
 					marked[key] = true
 					[]map[string]bool{poison, broken}[n][e.ID] = true
@@ -267,7 +268,7 @@ func TestFailuresAndKillsLeaveTheFold(t *testing.T) {
 		for k := range kills {
 			from, to := k*len(recs)/kills, (k+1)*len(recs)/kills
 			b.produce(recs[from:to]...)
-			// In the middle of the slowest one's work, or of the fastest one's, while the others are behind.
+			// Wait until the slowest consumer, or only the fastest, is in the middle of these records.
 			long(t, total, "some progress", func() bool {
 				slowest, fastest := passed()
 				if k%4 == 0 {
@@ -353,7 +354,7 @@ func TestFailuresAndKillsLeaveTheFold(t *testing.T) {
 	})
 }
 
-// long is eventually for what takes longer the more there is.
+// long is eventually with a limit that grows with the number of events.
 func long(t *testing.T, events int, what string, ok func() bool, state ...func() string) {
 	t.Helper()
 	tick := time.NewTicker(25 * time.Millisecond)
@@ -370,13 +371,13 @@ func long(t *testing.T, events int, what string, ok func() bool, state ...func()
 	}
 }
 
-// counts is for failing tests to show.
+// counts returns what a failing test shows.
 func (b *bench) counts() string {
 	return query[string](b, `SELECT coalesce((SELECT json_agg(c)::text FROM tomato.checkpoints c), '') ||
 		coalesce((SELECT json_agg(x)::text FROM (SELECT consumer, state, attempt, count(*), min(due_at) FROM tomato.parked GROUP BY 1, 2, 3) x), '')`)
 }
 
-// deadLetters are the classes of a consumer's dead letters, by event id.
+// deadLetters returns the classes of a consumer's dead letters, by event id.
 func (b *bench) deadLetters(name string) map[string]string {
 	b.t.Helper()
 	tools := &parked.DeadLetters{DB: b.db, Kafka: b.cfg}
@@ -407,8 +408,8 @@ func (b *bench) wantLetter(name, id, class, reason string) {
 	}
 }
 
-// wantInTopic holds a dead letter topic to events by their reasons: all of
-// these, and no others. A crash may leave a copy twice.
+// wantInTopic checks that a dead letter topic has exactly these events, which are given
+// by their reasons. It may have an event twice after a crash.
 func (b *bench) wantInTopic(name string, reasons map[string]map[string]bool) {
 	b.t.Helper()
 	topic := eventlog.ParkedTopic(eventlog.Orders, name, "dlq")

@@ -21,7 +21,7 @@ var errRowChanged = errors.New("parked row has changed")
 // failed does what was decided about a fresh event that failed, except for writing
 // the row that it returns. It returns no row if the event is skipped.
 func (w *worker) failed(i *item, cause error, d parked.Decision) ([]*parked.Event, error) {
-	if d.Action == parked.PassOver {
+	if d.Action == parked.Skip {
 		w.skip(i.event.Offset, cause)
 		return nil, nil
 	}

@@ -24,9 +24,9 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// A record died, and its worker was killed before it had copied all that queues
-// behind it: nobody took that up again, and once the source topic had forgotten
-// these records they were lost.
+// An event became a dead letter, and its worker was killed before it had copied all
+// events that wait behind it. Nobody copied the others later, so they were lost when
+// the source topic had deleted their records.
 func TestCopyingWhatQueuesBehindADeadRecordIsTakenUpAfterACrash(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, eventlogtest.Embedded(t), flaky)
@@ -48,7 +48,7 @@ func TestCopyingWhatQueuesBehindADeadRecordIsTakenUpAfterACrash(t *testing.T) {
 	eventually(t, "all parked", func() bool { return copied() == 4 })
 	kill()
 	stop()
-	// As it is in the middle: one follower of three has been copied.
+	// The state at the kill: one of the three followers has been copied.
 	b.exec(`UPDATE tomato.parked SET copy_topic = '', copy_offset = -1, class = '', rev = rev + 1 WHERE state = 'waiting' AND source_offset > 1`)
 	if n := copied(); n != 2 {
 		t.Fatalf("%d copied", n)
@@ -76,9 +76,9 @@ func TestCopyingWhatQueuesBehindADeadRecordIsTakenUpAfterACrash(t *testing.T) {
 	}
 }
 
-// deaf is what connects a pool to Postgres: of every third COMMIT the server's
-// answer is lost, as often as left says, and the connection with it. The
-// transaction has committed, and its client is told of an error.
+// deaf connects a pool to Postgres. The answer to every third COMMIT is lost, left
+// times in all, and the connection with it: the transaction has committed, but the
+// client gets an error.
 type deaf struct {
 	left    atomic.Int32
 	commits atomic.Int32
@@ -122,9 +122,9 @@ func (c *deafConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// A COMMIT's answer is lost: the event is not applied twice, and what was
-// committed is not tried again and again. (It was repeated for ever: a parked
-// row that was gone or changed already was taken for an absence of Postgres.)
+// The answer to a COMMIT is lost. The event is not applied twice, and the committed
+// work is not repeated again and again. (It was repeated for ever, when a parked row
+// that was deleted or changed already counted as an unavailable Postgres.)
 func TestALostAnswerToACommit(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, eventlogtest.Embedded(t), everyKind("lost")...)
@@ -204,8 +204,8 @@ func TestALostAnswerToACommit(t *testing.T) {
 	}
 }
 
-// A replay at a millionth of a letter per second was accepted: the last one would
-// have been due in years, and was shown as replayed.
+// A replay at a millionth of a dead letter per second was accepted. The last one would
+// have been due years later, but was shown as replayed.
 func TestReplayRateHasBounds(t *testing.T) {
 	t.Parallel()
 	tools := &parked.DeadLetters{}
@@ -216,9 +216,9 @@ func TestReplayRateHasBounds(t *testing.T) {
 	}
 }
 
-// A handler of an Each consumer that never returned stood still unseen, for its
-// partition's loop went on. Whatever stands still shows in Stopped, which is what degrades /readyz, with
-// the reason, and no longer when it goes on.
+// Stopped, by which /readyz is degraded, names everything that does not go on, with the
+// reason, until it goes on again. (A handler of an Each consumer that never returned
+// was not named, because the loop of its partition went on.)
 func TestWhatStandsStillIsNamed(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, eventlogtest.Embedded(t), flaky)
@@ -248,40 +248,39 @@ func TestWhatStandsStillIsNamed(t *testing.T) {
 		return eventlog.UnavailableFrom("the bank", errors.New("closed"))
 	})
 	idle := run("idle", func(context.Context, eventlog.Event) error { return nil })
-	lanes := run("lanes", func(context.Context, eventlog.Event) error { return nil })
-	if got := lanes.Stopped("nonesuch"); len(got) != 1 || !strings.Contains(got[0], "nonesuch: not started") {
+	locked := run("locked", func(context.Context, eventlog.Event) error { return nil })
+	if got := locked.Stopped("nonesuch"); len(got) != 1 || !strings.Contains(got[0], "nonesuch: not started") {
 		t.Errorf("a consumer that nobody started: %v", got)
 	}
 	for _, r := range []struct {
 		name string
 		r    *consumer.Runtime
-	}{{"hangs", hangs}, {"waits", waits}, {"idle", idle}, {"lanes", lanes}} {
+	}{{"hangs", hangs}, {"waits", waits}, {"idle", idle}, {"locked", locked}} {
 		eventually(t, r.name+" has begun", well(r.name, r.r))
 	}
 	b.produce(b.event(eventlog.PaymentWebhooks, "k", "W")...)
 
 	eventually(t, "a wait is named", says(waits, "consumer waits", "waits since", "the bank: closed"))
 
-	// Another process holds a checkpoint and does not let go of it: whoever is
-	// assigned the partition cannot begin. (It waited without a bound, and was
-	// ready all the while.)
+	// Another process keeps a checkpoint locked, so the instance to which the partition
+	// is assigned cannot begin. (It waited without a bound, and was ready meanwhile.)
 	eventually(t, "checkpoint is there", func() bool {
-		return query[int](b, `SELECT count(*) FROM tomato.checkpoints WHERE consumer = 'lanes'`) == testPartitions
+		return query[int](b, `SELECT count(*) FROM tomato.checkpoints WHERE consumer = 'locked'`) == testPartitions
 	})
 	tx, err := b.db.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
-	if _, err := tx.Exec(t.Context(), `SELECT FROM tomato.checkpoints WHERE consumer = 'lanes' FOR UPDATE`); err != nil {
+	if _, err := tx.Exec(t.Context(), `SELECT FROM tomato.checkpoints WHERE consumer = 'locked' FOR UPDATE`); err != nil {
 		t.Fatal(err)
 	}
-	late := run("lanes", func(context.Context, eventlog.Event) error { return nil })
-	eventually(t, "a checkpoint that cannot be had is named", says(late, "consumer lanes", "take checkpoints"))
+	late := run("locked", func(context.Context, eventlog.Event) error { return nil })
+	eventually(t, "a checkpoint that cannot be had is named", says(late, "consumer locked", "take checkpoints"))
 	if err := tx.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it begins", well("lanes", late))
+	eventually(t, "it begins", well("locked", late))
 
 	if s := idle.Stopped(); len(s) > 0 {
 		t.Errorf("an idle consumer: %v", s)
@@ -293,9 +292,9 @@ func TestWhatStandsStillIsNamed(t *testing.T) {
 	eventually(t, "who hung is well", well("hangs", hangs))
 }
 
-// The row of what failed and the position behind it are one transaction, or the
-// row comes first: where it cannot be written, the position stays before the
-// record, whatever crashes then.
+// The row of an event that failed is written before the position after it, or in the
+// same transaction. If the row cannot be written, the position stays before the
+// event, so a crash loses nothing.
 func TestNoPositionPassesWhatIsNotParked(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, eventlogtest.Embedded(t), everyKind("row")...)
@@ -335,8 +334,8 @@ func TestNoPositionPassesWhatIsNotParked(t *testing.T) {
 	}
 }
 
-// A replay is of one consumer, whoever else has failed on the same events; and
-// nothing is discarded without a reason.
+// A replay concerns one consumer, although another has failed on the same events too.
+// Nothing is discarded without a reason.
 func TestToolsTouchOneConsumerAndWantAReason(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, eventlogtest.Embedded(t), everyKind("tool")...)

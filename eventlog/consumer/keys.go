@@ -54,8 +54,8 @@ type keyResult struct {
 func (w *worker) runEach() error {
 	k := &keyedWorker{worker: w, queues: map[string]*keyQueue{}, results: make(chan keyResult, w.g.c.ConcurrentKeys)}
 	err := k.loop()
-	// Wait for the goroutines that are still running, so that nothing of this worker
-	// is left when it is done. They stop when drain is closed or ctx ends. In a drain,
+	// Wait for the goroutines that are still running, so that all of them have ended
+	// when the worker is done. They stop when drain is closed or ctx ends. In a drain,
 	// records before the last one that was begun are handled too: the position cannot
 	// pass them, so the next owner would handle what is done after them again.
 	k.draining = true

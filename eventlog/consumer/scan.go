@@ -18,8 +18,8 @@ type item struct {
 	row    *parked.Event // its row, if it waits behind a parked event of its key
 }
 
-// batch is items and, in a slice of their own, their events: a handler is given
-// that slice as it is.
+// batch is items, and their events in a slice of their own, which a handler is given
+// as it is.
 type batch struct {
 	items  []*item
 	events []eventlog.Event
@@ -97,7 +97,7 @@ func (w *worker) scan(recs []*kgo.Record, buf *scanBuffer) (batch, error) {
 		}
 		it := &buf.items[len(items)]
 		*it = item{before: before, event: e, key: e.Subject}
-		if !aggregate && string(r.Key) != it.key { // of an inbox record the record's key decides
+		if !aggregate && string(r.Key) != it.key { // an inbox record is ordered by its key
 			it.key = parked.Key(r.Key)
 		}
 		if e.Fault != nil {

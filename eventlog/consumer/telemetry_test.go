@@ -18,9 +18,9 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// A position is replaced by the next one: what cannot be handled is passed over,
-// whatever is wrong with it and however much of it there is, and what an older
-// build has parked holds nothing up.
+// The record of a telemetry topic is replaced by the next one of its key. Those that
+// cannot be handled are skipped, however many there are, and rows that an older build
+// has parked hold nothing up.
 func TestTelemetryIsPassedOverAndNeverParked(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {

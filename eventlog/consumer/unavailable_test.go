@@ -16,10 +16,10 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// While something is away one lane at a time asks for it, whoever else waits;
-// lanes that do not need it go on, and their getting through does not hide that
-// others wait (it did: a worker knew one absence for all of its lanes).
-func TestOneAsksForWhatIsAwayAndOthersGoOn(t *testing.T) {
+// While a dependency is unavailable, one key queue at a time calls it, however many
+// wait. Key queues that do not need it go on, and Status still shows that the others
+// wait. (It did not, when a worker kept one wait for all of its key queues.)
+func TestOneCallsWhatIsUnavailableAndOthersGoOn(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, eventlogtest.Embedded(t), eventlog.Subscription{Name: "needy", Topics: []string{eventlog.Orders}})
 	const keys = 20
@@ -58,7 +58,7 @@ func TestOneAsksForWhatIsAwayAndOthersGoOn(t *testing.T) {
 		}
 		return false
 	}
-	for k := range 3 * keys { // more wait than there are lanes
+	for k := range 3 * keys { // more keys wait than there are slots
 		b.produce(b.event(eventlog.Orders, fmt.Sprint("free", k), "T")...)
 		if k%keys == 0 && !waits() {
 			t.Error("that somebody waits does not show")
@@ -75,7 +75,7 @@ func TestOneAsksForWhatIsAwayAndOthersGoOn(t *testing.T) {
 	back = true
 	mu.Unlock()
 	if took := last[4].Sub(last[0]); took < 4*400*time.Millisecond {
-		t.Errorf("%d lanes asked 5 times in %v", keys, took)
+		t.Errorf("%d key queues called it 5 times in %v", keys, took)
 	}
 	eventually(t, "all is done when it is back", func() bool { return l.total() == 4*keys })
 	eventually(t, "nobody waits", func() bool { return !waits() })

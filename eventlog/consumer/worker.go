@@ -45,14 +45,14 @@ type worker struct {
 	queue         []*kgo.Record
 	queueBytes    int
 	fetchPaused   bool
-	pos           Mark      // everything before it is done or parked; the checkpoint follows
-	dirtySince    time.Time // since when pos is ahead of the checkpoint; zero: it is not
-	oldestInWork  time.Time // timestamp of the oldest record that was dequeued and is not done; zero: there is none
-	end           int64     // of the log, as last seen
-	behindSince   time.Time // since when end is known to be after pos
-	changes       []*parked.Event
+	pos           Mark                           // everything before it is done or parked; the checkpoint follows
+	dirtySince    time.Time                      // since when pos is ahead of the checkpoint; zero: it is not
+	oldestInWork  time.Time                      // timestamp of the oldest record that was dequeued and is not done; zero: there is none
+	end           int64                          // of the log, as last seen
+	behindSince   time.Time                      // since when end is known to be after pos
+	changes       []*parked.Event                // rows that an operator has changed
 	waits         map[*dependencyWait]*waitState // of goroutines that wait for a dependency
-	overBudgetErr error
+	overBudgetErr error                          // why the partition is paused; nil: it is not
 
 	skips         skips         // of a telemetry topic
 	yieldedSlots  atomic.Int32  // key queues that wait for a dependency, and have given up their slots
@@ -61,7 +61,8 @@ type worker struct {
 	heartbeat     atomic.Int64  // Unix nanoseconds
 	longestCallAt atomic.Int64  // when the longest running call of Each began, Unix nanoseconds; 0: there is none
 
-	// Only the goroutine of run uses these.
+	// Only the goroutine of run uses these, apart from the methods of parked that are
+	// safe for concurrent use.
 	read   Mark // everything before it was dequeued
 	parked *parked.Set
 	buf    scanBuffer // of runBatches
@@ -75,7 +76,7 @@ func newWorker(s *session, cp *Checkpoint, set *parked.Set) *worker {
 		drain: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1),
 		waits: map[*dependencyWait]*waitState{}, extraSlots: make(chan struct{}, s.g.c.ConcurrentKeys),
 		telemetry: IsTelemetry(cp.Topic),
-		policy:    parked.Policy{InPlaceTries: s.g.c.InPlaceTries, Delays: s.g.delays(), PassOver: IsTelemetry(cp.Topic)},
+		policy:    parked.Policy{InPlaceTries: s.g.c.InPlaceTries, Delays: s.g.delays(), Skip: IsTelemetry(cp.Topic)},
 		pos:       cp.Mark, end: cp.Next, read: cp.Mark, parked: set,
 	}
 	w.ctx = context.WithValue(w.ctx, workerKey{}, w)

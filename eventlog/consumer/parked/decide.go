@@ -17,8 +17,9 @@ type Policy struct {
 	// because there are two retry topics. An event has one attempt more than there
 	// are delays.
 	Delays []time.Duration
-	// PassOver says that an event which fails is skipped instead of being parked.
-	PassOver bool
+	// Skip is set for topics whose events are skipped when they fail, instead of being
+	// parked.
+	Skip bool
 }
 
 // Failure is what is known about a try that failed.
@@ -38,7 +39,7 @@ const (
 	TryAgain                 // try again after some milliseconds
 	RetryLater               // the attempt failed: park the event until Decision.Due
 	DeadLetter               // the last attempt failed, or the event is poison: park it until an operator acts
-	PassOver                 // skip the event
+	Skip                     // skip the event
 )
 
 // Decision is what happens with an event whose handler failed.
@@ -59,8 +60,8 @@ func (p Policy) Decide(f Failure, now time.Time) Decision {
 		return Decision{Action: Wait} // the transaction may succeed when it is repeated
 	case !f.Parked && !poison && f.Tries < p.InPlaceTries:
 		return Decision{Action: TryAgain}
-	case !f.Parked && p.PassOver:
-		return Decision{Action: PassOver}
+	case !f.Parked && p.Skip:
+		return Decision{Action: Skip}
 	case poison || f.Attempts >= len(p.Delays):
 		return Decision{Action: DeadLetter, Stage: eventlog.DeadLetter}
 	case f.Attempts == 0:

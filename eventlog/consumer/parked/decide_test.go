@@ -16,7 +16,7 @@ func TestDecide(t *testing.T) {
 	now := time.Unix(1_000_000, 0)
 	policy := Policy{InPlaceTries: 3, Delays: []time.Duration{5 * time.Second, 30 * time.Second}}
 	one, none, telemetry := policy, policy, policy
-	one.Delays, none.Delays, telemetry.PassOver = policy.Delays[:1], nil, true
+	one.Delays, none.Delays, telemetry.Skip = policy.Delays[:1], nil, true
 	fault := errors.New("no")
 	poison := eventlog.Poison(fault)
 	unavailable := fmt.Errorf("handler: %w", eventlog.UnavailableFrom("gateway", fault))
@@ -48,8 +48,8 @@ func TestDecide(t *testing.T) {
 		{"deadlock, last try", policy, Failure{Cause: deadlock, Tries: 3}, soon},
 		{"deadlock, parked", policy, Failure{Cause: deadlock, Attempts: 2, Parked: true}, Decision{Action: Wait}},
 		{"telemetry, first try", telemetry, Failure{Cause: fault, Tries: 1}, Decision{Action: TryAgain}},
-		{"telemetry, last try", telemetry, Failure{Cause: fault, Tries: 3}, Decision{Action: PassOver}},
-		{"telemetry, poison", telemetry, Failure{Cause: poison, Tries: 1}, Decision{Action: PassOver}},
+		{"telemetry, last try", telemetry, Failure{Cause: fault, Tries: 3}, Decision{Action: Skip}},
+		{"telemetry, poison", telemetry, Failure{Cause: poison, Tries: 1}, Decision{Action: Skip}},
 		{"telemetry, unavailable", telemetry, Failure{Cause: unavailable, Tries: 1}, Decision{Action: Wait}},
 		{"telemetry that an older build has parked", telemetry, Failure{Cause: fault, Attempts: 2, Parked: true}, dead},
 	} {
