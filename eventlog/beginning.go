@@ -9,13 +9,14 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// LostBeginning says that records which a reader needs are not on an aggregate
-// topic any more: somebody has deleted them, or a retention was set by mistake.
-// Whoever went on behind the hole would take half a history for the whole.
+// LostBeginning is the error that records which a reader needs are no longer on an
+// aggregate topic. Somebody has deleted them, or a retention was set by mistake. A
+// reader that began after the missing records would take half a history for the
+// whole.
 type LostBeginning struct {
 	TopicPartition
-	Start int64 // first offset that is still there
-	Need  int64 // where the reader would begin
+	Start int64 // the first offset that still exists
+	Need  int64 // the offset from which the reader must read
 }
 
 func (l *LostBeginning) Error() string {
@@ -24,9 +25,9 @@ func (l *LostBeginning) Error() string {
 		l.Topic, l.Partition, l.Start, l.Need)
 }
 
-// CheckBeginnings fails with *LostBeginning if an aggregate topic does not have
-// the records from these offsets on. Topics that keep records for a time only
-// are left out. Other errors are the broker's.
+// CheckBeginnings fails with *LostBeginning if an aggregate topic no longer has all
+// records from the offsets in need on. It ignores topics that keep records for a
+// limited time. Other errors are those of the broker.
 func CheckBeginnings(ctx context.Context, client *kgo.Client, need map[TopicPartition]int64) error {
 	topics := map[string]bool{}
 	for tp := range need {
@@ -49,7 +50,8 @@ func CheckBeginnings(ctx context.Context, client *kgo.Client, need map[TopicPart
 	return nil
 }
 
-// MissingBeginning is nil if tp has everything from need on, or need not have it.
+// MissingBeginning returns nil if tp, whose first offset is start, has all records
+// from need on, or if tp is not a partition of an aggregate topic.
 func MissingBeginning(tp TopicPartition, start, need int64) *LostBeginning {
 	if !IsAggregate(tp.Topic) || start <= need {
 		return nil

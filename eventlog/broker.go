@@ -12,17 +12,19 @@ import (
 	"tomato/eventlog/filelock"
 )
 
-// ErrInUse says that another process has the broker's directory open.
+// ErrInUse means that another process has the broker's directory.
 var ErrInUse = filelock.ErrInUse
 
-// Broker is the embedded broker: one node that speaks Kafka's protocol on a
-// TCP port and keeps its topics, groups and producers in a directory. Each
-// acknowledged batch has been written to the operating system, so that it
-// outlives a kill of the process; a power cut may take what the page cache
-// held, as with Apache Kafka's own defaults on one broker. A batch that was under
-// way at a kill may be in the log twice afterwards; the reader rule rejects the
-// second copy. The broker is for trying out, development and tests: it has one
-// copy of everything and one loop that serves all clients.
+// Broker is the embedded broker: one node that speaks Kafka's protocol on a TCP port
+// and keeps its topics, groups and producers in a directory. It is for first steps,
+// development and tests, because it has one copy of everything and one loop that
+// serves all clients. Its methods are safe for concurrent use.
+//
+// The broker writes each batch to the operating system before it acknowledges it. So
+// an acknowledged batch survives a kill of the process. A power cut may lose what
+// was in the page cache, as with one broker of Apache Kafka and its default settings.
+// A batch that was being written at a kill may be in the log twice afterwards. The
+// reader rule rejects the second copy.
 type Broker struct {
 	cluster *kfake.Cluster
 	addr    string
@@ -30,10 +32,11 @@ type Broker struct {
 	close   sync.Once
 }
 
-// StartBroker opens dir, created if need be, and listens on addr (host:port; a
-// port of 0 takes a free one). The host is what clients are told to connect to,
-// so it must be a name or address, not a wildcard. It fails with ErrInUse when
-// a live process has dir open; a process that was killed no longer holds it.
+// StartBroker starts a broker on dir, which it creates if it does not exist, and
+// listens on addr (host:port; with port 0 it takes a free one). Clients are told to
+// connect to the host of addr, so it must be a name or an address and not a wildcard.
+// It fails with ErrInUse if another process has dir. A process that was killed has it
+// no longer.
 func StartBroker(dir, addr string) (*Broker, error) {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -65,9 +68,8 @@ func StartBroker(dir, addr string) (*Broker, error) {
 // Addr returns the host:port that clients connect to.
 func (b *Broker) Addr() string { return b.addr }
 
-// Close stops serving, writes what is not yet on disk and releases the
-// directory. Connected clients see their connections end. Later calls do
-// nothing.
+// Close stops the broker, writes what is not on disk yet, and releases the directory.
+// The connections of clients are closed. Later calls do nothing.
 func (b *Broker) Close() {
 	b.close.Do(func() {
 		b.cluster.Close()

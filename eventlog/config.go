@@ -20,25 +20,29 @@ type Config struct {
 	SASLUsername  string
 	SASLPassword  string
 	ClientID      string // shown in the brokers' logs
-	// Dial connects to a broker; nil: over TCP, with TLS if set. With it TLS is
-	// Dial's own matter. For tunnels, and for tests that cut the network.
+	// Dial connects to a broker. If it is nil, connections use TCP, and TLS if TLS is
+	// set. If it is set, TLS has no effect and Dial must do that itself. It is for
+	// tunnels, and for tests that cut the network.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
-// Options returns what every client of these brokers needs; a caller adds its own.
+// Options returns the options that every client of these brokers needs, and then more.
+// It fails if SASLMechanism is unknown.
 func (c Config) Options(more ...kgo.Opt) ([]kgo.Opt, error) {
 	opts := []kgo.Opt{
 		kgo.SeedBrokers(c.Brokers...),
-		// Metadata is asked for when something moved; the default of 5 s between
-		// two refreshes would make every take-over and leader change that long.
+		// A client asks for the metadata when a partition has another leader. With the
+		// default of 5 s between two requests, every take-over and change of a leader
+		// would take that long.
 		kgo.MetadataMinAge(100 * time.Millisecond),
-		// A broker that stands still (a frozen machine, a stalled disk) closes no
-		// connection. With the default of 10 s on top of each request's own limit,
-		// clients stayed with it long after its partitions had another leader.
+		// A broker that hangs (a frozen machine, a stalled disk) does not close its
+		// connections. With the default of 10 s on top of each request's own limit,
+		// clients waited for it long after its partitions had another leader.
 		kgo.RequestTimeoutOverhead(3 * time.Second),
-		// The end of a transaction is a record with an offset of its own. Anybody may
-		// have begun one on any topic; a reader that is not given its end waits for
-		// that offset for ever. It has no headers, so it is no event.
+		// The end of a transaction is a control record, which has an offset of its own.
+		// Any program may have written a transaction to any topic. A reader that does
+		// not receive the control record waits for its offset for ever. It has no
+		// headers, so readers do not take it for an event.
 		kgo.KeepControlRecords(),
 		kgo.RetryBackoffFn(func(n int) time.Duration { return min(time.Duration(n)*50*time.Millisecond, time.Second) }),
 	}
@@ -65,7 +69,7 @@ func (c Config) Options(more ...kgo.Opt) ([]kgo.Opt, error) {
 	return append(opts, more...), nil
 }
 
-// NewClient returns a client of these brokers.
+// NewClient returns a client of these brokers. It does not connect yet.
 func (c Config) NewClient(more ...kgo.Opt) (*kgo.Client, error) {
 	opts, err := c.Options(more...)
 	if err != nil {

@@ -1,4 +1,19 @@
 // Package eventlog is Kafka as Tomato uses it: records and events, the topics, the
-// reader rule, positions and tokens, and the embedded broker. It knows nothing of
-// Postgres; the runtime of consumers, which does, is package eventlog/consumer.
+// reader rule, positions and tokens, and the embedded broker. It does not use
+// Postgres. The runtime of consumers, which does, is package eventlog/consumer.
+//
+// The files, in reading order:
+//
+//	event.go      an event, as a record and read from one
+//	rule.go       the reader rule: which records are valid
+//	topics.go     the table of topics, and how they are created and verified
+//	token.go      positions and consistency tokens
+//	logid.go      which logs a client's token is for
+//	ends.go       whether the positions of a token exist
+//	read.go       reading a range of a log; start and end offsets
+//	beginning.go  logs whose first records have been deleted
+//	errors.go     how a handler marks the kind of a failure
+//	config.go     how to connect to the brokers
+//	broker.go     the embedded broker
+//	murmur2.go    the hash by which Kafka chooses partitions
 package eventlog

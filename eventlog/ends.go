@@ -10,43 +10,47 @@ import (
 )
 
 const (
-	// endsGrace is how long a reader has for a token before the brokers are
-	// asked whether it can ever come: nearly all tokens are passed by then.
+	// endsGrace is how long Watch waits before it asks the brokers whether the token
+	// exists. Nearly all tokens are passed by then, so nobody has to ask.
 	endsGrace = 100 * time.Millisecond
-	// endsPause is between two questions, whoever asks.
+	// endsPause is the pause between two requests to the brokers.
 	endsPause   = 100 * time.Millisecond
 	endsTimeout = 3 * time.Second
 )
 
-// Ends says whether positions exist, so that nobody waits for a record that was
-// never appended. All who ask share one question at a time, and ends only grow,
-// so a known one is asked for once. Safe for concurrent use; nil knows nothing.
+// Ends finds out whether positions exist, so that nobody waits for a record that was
+// never appended. One request to the brokers at a time is shared by all callers. Ends
+// remembers the end offsets, which only grow, so it does not ask again about a
+// position that it knows to exist. It is safe for concurrent use. A nil *Ends never
+// finds that a position does not exist.
 type Ends struct {
 	client *kgo.Client
 
-	mu      sync.Mutex
-	known   map[TopicPartition]int64
-	next    *endsAnswer // of the question that is not asked yet
-	running bool
+	mu      sync.Mutex               // guards the fields below
+	known   map[TopicPartition]int64 // end offsets
+	next    *endsAnswer              // of the request that has not been sent yet; nil if nobody waits for one
+	running bool                     // ask is running
 }
 
+// endsAnswer is the answer to one request. err is set before done is closed.
 type endsAnswer struct {
 	done chan struct{}
 	err  error
 }
 
-// NewEnds returns Ends that ask by the client, which remains the caller's.
+// NewEnds returns an Ends that asks the brokers with client. The caller closes client.
 func NewEnds(client *kgo.Client) *Ends {
 	return &Ends{client: client, known: map[TopicPartition]int64{}}
 }
 
-// Watch returns a context for waiting until the token is passed. It ends with
-// the cause ErrUnknownToken once the brokers say that a position of the token is
-// at or beyond the end of its log; while they cannot be asked it does not. stop
-// must be called.
+// Watch returns a context for a caller that waits until the token is passed. The
+// context ends with the cause ErrUnknownToken when the brokers say that a position of
+// the token is at or beyond the end of its log. While the brokers are unavailable, it
+// does not end. The caller must call stop.
 //
-// A token of an acknowledged append is below the end as every leader gives it:
-// the record was in all in-sync replicas before the acknowledgement.
+// The token of an acknowledged append is never taken for unknown: the record was on
+// all in-sync replicas before the acknowledgement, so it is below the end offset that
+// any leader returns.
 func (e *Ends) Watch(ctx context.Context, token Token) (watched context.Context, stop func()) {
 	if e == nil {
 		return ctx, func() {}
@@ -63,8 +67,9 @@ func (e *Ends) Watch(ctx context.Context, token Token) (watched context.Context,
 	}
 }
 
-// exists says whether all positions of the token are below the ends. A no rests
-// on a question that was asked after the call.
+// exists reports whether all positions of the token are below the end offsets. If it
+// returns false, the brokers were asked after the call began. It fails if they cannot
+// be asked, or if ctx ends.
 func (e *Ends) exists(ctx context.Context, token Token) (bool, error) {
 	e.mu.Lock()
 	if e.below(token) {
@@ -93,7 +98,8 @@ func (e *Ends) exists(ctx context.Context, token Token) (bool, error) {
 	return e.below(token), nil
 }
 
-// below is called with mu held.
+// below reports whether all positions of the token are below the known end offsets.
+// The caller must hold mu.
 func (e *Ends) below(token Token) bool {
 	for tp, o := range token {
 		if end, ok := e.known[tp]; !ok || o >= end {
@@ -103,7 +109,7 @@ func (e *Ends) below(token Token) bool {
 	return true
 }
 
-// ask puts one question after the other, as long as somebody waits for one.
+// ask sends one request after the other as long as somebody waits for an answer.
 func (e *Ends) ask() {
 	for {
 		e.mu.Lock()

@@ -2,16 +2,18 @@ package eventlog
 
 import "errors"
 
-// A handler of events says by one of these marks what kind of failure it met.
-// Any other error is a failure of the handler's own, which may be tried again.
+// A handler of events marks its error with one of these, which tells the consumer
+// runtime the kind of the failure. An error without a mark is a failure of the handler
+// itself, and the runtime tries the event again.
 
-// ErrUnavailable marks a failure of something that the handler depends on: a
-// shard without owner, Postgres, the gateway. It counts as no attempt: the worker
-// waits with backoff, and its lag shows. Wrap with Unavailable.
+// ErrUnavailable marks the failure of something that the handler depends on, such as
+// a shard without an owner, Postgres, or the gateway. It counts no failed attempt. The
+// worker waits with backoff and tries again; meanwhile its lag grows. Wrap an error
+// with Unavailable.
 var ErrUnavailable = errors.New("a dependency is unavailable")
 
-// ErrPoison marks an event that no retry can help: it becomes a dead letter at
-// once. Wrap with Poison. A panic in a handler is the same.
+// ErrPoison marks an event that no retry can help. It becomes a dead letter at once.
+// Wrap an error with Poison. A panic in a handler has the same effect.
 var ErrPoison = errors.New("poison")
 
 type marked struct{ mark, err error }
@@ -35,9 +37,9 @@ func Poison(err error) error {
 	return marked{ErrPoison, err}
 }
 
-// UnavailableFrom is Unavailable with the name of the dependency: "postgres",
-// "gateway", "shard 3". Failures of one name share a breaker and a metric. nil
-// stays nil.
+// UnavailableFrom marks err with ErrUnavailable and with the name of the dependency,
+// such as "postgres", "gateway" or "shard 3". Failures of one dependency share a
+// circuit breaker and a metric. nil stays nil.
 func UnavailableFrom(dependency string, err error) error {
 	if err == nil {
 		return nil
@@ -53,7 +55,8 @@ type unavailable struct {
 func (u unavailable) Error() string   { return u.dependency + ": " + u.err.Error() }
 func (u unavailable) Unwrap() []error { return []error{ErrUnavailable, u.err} }
 
-// DependencyOf returns the name that UnavailableFrom was given, or "".
+// DependencyOf returns the name of the dependency that UnavailableFrom has put into
+// err, or "".
 func DependencyOf(err error) string {
 	var u unavailable
 	if errors.As(err, &u) {

@@ -27,8 +27,8 @@ type Event struct {
 	Source        string    // ce_source
 	Type          string    // ce_type
 	Time          time.Time // ce_time, UTC
-	Subject       string    // ce_subject and record key: the aggregate id; "" for claims and SEENs
-	Version       int64     // of the aggregate, after this event; 0 for claims and SEENs
+	Subject       string    // ce_subject and record key: the aggregate id; "" for claims and no-op barriers
+	Version       int64     // of the aggregate, after this event; 0 for claims and no-op barriers
 	Term          int64     // of the writer's claim on this partition
 	Seq           int64     // within the term on this partition; 0 for claims
 	CausationID   string    // ce_causationid, where known
@@ -37,12 +37,12 @@ type Event struct {
 	Idempotency   string    // "<scope>.<body>.<status>" of the command, where it carried a key
 	Data          []byte    // compact JSON
 
-	// Fault says, on reading, which attribute of the record cannot be read; nil
-	// where all can. Only Rule.Take, and for other topics whoever reads them,
-	// decide what becomes of such a record.
+	// Fault is set by ParseRecord if an attribute of the record cannot be read, and says
+	// which one. On an aggregate topic, Rule.Take decides what is done with such a
+	// record. On other topics, the reader decides.
 	Fault error
 
-	// Where the record stands; set on reading.
+	// ParseRecord sets these: where the record is in the log.
 	Topic     string
 	Partition int32
 	Offset    int64
@@ -68,36 +68,37 @@ const (
 	hdrIdempotency = "idempotency"
 )
 
-// Header values that are always the same; nobody writes to them.
+// Header values that all records share. They must not be changed.
 var (
 	specVersion = []byte("1.0")
 	contentType = []byte("application/json")
 )
 
-// A Room is memory for one record, for who makes many: it is used again when the
-// record before is done with. The zero value is ready.
-type Room struct {
-	Data    []byte // for the event's data, by whoever writes it
+// A RecordBuffer has the memory of one record. A caller that makes many records uses
+// it again when the record before is no longer needed. The zero value is ready to
+// use. It is not safe for concurrent use.
+type RecordBuffer struct {
+	Data    []byte // for the caller, who may write the event's data into it
 	record  kgo.Record
 	headers []kgo.RecordHeader
-	values  []byte // of the headers, one after the other
+	values  []byte // the values of the headers, one after the other
 }
 
-// NewRecord returns e as a record for topic and partition. Aggregate topics
-// (Version or Term set) carry version, term and seq; others do not.
+// NewRecord returns e as a record for topic and partition. The record has the headers
+// version, term and seq only if Version or Term is set, as for aggregate topics.
 func (e *Event) NewRecord(topic string, partition int32) *kgo.Record {
-	return e.RecordIn(&Room{}, topic, partition)
+	return e.RecordIn(&RecordBuffer{}, topic, partition)
 }
 
-// RecordIn is NewRecord in memory that is the caller's. It overwrites the record
-// that was made in room before; that one's promise must have been called.
-func (e *Event) RecordIn(room *Room, topic string, partition int32) *kgo.Record {
-	if room.headers == nil {
-		room.headers = make([]kgo.RecordHeader, 0, 10) // most have so many, or fewer
+// RecordIn returns the same record as NewRecord, in the memory of buffer. It overwrites
+// the record that was made in buffer before, whose promise must have been called.
+func (e *Event) RecordIn(buffer *RecordBuffer, topic string, partition int32) *kgo.Record {
+	if buffer.headers == nil {
+		buffer.headers = make([]kgo.RecordHeader, 0, 10) // most records have no more
 	}
-	h := room.headers[:0]
-	const numbers = len(time.RFC3339Nano) + 3*20 // the time and three decimals at most
-	b := slices.Grow(room.values[:0], numbers+len(e.ID)+len(e.Source)+len(e.Type)+len(e.Subject)+
+	h := buffer.headers[:0]
+	const numbers = len(time.RFC3339Nano) + 3*20 // the time, and three integers at most
+	b := slices.Grow(buffer.values[:0], numbers+len(e.ID)+len(e.Source)+len(e.Type)+len(e.Subject)+
 		len(e.CausationID)+len(e.CorrelationID)+len(e.Traceparent)+len(e.Idempotency))
 	h = append(h, kgo.RecordHeader{Key: hdrSpecVersion, Value: specVersion})
 	h, b = textHeader(h, b, HeaderID, e.ID)
@@ -123,12 +124,13 @@ func (e *Event) RecordIn(room *Room, topic string, partition int32) *kgo.Record 
 	h, b = textHeader(h, b, hdrCorrelation, e.CorrelationID)
 	h, b = textHeader(h, b, hdrTraceparent, e.Traceparent)
 	h, b = textHeader(h, b, hdrIdempotency, e.Idempotency)
-	room.headers, room.values = h, b
-	room.record = kgo.Record{Topic: topic, Partition: partition, Key: key, Headers: h, Value: e.Data, Timestamp: e.Time}
-	return &room.record
+	buffer.headers, buffer.values = h, b
+	buffer.record = kgo.Record{Topic: topic, Partition: partition, Key: key, Headers: h, Value: e.Data, Timestamp: e.Time}
+	return &buffer.record
 }
 
-// textHeader appends a header whose value is appended to b; none for no value.
+// textHeader appends the value to b and a header with that value to h. It appends
+// nothing if the value is empty.
 func textHeader(h []kgo.RecordHeader, b []byte, key, value string) ([]kgo.RecordHeader, []byte) {
 	if value == "" {
 		return h, b
@@ -144,26 +146,27 @@ func numberHeader(h []kgo.RecordHeader, b []byte, key string, n int64) ([]kgo.Re
 	return append(h, kgo.RecordHeader{Key: key, Value: b[from:len(b):len(b)]}), b
 }
 
-// Bounds of what is taken from a record's attributes. An event of Tomato's own is
-// far below them; a longer text would be copied into the events that follow it.
+// The largest attributes that are read from a record. Tomato's own events are far
+// below these limits. Without them, a longer text in a record of another program
+// would be copied into the events that follow from it.
 const (
 	MaxIDBytes   = 256 // bytes of ce_id and ce_source
 	MaxTypeBytes = 256 // bytes of ce_type
-	maxText      = 512 // bytes of each attribute that is left out where it is longer
+	maxText      = 512 // bytes of the optional attributes; a longer one is left out
 )
 
-// ParseRecord reads a record as an event. The error, which is also in
-// Event.Fault, says which attribute cannot be read: the event has the others.
-// The data is not looked into.
+// ParseRecord reads a record as an event. The error, which is also in Event.Fault,
+// says which attribute cannot be read. The event has all other attributes. ParseRecord
+// does not look into the data.
 func ParseRecord(r *kgo.Record) (Event, error) {
 	var e Event
 	e.Parse(r)
 	return e, e.Fault
 }
 
-// Parse reads what it can. Of a header that is there several times the last one
-// is read, as the readers of the README do; term and seq are what those take them
-// for, whatever else is wrong with the record.
+// Parse sets e to the record as ParseRecord reads it. If a header occurs several times,
+// the last one is read. term and seq have the values that the reader in README.md
+// reads, whatever else is wrong with the record.
 func (e *Event) Parse(r *kgo.Record) {
 	*e = Event{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Timestamp: r.Timestamp, Data: r.Value, Record: r}
 	var id, subject, at, version, term, seq []byte
@@ -209,7 +212,7 @@ func (e *Event) Parse(r *kgo.Record) {
 	}
 	e.Version, e.Term, e.Seq = number(hdrVersion, version), number(hdrTerm, term), number(hdrSeq, seq)
 	if e.Type == ShardClaimed {
-		e.Seq = 0 // whatever it says: the rule begins to count with it
+		e.Seq = 0 // whatever the header says: the seq of a term begins after its claim
 	}
 	switch {
 	case at != nil:
@@ -217,17 +220,18 @@ func (e *Event) Parse(r *kgo.Record) {
 			err = errors.New("its ce_time is no time")
 		}
 		e.Time = e.Time.UTC()
-		if year := e.Time.Year(); year < 1 || year > 9999 { // in UTC: it cannot be written as JSON
+		if year := e.Time.Year(); year < 1 || year > 9999 { // such a time in UTC cannot be written as JSON
 			e.Time, err = time.Time{}, errors.New("its ce_time is no time")
 		}
-	case e.Term != 0: // on other topics CloudEvents does not ask for one
+	case e.Term != 0: // on other topics ce_time is optional, as in CloudEvents
 		err = errors.New("it has no ce_time")
 	}
 	if len(id) > MaxIDBytes {
 		id, err = nil, fmt.Errorf("its ce_id is longer than %d bytes", MaxIDBytes)
 	}
-	var room [128]byte // both in one piece: they go together
-	both := string(append(append(room[:0], subject...), id...))
+	// The subject and the id share one allocation, because they are used together.
+	var array [128]byte
+	both := string(append(append(array[:0], subject...), id...))
 	e.Subject, e.ID = both[:len(subject)], both[len(subject):]
 	switch {
 	case e.Type == "":
@@ -240,7 +244,7 @@ func (e *Event) Parse(r *kgo.Record) {
 	}
 }
 
-// bounded is an optional attribute; one that is too long is left out.
+// bounded returns the value of an optional attribute, or "" if it is too long.
 func bounded(v []byte) string {
 	if len(v) > maxText {
 		return ""
@@ -248,8 +252,8 @@ func bounded(v []byte) string {
 	return string(v)
 }
 
-// LogText is a text of a record as a log line may show it: records that Tomato has
-// not written may hold anything.
+// LogText returns a text of a record in a form that a log line may show: short and in
+// valid UTF-8. Other programs may have written anything to a topic.
 func LogText(s string) string {
 	if len(s) > 64 {
 		s = s[:64] + "…"
@@ -257,11 +261,11 @@ func LogText(s string) string {
 	return strings.ToValidUTF8(s, "\uFFFD")
 }
 
-// interned are texts that came last, by a hash of theirs: a handful of types
-// and sources is in millions of records.
+// interned has the texts that intern has seen last, by their hash. Millions of records
+// have the same few types and sources.
 var interned [256]atomic.Pointer[string]
 
-// intern is string(v) without an allocation where v came before.
+// intern returns string(v). It does not allocate if it has seen v before.
 func intern(v []byte) string {
 	if len(v) == 0 || len(v) > 64 {
 		return string(v)

@@ -186,7 +186,7 @@ func TestReaderRule(t *testing.T) {
 			t.Parallel()
 			var r eventlog.Rule
 			for i, s := range steps {
-				if got := r.Counts(s.e); got != s.counts {
+				if got := r.Accepts(s.e); got != s.counts {
 					t.Errorf("step %d (%s term %d seq %d): %v", i, s.e.Type, s.e.Term, s.e.Seq, got)
 				}
 			}
@@ -209,7 +209,7 @@ func TestReaderRuleStartsInMidLog(t *testing.T) {
 				e = claim(full.Term + int64(rnd.IntN(3)))
 			}
 			log = append(log, e)
-			if full.Counts(e) {
+			if full.Accepts(e) {
 				counted = append(counted, i)
 			}
 		}
@@ -217,7 +217,7 @@ func TestReaderRuleStartsInMidLog(t *testing.T) {
 			r := eventlog.Rule{Term: log[from].Term, Seq: log[from].Seq} // of a claim: seq 0
 			var got []int
 			for i := from + 1; i < len(log); i++ {
-				if r.Counts(log[i]) {
+				if r.Accepts(log[i]) {
 					got = append(got, i)
 				}
 			}

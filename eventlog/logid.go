@@ -12,18 +12,18 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// LogID is a fingerprint of the logs that positions are in: of the cluster's id
-// and the ids of the topics that a token may name. Kafka draws a new id for each
-// topic that is created, so logs that were deleted and made anew have another
-// LogID, and so have those of another cluster. Logs that were put back from a
-// backup keep theirs.
+// LogID identifies the logs that positions are in. It is a hash of the cluster's id and
+// the ids of the topics that a token may name. Kafka gives each topic that is created
+// a new id. So logs that were deleted and created again have another LogID, and so
+// have the logs of another cluster. Logs that were restored from a backup keep theirs.
 type LogID [6]byte
 
-// ErrUnknownToken says that a token names positions which these logs do not
-// have: it is of other logs, or beyond their ends.
+// ErrUnknownToken means that a token names positions that these logs do not have. It
+// is a token of other logs, or its positions are beyond the ends of these logs.
 var ErrUnknownToken = errors.New("the consistency token is not of these logs, or names what they do not hold")
 
-// ReadLogID asks the brokers. The topics must be there.
+// ReadLogID reads the LogID from the brokers. It fails if one of the topics does not
+// exist.
 func ReadLogID(ctx context.Context, client *kgo.Client) (id LogID, err error) {
 	meta, err := kadm.NewClient(client).Metadata(ctx, tokenTopics...)
 	if err != nil {
@@ -45,11 +45,11 @@ func ReadLogID(ctx context.Context, client *kgo.Client) (id LogID, err error) {
 	return id, nil
 }
 
-// clientPrefix is how many characters a LogID takes in a client's token.
+// clientPrefix is the number of characters that a LogID has in a client's token.
 const clientPrefix = 8
 
-// Format returns a token, given as Token.String writes it, as clients get it:
-// the LogID goes before it. Of no positions it is empty.
+// Format returns the text that clients get for a token: the LogID and then token,
+// which is the result of Token.String. It returns "" for an empty token.
 func (id LogID) Format(token string) string {
 	if token == "" {
 		return ""
@@ -63,8 +63,9 @@ type ClientToken struct {
 	token Token
 }
 
-// ParseClientToken reads what Format wrote, for whichever logs. It fails on
-// anything else; the error is fit for a client. The empty text asks for nothing.
+// ParseClientToken reads a text that Format of any LogID has written. It fails on
+// anything else, and its error may be shown to a client. It reads "" as a token that
+// has no positions.
 func ParseClientToken(s string) (t ClientToken, err error) {
 	if s == "" {
 		return t, nil
@@ -79,7 +80,8 @@ func ParseClientToken(s string) (t ClientToken, err error) {
 	return t, err
 }
 
-// For returns the positions if they are in these logs, else ErrUnknownToken.
+// For returns the token if it was made for the logs with this id. Otherwise it fails
+// with ErrUnknownToken.
 func (t ClientToken) For(id LogID) (Token, error) {
 	if t.token != nil && t.log != id {
 		return nil, ErrUnknownToken

@@ -9,14 +9,14 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// Range is a stretch of one log: From inclusive, To exclusive.
+// Range is a range of offsets in one log: From is included and To is not.
 type Range struct{ From, To int64 }
 
-// Read reads stretches of logs that have no gaps (aggregate topics: neither
-// compaction nor transactions) and calls fn for every record, those of one
-// partition in offset order, from one goroutine. It returns when all are read,
-// or with the first error of fn or ctx. A record that is no event is given to fn
-// like any other: of an aggregate topic, Rule.Take says what becomes of it.
+// Read reads ranges of logs and calls fn for every record, from one goroutine. The
+// records of one partition come in offset order. The logs must have no gaps, which is
+// true of aggregate topics, because they are not compacted. Read calls fn also for
+// records that are no events; on an aggregate topic, Rule.Take decides about them. It
+// returns when all ranges are read, or with the first error of fn, ctx or the brokers.
 func Read(ctx context.Context, cfg Config, ranges map[TopicPartition]Range, fn func(*Event) error) error {
 	offsets := map[string]map[int32]kgo.Offset{}
 	left := 0
@@ -70,8 +70,9 @@ func Read(ctx context.Context, cfg Config, ranges map[TopicPartition]Range, fn f
 	return nil
 }
 
-// EndOffsets returns the end offset (next to be written) of each partition of
-// the topics, as the partition's leader sees it.
+// EndOffsets returns the end offset of each partition of the topics, which is the
+// offset of the next record that will be appended. The partition's leader gives it. It
+// fails if a topic does not exist.
 func EndOffsets(ctx context.Context, client *kgo.Client, topics ...string) (map[TopicPartition]int64, error) {
 	return listOffsets(ctx, client, (*kadm.Client).ListEndOffsets, topics)
 }
@@ -101,7 +102,8 @@ func TokenBefore(ends map[TopicPartition]int64) Token {
 	return token
 }
 
-// StartOffsets returns the first offset that each partition still has.
+// StartOffsets returns the first offset that each partition still has. It fails if a
+// topic does not exist.
 func StartOffsets(ctx context.Context, client *kgo.Client, topics ...string) (map[TopicPartition]int64, error) {
 	return listOffsets(ctx, client, (*kadm.Client).ListStartOffsets, topics)
 }

@@ -2,25 +2,30 @@ package eventlog
 
 import "tomato/domain"
 
-// Rule is the reader rule: it decides which records of one partition of an
-// aggregate topic count. It is a pure function of the log's prefix, so every
-// reader derives the same history without a coordinator, a clock or a vote.
+// Rule is the reader rule. It decides which records of one partition of an aggregate
+// topic are valid. The decision depends only on the records before, so all readers
+// derive the same history without a coordinator, a clock or a vote.
 //
-// Going by offset: a claim counts if its term is the last one's + 1; an event
-// (or SHARD_SEEN) counts if its term is that of the last claim that counts and
-// its seq is one more than the last that counted in that term; all else is void.
+// The rule takes the records in the order of their offsets:
 //
-// The zero value is the rule at the start of a partition. Who starts in
-// mid-log starts with the Term and Seq that held there. Not safe for
-// concurrent use.
+//   - A claim is valid if its term is the term of the last valid claim plus 1. The
+//     first claim has term 1.
+//   - An event, or a no-op barrier (SHARD_SEEN), is valid if its term is the term of
+//     the last valid claim, and its seq is the seq of the last valid record of that
+//     term plus 1. The first one after the claim has seq 1.
+//   - All other records are invalid.
+//
+// The zero value is the rule at the start of a partition. A reader that starts in the
+// middle of a log starts with the Term and Seq of a valid record and gives the rule
+// the records after it. A Rule is not safe for concurrent use.
 type Rule struct {
-	Term int64 // of the last claim that counts; 0 before the first
-	Seq  int64 // last that counted in Term; 0 right after the claim
+	Term int64 // of the last valid claim; 0 before the first
+	Seq  int64 // of the last valid record in Term; 0 right after the claim
 }
 
-// Counts says whether e counts, and advances the rule when it does. Records
-// must be given in offset order, none left out.
-func (r *Rule) Counts(e *Event) bool {
+// Accepts reports whether e is valid. If it is, Accepts moves the rule on to e. The
+// caller must give it every record in offset order.
+func (r *Rule) Accepts(e *Event) bool {
 	if e.Type == ShardClaimed {
 		if e.Term != r.Term+1 {
 			return false
@@ -35,26 +40,26 @@ func (r *Rule) Counts(e *Event) bool {
 	return true
 }
 
-// Why a record of an aggregate topic is skipped: the label reason of the metrics
-// that count such records.
+// The reasons why a reader skips a record of an aggregate topic. They are the values
+// of the label reason of the metrics that count such records.
 const (
-	SkipNoEvent     = "no_event"     // no event's headers: some other program's record, or noise
-	SkipNotNext     = "not_next"     // not the next record of the present writer: of a deposed one, or a second copy
-	SkipNoAggregate = "no_aggregate" // valid by the rule, but its subject is no id: it belongs to no aggregate
+	SkipNoEvent     = "no_event"     // the record lacks an event's headers, so another program has written it
+	SkipNotNext     = "not_next"     // the record is a fenced record, or a second copy
+	SkipNoAggregate = "no_aggregate" // the record is valid, but its subject is no id, so it belongs to no aggregate
 )
 
-// Take says what a reader does with the partition's next record, and advances the
-// rule. It is the one policy of all readers:
+// Take decides what a reader does with the partition's next record, and moves the rule
+// on. All readers decide by Take:
 //
-//   - take: the record is valid and belongs to aggregate e.Subject. It must take
-//     effect there, or stop that aggregate and nothing else: where e.Fault is not
-//     nil, or the event is one that this build does not know.
-//   - skipped, if not "": the record is to be passed over and counted with this
-//     reason, whatever it holds.
-//   - Neither: SHARD_CLAIMED or SHARD_SEEN, which belong to no aggregate.
+//   - If take is true, the record is valid and belongs to the aggregate e.Subject. It
+//     takes effect there. If it cannot, because e.Fault is not nil or this build does
+//     not know the event, it stops that aggregate and no other.
+//   - If skipped is not "", the reader skips the record, and counts it with this reason.
+//   - Otherwise the record is SHARD_CLAIMED or SHARD_SEEN, which are valid but belong to
+//     no aggregate.
 func (r *Rule) Take(e *Event) (take bool, skipped string) {
 	switch {
-	case !r.Counts(e):
+	case !r.Accepts(e):
 		if e.Type == "" || e.Term <= 0 {
 			return false, SkipNoEvent
 		}

@@ -14,18 +14,18 @@ type TopicPartition struct {
 	Partition int32
 }
 
-// CompareTopicPartitions orders by topic, then by partition.
+// CompareTopicPartitions compares by topic and then by partition.
 func CompareTopicPartitions(a, b TopicPartition) int {
 	return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
 }
 
-// Token is a set of log positions: for each log the offset that a reader must
-// have passed (its next offset is higher). With a LogID it is the content of the
-// Consistency-Token header; instances pass it to one another without. A nil Token
-// asks for nothing.
+// Token is a set of positions. For each log it has the offset of a record that a reader
+// must have passed, which means that the reader's next offset is higher. The header
+// Consistency-Token has a Token and a LogID. Instances send each other Tokens without
+// a LogID. Every reader has passed a nil Token.
 type Token map[TopicPartition]int64
 
-// Add raises the token to at least offset in the given log.
+// Add raises the token to offset in the given log, unless it is higher already.
 func (t Token) Add(topic string, partition int32, offset int64) {
 	tp := TopicPartition{topic, partition}
 	if old, ok := t[tp]; !ok || offset > old {
@@ -33,32 +33,35 @@ func (t Token) Add(topic string, partition int32, offset int64) {
 	}
 }
 
-// Merge raises the token to at least other.
+// Merge adds all positions of other.
 func (t Token) Merge(other Token) {
 	for tp, o := range other {
 		t.Add(tp.Topic, tp.Partition, o)
 	}
 }
 
-// ErrBehind says that a reader did not reach a token in time. A repeat may.
+// ErrBehind means that a reader did not pass a token in time. To try again later may
+// succeed.
 var ErrBehind = errors.New("behind the consistency token")
 
 const maxTokenEntries = 64
 
 var errNoToken = errors.New("not a Consistency-Token that this service made")
 
-// tokenTopics numbers the topics inside a token. Append only: tokens are
-// short-lived, but two builds may meet during a rolling restart.
+// tokenTopics has the topics that a token may name. A topic's index is its number in
+// the text of a token. New topics go to the end only, because two builds exchange
+// tokens during a rolling restart.
 var tokenTopics = []string{Orders, Payments, Riders, Restaurants, RiderLocations, PaymentWebhooks, Feed}
 
-// Position is the place of one record.
+// Position is the position of one record: its log and its offset.
 type Position struct {
 	TopicPartition
 	Offset int64
 }
 
-// String returns the token as [A-Za-z0-9_-]*: base64url of varint triples
-// (topic number, partition, offset), sorted.
+// String returns the token as text of [A-Za-z0-9_-]*. It is the base64url of three
+// varints per position, which are the number of the topic, the partition and the
+// offset. The positions are sorted.
 func (t Token) String() string {
 	positions := make([]Position, 0, len(t))
 	for tp, offset := range t {
@@ -67,8 +70,8 @@ func (t Token) String() string {
 	return TokenString(positions)
 }
 
-// TokenString returns what a token of these positions is as text; it sorts them.
-// Of each log there is one.
+// TokenString returns the text of a token of these positions. It sorts positions. They
+// must be of different logs.
 func TokenString(positions []Position) string {
 	slices.SortFunc(positions, func(a, c Position) int {
 		if d := slices.Index(tokenTopics, a.Topic) - slices.Index(tokenTopics, c.Topic); d != 0 {
@@ -76,8 +79,8 @@ func TokenString(positions []Position) string {
 		}
 		return int(a.Partition - c.Partition)
 	})
-	var room [64]byte
-	b := room[:0]
+	var array [64]byte
+	b := array[:0]
 	for _, p := range positions {
 		i := slices.Index(tokenTopics, p.Topic)
 		if i < 0 {
@@ -90,8 +93,8 @@ func TokenString(positions []Position) string {
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 
-// ParseToken reads what String wrote. It fails on anything else; the error is
-// fit for a client.
+// ParseToken reads a text that String has written. It fails on anything else, and its
+// error may be shown to a client.
 func ParseToken(s string) (Token, error) {
 	if s == "" {
 		return nil, nil

@@ -13,7 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 )
 
-// The topics. Names are fixed by the contract.
+// The topics. Their names are public (queryside/feed/asyncapi.json) and never change.
 const (
 	Orders          = "orders"
 	Payments        = "payments"
@@ -30,7 +30,8 @@ const (
 // take-over reads and claims them.
 var AggregateTopics = [...]string{Orders, Payments, Riders, Restaurants}
 
-// IsAggregate says whether topic is read by the reader rule.
+// IsAggregate reports whether topic is one of AggregateTopics, which are read by the
+// reader rule.
 func IsAggregate(topic string) bool {
 	switch topic {
 	case Orders, Payments, Riders, Restaurants:
@@ -39,44 +40,45 @@ func IsAggregate(topic string) bool {
 	return false
 }
 
-// The topics where one consumer parks the records of one topic that failed.
+// The stages of the topics on which a consumer parks the events of one topic.
 const (
 	Retry5s    = "retry-5s"
 	Retry30s   = "retry-30s"
 	DeadLetter = "dlq"
 )
 
-// ParkedTopic returns the name of the topic where consumer parks records of
-// topic; stage is Retry5s, Retry30s or DeadLetter.
+// ParkedTopic returns the name of the topic on which consumer parks events of topic.
+// stage is Retry5s, Retry30s or DeadLetter.
 func ParkedTopic(topic, consumer, stage string) string {
 	return topic + "." + consumer + "." + stage
 }
 
-// DefaultPartitions is the partition count of every topic. It is chosen once,
-// at creation.
+// DefaultPartitions is the number of partitions of every topic if none is configured.
+// It is chosen once, when the topics are created.
 const DefaultPartitions = 12
 
-// PartitionFor returns the partition of a key: murmur2 as Kafka's own default
-// partitioner has it, so that any client finds the same one.
+// PartitionFor returns the partition of a key. It is the partition that Kafka's default
+// partitioner chooses, so any client finds the same one.
 func PartitionFor(key string, partitions int32) int32 {
 	return int32(murmur2([]byte(key))&0x7fffffff) % partitions
 }
 
-// forever is the retention of what is never deleted.
+// forever is the retention of records that are never deleted.
 const forever time.Duration = -1
 
 // A topic is one row of the table of topics.
 type topic struct {
 	name    string
 	compact bool          // keep the last record of each key
-	keep    time.Duration // how long records stay; forever, or with compact and forever: only the last of each key
-	lossy   bool          // an operator may keep less: nothing but comfort is lost
-	maxByte int           // of one batch; 0 = the broker's default
-	segment int           // bytes of a segment: what is compacted is what is read at a take-over; 0 = the broker's default, 1 GiB
+	keep    time.Duration // how long records stay, or forever
+	lossy   bool          // an operator may set a shorter retention, because no guarantee depends on these records
+	maxByte int           // the largest batch in bytes; 0: the broker's default
+	segment int           // the bytes of a segment; 0: the broker's default, 1 GiB. Small segments are compacted sooner, so a take-over reads less
 }
 
-// table declares every topic. Partition count, replication, min.insync.replicas
-// and unclean leader election are the same for all and stand in Ensure.
+// table declares every topic. The number of partitions, the replication,
+// min.insync.replicas and unclean leader election are the same for all topics, see
+// configs and create.
 func (l Layout) table() []topic {
 	const day = 24 * time.Hour
 	ts := []topic{
@@ -85,7 +87,7 @@ func (l Layout) table() []topic {
 		{name: Riders, keep: forever},
 		{name: Restaurants, keep: forever},
 		{name: RiderLocations, compact: true, keep: 7 * day, lossy: true},
-		// A body of 1 MiB with its headers, and not every body compresses.
+		// A record has a body of up to 1 MiB, and headers. Not every body compresses.
 		{name: PaymentWebhooks, keep: 30 * day, maxByte: 2 << 20},
 		{name: Feed, keep: day, lossy: true},
 		// A restaurant with its whole menu is one record.
@@ -94,8 +96,8 @@ func (l Layout) table() []topic {
 	}
 	for _, s := range l.Consumers {
 		for _, t := range s.Topics {
-			// A parked record is the source record and its reasons, so its
-			// topic must take more than the source's did.
+			// A parked event is the source record and the reasons of its failure.
+			// So its topic must accept larger records than the source topic.
 			const maxByte = 2 << 20
 			ts = append(ts,
 				topic{name: ParkedTopic(t, s.Name, Retry5s), keep: 30 * day, maxByte: maxByte},
@@ -106,7 +108,7 @@ func (l Layout) table() []topic {
 	return ts
 }
 
-// configs returns the topic's settings as they are at creation.
+// configs returns the settings with which the topic is created.
 func (t topic) configs(replication int16) map[string]*string {
 	policy := "delete"
 	if t.compact {
@@ -125,8 +127,8 @@ func (t topic) configs(replication int16) map[string]*string {
 	}
 	c := map[string]*string{
 		"cleanup.policy": &policy,
-		// Also where the policy is compact alone: the embedded broker would
-		// otherwise apply its default of 7 days, which Kafka does not.
+		// It is also set if the policy is compact only. Kafka ignores it then, but the
+		// embedded broker would apply its default of 7 days.
 		"retention.ms":                   kadm.StringPtr(strconv.FormatInt(ms, 10)),
 		"retention.bytes":                kadm.StringPtr("-1"),
 		"message.timestamp.type":         kadm.StringPtr("CreateTime"),
@@ -143,22 +145,22 @@ func (t topic) configs(replication int16) map[string]*string {
 	return c
 }
 
-// Subscription names a consumer and the topics it reads, which fixes the
-// names of its retry and dead letter topics.
+// Subscription is a consumer and the topics that it reads. They determine the names of
+// its retry and dead letter topics.
 type Subscription struct {
 	Name   string
 	Topics []string
 }
 
-// Layout is what the topics of one installation look like.
+// Layout is the configuration of all topics of one installation.
 type Layout struct {
-	// Partitions of each topic. 0 means DefaultPartitions. It cannot be
-	// changed later: keys would move to other shards.
+	// Partitions is the number of partitions of each topic. 0 means DefaultPartitions.
+	// It cannot be changed later, because keys would move to other shards.
 	Partitions int32
-	// Replication is the number of copies of each partition, used at creation.
-	// 0 means three, or as many as there are brokers.
+	// Replication is the number of copies of each partition when a topic is created.
+	// 0 means three, or the number of brokers if there are fewer.
 	Replication int16
-	// Consumers that have retry and dead letter topics.
+	// Consumers are the consumers that have retry and dead letter topics.
 	Consumers []Subscription
 }
 
@@ -169,23 +171,23 @@ func (l Layout) partitions() int32 {
 	return l.Partitions
 }
 
-// TopicRow is what Describe tells of one topic.
+// TopicRow is the state of one topic, as Describe returns it.
 type TopicRow struct {
 	Topic         string   `json:"topic"`
 	Missing       bool     `json:"missing,omitempty"`
 	Partitions    int      `json:"partitions"`
 	Replication   int      `json:"replication"`
 	CleanupPolicy string   `json:"cleanupPolicy,omitempty"`
-	RetentionMS   int64    `json:"retentionMs"` // -1: for ever
+	RetentionMS   int64    `json:"retentionMs"` // in milliseconds; -1: for ever
 	MinInsync     int      `json:"minInsyncReplicas"`
-	Records       int64    `json:"records"` // end offsets less start offsets: with markers, and with what compaction took out
+	Records       int64    `json:"records"` // end offsets minus start offsets; includes control records, and records that compaction has removed
 	Problems      []string `json:"problems,omitempty"`
 }
 
-// Ensure creates the topics of the layout that are missing and verifies those
-// that exist. Nothing that exists is changed, and nothing is created while
-// something is wrong: the error lists every mismatch with its remedy. Safe to
-// run from several processes at once.
+// Ensure verifies the topics of the layout that exist, and creates those that are
+// missing. It never changes a topic that exists. If one has wrong settings, Ensure
+// creates nothing and fails; its error lists every mismatch with its remedy. Several
+// processes may call it at once.
 func Ensure(ctx context.Context, adm *kadm.Client, l Layout) error {
 	rows, err := describe(ctx, adm, l)
 	if err != nil {
@@ -206,8 +208,8 @@ func Ensure(ctx context.Context, adm *kadm.Client, l Layout) error {
 	if err := create(ctx, adm, l, rows); err != nil {
 		return err
 	}
-	// Metadata follows the controller's answer with a delay; until then a
-	// producer would be told that the topic is unknown.
+	// The brokers' metadata has the new topics some time after the controller has
+	// answered. Until then a producer would be told that a topic is unknown.
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -216,7 +218,7 @@ func Ensure(ctx context.Context, adm *kadm.Client, l Layout) error {
 			return err
 		}
 		if !slices.ContainsFunc(rows, func(r TopicRow) bool { return r.Missing }) {
-			// Another process with another layout may have been faster.
+			// Another process with another layout may have created the topics.
 			return mismatches(rows)
 		}
 		select {
@@ -239,7 +241,7 @@ func create(ctx context.Context, adm *kadm.Client, l Layout, rows []TopicRow) er
 	table := l.table()
 	var errs []error
 	for len(table) > 0 {
-		// One request for all that have the settings of the first.
+		// One request creates all topics that have the same settings as the first.
 		like := table[0]
 		var names []string
 		table = slices.DeleteFunc(table, func(t topic) bool {
@@ -269,8 +271,8 @@ func create(ctx context.Context, adm *kadm.Client, l Layout, rows []TopicRow) er
 	return errors.Join(errs...)
 }
 
-// Describe tells how the topics of the layout are, in the order of the table.
-// What Ensure would refuse stands in Problems.
+// Describe returns the state of the topics of the layout, in the order of table. What
+// Ensure would refuse is in Problems.
 func Describe(ctx context.Context, adm *kadm.Client, l Layout) ([]TopicRow, error) {
 	rows, err := describe(ctx, adm, l)
 	if err != nil {
@@ -316,8 +318,8 @@ func describe(ctx context.Context, adm *kadm.Client, l Layout) ([]TopicRow, erro
 	for i, t := range table {
 		names[i] = t.name
 	}
-	// Asking for the authorized operations is the way around the client's cache,
-	// in which a topic that exists by now may be unknown.
+	// With the authorized operations, the client asks the brokers. Otherwise it may
+	// answer from its cache, in which a topic that was just created is unknown.
 	details, err := adm.ListTopics(kadm.WithAuthorizedOps(ctx), names...)
 	if err != nil {
 		return nil, fmt.Errorf("listing topics: %w", err)
@@ -385,12 +387,12 @@ func number(s string, unset int64) int64 {
 	return n
 }
 
-// verify returns what is wrong with an existing topic and what to do about it.
+// verify returns what is wrong with a topic that exists, and what to do about it.
 func (t topic) verify(l Layout, r TopicRow, c map[string]string) (problems []string) {
 	bad := func(format string, a ...any) { problems = append(problems, fmt.Sprintf(format, a...)) }
 	if want := int(l.partitions()); r.Partitions != want {
-		// More partitions would send known keys to other shards, so there is no
-		// way but the configured count, or a copy to new topics.
+		// The number of partitions must not be changed, because keys would move to
+		// other shards. Only a copy to new topics can have another number.
 		bad("has %d partitions, not %d: set the partition count to what was chosen at creation; a topic is never repartitioned", r.Partitions, want)
 	}
 	if c["unclean.leader.election.enable"] == "true" {

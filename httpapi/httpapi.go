@@ -234,7 +234,7 @@ func method(r *http.Request) string {
 // fail answers with the problem and logs it if it is our fault.
 func (a *API) fail(w http.ResponseWriter, r *http.Request, p *Problem) {
 	if p.Status == http.StatusInternalServerError {
-		attrs := []any{"code", p.Code, "error", p.cause}
+		attrs := []any{"code", p.Code, "err", p.cause}
 		if r != nil {
 			attrs = append(attrs, "method", r.Method, "route", route(r))
 		}

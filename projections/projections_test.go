@@ -176,7 +176,7 @@ func TestRowsAreTheFoldOfTheLog(t *testing.T) {
 		token.Merge(b.w.Append(eventlog.Orders, orderID(n), events[:1+n%len(events)]...))
 	}
 	b.w.Claim(eventlog.Orders)
-	token.Merge(b.w.Void(eventlog.Orders, orderID(0), "ORDER_CANCELLED", []byte(`{}`)))
+	token.Merge(b.w.Invalid(eventlog.Orders, orderID(0), "ORDER_CANCELLED", []byte(`{}`)))
 	b.passed(projections.Orders, token)
 	for n := range 20 {
 		events := life(n)
@@ -234,7 +234,7 @@ func TestRebuildGivesEqualRowsWhileEventsKeepComing(t *testing.T) {
 	for n := range before {
 		b.w.Append(eventlog.Orders, orderID(n), life(n)...)
 	}
-	b.w.Void(eventlog.Orders, orderID(1), "ORDER_CANCELLED", []byte(`{}`))
+	b.w.Invalid(eventlog.Orders, orderID(1), "ORDER_CANCELLED", []byte(`{}`))
 
 	// Another process projects and queries; queries must never fail.
 	other := b.models()

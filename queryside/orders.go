@@ -49,7 +49,7 @@ type listOrdersOutput struct {
 	}
 }
 
-// orderStatus is a parameter.
+// orderStatus is the type of the parameter status.
 type orderStatus order.Status
 
 // Schema lists the statuses.
@@ -80,14 +80,15 @@ func (s *Side) orderRoutes(api *httpapi.API) {
 	httpapi.Register(api, operation("/v1/orders/{id}/events", "getOrderEvents", "Everything that happened to an order, oldest first", 404), everyone, s.getOrderEvents)
 }
 
-// orderRow is an order with what its payment status is derived from.
+// orderRow is an order, with the facts from which its payment status is derived.
 type orderRow struct {
 	state     []byte
 	createdAt time.Time
 	facts     order.PaymentFacts
 }
 
-// orderColumns are of o, a row of orders, and p, that of its payment or none.
+// orderColumns are the columns of an orderRow. In the statement, o is a row of orders
+// and p the row of its payment, if there is one.
 const orderColumns = `o.state, o.created_at, coalesce(p.booked, false), coalesce(p.refund_requested, false),
 	coalesce(p.refund_succeeded, false), coalesce(p.last_attempt_failed, false)`
 
@@ -135,7 +136,8 @@ func (s *Side) getOrder(ctx context.Context, in *orderInput) (*orderOutput, erro
 	return &orderOutput{ETag: httpapi.ETag(view.Version), Body: view.For(actor)}, nil
 }
 
-// own restricts a list to what is the caller's, or says that it asks for more.
+// own restricts the list to the caller's own orders. It fails if the parameters ask
+// for orders that are not the caller's. Ops may list all orders.
 func (in *listOrdersInput) own(actor domain.Actor) error {
 	type parameter struct {
 		name  string
@@ -169,7 +171,7 @@ func (in *listOrdersInput) own(actor domain.Actor) error {
 
 func (s *Side) listOrders(ctx context.Context, in *listOrdersInput) (*listOrdersOutput, error) {
 	actor := httpapi.Actor(ctx)
-	start, err := in.start() // a fault of the request goes before the rights
+	start, err := in.start() // a fault of the request is reported before missing rights
 	if err != nil {
 		return nil, err
 	}
@@ -194,26 +196,30 @@ func (s *Side) listOrders(ctx context.Context, in *listOrdersInput) (*listOrders
 	}
 	out := &listOrdersOutput{}
 	out.Body.Items = make([]order.View, 0, len(rows))
-	places := make([]listPlace, 0, len(rows))
+	ends := make([]pageEnd, 0, len(rows))
 	for i := range rows {
 		_, view, err := rows[i].order()
 		if err != nil {
 			return nil, err
 		}
 		out.Body.Items = append(out.Body.Items, view.For(actor))
-		places = append(places, listPlace{rows[i].createdAt, view.OrderID})
+		ends = append(ends, pageEnd{rows[i].createdAt, view.OrderID})
 	}
-	if places, next := cut(places, in.Limit, func(p *listPlace) listPlace { return *p }); next != "" {
-		out.Body.Items, out.Body.NextCursor = out.Body.Items[:len(places)], next
+	if ends, next := cut(ends, in.Limit, func(e *pageEnd) pageEnd { return *e }); next != "" {
+		out.Body.Items, out.Body.NextCursor = out.Body.Items[:len(ends)], next
 	}
 	return out, nil
 }
 
-// statement reads one row more than the page has. Each list has an index that
-// yields it in order; status has none (it changes too often), but for the final
-// ones, which are in closed: there the list is merged from one walk per value of
-// closed that can hold a wanted status.
-func (in *listOrdersInput) statement(orders, payments string, start listPlace) (sql string, args []any) {
+// statement returns the statement that reads a page and one row more. Each list has an
+// index that has its rows in the order of the list.
+//
+// There is no index on status, because status changes too often. The indexes for the
+// lists of a restaurant's orders and of all orders have the column closed instead,
+// which is the final status of an order, or ” before it has one. For these lists the
+// statement reads the rows once for each value of closed that can have a wanted
+// status, each time in the order of the index, and merges them.
+func (in *listOrdersInput) statement(orders, payments string, start pageEnd) (sql string, args []any) {
 	var where strings.Builder
 	arg := func(v any) string {
 		args = append(args, v)
@@ -229,7 +235,7 @@ func (in *listOrdersInput) statement(orders, payments string, start listPlace) (
 		}
 	}
 	if in.RiderID != "" {
-		where.WriteString(` AND o.rider_id <> ''`) // as the index has it
+		where.WriteString(` AND o.rider_id <> ''`) // the predicate of the index
 	}
 	if in.Dispatch != "" {
 		where.WriteString(` AND o.exhausted`)
@@ -251,7 +257,8 @@ func (in *listOrdersInput) statement(orders, payments string, start listPlace) (
 	return `SELECT ` + orderColumns + ` FROM ` + from + ` LEFT JOIN ` + payments + `.payments p ON p.id = o.id` + newest + limit, args
 }
 
-// closedValues are the values of closed that orders of these statuses can have.
+// closedValues returns the values of the column closed that orders of these statuses
+// can have. No statuses means all statuses.
 func closedValues(statuses []orderStatus) []string {
 	var values []string
 	for _, status := range order.Statuses {
@@ -273,8 +280,8 @@ func (s *Side) getOrderEvents(ctx context.Context, in *orderInput) (*orderEvents
 	actor := httpapi.Actor(ctx)
 	out := &orderEventsOutput{}
 	err := s.read(ctx, in.After, []string{orderModel}, func(ctx context.Context, schemas []string) error {
-		// One statement: what the order shows, its events have. The state goes
-		// with the first event only.
+		// One statement reads the order and its events, so both are as of the same
+		// moment. The state comes with the first event only.
 		rows, err := s.DB.Query(ctx, `SELECT e.type, e.version, e.at, e.data, CASE WHEN e.version = 1 THEN o.state END
 			FROM `+schemas[0]+`.orders o JOIN `+schemas[0]+`.order_events e ON e.order_id = o.id
 			WHERE o.id = $1 ORDER BY e.version`, string(in.ID))
@@ -295,7 +302,7 @@ func (s *Side) getOrderEvents(ctx context.Context, in *orderInput) (*orderEvents
 				}
 			}
 			if state == nil {
-				return notFound("order") // its history does not begin with its first event
+				return notFound("order") // the history lacks the first event
 			}
 			seen, err := state.EventData(data, actor)
 			if err != nil {
@@ -316,7 +323,8 @@ func (s *Side) getOrderEvents(ctx context.Context, in *orderInput) (*orderEvents
 	return out, nil
 }
 
-// OfferedOrder is an offer that is still open: the payload of order:available.
+// OfferedOrder is an offer that is still open. It has the fields of the payload of the
+// message order:available.
 type OfferedOrder struct {
 	OrderID        string       `json:"orderId"`
 	RestaurantID   string       `json:"restaurantId"`

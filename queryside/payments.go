@@ -45,6 +45,7 @@ func (s *Side) paymentRoutes(api *httpapi.API) {
 		[]domain.Role{domain.Ops}, s.listOpsPayments)
 }
 
+// paymentParty reports whether the caller may see the payment.
 func paymentParty(s *payment.State, a domain.Actor) bool {
 	switch a.Role {
 	case domain.Ops:
@@ -107,7 +108,7 @@ func (s *Side) listOpsPayments(ctx context.Context, in *opsPaymentsInput) (*opsP
 		return nil, err
 	}
 	out := &opsPaymentsOutput{}
-	rows, out.Body.NextCursor = cut(rows, in.Limit, func(r *row) listPlace { return listPlace{r.at, r.id} })
+	rows, out.Body.NextCursor = cut(rows, in.Limit, func(r *row) pageEnd { return pageEnd{r.at, r.id} })
 	out.Body.Items = make([]payment.View, 0, len(rows))
 	for _, r := range rows {
 		state, err := readState[payment.State](r.state)

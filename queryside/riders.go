@@ -64,8 +64,9 @@ func (s *Side) nearbyRiders(ctx context.Context, in *nearbyRidersInput) (*nearby
 	out := &nearbyRidersOutput{}
 	err := s.read(ctx, in.After, []string{riderModel}, func(ctx context.Context, schemas []string) error {
 		return nearestFirst(func(walk string) error {
-			// By the index on places, nearest first, within the box around the
-			// circle; the circle is cut outside. See projections.Nearest.
+			// The inner query walks the index on location within the box around
+			// the circle, nearest first. The outer query leaves out what is
+			// outside the circle. projections/search.go explains it.
 			rows, err := s.DB.Query(ctx, `SELECT c.rider_id, c.name, ST_X(c.location::geometry), ST_Y(c.location::geometry), c.meters, c.recorded_at
 			FROM (
 				SELECT f.rider_id, f.name, f.location, f.location <-> ST_MakePoint($1, $2)::geography AS meters, f.recorded_at
@@ -97,7 +98,8 @@ func (s *Side) nearbyRiders(ctx context.Context, in *nearbyRidersInput) (*nearby
 	return out, nil
 }
 
-// selfOrOps says whether the caller may read this rider, who exists.
+// selfOrOps returns an error if the caller may not read the rider. Riders may read
+// only themselves.
 func selfOrOps(actor domain.Actor, riderID string) error {
 	if actor.Role == domain.Rider && actor.Sub != riderID {
 		return forbidden("A rider may do this only for themselves.")
@@ -138,7 +140,8 @@ func (s *Side) riderOffers(ctx context.Context, in *riderInput) (*offersOutput, 
 	out := &offersOutput{}
 	id := string(in.ID)
 	err := s.read(ctx, in.After, []string{riderModel, orderModel}, func(ctx context.Context, schemas []string) error {
-		// asked holds more than open offers; the state says which are.
+		// The column asked has more riders than those with open offers. The state
+		// tells which offers are open.
 		rows, err := s.DB.Query(ctx, `SELECT r.eligible, o.state FROM `+schemas[0]+`.riders r
 			LEFT JOIN `+schemas[1]+`.orders o ON r.eligible AND o.wave_open AND o.asked @> ARRAY[$1]
 			WHERE r.id = $1`, id)

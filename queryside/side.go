@@ -1,12 +1,17 @@
-// Package queryside answers REST queries from the read models. Package feed
-// beneath it serves the realtime feeds.
+// Package queryside answers REST queries from the read models. Package
+// queryside/feed serves the realtime feeds.
 //
-// A query reads the serving generations of the read models it needs, in one
-// statement and so as of one moment, after they have passed its
-// Consistency-Token. Nothing here writes, and nothing is kept between queries;
-// what a caller may see is decided from the row, each time. A read model that
-// does not reach the token in time, and a Postgres that is away, are a 503 with
-// Retry-After; they never become a 404 or an empty list.
+// A query first waits until the read models that it needs have passed its
+// Consistency-Token. Then it reads their serving generations in one statement, and so
+// as of one moment. Queries write nothing, and no state is kept between them. What a
+// caller may see is decided for each query from the row. If a read model does not
+// pass the token in time, or Postgres is unavailable, the answer is 503 with
+// Retry-After, and never 404 or an empty list.
+//
+// The files, in reading order:
+//
+//	side.go    what all queries share: the token, errors, pages, searches by distance
+//	orders.go  the queries of one noun; also payments.go, restaurants.go, riders.go
 package queryside
 
 import (
@@ -29,13 +34,13 @@ import (
 
 // ReadModels gives access to the serving generations of the read models.
 type ReadModels interface {
-	// Read calls query with the schemas of the given read models, in their
-	// order, once they have passed after. It fails with eventlog.ErrBehind if
-	// that takes too long. query may be called twice.
+	// Read waits until the given read models have passed after, and then calls query
+	// with their schemas, in the same order. It fails with eventlog.ErrBehind if the
+	// wait takes too long. It may call query twice.
 	Read(ctx context.Context, after eventlog.Token, models []string, query func(schemas []string) error) error
 }
 
-// queryTimeout bounds a query, its wait for a token included.
+// queryTimeout bounds a query, including its wait for a token.
 const queryTimeout = 10 * time.Second
 
 const retryAfter = time.Second
@@ -44,8 +49,8 @@ const retryAfter = time.Second
 type Side struct {
 	DB             *pgxpool.Pool
 	Models         ReadModels
-	LogID          eventlog.LogID // of the logs that the tokens of clients are for
-	PositionMaxAge time.Duration  // of a rider's position that counts as fresh
+	LogID          eventlog.LogID // of the logs that the read models are made of
+	PositionMaxAge time.Duration  // a rider whose position is older is not found nearby
 }
 
 // Routes registers all queries.
@@ -67,7 +72,7 @@ type queryInput struct {
 	After consistencyToken `header:"Consistency-Token" doc:"Of an earlier answer: the query sees at least that much."`
 }
 
-// consistencyToken is a parameter field.
+// consistencyToken is the type of the parameter Consistency-Token.
 type consistencyToken struct{ eventlog.ClientToken }
 
 // UnmarshalText reads the header's value.
@@ -81,7 +86,7 @@ func (consistencyToken) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeString, Extensions: map[string]any{"pattern": "^[A-Za-z0-9_-]*$"}}
 }
 
-// read runs a query; its errors are what the caller sees.
+// read runs a query within queryTimeout. Its errors are fit for the caller.
 func (s *Side) read(ctx context.Context, after consistencyToken, models []string, query func(ctx context.Context, schemas []string) error) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
@@ -92,8 +97,8 @@ func (s *Side) read(ctx context.Context, after consistencyToken, models []string
 	return Problem(s.Models.Read(ctx, token, models, func(schemas []string) error { return query(ctx, schemas) }))
 }
 
-// Problem returns what a caller sees of an error of a query, and of one of the
-// operators' calls.
+// Problem returns the error that a caller sees for an error of a query. The calls for
+// operators use it too.
 func Problem(err error) error {
 	switch {
 	case errors.Is(err, eventlog.ErrUnknownToken):
@@ -106,13 +111,14 @@ func Problem(err error) error {
 	return err
 }
 
-// unavailable reports whether Postgres or the brokers gave no answer to a query.
-// A query that ran into its deadline had no answer either, whatever held it up.
+// unavailable reports whether Postgres or the brokers did not answer a query. If the
+// query's deadline has passed, they did not answer either, whatever the reason.
 func unavailable(err error) bool {
 	return pgerr.Unavailable(err) || pgerr.Code(err) == "" && errors.Is(err, context.DeadlineExceeded)
 }
 
-// notFound is also what a caller sees who is no party.
+// notFound returns the error for something that does not exist. A caller who may not
+// know of it gets the same error.
 func notFound(noun string) error {
 	return httpapi.FromError(noun, domain.Refuse(domain.NotFound, "There is no such %s.", noun))
 }
@@ -121,49 +127,53 @@ func forbidden(detail string) error {
 	return httpapi.NewProblem(http.StatusForbidden, string(domain.Forbidden), detail)
 }
 
-// page are the parameters of a list.
+// page has the parameters of a list.
 type page struct {
 	Limit  int    `query:"limit" minimum:"1" maximum:"200" default:"50"`
 	Cursor string `query:"cursor" doc:"nextCursor of the page before."`
 }
 
-// listPlace is where a page ends, in a list by time and id, both descending.
-type listPlace struct {
-	at time.Time // whole microseconds, as Postgres has it
+// pageEnd is the last item of a page, in a list that is sorted by time and id, both
+// descending. The next page begins after it.
+type pageEnd struct {
+	at time.Time // whole microseconds, as in Postgres
 	id string
 }
 
-// String returns it as [A-Za-z0-9_-]*: what a cursor is.
-func (p listPlace) String() string {
-	b := binary.AppendVarint(make([]byte, 0, 48), p.at.UnixMicro())
-	return base64.RawURLEncoding.EncodeToString(append(b, p.id...))
+// String returns the cursor that names e: [A-Za-z0-9_-]*.
+func (e pageEnd) String() string {
+	b := binary.AppendVarint(make([]byte, 0, 48), e.at.UnixMicro())
+	return base64.RawURLEncoding.EncodeToString(append(b, e.id...))
 }
 
-// start returns the place that the cursor names, or one before all.
-func (p page) start() (listPlace, error) {
+// start returns the end of the page before, which the cursor names. Without a cursor
+// it returns a value that sorts before all items. It fails if no page of a list gave
+// the cursor.
+func (p page) start() (pageEnd, error) {
 	if p.Cursor == "" {
-		return listPlace{time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC), ""}, nil
+		return pageEnd{time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC), ""}, nil
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(p.Cursor)
 	micros, n := binary.Varint(b)
 	if err == nil && n > 0 && domain.ValidID(string(b[n:])) {
-		if at := (listPlace{time.UnixMicro(micros).UTC(), string(b[n:])}); at.String() == p.Cursor && at.at.Year() > 2000 && at.at.Year() < 9999 {
-			return at, nil
+		if end := (pageEnd{time.UnixMicro(micros).UTC(), string(b[n:])}); end.String() == p.Cursor && end.at.Year() > 2000 && end.at.Year() < 9999 {
+			return end, nil
 		}
 	}
-	return listPlace{}, httpapi.InvalidCursor()
+	return pageEnd{}, httpapi.InvalidCursor()
 }
 
-// cut takes the row too many off a page, which says that there is a next one.
-func cut[T any](items []T, limit int, at func(*T) listPlace) (page []T, nextCursor string) {
+// cut cuts items to a page of limit items. items has one more if there is a next page,
+// whose cursor cut then returns. end returns the page's end for its last item.
+func cut[T any](items []T, limit int, end func(*T) pageEnd) (page []T, nextCursor string) {
 	if len(items) <= limit {
 		return items, ""
 	}
 	items = items[:limit]
-	return items, at(&items[limit-1]).String()
+	return items, end(&items[limit-1]).String()
 }
 
-// around are the parameters of a search by place.
+// around has the parameters of a search around a point.
 type around struct {
 	Lat    float64 `query:"lat" required:"true" minimum:"-90" maximum:"90"`
 	Lng    float64 `query:"lng" required:"true" minimum:"-180" maximum:"180"`
@@ -171,20 +181,22 @@ type around struct {
 	Limit  int     `query:"limit" minimum:"1" maximum:"200" default:"50"`
 }
 
-// nearestFirst runs a query that walks an index on places by distance: walk is
-// what its ORDER BY ends with. Within some nanometres of the equator or of
-// longitude 0, ±90 or ±180, rounding makes PostGIS find its own order wrong and
-// give up (XX000, "index returned tuples in wrong order"); then the places in
-// reach are sorted instead.
+// nearestFirst runs a query that reads rows in the order of distance by walking an
+// index. walk must be appended to the expression of its ORDER BY.
+//
+// Within some nanometres of the equator or of longitude 0, ±90 or ±180, PostGIS
+// finds its own order wrong because of rounding, and the query fails (XX000, "index
+// returned tuples in wrong order"). nearestFirst then runs the query again with a
+// walk that makes Postgres sort the rows.
 func nearestFirst(query func(walk string) error) error {
 	err := query("")
 	if pgerr.Code(err) == "XX000" {
-		return query(" + 0") // no longer what the index is ordered by
+		return query(" + 0") // the index has no order of this expression
 	}
 	return err
 }
 
-// readState reads the JSON that a read model keeps.
+// readState reads the state that a row of a read model has as JSON.
 func readState[S any](text []byte) (*S, error) {
 	var s S
 	err := json.Unmarshal(text, &s)

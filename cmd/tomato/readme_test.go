@@ -332,7 +332,7 @@ func TestTheReadmesReaderRuleIsOurs(t *testing.T) {
 				}
 			}
 			back, _ := eventlog.ParseRecord(r) // back.Fault has the error; the rule is the same
-			if got, want := theirs.counts(r), ours.Counts(&back); got != want || theirs != (reader{ours.Term, ours.Seq}) {
+			if got, want := theirs.counts(r), ours.Accepts(&back); got != want || theirs != (reader{ours.Term, ours.Seq}) {
 				t.Fatalf("record %d (%s, term %d, seq %d): %v, and is at %v; the rule says %v, and is at %v", i, e.Type, e.Term, e.Seq, got, theirs, want, ours)
 			}
 		}
@@ -356,7 +356,7 @@ func FuzzTheReadmesReaderRule(f *testing.F) {
 		r := &kgo.Record{Headers: []kgo.RecordHeader{{Key: "ce_type", Value: []byte(eventType)}, {Key: key1, Value: []byte(value1)}, {Key: key2, Value: []byte(value2)}}}
 		e, _ := eventlog.ParseRecord(r)
 		ours, theirs := eventlog.Rule{Term: term, Seq: seq}, reader{term, seq}
-		if got, want := theirs.counts(r), ours.Counts(&e); got != want || theirs != (reader{ours.Term, ours.Seq}) {
+		if got, want := theirs.counts(r), ours.Accepts(&e); got != want || theirs != (reader{ours.Term, ours.Seq}) {
 			t.Fatalf("%v, and is at %v; the rule says %v, and is at %v", got, theirs, want, ours)
 		}
 	})

@@ -20,7 +20,7 @@ import (
 // the call and leaves when the append is acknowledged (acknowledge.go).
 func (s *shard) append(c *call, kind int, e *entry, ev domain.Event, scope keyScope, keyed bool, now time.Time) {
 	at := domain.Time(now)
-	buffer := recordBuffers.Get().(*eventlog.Room)
+	buffer := recordBuffers.Get().(*eventlog.RecordBuffer)
 	var err error
 	if buffer.Data, err = encode(buffer.Data[:0], ev); err != nil {
 		c.reply(Result{}, fmt.Errorf("encoding %s: %w", ev.EventType(), err))
@@ -78,14 +78,14 @@ func (s *shard) awaitOtherLog(kind int, e *entry, w *waiter) {
 }
 
 // recordBuffers is memory for records that are on their way to the broker.
-var recordBuffers = sync.Pool{New: func() any { return new(eventlog.Room) }}
+var recordBuffers = sync.Pool{New: func() any { return new(eventlog.RecordBuffer) }}
 
 const maxPooledData = 64 << 10 // bytes of event data; a larger buffer is not put back into recordBuffers
 
 // produce gives an event or no-op barrier to the outbox without waiting. It
 // returns its copy of own. All answers that awaited an append to this log are
 // confirmed when this one is acknowledged.
-func (s *shard) produce(kind int, e *eventlog.Event, buffer *eventlog.Room, now time.Time, own waiter) *waiter {
+func (s *shard) produce(kind int, e *eventlog.Event, buffer *eventlog.RecordBuffer, now time.Time, own waiter) *waiter {
 	l := &s.logs[kind]
 	p := &pending{log: kind, ordinal: l.ordinal, seq: l.seq, at: now, own: own, waiters: l.awaiting}
 	l.awaiting = nil

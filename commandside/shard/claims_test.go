@@ -71,7 +71,7 @@ func TestOfTwoThatClaimTheSameTermOneOpensAtMost(t *testing.T) {
 		}
 		tp := eventlog.TopicPartition{Topic: eventlog.Riders}
 		if err := eventlog.Read(t.Context(), cfg, map[eventlog.TopicPartition]eventlog.Range{tp: {To: ends[tp]}}, func(e *eventlog.Event) error {
-			if rule.Counts(e) && e.Subject == "x" {
+			if rule.Accepts(e) && e.Subject == "x" {
 				versions++
 				if e.Version != versions {
 					t.Errorf("version %d where %d must follow", e.Version, versions)

@@ -82,7 +82,7 @@ func (s *shard) appendBarriers(now time.Time) {
 			ID:     l.eventID(s.partition),
 			Source: s.owner.source, Type: eventlog.ShardSeen, Time: domain.Time(now),
 			Term: l.rule.Term, Seq: l.seq, Data: []byte("{}"),
-		}, recordBuffers.Get().(*eventlog.Room), now, waiter{})
+		}, recordBuffers.Get().(*eventlog.RecordBuffer), now, waiter{})
 		s.owner.metrics.barriers.Inc()
 	}
 	s.barrierInterval = min(2*s.barrierInterval, barrierIntervalMax)

@@ -54,7 +54,7 @@ func readLogs(t testing.TB, cfg eventlog.Config) *logs {
 		if int64(len(l.records[tp])) != e.Offset {
 			return fmt.Errorf("%v: offset %d after %d records", tp, e.Offset, len(l.records[tp]))
 		}
-		r := logRecord{*e, rules[tp].Counts(e)}
+		r := logRecord{*e, rules[tp].Accepts(e)}
 		l.records[tp] = append(l.records[tp], r)
 		switch {
 		case !r.valid:
@@ -272,7 +272,7 @@ func (l *logs) checkResumed(t testing.TB, cfg eventlog.Config, rng *rand.Rand) {
 	var differ []string
 	err := eventlog.Read(ctx, cfg, ranges, func(e *eventlog.Event) error {
 		tp := eventlog.TopicPartition{Topic: e.Topic, Partition: e.Partition}
-		if rules[tp].Counts(e) != l.records[tp][e.Offset].valid {
+		if rules[tp].Accepts(e) != l.records[tp][e.Offset].valid {
 			differ = append(differ, fmt.Sprintf("%s/%d@%d", tp.Topic, tp.Partition, e.Offset))
 		}
 		return nil

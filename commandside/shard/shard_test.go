@@ -279,7 +279,7 @@ func TestADeposedOwnerAcknowledgesNothing(t *testing.T) {
 		}
 		tp, rule := eventlog.TopicPartition{Topic: eventlog.Riders, Partition: p}, eventlog.Rule{}
 		if err := eventlog.Read(t.Context(), cfg, map[eventlog.TopicPartition]eventlog.Range{tp: {To: ends[tp]}}, func(e *eventlog.Event) error {
-			if valid := rule.Counts(e); e.Subject == "x1" && e.Version == 2 {
+			if valid := rule.Accepts(e); e.Subject == "x1" && e.Version == 2 {
 				if valid != (e.Term == 3) {
 					t.Errorf("term %d at offset %d: valid is %v", e.Term, e.Offset, valid)
 				}

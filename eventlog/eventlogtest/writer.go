@@ -86,8 +86,8 @@ func (w *Writer) Telemetry(topic, key, eventType string, data any) eventlog.Toke
 	return w.produce([]*kgo.Record{e.NewRecord(topic, eventlog.PartitionFor(key, w.partitions))})
 }
 
-// Void appends an event that does not count: its term is long over.
-func (w *Writer) Void(topic, id, eventType string, data []byte) eventlog.Token {
+// Invalid appends an invalid record: an event of a term that no claim has begun.
+func (w *Writer) Invalid(topic, id, eventType string, data []byte) eventlog.Token {
 	w.t.Helper()
 	w.mu.Lock()
 	defer w.mu.Unlock()

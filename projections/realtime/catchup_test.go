@@ -23,11 +23,11 @@ func TestCatchUpReadsWhatCameBeforeTheStart(t *testing.T) {
 	eventlogtest.Topics(t, cfg, eventlog.Layout{Partitions: 1})
 	w := eventlogtest.NewWriter(t, cfg, 1)
 	preparing := order.OrderPreparing{OrderID: "o1", Ctx: ctxOf("o1", "", "preparing")}
-	w.Append(eventlog.Orders, "o1", preparing, preparing)                                                    // 0 claim, 1, 2
-	w.Void(eventlog.Orders, "o1", "ORDER_DELIVERED", []byte(`{"orderId":"o1","ctx":{"customerId":"c-o1"}}`)) // 3
-	w.Append(eventlog.Orders, "o1", preparing)                                                               // 4
-	w.Claim(eventlog.Orders)                                                                                 // 5
-	w.Append(eventlog.Orders, "o1", preparing)                                                               // 6
+	w.Append(eventlog.Orders, "o1", preparing, preparing)                                                       // 0 claim, 1, 2
+	w.Invalid(eventlog.Orders, "o1", "ORDER_DELIVERED", []byte(`{"orderId":"o1","ctx":{"customerId":"c-o1"}}`)) // 3
+	w.Append(eventlog.Orders, "o1", preparing)                                                                  // 4
+	w.Claim(eventlog.Orders)                                                                                    // 5
+	w.Append(eventlog.Orders, "o1", preparing)                                                                  // 6
 	orders := eventlog.TopicPartition{Topic: eventlog.Orders}
 	mark := consumer.Mark{Next: 7, Rule: eventlog.Rule{Term: 2, Seq: 1}}
 

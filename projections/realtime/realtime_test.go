@@ -136,7 +136,7 @@ func TestFollowsFromTheBeginningWithoutMarks(t *testing.T) {
 		r.wait(t, "ready", func() bool { return r.ready })
 		r.wait(t, "what was there", r.has(before))
 
-		w.Void(eventlog.Orders, "o1", "ORDER_DELIVERED", []byte(`{"orderId":"o1","ctx":{"customerId":"c-o1"}}`))
+		w.Invalid(eventlog.Orders, "o1", "ORDER_DELIVERED", []byte(`{"orderId":"o1","ctx":{"customerId":"c-o1"}}`))
 		w.AppendRaw(eventlog.Orders, "o1", "FROM_THE_FUTURE", []byte(`{}`)) // passed over
 		w.Claim(eventlog.Orders)
 		w.Append(eventlog.Orders, "o1", order.OrderPickedUp{OrderID: "o1", RiderID: "k1", Ctx: ctxOf("o1", "k1", "picked_up")})

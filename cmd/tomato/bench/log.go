@@ -58,7 +58,7 @@ func (b *run) countHistory(ctx context.Context) (h history, err error) {
 		ranges[tp], rules[tp] = eventlog.Range{To: end}, &eventlog.Rule{}
 	}
 	return h, eventlog.Read(ctx, b.kafka, ranges, func(e *eventlog.Event) error {
-		if rules[eventlog.TopicPartition{Topic: e.Topic, Partition: e.Partition}].Counts(e) && e.Subject != "" {
+		if rules[eventlog.TopicPartition{Topic: e.Topic, Partition: e.Partition}].Accepts(e) && e.Subject != "" {
 			h.events++
 		}
 		return nil
