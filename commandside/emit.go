@@ -38,9 +38,9 @@ func (emitBody) TransformSchema(_ huma.Registry, s *huma.Schema) *huma.Schema {
 	return s
 }
 
-// emitRoutes adds POST /api/v1/internal/emit: a message straight to a room. It
-// is 202 when the record is on topic feed; feeds of all instances send it from
-// there. A repeat sends it again.
+// emitRoutes adds POST /api/v1/internal/emit, which sends a message to a room. It
+// answers 202 when the record is on topic feed. The feeds of all instances send it
+// from there. A repeat sends it again.
 func (s *Side) emitRoutes(api *httpapi.API) {
 	type input struct {
 		Key  string `header:"x-internal-key"`
@@ -92,7 +92,7 @@ func (s *Side) emit(ctx context.Context, b emitBody) error {
 	return nil
 }
 
-// internalKey lets only those pass who know the internal key.
+// internalKey refuses a request without the internal key.
 func (s *Side) internalKey(next http.Handler) http.Handler {
 	want := sha256.Sum256([]byte(s.InternalKey))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -125,7 +125,8 @@ func (s *Side) bulkLocations(ctx context.Context, in *locationsInput) (*location
 	return out, nil
 }
 
-// knownRiders asks the riders' shards, each once.
+// knownRiders reports for each id whether it is a registered rider. It asks each of
+// the riders' shards once.
 func (s *Side) knownRiders(ctx context.Context, ids []string) (map[string]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.CommandDeadline)
 	defer cancel()

@@ -134,7 +134,8 @@ func (s *Side) placeOrder(ctx context.Context, in *placeInput) (*orderOutput, er
 }
 
 // endingCommand runs a command that may end an assignment, and frees the rider
-// before it answers. A repeat frees them too, where the first try died between.
+// before it answers. A repeat frees the rider too, in case the first request ended
+// between the two steps.
 func (s *Side) endingCommand(ctx context.Context, in orderInput, body any, c domain.Command) (*orderOutput, error) {
 	res, err := s.execute(ctx, in.commandInput, body, shard.Request{Topic: eventlog.Orders, ID: string(in.ID), Command: c})
 	if err != nil {
@@ -160,11 +161,11 @@ func (s *Side) endingCommand(ctx context.Context, in orderInput, body any, c dom
 // acceptTries bounds how many unfinished claims of the rider one accept finishes.
 const acceptTries = 8
 
-// acceptOffer gives the order to the rider, over two aggregates: the order is
-// asked whether it is still open to them, the rider is claimed, and the order
-// assigned in the very round and wave that it was claimed for. A rider held by
-// another claim is finished first: that claim's own assign is repeated, and says
-// whether it holds.
+// acceptOffer gives the order to the rider. This takes three steps over two
+// aggregates: it asks the order whether it is still open to the rider, claims the
+// rider, and assigns the order in the round and wave of that claim. If another claim
+// holds the rider, acceptOffer finishes that one first: repeatAssign tells whether it
+// holds.
 func (s *Side) acceptOffer(ctx context.Context, in *orderInput) (*orderOutput, error) {
 	actor := httpapi.Actor(ctx)
 	for range acceptTries {
@@ -185,25 +186,25 @@ func (s *Side) acceptOffer(ctx context.Context, in *orderInput) (*orderOutput, e
 				return nil, problem(eventlog.Riders, serr)
 			}
 			if !holds {
-				continue // that claim was void and is released: the rider is free
+				continue // the order of that claim refused it: the rider is free
 			}
 		}
 		if err != nil {
 			return nil, problem(eventlog.Riders, err)
 		}
-		// If-Match was looked at with the question: from the claim on, only the
-		// order's own refusal is a definite no, and only that may free the rider.
-		// Freed on any other, the rider would have the order by the claims
-		// policy, which repeats the assign, and could take a second one.
+		// CheckOffer compared If-Match. From the claim on, only the order's own
+		// refusal may free the rider. If another error freed the rider, the claims
+		// policy would repeat the assign, and the rider would have this order and
+		// could take a second one.
 		assigned, err := s.system(ctx, eventlog.Orders, o.ID, order.Assign{RiderID: actor.Sub, RiderName: claimed.Rider.Name,
 			ClaimID: claimed.Rider.Claim.ID, Round: o.Round, Wave: o.Wave})
 		if err == nil {
 			return s.orderAnswer(assigned, actor), nil
 		}
 		if domain.RefusedWith(err) == "" {
-			return nil, problem(eventlog.Orders, err) // not known: the claims policy repeats exactly this step
+			return nil, problem(eventlog.Orders, err) // the outcome is not known: the claims policy repeats this step
 		}
-		// The loser is free before the answer leaves.
+		// The rider who lost the race is free before the answer leaves.
 		if _, rerr := s.system(ctx, eventlog.Riders, actor.Sub, rider.Release{ClaimID: claimed.Rider.Claim.ID, OrderID: o.ID}); rerr != nil {
 			return nil, problem(eventlog.Riders, rerr)
 		}

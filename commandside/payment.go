@@ -9,8 +9,6 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/uuid"
-	"github.com/twmb/franz-go/pkg/kerr"
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/commandside/gateway"
 	"tomato/commandside/policies"
@@ -21,27 +19,16 @@ import (
 	"tomato/httpapi"
 )
 
-const (
-	inboxSource = "/tomato/webhooks/razorpay"
+const gatewayTimeout = 8 * time.Second // for /payment to open the gateway order
 
-	inboxTimeout   = 4 * time.Second // the gateway gives us five
-	gatewayTimeout = 8 * time.Second // for /payment to open the gateway order
-	maxEventID     = 255             // bytes of the gateway's event id that are kept
-
-	maxWebhookBytes = 256 << 10 // Razorpay's are a few KiB
-)
-
-// paymentRoutes registers what customers, operators and the gateway do with
-// payments.
+// paymentRoutes registers what customers and operators do with payments, and what
+// the gateway tells of them.
 func (s *Side) paymentRoutes(api *httpapi.API) {
 	open := operation(http.MethodPost, "/v1/orders/{id}/payment", "open-payment", "Open the payment of an order", http.StatusBadGateway)
 	open.Description = "Repeats with the same gateway order while the order is payable. If-Match and ETag are the order's."
 	httpapi.Register(api, open, []domain.Role{domain.Customer}, s.openPayment)
 
-	httpapi.Register(api.Behind(signed, false), huma.Operation{Method: http.MethodPost, Path: "/v1/webhooks/razorpay", OperationID: "take-webhook", DefaultStatus: http.StatusOK,
-		MaxBodyBytes: maxWebhookBytes, Summary: "Take a webhook of the gateway",
-		Description: "Authenticated by its signature. 200 once it is kept, whatever it holds; 503 only when it could not be kept.",
-		Errors:      []int{http.StatusUnauthorized}}, nil, s.takeWebhook)
+	s.webhookRoute(api)
 
 	httpapi.Register(api, huma.Operation{Method: http.MethodPost, Path: "/v1/simulated-gateway/orders/{gatewayOrderId}/pay", OperationID: "simulate-payment", DefaultStatus: http.StatusAccepted,
 		Summary:     "Make the simulated gateway act",
@@ -71,9 +58,9 @@ type openPaymentOutput struct {
 	}
 }
 
-// openPayment asks the shard first: what is refused, or open already, makes no
-// gateway order. A gateway order made for a request that then fails is never
-// shown to anybody, so nobody can pay on it.
+// openPayment asks the shard first. It makes no gateway order if the shard refuses
+// the payment or has it open already. A gateway order that was made for a request
+// which then fails is never shown to anybody, so nobody can pay on it.
 func (s *Side) openPayment(ctx context.Context, in *openPaymentInput) (*openPaymentOutput, error) {
 	match := in.IfMatch // the order's version, which a command on the payment does not look at
 	in.IfMatch = httpapi.IfMatch{}
@@ -112,7 +99,7 @@ func (s *Side) openPayment(ctx context.Context, in *openPaymentInput) (*openPaym
 	if res.Order != nil {
 		out.ETag = httpapi.ETag(res.Order.Version)
 	}
-	p := res.Payment // of another request, where that was faster
+	p := res.Payment // it may have the gateway order of another request, which was faster
 	out.Body.Provider, out.Body.GatewayOrderID, out.Body.Amount, out.Body.Currency = p.Provider, p.GatewayOrderID, p.Amount, p.Currency
 	out.Body.KeyID = s.Gateway.KeyID()
 	return out, nil
@@ -135,72 +122,6 @@ func notFoundAs(noun string, err error) error {
 		return httpapi.NewProblem(http.StatusNotFound, noun+"_not_found", "There is no such "+noun+".")
 	}
 	return err
-}
-
-// signed lets a webhook pass that has something like a signature: without one its
-// body is not read.
-func signed(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !gateway.IsSignature(r.Header.Get(gateway.SignatureHeader)) {
-			httpapi.Refuse(w, r, wrongSignature())
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
-func wrongSignature() *httpapi.Problem {
-	return httpapi.Unauthorized(`Razorpay-Signature realm="tomato"`, "The webhook's signature is missing or wrong.")
-}
-
-type webhookInput struct {
-	Signature string `header:"X-Razorpay-Signature"`
-	EventID   string `header:"X-Razorpay-Event-Id"`
-	RawBody   []byte
-}
-
-// takeWebhook keeps a webhook in the inbox. Nothing is decided here: what it
-// means is record-payment's to find out.
-func (s *Side) takeWebhook(ctx context.Context, in *webhookInput) (*struct{}, error) {
-	if !gateway.Verify(s.WebhookSecrets, in.RawBody, in.Signature) {
-		return nil, wrongSignature()
-	}
-	ctx, cancel := context.WithTimeout(ctx, inboxTimeout)
-	defer cancel()
-	id, err := uuid.NewV7()
-	if err != nil {
-		return nil, err
-	}
-	key := id.String()
-	w, err := gateway.ParseWebhook(in.RawBody)
-	if k := w.InboxKey(); err == nil && k != "" {
-		key = k
-	}
-	// A payment is known at the gateway before anybody hears of it: a refund of
-	// it may be asked for as soon as the record below is there.
-	if sim, ok := s.Gateway.(*gateway.Simulated); ok && err == nil && w.Payment != nil {
-		if err := sim.Accepted(ctx, *w.Payment); err != nil {
-			return nil, s.notKept(err)
-		}
-	}
-	now := time.Now().UTC()
-	e := eventlog.Event{ID: id.String(), Source: inboxSource, Type: gateway.TypeWebhookReceived, Time: domain.Time(now), Subject: key, Data: in.RawBody}
-	rec := e.NewRecord(eventlog.PaymentWebhooks, eventlog.PartitionFor(key, s.Partitions))
-	if in.EventID != "" && len(in.EventID) <= maxEventID {
-		rec.Headers = append(rec.Headers, kgo.RecordHeader{Key: "x-razorpay-event-id", Value: []byte(in.EventID)})
-	}
-	if err := s.produce(ctx, rec); err != nil {
-		if errors.Is(err, kerr.MessageTooLarge) {
-			return nil, httpapi.NewProblem(http.StatusRequestEntityTooLarge, "body_too_large", "The body is larger than the inbox takes.")
-		}
-		return nil, s.notKept(err)
-	}
-	return nil, nil
-}
-
-func (s *Side) notKept(err error) error {
-	s.Log.Error("a webhook could not be kept; the gateway will send it again", "err", err)
-	return httpapi.Unavailable("unavailable", "The webhook could not be kept.", time.Second)
 }
 
 type simulateInput struct {
@@ -311,9 +232,10 @@ func (s *Side) refundPayment(ctx context.Context, in *refundInput) (*paymentOutp
 	return s.newPaymentOutput(res), nil
 }
 
-// toRefund chooses the payment that an operator means who names none: one whose
-// refund failed; else one whose refund is under way, so that a repeat changes
-// nothing; else the booked one. The booked one goes first among equals.
+// toRefund chooses the payment for an operator who names none. It is one whose
+// refund failed. If there is none, it is one whose refund is under way, so that a
+// repeat changes nothing. Otherwise it is the booked one. The booked one comes first
+// among several of a kind.
 func toRefund(s *payment.State) string {
 	for _, status := range []payment.RefundStatus{payment.RefundStatusFailed, payment.RefundStatusRequested} {
 		ids := []string{s.Booked}

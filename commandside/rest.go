@@ -36,7 +36,7 @@ type commandInput struct {
 	Traceparent      string                 `header:"traceparent" doc:"W3C trace context; kept in the event."`
 }
 
-// consistencyToken is a parameter field.
+// consistencyToken is the header Consistency-Token as a parameter.
 type consistencyToken struct{ eventlog.ClientToken }
 
 // UnmarshalText reads the header's value.
@@ -50,8 +50,8 @@ func (consistencyToken) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeString, Extensions: map[string]any{"pattern": "^[A-Za-z0-9_-]*$"}}
 }
 
-// execute runs a command on behalf of the request's caller. body is what the
-// idempotency key stands for. The error is an *httpapi.Problem.
+// execute runs a command on behalf of the request's caller. A repeat with the same
+// idempotency key must have the same body. The error is an *httpapi.Problem.
 func (s *Side) execute(ctx context.Context, in commandInput, body any, r shard.Request) (shard.Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.CommandDeadline)
 	defer cancel()
@@ -120,7 +120,7 @@ func (s *Side) system(ctx context.Context, topic, id string, c domain.Command) (
 	return s.Commands.Execute(ctx, shard.Request{Topic: topic, ID: id, Actor: domain.SystemActor, Command: c})
 }
 
-// operation describes a command for the OpenAPI document.
+// operation describes a command in the OpenAPI document.
 func operation(method, path, id, summary string, responses ...int) huma.Operation {
 	if strings.HasPrefix(path, "/v1/orders/") || strings.Contains(path, "/payments/") {
 		responses = append(responses, http.StatusGone) // order_archived
@@ -128,7 +128,7 @@ func operation(method, path, id, summary string, responses ...int) huma.Operatio
 	return huma.Operation{Method: method, Path: path, OperationID: id, Summary: summary, Errors: append([]int{404, 409, 412}, responses...)}
 }
 
-// putOperation describes a command that may begin something: 201 then.
+// putOperation describes a command that may begin an aggregate, and answers 201 then.
 func putOperation(path, id, summary string) huma.Operation {
 	op := operation(http.MethodPut, path, id, summary)
 	op.Responses = map[string]*huma.Response{"201": {}}

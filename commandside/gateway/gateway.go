@@ -54,7 +54,7 @@ const (
 
 // ErrRefused says that the gateway understood the request and refused it: the
 // same request would be refused again. An error that is neither ErrRefused nor
-// ErrUnknown says that the gateway is unavailable (eventlog.ErrAway).
+// ErrUnknown says that the gateway is unavailable (eventlog.ErrUnavailable).
 var ErrRefused = errors.New("the gateway refused")
 
 // ErrUnknown says that the gateway has no order, payment or refund with this id.

@@ -40,18 +40,18 @@ type RiderSearch interface {
 
 // Dispatch finds riders for ready orders.
 //
-// An order that became ready, lost its rider or saw its wave end is searched
-// for: the nearest free riders within the next wave's radius are offered it. A
-// wave that finds nobody is skipped, but the last is always recorded, empty if
-// need be, so that an order is never forgotten between two searches. After the
-// last wave dispatch looks once more, for riders who were not asked yet, and
-// then says that it is exhausted.
+// Dispatch searches when an order becomes ready, loses its rider, or a wave ends. It
+// offers the order to the nearest free riders within the next wave's radius. A wave
+// that finds nobody is skipped. The last wave is always recorded, even without
+// riders, so that an order is never forgotten between two searches. After the last
+// wave dispatch searches once more, for riders who were not asked yet, and then
+// records that the order is exhausted.
 //
 // A rider who becomes eligible while orders nearby wait is added to their
 // running waves. A search waits for the riders read model to pass the ends of
 // its topics, but at most SearchWait: one partition that is slow or paused must
-// not keep the orders of a city waiting. No rider is lost by that. Each event
-// that makes a rider eligible wakes dispatch, which
+// not keep the orders of a city waiting. No rider is missed for ever by that. For
+// each event that makes a rider eligible, dispatch
 //  1. waits, for as long as it takes, until the riders read model has passed
 //     all that concerns this rider's partition,
 //  2. then takes the ends of orders, and
@@ -67,10 +67,10 @@ type RiderSearch interface {
 // on to a wider wave may be out of reach of the wave that step 3 compares with;
 // the next wave finds them.
 //
-// A search that did not see everything gives no order up: it makes a further,
-// empty wave, and looks again when that ends, as often as there are radii. A
-// search that saw everything as of its beginning may exhaust an order while the
-// wake-up of a rider who came after that is under way: that rider is offered the
+// A search that did not see every rider does not exhaust an order. It makes a
+// further wave without riders and searches again when that one ends, as often as
+// there are radii. A search that saw every rider as of its beginning may exhaust an
+// order while dispatch handles a rider who came later: that rider is offered the
 // order in its next round.
 //
 // What dispatch knows may be old. order.Decide decides on the present state: an
@@ -87,10 +87,10 @@ type dispatch struct {
 	swept time.Time
 }
 
-// errSearching says that an order's next wave is being searched for.
+// errSearching means that an order's next wave is being searched for.
 var errSearching = errors.New("an order near the rider is about to be offered")
 
-// errBehind says that a shard's answer is older than the event it was asked about.
+// errBehind means that a shard's answer is older than the event it was asked about.
 var errBehind = errors.New("the shard has not seen the event yet")
 
 // maxJoinWait is how long riders wait for one order's next wave. A search takes
@@ -101,9 +101,9 @@ const maxJoinWait = 10 * time.Second
 const concurrentCommands = 128
 
 func (d *dispatch) handle(ctx context.Context, events []eventlog.Event) error {
-	orders := map[string]eventlog.Event{} // to search for, with the event that asks
+	orders := map[string]eventlog.Event{} // orders that need riders, with the event that says so
 	woken := map[string]eventlog.Event{}  // riders who became eligible
-	last := map[string]time.Time{}        // last positions, remembered once the batch is done: a repeat must see the same firsts
+	last := map[string]time.Time{}        // riders' last positions; remembered only after the batch, so that a repeat sees the same ones
 	for _, e := range events {
 		if e.Topic == eventlog.RiderLocations { // whatever type a foreign record there has
 			p, err := rider.ReadPosition(e.Type, e.Subject, e.Data, time.Now())
@@ -158,9 +158,9 @@ func (d *dispatch) ends(ctx context.Context, topics ...string) (eventlog.Token, 
 	return after, nil
 }
 
-// firstFresh reports whether the position is the first after a time without a
-// fresh one, and notes it in last. After a restart every rider's first position
-// is.
+// firstFresh reports whether the rider had no fresh position before this one, which
+// is fresh, and notes it in last. After a restart it is true of every rider's first
+// position.
 func (d *dispatch) firstFresh(p rider.Position, last map[string]time.Time) bool {
 	before, ok := last[p.RiderID]
 	if !ok {
@@ -183,20 +183,20 @@ func (d *dispatch) remember(last map[string]time.Time) {
 			d.seen[id] = at
 		}
 	}
-	if now := time.Now(); now.Sub(d.swept) > d.PositionMaxAge { // an old position is as good as none
+	if now := time.Now(); now.Sub(d.swept) > d.PositionMaxAge { // an old position makes no difference to firstFresh
 		d.swept = now
 		maps.DeleteFunc(d.seen, func(_ string, at time.Time) bool { return now.Sub(at) > d.PositionMaxAge })
 	}
 }
 
-// want is one order on its way through a search.
+// want is one order for which riders are searched.
 type want struct {
 	event eventlog.Event // that asked for the search
 	state *order.State
 	wave  int // to be offered next
 }
 
-// radius is that of a wave; beyond the last it stays the last one's.
+// radius returns the radius of a wave in meters. Waves after the last radius have that one.
 func (d *dispatch) radius(wave int) int { return d.OfferRadii[min(wave, len(d.OfferRadii))-1] }
 
 func (d *dispatch) searchFor(ctx context.Context, orders map[string]eventlog.Event, after eventlog.Token) error {
@@ -205,12 +205,12 @@ func (d *dispatch) searchFor(ctx context.Context, orders map[string]eventlog.Eve
 		return err
 	}
 	last := len(d.OfferRadii)
-	until := time.Now().Add(d.SearchWait) // of all waves together
+	until := time.Now().Add(d.SearchWait) // for all waves together
 	for len(wants) > 0 {
 		searches := make([]nearby.Search, len(wants))
 		for i, w := range wants {
 			without := w.state.Unavailable()
-			if w.wave > last { // only who was not asked in this round
+			if w.wave > last { // search only for riders who were not asked in this round
 				for _, o := range w.state.Offers {
 					without = append(without, o.RiderID)
 				}
@@ -249,7 +249,7 @@ func (d *dispatch) searchFor(ctx context.Context, orders map[string]eventlog.Eve
 	return nil
 }
 
-// lastOffered is the last wave of the round in which somebody was offered the order.
+// lastOffered returns the last wave of the round in which somebody was offered the order.
 func lastOffered(o *order.State) (wave int) {
 	for _, offer := range o.Offers {
 		wave = max(wave, offer.Wave)
@@ -257,7 +257,8 @@ func lastOffered(o *order.State) (wave int) {
 	return wave
 }
 
-// look takes the orders' present state from their shards: who waits for a search.
+// look takes the orders' present state from their shards, and returns those that
+// wait for a search.
 func (d *dispatch) look(ctx context.Context, orders map[string]eventlog.Event) ([]*want, error) {
 	var mu sync.Mutex
 	var wants []*want
@@ -271,7 +272,7 @@ func (d *dispatch) look(ctx context.Context, orders map[string]eventlog.Event) (
 			}
 			o := res.Order
 			if o == nil || o.Version < e.Version {
-				return eventlog.Unavailable(errBehind) // a deposed owner that has not noticed: the event counts, and it has not seen it
+				return eventlog.Unavailable(errBehind) // the owner was deposed and has not noticed: the event is valid, and this owner has not seen it
 			}
 			if o.Status == order.StatusReadyForRider && !o.WaveOpen && !o.Exhausted {
 				mu.Lock()
@@ -321,15 +322,16 @@ func (d *dispatch) wake(ctx context.Context, woken map[string]eventlog.Event, af
 	return g.Wait()
 }
 
-// join adds riders to an order's running wave. The read model said that the
-// order may be waiting; where it stands, its shard says. An order between two
-// waves is waited for: the search for its next one may have begun before the
-// riders became eligible. Orders that become ready later find them themselves.
+// join adds riders to an order's running wave. The read model said that the order
+// may be waiting, and the shard says whether it is. If the order is between two
+// waves, join waits for the next one, because its search may have begun before the
+// riders became eligible. Searches for orders that become ready later find the riders
+// by themselves.
 func (d *dispatch) join(ctx context.Context, why cause, orderID string, riders []order.OfferedRider) error {
 	for wait, waited := 5*time.Millisecond, time.Duration(0); ; wait = min(2*wait, 100*time.Millisecond) {
 		res, err := d.execute(ctx, why, eventlog.Orders, orderID, shard.Look{})
 		if unknown := (*shard.UnknownEvent)(nil); errors.As(err, &unknown) {
-			return nil // nothing can be offered, and the riders' other orders are not to wait for it
+			return nil // this order cannot be offered, and must not keep the riders from the other orders
 		}
 		if err != nil {
 			return err
@@ -341,8 +343,8 @@ func (d *dispatch) join(ctx context.Context, why cause, orderID string, riders [
 		case o.WaveOpen:
 			return d.command(ctx, why, orderID, order.OfferWave{Round: o.Round, Wave: o.Wave, Riders: riders, TTL: d.OfferTTL, Limit: d.OfferLimit})
 		case waited > maxJoinWait:
-			// The search hangs, or is parked: whoever takes it up begins with
-			// fresh ends, and finds these riders by itself.
+			// The search is slow, or its event is parked. When it is repeated, it
+			// begins with fresh ends and finds these riders by itself.
 			d.Log.Warn("riders do not wait for an order's next wave any longer", "order", orderID, "err", errSearching)
 			return nil
 		}
@@ -358,7 +360,7 @@ func (d *dispatch) join(ctx context.Context, why cause, orderID string, riders [
 func (d *dispatch) command(ctx context.Context, why cause, orderID string, c domain.Command) error {
 	_, err := d.execute(ctx, why, eventlog.Orders, orderID, c)
 	if domain.RefusedWith(err) != "" {
-		return nil // the order is gone: nothing to offer
+		return nil // the order has moved on, so there is nothing to offer
 	}
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", c.CommandName(), orderID, err)
