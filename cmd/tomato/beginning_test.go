@@ -1,10 +1,11 @@
-package main
+package main_test
 
 import (
 	"strings"
 	"testing"
 
 	"tomato/cmd/tomato/server"
+	"tomato/cmd/tomato/servertest"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
 )
@@ -15,15 +16,15 @@ import (
 func TestServeRefusesALogWhoseBeginningIsGone(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, kafka eventlog.Config) {
-		a := newTown(t, kafka).open()
-		a.restaurant("r1", lng0, lat0)
-		a.rider("k1", lng0, lat0)
-		a.awaitQuery(office, "/v1/riders/k1", "status", "available")
-		a.idle()
-		a.stop()
-		refused := func(b *town, topic string, args ...string) {
+		a := servertest.New(t, kafka).Start()
+		a.AddRestaurant("r1", servertest.Lng, servertest.Lat)
+		a.AddRider("k1", servertest.Lng, servertest.Lat)
+		a.AwaitQuery(servertest.Ops, "/v1/riders/k1", "status", "available")
+		a.AwaitIdle()
+		a.Stop()
+		refused := func(b *servertest.Installation, topic string, args ...string) {
 			t.Helper()
-			cmd := b.cmd
+			cmd := b.Config
 			if len(args) > 0 {
 				cmd.Role = args
 			}
@@ -38,13 +39,13 @@ func TestServeRefusesALogWhoseBeginningIsGone(t *testing.T) {
 				}
 			}
 		}
-		eventlogtest.DeleteBefore(t, kafka, eventlog.Riders, eventlog.PartitionFor("k1", townPartitions), 1)
-		refused(newTown(t, kafka), "riders/")
-		eventlogtest.DeleteBefore(t, kafka, eventlog.Restaurants, eventlog.PartitionFor("r1", townPartitions), 1)
+		eventlogtest.DeleteBefore(t, kafka, eventlog.Riders, eventlog.PartitionFor("k1", servertest.Partitions), 1)
+		refused(servertest.New(t, kafka), "riders/")
+		eventlogtest.DeleteBefore(t, kafka, eventlog.Restaurants, eventlog.PartitionFor("r1", servertest.Partitions), 1)
 		refused(a, "restaurants/")
-		a.cmd.Role = []string{server.RoleQuery, server.RoleProject, server.RoleReact}
-		a.log = nil
-		a.open()
-		a.awaitQuery(office, "/v1/riders/k1", "status", "available")
+		a.Config.Role = []string{server.RoleQuery, server.RoleProject, server.RoleReact}
+		a.Log = nil
+		a.Start()
+		a.AwaitQuery(servertest.Ops, "/v1/riders/k1", "status", "available")
 	})
 }

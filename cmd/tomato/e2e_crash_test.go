@@ -1,12 +1,9 @@
-package main
+package main_test
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -16,19 +13,19 @@ import (
 	"testing"
 	"time"
 
+	"tomato/cmd/tomato/servertest"
 	"tomato/cmd/tomato/settings"
 	"tomato/commandside/gateway"
 	"tomato/domain"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
 	"tomato/eventlog/kafkaprocess"
-	"tomato/migrations/cluster"
 )
 
 // rush is many orders under way at once, each driven to its door by its own
 // customer, kitchen and rider, who repeat what got no answer and keep what did.
 type rush struct {
-	*town
+	*servertest.Installation
 	orders   []string
 	progress chan struct{} // one for each acknowledged command
 	done     chan struct{} // closed when all orders are at their doors, or one failed for good
@@ -47,18 +44,18 @@ type ack struct {
 
 // rushHour prepares kitchens with a rider for each order, and starts the
 // orders: n of them, so many at once.
-func (a *town) rushHour(n, atOnce int) *rush {
-	a.t.Helper()
-	r := &rush{town: a, orders: make([]string, n), progress: make(chan struct{}, 100*n), done: make(chan struct{}),
+func rushHour(a *servertest.Installation, n, atOnce int) *rush {
+	a.T.Helper()
+	r := &rush{Installation: a, orders: make([]string, n), progress: make(chan struct{}, 100*n), done: make(chan struct{}),
 		over: make(chan struct{}), kinds: map[string]int{}}
 	kitchens := (n + 9) / 10
-	a.each(kitchens, 8, func(k int) { a.restaurant(fmt.Sprint("r", k), lng0+float64(k), lat0) })
-	a.each(n, 8, func(i int) { a.rider(fmt.Sprint("k", i), lng0+float64(i/10), lat0+0.001) })
+	a.Each(kitchens, 8, func(k int) { a.AddRestaurant(fmt.Sprint("r", k), servertest.Lng+float64(k), servertest.Lat) })
+	a.Each(n, 8, func(i int) { a.AddRider(fmt.Sprint("k", i), servertest.Lng+float64(i/10), servertest.Lat+0.001) })
 	go func() {
 		defer close(r.done)
-		a.each(n, atOnce, r.drive)
+		a.Each(n, atOnce, r.drive)
 	}()
-	a.t.Cleanup(func() {
+	a.T.Cleanup(func() {
 		close(r.over)
 		<-r.done
 	})
@@ -67,15 +64,15 @@ func (a *town) rushHour(n, atOnce int) *rush {
 
 // drive takes order i from the basket to the door.
 func (r *rush) drive(i int) {
-	cust, rest, rider := customer(fmt.Sprint("c", i%5)), staff(fmt.Sprint("r", i/10)), courier(fmt.Sprint("k", i))
-	basket := basket(rest.RestaurantID)
+	cust, rest, rider := servertest.Customer(fmt.Sprint("c", i%5)), servertest.Staff(fmt.Sprint("r", i/10)), servertest.Rider(fmt.Sprint("k", i))
+	basket := servertest.Basket(rest.RestaurantID)
 	basket["externalReference"] = fmt.Sprint("basket", i)
 	placed := r.persist(cust, "POST /v1/orders", basket, fmt.Sprint("place", i), "ORDER_PLACED")
-	id := placed.str("orderId")
+	id := placed.Str("orderId")
 	r.orders[i] = id
 	paying := r.persist(cust, "POST /v1/orders/"+id+"/payment", nil, "pay", "")
-	body := capture(gateway.EventPaymentCaptured, paying.str("gatewayOrderId"), fmt.Sprint("pay_", i), 50000)
-	r.until(func() answer { return r.webhook(body) })
+	body := servertest.Capture(gateway.EventPaymentCaptured, paying.Str("gatewayOrderId"), fmt.Sprint("pay_", i), 50000)
+	r.until(func() servertest.Answer { return r.Webhook(body) })
 	r.persist(rest, "POST /v1/orders/"+id+"/accept-order", nil, "a", "ORDER_ACCEPTED", "order_not_paid")
 	r.persist(rest, "POST /v1/orders/"+id+"/preparing", nil, "b", "ORDER_PREPARING")
 	r.persist(rest, "POST /v1/orders/"+id+"/ready", nil, "c", "ORDER_READY_FOR_RIDER")
@@ -87,42 +84,42 @@ func (r *rush) drive(i int) {
 
 // persist repeats a command until it is acknowledged, and keeps that. early are
 // refusals that pass with time.
-func (r *rush) persist(who domain.Actor, call string, body any, key, eventType string, early ...string) answer {
+func (r *rush) persist(who domain.Actor, call string, body any, key, eventType string, early ...string) servertest.Answer {
 	var header []string
 	if key != "" {
 		header = []string{"Idempotency-Key", key}
 	}
-	x := r.until(func() answer { return r.do(who, call, body, header...) }, early...)
-	id := x.str("orderId")
+	x := r.until(func() servertest.Answer { return r.Do(who, call, body, header...) }, early...)
+	id := x.Str("orderId")
 	if id == "" {
-		_, id = aggregateOf(call)
+		_, id = servertest.AggregateOf(call)
 	}
 	r.mu.Lock()
-	r.acks = append(r.acks, ack{x.request, id, x.etag(), eventType})
+	r.acks = append(r.acks, ack{x.Request, id, x.ETag(), eventType})
 	r.mu.Unlock()
 	r.progress <- struct{}{}
 	return x
 }
 
-func (r *rush) until(ask func() answer, early ...string) answer {
+func (r *rush) until(ask func() servertest.Answer, early ...string) servertest.Answer {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.After(patience); ; {
+	for end := time.After(servertest.Patience); ; {
 		x := ask()
-		if x.err == nil && x.status < 300 {
+		if x.Err == nil && x.Status < 300 {
 			return x
 		}
-		kind := fmt.Sprint(x.status, " ", x.code())
+		kind := fmt.Sprint(x.Status, " ", x.Code())
 		switch {
-		case x.err != nil:
+		case x.Err != nil:
 			kind = "no answer"
-		case x.status == http.StatusServiceUnavailable || x.code() == "idempotency_in_progress":
-			if x.header.Get("Retry-After") == "" {
-				r.t.Errorf("no Retry-After: %v", x.fault())
+		case x.Status == http.StatusServiceUnavailable || x.Code() == "idempotency_in_progress":
+			if x.Header.Get("Retry-After") == "" {
+				r.T.Errorf("no Retry-After: %v", x.Fault())
 			}
-		case slices.Contains(early, x.code()):
+		case slices.Contains(early, x.Code()):
 		default:
-			r.t.Fatal(x.fault())
+			r.T.Fatal(x.Fault())
 		}
 		r.mu.Lock()
 		r.kinds[kind]++
@@ -132,22 +129,22 @@ func (r *rush) until(ask func() answer, early ...string) answer {
 		case <-r.over:
 			runtime.Goexit()
 		case <-end:
-			r.t.Fatalf("never acknowledged: %v", x.fault())
+			r.T.Fatalf("never acknowledged: %v", x.Fault())
 		}
 	}
 }
 
 // reached waits until so many commands more were acknowledged.
 func (r *rush) reached(acks int) {
-	r.t.Helper()
-	end := time.After(2 * patience)
+	r.T.Helper()
+	end := time.After(2 * servertest.Patience)
 	for range acks {
 		select {
 		case <-r.progress:
 		case <-r.done:
-			r.t.Fatal("the orders were done before it broke")
+			r.T.Fatal("the orders were done before it broke")
 		case <-end:
-			r.t.Fatal("the orders do not go on")
+			r.T.Fatal("the orders do not go on")
 		}
 	}
 }
@@ -155,31 +152,31 @@ func (r *rush) reached(acks int) {
 // check waits for the end and holds the logs to what was acknowledged: all of
 // it is there, and nothing twice.
 func (r *rush) check() {
-	r.t.Helper()
+	r.T.Helper()
 	select {
 	case <-r.done:
-	case <-time.After(3 * patience):
-		r.t.Fatal("the orders never came to their doors")
+	case <-time.After(3 * servertest.Patience):
+		r.T.Fatal("the orders never came to their doors")
 	}
-	if r.t.Failed() {
-		r.t.FailNow()
+	if r.T.Failed() {
+		r.T.FailNow()
 	}
-	r.t.Logf("%d commands acknowledged; else: %v", len(r.acks), r.kinds)
+	r.T.Logf("%d commands acknowledged; else: %v", len(r.acks), r.kinds)
 	want := []string{"ORDER_PLACED", "ORDER_PAID", "ORDER_ACCEPTED", "ORDER_PREPARING", "ORDER_READY_FOR_RIDER", "RIDER_ASSIGNED", "ORDER_PICKED_UP", "ORDER_DELIVERED"}
 	for i, id := range r.orders {
-		events := r.history(eventlog.Orders, id)
-		got := slices.DeleteFunc(types(events), func(s string) bool { return s == "ORDER_OFFERED" })
+		events := r.History(eventlog.Orders, id)
+		got := slices.DeleteFunc(servertest.Types(events), func(s string) bool { return s == "ORDER_OFFERED" })
 		if !slices.Equal(got, want) {
-			r.t.Errorf("order %d: %v", i, types(events))
+			r.T.Errorf("order %d: %v", i, servertest.Types(events))
 		}
-		if got := types(r.history(eventlog.Payments, id)); !slices.Equal(got, []string{"PAYMENT_REQUESTED", "PAYMENT_SUCCESS"}) {
-			r.t.Errorf("payment of order %d: %v", i, got)
+		if got := servertest.Types(r.History(eventlog.Payments, id)); !slices.Equal(got, []string{"PAYMENT_REQUESTED", "PAYMENT_SUCCESS"}) {
+			r.T.Errorf("payment of order %d: %v", i, got)
 		}
 		// The rider policy releases them where the request could not.
 		rider := fmt.Sprint("k", i)
-		r.awaitEvent(eventlog.Riders, rider, "RIDER_RELEASED", 1)
-		if h := r.history(eventlog.Riders, rider); count(h, "RIDER_CLAIMED") != count(h, "RIDER_RELEASED") {
-			r.t.Errorf("rider %s: %v", rider, types(h))
+		r.AwaitEvent(eventlog.Riders, rider, "RIDER_RELEASED", 1)
+		if h := r.History(eventlog.Riders, rider); servertest.Count(h, "RIDER_CLAIMED") != servertest.Count(h, "RIDER_RELEASED") {
+			r.T.Errorf("rider %s: %v", rider, servertest.Types(h))
 		}
 	}
 	for _, k := range r.acks {
@@ -187,30 +184,28 @@ func (r *rush) check() {
 			continue
 		}
 		version, err := strconv.Atoi(strings.Trim(k.etag, `"`))
-		events := r.history(eventlog.Orders, k.orderID)
+		events := r.History(eventlog.Orders, k.orderID)
 		i := slices.IndexFunc(events, func(e eventlog.Event) bool { return e.Type == k.eventType })
 		// A repeat may be told a later version than its event's, never an earlier one.
 		if err != nil || i < 0 || version <= i || version > len(events) {
-			r.t.Errorf("%s was acknowledged at version %s; the log has %v", k.request, k.etag, types(events))
+			r.T.Errorf("%s was acknowledged at version %s; the log has %v", k.request, k.etag, servertest.Types(events))
 		}
 	}
 	baskets := map[string]int{}
-	r.log.mu.Lock()
-	for key, events := range r.log.events {
+	for key, events := range r.Log.All() {
 		if strings.HasPrefix(key, eventlog.Orders+"/") {
-			baskets[fmt.Sprint(data(events[0], "externalReference"))]++
+			baskets[fmt.Sprint(servertest.Data(events[0], "externalReference"))]++
 		}
 	}
-	r.log.mu.Unlock()
 	for i := range r.orders {
 		if n := baskets[fmt.Sprint("basket", i)]; n != 1 {
-			r.t.Errorf("basket %d was placed %d times", i, n)
+			r.T.Errorf("basket %d was placed %d times", i, n)
 		}
 	}
-	r.idle()
-	r.noDeadLetters()
+	r.AwaitIdle()
+	r.NoDeadLetters()
 	for i, id := range r.orders {
-		r.must(customer(fmt.Sprint("c", i%5)), "GET /v1/orders/"+id, nil).want("status", "delivered", "paymentStatus", "paid")
+		r.Must(servertest.Customer(fmt.Sprint("c", i%5)), "GET /v1/orders/"+id, nil).Want("status", "delivered", "paymentStatus", "paid")
 	}
 }
 
@@ -229,21 +224,21 @@ func rushSize(t *testing.T) int {
 func TestAKilledServerLosesNothing(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, kafka eventlog.Config) {
-		a := newTown(t, kafka)
-		serve := a.spawnServer("--offer-ttl", "10m")
+		a := servertest.New(t, kafka)
+		serve := a.SpawnServer("--offer-ttl", "10m")
 		n := rushSize(t)
-		r := a.rushHour(n, 40)
-		watched := customer("c0")
-		feed := a.feed(watched)
-		var told []message
+		r := rushHour(a, n, 40)
+		watched := servertest.Customer("c0")
+		feed := a.Feed(watched)
+		var told []servertest.Message
 		for range 2 {
 			r.reached(n * 9 / 3)
-			serve.kill()
-			feed.ended()
-			told = append(told, feed.all()...)
-			serve = a.spawnServer("--offer-ttl", "10m")
-			feed = a.feedFrom(watched, lastCursor(told))
-			if m := feed.waitFor(func(m message) bool { return strings.HasPrefix(m.Event, "feed:re") }, "feed:resumed or feed:reset"); m.Event != "feed:resumed" {
+			serve.Kill()
+			feed.Ended()
+			told = append(told, feed.All()...)
+			serve = a.SpawnServer("--offer-ttl", "10m")
+			feed = a.FeedFrom(watched, lastCursor(told))
+			if m := feed.WaitFor(func(m servertest.Message) bool { return strings.HasPrefix(m.Event, "feed:re") }, "feed:resumed or feed:reset"); m.Event != "feed:resumed" {
 				t.Errorf("after the kill the feed was told %s", m.Event)
 			}
 		}
@@ -252,20 +247,20 @@ func TestAKilledServerLosesNothing(t *testing.T) {
 		for i, id := range r.orders {
 			if i%5 == 0 {
 				mine = append(mine, id)
-				delivered := func(m message) bool { return of(id)(m) && m.payload("status") == "delivered" }
+				delivered := func(m servertest.Message) bool { return servertest.About(id)(m) && m.Value("status") == "delivered" }
 				if !slices.ContainsFunc(told, delivered) {
-					feed.expect("order:update", delivered)
+					feed.Expect("order:update", delivered)
 				}
 			}
 		}
-		told = append(told, feed.all()...)
+		told = append(told, feed.All()...)
 		for _, id := range mine {
 			var versions []float64
 			statuses := map[any]bool{}
 			for _, m := range told {
-				if v, ok := m.payload("version").(float64); ok && m.Event == "order:update" && m.payload("orderId") == id {
+				if v, ok := m.Value("version").(float64); ok && m.Event == "order:update" && m.Value("orderId") == id {
 					versions = append(versions, v)
-					statuses[m.payload("status")] = true
+					statuses[m.Value("status")] = true
 				}
 			}
 			if !slices.IsSorted(versions) || len(slices.Compact(slices.Clone(versions))) != len(versions) || len(statuses) != 7 {
@@ -275,32 +270,7 @@ func TestAKilledServerLosesNothing(t *testing.T) {
 	})
 }
 
-// ended waits until the connection is gone.
-func (f *feedClient) ended() {
-	f.t.Helper()
-	end := time.After(patience)
-	for {
-		f.mu.Lock()
-		err, changed := f.err, f.changed
-		f.mu.Unlock()
-		if err != nil {
-			return
-		}
-		select {
-		case <-changed:
-		case <-end:
-			f.t.Fatal("the feed goes on")
-		}
-	}
-}
-
-func (f *feedClient) all() []message {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return slices.Clone(f.messages)
-}
-
-func lastCursor(messages []message) string {
+func lastCursor(messages []servertest.Message) string {
 	for _, m := range slices.Backward(messages) {
 		if m.Cursor != "" {
 			return m.Cursor
@@ -316,16 +286,16 @@ func TestAKilledBrokerLosesNothing(t *testing.T) {
 	t.Parallel()
 	t.Run("embedded", func(t *testing.T) {
 		t.Parallel()
-		a := newTown(t, eventlog.Config{Brokers: []string{"127.0.0.1:0"}, ClientID: t.Name()})
+		a := servertest.New(t, eventlog.Config{Brokers: []string{"127.0.0.1:0"}, ClientID: t.Name()})
 		dir := t.TempDir()
-		b, addr := a.spawnBroker(dir, "127.0.0.1:0")
-		a.cmd.Brokers, a.kafka.Brokers = []string{addr}, []string{addr}
-		brokerOutage(a, b.kill, func() { a.spawnBroker(dir, addr) })
+		b, addr := a.SpawnBroker(dir, "127.0.0.1:0")
+		a.Config.Brokers, a.Kafka.Brokers = []string{addr}, []string{addr}
+		brokerOutage(a, b.Kill, func() { a.SpawnBroker(dir, addr) })
 	})
 	t.Run("kafka", func(t *testing.T) {
 		t.Parallel()
 		k := eventlogtest.KafkaProcess(t)
-		a := newTown(t, eventlog.Config{Brokers: []string{k.Addr()}, ClientID: t.Name()})
+		a := servertest.New(t, eventlog.Config{Brokers: []string{k.Addr()}, ClientID: t.Name()})
 		brokerOutage(a, k.Kill, func() {
 			again, err := kafkaprocess.Start(t.Context(), k.Dir(), eventlogtest.Options)
 			if err != nil {
@@ -336,55 +306,33 @@ func TestAKilledBrokerLosesNothing(t *testing.T) {
 	})
 }
 
-// spawnBroker runs `tomato broker` as a process of its own.
-func (a *town) spawnBroker(dir, addr string) (*child, string) {
-	a.t.Helper()
-	c := a.spawn("broker", "--data-dir", dir, "--addr", addr)
-	line := ""
-	a.await("the broker listens", func() error {
-		var ok bool
-		if line, ok = strings.CutPrefix(c.firstLine(), "broker listening on "); !ok {
-			return fmt.Errorf("it says %q", c.firstLine())
-		}
-		return nil
-	})
-	return c, line
-}
-
-// firstLine is the first that the child has printed, "" before.
-func (c *child) firstLine() string {
-	s := bufio.NewScanner(strings.NewReader(c.out.String()))
-	s.Scan()
-	return s.Text()
-}
-
-func brokerOutage(a *town, kill, start func()) {
-	a.t.Helper()
-	a.cmd.OfferTTL = settings.Duration(10 * time.Minute)
-	a.open()
-	n := rushSize(a.t.(*testing.T))
-	r := a.rushHour(n, 40)
+func brokerOutage(a *servertest.Installation, kill, start func()) {
+	a.T.Helper()
+	a.Config.OfferTTL = settings.Duration(10 * time.Minute)
+	a.Start()
+	n := rushSize(a.T.(*testing.T))
+	r := rushHour(a, n, 40)
 	r.reached(n * 9 / 3)
 	known := r.acknowledged()[0].orderID
-	a.awaitQuery(office, "/v1/orders/"+known, "orderId", known)
+	a.AwaitQuery(servertest.Ops, "/v1/orders/"+known, "orderId", known)
 	kill()
 	// A command cannot be kept, and says so; a query can be answered.
-	a.each(4, 4, func(int) {
-		x := a.do(customer("other"), "POST /v1/orders", basket("r0"))
-		if x.status != http.StatusServiceUnavailable || x.header.Get("Retry-After") == "" || x.code() == "" {
-			a.t.Errorf("without a broker: %v, Retry-After %q", x.fault(), x.header.Get("Retry-After"))
+	a.Each(4, 4, func(int) {
+		x := a.Do(servertest.Customer("other"), "POST /v1/orders", servertest.Basket("r0"))
+		if x.Status != http.StatusServiceUnavailable || x.Header.Get("Retry-After") == "" || x.Code() == "" {
+			a.T.Errorf("without a broker: %v, Retry-After %q", x.Fault(), x.Header.Get("Retry-After"))
 		}
 	})
-	if x := a.do(office, "GET /v1/orders/"+known, nil); x.status != http.StatusOK {
-		a.t.Error("a query without a broker: ", x.fault())
+	if x := a.Do(servertest.Ops, "GET /v1/orders/"+known, nil); x.Status != http.StatusOK {
+		a.T.Error("a query without a broker: ", x.Fault())
 	}
 	// It used to hang until the gateway gave up.
-	if x := a.webhook(capture(gateway.EventPaymentCaptured, "order_x", "pay_x", 1)); x.status != http.StatusServiceUnavailable {
-		a.t.Error("a webhook without a broker: ", x.fault())
+	if x := a.Webhook(servertest.Capture(gateway.EventPaymentCaptured, "order_x", "pay_x", 1)); x.Status != http.StatusServiceUnavailable {
+		a.T.Error("a webhook without a broker: ", x.Fault())
 	}
 	start()
 	r.check()
-	a.ready()
+	a.AwaitReady()
 }
 
 func (r *rush) acknowledged() []ack {
@@ -401,10 +349,10 @@ func TestPostgresComesAndGoes(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "postgres")
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	pg := startPostgres(t, ctx, dir)
-	a := newTownOn(t, eventlogtest.Embedded(t), pg.URL(), "--offer-ttl", "10m").open()
+	pg := servertest.Postgres(t, ctx, dir)
+	a := servertest.NewOn(t, eventlogtest.Embedded(t), pg.URL(), "--offer-ttl", "10m").Start()
 	n := rushSize(t)
-	r := a.rushHour(n, 40)
+	r := rushHour(a, n, 40)
 	r.reached(n * 9 / 3)
 	stopCtx, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
@@ -413,35 +361,18 @@ func TestPostgresComesAndGoes(t *testing.T) {
 	}
 	id := r.acknowledged()[0].orderID
 	for _, path := range []string{"/v1/orders/" + id, "/v1/orders", "/v1/riders/nearby?lat=12.9&lng=77.6", "/v1/payments/" + id, "/v1/ops/dead-letters"} {
-		if x := a.do(office, "GET "+path, nil); x.status != http.StatusServiceUnavailable || x.header.Get("Retry-After") == "" || x.code() == "" {
-			t.Errorf("without Postgres: %v, Retry-After %q", x.fault(), x.header.Get("Retry-After"))
+		if x := a.Do(servertest.Ops, "GET "+path, nil); x.Status != http.StatusServiceUnavailable || x.Header.Get("Retry-After") == "" || x.Code() == "" {
+			t.Errorf("without Postgres: %v, Retry-After %q", x.Fault(), x.Header.Get("Retry-After"))
 		}
 	}
-	if x := a.do(domain.Actor{}, "GET /readyz", nil); x.status != http.StatusServiceUnavailable || x.str("status") != "not_ready" { // queries are 503
-		t.Error("readyz without Postgres: ", x.fault())
+	if x := a.Do(domain.Actor{}, "GET /readyz", nil); x.Status != http.StatusServiceUnavailable || x.Str("status") != "not_ready" { // queries are 503
+		t.Error("readyz without Postgres: ", x.Fault())
 	}
 	// Commands need the log alone.
-	if x := a.do(customer("other"), "POST /v1/orders", basket("r0")); x.status != http.StatusCreated && x.status != http.StatusServiceUnavailable {
-		t.Error("a command without Postgres: ", x.fault())
+	if x := a.Do(servertest.Customer("other"), "POST /v1/orders", servertest.Basket("r0")); x.Status != http.StatusCreated && x.Status != http.StatusServiceUnavailable {
+		t.Error("a command without Postgres: ", x.Fault())
 	}
-	startPostgres(t, ctx, dir)
+	servertest.Postgres(t, ctx, dir)
 	r.check()
-	a.ready()
-}
-
-func startPostgres(t *testing.T, ctx context.Context, dir string) *cluster.Cluster {
-	t.Helper()
-	pg, err := cluster.Start(ctx, dir, cluster.Options{Settings: map[string]string{"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}})
-	if errors.Is(err, cluster.ErrAbsent) && os.Getenv("TOMATO_REQUIRE_POSTGIS") != "1" {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		_ = pg.Stop(ctx)
-	})
-	return pg
+	a.AwaitReady()
 }

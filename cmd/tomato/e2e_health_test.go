@@ -1,4 +1,4 @@
-package main
+package main_test
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"tomato/cmd/tomato/servertest"
 	"tomato/domain"
 	"tomato/eventlog/eventlogtest"
 )
@@ -22,8 +23,8 @@ func TestReadinessWithoutPostgres(t *testing.T) {
 			dir := t.TempDir()
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 			defer cancel()
-			pg := startPostgres(t, ctx, dir)
-			a := newTownOn(t, eventlogtest.Embedded(t), pg.URL(), "--role", roles).open()
+			pg := servertest.Postgres(t, ctx, dir)
+			a := servertest.NewOn(t, eventlogtest.Embedded(t), pg.URL(), "--role", roles).Start()
 			if err := pg.Stop(ctx); err != nil {
 				t.Fatal(err)
 			}
@@ -31,25 +32,25 @@ func TestReadinessWithoutPostgres(t *testing.T) {
 				Status  string
 				Reasons map[string]string
 			}
-			a.await("readyz says that the database is away", func() error {
-				x := a.do(domain.Actor{}, "GET /readyz", nil)
+			a.Await("readyz says that the database is away", func() error {
+				x := a.Do(domain.Actor{}, "GET /readyz", nil)
 				r.Status, r.Reasons = "", nil
-				if err := json.Unmarshal(x.body, &r); err != nil || r.Reasons["database"] == "" {
-					return x.fault()
+				if err := json.Unmarshal(x.Body, &r); err != nil || r.Reasons["database"] == "" {
+					return x.Fault()
 				}
-				if (x.status == http.StatusOK) != (want != "not_ready") {
-					t.Error(x.fault())
+				if (x.Status == http.StatusOK) != (want != "not_ready") {
+					t.Error(x.Fault())
 				}
 				return nil
 			})
 			if r.Status != want {
 				t.Errorf("%+v, want %s", r, want)
 			}
-			if a.metric("tomato_degraded", `check="database"`) != 1 || (a.metric("tomato_ready") == 1) != (want != "not_ready") {
+			if a.Metric("tomato_degraded", `check="database"`) != 1 || (a.Metric("tomato_ready") == 1) != (want != "not_ready") {
 				t.Error("the metrics say otherwise")
 			}
 			if strings.HasPrefix(roles, "command,react") {
-				a.must(office, "PUT /v1/riders/k1", map[string]any{"name": "K"})
+				a.Must(servertest.Ops, "PUT /v1/riders/k1", map[string]any{"name": "K"})
 			}
 		})
 	}

@@ -1,14 +1,12 @@
-package main
+package main_test
 
 import (
 	"fmt"
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/twmb/franz-go/pkg/kgo"
-
+	"tomato/cmd/tomato/servertest"
 	"tomato/domain"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
@@ -22,60 +20,43 @@ var everyTopic = append(eventlog.AggregateTopics[:], eventlog.RiderLocations, ev
 // skipped and counted: commands, queries, feeds and rebuilds go on.
 func TestJunkOnEveryTopicStopsNothing(t *testing.T) {
 	t.Parallel()
-	a := newTown(t, eventlogtest.Embedded(t)).open()
-	a.restaurant("r1", lng0, lat0)
-	a.rider("k1", lng0, lat0)
+	a := servertest.New(t, eventlogtest.Embedded(t)).Start()
+	a.AddRestaurant("r1", servertest.Lng, servertest.Lat)
+	a.AddRider("k1", servertest.Lng, servertest.Lat)
 	for round := range 2 {
-		eventlogtest.AppendJunk(t, a.kafka, townPartitions, everyTopic...)
+		eventlogtest.AppendJunk(t, a.Kafka, servertest.Partitions, everyTopic...)
 		cust, room := fmt.Sprint("c", round), fmt.Sprint("user:c", round)
-		feed := a.feed(customer(cust))
-		id := a.readyOrder(cust, "r1")
-		a.await("the rider has the order", func() error {
-			if x := a.do(courier("k1"), "POST /v1/orders/"+id+"/accept", nil); x.status != http.StatusOK {
-				return x.fault()
+		feed := a.Feed(servertest.Customer(cust))
+		id := a.ReadyOrder(cust, "r1")
+		a.Await("the rider has the order", func() error {
+			if x := a.Do(servertest.Rider("k1"), "POST /v1/orders/"+id+"/accept", nil); x.Status != http.StatusOK {
+				return x.Fault()
 			}
 			return nil
 		})
-		a.must(courier("k1"), "POST /v1/orders/"+id+"/pick-up", nil)
-		a.must(courier("k1"), "POST /v1/orders/"+id+"/deliver", nil)
-		a.awaitQuery(customer(cust), "/v1/orders/"+id, "status", "delivered", "paymentStatus", "paid")
-		feed.waitFor(func(m message) bool { return of(id)(m) && m.payload("status") == "delivered" }, "that the order is delivered")
-		a.must(domain.Actor{}, "POST /api/v1/internal/emit", map[string]any{"event": "promo:new", "room": room, "payload": 1}, "x-internal-key", townInternalKey)
-		feed.expect("promo:new", nil)
+		a.Must(servertest.Rider("k1"), "POST /v1/orders/"+id+"/pick-up", nil)
+		a.Must(servertest.Rider("k1"), "POST /v1/orders/"+id+"/deliver", nil)
+		a.AwaitQuery(servertest.Customer(cust), "/v1/orders/"+id, "status", "delivered", "paymentStatus", "paid")
+		feed.WaitFor(func(m servertest.Message) bool { return servertest.About(id)(m) && m.Value("status") == "delivered" }, "that the order is delivered")
+		a.Must(domain.Actor{}, "POST /api/v1/internal/emit", map[string]any{"event": "promo:new", "room": room, "payload": 1}, "x-internal-key", servertest.InternalKey)
+		feed.Expect("promo:new", nil)
 		for _, model := range projections.Models() {
-			if said := a.tool("rebuild", model); !strings.Contains(said, " serves; it took ") {
+			if said := a.Tool("rebuild", model); !strings.Contains(said, " serves; it took ") {
 				t.Errorf("rebuild %s said %s", model, said)
 			}
 		}
-		a.idle()
-		a.noDeadLetters()
+		a.AwaitIdle()
+		a.NoDeadLetters()
 		for _, name := range []string{"tomato_void_records_total", "tomato_shard_void_records_total", "tomato_feed_void_records_total"} {
-			if n := a.metric(name, `reason="no_event"`); n == 0 {
+			if n := a.Metric(name, `reason="no_event"`); n == 0 {
 				t.Errorf("%s counts nothing", name)
 			}
 		}
 		if round == 0 {
-			a.stop()
-			eventlogtest.AppendJunk(t, a.kafka, townPartitions, everyTopic...)
-			a.open()
+			a.Stop()
+			eventlogtest.AppendJunk(t, a.Kafka, servertest.Partitions, everyTopic...)
+			a.Start()
 		}
-	}
-}
-
-// append appends a valid event to an aggregate's log, as a newer build might have
-// written it: nobody serves meanwhile.
-func (a *town) append(topic, id, eventType, data string) {
-	a.t.Helper()
-	history := a.history(topic, id) // brings the chronicle up to date
-	tp := eventlog.TopicPartition{Topic: topic, Partition: eventlog.PartitionFor(id, townPartitions)}
-	a.log.mu.Lock()
-	rule := a.log.rules[tp]
-	a.log.mu.Unlock()
-	e := eventlog.Event{ID: "newer", Source: "/newer", Type: eventType, Subject: id, Version: int64(len(history) + 1), Term: rule.Term, Seq: rule.Seq + 1,
-		Time: domain.Time(time.Now()), Data: []byte(data)}
-	client := eventlogtest.Client(a.t, a.kafka, kgo.RecordPartitioner(kgo.ManualPartitioner()))
-	if err := client.ProduceSync(a.t.Context(), e.NewRecord(topic, tp.Partition)).FirstErr(); err != nil {
-		a.t.Fatal(err)
 	}
 }
 
@@ -84,59 +65,59 @@ func (a *town) append(topic, id, eventType, data string) {
 // starts, and all others work.
 func TestUnknownEventsStopTheirAggregatesAlone(t *testing.T) {
 	t.Parallel()
-	a := newTown(t, eventlogtest.Embedded(t)).open()
+	a := servertest.New(t, eventlogtest.Embedded(t)).Start()
 	for _, id := range []string{"r1", "r2"} {
-		a.restaurant(id, lng0, lat0)
+		a.AddRestaurant(id, servertest.Lng, servertest.Lat)
 	}
-	a.rider("k1", lng0, lat0)
-	a.must(office, "PUT /v1/riders/k2", riderName("k2"))
-	odd, split := a.place("c1", "r1"), a.place("c1", "r1")
-	a.pay("c1", split)
-	a.idle()
-	a.stop()
-	a.append(eventlog.Restaurants, "r2", "RESTAURANT_MOVED", `{"restaurantId":"r2"}`)
-	a.append(eventlog.Restaurants, "r9", "RESTAURANT_MOVED", `{"restaurantId":"r9"}`)
-	a.append(eventlog.Riders, "k2", "RIDER_PROMOTED", `{"riderId":"k2"}`)
-	a.append(eventlog.Orders, odd, "ORDER_GIFTED", `{}`)
-	a.append(eventlog.Payments, split, "PAYMENT_SPLIT", `{}`)
+	a.AddRider("k1", servertest.Lng, servertest.Lat)
+	a.Must(servertest.Ops, "PUT /v1/riders/k2", servertest.RiderName("k2"))
+	odd, split := a.Place("c1", "r1"), a.Place("c1", "r1")
+	a.Pay("c1", split)
+	a.AwaitIdle()
+	a.Stop()
+	a.Append(eventlog.Restaurants, "r2", "RESTAURANT_MOVED", `{"restaurantId":"r2"}`)
+	a.Append(eventlog.Restaurants, "r9", "RESTAURANT_MOVED", `{"restaurantId":"r9"}`)
+	a.Append(eventlog.Riders, "k2", "RIDER_PROMOTED", `{"riderId":"k2"}`)
+	a.Append(eventlog.Orders, odd, "ORDER_GIFTED", `{}`)
+	a.Append(eventlog.Payments, split, "PAYMENT_SPLIT", `{}`)
 	for round := range 2 {
-		a.open() // it starts, and is ready
+		a.Start() // it starts, and is ready
 		for _, c := range []struct {
 			who       domain.Actor
 			call      string
 			body      any
 			eventType string
 		}{
-			{staff("r2"), "POST /v1/restaurants/r2/close", nil, "RESTAURANT_MOVED"},
-			{office, "PUT /v1/restaurants/r9", map[string]any{"name": "Kitchen r9", "location": point(lng0, lat0)}, "RESTAURANT_MOVED"},
-			{customer("c1"), "POST /v1/orders", basket("r2"), "RESTAURANT_MOVED"},
-			{office, "POST /v1/riders/k2/verify", nil, "RIDER_PROMOTED"},
-			{office, "POST /v1/orders/" + odd + "/cancel", reason, "ORDER_GIFTED"},
-			{customer("c1"), "POST /v1/orders/" + odd + "/payment", nil, "ORDER_GIFTED"},
-			{office, "POST /v1/payments/" + split + "/refund", reason, "PAYMENT_SPLIT"},
+			{servertest.Staff("r2"), "POST /v1/restaurants/r2/close", nil, "RESTAURANT_MOVED"},
+			{servertest.Ops, "PUT /v1/restaurants/r9", map[string]any{"name": "Kitchen r9", "location": servertest.Point(servertest.Lng, servertest.Lat)}, "RESTAURANT_MOVED"},
+			{servertest.Customer("c1"), "POST /v1/orders", servertest.Basket("r2"), "RESTAURANT_MOVED"},
+			{servertest.Ops, "POST /v1/riders/k2/verify", nil, "RIDER_PROMOTED"},
+			{servertest.Ops, "POST /v1/orders/" + odd + "/cancel", reason, "ORDER_GIFTED"},
+			{servertest.Customer("c1"), "POST /v1/orders/" + odd + "/payment", nil, "ORDER_GIFTED"},
+			{servertest.Ops, "POST /v1/payments/" + split + "/refund", reason, "PAYMENT_SPLIT"},
 		} {
-			x := a.do(c.who, c.call, c.body)
-			if x.status != http.StatusServiceUnavailable || x.code() != "unknown_event" || !strings.Contains(x.str("detail"), c.eventType) ||
-				x.str("type") != "/problems/unknown-event" || x.header.Get("Retry-After") == "" {
-				t.Errorf("round %d: %v", round, x.fault())
+			x := a.Do(c.who, c.call, c.body)
+			if x.Status != http.StatusServiceUnavailable || x.Code() != "unknown_event" || !strings.Contains(x.Str("detail"), c.eventType) ||
+				x.Str("type") != "/problems/unknown-event" || x.Header.Get("Retry-After") == "" {
+				t.Errorf("round %d: %v", round, x.Fault())
 			}
 		}
-		if x := a.must(domain.Actor{}, "GET /problems/unknown-event", nil); !strings.Contains(string(x.body), "503.") {
-			t.Errorf("the problem's page: %s", x.body)
+		if x := a.Must(domain.Actor{}, "GET /problems/unknown-event", nil); !strings.Contains(string(x.Body), "503.") {
+			t.Errorf("the problem's page: %s", x.Body)
 		}
 		// What is not concerned goes on: the order whose payment is unknown, too.
-		a.must(staff("r1"), "POST /v1/orders/"+split+"/accept-order", nil)
-		a.must(staff("r1"), "POST /v1/orders/"+split+"/preparing", nil)
-		id := a.cook("c2", "r1")
-		a.awaitQuery(customer("c2"), "/v1/orders/"+id, "status", "preparing")
-		a.must(office, "PUT /v1/riders/k1", map[string]any{"name": fmt.Sprint("Rider ", round)})
-		a.must(office, "GET /v1/restaurants/r2", nil) // as of the event before
-		a.must(customer("c1"), "GET /v1/orders/"+odd, nil)
+		a.Must(servertest.Staff("r1"), "POST /v1/orders/"+split+"/accept-order", nil)
+		a.Must(servertest.Staff("r1"), "POST /v1/orders/"+split+"/preparing", nil)
+		id := a.Cook("c2", "r1")
+		a.AwaitQuery(servertest.Customer("c2"), "/v1/orders/"+id, "status", "preparing")
+		a.Must(servertest.Ops, "PUT /v1/riders/k1", map[string]any{"name": fmt.Sprint("Rider ", round)})
+		a.Must(servertest.Ops, "GET /v1/restaurants/r2", nil) // as of the event before
+		a.Must(servertest.Customer("c1"), "GET /v1/orders/"+odd, nil)
 		parked := map[string]bool{}
-		a.await("the rows are parked", func() error {
-			items, _ := a.must(office, "GET /v1/ops/dead-letters", nil).get("items").([]any)
+		a.Await("the rows are parked", func() error {
+			items, _ := a.Must(servertest.Ops, "GET /v1/ops/dead-letters", nil).Get("items").([]any)
 			for _, i := range items {
-				parked[fmt.Sprint(dig(i, "consumer"), " ", dig(i, "key"))] = true
+				parked[fmt.Sprint(servertest.Dig(i, "consumer"), " ", servertest.Dig(i, "key"))] = true
 			}
 			for _, want := range []string{"restaurants r2", "restaurants r9", "riders k2", "orders " + odd, "payments " + split} {
 				if !parked[want] {
@@ -148,7 +129,7 @@ func TestUnknownEventsStopTheirAggregatesAlone(t *testing.T) {
 		if len(parked) != 5 { // policies skip what they do not know
 			t.Errorf("round %d: parked are %v", round, parked)
 		}
-		a.idle()
-		a.stop()
+		a.AwaitIdle()
+		a.Stop()
 	}
 }

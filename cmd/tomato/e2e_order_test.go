@@ -1,4 +1,4 @@
-package main
+package main_test
 
 import (
 	"bytes"
@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"tomato/cmd/tomato/server"
+	"tomato/cmd/tomato/servertest"
 	"tomato/commandside/gateway"
 	"tomato/domain"
 	"tomato/eventlog"
@@ -23,104 +24,104 @@ import (
 func TestOneOrderToDelivered(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, kafka eventlog.Config) {
-		a := newTown(t, kafka).open()
-		a.restaurant("r1", lng0, lat0)
-		a.rider("near", lng0, lat0+0.001)
-		a.rider("nearer", lng0, lat0+0.0005)
-		a.rider("far", lng0, lat0+0.06) // 6.7 km: not in the first wave
-		cust, rest, winner, loser, opsFeed := a.feed(customer("c1")), a.feed(staff("r1")), a.feed(courier("near")), a.feed(courier("nearer")), a.feed(office, "ops")
+		a := servertest.New(t, kafka).Start()
+		a.AddRestaurant("r1", servertest.Lng, servertest.Lat)
+		a.AddRider("near", servertest.Lng, servertest.Lat+0.001)
+		a.AddRider("nearer", servertest.Lng, servertest.Lat+0.0005)
+		a.AddRider("far", servertest.Lng, servertest.Lat+0.06) // 6.7 km: not in the first wave
+		cust, rest, winner, loser, opsFeed := a.Feed(servertest.Customer("c1")), a.Feed(servertest.Staff("r1")), a.Feed(servertest.Rider("near")), a.Feed(servertest.Rider("nearer")), a.Feed(servertest.Ops, "ops")
 
-		x := a.when(customer("c1"), "POST /v1/orders", basket("r1")).then(201, "ORDER_PLACED").
-			want("status", "placed", "paymentStatus", "pending", "amount", "50000", "currency", "INR", "items.0.unitPrice", "25000", "pickUp.name", "Kitchen r1")
-		id := x.str("orderId")
+		x := a.When(servertest.Customer("c1"), "POST /v1/orders", servertest.Basket("r1")).Then(201, "ORDER_PLACED").
+			Want("status", "placed", "paymentStatus", "pending", "amount", "50000", "currency", "INR", "items.0.unitPrice", "25000", "pickUp.name", "Kitchen r1")
+		id := x.Str("orderId")
 		path := "/v1/orders/" + id
-		if x.get("paymentDueAt") == nil || x.etag() != `"1"` || x.header.Get("Location") != path {
-			t.Errorf("placed: %v %s", x.header, x.body)
+		if x.Get("paymentDueAt") == nil || x.ETag() != `"1"` || x.Header.Get("Location") != path {
+			t.Errorf("placed: %v %s", x.Header, x.Body)
 		}
-		ofOrder := a.feed(office, "order:"+id)
-		a.when(staff("r1"), "POST "+path+"/accept-order", nil).thenRefused(409, "order_not_paid")
+		ofOrder := a.Feed(servertest.Ops, "order:"+id)
+		a.When(servertest.Staff("r1"), "POST "+path+"/accept-order", nil).ThenRefused(409, "order_not_paid")
 
-		pay := a.when(customer("c1"), "POST "+path+"/payment", nil).then(200, "PAYMENT_REQUESTED").want("amount", "50000", "provider", "simulated")
-		a.when(customer("c1"), "POST "+path+"/payment", nil).then(200).want("gatewayOrderId", pay.str("gatewayOrderId"))
-		paymentID := a.must(customer("c1"), "POST /v1/simulated-gateway/orders/"+pay.str("gatewayOrderId")+"/pay", map[string]any{"outcome": "captured"}).str("paymentId")
-		fresh := rest.expect("order:new", of(id)) // the restaurant hears of it when it is paid
-		if fresh.Room != "restaurant:r1" || fresh.payload("paymentStatus") != "paid" || fresh.payload("amount") != 50000.0 {
+		pay := a.When(servertest.Customer("c1"), "POST "+path+"/payment", nil).Then(200, "PAYMENT_REQUESTED").Want("amount", "50000", "provider", "simulated")
+		a.When(servertest.Customer("c1"), "POST "+path+"/payment", nil).Then(200).Want("gatewayOrderId", pay.Str("gatewayOrderId"))
+		paymentID := a.Must(servertest.Customer("c1"), "POST /v1/simulated-gateway/orders/"+pay.Str("gatewayOrderId")+"/pay", map[string]any{"outcome": "captured"}).Str("paymentId")
+		fresh := rest.Expect("order:new", servertest.About(id)) // the restaurant hears of it when it is paid
+		if fresh.Room != "restaurant:r1" || fresh.Value("paymentStatus") != "paid" || fresh.Value("amount") != 50000.0 {
 			t.Errorf("order:new: %s in %s", fresh.Payload, fresh.Room)
 		}
-		cust.expect("order:update", func(m message) bool { return of(id)(m) && m.payload("paymentStatus") == "paid" })
+		cust.Expect("order:update", func(m servertest.Message) bool { return servertest.About(id)(m) && m.Value("paymentStatus") == "paid" })
 
-		a.when(staff("r1"), "POST "+path+"/accept-order", map[string]any{"prepMinutes": 15}).then(200, "ORDER_ACCEPTED").want("status", "accepted")
-		a.when(staff("r1"), "POST "+path+"/preparing", nil).then(200, "ORDER_PREPARING").want("status", "preparing")
-		a.when(staff("r1"), "POST "+path+"/ready", nil).then(200, "ORDER_READY_FOR_RIDER").want("status", "ready_for_rider")
-		offer := winner.expect("order:available", of(id))
-		loser.expect("order:available", of(id))
-		if offer.payload("restaurantId") != "r1" || offer.payload("distanceMeters") == nil || offer.payload("location.type") != "Point" || offer.payload("expiresAt") == nil {
+		a.When(servertest.Staff("r1"), "POST "+path+"/accept-order", map[string]any{"prepMinutes": 15}).Then(200, "ORDER_ACCEPTED").Want("status", "accepted")
+		a.When(servertest.Staff("r1"), "POST "+path+"/preparing", nil).Then(200, "ORDER_PREPARING").Want("status", "preparing")
+		a.When(servertest.Staff("r1"), "POST "+path+"/ready", nil).Then(200, "ORDER_READY_FOR_RIDER").Want("status", "ready_for_rider")
+		offer := winner.Expect("order:available", servertest.About(id))
+		loser.Expect("order:available", servertest.About(id))
+		if offer.Value("restaurantId") != "r1" || offer.Value("distanceMeters") == nil || offer.Value("location.type") != "Point" || offer.Value("expiresAt") == nil {
 			t.Errorf("order:available: %s", offer.Payload)
 		}
-		offered := a.awaitEvent(eventlog.Orders, id, "ORDER_OFFERED", 1)
-		if data(offered, "riders.0.riderId") != "nearer" || data(offered, "riders.1.riderId") != "near" || data(offered, "riders.2") != nil {
+		offered := a.AwaitEvent(eventlog.Orders, id, "ORDER_OFFERED", 1)
+		if servertest.Data(offered, "riders.0.riderId") != "nearer" || servertest.Data(offered, "riders.1.riderId") != "near" || servertest.Data(offered, "riders.2") != nil {
 			t.Errorf("offered to %s, want the near ones, nearest first", offered.Data)
 		}
-		a.awaitQuery(courier("near"), "/v1/riders/near/offers", "items.0.orderId", id)
+		a.AwaitQuery(servertest.Rider("near"), "/v1/riders/near/offers", "items.0.orderId", id)
 
-		won := a.when(courier("near"), "POST "+path+"/accept", nil).then(200, "RIDER_ASSIGNED").want("status", "rider_assigned", "riderId", "near", "riderName", "Rider near")
-		a.when(courier("nearer"), "POST "+path+"/accept", nil).thenRefused(409, "order_already_assigned")
-		a.when(courier("far"), "POST "+path+"/accept", nil).thenRefused(404, "order_not_found")
-		for _, f := range []*feedClient{cust, rest, ofOrder} {
-			if m := f.expect("order:rider_assigned", of(id)); m.payload("riderId") != "near" || m.payload("riderName") != "Rider near" {
-				t.Errorf("%s: order:rider_assigned: %s", f.who.Sub, m.Payload)
+		won := a.When(servertest.Rider("near"), "POST "+path+"/accept", nil).Then(200, "RIDER_ASSIGNED").Want("status", "rider_assigned", "riderId", "near", "riderName", "Rider near")
+		a.When(servertest.Rider("nearer"), "POST "+path+"/accept", nil).ThenRefused(409, "order_already_assigned")
+		a.When(servertest.Rider("far"), "POST "+path+"/accept", nil).ThenRefused(404, "order_not_found")
+		for _, f := range []*servertest.FeedClient{cust, rest, ofOrder} {
+			if m := f.Expect("order:rider_assigned", servertest.About(id)); m.Value("riderId") != "near" || m.Value("riderName") != "Rider near" {
+				t.Errorf("%s: order:rider_assigned: %s", f.Who.Sub, m.Payload)
 			}
 		}
-		if m := loser.expect("order:taken", of(id)); m.payload("reason") != "assigned" {
+		if m := loser.Expect("order:taken", servertest.About(id)); m.Value("reason") != "assigned" {
 			t.Errorf("order:taken: %s", m.Payload)
 		}
-		a.must(customer("c1"), "GET "+path, nil, "Consistency-Token", won.token()).want("status", "rider_assigned", "paymentStatus", "paid", "version", won.etag()[1:len(won.etag())-1])
-		a.awaitQuery(courier("near"), "/v1/riders/near", "status", "busy", "orderId", id)
+		a.Must(servertest.Customer("c1"), "GET "+path, nil, "Consistency-Token", won.Token()).Want("status", "rider_assigned", "paymentStatus", "paid", "version", won.ETag()[1:len(won.ETag())-1])
+		a.AwaitQuery(servertest.Rider("near"), "/v1/riders/near", "status", "busy", "orderId", id)
 
-		winner.send(map[string]any{"op": "location", "location": point(lng0, lat0+0.002)})
-		ofOrder.expect("rider:location", func(m message) bool { return m.payload("riderId") == "near" })
-		a.when(courier("near"), "POST "+path+"/pick-up", nil).then(200, "ORDER_PICKED_UP").want("status", "picked_up")
-		a.when(courier("near"), "POST "+path+"/deliver", nil).then(200, "ORDER_DELIVERED").want("status", "delivered")
+		winner.Send(map[string]any{"op": "location", "location": servertest.Point(servertest.Lng, servertest.Lat+0.002)})
+		ofOrder.Expect("rider:location", func(m servertest.Message) bool { return m.Value("riderId") == "near" })
+		a.When(servertest.Rider("near"), "POST "+path+"/pick-up", nil).Then(200, "ORDER_PICKED_UP").Want("status", "picked_up")
+		a.When(servertest.Rider("near"), "POST "+path+"/deliver", nil).Then(200, "ORDER_DELIVERED").Want("status", "delivered")
 		// Free before the answer came: the next command finds no claim.
-		a.must(courier("near"), "PUT /v1/riders/near", riderName("near")).want("status", "available", "orderId", "")
-		for _, f := range []*feedClient{cust, rest, ofOrder, winner} {
-			f.expect("order:update", func(m message) bool { return of(id)(m) && m.payload("status") == "delivered" })
+		a.Must(servertest.Rider("near"), "PUT /v1/riders/near", servertest.RiderName("near")).Want("status", "available", "orderId", "")
+		for _, f := range []*servertest.FeedClient{cust, rest, ofOrder, winner} {
+			f.Expect("order:update", func(m servertest.Message) bool { return servertest.About(id)(m) && m.Value("status") == "delivered" })
 		}
 
 		// A repeat, and a step back, change nothing.
-		for step, role := range map[string]domain.Actor{"deliver": courier("near"), "pick-up": courier("near"), "ready": staff("r1"), "preparing": staff("r1"), "accept-order": staff("r1")} {
-			a.when(role, "POST "+path+"/"+step, nil).then(200).want("status", "delivered")
+		for step, role := range map[string]domain.Actor{"deliver": servertest.Rider("near"), "pick-up": servertest.Rider("near"), "ready": servertest.Staff("r1"), "preparing": servertest.Staff("r1"), "accept-order": servertest.Staff("r1")} {
+			a.When(role, "POST "+path+"/"+step, nil).Then(200).Want("status", "delivered")
 		}
-		a.when(customer("c1"), "POST "+path+"/cancel", map[string]any{"reason": "late"}).thenRefused(409, "invalid_transition").want("currentStatus", "delivered")
-		a.when(staff("r2"), "POST "+path+"/ready", nil).thenRefused(404, "order_not_found")
+		a.When(servertest.Customer("c1"), "POST "+path+"/cancel", map[string]any{"reason": "late"}).ThenRefused(409, "invalid_transition").Want("currentStatus", "delivered")
+		a.When(servertest.Staff("r2"), "POST "+path+"/ready", nil).ThenRefused(404, "order_not_found")
 
-		all := a.awaitQuery(customer("c1"), path+"/events", "items.8.type", "ORDER_DELIVERED")
+		all := a.AwaitQuery(servertest.Customer("c1"), path+"/events", "items.8.type", "ORDER_DELIVERED")
 		want := []string{"ORDER_PLACED", "ORDER_PAID", "ORDER_ACCEPTED", "ORDER_PREPARING", "ORDER_READY_FOR_RIDER", "ORDER_OFFERED", "RIDER_ASSIGNED", "ORDER_PICKED_UP", "ORDER_DELIVERED"}
 		var shown []string
-		for _, e := range all.get("items").([]any) {
-			shown = append(shown, dig(e, "type").(string))
+		for _, e := range all.Get("items").([]any) {
+			shown = append(shown, servertest.Dig(e, "type").(string))
 		}
-		if got := types(a.history(eventlog.Orders, id)); !slices.Equal(got, want) || !slices.Equal(shown, want) {
+		if got := servertest.Types(a.History(eventlog.Orders, id)); !slices.Equal(got, want) || !slices.Equal(shown, want) {
 			t.Errorf("the log has %v, the query %v, want %v", got, shown, want)
 		}
-		a.must(customer("c1"), "GET /v1/payments/"+id, nil).want("state", "paid", "payments.0.paymentId", paymentID)
-		a.must(courier("near"), "GET /v1/orders?status=delivered", nil).want("items.0.orderId", id)
+		a.Must(servertest.Customer("c1"), "GET /v1/payments/"+id, nil).Want("state", "paid", "payments.0.paymentId", paymentID)
+		a.Must(servertest.Rider("near"), "GET /v1/orders?status=delivered", nil).Want("items.0.orderId", id)
 
 		// Each party was told of each change once, in order.
-		if got, want := cust.told(id), []string{"order:update placed", "order:update placed", "order:update accepted", "order:update preparing", "order:update ready_for_rider",
+		if got, want := cust.Told(id), []string{"order:update placed", "order:update placed", "order:update accepted", "order:update preparing", "order:update ready_for_rider",
 			"order:update rider_assigned", "order:rider_assigned", "order:update picked_up", "order:update delivered"}; !slices.Equal(got, want) {
 			t.Errorf("the customer was told %v, want %v", got, want)
 		}
-		if len(opsFeed.told(id)) > 0 {
-			t.Errorf("room ops was told %v", opsFeed.told(id))
+		if len(opsFeed.Told(id)) > 0 {
+			t.Errorf("room ops was told %v", opsFeed.Told(id))
 		}
 		for _, eventType := range []string{"order:new", "order:rider_assigned"} {
-			if n := strings.Count(strings.Join(rest.told(id), ","), eventType); n != 1 {
-				t.Errorf("the restaurant was told %s %d times: %v", eventType, n, rest.told(id))
+			if n := strings.Count(strings.Join(rest.Told(id), ","), eventType); n != 1 {
+				t.Errorf("the restaurant was told %s %d times: %v", eventType, n, rest.Told(id))
 			}
 		}
-		aKcatView(t, a.history(eventlog.Orders, id))
-		a.noDeadLetters()
+		aKcatView(t, a.History(eventlog.Orders, id))
+		a.NoDeadLetters()
 	})
 }
 
@@ -152,12 +153,12 @@ func aKcatView(t *testing.T, events []eventlog.Event) {
 		if err := json.Compact(&compact, r.Value); err != nil || !bytes.Equal(compact.Bytes(), r.Value) || bytes.ContainsRune(r.Value, '\n') {
 			t.Errorf("%s: the value is not compact JSON on one line (%v): %s", e.Type, err, r.Value)
 		}
-		if string(r.Key) != e.Subject || data(e, "orderId") != e.Subject || data(e, "ctx.customerId") != "c1" || data(e, "ctx.restaurantId") != "r1" {
+		if string(r.Key) != e.Subject || servertest.Data(e, "orderId") != e.Subject || servertest.Data(e, "ctx.customerId") != "c1" || servertest.Data(e, "ctx.restaurantId") != "r1" {
 			t.Errorf("%s: key %s, value %s", e.Type, r.Key, r.Value)
 		}
 	}
 	ready := events[slices.IndexFunc(events, func(e eventlog.Event) bool { return e.Type == "ORDER_READY_FOR_RIDER" })]
-	if data(ready, "restaurantId") != "r1" || data(ready, "location.type") != "Point" {
+	if servertest.Data(ready, "restaurantId") != "r1" || servertest.Data(ready, "location.type") != "Point" {
 		t.Errorf("ORDER_READY_FOR_RIDER: %s", ready.Data)
 	}
 }
@@ -176,21 +177,21 @@ func TestOneWinnerAmongFiftyRiders(t *testing.T) {
 			rounds = 50
 		}
 		// On a busy machine the rounds outlast the riders' positions.
-		a := newTown(t, kafka, "--offer-ttl", "1h", "--position-max-age", "1h").open()
-		a.restaurant("r1", lng0, lat0)
-		riders := a.riders("k", 50, lng0, lat0)
+		a := servertest.New(t, kafka, "--offer-ttl", "1h", "--position-max-age", "1h").Start()
+		a.AddRestaurant("r1", servertest.Lng, servertest.Lat)
+		riders := a.AddRiders("k", 50, servertest.Lng, servertest.Lat)
 		orders := make([]string, rounds)
-		a.each(rounds, 8, func(i int) { orders[i] = a.cook(fmt.Sprint("c", i), "r1") })
+		a.Each(rounds, 8, func(i int) { orders[i] = a.Cook(fmt.Sprint("c", i), "r1") })
 		for i, id := range orders {
-			a.must(staff("r1"), "POST /v1/orders/"+id+"/ready", nil)
-			a.await("all are offered order "+id, func() error {
+			a.Must(servertest.Staff("r1"), "POST /v1/orders/"+id+"/ready", nil)
+			a.Await("all are offered order "+id, func() error {
 				asked := map[string]bool{}
-				for _, e := range a.history(eventlog.Orders, id) {
+				for _, e := range a.History(eventlog.Orders, id) {
 					if e.Type != "ORDER_OFFERED" {
 						continue
 					}
-					for _, r := range data(e, "riders").([]any) {
-						asked[dig(r, "riderId").(string)] = true
+					for _, r := range servertest.Data(e, "riders").([]any) {
+						asked[servertest.Dig(r, "riderId").(string)] = true
 					}
 				}
 				if len(asked) < len(riders) {
@@ -200,39 +201,39 @@ func TestOneWinnerAmongFiftyRiders(t *testing.T) {
 			})
 			var mu sync.Mutex
 			var winners []string
-			a.each(len(riders), len(riders), func(k int) {
+			a.Each(len(riders), len(riders), func(k int) {
 				rider := riders[k]
-				x := a.do(courier(rider), "POST /v1/orders/"+id+"/accept", nil)
+				x := a.Do(servertest.Rider(rider), "POST /v1/orders/"+id+"/accept", nil)
 				switch {
-				case x.status == http.StatusOK && x.str("riderId") == rider:
+				case x.Status == http.StatusOK && x.Str("riderId") == rider:
 					mu.Lock()
 					winners = append(winners, rider)
 					mu.Unlock()
 					return
-				case x.status != http.StatusConflict || !slices.Contains([]string{"order_already_assigned", "offer_expired", "rider_busy"}, x.code()):
-					t.Error(x.fault())
+				case x.Status != http.StatusConflict || !slices.Contains([]string{"order_already_assigned", "offer_expired", "rider_busy"}, x.Code()):
+					t.Error(x.Fault())
 					return
 				}
 				// The loser is free already: a command that changes nothing shows the rider as the log has them.
-				if y := a.do(courier(rider), "PUT /v1/riders/"+rider, riderName(rider)); y.str("status") != "available" {
-					t.Errorf("after %s: %v", x.code(), y.fault())
+				if y := a.Do(servertest.Rider(rider), "PUT /v1/riders/"+rider, servertest.RiderName(rider)); y.Str("status") != "available" {
+					t.Errorf("after %s: %v", x.Code(), y.Fault())
 				}
 			})
-			events := a.history(eventlog.Orders, id)
-			if len(winners) != 1 || count(events, "RIDER_ASSIGNED") != 1 {
-				t.Fatalf("round %d: %v won, the log has %v", i, winners, types(events))
+			events := a.History(eventlog.Orders, id)
+			if len(winners) != 1 || servertest.Count(events, "RIDER_ASSIGNED") != 1 {
+				t.Fatalf("round %d: %v won, the log has %v", i, winners, servertest.Types(events))
 			}
-			a.must(office, "POST /v1/orders/"+id+"/cancel", map[string]any{"reason": "next"}) // and the winner is free again
+			a.Must(servertest.Ops, "POST /v1/orders/"+id+"/cancel", map[string]any{"reason": "next"}) // and the winner is free again
 		}
 		for _, rider := range riders {
 			claimed := ""
-			for _, e := range a.history(eventlog.Riders, rider) {
+			for _, e := range a.History(eventlog.Riders, rider) {
 				switch e.Type {
 				case "RIDER_CLAIMED":
 					if claimed != "" {
-						t.Errorf("%s was claimed for %v while they had %s", rider, data(e, "orderId"), claimed)
+						t.Errorf("%s was claimed for %v while they had %s", rider, servertest.Data(e, "orderId"), claimed)
 					}
-					claimed = data(e, "orderId").(string)
+					claimed = servertest.Data(e, "orderId").(string)
 				case "RIDER_RELEASED":
 					claimed = ""
 				}
@@ -241,7 +242,7 @@ func TestOneWinnerAmongFiftyRiders(t *testing.T) {
 				t.Errorf("%s still has %s", rider, claimed)
 			}
 		}
-		a.noDeadLetters()
+		a.NoDeadLetters()
 	})
 }
 
@@ -254,18 +255,18 @@ func TestTwentyRidersShareSixOrders(t *testing.T) {
 		if testing.Short() {
 			rounds = 2
 		}
-		a := newTown(t, kafka, "--offer-ttl", "10m").open()
-		a.restaurant("r1", lng0, lat0)
-		riders := a.riders("k", 20, lng0, lat0)
+		a := servertest.New(t, kafka, "--offer-ttl", "10m").Start()
+		a.AddRestaurant("r1", servertest.Lng, servertest.Lat)
+		riders := a.AddRiders("k", 20, servertest.Lng, servertest.Lat)
 		for range rounds {
 			orders := make([]string, 6)
-			a.each(len(orders), len(orders), func(i int) { orders[i] = a.readyOrder(fmt.Sprint("c", i), "r1") })
+			a.Each(len(orders), len(orders), func(i int) { orders[i] = a.ReadyOrder(fmt.Sprint("c", i), "r1") })
 			for _, id := range orders {
-				a.await("all are offered order "+id, func() error {
+				a.Await("all are offered order "+id, func() error {
 					asked := 0
-					for _, e := range a.history(eventlog.Orders, id) {
+					for _, e := range a.History(eventlog.Orders, id) {
 						if e.Type == "ORDER_OFFERED" {
-							asked += len(data(e, "riders").([]any))
+							asked += len(servertest.Data(e, "riders").([]any))
 						}
 					}
 					if asked < len(riders) {
@@ -276,28 +277,28 @@ func TestTwentyRidersShareSixOrders(t *testing.T) {
 			}
 			var mu sync.Mutex
 			riderOf, ordersOf := map[string]string{}, map[string]int{}
-			a.each(len(riders)*len(orders), len(riders)*len(orders), func(n int) {
+			a.Each(len(riders)*len(orders), len(riders)*len(orders), func(n int) {
 				rider, id := riders[n%len(riders)], orders[n/len(riders)]
-				x := a.do(courier(rider), "POST /v1/orders/"+id+"/accept", nil)
-				for deadline := time.Now().Add(patience); x.status == http.StatusServiceUnavailable && time.Now().Before(deadline); {
-					x = a.do(courier(rider), "POST /v1/orders/"+id+"/accept", nil) // undecided: ask again
+				x := a.Do(servertest.Rider(rider), "POST /v1/orders/"+id+"/accept", nil)
+				for deadline := time.Now().Add(servertest.Patience); x.Status == http.StatusServiceUnavailable && time.Now().Before(deadline); {
+					x = a.Do(servertest.Rider(rider), "POST /v1/orders/"+id+"/accept", nil) // undecided: ask again
 				}
 				mu.Lock()
 				defer mu.Unlock()
 				switch {
-				case x.status == http.StatusOK:
+				case x.Status == http.StatusOK:
 					if was := riderOf[id]; was != "" {
 						t.Errorf("order %s has %s and %s", id, was, rider)
 					}
 					riderOf[id] = rider
 					ordersOf[rider]++
-				case x.status != http.StatusConflict || !slices.Contains([]string{"order_already_assigned", "rider_busy"}, x.code()):
-					t.Error(x.fault())
+				case x.Status != http.StatusConflict || !slices.Contains([]string{"order_already_assigned", "rider_busy"}, x.Code()):
+					t.Error(x.Fault())
 				}
 			})
 			for _, id := range orders {
-				if riderOf[id] == "" || count(a.history(eventlog.Orders, id), "RIDER_ASSIGNED") != 1 {
-					t.Errorf("order %s: rider %q, the log has %v", id, riderOf[id], types(a.history(eventlog.Orders, id)))
+				if riderOf[id] == "" || servertest.Count(a.History(eventlog.Orders, id), "RIDER_ASSIGNED") != 1 {
+					t.Errorf("order %s: rider %q, the log has %v", id, riderOf[id], servertest.Types(a.History(eventlog.Orders, id)))
 				}
 			}
 			for rider, n := range ordersOf {
@@ -306,10 +307,10 @@ func TestTwentyRidersShareSixOrders(t *testing.T) {
 				}
 			}
 			for _, id := range orders {
-				a.must(office, "POST /v1/orders/"+id+"/cancel", map[string]any{"reason": "next"})
+				a.Must(servertest.Ops, "POST /v1/orders/"+id+"/cancel", map[string]any{"reason": "next"})
 			}
 		}
-		a.noDeadLetters()
+		a.NoDeadLetters()
 	})
 }
 
@@ -322,37 +323,37 @@ func TestNothingIsLostWhileDispatchIsStopped(t *testing.T) {
 		if testing.Short() {
 			orders = orders[:20]
 		}
-		a := newTown(t, kafka, "--offer-ttl", "10m").open()
-		a.restaurant("r1", lng0, lat0)
-		a.riders("k", 3, lng0, lat0)
-		a.each(len(orders), 16, func(i int) { orders[i] = a.cook(fmt.Sprint("c", i), "r1") })
-		a.stop()
+		a := servertest.New(t, kafka, "--offer-ttl", "10m").Start()
+		a.AddRestaurant("r1", servertest.Lng, servertest.Lat)
+		a.AddRiders("k", 3, servertest.Lng, servertest.Lat)
+		a.Each(len(orders), 16, func(i int) { orders[i] = a.Cook(fmt.Sprint("c", i), "r1") })
+		a.Stop()
 
-		a.cmd.Role = []string{server.RoleCommand, server.RoleQuery, server.RoleFeed, server.RoleProject}
-		a.open()
-		a.each(len(orders), 16, func(i int) {
-			a.must(staff("r1"), "POST /v1/orders/"+orders[i]+"/ready", nil).want("status", "ready_for_rider")
+		a.Config.Role = []string{server.RoleCommand, server.RoleQuery, server.RoleFeed, server.RoleProject}
+		a.Start()
+		a.Each(len(orders), 16, func(i int) {
+			a.Must(servertest.Staff("r1"), "POST /v1/orders/"+orders[i]+"/ready", nil).Want("status", "ready_for_rider")
 		})
-		a.awaitQuery(office, "/v1/orders/"+orders[0], "status", "ready_for_rider")
+		a.AwaitQuery(servertest.Ops, "/v1/orders/"+orders[0], "status", "ready_for_rider")
 		for _, id := range orders {
-			if events := a.history(eventlog.Orders, id); count(events, "ORDER_READY_FOR_RIDER") != 1 || count(events, "ORDER_OFFERED") != 0 {
-				t.Fatalf("without dispatch: %v", types(events))
+			if events := a.History(eventlog.Orders, id); servertest.Count(events, "ORDER_READY_FOR_RIDER") != 1 || servertest.Count(events, "ORDER_OFFERED") != 0 {
+				t.Fatalf("without dispatch: %v", servertest.Types(events))
 			}
 		}
-		a.stop()
+		a.Stop()
 
-		a.cmd.Role = []string{server.RoleCommand, server.RoleQuery, server.RoleFeed, server.RoleProject, server.RoleReact}
-		a.open()
+		a.Config.Role = []string{server.RoleCommand, server.RoleQuery, server.RoleFeed, server.RoleProject, server.RoleReact}
+		a.Start()
 		for _, id := range orders {
-			a.awaitEvent(eventlog.Orders, id, "ORDER_OFFERED", 1)
+			a.AwaitEvent(eventlog.Orders, id, "ORDER_OFFERED", 1)
 		}
-		a.idle()
+		a.AwaitIdle()
 		for _, id := range orders {
-			if events := a.history(eventlog.Orders, id); count(events, "ORDER_READY_FOR_RIDER") != 1 || count(events, "ORDER_OFFERED") != 1 {
-				t.Errorf("%v", types(events))
+			if events := a.History(eventlog.Orders, id); servertest.Count(events, "ORDER_READY_FOR_RIDER") != 1 || servertest.Count(events, "ORDER_OFFERED") != 1 {
+				t.Errorf("%v", servertest.Types(events))
 			}
 		}
-		a.noDeadLetters()
+		a.NoDeadLetters()
 	})
 }
 
@@ -361,55 +362,55 @@ func TestNothingIsLostWhileDispatchIsStopped(t *testing.T) {
 // operators see it, from the command line and over REST.
 func TestPoisonParksAndOthersMoveOn(t *testing.T) {
 	t.Parallel()
-	a := newTown(t, eventlogtest.Embedded(t), "--partitions", "1").open()
-	a.restaurant("r1", lng0, lat0)
-	before := a.place("c1", "r1")
+	a := servertest.New(t, eventlogtest.Embedded(t), "--partitions", "1").Start()
+	a.AddRestaurant("r1", servertest.Lng, servertest.Lat)
+	before := a.Place("c1", "r1")
 	for _, poison := range []string{"no JSON at all", `{"event":"payment.captured","payload":{}}`} {
-		if x := a.webhook([]byte(poison)); x.status != http.StatusOK {
-			t.Fatal(x.fault())
+		if x := a.Webhook([]byte(poison)); x.Status != http.StatusOK {
+			t.Fatal(x.Fault())
 		}
 	}
-	a.pay("c1", before) // behind the poison, on the same partition
-	x := a.awaitQuery(office, "/v1/ops/dead-letters?consumer=record-payment", "items.0.class", "poison", "items.1.class", "poison")
-	first, second := fmt.Sprint(x.get("items.0.id")), fmt.Sprint(x.get("items.1.id"))
-	if strings.Contains(x.str("items.0.error"), "no payment") {
+	a.Pay("c1", before) // behind the poison, on the same partition
+	x := a.AwaitQuery(servertest.Ops, "/v1/ops/dead-letters?consumer=record-payment", "items.0.class", "poison", "items.1.class", "poison")
+	first, second := fmt.Sprint(x.Get("items.0.id")), fmt.Sprint(x.Get("items.1.id"))
+	if strings.Contains(x.Str("items.0.error"), "no payment") {
 		first, second = second, first
 	}
-	a.awaitQuery(office, "/v1/ops/dead-letters/"+first, "data", "no JSON at all", "state", "dead")
+	a.AwaitQuery(servertest.Ops, "/v1/ops/dead-letters/"+first, "data", "no JSON at all", "state", "dead")
 
-	if list := a.tool("dlq", "list", "--consumer", "record-payment"); strings.Count(list, "WEBHOOK_RECEIVED  poison") != 2 {
+	if list := a.Tool("dlq", "list", "--consumer", "record-payment"); strings.Count(list, "WEBHOOK_RECEIVED  poison") != 2 {
 		t.Errorf("dlq list:\n%s", list)
 	}
-	if shown := a.tool("dlq", "show", first); !strings.Contains(shown, `"data": "no JSON at all"`) {
+	if shown := a.Tool("dlq", "show", first); !strings.Contains(shown, `"data": "no JSON at all"`) {
 		t.Errorf("dlq show:\n%s", shown)
 	}
-	if dry := a.tool("dlq", "replay", "--consumer", "record-payment", "--class", "poison", "--dry-run"); dry != "matched 2, replayed 0\n" {
+	if dry := a.Tool("dlq", "replay", "--consumer", "record-payment", "--class", "poison", "--dry-run"); dry != "matched 2, replayed 0\n" {
 		t.Errorf("dlq replay --dry-run: %s", dry)
 	}
-	a.tool("dlq", "replay", "--consumer", "record-payment", "--id", first)
-	a.await("it has failed again", func() error {
-		x := a.do(office, "GET /v1/ops/dead-letters/"+first, nil)
-		if x.get("replays") != 1.0 || x.str("state") != "dead" {
-			return x.fault()
+	a.Tool("dlq", "replay", "--consumer", "record-payment", "--id", first)
+	a.Await("it has failed again", func() error {
+		x := a.Do(servertest.Ops, "GET /v1/ops/dead-letters/"+first, nil)
+		if x.Get("replays") != 1.0 || x.Str("state") != "dead" {
+			return x.Fault()
 		}
 		return nil
 	})
-	a.tool("dlq", "discard", first, "--reason", "noise")
-	a.must(office, "POST /v1/ops/dead-letters/"+second+"/discard", map[string]any{"reason": "noise"})
-	a.await("the list is empty", func() error {
-		if x := a.do(office, "GET /v1/ops/dead-letters", nil); x.get("items.0") != nil {
-			return x.fault()
+	a.Tool("dlq", "discard", first, "--reason", "noise")
+	a.Must(servertest.Ops, "POST /v1/ops/dead-letters/"+second+"/discard", map[string]any{"reason": "noise"})
+	a.Await("the list is empty", func() error {
+		if x := a.Do(servertest.Ops, "GET /v1/ops/dead-letters", nil); x.Get("items.0") != nil {
+			return x.Fault()
 		}
 		return nil
 	})
-	after := a.place("c1", "r1")
-	a.pay("c1", after)
+	after := a.Place("c1", "r1")
+	a.Pay("c1", after)
 
 	// Not kept at all: a wrong or missing signature.
-	body := capture(gateway.EventPaymentCaptured, "order_x", "pay_x", 100)
-	for _, signature := range []string{"", gateway.Sign("another", body), gateway.Sign(townWebhookSecret, append(body, ' '))} {
-		if x := a.do(domain.Actor{}, "POST /v1/webhooks/razorpay", body, gateway.SignatureHeader, signature); x.status != http.StatusUnauthorized {
-			t.Error(x.fault())
+	body := servertest.Capture(gateway.EventPaymentCaptured, "order_x", "pay_x", 100)
+	for _, signature := range []string{"", gateway.Sign("another", body), gateway.Sign(servertest.WebhookSecret, append(body, ' '))} {
+		if x := a.Do(domain.Actor{}, "POST /v1/webhooks/razorpay", body, gateway.SignatureHeader, signature); x.Status != http.StatusUnauthorized {
+			t.Error(x.Fault())
 		}
 	}
 }
@@ -418,81 +419,81 @@ func TestPoisonParksAndOthersMoveOn(t *testing.T) {
 // Consistency-Token do what they promise.
 func TestRepeatsAndConditionsOverREST(t *testing.T) {
 	t.Parallel()
-	a := newTown(t, eventlogtest.Embedded(t)).open()
-	a.restaurant("r1", lng0, lat0)
+	a := servertest.New(t, eventlogtest.Embedded(t)).Start()
+	a.AddRestaurant("r1", servertest.Lng, servertest.Lat)
 
 	t.Run("one key, one order, however many ask at once", func(t *testing.T) {
 		const n = 40
 		ids, statuses := make([]string, n), make([]int, n)
-		a.each(n, n, func(i int) {
-			x := a.do(customer("c1"), "POST /v1/orders", basket("r1"), "Idempotency-Key", []string{"k1", `"k1"`}[i%2])
-			ids[i], statuses[i] = x.str("orderId"), x.status
+		a.Each(n, n, func(i int) {
+			x := a.Do(servertest.Customer("c1"), "POST /v1/orders", servertest.Basket("r1"), "Idempotency-Key", []string{"k1", `"k1"`}[i%2])
+			ids[i], statuses[i] = x.Str("orderId"), x.Status
 		})
 		for i := range n {
 			if ids[i] != ids[0] || statuses[i] != http.StatusCreated {
 				t.Fatalf("%d: order %q, status %d; the first was %q", i, ids[i], statuses[i], ids[0])
 			}
 		}
-		if events := a.history(eventlog.Orders, ids[0]); len(events) != 1 {
-			t.Errorf("the log has %v", types(events))
+		if events := a.History(eventlog.Orders, ids[0]); len(events) != 1 {
+			t.Errorf("the log has %v", servertest.Types(events))
 		}
-		list := a.must(customer("c1"), "GET /v1/orders", nil, "Consistency-Token", a.must(customer("c1"), "POST /v1/orders", basket("r1"), "Idempotency-Key", "k1").token())
-		if list.get("items.1") != nil || list.str("items.0.orderId") != ids[0] {
-			t.Errorf("the customer has %s", list.body)
+		list := a.Must(servertest.Customer("c1"), "GET /v1/orders", nil, "Consistency-Token", a.Must(servertest.Customer("c1"), "POST /v1/orders", servertest.Basket("r1"), "Idempotency-Key", "k1").Token())
+		if list.Get("items.1") != nil || list.Str("items.0.orderId") != ids[0] {
+			t.Errorf("the customer has %s", list.Body)
 		}
-		other := basket("r1")
+		other := servertest.Basket("r1")
 		other["externalReference"] = "another"
-		a.when(customer("c1"), "POST /v1/orders", other, "Idempotency-Key", "k1").thenRefused(422, "idempotency_key_reused")
-		if x := a.must(customer("c2"), "POST /v1/orders", basket("r1"), "Idempotency-Key", "k1"); x.str("orderId") == ids[0] {
+		a.When(servertest.Customer("c1"), "POST /v1/orders", other, "Idempotency-Key", "k1").ThenRefused(422, "idempotency_key_reused")
+		if x := a.Must(servertest.Customer("c2"), "POST /v1/orders", servertest.Basket("r1"), "Idempotency-Key", "k1"); x.Str("orderId") == ids[0] {
 			t.Error("another customer's key is another key")
 		}
 	})
 	t.Run("a repeat gets the first status and the present order", func(t *testing.T) {
-		id := a.place("c3", "r1")
-		a.pay("c3", id)
-		a.when(staff("r1"), "POST /v1/orders/"+id+"/accept-order", nil, "Idempotency-Key", "once").then(200, "ORDER_ACCEPTED").want("status", "accepted")
-		a.must(staff("r1"), "POST /v1/orders/"+id+"/preparing", nil)
-		a.when(staff("r1"), "POST /v1/orders/"+id+"/accept-order", nil, "Idempotency-Key", "once").then(200).want("status", "preparing")
+		id := a.Place("c3", "r1")
+		a.Pay("c3", id)
+		a.When(servertest.Staff("r1"), "POST /v1/orders/"+id+"/accept-order", nil, "Idempotency-Key", "once").Then(200, "ORDER_ACCEPTED").Want("status", "accepted")
+		a.Must(servertest.Staff("r1"), "POST /v1/orders/"+id+"/preparing", nil)
+		a.When(servertest.Staff("r1"), "POST /v1/orders/"+id+"/accept-order", nil, "Idempotency-Key", "once").Then(200).Want("status", "preparing")
 	})
 	t.Run("refusals are not remembered", func(t *testing.T) {
-		id := a.place("c4", "r1")
-		a.when(staff("r1"), "POST /v1/orders/"+id+"/accept-order", nil, "Idempotency-Key", "k").thenRefused(409, "order_not_paid")
-		a.pay("c4", id)
-		a.when(staff("r1"), "POST /v1/orders/"+id+"/accept-order", nil, "Idempotency-Key", "k").then(200, "ORDER_ACCEPTED")
+		id := a.Place("c4", "r1")
+		a.When(servertest.Staff("r1"), "POST /v1/orders/"+id+"/accept-order", nil, "Idempotency-Key", "k").ThenRefused(409, "order_not_paid")
+		a.Pay("c4", id)
+		a.When(servertest.Staff("r1"), "POST /v1/orders/"+id+"/accept-order", nil, "Idempotency-Key", "k").Then(200, "ORDER_ACCEPTED")
 	})
 	t.Run("If-Match", func(t *testing.T) {
-		id := a.place("c5", "r1")
-		a.pay("c5", id)
+		id := a.Place("c5", "r1")
+		a.Pay("c5", id)
 		path := "/v1/orders/" + id
-		a.when(staff("r1"), "POST "+path+"/accept-order", nil, "If-Match", `"1"`).thenRefused(412, "precondition_failed")
-		x := a.when(staff("r1"), "POST "+path+"/accept-order", nil, "If-Match", `"2"`).then(200, "ORDER_ACCEPTED")
-		if x.etag() != `"3"` {
-			t.Errorf("ETag %s", x.etag())
+		a.When(servertest.Staff("r1"), "POST "+path+"/accept-order", nil, "If-Match", `"1"`).ThenRefused(412, "precondition_failed")
+		x := a.When(servertest.Staff("r1"), "POST "+path+"/accept-order", nil, "If-Match", `"2"`).Then(200, "ORDER_ACCEPTED")
+		if x.ETag() != `"3"` {
+			t.Errorf("ETag %s", x.ETag())
 		}
-		a.when(staff("r1"), "POST "+path+"/accept-order", nil, "If-Match", `"2"`).then(200) // already applied goes first
-		y := a.must(customer("c5"), "GET "+path, nil, "Consistency-Token", x.token())
-		if y.etag() != `"3"` {
-			t.Errorf("ETag of the query: %s", y.etag())
+		a.When(servertest.Staff("r1"), "POST "+path+"/accept-order", nil, "If-Match", `"2"`).Then(200) // already applied goes first
+		y := a.Must(servertest.Customer("c5"), "GET "+path, nil, "Consistency-Token", x.Token())
+		if y.ETag() != `"3"` {
+			t.Errorf("ETag of the query: %s", y.ETag())
 		}
-		a.when(staff("r1"), "POST "+path+"/preparing", nil, "If-Match", `not an etag`).then(422)
+		a.When(servertest.Staff("r1"), "POST "+path+"/preparing", nil, "If-Match", `not an etag`).Then(422)
 	})
 	t.Run("a query sees what its token stands for", func(t *testing.T) {
 		for i := range 30 {
-			x := a.must(customer("c6"), "POST /v1/orders", basket("r1"))
-			id := x.str("orderId")
-			a.must(customer("c6"), "GET /v1/orders/"+id, nil, "Consistency-Token", x.token()).want("status", "placed")
-			y := a.must(customer("c6"), "POST /v1/orders/"+id+"/cancel", map[string]any{"reason": "changed my mind"})
-			a.must(customer("c6"), "GET /v1/orders?status=cancelled", nil, "Consistency-Token", y.token()).want("items."+fmt.Sprint(i)+".status", "cancelled", "items.0.orderId", id)
+			x := a.Must(servertest.Customer("c6"), "POST /v1/orders", servertest.Basket("r1"))
+			id := x.Str("orderId")
+			a.Must(servertest.Customer("c6"), "GET /v1/orders/"+id, nil, "Consistency-Token", x.Token()).Want("status", "placed")
+			y := a.Must(servertest.Customer("c6"), "POST /v1/orders/"+id+"/cancel", map[string]any{"reason": "changed my mind"})
+			a.Must(servertest.Customer("c6"), "GET /v1/orders?status=cancelled", nil, "Consistency-Token", y.Token()).Want("items."+fmt.Sprint(i)+".status", "cancelled", "items.0.orderId", id)
 		}
-		if x := a.do(customer("c6"), "GET /v1/orders", nil, "Consistency-Token", "no token of ours"); x.status != http.StatusUnprocessableEntity {
-			t.Error(x.fault())
+		if x := a.Do(servertest.Customer("c6"), "GET /v1/orders", nil, "Consistency-Token", "no token of ours"); x.Status != http.StatusUnprocessableEntity {
+			t.Error(x.Fault())
 		}
 	})
 	t.Run("prices are the menu's, seen as of a token", func(t *testing.T) {
 		for i := range 20 {
 			amount := int64(1000 + i)
-			x := a.must(staff("r1"), "PUT /v1/restaurants/r1/menu/m1", item(amount, true))
-			a.must(customer("c7"), "POST /v1/orders", basket("r1"), "Consistency-Token", x.token()).want("amount", fmt.Sprint(2*amount))
+			x := a.Must(servertest.Staff("r1"), "PUT /v1/restaurants/r1/menu/m1", servertest.Item(amount, true))
+			a.Must(servertest.Customer("c7"), "POST /v1/orders", servertest.Basket("r1"), "Consistency-Token", x.Token()).Want("amount", fmt.Sprint(2*amount))
 		}
 	})
 }
@@ -500,16 +501,16 @@ func TestRepeatsAndConditionsOverREST(t *testing.T) {
 // TestEmitReachesItsRoom: other systems put messages to rooms with the internal key.
 func TestEmitReachesItsRoom(t *testing.T) {
 	t.Parallel()
-	a := newTown(t, eventlogtest.Embedded(t)).open()
-	f := a.feed(customer("c1"))
+	a := servertest.New(t, eventlogtest.Embedded(t)).Start()
+	f := a.Feed(servertest.Customer("c1"))
 	emit := map[string]any{"event": "promo", "room": "user:c1", "payload": map[string]any{"text": "hello"}}
-	if x := a.do(domain.Actor{}, "POST /api/v1/internal/emit", emit, "x-internal-key", "wrong"); x.status != http.StatusUnauthorized {
-		t.Error(x.fault())
+	if x := a.Do(domain.Actor{}, "POST /api/v1/internal/emit", emit, "x-internal-key", "wrong"); x.Status != http.StatusUnauthorized {
+		t.Error(x.Fault())
 	}
-	if x := a.do(domain.Actor{}, "POST /api/v1/internal/emit", emit, "x-internal-key", townInternalKey); x.status != http.StatusAccepted {
-		t.Error(x.fault())
+	if x := a.Do(domain.Actor{}, "POST /api/v1/internal/emit", emit, "x-internal-key", servertest.InternalKey); x.Status != http.StatusAccepted {
+		t.Error(x.Fault())
 	}
-	if m := f.expect("promo", nil); m.payload("text") != "hello" || m.Room != "user:c1" || m.Cursor == "" {
+	if m := f.Expect("promo", nil); m.Value("text") != "hello" || m.Room != "user:c1" || m.Cursor == "" {
 		t.Errorf("%+v", m)
 	}
 }

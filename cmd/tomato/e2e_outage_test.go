@@ -1,8 +1,6 @@
-package main
+package main_test
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -12,15 +10,14 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"tomato/cmd/tomato/servertest"
 	"tomato/commandside/gateway"
 	"tomato/commandside/shard"
 	"tomato/domain"
@@ -162,82 +159,6 @@ func razorpay(t *testing.T) *gate {
 	return g
 }
 
-// metric is the sum of the series of that name whose labels contain all of with.
-func (a *town) metric(name string, with ...string) (sum float64) {
-	a.t.Helper()
-	x := a.must(domain.Actor{}, "GET /metrics", nil)
-	for s := bufio.NewScanner(bytes.NewReader(x.body)); s.Scan(); {
-		line := s.Text()
-		labels, value, ok := strings.Cut(line, " ")
-		if !ok || labels != name && !strings.HasPrefix(line, name+"{") {
-			continue
-		}
-		if i := strings.LastIndexByte(line, ' '); i >= 0 {
-			labels, value = line[:i], line[i+1:]
-		}
-		matches := true
-		for _, w := range with {
-			matches = matches && strings.Contains(labels, w)
-		}
-		if v, err := strconv.ParseFloat(value, 64); matches && err == nil {
-			sum += v
-		}
-	}
-	return sum
-}
-
-// waits returns when a consumer's lag shows and what it waits for is named.
-func (a *town) waits(consumer, dependency string) {
-	a.t.Helper()
-	a.await(consumer+" waits for "+dependency, func() error {
-		lag, state := a.metric("tomato_consumer_lag_records", `consumer="`+consumer+`"`), a.metric("tomato_breaker_state", `dependency="`+dependency)
-		if lag == 0 || state == 0 {
-			return fmt.Errorf("lag %v, breaker %v", lag, state)
-		}
-		return nil
-	})
-}
-
-func (a *town) during(d time.Duration) {
-	a.t.Helper()
-	select {
-	case <-time.After(d):
-	case <-a.t.Context().Done():
-	}
-}
-
-// nothingFailed holds that no event cost an attempt: none is parked, and there
-// is no copy on any retry or dead letter topic, of any consumer.
-func (a *town) nothingFailed() {
-	a.t.Helper()
-	if copies := a.copies(); len(copies) > 0 {
-		a.t.Errorf("copies of failed events: %v", copies)
-	}
-	if n := a.metric("tomato_consumer_retries_total") + a.metric("tomato_consumer_dead_letters_total"); n > 0 {
-		a.t.Errorf("%v attempts failed", n)
-	}
-	a.noDeadLetters()
-}
-
-// copies are the numbers of records on the retry and dead letter topics that
-// have some.
-func (a *town) copies() map[string]int64 {
-	a.t.Helper()
-	ends, err := kadm.NewClient(a.log.client).ListEndOffsets(a.t.Context())
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	n := map[string]int64{}
-	ends.Each(func(o kadm.ListedOffset) {
-		if strings.Contains(o.Topic, ".retry-") || strings.HasSuffix(o.Topic, ".dlq") {
-			if n[o.Topic] += o.Offset; n[o.Topic] == 0 {
-				delete(n, o.Topic)
-			}
-		}
-	})
-	return n
-}
-
 // TestWhatIsAwayIsWaitedFor: Postgres, then the gateway, is away for a while.
 // The lag shows, no event costs an attempt, and afterwards all is caught up by
 // itself. Without the gateway, which few need, orders go on to their doors, on
@@ -247,26 +168,26 @@ func TestWhatIsAwayIsWaitedFor(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "postgres")
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	startDatabase := func() *cluster.Cluster { return startPostgres(t, ctx, dir) } // until the whole test ends
+	startDatabase := func() *cluster.Cluster { return servertest.Postgres(t, ctx, dir) } // until the whole test ends
 	pg, away := startDatabase(), outage(t)
 	vendor := razorpay(t)
-	a := newTownOn(t, eventlogtest.Embedded(t), pg.URL(), "--offer-ttl", "10m", "--partitions", "1")
-	a.cmd.KeyID, a.cmd.KeySecret, a.options.GatewayURL = "rzp_test", "secret", "http://"+vendor.addr
-	a.open()
-	a.restaurant("r1", lng0, lat0)
-	a.riders("k", 4, lng0, lat0)
+	a := servertest.NewOn(t, eventlogtest.Embedded(t), pg.URL(), "--offer-ttl", "10m", "--partitions", "1")
+	a.Config.KeyID, a.Config.KeySecret, a.Options.GatewayURL = "rzp_test", "secret", "http://"+vendor.addr
+	a.Start()
+	a.AddRestaurant("r1", servertest.Lng, servertest.Lat)
+	a.AddRiders("k", 4, servertest.Lng, servertest.Lat)
 	const n = 20
 	orders, gatewayOrders := make([]string, n), make([]string, n)
 	open := func() {
-		a.each(n, 8, func(i int) {
-			orders[i] = a.place("c1", "r1")
-			gatewayOrders[i] = a.openPayment("c1", orders[i])
+		a.Each(n, 8, func(i int) {
+			orders[i] = a.Place("c1", "r1")
+			gatewayOrders[i] = a.OpenPayment("c1", orders[i])
 		})
 	}
 	pay := func(i int) {
 		t.Helper()
-		if x := a.webhook(capture(gateway.EventPaymentCaptured, gatewayOrders[i], "pay_"+gatewayOrders[i], 50000)); x.status != http.StatusOK {
-			t.Fatal(x.fault())
+		if x := a.Webhook(servertest.Capture(gateway.EventPaymentCaptured, gatewayOrders[i], "pay_"+gatewayOrders[i], 50000)); x.Status != http.StatusOK {
+			t.Fatal(x.Fault())
 		}
 	}
 
@@ -278,71 +199,71 @@ func TestWhatIsAwayIsWaitedFor(t *testing.T) {
 		for i := range n {
 			pay(i)
 		}
-		a.waits("record-payment", "postgres")
-		a.during(away)
-		a.waits("record-payment", "postgres")
+		a.AwaitUnavailable("record-payment", "postgres")
+		a.Wait(away)
+		a.AwaitUnavailable("record-payment", "postgres")
 		if away > 35*time.Second {
-			if x := a.do(domain.Actor{}, "GET /readyz", nil); !strings.Contains(string(x.body), `"consumers":`) {
-				t.Error(x.fault())
+			if x := a.Do(domain.Actor{}, "GET /readyz", nil); !strings.Contains(string(x.Body), `"consumers":`) {
+				t.Error(x.Fault())
 			}
 		}
 		startDatabase()
 		for _, id := range orders {
-			a.awaitEvent(eventlog.Orders, id, "ORDER_PAID", 1)
+			a.AwaitEvent(eventlog.Orders, id, "ORDER_PAID", 1)
 		}
-		a.idle()
-		a.nothingFailed()
-		a.ready()
+		a.AwaitIdle()
+		a.NothingFailed()
+		a.AwaitReady()
 	})
 
 	t.Run("gateway", func(t *testing.T) {
 		cancelled, back := orders[0], "pay_"+gatewayOrders[0]
 		open()
 		vendor.close()
-		if x := a.do(customer("c1"), "POST /v1/orders/"+a.place("c1", "r1")+"/payment", nil); x.status != http.StatusServiceUnavailable || x.header.Get("Retry-After") == "" {
-			t.Error("a payment without the gateway: ", x.fault())
+		if x := a.Do(servertest.Customer("c1"), "POST /v1/orders/"+a.Place("c1", "r1")+"/payment", nil); x.Status != http.StatusServiceUnavailable || x.Header.Get("Retry-After") == "" {
+			t.Error("a payment without the gateway: ", x.Fault())
 		}
 		// More wait for the gateway's word than a partition has lanes.
 		const unknown = 40
 		for i := range unknown {
-			if x := a.webhook(capture(gateway.EventPaymentCaptured, fmt.Sprint("order_ofNobody", i), fmt.Sprint("pay_ofNobody", i), 100)); x.status != http.StatusOK {
-				t.Fatal(x.fault())
+			if x := a.Webhook(servertest.Capture(gateway.EventPaymentCaptured, fmt.Sprint("order_ofNobody", i), fmt.Sprint("pay_ofNobody", i), 100)); x.Status != http.StatusOK {
+				t.Fatal(x.Fault())
 			}
 		}
-		a.must(customer("c1"), "POST /v1/orders/"+cancelled+"/cancel", reason)
-		a.waits("record-payment", "gateway")
-		a.waits("refund", "gateway")
+		a.Must(servertest.Customer("c1"), "POST /v1/orders/"+cancelled+"/cancel", reason)
+		a.AwaitUnavailable("record-payment", "gateway")
+		a.AwaitUnavailable("refund", "gateway")
 		for i, id := range orders {
 			pay(i)
-			a.awaitEvent(eventlog.Orders, id, "ORDER_PAID", 1)
+			a.AwaitEvent(eventlog.Orders, id, "ORDER_PAID", 1)
 			if i >= 4 {
 				continue
 			}
-			rider := courier(fmt.Sprint("k", i))
+			rider := servertest.Rider(fmt.Sprint("k", i))
 			for _, step := range []string{"accept-order", "preparing", "ready"} {
-				a.must(staff("r1"), "POST /v1/orders/"+id+"/"+step, nil)
+				a.Must(servertest.Staff("r1"), "POST /v1/orders/"+id+"/"+step, nil)
 			}
-			a.awaitEvent(eventlog.Orders, id, "ORDER_OFFERED", 1)
+			a.AwaitEvent(eventlog.Orders, id, "ORDER_OFFERED", 1)
 			for _, step := range []string{"accept", "pick-up", "deliver"} {
-				a.must(rider, "POST /v1/orders/"+id+"/"+step, nil)
+				a.Must(rider, "POST /v1/orders/"+id+"/"+step, nil)
 			}
 		}
-		a.during(away)
-		a.waits("record-payment", "gateway")
-		a.waits("refund", "gateway")
-		if events := a.history(eventlog.Payments, cancelled); count(events, "REFUND_SUCCESS")+count(events, "REFUND_FAILED") > 0 {
-			t.Errorf("without the gateway: %v", types(events))
+		a.Wait(away)
+		a.AwaitUnavailable("record-payment", "gateway")
+		a.AwaitUnavailable("refund", "gateway")
+		if events := a.History(eventlog.Payments, cancelled); servertest.Count(events, "REFUND_SUCCESS")+servertest.Count(events, "REFUND_FAILED") > 0 {
+			t.Errorf("without the gateway: %v", servertest.Types(events))
 		}
 		vendor.open(vendor.to)
-		e := a.awaitEvent(eventlog.Payments, cancelled, "REFUND_SUCCESS", 1)
-		if data(e, "paymentId") != back {
+		e := a.AwaitEvent(eventlog.Payments, cancelled, "REFUND_SUCCESS", 1)
+		if servertest.Data(e, "paymentId") != back {
 			t.Errorf("refunded: %s", e.Data)
 		}
 		for i := range unknown {
-			a.awaitEvent(eventlog.Payments, fmt.Sprint("pay_ofNobody", i), "PAYMENT_UNMATCHED", 1)
+			a.AwaitEvent(eventlog.Payments, fmt.Sprint("pay_ofNobody", i), "PAYMENT_UNMATCHED", 1)
 		}
-		a.idle()
-		a.nothingFailed()
+		a.AwaitIdle()
+		a.NothingFailed()
 	})
 }
 
@@ -354,44 +275,44 @@ func TestWhatIsAwayIsWaitedFor(t *testing.T) {
 func TestAShardThatNobodyServesIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	away := outage(t)
-	a := newTown(t, eventlogtest.Embedded(t), "--role", "query,feed,project,react")
-	near, far, road := a.instance(1), a.instance(2), newGate(t)
+	a := servertest.New(t, eventlogtest.Embedded(t), "--role", "query,feed,project,react")
+	near, far, road := newInstance(a, 1), newInstance(a, 2), newGate(t)
 	far.args = []string{"--advertised-url", "http://" + road.addr}
 	near.start()
 	far.start()
 	road.open(far.addr)
-	near.serves(townPartitions / 2)
-	far.serves(townPartitions / 2)
-	a.open()
+	near.serves(servertest.Partitions / 2)
+	far.serves(servertest.Partitions / 2)
+	a.Start()
 	here := *a // where commands go
-	here.url = near.url
-	here.restaurant("r1", lng0, lat0)
+	here.URL = near.url
+	here.AddRestaurant("r1", servertest.Lng, servertest.Lat)
 	const n = 32
 	orders, gatewayOrders := make([]string, n), make([]string, n)
 	open := func() {
-		here.each(n, 8, func(i int) {
-			orders[i] = here.place("c1", "r1")
-			gatewayOrders[i] = here.openPayment("c1", orders[i])
+		here.Each(n, 8, func(i int) {
+			orders[i] = here.Place("c1", "r1")
+			gatewayOrders[i] = here.OpenPayment("c1", orders[i])
 		})
 	}
 	open()
 	var served struct{ Items []shard.Status }
-	if err := json.Unmarshal(here.must(office, "GET /v1/ops/shards", nil).body, &served); err != nil {
+	if err := json.Unmarshal(here.Must(servertest.Ops, "GET /v1/ops/shards", nil).Body, &served); err != nil {
 		t.Fatal(err)
 	}
 	mine := map[int32]bool{}
 	for _, s := range served.Items {
 		mine[s.Shard] = s.State == "serving"
 	}
-	atHand := func(i int) bool { return mine[eventlog.PartitionFor(orders[i], townPartitions)] }
+	atHand := func(i int) bool { return mine[eventlog.PartitionFor(orders[i], servertest.Partitions)] }
 
 	road.close()
 	waiting, inbox := "", map[int32]map[bool]int{}
 	for i := range n {
-		if x := here.webhook(capture(gateway.EventPaymentCaptured, gatewayOrders[i], "pay_"+gatewayOrders[i], 50000)); x.status != http.StatusOK {
-			t.Fatal(x.fault())
+		if x := here.Webhook(servertest.Capture(gateway.EventPaymentCaptured, gatewayOrders[i], "pay_"+gatewayOrders[i], 50000)); x.Status != http.StatusOK {
+			t.Fatal(x.Fault())
 		}
-		p := eventlog.PartitionFor(gatewayOrders[i], townPartitions)
+		p := eventlog.PartitionFor(gatewayOrders[i], servertest.Partitions)
 		if inbox[p] == nil {
 			inbox[p] = map[bool]int{}
 		}
@@ -408,24 +329,24 @@ func TestAShardThatNobodyServesIsWaitedFor(t *testing.T) {
 	if both == 0 {
 		t.Fatalf("no partition of the inbox has both kinds: %v", inbox)
 	}
-	a.waits("record-payment", "shard ")
-	paid := func(i int) bool { return count(a.history(eventlog.Orders, orders[i]), "ORDER_PAID") > 0 }
+	a.AwaitUnavailable("record-payment", "shard ")
+	paid := func(i int) bool { return servertest.Count(a.History(eventlog.Orders, orders[i]), "ORDER_PAID") > 0 }
 	for i := range n {
 		if atHand(i) {
-			a.awaitEvent(eventlog.Orders, orders[i], "ORDER_PAID", 1)
+			a.AwaitEvent(eventlog.Orders, orders[i], "ORDER_PAID", 1)
 		}
 	}
-	a.during(away)
-	a.waits("record-payment", "shard ")
+	a.Wait(away)
+	a.AwaitUnavailable("record-payment", "shard ")
 	for i := range n {
 		if paid(i) != atHand(i) {
 			t.Errorf("order %d: paid %v, its shard at hand %v", i, paid(i), atHand(i))
 		}
 	}
-	a.await("operators see the lag", func() error {
-		x := a.must(office, "GET /v1/ops/consumers", nil)
+	a.Await("operators see the lag", func() error {
+		x := a.Must(servertest.Ops, "GET /v1/ops/consumers", nil)
 		var all struct{ Items []consumer.ConsumerStatus }
-		if err := json.Unmarshal(x.body, &all); err != nil {
+		if err := json.Unmarshal(x.Body, &all); err != nil {
 			return err
 		}
 		for _, c := range all.Items {
@@ -435,45 +356,45 @@ func TestAShardThatNobodyServesIsWaitedFor(t *testing.T) {
 				}
 			}
 		}
-		return x.fault()
+		return x.Fault()
 	})
 	if away > 35*time.Second {
-		if x := a.do(domain.Actor{}, "GET /readyz", nil); x.status != http.StatusOK || x.str("status") != "degraded" || !strings.Contains(string(x.body), `"consumers":`) {
-			t.Error(x.fault())
+		if x := a.Do(domain.Actor{}, "GET /readyz", nil); x.Status != http.StatusOK || x.Str("status") != "degraded" || !strings.Contains(string(x.Body), `"consumers":`) {
+			t.Error(x.Fault())
 		}
 	}
 	road.open(far.addr)
-	a.awaitEvent(eventlog.Orders, waiting, "ORDER_PAID", 1)
+	a.AwaitEvent(eventlog.Orders, waiting, "ORDER_PAID", 1)
 	for _, id := range orders {
-		a.awaitEvent(eventlog.Orders, id, "ORDER_PAID", 1)
+		a.AwaitEvent(eventlog.Orders, id, "ORDER_PAID", 1)
 	}
-	a.idle()
-	a.nothingFailed()
+	a.AwaitIdle()
+	a.NothingFailed()
 
 	// Nobody at all: the inbox gets its records as from a process that died then.
 	open()
-	near.process.kill()
-	far.process.kill()
+	near.process.Kill()
+	far.process.Kill()
 	road.close()
 	var recs []*kgo.Record
 	for i, g := range gatewayOrders {
 		e := eventlog.Event{ID: fmt.Sprint("late-", i), Source: "/test", Type: "WEBHOOK_RECEIVED", Time: domain.Time(time.Now()), Subject: g,
-			Data: capture(gateway.EventPaymentCaptured, g, "pay_"+g, 50000)}
-		recs = append(recs, e.NewRecord(eventlog.PaymentWebhooks, eventlog.PartitionFor(g, townPartitions)))
+			Data: servertest.Capture(gateway.EventPaymentCaptured, g, "pay_"+g, 50000)}
+		recs = append(recs, e.NewRecord(eventlog.PaymentWebhooks, eventlog.PartitionFor(g, servertest.Partitions)))
 	}
-	writer := eventlogtest.Client(t, a.kafka, kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	writer := eventlogtest.Client(t, a.Kafka, kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	if err := writer.ProduceSync(t.Context(), recs...).FirstErr(); err != nil {
 		t.Fatal(err)
 	}
-	a.waits("record-payment", "shard ")
-	a.during(away)
-	a.waits("record-payment", "shard ")
+	a.AwaitUnavailable("record-payment", "shard ")
+	a.Wait(away)
+	a.AwaitUnavailable("record-payment", "shard ")
 	near.start()
 	for _, id := range orders {
-		a.awaitEvent(eventlog.Orders, id, "ORDER_PAID", 1)
+		a.AwaitEvent(eventlog.Orders, id, "ORDER_PAID", 1)
 	}
-	a.idle()
-	a.nothingFailed()
+	a.AwaitIdle()
+	a.NothingFailed()
 }
 
 // TestADispatchThatKeepsFailingEndsInItsDLQ: three failed attempts, of which
@@ -481,26 +402,26 @@ func TestAShardThatNobodyServesIsWaitedFor(t *testing.T) {
 // operators see, mend and replay.
 func TestADispatchThatKeepsFailingEndsInItsDLQ(t *testing.T) {
 	t.Parallel()
-	a := newTown(t, eventlogtest.Embedded(t), "--offer-ttl", "10m").open()
-	a.restaurant("r1", lng0, lat0)
-	a.rider("k1", lng0, lat0)
-	id := a.cook("c1", "r1")
-	a.idle()
-	g, err := a.server.ReadModels().Serving(t.Context(), "riders")
+	a := servertest.New(t, eventlogtest.Embedded(t), "--offer-ttl", "10m").Start()
+	a.AddRestaurant("r1", servertest.Lng, servertest.Lat)
+	a.AddRider("k1", servertest.Lng, servertest.Lat)
+	id := a.Cook("c1", "r1")
+	a.AwaitIdle()
+	g, err := a.Server.ReadModels().Serving(t.Context(), "riders")
 	if err != nil {
 		t.Fatal(err)
 	}
 	// The search for riders is broken: Postgres answers, and the answer is an error.
 	exec := func(sql string) {
 		t.Helper()
-		if _, err := a.db().Exec(t.Context(), sql); err != nil {
+		if _, err := a.DB().Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)
 		}
 	}
 	exec(`ALTER TABLE ` + g.Schema() + `.free_riders RENAME COLUMN recorded_at TO broken`)
 	began := time.Now()
-	a.must(staff("r1"), "POST /v1/orders/"+id+"/ready", nil)
-	a.awaitQuery(office, "/v1/ops/dead-letters?consumer=dispatch", "items.0.key", id, "items.0.attempt", "3", "items.0.class", "pg_42703",
+	a.Must(servertest.Staff("r1"), "POST /v1/orders/"+id+"/ready", nil)
+	a.AwaitQuery(servertest.Ops, "/v1/ops/dead-letters?consumer=dispatch", "items.0.key", id, "items.0.attempt", "3", "items.0.class", "pg_42703",
 		"items.0.eventType", "ORDER_READY_FOR_RIDER", "items.0.topic", "orders", "items.1", "")
 	if took := time.Since(began); took < 35*time.Second {
 		t.Errorf("dead after %v: three attempts take 35 s", took)
@@ -510,15 +431,15 @@ func TestADispatchThatKeepsFailingEndsInItsDLQ(t *testing.T) {
 	for _, stage := range []string{"retry-5s", "retry-30s", "dlq"} {
 		want[eventlog.ParkedTopic(eventlog.Orders, "dispatch", stage)] = 1
 	}
-	if got := a.copies(); fmt.Sprint(got) != fmt.Sprint(want) {
+	if got := a.Copies(); fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("copies on %v, want %v", got, want)
 	}
-	letters := a.must(office, "GET /v1/ops/dead-letters", nil).want("items.0.consumer", "dispatch", "items.1", "")
-	letter := fmt.Sprint(letters.get("items.0.id"))
-	a.must(office, "GET /v1/ops/dead-letters/"+letter, nil).want("state", "dead", "data.orderId", id)
+	letters := a.Must(servertest.Ops, "GET /v1/ops/dead-letters", nil).Want("items.0.consumer", "dispatch", "items.1", "")
+	letter := fmt.Sprint(letters.Get("items.0.id"))
+	a.Must(servertest.Ops, "GET /v1/ops/dead-letters/"+letter, nil).Want("state", "dead", "data.orderId", id)
 	dead, inRetry := map[string]int{}, 0
 	var all struct{ Items []consumer.ConsumerStatus }
-	if err := json.Unmarshal(a.must(office, "GET /v1/ops/consumers", nil).body, &all); err != nil {
+	if err := json.Unmarshal(a.Must(servertest.Ops, "GET /v1/ops/consumers", nil).Body, &all); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range all.Items {
@@ -532,62 +453,62 @@ func TestADispatchThatKeepsFailingEndsInItsDLQ(t *testing.T) {
 	if len(dead) != 1 || dead["dispatch"] != 1 || inRetry != 0 {
 		t.Errorf("consumers show %v dead, %d in retry", dead, inRetry)
 	}
-	if n := a.metric("tomato_consumer_dead", `consumer="dispatch"`); n != 1 {
+	if n := a.Metric("tomato_consumer_dead", `consumer="dispatch"`); n != 1 {
 		t.Errorf("tomato_consumer_dead is %v", n)
 	}
-	a.must(office, "GET /v1/orders/"+id, nil).want("status", "ready_for_rider")
-	if n := count(a.history(eventlog.Orders, id), "ORDER_OFFERED"); n != 0 {
+	a.Must(servertest.Ops, "GET /v1/orders/"+id, nil).Want("status", "ready_for_rider")
+	if n := servertest.Count(a.History(eventlog.Orders, id), "ORDER_OFFERED"); n != 0 {
 		t.Errorf("offered %d times by a search that fails", n)
 	}
 
 	exec(`ALTER TABLE ` + g.Schema() + `.free_riders RENAME COLUMN broken TO recorded_at`)
-	a.must(office, "POST /v1/ops/dead-letters/"+letter+"/replay", nil).want("matched", "1", "replayed", "1")
-	a.awaitEvent(eventlog.Orders, id, "ORDER_OFFERED", 1)
-	a.await("nothing is parked", func() error {
-		if n := a.metric("tomato_consumer_parked_keys"); n != 0 {
+	a.Must(servertest.Ops, "POST /v1/ops/dead-letters/"+letter+"/replay", nil).Want("matched", "1", "replayed", "1")
+	a.AwaitEvent(eventlog.Orders, id, "ORDER_OFFERED", 1)
+	a.Await("nothing is parked", func() error {
+		if n := a.Metric("tomato_consumer_parked_keys"); n != 0 {
 			return fmt.Errorf("%v keys", n)
 		}
 		return nil
 	})
-	a.must(courier("k1"), "POST /v1/orders/"+id+"/accept", nil).want("status", "rider_assigned")
-	a.noDeadLetters()
+	a.Must(servertest.Rider("k1"), "POST /v1/orders/"+id+"/accept", nil).Want("status", "rider_assigned")
+	a.NoDeadLetters()
 }
 
 // TestAConsumerThatCannotGoOnDegrades: /readyz says so and stays 200, until it can.
 func TestAConsumerThatCannotGoOnDegrades(t *testing.T) {
 	t.Parallel()
-	a := newTown(t, eventlogtest.Embedded(t), "--partitions", "1").open()
-	a.restaurant("r1", lng0, lat0)
-	a.idle()
+	a := servertest.New(t, eventlogtest.Embedded(t), "--partitions", "1").Start()
+	a.AddRestaurant("r1", servertest.Lng, servertest.Lat)
+	a.AwaitIdle()
 	move := func(by int) {
 		t.Helper()
 		// Another owner took the checkpoint, to where there is no log.
-		if _, err := a.db().Exec(t.Context(), `UPDATE tomato.checkpoints SET next_offset = next_offset + $1, epoch = epoch + 1
+		if _, err := a.DB().Exec(t.Context(), `UPDATE tomato.checkpoints SET next_offset = next_offset + $1, epoch = epoch + 1
 			WHERE consumer = 'claims' AND topic = 'orders'`, by); err != nil {
 			t.Fatal(err)
 		}
 	}
 	move(1_000_000)
-	a.place("c1", "r1") // there is something to move over
-	a.await("readyz says so", func() error {
-		x := a.do(domain.Actor{}, "GET /readyz", nil)
-		if x.status != http.StatusOK || x.str("status") != "degraded" || !strings.Contains(string(x.body), `"consumers":`) {
-			return x.fault()
+	a.Place("c1", "r1") // there is something to move over
+	a.Await("readyz says so", func() error {
+		x := a.Do(domain.Actor{}, "GET /readyz", nil)
+		if x.Status != http.StatusOK || x.Str("status") != "degraded" || !strings.Contains(string(x.Body), `"consumers":`) {
+			return x.Fault()
 		}
-		if strings.Contains(string(x.body), "claims") || strings.Contains(string(x.body), "orders/0") {
-			t.Errorf("it tells everybody too much: %s", x.body)
+		if strings.Contains(string(x.Body), "claims") || strings.Contains(string(x.Body), "orders/0") {
+			t.Errorf("it tells everybody too much: %s", x.Body)
 		}
 		return nil
 	})
-	if a.metric("tomato_ready") != 1 || a.metric("tomato_degraded", `check="consumers"`) != 1 {
+	if a.Metric("tomato_ready") != 1 || a.Metric("tomato_degraded", `check="consumers"`) != 1 {
 		t.Error("the metrics say otherwise")
 	}
-	if x := a.do(domain.Actor{}, "GET /healthz", nil); x.status != http.StatusOK {
-		t.Error("it lives: ", x.fault())
+	if x := a.Do(domain.Actor{}, "GET /healthz", nil); x.Status != http.StatusOK {
+		t.Error("it lives: ", x.Fault())
 	}
-	a.pay("c1", a.place("c1", "r1")) // the others go on
+	a.Pay("c1", a.Place("c1", "r1")) // the others go on
 	move(-1_000_000)
-	a.ready()
-	a.idle()
-	a.noDeadLetters()
+	a.AwaitReady()
+	a.AwaitIdle()
+	a.NoDeadLetters()
 }

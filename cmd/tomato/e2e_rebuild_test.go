@@ -1,4 +1,4 @@
-package main
+package main_test
 
 import (
 	"fmt"
@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"tomato/cmd/tomato/servertest"
 	"tomato/eventlog/eventlogtest"
 	"tomato/projections"
 )
@@ -22,11 +23,11 @@ import (
 // both generations have the same rows.
 func TestRebuildWhileOrdersComeAndGo(t *testing.T) {
 	t.Parallel()
-	a := newTown(t, eventlogtest.Embedded(t), "--offer-ttl", "1s", "--offer-radii", "1000,3000").open()
-	a.restaurant("r1", lng0, lat0)
-	a.riders("k", 5, lng0, lat0)
-	first := a.place("c0", "r1")
-	a.awaitQuery(office, "/v1/orders/"+first, "status", "placed")
+	a := servertest.New(t, eventlogtest.Embedded(t), "--offer-ttl", "1s", "--offer-radii", "1000,3000").Start()
+	a.AddRestaurant("r1", servertest.Lng, servertest.Lat)
+	a.AddRiders("k", 5, servertest.Lng, servertest.Lat)
+	first := a.Place("c0", "r1")
+	a.AwaitQuery(servertest.Ops, "/v1/orders/"+first, "status", "placed")
 
 	var stopped atomic.Bool
 	var traffic sync.WaitGroup
@@ -39,7 +40,7 @@ func TestRebuildWhileOrdersComeAndGo(t *testing.T) {
 	for lane := range 3 {
 		traffic.Go(func() {
 			for i := 0; !stopped.Load() && !t.Failed(); i++ {
-				a.anOrder(fmt.Sprint("c", lane), lane*1000+i)
+				anOrder(a, fmt.Sprint("c", lane), lane*1000+i)
 				orders.Add(1)
 			}
 		})
@@ -51,8 +52,8 @@ func TestRebuildWhileOrdersComeAndGo(t *testing.T) {
 		defer pause.Stop()
 		for i := 0; !stopped.Load(); i++ {
 			<-pause.C
-			if x := a.do(office, "GET "+paths[i%len(paths)], nil); x.status != http.StatusOK {
-				t.Errorf("meanwhile: %v", x.fault())
+			if x := a.Do(servertest.Ops, "GET "+paths[i%len(paths)], nil); x.Status != http.StatusOK {
+				t.Errorf("meanwhile: %v", x.Fault())
 			}
 			queries.Add(1)
 		}
@@ -60,10 +61,10 @@ func TestRebuildWhileOrdersComeAndGo(t *testing.T) {
 
 	for _, model := range projections.Models() {
 		before := orders.Load()
-		if said := a.tool("rebuild", model); !strings.Contains(said, " serves; it took ") {
+		if said := a.Tool("rebuild", model); !strings.Contains(said, " serves; it took ") {
 			t.Errorf("rebuild %s said %s", model, said)
 		}
-		a.await("orders come and go", func() error {
+		a.Await("orders come and go", func() error {
 			if orders.Load() == before {
 				return fmt.Errorf("%d orders", before)
 			}
@@ -74,13 +75,13 @@ func TestRebuildWhileOrdersComeAndGo(t *testing.T) {
 	if t.Failed() {
 		t.FailNow()
 	}
-	a.idle()
+	a.AwaitIdle()
 	t.Logf("%d orders and %d queries meanwhile", orders.Load(), queries.Load())
 
 	var served []string
-	for _, p := range a.must(office, "GET /v1/ops/projections", nil).get("items").([]any) {
-		if dig(p, "state") == "serving" {
-			served = append(served, fmt.Sprint(dig(p, "readModel"), " ", dig(p, "generation")))
+	for _, p := range a.Must(servertest.Ops, "GET /v1/ops/projections", nil).Get("items").([]any) {
+		if servertest.Dig(p, "state") == "serving" {
+			served = append(served, fmt.Sprint(servertest.Dig(p, "readModel"), " ", servertest.Dig(p, "generation")))
 		}
 	}
 	slices.Sort(served)
@@ -88,79 +89,79 @@ func TestRebuildWhileOrdersComeAndGo(t *testing.T) {
 		t.Errorf("serving: %v, want %v", served, want)
 	}
 	for _, model := range projections.Models() {
-		one, two := a.rows(model+"_g1"), a.rows(model+"_g2")
+		one, two := rows(a, model+"_g1"), rows(a, model+"_g2")
 		if len(one) == 0 || !maps.Equal(one, two) {
 			t.Errorf("%s: generation 1 has %v, generation 2 has %v", model, one, two)
 		}
 	}
-	a.noDeadLetters()
+	a.NoDeadLetters()
 }
 
 // anOrder is placed and paid, and ends in one of several ways.
-func (a *town) anOrder(customerID string, i int) {
+func anOrder(a *servertest.Installation, customerID string, i int) {
 	cancel := "POST /v1/orders/%s/cancel"
-	id := a.do(customer(customerID), "POST /v1/orders", basket("r1")).str("orderId")
+	id := a.Do(servertest.Customer(customerID), "POST /v1/orders", servertest.Basket("r1")).Str("orderId")
 	if i%4 == 0 {
-		a.do(customer(customerID), fmt.Sprintf(cancel, id), reason)
+		a.Do(servertest.Customer(customerID), fmt.Sprintf(cancel, id), reason)
 		return
 	}
-	gatewayOrder := a.do(customer(customerID), "POST /v1/orders/"+id+"/payment", nil).str("gatewayOrderId")
-	for _, b := range [][]byte{capture("payment.failed", gatewayOrder, "pay_f"+id, 50000), capture("payment.captured", gatewayOrder, "pay_"+id, 50000)} {
-		a.webhook(b)
+	gatewayOrder := a.Do(servertest.Customer(customerID), "POST /v1/orders/"+id+"/payment", nil).Str("gatewayOrderId")
+	for _, b := range [][]byte{servertest.Capture("payment.failed", gatewayOrder, "pay_f"+id, 50000), servertest.Capture("payment.captured", gatewayOrder, "pay_"+id, 50000)} {
+		a.Webhook(b)
 	}
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.Now().Add(patience); time.Now().Before(end); <-tick.C {
-		if x := a.do(staff("r1"), "POST /v1/orders/"+id+"/accept-order", nil); x.status == http.StatusOK {
+	for end := time.Now().Add(servertest.Patience); time.Now().Before(end); <-tick.C {
+		if x := a.Do(servertest.Staff("r1"), "POST /v1/orders/"+id+"/accept-order", nil); x.Status == http.StatusOK {
 			break
-		} else if x.code() != "order_not_paid" {
-			a.t.Error(x.fault())
+		} else if x.Code() != "order_not_paid" {
+			a.T.Error(x.Fault())
 			return
 		}
 	}
 	if i%4 == 1 {
-		a.do(office, fmt.Sprintf(cancel, id), reason)
+		a.Do(servertest.Ops, fmt.Sprintf(cancel, id), reason)
 		return
 	}
-	a.do(staff("r1"), "POST /v1/orders/"+id+"/preparing", nil)
-	a.do(staff("r1"), "POST /v1/orders/"+id+"/ready", nil)
+	a.Do(servertest.Staff("r1"), "POST /v1/orders/"+id+"/preparing", nil)
+	a.Do(servertest.Staff("r1"), "POST /v1/orders/"+id+"/ready", nil)
 	rider := fmt.Sprint("k", i%5)
 	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); <-tick.C {
-		a.do(courier(rider), "PUT /v1/riders/"+rider+"/location", map[string]any{"location": point(lng0, lat0+float64(i%7)*0.001)})
-		if x := a.do(courier(rider), "POST /v1/orders/"+id+"/accept", nil); x.status != http.StatusOK {
+		a.Do(servertest.Rider(rider), "PUT /v1/riders/"+rider+"/location", map[string]any{"location": servertest.Point(servertest.Lng, servertest.Lat+float64(i%7)*0.001)})
+		if x := a.Do(servertest.Rider(rider), "POST /v1/orders/"+id+"/accept", nil); x.Status != http.StatusOK {
 			continue // not offered yet, or busy
 		}
 		for _, step := range []string{"pick-up", "deliver"} {
-			if x := a.do(courier(rider), "POST /v1/orders/"+id+"/"+step, nil); x.status != http.StatusOK {
-				a.t.Error(x.fault())
+			if x := a.Do(servertest.Rider(rider), "POST /v1/orders/"+id+"/"+step, nil); x.Status != http.StatusOK {
+				a.T.Error(x.Fault())
 			}
 		}
 		return
 	}
-	a.do(office, fmt.Sprintf(cancel, id), reason)
+	a.Do(servertest.Ops, fmt.Sprintf(cancel, id), reason)
 }
 
 // rows are the number and a digest of the rows of each table of a generation.
 // Positions are telemetry: a rebuild copies them.
-func (a *town) rows(schema string) map[string]string {
-	a.t.Helper()
-	db := a.db()
+func rows(a *servertest.Installation, schema string) map[string]string {
+	a.T.Helper()
+	db := a.DB()
 	defer db.Close()
-	found, err := db.Query(a.t.Context(), `SELECT table_name FROM information_schema.tables WHERE table_schema = $1 AND table_name NOT IN ('schema_migrations', 'rider_positions', 'free_riders')`, schema)
+	found, err := db.Query(a.T.Context(), `SELECT table_name FROM information_schema.tables WHERE table_schema = $1 AND table_name NOT IN ('schema_migrations', 'rider_positions', 'free_riders')`, schema)
 	if err != nil {
-		a.t.Fatal(err)
+		a.T.Fatal(err)
 	}
 	tables, err := pgx.CollectRows(found, pgx.RowTo[string])
 	if err != nil {
-		a.t.Fatal(err)
+		a.T.Fatal(err)
 	}
 	rows := map[string]string{}
 	for _, table := range tables {
 		var digest string
 		name := pgx.Identifier{schema, table}.Sanitize()
-		err := db.QueryRow(a.t.Context(), `SELECT count(*) || ' rows ' || coalesce(md5(string_agg(r::text, E'\n' ORDER BY r::text)), '') FROM `+name+` r`).Scan(&digest)
+		err := db.QueryRow(a.T.Context(), `SELECT count(*) || ' rows ' || coalesce(md5(string_agg(r::text, E'\n' ORDER BY r::text)), '') FROM `+name+` r`).Scan(&digest)
 		if err != nil {
-			a.t.Fatal(err)
+			a.T.Fatal(err)
 		}
 		rows[table] = digest
 	}

@@ -1,4 +1,4 @@
-package main
+package main_test
 
 import (
 	"bytes"
@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"tomato/cmd/tomato/servertest"
 	"tomato/cmd/tomato/settings"
 	"tomato/commandside/shard"
 	"tomato/domain"
@@ -43,26 +44,26 @@ const (
 func TestARollingRestartLosesNothing(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, kafka eventlog.Config) {
-		a := newTown(t, kafka, "--partitions", "12")
+		a := servertest.New(t, kafka, "--partitions", "12")
 		fleet := make([]*instance, 3)
 		for i := range fleet {
-			fleet[i] = a.instance(i)
+			fleet[i] = newInstance(a, i)
 			fleet[i].start()
 		}
-		a.url = fleet[0].url
-		a.ready()
-		a.restaurant("r0", lng0, lat0)
-		menu := a.must(staff("r0"), "PUT /v1/restaurants/r0/menu/m1", item(25000, true)).token()
+		a.URL = fleet[0].url
+		a.AwaitReady()
+		a.AddRestaurant("r0", servertest.Lng, servertest.Lat)
+		menu := a.Must(servertest.Staff("r0"), "PUT /v1/restaurants/r0/menu/m1", servertest.Item(25000, true)).Token()
 		for _, i := range fleet { // a look at an order that is not there waits for the menu
-			a.url = i.url
-			a.do(customer("c0"), "POST /v1/orders", basket("r0"), "Consistency-Token", menu, "If-Match", `"1"`)
+			a.URL = i.url
+			a.Do(servertest.Customer("c0"), "POST /v1/orders", servertest.Basket("r0"), "Consistency-Token", menu, "If-Match", `"1"`)
 		}
 
 		for _, i := range fleet {
 			i.serves(4)
 		}
 
-		load := a.beginLoad(fleet)
+		load := beginLoad(a, fleet)
 		for _, i := range fleet {
 			load.during(500 * time.Millisecond)
 			stopping := time.Now()
@@ -82,26 +83,26 @@ func TestARollingRestartLosesNothing(t *testing.T) {
 
 // An instance is one serve of several on the same brokers.
 type instance struct {
-	*town
+	*servertest.Installation
 	dir, addr, url string
 	args           []string // more of serve
-	process        *child
+	process        *servertest.Process
 }
 
-func (a *town) instance(n int) *instance {
-	return &instance{town: a, dir: filepath.Join(a.t.TempDir(), fmt.Sprint("instance", n)), addr: "127.0.0.1:0"}
+func newInstance(a *servertest.Installation, n int) *instance {
+	return &instance{Installation: a, dir: filepath.Join(a.T.TempDir(), fmt.Sprint("instance", n)), addr: "127.0.0.1:0"}
 }
 
 // start runs it, where it ran before, and returns when it is ready.
 func (i *instance) start() {
-	i.t.Helper()
+	i.T.Helper()
 	_ = os.Remove(settings.RunningFile(i.dir)) // of one that was killed
-	i.process = i.spawn(append([]string{"serve", "--role", "command", "--database-url", i.cmd.DatabaseURL, "--kafka-brokers", strings.Join(i.kafka.Brokers, ","),
-		"--data-dir", i.dir, "--http-addr", i.addr, "--partitions", fmt.Sprint(i.cmd.Partitions), "--log-level", logLevel()}, i.args...)...)
-	i.await(filepath.Base(i.dir)+" is ready", func() error {
+	i.process = i.Spawn(append([]string{"serve", "--role", "command", "--database-url", i.Config.DatabaseURL, "--kafka-brokers", strings.Join(i.Kafka.Brokers, ","),
+		"--data-dir", i.dir, "--http-addr", i.addr, "--partitions", fmt.Sprint(i.Config.Partitions), "--log-level", servertest.LogLevel()}, i.args...)...)
+	i.Await(filepath.Base(i.dir)+" is ready", func() error {
 		select {
-		case <-i.process.ended:
-			i.t.Fatal("serve ended")
+		case <-i.process.Ended:
+			i.T.Fatal("serve ended")
 		default:
 		}
 		r, err := settings.ReadRunning(i.dir)
@@ -111,7 +112,7 @@ func (i *instance) start() {
 		if i.url == "" { // the next one is there, too, and the load reads it
 			i.url, i.addr = r.URL, strings.TrimPrefix(r.URL, "http://")
 		}
-		x, err := i.client.Get(i.url + "/readyz")
+		x, err := i.Client.Get(i.url + "/readyz")
 		if err != nil {
 			return err
 		}
@@ -125,18 +126,18 @@ func (i *instance) start() {
 
 // serves returns when it serves so many shards, and nobody is about to.
 func (i *instance) serves(n int) {
-	i.t.Helper()
-	i.await(fmt.Sprint(filepath.Base(i.dir), " serves ", n, " shards"), func() error {
-		req, err := http.NewRequestWithContext(i.t.Context(), http.MethodGet, i.url+"/v1/ops/shards", nil)
+	i.T.Helper()
+	i.Await(fmt.Sprint(filepath.Base(i.dir), " serves ", n, " shards"), func() error {
+		req, err := http.NewRequestWithContext(i.T.Context(), http.MethodGet, i.url+"/v1/ops/shards", nil)
 		if err != nil {
 			return err
 		}
-		token, err := httpapi.MintToken(townJWTSecret, office, time.Hour)
+		token, err := httpapi.MintToken(servertest.JWTSecret, servertest.Ops, time.Hour)
 		if err != nil {
 			return err
 		}
 		req.Header.Set("Authorization", "Bearer "+token)
-		resp, err := i.client.Do(req)
+		resp, err := i.Client.Do(req)
 		if err != nil {
 			return err
 		}
@@ -158,23 +159,23 @@ func (i *instance) serves(n int) {
 
 // terminate asks it to stop, and holds it to do so in time and with exit code 0.
 func (i *instance) terminate() {
-	i.t.Helper()
-	if err := i.process.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		i.t.Fatal(err)
+	i.T.Helper()
+	if err := i.process.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		i.T.Fatal(err)
 	}
 	select {
-	case <-i.process.ended:
+	case <-i.process.Ended:
 	case <-time.After(20 * time.Second):
-		i.t.Fatal("serve did not stop within 20 s")
+		i.T.Fatal("serve did not stop within 20 s")
 	}
-	if code := i.process.cmd.ProcessState.ExitCode(); code != 0 {
-		i.t.Fatalf("serve stopped with exit code %d", code)
+	if code := i.process.Cmd.ProcessState.ExitCode(); code != 0 {
+		i.T.Fatalf("serve stopped with exit code %d", code)
 	}
 }
 
 // load is commands that begin at a steady pace, spread over a fleet.
 type load struct {
-	*town
+	*servertest.Installation
 	fleet      []*instance
 	restarting atomic.Pointer[instance] // that may refuse connections
 	stop       chan struct{}
@@ -199,11 +200,11 @@ type loadStep struct {
 	acked     bool
 }
 
-func (a *town) beginLoad(fleet []*instance) *load {
+func beginLoad(a *servertest.Installation, fleet []*instance) *load {
 	transport := &http.Transport{MaxIdleConnsPerHost: 256}
-	l := &load{town: a, fleet: fleet, stop: make(chan struct{}), paced: make(chan struct{}), issued: map[string][]*loadStep{}, repeated: map[string]int{},
+	l := &load{Installation: a, fleet: fleet, stop: make(chan struct{}), paced: make(chan struct{}), issued: map[string][]*loadStep{}, repeated: map[string]int{},
 		client: &http.Client{Transport: transport, Timeout: 30 * time.Second}}
-	a.t.Cleanup(func() {
+	a.T.Cleanup(func() {
 		l.end()
 		transport.CloseIdleConnections()
 	})
@@ -247,18 +248,18 @@ func (l *load) issue(n int, due time.Time) {
 	rider := func(i int) string { return fmt.Sprint("rolling", i) }
 	switch n % 4 {
 	case 0:
-		body := basket("r0")
+		body := servertest.Basket("r0")
 		body["externalReference"] = fmt.Sprint("rolling", n)
-		l.command(n, due, customer(fmt.Sprint("c", n%7)), "POST /v1/orders", body, fmt.Sprint("orders/rolling", n), "ORDER_PLACED", http.StatusCreated)
+		l.command(n, due, servertest.Customer(fmt.Sprint("c", n%7)), "POST /v1/orders", body, fmt.Sprint("orders/rolling", n), "ORDER_PLACED", http.StatusCreated)
 	case 1:
-		l.command(n, due, office, "PUT /v1/riders/"+rider(i), riderName("x"), "riders/"+rider(i), "RIDER_REGISTERED", http.StatusCreated)
+		l.command(n, due, servertest.Ops, "PUT /v1/riders/"+rider(i), servertest.RiderName("x"), "riders/"+rider(i), "RIDER_REGISTERED", http.StatusCreated)
 	case 2:
 		if i -= apart; i >= 0 {
-			l.command(n, due, office, "POST /v1/riders/"+rider(i)+"/verify", nil, "riders/"+rider(i), "RIDER_VERIFIED", http.StatusOK)
+			l.command(n, due, servertest.Ops, "POST /v1/riders/"+rider(i)+"/verify", nil, "riders/"+rider(i), "RIDER_VERIFIED", http.StatusOK)
 		}
 	case 3:
 		if i -= 2 * apart; i >= 0 {
-			l.command(n, due, courier(rider(i)), "POST /v1/riders/"+rider(i)+"/online", nil, "riders/"+rider(i), "RIDER_ONLINE", http.StatusOK)
+			l.command(n, due, servertest.Rider(rider(i)), "POST /v1/riders/"+rider(i)+"/online", nil, "riders/"+rider(i), "RIDER_ONLINE", http.StatusOK)
 		}
 	}
 }
@@ -297,14 +298,14 @@ func (l *load) command(n int, due time.Time, who domain.Actor, call string, body
 			case err != nil && (stopping || l.restarting.Load() == at): // it may have begun to stop meanwhile
 				kind = "no answer"
 			default:
-				l.t.Errorf("%s at %s: %d %s %v", call, filepath.Base(at.dir), got, problem, err)
+				l.T.Errorf("%s at %s: %d %s %v", call, filepath.Base(at.dir), got, problem, err)
 				return
 			}
 			l.mu.Lock()
 			l.repeated[kind]++
 			l.mu.Unlock()
-			if time.Since(due) > patience {
-				l.t.Errorf("%s is not acknowledged after %v: %d %s %v", call, time.Since(due), got, problem, err)
+			if time.Since(due) > servertest.Patience {
+				l.T.Errorf("%s is not acknowledged after %v: %d %s %v", call, time.Since(due), got, problem, err)
 				return
 			}
 			<-again.C
@@ -333,11 +334,11 @@ func (l *load) send(at *instance, who domain.Actor, call string, body any, key s
 		r = bytes.NewReader(b)
 	}
 	// Not bound to the test's end: what was sent is waited for.
-	req, err := http.NewRequestWithContext(context.WithoutCancel(l.t.Context()), method, at.url+path, r)
+	req, err := http.NewRequestWithContext(context.WithoutCancel(l.T.Context()), method, at.url+path, r)
 	if err != nil {
 		return 0, "", err
 	}
-	token, err := httpapi.MintToken(townJWTSecret, who, time.Hour)
+	token, err := httpapi.MintToken(servertest.JWTSecret, who, time.Hour)
 	if err != nil {
 		return 0, "", err
 	}
@@ -363,7 +364,7 @@ func (l *load) send(at *instance, who domain.Actor, call string, body any, key s
 func (l *load) during(d time.Duration) {
 	select {
 	case <-time.After(d):
-	case <-l.t.Context().Done():
+	case <-l.T.Context().Done():
 	}
 }
 
@@ -380,23 +381,21 @@ func (l *load) end() {
 
 // check holds the logs to what was acknowledged.
 func (l *load) check() {
-	l.t.Helper()
-	if l.t.Failed() {
-		l.t.FailNow()
+	l.T.Helper()
+	if l.T.Failed() {
+		l.T.FailNow()
 	}
 	slices.Sort(l.waits)
-	l.t.Logf("%d commands acknowledged; p50 %v, p99 %v, the longest wait %v (%s); repeated: %v; held back: %d", len(l.waits),
+	l.T.Logf("%d commands acknowledged; p50 %v, p99 %v, the longest wait %v (%s); repeated: %v; held back: %d", len(l.waits),
 		l.waits[len(l.waits)/2].Round(time.Microsecond), l.waits[len(l.waits)*99/100].Round(time.Microsecond), l.longest.Round(time.Millisecond), l.slowest, l.repeated, l.heldBack)
-	l.log.upToDate()
-	l.log.mu.Lock()
-	defer l.log.mu.Unlock()
+	l.Log.UpToDate()
 	got := map[string][]string{} // by topic/id; orders by their reference
 	keys := map[string]int{}
-	for aggregate, events := range l.log.events {
+	for aggregate, events := range l.Log.All() {
 		if strings.HasPrefix(aggregate, eventlog.Orders+"/") {
-			aggregate = fmt.Sprint("orders/", data(events[0], "externalReference"))
+			aggregate = fmt.Sprint("orders/", servertest.Data(events[0], "externalReference"))
 		}
-		got[aggregate] = append(got[aggregate], types(events)...)
+		got[aggregate] = append(got[aggregate], servertest.Types(events)...)
 		for _, e := range events {
 			if e.Idempotency != "" {
 				keys[e.Idempotency]++
@@ -411,17 +410,17 @@ func (l *load) check() {
 		}
 		if !slices.Equal(got[aggregate], want) {
 			if wrong++; wrong <= 10 {
-				l.t.Errorf("%s has %v, acknowledged were %v", aggregate, got[aggregate], want)
+				l.T.Errorf("%s has %v, acknowledged were %v", aggregate, got[aggregate], want)
 			}
 		}
 	}
 	for key, n := range keys {
 		if n != 1 {
-			l.t.Errorf("the key %s is in %d events", key, n)
+			l.T.Errorf("the key %s is in %d events", key, n)
 		}
 	}
 	if len(keys) != len(l.waits) {
-		l.t.Errorf("%d keys in the log, %d commands acknowledged", len(keys), len(l.waits))
+		l.T.Errorf("%d keys in the log, %d commands acknowledged", len(keys), len(l.waits))
 	}
-	l.t.Logf("%d void records", l.log.void)
+	l.T.Logf("%d void records", l.Log.Invalid())
 }

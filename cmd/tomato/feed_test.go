@@ -4,13 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
-	"net/http"
 	"net/http/httptest"
 	"testing"
 	"time"
 
-	"github.com/coder/websocket"
-
+	"tomato/cmd/tomato/servertest"
 	"tomato/domain"
 	"tomato/domain/order"
 	"tomato/domain/rider"
@@ -23,8 +21,6 @@ import (
 	"tomato/queryside/feed"
 )
 
-const feedSecret = "a secret for tests, 32 bytes long"
-
 // noModels stands for read models that have nothing yet.
 type noModels struct{ start realtime.Start }
 
@@ -36,7 +32,7 @@ func (noModels) Order(context.Context, string) (*order.State, error) { return ni
 func startFeeds(t *testing.T, cfg eventlog.Config, start realtime.Start) (url string, stop func()) {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: feedSecret})
+	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: servertest.JWTSecret})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,55 +69,9 @@ func startFeeds(t *testing.T, cfg eventlog.Config, start realtime.Start) (url st
 	return srv.URL, stop
 }
 
-type feedMessage struct {
-	Event, Room, Cursor, Code string
-	Payload                   json.RawMessage
-}
-
-// openFeed dials until the instance is ready.
-func openFeed(t *testing.T, url string, actor domain.Actor, query string) *websocket.Conn {
+func expectFeed(t *testing.T, c *servertest.FeedClient, event, room string) servertest.Message {
 	t.Helper()
-	tok, err := httpapi.MintToken(feedSecret, actor, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	retry := time.NewTicker(10 * time.Millisecond)
-	defer retry.Stop()
-	for deadline := time.After(30 * time.Second); ; {
-		c, resp, err := websocket.Dial(t.Context(), url+"/v1/feed"+query, &websocket.DialOptions{HTTPHeader: http.Header{"Authorization": {"Bearer " + tok}}})
-		if err == nil {
-			t.Cleanup(func() { _ = c.CloseNow() })
-			return c
-		}
-		if resp == nil || resp.StatusCode != http.StatusServiceUnavailable {
-			t.Fatal(err)
-		}
-		select {
-		case <-retry.C:
-		case <-deadline:
-			t.Fatal("the feed never opened:", err)
-		}
-	}
-}
-
-func readFeed(t *testing.T, c *websocket.Conn) feedMessage {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	_, b, err := c.Read(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var m feedMessage
-	if err := json.Unmarshal(b, &m); err != nil {
-		t.Fatal(err)
-	}
-	return m
-}
-
-func expectFeed(t *testing.T, c *websocket.Conn, event, room string) feedMessage {
-	t.Helper()
-	m := readFeed(t, c)
+	m := c.Next()
 	if m.Event != event || m.Room != room {
 		t.Fatalf("received %s in %s (%s), want %s in %s", m.Event, m.Room, m.Payload, event, room)
 	}
@@ -142,11 +92,11 @@ func TestFeedFromTheLogToTheSockets(t *testing.T) {
 		status := func(rider, s string) domain.Ctx {
 			return domain.Ctx{CustomerID: "u1", RestaurantID: "r1", RiderID: rider, Status: s}
 		}
-		customer := openFeed(t, one, domain.Actor{Sub: "u1", Role: domain.Customer}, "")
-		restaurant := openFeed(t, two, domain.Actor{Sub: "m1", Role: domain.Restaurant, RestaurantID: "r1"}, "")
-		winner := openFeed(t, one, domain.Actor{Sub: "k1", Role: domain.Rider}, "")
-		loser := openFeed(t, two, domain.Actor{Sub: "k2", Role: domain.Rider}, "")
-		ops := openFeed(t, one, domain.Actor{Sub: "op", Role: domain.Ops}, "?room=ops")
+		customer := servertest.OpenFeedWhenReady(t, one, domain.Actor{Sub: "u1", Role: domain.Customer}, "")
+		restaurant := servertest.OpenFeedWhenReady(t, two, domain.Actor{Sub: "m1", Role: domain.Restaurant, RestaurantID: "r1"}, "")
+		winner := servertest.OpenFeedWhenReady(t, one, domain.Actor{Sub: "k1", Role: domain.Rider}, "")
+		loser := servertest.OpenFeedWhenReady(t, two, domain.Actor{Sub: "k2", Role: domain.Rider}, "")
+		ops := servertest.OpenFeedWhenReady(t, one, domain.Actor{Sub: "op", Role: domain.Ops}, "?room=ops")
 
 		w.Append(eventlog.Orders, id,
 			order.OrderPlaced{OrderID: id, CustomerID: "u1", RestaurantID: "r1", Ctx: status("", "placed")},
@@ -161,9 +111,7 @@ func TestFeedFromTheLogToTheSockets(t *testing.T) {
 		expectFeed(t, loser, "order:available", "user:k2")
 
 		// The window knows the order's customer before any read model does.
-		if err := customer.Write(t.Context(), websocket.MessageText, []byte(`{"op":"join","room":"order:`+id+`"}`)); err != nil {
-			t.Fatal(err)
-		}
+		customer.Send(`{"op":"join","room":"order:` + id + `"}`)
 		expectFeed(t, customer, "feed:joined", "order:"+id)
 		w.Append(eventlog.Orders, id, order.RiderAssigned{OrderID: id, RiderID: "k1", RiderName: "Una", ClaimID: 4, Riders: []string{"k2"}, Ctx: status("k1", "rider_assigned")})
 		expectFeed(t, customer, "order:update", "user:u1")
@@ -177,17 +125,17 @@ func TestFeedFromTheLogToTheSockets(t *testing.T) {
 		cursor := expectFeed(t, customer, "rider:location", "order:"+id).Cursor
 
 		// One instance goes away; what happens meanwhile comes from the other.
-		for _, c := range []*websocket.Conn{customer, winner, ops} {
-			_ = c.CloseNow()
+		for _, c := range []*servertest.FeedClient{customer, winner, ops} {
+			c.Close()
 		}
 		stopOne()
 		w.Append(eventlog.Orders, id, order.OrderPickedUp{OrderID: id, RiderID: "k1", Ctx: status("k1", "picked_up")})
 		w.Telemetry(eventlog.Feed, "user:u1", rooms.Emitted, rooms.Emit{Event: "promo", Room: "order:" + id, Payload: json.RawMessage(`1`)})
-		customer = openFeed(t, two, domain.Actor{Sub: "u1", Role: domain.Customer}, "?cursor="+cursor)
+		customer = servertest.OpenFeedWhenReady(t, two, domain.Actor{Sub: "u1", Role: domain.Customer}, "?cursor="+cursor)
 		expectFeed(t, customer, "feed:resumed", "")
 		seen := map[string]bool{}
 		for range 2 { // of two logs: in any order
-			m := readFeed(t, customer)
+			m := customer.Next()
 			seen[m.Event+" "+m.Room] = true
 		}
 		if !seen["order:update user:u1"] || !seen["promo order:"+id] {
@@ -206,11 +154,11 @@ func TestAFeedResumesAcrossARestart(t *testing.T) {
 	eventlogtest.Topics(t, cfg, eventlog.Layout{Partitions: 1})
 	w := eventlogtest.NewWriter(t, cfg, 1)
 	url, stop := startFeeds(t, cfg, realtime.Start{})
-	customer := openFeed(t, url, domain.Actor{Sub: "u1", Role: domain.Customer}, "")
+	customer := servertest.OpenFeedWhenReady(t, url, domain.Actor{Sub: "u1", Role: domain.Customer}, "")
 	ctx := domain.Ctx{CustomerID: "u1", RestaurantID: "r1", Status: "preparing"}
 	w.Append(eventlog.Orders, "o1", order.OrderPreparing{OrderID: "o1", Ctx: ctx})
 	cursor := expectFeed(t, customer, "order:update", "user:u1").Cursor
-	_ = customer.CloseNow()
+	customer.Close()
 	stop()
 
 	w.Claim(eventlog.Orders)
@@ -220,7 +168,7 @@ func TestAFeedResumesAcrossARestart(t *testing.T) {
 		marks[tp] = consumer.Mark{Next: o + 1, Rule: eventlog.Rule{Term: 2, Seq: 2}}
 	}
 	url, _ = startFeeds(t, cfg, realtime.Start{Marks: marks})
-	customer = openFeed(t, url, domain.Actor{Sub: "u1", Role: domain.Customer}, "?cursor="+cursor)
+	customer = servertest.OpenFeedWhenReady(t, url, domain.Actor{Sub: "u1", Role: domain.Customer}, "?cursor="+cursor)
 	expectFeed(t, customer, "feed:resumed", "")
 	for _, version := range []string{"2", "3"} {
 		m := expectFeed(t, customer, "order:update", "user:u1")

@@ -1,5 +1,5 @@
 //go:build !race
 
-package main
+package main_test
 
 const raceDetector = false

@@ -1,4 +1,4 @@
-package main
+package main_test
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"tomato/cmd/tomato/servertest"
 	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
@@ -18,11 +19,11 @@ import (
 func TestRecordsThatAreNoPositionsStopNoOffer(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, kafka eventlog.Config) {
-		a := newTown(t, kafka).open()
-		a.restaurant("r1", lng0, lat0)
-		a.rider("near", lng0, lat0+0.001)
+		a := servertest.New(t, kafka).Start()
+		a.AddRestaurant("r1", servertest.Lng, servertest.Lat)
+		a.AddRider("near", servertest.Lng, servertest.Lat+0.001)
 		client := eventlogtest.Client(t, kafka, kgo.RecordPartitioner(kgo.ManualPartitioner()))
-		p := eventlog.PartitionFor("near", townPartitions)
+		p := eventlog.PartitionFor("near", servertest.Partitions)
 		records := []*kgo.Record{{Topic: eventlog.RiderLocations, Partition: p, Key: []byte("near")}}
 		for i := range 1200 {
 			e := eventlog.Event{ID: fmt.Sprint("bad", i), Source: "/elsewhere", Type: rider.PositionType, Subject: "near", Data: []byte(`{"riderId":"near"`)}
@@ -31,13 +32,13 @@ func TestRecordsThatAreNoPositionsStopNoOffer(t *testing.T) {
 		if err := client.ProduceSync(t.Context(), records...).FirstErr(); err != nil {
 			t.Fatal(err)
 		}
-		id := a.readyOrder("c1", "r1")
-		if e := a.awaitEvent(eventlog.Orders, id, "ORDER_OFFERED", 1); data(e, "riders.0.riderId") != "near" {
+		id := a.ReadyOrder("c1", "r1")
+		if e := a.AwaitEvent(eventlog.Orders, id, "ORDER_OFFERED", 1); servertest.Data(e, "riders.0.riderId") != "near" {
 			t.Errorf("offered: %s", e.Data)
 		}
-		a.must(courier("near"), "POST /v1/orders/"+id+"/accept", nil)
-		a.idle()
-		a.noDeadLetters()
+		a.Must(servertest.Rider("near"), "POST /v1/orders/"+id+"/accept", nil)
+		a.AwaitIdle()
+		a.NoDeadLetters()
 	})
 }
 
@@ -46,58 +47,58 @@ func TestRecordsThatAreNoPositionsStopNoOffer(t *testing.T) {
 // wave that is running then.
 func TestAPartitionThatStandsStillDelaysNobodyElse(t *testing.T) {
 	t.Parallel()
-	a := newTown(t, eventlogtest.Embedded(t), "--offer-ttl", "10m").open()
-	a.restaurant("r1", lng0, lat0)
+	a := servertest.New(t, eventlogtest.Embedded(t), "--offer-ttl", "10m").Start()
+	a.AddRestaurant("r1", servertest.Lng, servertest.Lat)
 	const late = "late"
-	still, other := eventlog.PartitionFor(late, townPartitions), "other"
-	for eventlog.PartitionFor(other, townPartitions) == still {
+	still, other := eventlog.PartitionFor(late, servertest.Partitions), "other"
+	for eventlog.PartitionFor(other, servertest.Partitions) == still {
 		other += "x"
 	}
 	release := standStill(a, still)
-	a.rider(late, lng0, lat0+0.0005)
-	a.rider(other, lng0, lat0+0.001)
-	id := a.readyOrder("c1", "r1")
-	first := a.awaitEvent(eventlog.Orders, id, "ORDER_OFFERED", 1)
-	for offers := 1; data(first, "riders.0.riderId") == nil; offers++ { // their row was late, too
-		first = a.awaitEvent(eventlog.Orders, id, "ORDER_OFFERED", offers+1)
+	a.AddRider(late, servertest.Lng, servertest.Lat+0.0005)
+	a.AddRider(other, servertest.Lng, servertest.Lat+0.001)
+	id := a.ReadyOrder("c1", "r1")
+	first := a.AwaitEvent(eventlog.Orders, id, "ORDER_OFFERED", 1)
+	for offers := 1; servertest.Data(first, "riders.0.riderId") == nil; offers++ { // their row was late, too
+		first = a.AwaitEvent(eventlog.Orders, id, "ORDER_OFFERED", offers+1)
 	}
-	if data(first, "riders.0.riderId") != other || data(first, "riders.1") != nil {
+	if servertest.Data(first, "riders.0.riderId") != other || servertest.Data(first, "riders.1") != nil {
 		t.Errorf("offered: %s", first.Data)
 	}
 	release()
-	a.await("the late one is offered it, too", func() error {
-		for _, e := range a.history(eventlog.Orders, id) {
-			if e.Type == "ORDER_OFFERED" && data(e, "riders.0.riderId") == late {
-				if data(e, "wave") != data(first, "wave") {
+	a.Await("the late one is offered it, too", func() error {
+		for _, e := range a.History(eventlog.Orders, id) {
+			if e.Type == "ORDER_OFFERED" && servertest.Data(e, "riders.0.riderId") == late {
+				if servertest.Data(e, "wave") != servertest.Data(first, "wave") {
 					t.Errorf("not in the running wave: %s, after %s", e.Data, first.Data)
 				}
 				return nil
 			}
 		}
-		return fmt.Errorf("events %v", types(a.history(eventlog.Orders, id)))
+		return fmt.Errorf("events %v", servertest.Types(a.History(eventlog.Orders, id)))
 	})
 }
 
 // standStill makes the riders read model wait in one partition, by holding the
 // lock under which both of its lanes there write.
-func standStill(a *town, partition int32) (release func()) {
-	a.t.Helper()
-	db, err := pgxpool.New(a.t.Context(), a.cmd.DatabaseURL)
+func standStill(a *servertest.Installation, partition int32) (release func()) {
+	a.T.Helper()
+	db, err := pgxpool.New(a.T.Context(), a.Config.DatabaseURL)
 	if err != nil {
-		a.t.Fatal(err)
+		a.T.Fatal(err)
 	}
-	a.t.Cleanup(db.Close)
-	tx, err := db.Begin(a.t.Context())
+	a.T.Cleanup(db.Close)
+	tx, err := db.Begin(a.T.Context())
 	if err != nil {
-		a.t.Fatal(err)
+		a.T.Fatal(err)
 	}
-	a.t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
-	if _, err := tx.Exec(a.t.Context(), `SELECT pg_advisory_xact_lock(hashtext('"riders_g1"'), $1)`, partition); err != nil {
-		a.t.Fatal(err)
+	a.T.Cleanup(func() { _ = tx.Rollback(context.Background()) })
+	if _, err := tx.Exec(a.T.Context(), `SELECT pg_advisory_xact_lock(hashtext('"riders_g1"'), $1)`, partition); err != nil {
+		a.T.Fatal(err)
 	}
 	return func() {
-		if err := tx.Rollback(a.t.Context()); err != nil {
-			a.t.Fatal(err)
+		if err := tx.Rollback(a.T.Context()); err != nil {
+			a.T.Fatal(err)
 		}
 	}
 }

@@ -1,6 +1,6 @@
 //go:build race
 
-package main
+package main_test
 
 // raceDetector says whether the race detector is in, which makes everything
 // several times as slow.

@@ -1,4 +1,4 @@
-package main
+package server_test
 
 import (
 	"fmt"
@@ -47,7 +47,7 @@ func (c *contract) operation(method, path string) map[string]any {
 
 // specFaults holds an answer against the document.
 func (c *contract) specFaults(method, path string, x *reply) []string {
-	if !strings.HasPrefix(path, "/v1/") && !strings.HasPrefix(path, "/api/") || x.status == 405 || x.str("code") == "not_found" {
+	if !strings.HasPrefix(path, "/v1/") && !strings.HasPrefix(path, "/api/") || x.Status == 405 || x.Str("code") == "not_found" {
 		return nil
 	}
 	op := c.operation(method, path)
@@ -55,18 +55,18 @@ func (c *contract) specFaults(method, path string, x *reply) []string {
 		return []string{"the operation is not documented"}
 	}
 	responses, _ := op["responses"].(map[string]any)
-	r, ok := responses[strconv.Itoa(x.status)].(map[string]any)
+	r, ok := responses[strconv.Itoa(x.Status)].(map[string]any)
 	if !ok {
 		return []string{"the status is not documented"}
 	}
 	content, _ := r["content"].(map[string]any)
-	if len(x.raw) == 0 {
+	if len(x.Body) == 0 {
 		if len(content) > 0 {
 			return []string{"the body is missing"}
 		}
 		return nil
 	}
-	mediaType, _, _ := strings.Cut(x.header.Get("Content-Type"), ";")
+	mediaType, _, _ := strings.Cut(x.Header.Get("Content-Type"), ";")
 	m, ok := content[mediaType].(map[string]any)
 	if !ok {
 		return []string{"the media type " + mediaType + " is not documented"}

@@ -1,4 +1,4 @@
-package main
+package server_test
 
 import (
 	"os"
@@ -19,9 +19,9 @@ func TestCursorsAndTokensOfDeletedDataAreUnknown(t *testing.T) {
 	c := startContract(t, private)
 	s := c.newScene(t)
 	feed := c.listen(t, s.customer, "", nil)
-	token := s.place(t).cToken()
-	cursor := feed.until(t, `"status":"placed"`)["cursor"].(string)
-	menu := c.command(t, s.restaurant, "PUT", "/v1/restaurants/"+s.rest+"/menu/idli", `{"name":"Idli","price":{"amount":100,"currency":"INR"},"available":true}`).cToken()
+	token := s.place(t).Token()
+	cursor := feed.until(`"status":"placed"`)["cursor"].(string)
+	menu := c.command(t, s.restaurant, "PUT", "/v1/restaurants/"+s.rest+"/menu/idli", `{"name":"Idli","price":{"amount":100,"currency":"INR"},"available":true}`).Token()
 	c.do(t, s.customer, "GET", "/v1/orders/"+s.order, nil, "Consistency-Token", token).want(t, 200)
 	basket := func(s *scene) map[string]any {
 		return map[string]any{"restaurantId": s.rest, "items": []any{map[string]any{"itemId": "dosa", "quantity": 1}},
@@ -29,7 +29,7 @@ func TestCursorsAndTokensOfDeletedDataAreUnknown(t *testing.T) {
 	}
 	c.do(t, s.customer, "POST", "/v1/orders", basket(s), "Consistency-Token", menu).want(t, 201)
 	was := c.logID
-	c.stop()
+	c.Stop()
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
@@ -56,14 +56,14 @@ func TestCursorsAndTokensOfDeletedDataAreUnknown(t *testing.T) {
 			c.do(t, s.customer, "POST", "/v1/orders", basket(s), "Consistency-Token", tokens[1]),
 			c.do(t, s.customer, "GET", "/v1/feed/sse", nil, "Consistency-Token", tokens[0]),
 		} {
-			if x.want(t, 422, "unknown_consistency_token"); x.status != 422 {
+			if x.want(t, 422, "unknown_consistency_token"); x.Status != 422 {
 				t.Error("that was a token", name)
 			}
 		}
 	}
 	c.do(t, s.customer, "POST", "/v1/orders", basket(s), "Consistency-Token", "x").want(t, 422, "validation_failed")
 	l := c.listen(t, s.customer, "?cursor="+cursor, nil)
-	if reset := l.until(t, "feed:reset"); reset["reason"] != "unknown_cursor" || l.all()[0]["event"] != "feed:reset" {
+	if reset := l.until("feed:reset"); reset["reason"] != "unknown_cursor" || l.all()[0]["event"] != "feed:reset" {
 		t.Errorf("a cursor of the deleted logs: %v", l.all())
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package server_test
 
 import (
 	"strings"
@@ -12,16 +12,16 @@ import (
 func TestAWildcardWithoutOtherInstances(t *testing.T) {
 	t.Parallel()
 	c := startContract(t, func(c *server.Config) { c.Brokers, c.HTTPAddr = nil, "0.0.0.0:0" })
-	if !strings.HasPrefix(c.url, "http://127.0.0.1:") {
-		t.Errorf("it is at %s", c.url)
+	if !strings.HasPrefix(c.URL, "http://127.0.0.1:") {
+		t.Errorf("it is at %s", c.URL)
 	}
 	items := c.do(t, anOps, "GET", "/v1/ops/shards", nil).items()
 	if len(items) == 0 {
 		t.Fatal("no shards")
 	}
 	for _, s := range items {
-		if s, _ := s.(map[string]any); s["url"] != c.url {
-			t.Errorf("a shard is at %v, want %s", s["url"], c.url)
+		if s, _ := s.(map[string]any); s["url"] != c.URL {
+			t.Errorf("a shard is at %v, want %s", s["url"], c.URL)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package server_test
 
 import (
 	"encoding/json"
@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"tomato/cmd/tomato/servertest"
 	"tomato/domain"
 )
 
@@ -103,8 +104,8 @@ func (c *contract) refusedRequests(t *testing.T) {
 			send := func(b any, headers ...string) *reply { return c.do(t, actor, e.method, e.path, b, headers...) }
 			for what, token := range c.badTokens(t, actor) {
 				x := c.send(t, e.method, e.path, "{", "Authorization", "Bearer "+token) // 401 goes before 400
-				if x.status != 401 {
-					t.Errorf("token %s: %d", what, x.status)
+				if x.Status != 401 {
+					t.Errorf("token %s: %d", what, x.Status)
 				}
 			}
 			c.send(t, e.method, e.path, body, "Authorization", "Basic b3BzOm9wcw==").want(t, 401, "unauthorized")
@@ -146,7 +147,7 @@ func (c *contract) refusedRequests(t *testing.T) {
 					parts[at] = id
 					x := c.do(t, actor, e.method, strings.Join(parts, "/"), body)
 					if x.want(t, 422, "validation_failed"); !slices.Contains([]string{"path.id", "path.orderId", "path.paymentId", "path.gatewayOrderId"}, x.locations()) {
-						t.Errorf("path id %s: %d located at %q", id, x.status, x.locations())
+						t.Errorf("path id %s: %d located at %q", id, x.Status, x.locations())
 					}
 				}
 			}
@@ -171,11 +172,11 @@ func (c *contract) refusedRequests(t *testing.T) {
 		c.send(t, "POST", "/v1/webhooks/razorpay", strings.Repeat("x", 256<<10+1), "X-Razorpay-Signature", strings.Repeat("0", 64)).want(t, 413, "body_too_large")
 		good := `{"event":"promo","room":"user:u","payload":{}}`
 		emit := func(body string, headers ...string) *reply {
-			return c.send(t, "POST", "/api/v1/internal/emit", body, append([]string{"x-internal-key", contractInternal}, headers...)...)
+			return c.send(t, "POST", "/api/v1/internal/emit", body, append([]string{"x-internal-key", servertest.InternalKey}, headers...)...)
 		}
 		emit(good, "x-internal-key", "").want(t, 401)
 		emit(good, "x-internal-key", "wrong").want(t, 401)
-		emit("{", "x-internal-key", contractInternal+"x").want(t, 401) // before 400
+		emit("{", "x-internal-key", servertest.InternalKey+"x").want(t, 401) // before 400
 		emit("{").want(t, 400, "malformed_json")
 		emit(good, "Content-Type", "text/plain").want(t, 415, "unsupported_media_type")
 		emit(`{"event":"promo","room":"user:u","payload":"`+strings.Repeat("x", 1<<20)+`"}`).want(t, 413)
@@ -198,8 +199,8 @@ func (c *contract) refusedRequests(t *testing.T) {
 		c.send(t, "GET", "/", nil)
 		for path, want := range map[string]string{"/healthz": "", "/readyz": "", "/metrics": "", "/openapi.json": "application/json", "/asyncapi.json": "application/json"} {
 			x := c.send(t, "GET", path, nil)
-			if x.status != 200 || !strings.HasPrefix(x.header.Get("Content-Type"), want) {
-				t.Errorf("%s: %d %s", path, x.status, x.header.Get("Content-Type"))
+			if x.Status != 200 || !strings.HasPrefix(x.Header.Get("Content-Type"), want) {
+				t.Errorf("%s: %d %s", path, x.Status, x.Header.Get("Content-Type"))
 			}
 			c.send(t, "POST", path, nil).want(t, 405)
 		}
@@ -231,7 +232,7 @@ func (c *contract) refusedBodies(t *testing.T, e contractRow, send func(any, ...
 	if good == "{}" {
 		unknown = `{"zzz":1}`
 	}
-	if x := send(unknown).want(t, 422, "validation_failed"); x.locations() != "body.zzz" || strings.Contains(string(x.raw), "9999") {
+	if x := send(unknown).want(t, 422, "validation_failed"); x.locations() != "body.zzz" || strings.Contains(string(x.Body), "9999") {
 		t.Errorf("an unknown field: located at %q", x.locations())
 	}
 	for _, ct := range []string{"", "text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin1", "application/jsonp"} {
@@ -260,7 +261,7 @@ func (c *contract) refusedBodies(t *testing.T, e contractRow, send func(any, ...
 			t.Errorf("%s null: located at %q", name, x.locations())
 		}
 		m[name] = map[string]any{"wrong": []int{1}}
-		if x := send(m).want(t, 422); !strings.Contains(x.locations(), "body."+name) || strings.Contains(string(x.raw), "[1]") {
+		if x := send(m).want(t, 422); !strings.Contains(x.locations(), "body."+name) || strings.Contains(string(x.Body), "[1]") {
 			t.Errorf("%s of the wrong type: located at %q", name, x.locations())
 		}
 		m[name] = v
@@ -343,7 +344,7 @@ func (c *contract) refusedFields(t *testing.T) {
 			body = r.body
 		}
 		if x := c.do(t, r.actor, r.method, r.path, body).want(t, http.StatusUnprocessableEntity, "validation_failed"); x.locations() != r.at {
-			t.Errorf("%s %.200s: located at %q, want %q", x.request, r.body, x.locations(), r.at)
+			t.Errorf("%s %.200s: located at %q, want %q", x.Request, r.body, x.locations(), r.at)
 		}
 	}
 	// Another's list, or another party's parameter.
@@ -356,7 +357,7 @@ func (c *contract) refusedFields(t *testing.T) {
 	c.do(t, someActor("rider"), "PUT", "/v1/riders/none", `{"name":"N"}`).want(t, 403, "forbidden")
 	c.do(t, anOps, "PUT", "/v1/riders/none", `{"name":"N"}`, "If-Match", `"3"`).want(t, 412, "precondition_failed")
 	x := c.do(t, anOps, "POST", "/v1/rider-locations", `{"positions":[{"riderId":"none","location":`+aPoint+`},{"riderId":"none","location":`+aPoint+`,"recordedAt":"2999-01-01T00:00:00Z"}]}`).want(t, 202)
-	if x.num("accepted") != 0 || x.cToken() != "" || x.header.Get("ETag") != "" || strings.Count(string(x.raw), `"index"`) != 2 {
-		t.Errorf("bulk: %v %s", x.header, x.raw)
+	if x.num("accepted") != 0 || x.Token() != "" || x.Header.Get("ETag") != "" || strings.Count(string(x.Body), `"index"`) != 2 {
+		t.Errorf("bulk: %v %s", x.Header, x.Body)
 	}
 }

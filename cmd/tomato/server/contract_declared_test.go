@@ -1,4 +1,4 @@
-package main
+package server_test
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"tomato/cmd/tomato/servertest"
 	"tomato/commandside"
 	"tomato/commandside/gateway"
 	"tomato/commandside/policies"
@@ -31,8 +32,8 @@ import (
 // domainCodes reads the refusals that the domain declares.
 func domainCodes(t *testing.T) (codes []domain.Code) {
 	t.Helper()
-	files, err := filepath.Glob("../../domain/*.go")
-	ofAggregates, aerr := filepath.Glob("../../domain/*/*.go")
+	files, err := filepath.Glob("../../../domain/*.go")
+	ofAggregates, aerr := filepath.Glob("../../../domain/*/*.go")
 	if err = errors.Join(err, aerr); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +120,7 @@ func (o playedOrders) OrderOf(context.Context, string, eventlog.Token) (string, 
 // shape.
 func TestCommandsDeclareWhatTheyAnswer(t *testing.T) {
 	t.Parallel()
-	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: contractSecret})
+	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: servertest.JWTSecret})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,17 +155,17 @@ func TestCommandsDeclareWhatTheyAnswer(t *testing.T) {
 				for good := range 4 {
 					shards.good, shards.refusal, shards.asked = good, refusal, nil
 					r := httptest.NewRequest(row.method, row.path, strings.NewReader(row.body))
-					r.Header.Set("Authorization", "Bearer "+c.token(t, actor))
+					r.Header.Set("Authorization", "Bearer "+servertest.Token(t, actor))
 					r.Header.Set("Content-Type", "application/json")
 					w := httptest.NewRecorder()
 					api.ServeHTTP(w, r)
-					x := &reply{status: w.Code, header: w.Header(), raw: w.Body.Bytes()}
-					_ = json.Unmarshal(x.raw, &x.body)
+					x := &reply{Answer: servertest.Answer{Status: w.Code, Header: w.Header(), Body: w.Body.Bytes()}}
+					_ = json.Unmarshal(x.Body, &x.body)
 					for _, fault := range c.specFaults(row.method, row.path, x) {
-						t.Errorf("%s %s, told %v by %v: %d: %s: %s", row.method, row.path, refusal, shards.asked, x.status, fault, x.raw)
+						t.Errorf("%s %s, told %v by %v: %d: %s: %s", row.method, row.path, refusal, shards.asked, x.Status, fault, x.Body)
 					}
-					if x.status == 500 {
-						t.Errorf("%s %s, told %v: %s", row.method, row.path, refusal, x.raw)
+					if x.Status == 500 {
+						t.Errorf("%s %s, told %v: %s", row.method, row.path, refusal, x.Body)
 					}
 					answers++
 				}

@@ -1,12 +1,11 @@
-package main
+package server_test
 
 import (
-	"bytes"
-	"io"
 	"net/http"
 	"strings"
 	"testing"
 
+	"tomato/cmd/tomato/servertest"
 	"tomato/commandside/shard"
 )
 
@@ -24,7 +23,7 @@ func TestTheEmitKeyOpensEmitAlone(t *testing.T) {
 		`{"topic":"orders","id":"` + o + `",` + system + `,"command":"mark-paid","commandData":{"paymentId":"p","acceptTTL":60000000000}}`,
 		`{"topic":"orders","id":"` + o + `",` + system + `,"command":"look","commandData":{}}`,
 	} {
-		for _, key := range []string{contractInternal, contractCluster, ""} {
+		for _, key := range []string{servertest.InternalKey, servertest.ClusterKey, ""} {
 			status, answer := c.post(t, shard.CommandsPath, key, body)
 			if status != http.StatusUnauthorized || strings.Contains(answer, "Street") {
 				t.Errorf("with key %q: %d %s", key, status, answer)
@@ -32,34 +31,23 @@ func TestTheEmitKeyOpensEmitAlone(t *testing.T) {
 		}
 	}
 	if got := s.do(t, s.restaurant, "accept-order"); got.body["code"] != "order_not_paid" { // its shard says
-		t.Errorf("the restaurant accepts: %d %s", got.status, got.raw)
+		t.Errorf("the restaurant accepts: %d %s", got.Status, got.Body)
 	}
 	emit := `{"event":"x:y","room":"ops","payload":1}`
-	if status, answer := c.post(t, "/api/v1/internal/emit", contractCluster, emit); status != http.StatusUnauthorized {
+	if status, answer := c.post(t, "/api/v1/internal/emit", servertest.ClusterKey, emit); status != http.StatusUnauthorized {
 		t.Errorf("emit with the cluster key: %d %s", status, answer)
 	}
-	if status, answer := c.post(t, "/api/v1/internal/emit", contractInternal, emit); status != http.StatusAccepted {
+	if status, answer := c.post(t, "/api/v1/internal/emit", servertest.InternalKey, emit); status != http.StatusAccepted {
 		t.Errorf("emit with the emit key: %d %s", status, answer)
 	}
 }
 
-// post sends a body with the emit key.
+// post sends a body with the emit key, if it is not "".
 func (c *contract) post(t *testing.T, path, key, body string) (status int, answer string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, c.url+path, bytes.NewReader([]byte(body)))
-	if err != nil {
-		t.Fatal(err)
+	x := c.As(t).Do(noActor, "POST "+path, body, "X-Internal-Key", key)
+	if x.Err != nil {
+		t.Fatal(x.Err)
 	}
-	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("X-Internal-Key", key)
-	resp, err := contractClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, string(b)
+	return x.Status, string(x.Body)
 }

@@ -1,15 +1,12 @@
-package main
+package server_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"regexp"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -19,12 +16,11 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/cmd/tomato/server"
+	"tomato/cmd/tomato/servertest"
 	"tomato/cmd/tomato/settings"
 	"tomato/domain"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
-	"tomato/httpapi"
-	"tomato/migrations/postgrestest"
 )
 
 // The contract as its clients see it: everything here goes over HTTP and
@@ -32,31 +28,23 @@ import (
 // answer of every test is held against /openapi.json and against what the
 // contract says of all answers.
 
-const (
-	contractSecret   = "a secret of the contract's tests, long enough"
-	contractInternal = "the internal key of the contract's tests"
-	contractCluster  = "the cluster key of the contract's tests"
-	contractWebhook  = "the webhook secret of the contract's tests"
-)
-
 // contract is a running server.
 type contract struct {
-	url   string
-	kafka eventlog.Config
+	*servertest.Installation
 	spec  map[string]any
 	names atomic.Int64
 	logID eventlog.LogID
-	stop  func()
 }
 
 var (
-	anOps          = domain.Actor{Sub: "ops-1", Role: domain.Ops}
-	noActor        = domain.Actor{}
-	contractClient = &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
+	anOps   = domain.Actor{Sub: "ops-1", Role: domain.Ops}
+	noActor = domain.Actor{}
 )
 
 func customerActor(id string) domain.Actor { return domain.Actor{Sub: id, Role: domain.Customer} }
-func riderActor(id string) domain.Actor    { return domain.Actor{Sub: id, Role: domain.Rider} }
+
+func riderActor(id string) domain.Actor { return domain.Actor{Sub: id, Role: domain.Rider} }
+
 func restaurantActor(id string) domain.Actor {
 	return domain.Actor{Sub: "staff-1", Role: domain.Restaurant, RestaurantID: id}
 }
@@ -65,151 +53,61 @@ func restaurantActor(id string) domain.Actor {
 // has changed them, and waits until it is ready.
 func startContract(t *testing.T, change func(*server.Config)) *contract {
 	t.Helper()
-	c := &contract{kafka: eventlogtest.Embedded(t)}
-	cmd := server.Config{
-		Dir:        settings.Dir{DataDir: t.TempDir(), LogLevel: "error"},
-		Kafka:      settings.Kafka{Brokers: c.kafka.Brokers, Partitions: 3},
-		Database:   settings.Database{DatabaseURL: postgrestest.URL(t)},
-		Secrets:    settings.Secrets{JWTSecret: contractSecret, ClusterKey: contractCluster, InternalKey: contractInternal, WebhookSecrets: []string{contractWebhook, "an old one"}},
-		Role:       []string{server.RoleCommand, server.RoleQuery, server.RoleFeed, server.RoleProject, server.RoleReact},
-		HTTPAddr:   "127.0.0.1:0",
-		PaymentTTL: settings.Duration(15 * time.Minute), PaymentGrace: settings.Duration(time.Hour), AcceptTTL: settings.Duration(10 * time.Minute), OfferTTL: settings.Duration(10 * time.Minute),
-		OfferRadii: []int{5000, 8000, 12000}, OfferLimit: 50, PositionAge: settings.Duration(5 * time.Minute), SearchWait: settings.Duration(500 * time.Millisecond), ArchiveAfter: settings.Duration(720 * time.Hour),
-	}
+	c := &contract{Installation: servertest.New(t, eventlogtest.Embedded(t), "--partitions", "3", "--offer-ttl", "10m")}
+	c.Config.WebhookSecrets = append(c.Config.WebhookSecrets, "an old one")
 	if change != nil {
-		change(&cmd)
+		change(&c.Config)
 	}
-	s, err := server.Start(t.Context(), cmd, server.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.stop = sync.OnceFunc(func() {
-		if err := s.Close(); err != nil {
-			t.Error("closing:", err)
-		}
-	})
-	t.Cleanup(c.stop)
-	c.url, c.logID = s.URL(), s.LogID()
-	soon(t, time.Minute, "the server to be ready", func() bool {
-		resp, err := contractClient.Get(c.url + "/readyz")
-		if err != nil {
-			return false
-		}
-		defer resp.Body.Close()
-		var r struct{ Status string }
-		return json.NewDecoder(resp.Body).Decode(&r) == nil && r.Status == "ready"
-	})
-	resp, err := contractClient.Get(c.url + "/openapi.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if err := json.NewDecoder(resp.Body).Decode(&c.spec); err != nil {
+	c.Start()
+	c.logID = c.Server.LogID()
+	if err := json.Unmarshal(c.Must(noActor, "GET /openapi.json", nil).Body, &c.spec); err != nil {
 		t.Fatal("openapi.json:", err)
 	}
 	return c
 }
 
-// soon waits until ok, which is asked again and again.
-func soon(t testing.TB, limit time.Duration, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(limit); !ok(); <-tick.C {
-		if time.Now().After(end) {
-			t.Fatalf("waited %s for %s", limit, what)
-		}
-	}
-}
-
-func (c *contract) token(t testing.TB, a domain.Actor) string {
-	t.Helper()
-	tok, err := httpapi.MintToken(contractSecret, a, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tok
-}
-
 // name makes an id that no other test has.
 func (c *contract) name(prefix string) string { return fmt.Sprintf("%s-%d", prefix, c.names.Add(1)) }
 
-// answer is what came back; checked says what is wrong with it for any answer.
+// reply is an answer with its body, if that is a JSON object.
 type reply struct {
-	request string
-	status  int
-	header  http.Header
-	raw     []byte
-	body    map[string]any
+	servertest.Answer
+	body map[string]any
 }
 
 // do sends a request and holds the answer against the contract. body is a
 // string as it is, nil for none, or anything for JSON. headers are pairs.
 func (c *contract) do(t testing.TB, a domain.Actor, method, path string, body any, headers ...string) *reply {
 	t.Helper()
-	if a != noActor {
-		headers = append([]string{"Authorization", "Bearer " + c.token(t, a)}, headers...)
+	x := &reply{Answer: c.As(t).Do(a, method+" "+path, body, headers...)}
+	if x.Err != nil {
+		t.Fatal(x.Fault())
 	}
-	return c.send(t, method, path, body, headers...)
-}
-
-func (c *contract) send(t testing.TB, method, path string, body any, headers ...string) *reply {
-	t.Helper()
-	var r io.Reader
-	switch b := body.(type) {
-	case nil:
-	case string:
-		r = strings.NewReader(b)
-	default:
-		j, err := json.Marshal(b)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r = bytes.NewReader(j)
-	}
-	req, err := http.NewRequestWithContext(t.Context(), method, c.url+path, r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	for i := 0; i < len(headers); i += 2 {
-		req.Header.Set(headers[i], headers[i+1])
-		if headers[i+1] == "" {
-			req.Header.Del(headers[i])
-		}
-	}
-	resp, err := contractClient.Do(req)
-	if err != nil {
-		t.Fatalf("%s %s: %v", method, path, err)
-	}
-	defer resp.Body.Close()
-	raw, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatalf("%s %s: %v", method, path, err)
-	}
-	x := &reply{request: method + " " + path, status: resp.StatusCode, header: resp.Header, raw: raw}
-	if len(raw) > 0 && strings.Contains(resp.Header.Get("Content-Type"), "json") {
+	if len(x.Body) > 0 && strings.Contains(x.Header.Get("Content-Type"), "json") {
 		var v any
-		if err := json.Unmarshal(raw, &v); err != nil {
-			t.Errorf("%s: not JSON: %v", x.request, err)
+		if err := json.Unmarshal(x.Body, &v); err != nil {
+			t.Errorf("%s: not JSON: %v", x.Request, err)
 		}
 		x.body, _ = v.(map[string]any)
 		for _, fault := range faultsOfAny(v, "") {
 			if strings.HasSuffix(path, "api.json") {
 				break // documents of other standards
 			}
-			t.Errorf("%s: %s in %.400s", x.request, fault, raw)
+			t.Errorf("%s: %s in %.400s", x.Request, fault, x.Body)
 		}
 	}
 	for _, fault := range x.problemFaults() {
-		t.Errorf("%s: %s: %d %.400s", x.request, fault, x.status, raw)
+		t.Errorf("%s: %s: %d %.400s", x.Request, fault, x.Status, x.Body)
 	}
 	for _, fault := range c.specFaults(method, path, x) {
-		t.Errorf("%s: openapi.json: %s: %d %.600s", x.request, fault, x.status, raw)
+		t.Errorf("%s: openapi.json: %s: %d %.600s", x.Request, fault, x.Status, x.Body)
 	}
 	return x
+}
+
+func (c *contract) send(t testing.TB, method, path string, body any, headers ...string) *reply {
+	t.Helper()
+	return c.do(t, noActor, method, path, body, headers...)
 }
 
 var camelCaseName = regexp.MustCompile(`^[a-z][a-zA-Z0-9]*$`)
@@ -241,21 +139,21 @@ func faultsOfAny(v any, at string) (faults []string) {
 
 // problemFaults holds an error against RFC 9457 and the contract.
 func (x *reply) problemFaults() (faults []string) {
-	if x.status == http.StatusInternalServerError {
+	if x.Status == http.StatusInternalServerError {
 		return []string{"a 500"}
 	}
-	if x.status < 400 {
+	if x.Status < 400 {
 		return nil
 	}
 	code, _ := x.body["code"].(string)
-	if ct := x.header.Get("Content-Type"); ct != "application/problem+json" {
+	if ct := x.Header.Get("Content-Type"); ct != "application/problem+json" {
 		faults = append(faults, "Content-Type "+ct)
 	}
-	if x.body["status"] != float64(x.status) || code == "" || x.body["type"] != "/problems/"+strings.ReplaceAll(code, "_", "-") || x.body["title"] == "" || x.body["detail"] == "" {
+	if x.body["status"] != float64(x.Status) || code == "" || x.body["type"] != "/problems/"+strings.ReplaceAll(code, "_", "-") || x.body["title"] == "" || x.body["detail"] == "" {
 		faults = append(faults, "not a problem of the contract")
 	}
-	needs := map[int]string{401: "WWW-Authenticate", 405: "Allow", 429: "Retry-After", 503: "Retry-After"}[x.status]
-	if needs != "" && x.header.Get(needs) == "" {
+	needs := map[int]string{401: "WWW-Authenticate", 405: "Allow", 429: "Retry-After", 503: "Retry-After"}[x.Status]
+	if needs != "" && x.Header.Get(needs) == "" {
 		faults = append(faults, "no "+needs)
 	}
 	return faults
@@ -264,8 +162,8 @@ func (x *reply) problemFaults() (faults []string) {
 // want fails unless the answer has the status and, for problems, the code.
 func (x *reply) want(t testing.TB, status int, code ...string) *reply {
 	t.Helper()
-	if x.status != status || len(code) > 0 && x.body["code"] != code[0] {
-		t.Errorf("%s: got %d %.500s, want %d %v", x.request, x.status, x.raw, status, code)
+	if x.Status != status || len(code) > 0 && x.body["code"] != code[0] {
+		t.Errorf("%s: got %d %.500s, want %d %v", x.Request, x.Status, x.Body, status, code)
 	}
 	return x
 }
@@ -282,23 +180,22 @@ func (x *reply) locations() string {
 	return strings.Join(at, " ")
 }
 
-func (x *reply) str(name string) string { s, _ := x.body[name].(string); return s }
-func (x *reply) num(name string) int    { n, _ := x.body[name].(float64); return int(n) }
-func (x *reply) items() []any           { l, _ := x.body["items"].([]any); return l }
-func (x *reply) cToken() string         { return x.header.Get("Consistency-Token") }
+func (x *reply) num(name string) int { n, _ := x.body[name].(float64); return int(n) }
+
+func (x *reply) items() []any { l, _ := x.body["items"].([]any); return l }
 
 // command sends a command that must succeed, and holds its headers against the contract.
 func (c *contract) command(t testing.TB, a domain.Actor, method, path string, body any, headers ...string) *reply {
 	t.Helper()
 	x := c.do(t, a, method, path, body, headers...)
-	if x.status != 200 && x.status != 201 {
-		t.Fatalf("%s: %d %s", x.request, x.status, x.raw)
+	if x.Status != 200 && x.Status != 201 {
+		t.Fatalf("%s: %d %s", x.Request, x.Status, x.Body)
 	}
-	if v, ok := x.body["version"]; ok && x.header.Get("ETag") != fmt.Sprintf(`"%v"`, v) {
-		t.Errorf("%s: ETag %s of version %v", x.request, x.header.Get("ETag"), v)
+	if v, ok := x.body["version"]; ok && x.Header.Get("ETag") != fmt.Sprintf(`"%v"`, v) {
+		t.Errorf("%s: ETag %s of version %v", x.Request, x.Header.Get("ETag"), v)
 	}
-	if !regexp.MustCompile(`^[A-Za-z0-9_-]+$`).MatchString(x.cToken()) {
-		t.Errorf("%s: Consistency-Token %q", x.request, x.cToken())
+	if !regexp.MustCompile(`^[A-Za-z0-9_-]+$`).MatchString(x.Token()) {
+		t.Errorf("%s: Consistency-Token %q", x.Request, x.Token())
 	}
 	return x
 }
@@ -321,7 +218,7 @@ func (c *contract) badTokens(t testing.TB, a domain.Actor) map[string]string {
 		return s
 	}
 	hs := func(change func(jwt.MapClaims)) string {
-		return sign(jwt.SigningMethodHS256, []byte(contractSecret), change)
+		return sign(jwt.SigningMethodHS256, []byte(servertest.JWTSecret), change)
 	}
 	bad := map[string]string{
 		"none":             "",
@@ -330,7 +227,7 @@ func (c *contract) badTokens(t testing.TB, a domain.Actor) map[string]string {
 		"without exp":      hs(func(m jwt.MapClaims) { delete(m, "exp") }),
 		"forged":           sign(jwt.SigningMethodHS256, []byte("another secret"), nil),
 		"algorithm none":   sign(jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType, nil),
-		"HS512":            sign(jwt.SigningMethodHS512, []byte(contractSecret), nil),
+		"HS512":            sign(jwt.SigningMethodHS512, []byte(servertest.JWTSecret), nil),
 		"unknown role":     hs(func(m jwt.MapClaims) { m["role"] = "admin" }),
 		"role system":      hs(func(m jwt.MapClaims) { m["role"] = "system" }),
 		"without role":     hs(func(m jwt.MapClaims) { delete(m, "role") }),
@@ -346,7 +243,7 @@ func (c *contract) badTokens(t testing.TB, a domain.Actor) map[string]string {
 func (c *contract) ends(t testing.TB) map[eventlog.TopicPartition]int64 {
 	t.Helper()
 	topics := []string{eventlog.Orders, eventlog.Payments, eventlog.Riders, eventlog.Restaurants, eventlog.RiderLocations, eventlog.PaymentWebhooks, eventlog.Feed}
-	found, err := kadm.NewClient(eventlogtest.Client(t, c.kafka)).ListEndOffsets(t.Context(), topics...)
+	found, err := kadm.NewClient(eventlogtest.Client(t, c.Kafka)).ListEndOffsets(t.Context(), topics...)
 	if err != nil || found.Error() != nil {
 		t.Fatal(err, found.Error())
 	}
@@ -374,7 +271,7 @@ func (c *contract) appendedSince(t testing.TB, before map[eventlog.TopicPartitio
 	if len(left) == 0 {
 		return nil
 	}
-	client := eventlogtest.Client(t, c.kafka, kgo.ConsumePartitions(from))
+	client := eventlogtest.Client(t, c.Kafka, kgo.ConsumePartitions(from))
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	for len(left) > 0 {

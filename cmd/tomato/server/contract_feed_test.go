@@ -1,4 +1,4 @@
-package main
+package server_test
 
 import (
 	"bufio"
@@ -9,75 +9,53 @@ import (
 	"encoding/json"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/coder/websocket"
 
+	"tomato/cmd/tomato/servertest"
 	"tomato/domain"
 )
 
 func (c *contract) webhook(t *testing.T, body string) *reply {
 	t.Helper()
-	mac := hmac.New(sha256.New, []byte(contractWebhook))
+	mac := hmac.New(sha256.New, []byte(servertest.WebhookSecret))
 	mac.Write([]byte(body))
 	return c.send(t, "POST", "/v1/webhooks/razorpay", body, "X-Razorpay-Signature", hex.EncodeToString(mac.Sum(nil)))
 }
 
-// listener is a websocket and all that came over it.
-type listener struct {
-	conn *websocket.Conn
-	mu   sync.Mutex
-	got  []map[string]any
-}
+// listener is a feed client whose messages are read as any JSON.
+type listener struct{ *servertest.FeedClient }
 
-// listen opens a feed with the given query; opts nil: the token in the header.
+// listen opens a feed with the given query; opts nil: the token in the header. Each
+// message is held against what the contract says of all answers.
 func (c *contract) listen(t *testing.T, a domain.Actor, query string, opts *websocket.DialOptions) *listener {
 	t.Helper()
 	if opts == nil {
-		opts = &websocket.DialOptions{HTTPHeader: http.Header{"Authorization": {"Bearer " + c.token(t, a)}}}
+		opts = servertest.WithToken(servertest.Token(t, a))
 	}
-	conn, _, err := websocket.Dial(t.Context(), c.url+"/v1/feed"+query, opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &listener{conn: conn}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			_, b, err := conn.Read(context.Background())
-			if err != nil {
-				return
-			}
-			var m map[string]any
-			if err := json.Unmarshal(b, &m); err != nil {
-				t.Errorf("a feed message is not JSON: %s", b)
-			}
+	l := &listener{servertest.OpenFeed(t, c.URL, query, opts)}
+	t.Cleanup(func() {
+		for _, m := range l.all() {
 			for _, f := range faultsOfAny(m, "") {
-				t.Errorf("a feed message: %s in %s", f, b)
+				t.Errorf("a feed message: %s in %v", f, m)
 			}
-			l.mu.Lock()
-			l.got = append(l.got, m)
-			l.mu.Unlock()
 		}
-	}()
-	t.Cleanup(func() { _ = conn.CloseNow(); <-done })
+	})
 	return l
 }
 
-func (l *listener) say(t *testing.T, op string) {
-	t.Helper()
-	if err := l.conn.Write(t.Context(), websocket.MessageText, []byte(op)); err != nil {
-		t.Fatal(err)
+func (l *listener) all() (messages []map[string]any) {
+	for _, m := range l.All() {
+		messages = append(messages, asJSON(m))
 	}
+	return messages
 }
 
-func (l *listener) all() []map[string]any {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return append([]map[string]any(nil), l.got...)
+func asJSON(m servertest.Message) (v map[string]any) {
+	_ = json.Unmarshal(m.Raw, &v) // the client has read it as JSON
+	return v
 }
 
 // lines are the messages as event room payload, pings aside.
@@ -87,73 +65,51 @@ func (l *listener) lines(skip ...string) (lines []string) {
 		if event == "feed:ping" || len(skip) > 0 && strings.HasPrefix(event, skip[0]) {
 			continue
 		}
-		line := event
-		if r, ok := m["room"].(string); ok {
-			line += " " + r
-		}
-		if p, ok := m["payload"]; ok {
-			b, _ := json.Marshal(p)
-			line += " " + string(b)
-		}
-		if code, ok := m["code"].(string); ok {
-			line += " " + code
-		}
-		lines = append(lines, line)
+		lines = append(lines, asLine(m))
 	}
 	return lines
 }
 
-// until waits for a message whose line holds the text, and returns it.
-func (l *listener) until(t *testing.T, text string) map[string]any {
-	t.Helper()
-	var found map[string]any
-	end := time.Now().Add(time.Minute)
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for found == nil {
-		for i, line := range l.lines() {
-			if strings.Contains(line, text) {
-				n := 0
-				for _, m := range l.all() {
-					if m["event"] == "feed:ping" {
-						continue
-					}
-					if n == i {
-						found = m
-					}
-					n++
-				}
-				break
-			}
-		}
-		if found == nil {
-			if time.Now().After(end) {
-				t.Fatalf("no %s in\n%s", text, strings.Join(l.lines(), "\n"))
-			}
-			<-tick.C
-		}
+func asLine(m map[string]any) string {
+	line, _ := m["event"].(string)
+	if r, ok := m["room"].(string); ok {
+		line += " " + r
 	}
-	return found
+	if p, ok := m["payload"]; ok {
+		b, _ := json.Marshal(p)
+		line += " " + string(b)
+	}
+	if code, ok := m["code"].(string); ok {
+		line += " " + code
+	}
+	return line
+}
+
+// until waits for a message whose line holds the text, and returns it.
+func (l *listener) until(text string) map[string]any {
+	return asJSON(l.WaitFor(func(m servertest.Message) bool {
+		return m.Event != "feed:ping" && strings.Contains(asLine(asJSON(m)), text)
+	}, text))
 }
 
 // feeds plays an order to its end and looks at everyone's feed.
 func (c *contract) feeds(t *testing.T) {
 	s := c.newScene(t)
-	tok := c.token(t, s.customer)
+	tok := servertest.Token(t, s.customer)
 	customer := c.listen(t, s.customer, "?token="+tok, &websocket.DialOptions{})
-	restaurant := c.listen(t, s.restaurant, "", &websocket.DialOptions{Subprotocols: []string{"bearer." + c.token(t, s.restaurant)}})
-	if got := restaurant.conn.Subprotocol(); !strings.HasPrefix(got, "bearer.") {
+	restaurant := c.listen(t, s.restaurant, "", &websocket.DialOptions{Subprotocols: []string{"bearer." + servertest.Token(t, s.restaurant)}})
+	if got := restaurant.Subprotocol(); !strings.HasPrefix(got, "bearer.") {
 		t.Errorf("subprotocol %q", got)
 	}
 	winner, loser := c.listen(t, s.won, "", nil), c.listen(t, s.offered, "", nil)
 	op := c.listen(t, anOps, "", nil)
-	op.say(t, `{"op":"join","room":"restaurant:`+s.rest+`"}`)
-	op.until(t, "feed:joined restaurant:"+s.rest)
+	op.Send(`{"op":"join","room":"restaurant:` + s.rest + `"}`)
+	op.until("feed:joined restaurant:" + s.rest)
 
 	s.place(t)
 	room := "order:" + s.order
-	customer.say(t, `{"op":"join","room":"`+room+`"}`)
-	customer.until(t, "feed:joined "+room)
+	customer.Send(`{"op":"join","room":"` + room + `"}`)
+	customer.until("feed:joined " + room)
 	s.pay(t)
 	s.must(t, s.restaurant, "accept-order")
 	s.must(t, s.restaurant, "preparing")
@@ -161,14 +117,14 @@ func (c *contract) feeds(t *testing.T) {
 	s.untilOffered(t, s.winner, s.loser, s.decliner)
 	s.must(t, s.won, "accept")
 	for _, l := range []*listener{winner, loser} {
-		l.until(t, "order:available")
+		l.until("order:available")
 	}
-	winner.say(t, `{"op":"location","location":{"type":"Point","coordinates":[1.5,2.5]}}`)
-	customer.until(t, "rider:location "+room+` {"location":{"coordinates":[1.5,2.5],"type":"Point"},"recordedAt":"`)
+	winner.Send(`{"op":"location","location":{"type":"Point","coordinates":[1.5,2.5]}}`)
+	customer.until("rider:location " + room + ` {"location":{"coordinates":[1.5,2.5],"type":"Point"},"recordedAt":"`)
 	s.must(t, s.won, "pick-up")
 	s.must(t, s.won, "deliver")
 	for _, l := range []*listener{customer, restaurant, winner, op} {
-		l.until(t, `"status":"delivered"`)
+		l.until(`"status":"delivered"`)
 	}
 	id := `{"orderId":"` + s.order + `",`
 	update := func(room, status string, version string) string {
@@ -213,25 +169,25 @@ func (c *contract) feeds(t *testing.T) {
 			t.Errorf("a message: %v", m)
 		}
 	}
-	offer := loser.until(t, "order:available")["payload"].(map[string]any)
+	offer := loser.until("order:available")["payload"].(map[string]any)
 	if len(offer) != 5 || offer["restaurantId"] != s.rest || offer["distanceMeters"].(float64) <= 0 {
 		t.Errorf("an offer: %v", offer)
 	}
-	news := restaurant.until(t, "order:new")["payload"].(map[string]any)
+	news := restaurant.until("order:new")["payload"].(map[string]any)
 	if news["orderId"] != s.order || news["paymentStatus"] != "paid" || news["amount"] != 45000.0 || news["acceptBy"] == nil {
 		t.Errorf("order:new: %v", news)
 	}
 
 	// Resumed: what was missed, and nothing else.
-	cursor := customer.until(t, update(user, "rider_assigned", "7"))["cursor"].(string)
+	cursor := customer.until(update(user, "rider_assigned", "7"))["cursor"].(string)
 	again := c.listen(t, s.customer, "?cursor="+cursor, nil)
-	again.until(t, update(user, "delivered", "9"))
+	again.until(update(user, "delivered", "9"))
 	if lines := again.lines("rider:"); lines[0] != "feed:resumed" || strings.Join(lines[1:], "\n") != strings.Join(path(user, false)[4:], "\n") {
 		t.Errorf("resumed with\n%s", strings.Join(lines, "\n"))
 	}
 	for _, bad := range []string{"x", "AAAA", cursor[:len(cursor)-2] + "zz"} {
 		l := c.listen(t, s.customer, "?cursor="+bad, nil)
-		l.until(t, "feed:reset")
+		l.until("feed:reset")
 		if lines := l.lines(); lines[0] != "feed:reset" {
 			t.Errorf("cursor %s: %v", bad, lines)
 		}
@@ -253,8 +209,8 @@ func (c *contract) feeds(t *testing.T) {
 		{customer, `{"op":"location","location":` + aPoint + `}`, "forbidden"},
 	} {
 		before := len(r.l.lines())
-		r.l.say(t, r.op)
-		soon(t, time.Minute, "feed:error for "+r.op, func() bool { return len(r.l.lines()) > before })
+		r.l.Send(r.op)
+		servertest.Until(t, "feed:error for "+r.op, func() bool { return len(r.l.lines()) > before })
 		if lines := r.l.lines(); !strings.HasPrefix(lines[before], "feed:error") || !strings.HasSuffix(lines[before], " "+r.code) {
 			t.Errorf("%s: %s", r.op, lines[before])
 		}
@@ -263,19 +219,19 @@ func (c *contract) feeds(t *testing.T) {
 	// Emit reaches the room; left, it does not.
 	emit := func(room, event string) {
 		t.Helper()
-		x := c.send(t, "POST", "/api/v1/internal/emit", `{"event":"`+event+`","room":"`+room+`","payload":{"a":1}}`, "x-internal-key", contractInternal).want(t, 202)
-		if x.cToken() != "" || x.header.Get("ETag") != "" {
-			t.Errorf("a 202 with %v", x.header)
+		x := c.send(t, "POST", "/api/v1/internal/emit", `{"event":"`+event+`","room":"`+room+`","payload":{"a":1}}`, "x-internal-key", servertest.InternalKey).want(t, 202)
+		if x.Token() != "" || x.Header.Get("ETag") != "" {
+			t.Errorf("a 202 with %v", x.Header)
 		}
 	}
 	emit(room, "promo:one")
-	customer.until(t, "promo:one "+room+` {"a":1}`)
-	customer.say(t, `{"op":"leave","room":"`+room+`"}`)
-	customer.say(t, `{"op":"dance"}`)
-	customer.until(t, "unknown_op") // the leave is done
+	customer.until("promo:one " + room + ` {"a":1}`)
+	customer.Send(`{"op":"leave","room":"` + room + `"}`)
+	customer.Send(`{"op":"dance"}`)
+	customer.until("unknown_op") // the leave is done
 	emit(room, "promo:two")
 	emit(user, "promo:three")
-	customer.until(t, "promo:three "+user)
+	customer.until("promo:three " + user)
 	for _, line := range customer.lines() {
 		if strings.HasPrefix(line, "promo:two") {
 			t.Error("a left room still sends")
@@ -293,7 +249,7 @@ func (c *contract) feeds(t *testing.T) {
 	c.do(t, s.customer, "GET", "/v1/feed/sse?room=x", nil).want(t, 422)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, "GET", c.url+"/v1/feed/sse?token="+tok, nil)
+	req, err := http.NewRequestWithContext(ctx, "GET", c.URL+"/v1/feed/sse?token="+tok, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -331,9 +287,9 @@ func (c *contract) deadlines(t *testing.T) {
 		s := c.newScene(t)
 		s.place(t)
 		s.pay(t)
-		soon(t, time.Minute, "cancellation", func() bool {
+		servertest.Until(t, "cancellation", func() bool {
 			x := c.do(t, s.customer, "GET", "/v1/orders/"+s.order, nil)
-			return x.str("status") == "cancelled" && x.str("by") == "system" && x.str("reason") == "not_accepted_in_time"
+			return x.Str("status") == "cancelled" && x.Str("by") == "system" && x.Str("reason") == "not_accepted_in_time"
 		})
 		s.untilPayment(t, "refunded")
 	})
@@ -348,19 +304,19 @@ func (c *contract) deadlines(t *testing.T) {
 		s.must(t, s.restaurant, "preparing")
 		s.must(t, s.restaurant, "ready")
 		text := `dispatch:exhausted restaurant:` + s.rest + ` {"orderId":"` + s.order + `","waves":`
-		feed.until(t, text)
-		room.until(t, strings.Replace(text, "restaurant:"+s.rest, "ops", 1))
-		loser.until(t, `order:taken user:`+s.loser+` {"orderId":"`+s.order+`","reason":"expired"}`)
-		soon(t, time.Minute, "the list of the exhausted", func() bool {
-			return strings.Contains(string(c.do(t, anOps, "GET", "/v1/orders?dispatch=exhausted", nil).want(t, 200).raw), s.order)
+		feed.until(text)
+		room.until(strings.Replace(text, "restaurant:"+s.rest, "ops", 1))
+		loser.until(`order:taken user:` + s.loser + ` {"orderId":"` + s.order + `","reason":"expired"}`)
+		servertest.Until(t, "the list of the exhausted", func() bool {
+			return strings.Contains(string(c.do(t, anOps, "GET", "/v1/orders?dispatch=exhausted", nil).want(t, 200).Body), s.order)
 		})
 		s.do(t, s.offered, "accept").want(t, 409, "offer_expired")
 		x := s.do(t, anOps, "dispatch").want(t, 200)
-		if d, _ := x.body["dispatch"].(map[string]any); x.str("status") != "ready_for_rider" || d["round"] != 2.0 || d["exhausted"] != false {
-			t.Errorf("dispatched again: %s", x.raw)
+		if d, _ := x.body["dispatch"].(map[string]any); x.Str("status") != "ready_for_rider" || d["round"] != 2.0 || d["exhausted"] != false {
+			t.Errorf("dispatched again: %s", x.Body)
 		}
 		s.untilOffered(t, s.winner)
 		s.do(t, anOps, "cancel").want(t, 200)
-		loser.until(t, `{"orderId":"`+s.order+`","reason":"cancelled"}`)
+		loser.until(`{"orderId":"` + s.order + `","reason":"cancelled"}`)
 	})
 }

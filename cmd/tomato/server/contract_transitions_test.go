@@ -1,4 +1,4 @@
-package main
+package server_test
 
 import (
 	"fmt"
@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"tomato/cmd/tomato/servertest"
 	"tomato/domain"
 )
 
@@ -48,14 +49,14 @@ func (s *scene) place(t *testing.T) *reply {
 	t.Helper()
 	x := s.c.command(t, s.customer, "POST", "/v1/orders", map[string]any{"restaurantId": s.rest, "items": []any{map[string]any{"itemId": "dosa", "quantity": 3}},
 		"deliverTo": map[string]any{"location": pointAt(s.lng, s.lat), "address": "1 Street"}}).want(t, 201)
-	s.order, s.token = x.str("orderId"), x.cToken()
+	s.order, s.token = x.Str("orderId"), x.Token()
 	return x
 }
 
 func (s *scene) open(t *testing.T) {
 	t.Helper()
 	x := s.c.command(t, s.customer, "POST", "/v1/orders/"+s.order+"/payment", nil).want(t, 200)
-	s.gatewayOrder = x.str("gatewayOrderId")
+	s.gatewayOrder = x.Str("gatewayOrderId")
 }
 
 func (s *scene) pay(t *testing.T) {
@@ -72,15 +73,15 @@ func (s *scene) simulate(t *testing.T, body string) {
 
 func (s *scene) untilPayment(t *testing.T, status string) {
 	t.Helper()
-	soon(t, time.Minute, "paymentStatus "+status, func() bool {
-		return s.c.do(t, s.customer, "GET", "/v1/orders/"+s.order, nil).str("paymentStatus") == status
+	servertest.Until(t, "paymentStatus "+status, func() bool {
+		return s.c.do(t, s.customer, "GET", "/v1/orders/"+s.order, nil).Str("paymentStatus") == status
 	})
 }
 
 func (s *scene) untilOffered(t *testing.T, riders ...string) {
 	t.Helper()
 	for _, r := range riders {
-		soon(t, time.Minute, "an offer to "+r, func() bool {
+		servertest.Until(t, "an offer to "+r, func() bool {
 			return len(s.c.do(t, riderActor(r), "GET", "/v1/riders/"+r+"/offers", nil).items()) > 0
 		})
 	}
@@ -100,7 +101,7 @@ func (s *scene) must(t *testing.T, a domain.Actor, command string) *reply {
 	t.Helper()
 	x := s.do(t, a, command).want(t, 200)
 	s.checkOrder(t, x, a.Role, command)
-	s.token = x.cToken()
+	s.token = x.Token()
 	return x
 }
 
@@ -146,8 +147,8 @@ func (c *contract) reach(t *testing.T, state string) *scene {
 	case "rejected":
 		s.must(t, s.restaurant, "reject")
 	case "expired":
-		soon(t, time.Minute, "the order to expire", func() bool {
-			return c.do(t, s.customer, "GET", "/v1/orders/"+s.order, nil).str("status") == "expired"
+		servertest.Until(t, "the order to expire", func() bool {
+			return c.do(t, s.customer, "GET", "/v1/orders/"+s.order, nil).Str("status") == "expired"
 		})
 	}
 	s.version = s.seen(t, s.token)
@@ -167,7 +168,7 @@ func (s *scene) seen(t *testing.T, token string) int {
 // checkOrder holds an order against the contract's shape for who sees it.
 func (s *scene) checkOrder(t *testing.T, x *reply, role domain.Role, command string) {
 	t.Helper()
-	if x.status >= 300 {
+	if x.Status >= 300 {
 		return // has been said
 	}
 	must := []string{"orderId", "version", "status", "paymentStatus", "customerId", "restaurantId", "items", "amount", "currency", "pickUp", "deliverTo", "createdAt", "updatedAt"}
@@ -180,22 +181,22 @@ func (s *scene) checkOrder(t *testing.T, x *reply, role domain.Role, command str
 	}
 	for _, n := range must {
 		if _, ok := x.body[n]; !ok {
-			t.Errorf("%s: lacks %s: %s", x.request, n, x.raw)
+			t.Errorf("%s: lacks %s: %s", x.Request, n, x.Body)
 		}
 	}
 	for n := range x.body {
 		if !slices.Contains(must, n) && !slices.Contains(may, n) {
-			t.Errorf("%s: has %s: %s", x.request, n, x.raw)
+			t.Errorf("%s: has %s: %s", x.Request, n, x.Body)
 		}
 	}
-	if x.num("amount") != 45000 || x.str("currency") != "INR" || x.str("orderId") != s.order {
-		t.Errorf("%s: %s", x.request, x.raw)
+	if x.num("amount") != 45000 || x.Str("currency") != "INR" || x.Str("orderId") != s.order {
+		t.Errorf("%s: %s", x.Request, x.Body)
 	}
-	status, paid := x.str("status"), x.str("paymentStatus") == "paid"
+	status, paid := x.Str("status"), x.Str("paymentStatus") == "paid"
 	for name, want := range map[string]bool{"paymentDueAt": status == "placed" && !paid, "acceptBy": status == "placed" && paid,
 		"riderName": x.body["riderId"] != nil, "by": status == "cancelled" || status == "rejected"} {
 		if _, has := x.body[name]; has != want {
-			t.Errorf("%s: %s is there: %v: %s", x.request, name, has, x.raw)
+			t.Errorf("%s: %s is there: %v: %s", x.Request, name, has, x.Body)
 		}
 	}
 }
@@ -264,20 +265,20 @@ func (c *contract) orderTable(t *testing.T, column int) {
 				s.do(t, a, row.command, "If-Match", fmt.Sprintf(`W/"%d", "%d"`, s.version, s.version+7)).want(t, 412, "precondition_failed")
 				x := s.do(t, a, row.command, "If-Match", fmt.Sprintf(`"%d", "%d"`, s.version+7, s.version)).want(t, 200)
 				s.checkOrder(t, x, a.Role, row.command)
-				if x.str("status") != next || x.num("version") != s.version+1 {
-					t.Errorf("%s in %s: %s", name, state, x.raw)
+				if x.Str("status") != next || x.num("version") != s.version+1 {
+					t.Errorf("%s in %s: %s", name, state, x.Body)
 				}
 				if y := s.do(t, a, row.command, "If-Match", `"1"`).want(t, 200); y.num("version") < x.num("version") { // already applied goes before 412
-					t.Errorf("repeated: %s", y.raw)
+					t.Errorf("repeated: %s", y.Body)
 				}
-				if q := c.do(t, a, "GET", "/v1/orders/"+s.order, nil, "Consistency-Token", x.cToken()).want(t, 200); q.num("version") < s.version+1 {
-					t.Errorf("the token was not waited for: %s", q.raw)
+				if q := c.do(t, a, "GET", "/v1/orders/"+s.order, nil, "Consistency-Token", x.Token()).want(t, 200); q.num("version") < s.version+1 {
+					t.Errorf("the token was not waited for: %s", q.Body)
 				} else {
 					s.checkOrder(t, q, a.Role, "")
 				}
 				if next == "cancelled" || next == "rejected" {
-					if (state == "placed, unpaid") != (x.str("paymentStatus") == "pending") || x.str("by") != string(a.Role) || x.str("reason") != "why" {
-						t.Errorf("closed: %s", x.raw)
+					if (state == "placed, unpaid") != (x.Str("paymentStatus") == "pending") || x.Str("by") != string(a.Role) || x.Str("reason") != "why" {
+						t.Errorf("closed: %s", x.Body)
 					}
 					if state != "placed, unpaid" {
 						s.untilPayment(t, "refunded")
@@ -293,14 +294,14 @@ func (c *contract) orderTable(t *testing.T, column int) {
 			x.want(t, 200)
 		case "=":
 			if x.want(t, 200); x.num("version") != still.version {
-				t.Errorf("%s in %s: %s", name, state, x.raw)
+				t.Errorf("%s in %s: %s", name, state, x.Body)
 			}
 			still.checkOrder(t, x, still.actor(row.who).Role, row.command)
-			last = x.cToken()
+			last = x.Token()
 		case "!":
 			x.want(t, 409, "invalid_transition")
-			if x.str("currentStatus") != strings.Split(state, ",")[0] {
-				t.Errorf("%s in %s: %s", name, state, x.raw)
+			if x.Str("currentStatus") != strings.Split(state, ",")[0] {
+				t.Errorf("%s in %s: %s", name, state, x.Body)
 			}
 		case "403":
 			x.want(t, 403, "forbidden")
@@ -332,15 +333,15 @@ func (c *contract) riderTable(t *testing.T) {
 	path := "/v1/riders/" + id
 	check := func(x *reply, status, verification string, version int) {
 		t.Helper()
-		if x.str("status") != status || x.str("verification") != verification || x.num("version") != version || x.str("riderId") != id {
-			t.Errorf("%s: %s, want %s %s %d", x.request, x.raw, status, verification, version)
+		if x.Str("status") != status || x.Str("verification") != verification || x.num("version") != version || x.Str("riderId") != id {
+			t.Errorf("%s: %s, want %s %s %d", x.Request, x.Body, status, verification, version)
 		}
 	}
 	check(c.command(t, self, "PUT", path, `{"name":"A"}`).want(t, 201), "offline", "unverified", 1)
 	check(c.command(t, anOps, "PUT", path, `{"name":"A"}`).want(t, 200), "offline", "unverified", 1)
 	check(c.command(t, anOps, "PUT", path, `{"name":"  A ","vehicle":"bike"}`).want(t, 200), "offline", "unverified", 2)
 	if x := c.command(t, anOps, "PUT", path, `{"name":"A"}`); x.body["vehicle"] != nil { // a PUT replaces all
-		t.Errorf("%s", x.raw)
+		t.Errorf("%s", x.Body)
 	}
 	c.do(t, self, "POST", path+"/online", nil).want(t, 409, "rider_not_verified")
 	check(c.command(t, self, "POST", path+"/offline", nil), "offline", "unverified", 3)
@@ -355,48 +356,48 @@ func (c *contract) riderTable(t *testing.T) {
 	verified := c.command(t, anOps, "POST", path+"/verify", nil)
 	check(verified, "offline", "verified", 7)
 	c.do(t, riderActor("another"), "POST", path+"/online", nil).want(t, 403, "forbidden")
-	c.do(t, riderActor("another"), "GET", path, nil, "Consistency-Token", verified.cToken()).want(t, 403, "forbidden")
-	c.do(t, riderActor("another"), "GET", path+"/offers", nil, "Consistency-Token", verified.cToken()).want(t, 403, "forbidden")
+	c.do(t, riderActor("another"), "GET", path, nil, "Consistency-Token", verified.Token()).want(t, 403, "forbidden")
+	c.do(t, riderActor("another"), "GET", path+"/offers", nil, "Consistency-Token", verified.Token()).want(t, 403, "forbidden")
 	c.do(t, riderActor("another"), "PUT", path+"/location", `{"location":`+aPoint+`}`).want(t, 403, "forbidden")
 	x := c.do(t, self, "PUT", path+"/location", `{"location":{"type":"Point","coordinates":[10,20,300]},"recordedAt":"`+time.Now().UTC().Format(time.RFC3339)+`"}`).want(t, 202)
-	if x.cToken() != "" || x.header.Get("ETag") != "" || len(x.raw) != 0 {
-		t.Errorf("a 202 with %v %s", x.header, x.raw)
+	if x.Token() != "" || x.Header.Get("ETag") != "" || len(x.Body) != 0 {
+		t.Errorf("a 202 with %v %s", x.Header, x.Body)
 	}
-	soon(t, time.Minute, "the position", func() bool {
+	servertest.Until(t, "the position", func() bool {
 		at, _ := c.do(t, self, "GET", path, nil).body["location"].(map[string]any)
 		return at != nil && fmt.Sprint(at["coordinates"]) == "[10 20]"
 	})
 	// Nearby: free, verified, fresh.
 	near := func() string {
-		return string(c.do(t, anOps, "GET", "/v1/riders/nearby?lat=20&lng=10", nil).want(t, 200).raw)
+		return string(c.do(t, anOps, "GET", "/v1/riders/nearby?lat=20&lng=10", nil).want(t, 200).Body)
 	}
 	if strings.Contains(near(), id) {
 		t.Error("an offline rider is nearby")
 	}
-	tok := c.command(t, self, "POST", path+"/online", nil).cToken()
-	if x := c.do(t, anOps, "GET", "/v1/riders/nearby?lat=20&lng=10", nil, "Consistency-Token", tok); !strings.Contains(string(x.raw), id) {
-		t.Errorf("a free rider is not nearby: %s", x.raw)
+	tok := c.command(t, self, "POST", path+"/online", nil).Token()
+	if x := c.do(t, anOps, "GET", "/v1/riders/nearby?lat=20&lng=10", nil, "Consistency-Token", tok); !strings.Contains(string(x.Body), id) {
+		t.Errorf("a free rider is not nearby: %s", x.Body)
 	}
 	// Busy, and suspended while busy.
 	s := c.reach(t, "rider_assigned")
 	w := "/v1/riders/" + s.winner
-	if x := c.do(t, s.won, "GET", w, nil).want(t, 200); x.str("status") != "busy" || x.str("orderId") != s.order {
-		t.Errorf("busy: %s", x.raw)
+	if x := c.do(t, s.won, "GET", w, nil).want(t, 200); x.Str("status") != "busy" || x.Str("orderId") != s.order {
+		t.Errorf("busy: %s", x.Body)
 	}
 	c.do(t, s.won, "POST", w+"/offline", nil).want(t, 409, "rider_busy")
 	c.command(t, s.won, "POST", w+"/online", nil)
-	if x := c.command(t, anOps, "POST", w+"/suspend", nil); x.str("status") != "busy" || x.str("verification") != "suspended" {
-		t.Errorf("suspended while busy: %s", x.raw)
+	if x := c.command(t, anOps, "POST", w+"/suspend", nil); x.Str("status") != "busy" || x.Str("verification") != "suspended" {
+		t.Errorf("suspended while busy: %s", x.Body)
 	}
 	c.do(t, s.won, "POST", w+"/online", nil).want(t, 409, "rider_suspended")
 	c.do(t, s.won, "POST", w+"/offline", nil).want(t, 409, "rider_busy")
 	if x := c.do(t, s.won, "GET", w+"/offers", nil).want(t, 200); len(x.items()) > 0 {
-		t.Errorf("offers while busy: %s", x.raw)
+		t.Errorf("offers while busy: %s", x.Body)
 	}
 	s.must(t, s.won, "pick-up")
 	s.must(t, s.won, "deliver")
-	if x := c.do(t, anOps, "GET", w, nil).want(t, 200); x.str("status") == "available" {
-		t.Errorf("after the last order: %s", x.raw)
+	if x := c.do(t, anOps, "GET", w, nil).want(t, 200); x.Str("status") == "available" {
+		t.Errorf("after the last order: %s", x.Body)
 	}
 }
 
@@ -415,14 +416,14 @@ func (c *contract) places(t *testing.T) {
 		c.command(t, s.won, "POST", "/v1/riders/"+rider+"/online", nil)
 		at := pointAt(x.lng+x.dLng, x.lat+x.dLat)
 		c.do(t, s.won, "PUT", "/v1/riders/"+rider+"/location", map[string]any{"location": at}).want(t, 202)
-		tok := c.command(t, anOps, "POST", "/v1/restaurants/"+rest+"/open", nil).cToken()
+		tok := c.command(t, anOps, "POST", "/v1/restaurants/"+rest+"/open", nil).Token()
 		near := fmt.Sprintf("/nearby?lat=%v&lng=%v&limit=200", x.lat+x.dLat, x.lng+x.dLng)
-		if y := c.do(t, anOps, "GET", "/v1/restaurants"+near, nil, "Consistency-Token", tok).want(t, 200); !strings.Contains(string(y.raw), rest) {
-			t.Errorf("%d: %s", i, y.raw)
+		if y := c.do(t, anOps, "GET", "/v1/restaurants"+near, nil, "Consistency-Token", tok).want(t, 200); !strings.Contains(string(y.Body), rest) {
+			t.Errorf("%d: %s", i, y.Body)
 		}
 		for _, p := range []string{near, fmt.Sprintf("/nearby?lat=%v&lng=%v", x.lat, x.lng)} {
-			soon(t, time.Minute, "the rider nearby", func() bool {
-				return strings.Contains(string(c.do(t, anOps, "GET", "/v1/riders"+p, nil).want(t, 200).raw), rider)
+			servertest.Until(t, "the rider nearby", func() bool {
+				return strings.Contains(string(c.do(t, anOps, "GET", "/v1/riders"+p, nil).want(t, 200).Body), rider)
 			})
 		}
 		s.place(t)
@@ -439,7 +440,7 @@ func (c *contract) placing(t *testing.T) {
 	s := c.newScene(t)
 	menu := "/v1/restaurants/" + s.rest + "/menu/"
 	put := func(item, currency string, available bool) int {
-		return c.command(t, s.restaurant, "PUT", menu+item, fmt.Sprintf(`{"name":"N","price":{"amount":100,"currency":%q},"available":%v}`, currency, available)).status
+		return c.command(t, s.restaurant, "PUT", menu+item, fmt.Sprintf(`{"name":"N","price":{"amount":100,"currency":%q},"available":%v}`, currency, available)).Status
 	}
 	if put("chai", "USD", true) != 201 || put("chai", "USD", true) != 200 || put("idli", "INR", false) != 201 {
 		t.Error("a new item is 201, a known one 200")
@@ -451,7 +452,7 @@ func (c *contract) placing(t *testing.T) {
 		}
 		return `{"restaurantId":"` + s.rest + `","items":[` + strings.Join(lines, ",") + `],"deliverTo":{"location":` + aPoint + `,"address":" A "},"externalReference":"ref"}`
 	}
-	tok := c.command(t, s.restaurant, "PUT", menu+"last", `{"name":"N","price":{"amount":100,"currency":"INR"},"available":true}`).cToken()
+	tok := c.command(t, s.restaurant, "PUT", menu+"last", `{"name":"N","price":{"amount":100,"currency":"INR"},"available":true}`).Token()
 	place := func(b string, headers ...string) *reply {
 		return c.do(t, s.customer, "POST", "/v1/orders", b, append([]string{"Consistency-Token", tok}, headers...)...)
 	}
@@ -460,18 +461,18 @@ func (c *contract) placing(t *testing.T) {
 	place(body("idli")).want(t, 409, "item_unavailable")
 	place(body("dosa"), "If-Match", `"3"`).want(t, 412)
 	first := place(body("dosa", "last"), "Idempotency-Key", "k1").want(t, 201)
-	if first.num("amount") != 30200 || first.str("externalReference") != "ref" || first.num("version") != 1 || first.header.Get("ETag") != `"1"` ||
-		first.str("status") != "placed" || first.str("paymentStatus") != "pending" || first.body["pickUp"].(map[string]any)["name"] != "Rest" {
-		t.Errorf("%s", first.raw)
+	if first.num("amount") != 30200 || first.Str("externalReference") != "ref" || first.num("version") != 1 || first.Header.Get("ETag") != `"1"` ||
+		first.Str("status") != "placed" || first.Str("paymentStatus") != "pending" || first.body["pickUp"].(map[string]any)["name"] != "Rest" {
+		t.Errorf("%s", first.Body)
 	}
-	if due, err := time.Parse(time.RFC3339, first.str("paymentDueAt")); err != nil || time.Until(due) < 14*time.Minute || time.Until(due) > 15*time.Minute {
-		t.Errorf("paymentDueAt %s", first.str("paymentDueAt"))
+	if due, err := time.Parse(time.RFC3339, first.Str("paymentDueAt")); err != nil || time.Until(due) < 14*time.Minute || time.Until(due) > 15*time.Minute {
+		t.Errorf("paymentDueAt %s", first.Str("paymentDueAt"))
 	}
-	if x := place(body("dosa", "last"), "Idempotency-Key", `"k1"`).want(t, 201); x.str("orderId") != first.str("orderId") {
-		t.Errorf("repeated: %s", x.raw)
+	if x := place(body("dosa", "last"), "Idempotency-Key", `"k1"`).want(t, 201); x.Str("orderId") != first.Str("orderId") {
+		t.Errorf("repeated: %s", x.Body)
 	}
 	place(body("dosa"), "Idempotency-Key", "k1").want(t, 422, "idempotency_key_reused")
-	if x := c.do(t, customerActor(c.name("cust")), "POST", "/v1/orders", body("dosa"), "Idempotency-Key", "k1").want(t, 201); x.str("orderId") == first.str("orderId") {
+	if x := c.do(t, customerActor(c.name("cust")), "POST", "/v1/orders", body("dosa"), "Idempotency-Key", "k1").want(t, 201); x.Str("orderId") == first.Str("orderId") {
 		t.Error("a key is the caller's own")
 	}
 	place(body("idli"), "Idempotency-Key", "k2").want(t, 409) // only successes are remembered
@@ -480,9 +481,9 @@ func (c *contract) placing(t *testing.T) {
 	v := c.command(t, s.restaurant, "DELETE", menu+"chai", nil).want(t, 200).num("version")
 	closed := c.command(t, s.restaurant, "POST", "/v1/restaurants/"+s.rest+"/close", nil)
 	if again := c.command(t, s.restaurant, "POST", "/v1/restaurants/"+s.rest+"/close", nil); closed.num("version") != v+1 || again.num("version") != v+1 || again.body["open"] != false {
-		t.Errorf("closed twice: %s", again.raw)
+		t.Errorf("closed twice: %s", again.Body)
 	}
-	tok = closed.cToken()
+	tok = closed.Token()
 	place(body("dosa")).want(t, 409, "restaurant_closed")
 	place(body("pizza")).want(t, 422, "unknown_item") // 422 goes before 409
 	place(strings.Replace(body("dosa"), s.rest, "none", 1)).want(t, 422, "unknown_restaurant")
@@ -497,32 +498,32 @@ func (c *contract) placing(t *testing.T) {
 	// Lists.
 	seen := map[string]bool{}
 	for cursor := ""; ; {
-		x := c.do(t, s.customer, "GET", "/v1/orders?limit=1&customerId="+s.cust+cursor, nil, "Consistency-Token", first.cToken()).want(t, http.StatusOK)
+		x := c.do(t, s.customer, "GET", "/v1/orders?limit=1&customerId="+s.cust+cursor, nil, "Consistency-Token", first.Token()).want(t, http.StatusOK)
 		for _, o := range x.items() {
 			seen[o.(map[string]any)["orderId"].(string)] = true
 		}
-		if x.str("nextCursor") == "" {
+		if x.Str("nextCursor") == "" {
 			break
 		}
-		cursor = "&cursor=" + x.str("nextCursor")
+		cursor = "&cursor=" + x.Str("nextCursor")
 	}
 	if len(seen) != 2 {
 		t.Errorf("a list of %d pages, want 2", len(seen))
 	}
 	if x := c.do(t, s.restaurant, "GET", "/v1/orders?status=placed&status=accepted", nil).want(t, 200); len(x.items()) != 3 {
-		t.Errorf("the restaurant's list: %s", x.raw)
+		t.Errorf("the restaurant's list: %s", x.Body)
 	}
 	if x := c.do(t, s.restaurant, "GET", "/v1/orders?status=delivered", nil).want(t, 200); len(x.items()) != 0 || x.body["items"] == nil {
-		t.Errorf("an empty list: %s", x.raw)
+		t.Errorf("an empty list: %s", x.Body)
 	}
 	x := c.do(t, customerActor("x"), "GET", "/v1/restaurants/"+s.rest, nil).want(t, 200)
-	if x.body["menu"] == nil || x.body["open"] != true || x.header.Get("ETag") == "" || x.cToken() != "" {
-		t.Errorf("a restaurant: %v %s", x.header, x.raw)
+	if x.body["menu"] == nil || x.body["open"] != true || x.Header.Get("ETag") == "" || x.Token() != "" {
+		t.Errorf("a restaurant: %v %s", x.Header, x.Body)
 	}
 	if x := c.do(t, s.customer, "GET", fmt.Sprintf("/v1/restaurants/nearby?lat=%v&lng=%v&open=true", s.lat, s.lng), nil).want(t, 200); len(x.items()) != 1 {
-		t.Errorf("restaurants nearby: %s", x.raw)
+		t.Errorf("restaurants nearby: %s", x.Body)
 	}
-	if e := c.do(t, s.customer, "GET", "/v1/orders/"+first.str("orderId")+"/events", nil).want(t, 200).items(); len(e) != 1 || e[0].(map[string]any)["type"] != "ORDER_PLACED" || e[0].(map[string]any)["version"] != 1.0 || len(e[0].(map[string]any)) != 4 {
+	if e := c.do(t, s.customer, "GET", "/v1/orders/"+first.Str("orderId")+"/events", nil).want(t, 200).items(); len(e) != 1 || e[0].(map[string]any)["type"] != "ORDER_PLACED" || e[0].(map[string]any)["version"] != 1.0 || len(e[0].(map[string]any)) != 4 {
 		t.Errorf("events: %v", e)
 	}
 }
@@ -535,13 +536,13 @@ func (c *contract) payments(t *testing.T) {
 	c.do(t, anOps, "POST", "/v1/payments/"+s.order+"/refund", aReason).want(t, 404, "payment_not_found")
 	s.open(t)
 	opened := c.command(t, s.customer, "POST", "/v1/orders/"+s.order+"/payment", "{}")
-	if opened.str("gatewayOrderId") != s.gatewayOrder || opened.num("amount") != 45000 || opened.str("provider") != "simulated" || opened.str("keyId") == "" || len(opened.body) != 5 {
-		t.Errorf("opened again: %s", opened.raw)
+	if opened.Str("gatewayOrderId") != s.gatewayOrder || opened.num("amount") != 45000 || opened.Str("provider") != "simulated" || opened.Str("keyId") == "" || len(opened.body) != 5 {
+		t.Errorf("opened again: %s", opened.Body)
 	}
 	c.do(t, customerActor("another"), "POST", "/v1/simulated-gateway/orders/"+s.gatewayOrder+"/pay", `{"outcome":"captured"}`).want(t, 404, "gateway_order_not_found")
-	x := c.do(t, s.customer, "GET", "/v1/payments/"+s.order, nil, "Consistency-Token", opened.cToken()).want(t, 200)
-	if x.str("state") != "requested" || x.body["payments"] == nil || x.body["refunds"] == nil || x.header.Get("ETag") == "" || x.str("gatewayOrderId") != s.gatewayOrder || x.str("provider") != "simulated" {
-		t.Errorf("a payment: %s", x.raw)
+	x := c.do(t, s.customer, "GET", "/v1/payments/"+s.order, nil, "Consistency-Token", opened.Token()).want(t, 200)
+	if x.Str("state") != "requested" || x.body["payments"] == nil || x.body["refunds"] == nil || x.Header.Get("ETag") == "" || x.Str("gatewayOrderId") != s.gatewayOrder || x.Str("provider") != "simulated" {
+		t.Errorf("a payment: %s", x.Body)
 	}
 	get(customerActor("another")).want(t, 404, "payment_not_found")
 	get(restaurantActor("another")).want(t, 404, "payment_not_found")
@@ -551,30 +552,30 @@ func (c *contract) payments(t *testing.T) {
 	s.untilPayment(t, "failed")
 	s.simulate(t, `{"outcome":"authorized"}`)
 	s.simulate(t, `{"outcome":"captured","amount":100}`)
-	soon(t, time.Minute, "the refund of another amount", func() bool {
+	servertest.Until(t, "the refund of another amount", func() bool {
 		refunds, _ := get(s.customer).body["refunds"].([]any)
 		return len(refunds) == 1 && refunds[0].(map[string]any)["status"] == "succeeded" && refunds[0].(map[string]any)["amount"] == 100.0
 	})
-	if x := c.do(t, s.customer, "GET", "/v1/orders/"+s.order, nil); x.str("status") != "placed" || x.str("paymentStatus") != "failed" {
-		t.Errorf("still payable: %s", x.raw)
+	if x := c.do(t, s.customer, "GET", "/v1/orders/"+s.order, nil); x.Str("status") != "placed" || x.Str("paymentStatus") != "failed" {
+		t.Errorf("still payable: %s", x.Body)
 	}
 	s.simulate(t, `{"outcome":"captured","faults":["duplicate","reordered","old_secret"]}`)
 	s.untilPayment(t, "paid")
 	s.simulate(t, `{"outcome":"captured"}`)
-	soon(t, time.Minute, "the refund of the second payment", func() bool {
+	servertest.Until(t, "the refund of the second payment", func() bool {
 		refunds, _ := get(s.customer).body["refunds"].([]any)
 		return len(refunds) == 2 && refunds[1].(map[string]any)["status"] == "succeeded"
 	})
-	if x := get(anOps); x.str("state") != "paid" {
-		t.Errorf("%s", x.raw)
+	if x := get(anOps); x.Str("state") != "paid" {
+		t.Errorf("%s", x.Body)
 	}
 	refunded := c.command(t, anOps, "POST", "/v1/payments/"+s.order+"/refund", aReason)
-	if refunded.str("state") != "refund_pending" || refunded.str("orderId") != s.order {
-		t.Errorf("%s", refunded.raw)
+	if refunded.Str("state") != "refund_pending" || refunded.Str("orderId") != s.order {
+		t.Errorf("%s", refunded.Body)
 	}
 	s.untilPayment(t, "refunded")
-	if again := c.command(t, anOps, "POST", "/v1/payments/"+s.order+"/refund", aReason); again.str("state") != "refunded" {
-		t.Errorf("%s", again.raw)
+	if again := c.command(t, anOps, "POST", "/v1/payments/"+s.order+"/refund", aReason); again.Str("state") != "refunded" {
+		t.Errorf("%s", again.Body)
 	}
 	c.do(t, anOps, "POST", "/v1/ops/payments/none/resolve", aReason).want(t, 404, "payment_not_found")
 
@@ -586,12 +587,12 @@ func (c *contract) payments(t *testing.T) {
 	c.webhook(t, hook(id)).want(t, 200)
 	c.webhook(t, `{"event":"subscription.paused","payload":{}}`).want(t, 200)
 	c.webhook(t, `not JSON at all`).want(t, 200)
-	soon(t, time.Minute, "the payment before an operator", func() bool {
-		return strings.Contains(string(c.do(t, anOps, "GET", "/v1/ops/payments?state=unmatched&limit=200", nil).raw), id)
+	servertest.Until(t, "the payment before an operator", func() bool {
+		return strings.Contains(string(c.do(t, anOps, "GET", "/v1/ops/payments?state=unmatched&limit=200", nil).Body), id)
 	})
 	resolved := c.command(t, anOps, "POST", "/v1/ops/payments/"+id+"/resolve", aReason)
 	v := c.command(t, anOps, "POST", "/v1/ops/payments/"+id+"/resolve", aReason).num("version")
-	if x := c.do(t, anOps, "GET", "/v1/ops/payments?state=unmatched", nil, "Consistency-Token", resolved.cToken()); strings.Contains(string(x.raw), id) || v != resolved.num("version") {
-		t.Errorf("resolved: %s", x.raw)
+	if x := c.do(t, anOps, "GET", "/v1/ops/payments?state=unmatched", nil, "Consistency-Token", resolved.Token()); strings.Contains(string(x.Body), id) || v != resolved.num("version") {
+		t.Errorf("resolved: %s", x.Body)
 	}
 }
