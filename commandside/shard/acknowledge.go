@@ -50,7 +50,7 @@ func (s *shard) takeAcks(ctx context.Context) {
 		case a.offset < l.next:
 			// The broker has lost records. Without this error the append would stay
 			// in flight for ever, and the shard would refuse all commands.
-			s.fail(fmt.Errorf("%w: it landed at %s@%d, where the log was known up to %d: records are lost", errBroken, l.topic, a.offset, l.next))
+			s.fail(fmt.Errorf("%w: its offset is %s@%d, and the log was known up to offset %d: the broker has lost records", errBroken, l.topic, a.offset, l.next))
 		case a.offset == l.next && len(l.inFlight) > 0 && l.inFlight[0].ordinal == a.ordinal:
 			// The offset is the expected one, so no other writer appended in
 			// between, and the event is valid for good.
@@ -126,7 +126,7 @@ func (s *shard) verify(ctx context.Context, a ack) {
 			// A foreign record has the term and seq of this owner's next append,
 			// which is therefore invalid. The state in memory has the effect of
 			// that append, so it no longer matches the log.
-			return fmt.Errorf("%w: the record at %s@%d has this owner's next term and seq, and another has written it", errBroken, l.topic, e.Offset)
+			return fmt.Errorf("%w: another program has written the record at %s@%d with this owner's next term and seq", errBroken, l.topic, e.Offset)
 		default:
 			s.acknowledgeOldest(l, e.Offset)
 		}

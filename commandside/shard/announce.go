@@ -31,7 +31,7 @@ func (s *Shards) announce(sh *shard) {
 	producer.Produce(context.Background(), &kgo.Record{Topic: eventlog.ShardOwners, Partition: p, Key: []byte(strconv.Itoa(int(p))), Value: b},
 		func(_ *kgo.Record, err error) {
 			if err != nil {
-				s.Log.Warn("shard owner not announced; others wait until the next take-over", "partition", p, "err", err)
+				s.Log.Warn("the owner of a shard was not announced; other instances do not find it before the next take-over", "partition", p, "err", err)
 			}
 		})
 }

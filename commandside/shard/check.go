@@ -261,10 +261,10 @@ func (r *Request) prepare() error {
 		r.Traceparent = ""
 	}
 	if kind := logOf(r.Topic); kind >= 0 && !validAggregateID(kind, r.ID) {
-		return domain.Refuse(domain.NotFound, "there is none with this id")
+		return domain.Refuse(domain.NotFound, "nothing has this id")
 	}
 	if err := r.check(); err != nil {
-		return eventlog.Poison(errors.Join(errors.New("a command that is not valid was not forwarded"), err))
+		return eventlog.Poison(errors.Join(errors.New("the command is not valid and was not forwarded"), err))
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func authorize(kind int, e *entry, r *Request, archiveAfter time.Duration, now t
 			case isPlace(r.Command) || !onOrder && (r.Actor.Role == domain.System || !archived):
 				return nil
 			case archived:
-				return domain.Refuse(order.CodeArchived, "the order is older than commands reach")
+				return domain.Refuse(order.CodeArchived, "the order is too old for commands")
 			}
 			return domain.Refuse(domain.NotFound, "no such order")
 		}
@@ -54,9 +54,9 @@ func authorize(kind int, e *entry, r *Request, archiveAfter time.Duration, now t
 func authorizeOwn(exists, foreign bool) error {
 	switch {
 	case !exists:
-		return domain.Refuse(domain.NotFound, "there is none with this id")
+		return domain.Refuse(domain.NotFound, "nothing has this id")
 	case foreign:
-		return domain.Refuse(domain.Forbidden, "only they themselves may do this")
+		return domain.Refuse(domain.Forbidden, "the caller may do this only for itself")
 	}
 	return nil
 }

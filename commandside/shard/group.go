@@ -31,7 +31,7 @@ func (s *Shards) Run(ctx context.Context) error {
 	defer followers.Wait()
 	followers.Go(func() {
 		if err := s.follow(ctx); err != nil {
-			s.Log.Error("shard owners are not followed", "err", err)
+			s.Log.Error("the topic of shard owners cannot be read", "err", err)
 		}
 	})
 	select { // the menus must be read before the first order is priced
@@ -74,7 +74,7 @@ func (s *Shards) HandOver(ctx context.Context) {
 		return
 	}
 	if err := group.LeaveGroupContext(ctx); err != nil { // the group notices when the session times out
-		s.Log.Warn("the group of the shards was not left", "err", err)
+		s.Log.Warn("the consumer group of the shards could not be left", "err", err)
 	}
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
@@ -108,7 +108,7 @@ func (s *Shards) hasOtherMembers(ctx context.Context, group *kgo.Client) bool {
 		err = groups.Error()
 	}
 	if err != nil {
-		s.Log.Warn("the group of the shards is not known", "err", err)
+		s.Log.Warn("the members of the consumer group of the shards cannot be listed", "err", err)
 		return true
 	}
 	me, _ := group.GroupMetadata()

@@ -165,7 +165,7 @@ func (m *Menus) Run(ctx context.Context, cfg eventlog.Config, log *slog.Logger) 
 		if ends, err = m.logs(ctx, client); errors.As(err, new(*eventlog.LostBeginning)) {
 			return err
 		} else if err != nil {
-			log.Warn("menus wait for the broker", "err", err)
+			log.Warn("the topic of menus cannot be read yet", "err", err)
 			select {
 			case <-ctx.Done():
 				return nil

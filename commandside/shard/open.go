@@ -73,7 +73,7 @@ func (s *Shards) open(ctx context.Context, p int32, useSnapshot bool) (sh *shard
 		if err = sh.readAll(rctx, saved, ends); !sh.agg.fromSnapshot || !errors.Is(err, errForeignSnapshot) {
 			break
 		}
-		s.Log.Error("a snapshot is not of these logs; they are read from their beginning", "partition", p, "err", err)
+		s.Log.Error("the logs are read from their beginning, because the snapshot does not fit them", "partition", p, "err", err)
 		delete(saved, checkpointKey) // the rest of saved stays, so that the next snapshot removes it from the topic
 	}
 	if err != nil {
@@ -110,7 +110,7 @@ func (s *Shards) newShard(p int32, producer *kgo.Client) *shard {
 
 // errForeignSnapshot means that the snapshot cannot be used: it was not made from
 // these logs, or the logs have lost records, or this build cannot read it.
-var errForeignSnapshot = errors.New("the log is not the snapshot's")
+var errForeignSnapshot = errors.New("the snapshot cannot be used")
 
 // read restores the snapshot and folds the records of the logs from the snapshot's
 // positions up to ends. Without a checkpoint in saved it folds the logs from their
@@ -134,7 +134,7 @@ func (s *shard) read(ctx context.Context, saved map[string]*kgo.Record, ends map
 		if at != nil {
 			p, ok := at.Logs[l.topic]
 			if !ok || p.Offset < 0 || p.Offset >= l.next {
-				return fmt.Errorf("%w: %s/%d ends at %d, the snapshot has %d", errForeignSnapshot, l.topic, s.partition, l.next, p.Offset)
+				return fmt.Errorf("%w: %s/%d ends at offset %d, and the snapshot has read up to offset %d", errForeignSnapshot, l.topic, s.partition, l.next, p.Offset)
 			}
 			r.From = p.Offset
 			resumed[l.topic] = p
@@ -153,7 +153,7 @@ func (s *shard) read(ctx context.Context, saved map[string]*kgo.Record, ends map
 		// The record at the checkpoint is read again. If the log has another record
 		// there, the log has lost records that the snapshot was made from.
 		if e.Offset != p.Offset || e.Term != p.Term || e.Seq != p.Seq {
-			return fmt.Errorf("%w: %s/%d@%d has term %d seq %d, the snapshot %d and %d at %d",
+			return fmt.Errorf("%w: the record at %s/%d@%d has term %d and seq %d, and the snapshot has term %d and seq %d at offset %d",
 				errForeignSnapshot, e.Topic, e.Partition, e.Offset, e.Term, e.Seq, p.Term, p.Seq, p.Offset)
 		}
 		delete(resumed, e.Topic)
@@ -285,7 +285,7 @@ func (s *shard) readClaim(ctx context.Context, l *partitionLog, landed int64, id
 		if l.rule.Term != term {
 			mine = e.ID == id
 		} else if mine && e.ID != id && l.rule.Seq > 0 {
-			return fmt.Errorf("%w: an event is valid under a claim that has appended none", errBroken)
+			return fmt.Errorf("%w: another program has written a valid event under this owner's claim", errBroken)
 		}
 		return nil
 	})

@@ -121,7 +121,7 @@ func (s *shard) serve(ctx context.Context) error {
 		case err := <-s.written:
 			s.snapshotWritten(err)
 		case <-done:
-			if done = nil; s.revoked.Load() { // the next owner has claimed the shard
+			if done = nil; s.revoked.Load() { // another instance takes the shard over and has fenced the snapshots, or will
 				drain = time.After(drainLimit)
 				break
 			}

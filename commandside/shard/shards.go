@@ -216,7 +216,7 @@ func (s *Shards) replaceProducer(failed *kgo.Client) {
 	}
 	fresh, err := s.newProducer()
 	if err != nil {
-		s.Log.Error("no new producer", "err", err)
+		s.Log.Error("a producer that failed could not be replaced", "err", err)
 		return
 	}
 	s.producer = fresh

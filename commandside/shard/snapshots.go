@@ -153,7 +153,7 @@ func (w *snapshots) load(ctx context.Context) (last map[string]*kgo.Record, err 
 		if last, err = w.read(ctx); !errors.Is(err, errHidden) {
 			return last, err
 		}
-		w.owner.Log.Warn("a transaction of snapshots without an end is ended", "partition", w.partition, "err", err)
+		w.owner.Log.Warn("an unfinished transaction in the topic of snapshots is aborted", "partition", w.partition, "err", err)
 		if err := w.writeAbortMarker(ctx); err != nil {
 			return nil, fmt.Errorf("ending a transaction of the snapshots of shard %d: %w", w.partition, err)
 		}
@@ -209,7 +209,7 @@ func (w *snapshots) read(ctx context.Context) (map[string]*kgo.Record, error) {
 			case r.Offset == mark.Offset:
 				return last, nil
 			case r.Offset > mark.Offset: // for example, the control record that commits the mark
-				return nil, fmt.Errorf("%w: not at %d, but at %d and %d (control %v)", errHidden, mark.Offset, previous, r.Offset, r.Attrs.IsControl())
+				return nil, fmt.Errorf("%w: it was written at offset %d, and the records before and after it are at %d and %d (control %v)", errHidden, mark.Offset, previous, r.Offset, r.Attrs.IsControl())
 			case r.Attrs.IsControl() || key == markKey:
 			case r.Value == nil && r.Attrs.IsTransactional():
 				delete(last, key)
@@ -222,7 +222,7 @@ func (w *snapshots) read(ctx context.Context) (map[string]*kgo.Record, error) {
 }
 
 // errHidden means that a record that was just committed cannot be read.
-var errHidden = errors.New("the snapshots do not end where they are marked")
+var errHidden = errors.New("the mark of the take-over cannot be read in the topic of snapshots")
 
 // writeAbortMarker aborts a transaction that has no records. The embedded broker needs
 // it, Apache Kafka does not. If the embedded broker is killed in the middle of a

@@ -16,6 +16,10 @@ import (
 // This file owns the writing of snapshots by a serving shard: when one is due, which
 // state it has, and the records that it is made of.
 
+// errSnapshot means that the shard must be taken over anew, because no snapshot can be
+// written under its claim any more.
+var errSnapshot = errors.New("the snapshot could not be written")
+
 // snapshotDue begins a snapshot if it is due and something has changed: from now on
 // the loop handles no commands until no append is in flight.
 func (s *shard) snapshotDue(now time.Time) {
@@ -129,7 +133,9 @@ func (s *shard) cut(now time.Time) *snapshot {
 		e.unsaved = 0
 	}
 	for _, k := range s.agg.removed {
-		if e := s.agg.held[k.kind][k.id]; e == nil || e.encoded == nil && e.version(k.kind) == 0 && e.markOf(k.kind) == nil { // otherwise the cut has it, as the first cut after a take-over from the logs has everything
+		// An aggregate in this list may exist after all: after a take-over from the logs
+		// the list has everything in the topic, and the first cut has all aggregates.
+		if e := s.agg.held[k.kind][k.id]; e == nil || e.encoded == nil && e.version(k.kind) == 0 && e.markOf(k.kind) == nil {
 			c.removed = append(c.removed, k)
 		}
 	}
@@ -149,19 +155,19 @@ func (c *snapshot) keepEncoded() {
 		if e.unsaved != 0 || e.marks != nil {
 			continue
 		}
-		f := e.encoded
-		if f == nil {
-			f = &encodedState{}
+		encoded := e.encoded
+		if encoded == nil {
+			encoded = &encodedState{}
 		}
 		switch {
 		case s.key.kind == orders && s.state == any(e.order) && e.order.Status.Closed():
-			f.order, e.order = s.value, nil
-		case s.key.kind == payments && s.state == any(e.payment) && (f.order != nil || e.order != nil && e.order.Status.Closed()):
-			f.payment, e.payment = s.value, nil
+			encoded.order, e.order = s.value, nil
+		case s.key.kind == payments && s.state == any(e.payment) && (encoded.order != nil || e.order != nil && e.order.Status.Closed()):
+			encoded.payment, e.payment = s.value, nil
 		default:
 			continue
 		}
-		e.encoded = f
+		e.encoded = encoded
 	}
 }
 
@@ -228,7 +234,3 @@ func (s *saved) record(archiveAfter time.Duration) (r *kgo.Record, err error) {
 	}
 	return r, nil
 }
-
-// errSnapshot means that the shard must be taken over anew, because no snapshot can be
-// written under its claim any more.
-var errSnapshot = errors.New("the snapshot could not be written")

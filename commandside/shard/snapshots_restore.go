@@ -44,7 +44,7 @@ func (a *aggregates) restore(last map[string]*kgo.Record, now time.Time) (*check
 	a.allocateOrders(len(last) / 2) // an order and its payment are two records
 	for _, t := range at.Types {
 		if !slices.Contains(readTypes, t) {
-			return nil, fmt.Errorf("%w: a build that reads %s has written it", errForeignSnapshot, eventlog.LogText(t))
+			return nil, fmt.Errorf("%w: its build reads events of type %s, and this one does not", errForeignSnapshot, eventlog.LogText(t))
 		}
 	}
 	n := 0
@@ -54,7 +54,7 @@ func (a *aggregates) restore(last map[string]*kgo.Record, now time.Time) (*check
 		}
 	}
 	if n < at.Kept {
-		return nil, fmt.Errorf("%w: it has %d aggregates of %d", errForeignSnapshot, n, at.Kept)
+		return nil, fmt.Errorf("%w: it has %d of %d aggregates", errForeignSnapshot, n, at.Kept)
 	}
 	for name, r := range last {
 		key, ok := parseRecordKey(name)
@@ -86,10 +86,10 @@ func (a *aggregates) restoreOne(key recordKey, r *kgo.Record, h savedHeaders, ah
 			return fmt.Errorf("its mark: %w", err)
 		}
 		if mark.Build != a.build {
-			return fmt.Errorf("build %s could not read the %s, and this one may", eventlog.LogText(mark.Build), eventlog.LogText(mark.Type))
+			return fmt.Errorf("build %s could not read the %s, and this build may be able to", eventlog.LogText(mark.Build), eventlog.LogText(mark.Type))
 		}
 		if mark.readable(key.kind) {
-			return fmt.Errorf("this build can read the %s that the one which wrote it could not", eventlog.LogText(mark.Type))
+			return fmt.Errorf("this build can read the %s, and the build that wrote the mark could not", eventlog.LogText(mark.Type))
 		}
 		e.setMark(key.kind, mark)
 	}

@@ -16,7 +16,8 @@ import (
 // This file owns the state of a shard in memory: its aggregates, and how events move
 // them on, in the loop and in the replay of a take-over.
 
-// The logs of a shard, by their index in eventlog.AggregateTopics.
+// The logs of a shard, by their index in eventlog.AggregateTopics. A variable with the
+// name kind or log has one of these values.
 const (
 	orders = iota
 	payments
@@ -64,16 +65,16 @@ type encodedState struct{ order, payment []byte }
 // load decodes the states that are held as JSON. It leaves the other one alone,
 // because answers may refer to it.
 func (e *entry) load() error {
-	f := e.encoded
+	encoded := e.encoded
 	e.encoded = nil
 	var err error
-	if f.order != nil {
-		if err = json.Unmarshal(f.order, &e.order); err == nil && e.order != nil {
+	if encoded.order != nil {
+		if err = json.Unmarshal(encoded.order, &e.order); err == nil && e.order != nil {
 			e.order.Share()
 		}
 	}
-	if f.payment != nil && err == nil {
-		if err = json.Unmarshal(f.payment, &e.payment); err == nil && e.payment != nil {
+	if encoded.payment != nil && err == nil {
+		if err = json.Unmarshal(encoded.payment, &e.payment); err == nil && e.payment != nil {
 			e.payment.Share()
 		}
 	}

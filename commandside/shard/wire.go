@@ -189,7 +189,7 @@ func decodeAnswer(topic string, b []byte) (Result, error) {
 	}
 	token, err := eventlog.ParseToken(w.Token)
 	if err != nil || len(token) > len(res.positions) {
-		return Result{}, fmt.Errorf("not a shard's token: %w", err)
+		return Result{}, fmt.Errorf("the token is not one of a shard: %w", err)
 	}
 	n := 0
 	for tp, offset := range token {
