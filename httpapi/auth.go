@@ -19,20 +19,21 @@ import (
 	"tomato/domain"
 )
 
-// AuthConfig says which tokens are good. At least one of Secret and JWKSURL is
-// needed; with both, the token's algorithm chooses.
+// AuthConfig says which tokens are accepted. Secret or JWKSURL must be set. If both
+// are set, the token's algorithm decides which one is used.
 type AuthConfig struct {
-	Secret   string // HS256; empty: no HS256
-	JWKSURL  string // RS256 and ES256; empty: neither
-	Issuer   string // if set, the only iss
-	Audience string // if set, it must be among aud
-	Log      *slog.Logger
+	Secret   string       // the key of HS256; empty: no HS256
+	JWKSURL  string       // where the keys of RS256 and ES256 are read; empty: neither
+	Issuer   string       // if set, iss must be this
+	Audience string       // if set, aud must contain this
+	Log      *slog.Logger // nil: slog.Default()
 }
 
 const (
 	maxTokenBytes   = 8 << 10
 	maxCachedTokens = 1 << 14
-	// A token stays good for this long after its key left the key set.
+	// A token is accepted for at most this long after its key was removed from the
+	// key set.
 	maxCachedFor = 5 * time.Minute
 	jwksRefresh  = 5 * time.Minute
 	jwksTimeout  = 5 * time.Second
@@ -40,10 +41,11 @@ const (
 
 // An Authenticator turns tokens into actors. It is safe for concurrent use.
 //
-// A verified token is remembered by its SHA-256, for at most five minutes and
-// not past exp: whether a token is good depends on its bytes, the clock against
-// exp, and the keys, and nothing else; so only a key withdrawn from the key set
-// is noticed late. At most 16,384 are held. Refused tokens are not remembered.
+// It caches verified tokens by their SHA-256, each for maxCachedFor at the longest and
+// not beyond its exp. Whether a token is valid depends only on its bytes, its exp and
+// the keys. So the only change that the cache hides for a while is the removal of a
+// key from the key set. It holds maxCachedTokens at most. Refused tokens are not
+// cached.
 type Authenticator struct {
 	parser *jwt.Parser
 	secret []byte
@@ -57,12 +59,13 @@ type Authenticator struct {
 type cachedToken struct {
 	actor domain.Actor
 	exp   time.Time
-	until time.Time // the entry's end: exp or earlier
+	until time.Time // the entry is used before this time; it is exp or earlier
 }
 
-// NewAuthenticator reads the key set, if there is one. A key set that cannot be
-// read now is no error: it is read again later, and meanwhile its tokens are
-// refused. Close ends the reading.
+// NewAuthenticator returns an Authenticator, and reads the key set if JWKSURL is set.
+// If the key set cannot be read, that is not an error: it is read again later, and
+// tokens that need it are refused until then. Close ends the reading. It fails if c
+// has neither Secret nor JWKSURL, or if JWKSURL is not a URL.
 func NewAuthenticator(c AuthConfig) (*Authenticator, error) {
 	var algs []string
 	if c.Secret != "" {
@@ -92,9 +95,9 @@ func NewAuthenticator(c AuthConfig) (*Authenticator, error) {
 			Client:          &http.Client{Timeout: jwksTimeout},
 			HTTPTimeout:     jwksTimeout,
 			RefreshInterval: jwksRefresh,
-			// A token with an unknown key id makes us look for new keys, but
-			// not more often than this, and its bearer never waits longer
-			// than RateLimitWaitMax: else anybody could hold requests up.
+			// For a token with an unknown key id the key set is read again, but
+			// not more often than this. A request waits for that no longer than
+			// RateLimitWaitMax. Otherwise anybody could make requests wait.
 			RefreshUnknownKID: rate.NewLimiter(rate.Every(30*time.Second), 1),
 			RateLimitWaitMax:  2 * time.Second,
 			RefreshErrorHandlerFunc: func(address string) func(context.Context, error) {
@@ -112,7 +115,7 @@ func NewAuthenticator(c AuthConfig) (*Authenticator, error) {
 	return a, nil
 }
 
-// withoutPassword is the URL as a log may show it.
+// withoutPassword returns the URL in a form that a log may show.
 func withoutPassword(address string) string {
 	u, err := url.Parse(address)
 	if err != nil {
@@ -121,7 +124,7 @@ func withoutPassword(address string) string {
 	return u.Redacted()
 }
 
-// Close stops following the key set.
+// Close stops reading the key set.
 func (a *Authenticator) Close() { a.stop() }
 
 type claims struct {
@@ -130,8 +133,9 @@ type claims struct {
 	jwt.RegisteredClaims
 }
 
-// key picks the key by the algorithm, which the parser has checked: the secret
-// is never tried on RS256, nor a public key on HS256.
+// key returns the key for the token's algorithm. The parser has checked that the
+// algorithm is one that is accepted. So the secret is never used for RS256, nor a
+// public key as the secret of HS256.
 func (a *Authenticator) key(t *jwt.Token) (any, error) {
 	if t.Method == jwt.SigningMethodHS256 {
 		return a.secret, nil
@@ -139,8 +143,8 @@ func (a *Authenticator) key(t *jwt.Token) (any, error) {
 	return a.jwks.Keyfunc(t)
 }
 
-// Authenticate verifies the token and returns who bears it and until when. The
-// error is a 401 *Problem.
+// Authenticate verifies the token and returns the actor and when the token expires.
+// Its error is a *Problem with status 401.
 func (a *Authenticator) Authenticate(token string) (domain.Actor, time.Time, error) {
 	if token == "" {
 		return domain.Actor{}, time.Time{}, unauthorized("", "A bearer token is needed.")
@@ -148,8 +152,8 @@ func (a *Authenticator) Authenticate(token string) (domain.Actor, time.Time, err
 	if len(token) > maxTokenBytes {
 		return domain.Actor{}, time.Time{}, unauthorized("invalid_token", "The token is too long.")
 	}
-	var few [1 << 10]byte // most tokens: no allocation
-	sum := sha256.Sum256(append(few[:0], token...))
+	var array [1 << 10]byte // most tokens fit, so there is no allocation
+	sum := sha256.Sum256(append(array[:0], token...))
 	now := time.Now()
 	a.mu.RLock()
 	hit, ok := a.cache[sum]
@@ -184,12 +188,13 @@ func (a *Authenticator) Authenticate(token string) (domain.Actor, time.Time, err
 	return actor, exp, nil
 }
 
+// remember puts a verified token into the cache. If the cache is full, another token is
+// removed.
 func (a *Authenticator) remember(sum [sha256.Size]byte, t cachedToken, now time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if len(a.cache) >= maxCachedTokens {
-		// Room for one is enough; a look at a few finds a stale one soon, and
-		// the last of them goes in any case.
+		// It removes the first of eight tokens that is outdated, or else the eighth.
 		looked := 0
 		for k, old := range a.cache {
 			if looked++; looked == 8 || !now.Before(old.until) {
@@ -201,6 +206,7 @@ func (a *Authenticator) remember(sum [sha256.Size]byte, t cachedToken, now time.
 	a.cache[sum] = t
 }
 
+// whyInvalid returns what the caller is told about an invalid token.
 func whyInvalid(err error) string {
 	switch {
 	case errors.Is(err, jwt.ErrTokenExpired):
@@ -236,12 +242,14 @@ func TokenFromRequest(r *http.Request) string {
 	return strings.TrimSpace(token)
 }
 
-// MintToken signs a token (HS256) for the actor that is good for ttl.
+// MintToken returns a token for the actor, signed with HS256, that expires after ttl.
+// It fails if secret is empty.
 func MintToken(secret string, actor domain.Actor, ttl time.Duration) (string, error) {
 	return AuthConfig{Secret: secret}.MintToken(actor, ttl)
 }
 
-// MintToken signs a token (HS256) that an Authenticator of this config takes.
+// MintToken returns a token for the actor, signed with HS256, that expires after ttl. An
+// Authenticator with this config accepts it. It fails if Secret is empty.
 func (c AuthConfig) MintToken(actor domain.Actor, ttl time.Duration) (string, error) {
 	if c.Secret == "" {
 		return "", errors.New("minting a token needs the JWT secret")
@@ -265,14 +273,15 @@ func (c AuthConfig) MintToken(actor domain.Actor, ttl time.Duration) (string, er
 
 type actorKey struct{}
 
-// Actor is who makes the request: the zero Actor where no token is needed.
+// Actor returns the actor who makes the request. It is the zero Actor if the operation
+// needs no token.
 func Actor(ctx context.Context) domain.Actor {
 	a, _ := ctx.Value(actorKey{}).(domain.Actor)
 	return a
 }
 
-// WithActor returns a context that Actor reads the actor from: for requests
-// that were authenticated otherwise, such as forwarded ones.
+// WithActor returns a context from which Actor returns a. It is for requests that were
+// authenticated in another way, such as forwarded ones.
 func WithActor(ctx context.Context, a domain.Actor) context.Context {
 	return context.WithValue(ctx, actorKey{}, a)
 }

@@ -17,7 +17,8 @@ import (
 	"github.com/go-chi/chi/v5"
 )
 
-// bind reads the request into the input struct v.
+// bind reads the request into the input struct v. It returns a problem if the request
+// is not valid.
 func (in *request) bind(w http.ResponseWriter, r *http.Request, held *hold, v reflect.Value) *Problem {
 	var body []byte
 	if in.schema != nil || in.rawBody != nil {
@@ -29,7 +30,7 @@ func (in *request) bind(w http.ResponseWriter, r *http.Request, held *hold, v re
 	if in.rawBody != nil {
 		v.FieldByIndex(in.rawBody).SetBytes(body)
 	}
-	done := in.schema == nil // the body is read and has no fault
+	done := in.schema == nil // nothing is left to do about the body
 	if !done {
 		if len(body) == 0 {
 			body = noFields
@@ -68,9 +69,9 @@ func (in *request) bind(w http.ResponseWriter, r *http.Request, held *hold, v re
 		return Invalid(check.faults...)
 	}
 	if in.body != nil && !done {
-		// The bytes are read once more, into the struct. What the schema
-		// takes the struct takes; what is left is a name given twice with
-		// different types, of which the tree has seen the last only.
+		// The body is valid, and is now read into the struct. That fails only if
+		// a field is given twice with different types, because the validation
+		// checks only the last one.
 		if err := json.Unmarshal(body, v.FieldByIndex(in.body).Addr().Interface()); err != nil {
 			return Invalid(FieldError{"body", "not readable: a value has the wrong type or range"})
 		}
@@ -78,6 +79,7 @@ func (in *request) bind(w http.ResponseWriter, r *http.Request, held *hold, v re
 	return nil
 }
 
+// bind reads a parameter into its field of v, and adds its faults to check.
 func (p *param) bind(check *validation, r *http.Request, query url.Values, v reflect.Value) {
 	var values []string
 	switch p.in {
@@ -88,12 +90,12 @@ func (p *param) bind(check *validation, r *http.Request, query url.Values, v ref
 		if len(values) > 1 && p.list {
 			values = []string{strings.Join(values, ", ")}
 		}
-		if len(values) == 1 && values[0] == "" && !p.list { // an empty If-Match is a mistake, not the lack of a condition
+		if len(values) == 1 && values[0] == "" && !p.list { // an empty If-Match is a fault; it does not mean that there is no condition
 			values = nil
 		}
 	case "path":
 		s := chi.URLParam(r, p.name)
-		if r.URL.RawPath != "" { // then chi matches the escaped path
+		if r.URL.RawPath != "" { // chi has matched the escaped path then
 			if u, err := url.PathUnescape(s); err == nil {
 				s = u
 			}
@@ -116,7 +118,7 @@ func (p *param) bind(check *validation, r *http.Request, query url.Values, v ref
 		values = p.fallback
 	}
 	for _, s := range values {
-		if !p.list && !utf8.ValidString(s) { // a tag may hold any octet
+		if !p.list && !utf8.ValidString(s) { // an entity tag may contain any octet
 			check.fault("expected UTF-8")
 			return
 		}
@@ -159,7 +161,8 @@ func (p *param) bind(check *validation, r *http.Request, query url.Values, v ref
 	}
 }
 
-// typed gives the value that the schema is checked against.
+// typed returns s with the type that the schema expects: a json.Number, a bool or a
+// string. It returns nil if s is no bool and should be one.
 func (p *param) typed(s string) any {
 	switch p.kind {
 	case huma.TypeInteger, huma.TypeNumber:
@@ -170,7 +173,7 @@ func (p *param) typed(s string) any {
 		if s == "true" || s == "false" {
 			return s == "true"
 		}
-		return nil // a fault
+		return nil
 	}
 	return s
 }
@@ -191,7 +194,7 @@ func set(f reflect.Value, s string) string {
 		if errors.As(err, &ours) {
 			return ours.Error()
 		}
-		if err != nil { // its text may quote the value
+		if err != nil { // the text of err may contain the value, so it is not shown
 			return "not valid"
 		}
 		return ""
@@ -213,7 +216,7 @@ func set(f reflect.Value, s string) string {
 			return "expected integer in range"
 		}
 		f.SetUint(n)
-	default: // floats: the registration lets nothing else through
+	default: // a float: registration accepts no other kind
 		n, err := strconv.ParseFloat(s, f.Type().Bits())
 		if err != nil {
 			return "expected number in range"

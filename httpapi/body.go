@@ -15,20 +15,20 @@ import (
 const (
 	maxBodyBytes    = 1 << 20
 	bodyReadTimeout = 10 * time.Second
-	firstBodyBytes  = 1 << 10 // most bodies fit: they are read into one array
+	firstBodyBytes  = 1 << 10 // the first buffer for a body; most bodies fit into it
 
-	// How long the rest of a body that nobody reads may take to arrive, before its
-	// connection is closed.
+	// How long the server waits for the rest of a body that nobody reads, before it
+	// closes the connection.
 	unreadBodyTimeout = time.Second
 
-	// Of callers without a token: what their bodies may take at a time, all
-	// together, and how long one body may take to arrive.
+	// The limits for callers without a token: the memory of all their bodies together,
+	// and how long one body may take to arrive.
 	strangersBytes       = 32 << 20
 	strangersReadTimeout = 5 * time.Second
 )
 
-// budget bounds the bytes that a group of callers may hold at a time. Safe for
-// concurrent use.
+// budget bounds the bytes that the bodies of a group of callers have at one time. It is
+// safe for concurrent use.
 type budget struct {
 	limit int64
 	held  atomic.Int64
@@ -36,6 +36,7 @@ type budget struct {
 
 func newBudget(limit int64) *budget { return &budget{limit: limit} }
 
+// take takes n bytes, or reports false if that would exceed the limit.
 func (b *budget) take(n int64) bool {
 	if b.held.Add(n) <= b.limit {
 		return true
@@ -44,13 +45,14 @@ func (b *budget) take(n int64) bool {
 	return false
 }
 
-// hold is what one request has taken of a budget; none: it need not ask.
+// hold is the part of a budget that one request has taken.
 type hold struct {
-	of *budget
+	of *budget // nil: no limit
 	n  int64
 }
 
-// grow takes what is missing to n bytes in all.
+// grow takes more of the budget until the hold has n bytes. It reports false if the
+// budget does not have so much.
 func (h *hold) grow(n int64) bool {
 	if h.of == nil {
 		return true
@@ -62,6 +64,7 @@ func (h *hold) grow(n int64) bool {
 	return true
 }
 
+// release gives everything back.
 func (h *hold) release() {
 	if h.of != nil {
 		h.of.held.Add(-h.n)
@@ -69,26 +72,27 @@ func (h *hold) release() {
 	}
 }
 
-// Refuse answers with a problem before the request's body was read. The
-// connection is closed where there is a body: the server would otherwise read it,
-// for as long as it takes to arrive, before it sends the answer.
+// Refuse answers with a problem before the request's body has been read. If there is a
+// body, the connection is closed. Otherwise the server would read the body before it
+// sends the answer, however long the body takes to arrive.
 func Refuse(w http.ResponseWriter, r *http.Request, p *Problem) {
 	leaveBody(w, r)
 	WriteProblem(w, p)
 }
 
-// leaveBody closes the connection after the answer. The server reads up to
-// 256 KiB of an unread body before it does so, whatever the answer's header says,
-// and would wait for ever for a body that does not come. So reading gets a deadline.
+// leaveBody makes the server close the connection after the answer, if the request has
+// a body. The server still reads up to 256 KiB of the body before that, and would wait
+// for ever for a body that does not arrive. So leaveBody sets a deadline for reading.
 func leaveBody(w http.ResponseWriter, r *http.Request) {
 	if r.ContentLength != 0 {
 		w.Header().Set("Connection", "close")
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(unreadBodyTimeout)) // where the writer has none (tests), there is none
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(unreadBodyTimeout)) // the writers of tests have no deadlines
 	}
 }
 
-// read returns the body, nil if there is none. The array grows with what arrives,
-// whatever length was announced, and all of it is taken from the budget of held.
+// read returns the body, or nil if there is none. Its buffer grows with the bytes that
+// arrive, not with the length that the header announces, and is taken from the budget
+// of held.
 func (in *request) read(w http.ResponseWriter, r *http.Request, held *hold) ([]byte, *Problem) {
 	if r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0 {
 		return nil, nil
@@ -101,7 +105,7 @@ func (in *request) read(w http.ResponseWriter, r *http.Request, held *hold) ([]b
 		return refuse(NewProblem(http.StatusRequestEntityTooLarge, "body_too_large", "The body is larger than "+strconv.FormatInt(in.maxBytes, 10)+" bytes."))
 	}
 	known := r.ContentLength > 0
-	limit := in.maxBytes + 1 // one more shows that it is too large
+	limit := in.maxBytes + 1 // one byte more than allowed shows that the body is too large
 	if known {
 		if in.schema != nil && !isJSON(r.Header) {
 			return refuse(unsupported())
@@ -114,7 +118,7 @@ func (in *request) read(w http.ResponseWriter, r *http.Request, held *hold) ([]b
 	if held.of != nil {
 		timeout = strangersReadTimeout
 	}
-	// Where the writer has no deadlines (tests), there are none.
+	// The writers of tests have no deadlines; the error is ignored.
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(timeout))
 	var b []byte

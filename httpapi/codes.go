@@ -5,9 +5,10 @@ import (
 	"strings"
 )
 
-// descriptions has every code that an answer can carry, a feed's feed:error and the
-// items of a bulk answer included: what /problems/<name> says of it. A code that is
-// not here, or that nothing answers with, fails TestEveryCodeHasItsPage.
+// descriptions has the text of /problems/<name> for every code that an answer can have.
+// This includes the codes of a feed's feed:error and of the items of a bulk answer.
+// TestEveryCodeHasItsPage fails if a code is missing here, or if no answer has a code
+// that is here.
 var descriptions = map[string]string{
 	"validation_failed":           "422. The body, path, query or a header breaks the schema in /openapi.json. errors lists every fault with its location, up to 100. Correct the request; a repeat as it is will fail again.",
 	"bad_request":                 "400. A call between instances whose body, deadline or command is not valid. It is answered to instances only.",

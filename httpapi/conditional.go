@@ -10,25 +10,25 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 )
 
-// ETag is the entity tag of a version: `"3"`.
+// ETag returns the entity tag of a version, such as `"3"`.
 func ETag(version int64) string {
 	return string(append(strconv.AppendInt([]byte{'"'}, version, 10), '"'))
 }
 
-// IfMatch is a parameter field: `header:"If-Match"`. The zero value is no header.
-// A broken header is a fault of the request.
+// IfMatch is the type of the parameter `header:"If-Match"`. The zero value means that
+// there is no header. A header that cannot be read is a fault of the request.
 type IfMatch struct {
 	Set bool // there is a header
-	Any bool // it is *: any version will do, but there must be one
+	Any bool // the header is *, which matches any version of a resource that exists
 
-	// Versions are those that the header names by strong tags, each more than 0.
-	// Weak tags match nothing (RFC 9110, 13.1.1: If-Match compares strongly), nor do
-	// tags that we never gave; both are left out, so there may be none.
+	// Versions are the versions that the header names by strong tags, each more than 0.
+	// Weak tags are left out, because If-Match never matches them (RFC 9110, 13.1.1).
+	// So are tags that ETag never returns. Versions may therefore be empty.
 	Versions []int64
 }
 
-// Check is a 412 *Problem if the header does not match a resource of the version
-// current; 0 is a resource that does not exist.
+// Check returns a *Problem with status 412 if the header does not match a resource of
+// the version current. A resource that does not exist has version 0.
 func (m IfMatch) Check(current int64) error {
 	if !m.Set || current > 0 && (m.Any || slices.Contains(m.Versions, current)) {
 		return nil
@@ -45,8 +45,8 @@ func (IfMatch) Schema(huma.Registry) *huma.Schema {
 
 var errIfMatch = errors.New(`expected entity tags such as "3", separated by commas, or *`)
 
-// UnmarshalText reads the header's value: *, or a list of tags. A bare 3 is taken
-// for "3".
+// UnmarshalText reads the header's value, which is * or a list of tags. A number without
+// quotes, such as 3, is read as the tag "3".
 func (m *IfMatch) UnmarshalText(b []byte) error {
 	*m = IfMatch{}
 	rest := strings.Trim(string(b), " \t")
@@ -74,8 +74,9 @@ func (m *IfMatch) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// cutTag cuts an entity tag off and returns what is between its quotes, or "" of a
-// weak one.
+// cutTag cuts the first entity tag off s. It returns the text between the tag's quotes,
+// or "" if the tag is weak, and the rest of s. ok is false if s does not begin with a
+// tag.
 func cutTag(s string) (tag, rest string, ok bool) {
 	opaque, weak := strings.CutPrefix(s, "W/")
 	if !strings.HasPrefix(opaque, `"`) {
@@ -87,7 +88,7 @@ func cutTag(s string) (tag, rest string, ok bool) {
 	}
 	tag, rest, ok = strings.Cut(opaque[1:], `"`)
 	for i := range len(tag) {
-		if c := tag[i]; c < 0x21 || c == 0x7f { // not etagc
+		if c := tag[i]; c < 0x21 || c == 0x7f { // a tag may not contain this character
 			return "", rest, false
 		}
 	}
@@ -97,9 +98,9 @@ func cutTag(s string) (tag, rest string, ok bool) {
 	return tag, rest, ok
 }
 
-// ParseIdempotencyKey reads the header Idempotency-Key: k1 and "k1" are the
-// same key of 1 to 255 visible ASCII characters. No header, no key. A broken
-// one is a 422 *Problem.
+// ParseIdempotencyKey reads the header Idempotency-Key. A key has 1 to 255 visible ASCII
+// characters and may be in quotes: k1 and "k1" are the same key. It returns "" if the
+// header is empty, and a *Problem with status 422 if the header is not valid.
 func ParseIdempotencyKey(header string) (string, error) {
 	k, err := parseIdempotencyKey(header)
 	if err != nil {
@@ -129,8 +130,8 @@ func parseIdempotencyKey(header string) (string, error) {
 	return k, nil
 }
 
-// IdempotencyKey is a parameter field: `header:"Idempotency-Key"`, unquoted and
-// checked, empty when absent.
+// IdempotencyKey is the type of the parameter `header:"Idempotency-Key"`. It is valid
+// and without quotes, or empty if there is no header.
 type IdempotencyKey string
 
 // UnmarshalText reads the header's value.
@@ -143,16 +144,17 @@ func (k *IdempotencyKey) UnmarshalText(b []byte) error {
 // Schema describes the header.
 func (IdempotencyKey) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeString, Description: "Makes the command safe to repeat for 24 h; scoped to caller, operation and resource.",
-		Extensions: map[string]any{"pattern": `^([!#-~][!-~]{0,254}|"|"[!-~]{0,253}[!#-~]|"[!-~]{1,255}")?$`}} // in quotes, or not
+		Extensions: map[string]any{"pattern": `^([!#-~][!-~]{0,254}|"|"[!-~]{0,253}[!#-~]|"[!-~]{1,255}")?$`}} // with or without quotes
 }
 
-// UnknownToken is the answer to a Consistency-Token that names positions which
+// UnknownToken returns the problem for a Consistency-Token that names positions which
 // the logs do not have.
 func UnknownToken() *Problem {
 	return NewProblem(http.StatusUnprocessableEntity, "unknown_consistency_token", "The Consistency-Token is of another log, or names what this log does not hold. Repeat without it, and reload what you know.")
 }
 
-// fault is the error of a parameter type of ours: its text may go to the caller.
+// fault is an error of a parameter type of this package. Its text may be shown to the
+// caller.
 type fault struct{ error }
 
 func asFault(err error) error {

@@ -1,20 +1,41 @@
-// Package httpapi is what the command side and the query side share of HTTP:
-// the router, the way an operation is registered and documented, problems,
-// authentication, limits.
+// Package httpapi is the part of HTTP that the command side and the query side share:
+// the router, the registration and documentation of operations, problems,
+// authentication, and limits.
 //
 // # The order of checks
 //
-// Every operation answers the first of these that fails: an unknown path (404)
-// or method (405); the token (401); the role (403); the media type (415), size
-// (413) and syntax (400) of the body; then every fault of path, query, headers
-// and body together (422). Only then the handler runs. What fails is a Problem.
+// A request is checked in this order, and the answer is that of the first check that
+// fails:
+//
+//  1. the path (404) and the method (405);
+//  2. the token (401) and the role (403);
+//  3. the media type (415), the size (413) and the syntax (400) of the body;
+//  4. path, query, headers and body against their schemas (422 with all faults).
+//
+// Only then the handler runs. Every answer to a failure is a Problem.
 //
 // # State and failure
 //
-// Nothing here is authoritative: an API holds its routes and its OpenAPI
-// document, which are complete before it serves, and the Authenticator a cache
-// of verified tokens. A panicking handler is a 500, logged with its stack; the
-// process goes on.
+// An API has its routes and its OpenAPI document, which are complete before it serves.
+// An Authenticator has a cache of verified tokens. If a handler panics, the answer is
+// 500, the stack is logged, and the process goes on.
+//
+// # The files, in reading order
+//
+//	httpapi.go      the API: router, measurement, panics, limits of the server
+//	register.go     Register: an operation from its input and output structs
+//	binding.go      the request into the input struct
+//	body.go         reading a body within its limits
+//	plain.go        the fast way to read a body that has no fault
+//	validate.go     the slow way, which finds all faults of a body
+//	scan.go         cutting JSON into pieces, for validate.go
+//	types.go        types for fields of requests: ID, Text, Line, Point, OrderID
+//	conditional.go  types for headers: If-Match, Idempotency-Key
+//	response.go     the output struct into the answer
+//	problem.go      Problem, and how errors become problems
+//	codes.go        the texts of /problems/<name>
+//	openapi.go      the OpenAPI document
+//	auth.go         tokens and actors
 package httpapi
 
 import (
@@ -38,10 +59,10 @@ import (
 	"tomato/domain"
 )
 
-// Options say how an API behaves.
+// Options of an API.
 type Options struct {
-	Auth           *Authenticator        // needed as soon as an operation has roles
-	AllowedOrigins []string              // for CORS; none: no CORS headers at all
+	Auth           *Authenticator        // must be set if an operation has roles
+	AllowedOrigins []string              // the origins of pages that may call it (CORS); none: no CORS headers
 	Log            *slog.Logger          // default slog.Default()
 	Registry       prometheus.Registerer // nil: no metrics
 	Title, Version string                // of the OpenAPI document
@@ -50,23 +71,24 @@ type Options struct {
 // API is the router with its OpenAPI document. Register everything before
 // serving; serving is safe for concurrent use.
 type API struct {
-	// Router takes what is no plain operation (feeds, metrics). Register and
-	// Handle are to be preferred: they check, and they document.
+	// Router is for routes that are not ordinary operations, such as feeds and metrics.
+	// Use Register or Handle where possible, because they check and document.
 	Router chi.Router
-	// OpenAPI is the document behind /openapi.json.
+	// OpenAPI is the content of /openapi.json.
 	OpenAPI *huma.OpenAPI
 
 	auth      *Authenticator
 	log       *slog.Logger
 	duration  *prometheus.HistogramVec
 	problem   *huma.Schema
-	strangers *budget             // of the bodies of callers without a token; nil: not bounded
+	strangers *budget             // for the bodies of callers without a token; nil: no limit
 	literals  map[string][]string // methods of the operations whose path has no parameters
 }
 
-// Behind returns an API whose operations let guard look at each request before
-// they do. authenticates says that guard lets only those pass who have proved who
-// they are: what their bodies take is not bounded then. guard refuses with Refuse.
+// Behind returns an API whose requests first go through guard. The operations of that
+// API are part of the same document. guard refuses a request with Refuse. Set
+// authenticates if guard lets only authenticated callers pass; there is no budget for
+// the bodies of their requests.
 func (a *API) Behind(guard func(http.Handler) http.Handler, authenticates bool) *API {
 	b := *a
 	b.Router = a.Router.With(guard)
@@ -76,7 +98,7 @@ func (a *API) Behind(guard func(http.Handler) http.Handler, authenticates bool) 
 	return &b
 }
 
-// New makes an API that answers /openapi.json and /problems/{name}.
+// New returns an API that serves /openapi.json and /problems/{name}.
 func New(o Options) *API {
 	if o.Log == nil {
 		o.Log = slog.Default()
@@ -139,8 +161,9 @@ func New(o Options) *API {
 // ServeHTTP makes an API a handler.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.Router.ServeHTTP(w, r) }
 
-// literalFirst lets a path without parameters stand for its own operations alone,
-// as OpenAPI has it: PUT /v1/riders/nearby is not PUT /v1/riders/{id}.
+// literalFirst answers 405 if the request's path is one without parameters that does not
+// have the method, even if a path with parameters matches. PUT /v1/riders/nearby is not
+// PUT /v1/riders/{id}. OpenAPI has the same rule.
 func (a *API) literalFirst(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		method := r.Method
@@ -160,7 +183,7 @@ func (a *API) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 	Refuse(w, r, NewProblem(http.StatusMethodNotAllowed, "method_not_allowed", "The path takes other methods; Allow lists them."))
 }
 
-// allowed lists the methods that the request's path takes.
+// allowed returns the methods that the request's path has.
 func (a *API) allowed(r *http.Request) []string {
 	literal, is := a.literals[r.URL.Path]
 	path := r.URL.RawPath
@@ -178,42 +201,43 @@ func (a *API) allowed(r *http.Request) []string {
 	return out
 }
 
-// noSniff is shared by all answers; whoever adds to it copies it.
+// noSniff is shared by all answers and must not be changed.
 var noSniff = []string{"nosniff"}
 
-// observe measures a request and turns a panic into a problem.
+// observe measures a request, and answers a panic of its handler with a problem.
 func (a *API) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		ww := middleware.NewWrapResponseWriter(w, r.ProtoMajor)
 		defer func() {
 			if p := recover(); p != nil {
-				if p == http.ErrAbortHandler { // how a handler hangs up on purpose
+				if p == http.ErrAbortHandler { // a handler closes the connection on purpose
 					panic(p)
 				}
 				a.log.Error("a request handler panicked", "method", r.Method, "route", route(r), "panic", p, "stack", string(debug.Stack()))
 				if ww.Status() != 0 {
-					// An answer has begun: cutting it off is the only way
-					// left to say that it is not whole.
+					// The answer has begun. To close the connection is the only
+					// way left to show that the answer is not complete.
 					panic(http.ErrAbortHandler)
 				}
 				WriteProblem(ww, FromError("", nil))
 			}
-			if status := ww.Status(); a.duration != nil && status >= 200 { // not of websockets
+			if status := ww.Status(); a.duration != nil && status >= 200 { // a websocket has none
 				a.duration.WithLabelValues(route(r), method(r), strconv.Itoa(status)).Observe(time.Since(start).Seconds())
 			}
 		}()
 		ww.Header()["X-Content-Type-Options"] = noSniff
 		switch r.Method {
 		case http.MethodPost, http.MethodPut, http.MethodPatch:
-		default: // nobody reads its body
+		default: // nobody reads the body of such a request
 			leaveBody(ww, r)
 		}
 		next.ServeHTTP(ww, r)
 	})
 }
 
-// route is the pattern that the request matched: a label, so never the path.
+// route returns the pattern that the request matched. It is used as a label of metrics,
+// which must not be the path.
 func route(r *http.Request) string {
 	if c := chi.RouteContext(r.Context()); c != nil {
 		if p := c.RoutePattern(); p != "" {
@@ -231,7 +255,7 @@ func method(r *http.Request) string {
 	return "other"
 }
 
-// fail answers with the problem and logs it if it is our fault.
+// fail answers with the problem, and logs its cause if the status is 500.
 func (a *API) fail(w http.ResponseWriter, r *http.Request, p *Problem) {
 	if p.Status == http.StatusInternalServerError {
 		attrs := []any{"code", p.Code, "err", p.cause}
@@ -250,9 +274,9 @@ const (
 	maxHeaderBytes    = 64 << 10
 )
 
-// NewServer makes an HTTP server with limits. It has no ReadTimeout and no
-// WriteTimeout: both would cut feeds off; Register bounds the reading of bodies
-// itself.
+// NewServer returns an HTTP server with limits. It has no ReadTimeout and no
+// WriteTimeout, because they would end feeds. Operations that are added with Register
+// bound the time for reading a body themselves.
 func NewServer(h http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           h,

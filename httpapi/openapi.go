@@ -13,8 +13,8 @@ import (
 	"tomato/domain"
 )
 
-// document adds the operation to the OpenAPI document, with who may call it and
-// what it may answer.
+// document adds the operation to the OpenAPI document, with the roles that may call it
+// and the answers that it may give.
 func (a *API) document(op *huma.Operation, roles []domain.Role) {
 	errs := append(slices.Clone(op.Errors), http.StatusInternalServerError, http.StatusServiceUnavailable)
 	if len(roles) > 0 {
@@ -47,7 +47,7 @@ func (a *API) document(op *huma.Operation, roles []domain.Role) {
 	op.Responses = responses
 	a.OpenAPI.AddOperation(op)
 
-	// What does not apply is absent, never null; huma would have every array
+	// A field that has no value is left out and is never null. huma makes every array
 	// nullable.
 	for _, s := range a.OpenAPI.Components.Schemas.Map() {
 		notNull(s)
@@ -81,8 +81,9 @@ func notNull(s *huma.Schema) {
 	}
 }
 
-// schemaNames names schemas by their type; of two types with one name the later
-// gets its package's name as well (the sides have the same nouns).
+// schemaNames returns a function that names schemas after their types. If two types have
+// the same name, the second gets the name of its package too, because the command side
+// and the query side use the same nouns.
 func schemaNames() func(reflect.Type, string) string {
 	taken := map[string]reflect.Type{}
 	return func(t reflect.Type, hint string) string {

@@ -13,21 +13,23 @@ import (
 	"tomato/domain"
 )
 
-// plain reads a body once, straight into its struct, where everything is as it
-// must be: as nearly every body is. It gives up at a fault, and at what is merely
-// unusual (an escape in a string, a number with an exponent); then the body is
-// read the long way (validation), which knows every fault. So it may refuse what
-// is good, but must not take what is not, nor read it otherwise: TestPlain holds
-// it against the long way.
+// plain reads a body in one pass into its struct and checks it. Nearly every body has
+// no fault and can be read this way. plain gives up at a fault, and also at things that
+// are valid but rare, such as an escape in a string or a number with an exponent. The
+// body is then read by validation, which is slower and finds all faults.
+//
+// So plain may give up on a valid body. But it must not accept an invalid body, nor
+// read a valid one differently from validation. TestPlain compares the two.
 type plain struct {
-	b  []byte // valid UTF-8
-	at int
+	b  []byte // the body, in valid UTF-8
+	at int    // the offset of the next byte
 }
 
-// A reader reads the next value into v; false: it gives up.
+// A reader reads the next value into v. It reports false if it gives up.
 type reader func(p *plain, v reflect.Value) bool
 
-// readPlain reads all of body into v; v is zero where it gives up.
+// readPlain reads the whole body into v. It reports false if it gives up; v is then its
+// zero value.
 func readPlain(body []byte, read reader, v reflect.Value) bool {
 	p := plain{b: body}
 	if read(&p, v) && p.peek() == 0 && p.at == len(p.b) {
@@ -37,10 +39,12 @@ func readPlain(body []byte, read reader, v reflect.Value) bool {
 	return false
 }
 
-const maxPlainDepth = 8 // of schemas: one that holds itself is read the long way
+// maxPlainDepth bounds the nesting of schemas. A schema that contains itself is read by
+// validation.
+const maxPlainDepth = 8
 
-// plainReader makes the reader for a type and its schema: nil where there is
-// something that only the long way can read.
+// plainReader returns the reader for a type and its schema. It returns nil if the schema
+// has something that only validation can check.
 func plainReader(registry huma.Registry, s *huma.Schema, t reflect.Type, depth int) reader {
 	for s.Ref != "" {
 		s = registry.SchemaFromRef(s.Ref)
@@ -190,7 +194,7 @@ func plainObject(registry huma.Registry, s *huma.Schema, t reflect.Type, depth i
 			for i < len(fields) && fields[i].name != string(name) {
 				i++
 			}
-			if i == len(fields) || seen&(1<<i) != 0 { // unknown, or for the second time
+			if i == len(fields) || seen&(1<<i) != 0 { // the field is unknown or given twice
 				return false
 			}
 			seen |= 1 << i
@@ -201,7 +205,7 @@ func plainObject(registry huma.Registry, s *huma.Schema, t reflect.Type, depth i
 	}
 }
 
-// takes says whether the schema takes a leaf.
+// takes reports whether the schema accepts x, which is no object and no array.
 func takes(registry huma.Registry, s *huma.Schema, x any) bool {
 	v := validation{registry: registry}
 	v.huma(s, x)
@@ -275,7 +279,7 @@ func (p *plain) coordinates(to *domain.Point) bool {
 	return ok && p.take(']') && to.Valid()
 }
 
-// peek skips white space and returns what follows, 0 at the end.
+// peek skips white space and returns the next byte, or 0 at the end.
 func (p *plain) peek() byte {
 	for ; p.at < len(p.b); p.at++ {
 		switch c := p.b[p.at]; c {
@@ -287,6 +291,7 @@ func (p *plain) peek() byte {
 	return 0
 }
 
+// take skips white space and then c. It reports false if there is another byte.
 func (p *plain) take(c byte) bool {
 	if p.peek() != c {
 		return false
@@ -322,7 +327,8 @@ func (p *plain) text() ([]byte, bool) {
 	return nil, false
 }
 
-// digits reads what looks like a number without an exponent: -?(0|[1-9][0-9]*)(\.[0-9]+)?
+// digits reads a number without an exponent: -?(0|[1-9][0-9]*)(\.[0-9]+)?
+// whole reports whether the number has no fraction.
 func (p *plain) digits() (b []byte, whole bool) {
 	p.peek()
 	from := p.at
@@ -352,7 +358,7 @@ func (p *plain) digits() (b []byte, whole bool) {
 	return p.b[from:p.at], false
 }
 
-const maxPlainDigits = 18 // and no int64 overflows
+const maxPlainDigits = 18 // such a number fits into an int64
 
 func (p *plain) integer() (n int64, ok bool) {
 	b, whole := p.digits()
@@ -370,7 +376,7 @@ func (p *plain) number(to *float64) bool {
 	return err == nil && p.ended()
 }
 
-// ended says that the number does: no exponent follows.
+// ended reports whether the number that was read ends here, without an exponent.
 func (p *plain) ended() bool {
 	return p.at == len(p.b) || p.b[p.at] != 'e' && p.b[p.at] != 'E'
 }

@@ -14,8 +14,8 @@ import (
 	"tomato/domain/restaurant"
 )
 
-// Problem is an error as the caller sees it: RFC 9457 problem details with a
-// stable code. It is an error, and what every failing request answers with.
+// Problem is an error as the caller sees it: problem details (RFC 9457) with a stable
+// code. Every request that fails is answered with one.
 type Problem struct {
 	Type          string       `json:"type" format:"uri-reference" doc:"A stable URI per code: /problems/order-already-assigned."`
 	Title         string       `json:"title" doc:"The code in words, the same for every occurrence."`
@@ -25,15 +25,15 @@ type Problem struct {
 	CurrentStatus string       `json:"currentStatus,omitempty" doc:"The order's status, where the code is invalid_transition."`
 	Errors        []FieldError `json:"errors,omitempty" doc:"Every fault of the request, up to 100, where the code is validation_failed."`
 
-	// RetryAfter goes out as the header Retry-After, in whole seconds rounded
-	// up; zero: no header.
+	// RetryAfter is sent as the header Retry-After, in whole seconds, rounded up. If it
+	// is zero, there is no header.
 	RetryAfter time.Duration `json:"-"`
 
 	challenge string // WWW-Authenticate
-	cause     error  // for the log, never for the caller
+	cause     error  // for the log; never shown to the caller
 }
 
-// FieldError is one fault of a request. It never holds the faulty value.
+// FieldError is one fault of a request. It never contains the faulty value.
 type FieldError struct {
 	Location string `json:"location" doc:"body.items[0].quantity, query.limit, path.id, header.If-Match."`
 	Message  string `json:"message"`
@@ -46,37 +46,39 @@ func (p *Problem) Error() string {
 	return p.Code + ": " + p.Detail
 }
 
-// Unwrap gives what caused the problem; it is logged and not shown.
+// Unwrap returns the cause of the problem, which is logged and not shown to the caller.
 func (p *Problem) Unwrap() error { return p.cause }
 
-// GetStatus is the HTTP status (huma.StatusError).
+// GetStatus returns the HTTP status. It implements huma.StatusError.
 func (p *Problem) GetStatus() int { return p.Status }
 
-// ContentType is that of a problem (huma.ContentTypeFilter).
+// ContentType returns the media type of problems. It implements huma.ContentTypeFilter.
 func (p *Problem) ContentType(string) string { return problemJSON }
 
 const problemJSON = "application/problem+json"
 
-// NewProblem makes a problem; type and title follow from the code.
+// NewProblem returns a problem. Its type and title follow from the code.
 func NewProblem(status int, code, detail string) *Problem {
 	return &Problem{Type: "/problems/" + strings.ReplaceAll(code, "_", "-"), Title: title(code), Status: status, Code: code, Detail: detail}
 }
 
-// Unavailable is a 503 which is safe to repeat after retryAfter.
+// Unavailable returns a problem with status 503. The request may be repeated after
+// retryAfter, which is at least one second.
 func Unavailable(code, detail string, retryAfter time.Duration) *Problem {
 	p := NewProblem(http.StatusServiceUnavailable, code, detail)
 	p.RetryAfter = max(retryAfter, time.Second)
 	return p
 }
 
-// Unauthorized is a 401; challenge goes out as WWW-Authenticate.
+// Unauthorized returns a problem with status 401. challenge is sent as the header
+// WWW-Authenticate.
 func Unauthorized(challenge, detail string) *Problem {
 	p := NewProblem(http.StatusUnauthorized, "unauthorized", detail)
 	p.challenge = challenge
 	return p
 }
 
-// Invalid is a 422 that lists the faults of the request, the first 100 of them.
+// Invalid returns a problem with status 422 that lists the first maxFaults of the faults.
 func Invalid(faults ...FieldError) *Problem {
 	p := NewProblem(http.StatusUnprocessableEntity, "validation_failed", "The request has faults; errors lists them.")
 	if len(faults) > maxFaults {
@@ -87,11 +89,13 @@ func Invalid(faults ...FieldError) *Problem {
 	return p
 }
 
-// maxFaults bounds an answer, and the work on a request: a body of 1 MiB can hold
-// 100,000 unknown fields. Whoever collects faults stops after one more.
+// maxFaults bounds the faults in an answer, and with it the work on a request: a body of
+// 1 MiB can have 100,000 unknown fields. Code that collects faults stops after one more,
+// which shows that there are more.
 const maxFaults = 100
 
-// refusalStatus maps the domain's refusals to HTTP; what is not here is 409.
+// refusalStatus has the HTTP status of the domain's refusals. The status of all other
+// refusals is 409.
 var refusalStatus = map[domain.Code]int{
 	domain.NotFound:                 http.StatusNotFound,
 	domain.Forbidden:                http.StatusForbidden,
@@ -101,10 +105,13 @@ var refusalStatus = map[domain.Code]int{
 	restaurant.CodeCurrencyMismatch: http.StatusUnprocessableEntity,
 }
 
-// FromError makes the problem that the caller sees of an error. A refusal
-// keeps its code, not_found becomes <noun>_not_found; a problem stays; a passed
-// deadline, or a caller who left, is a 503. Anything else is a 500 that says
-// nothing; the error stays inside for the log.
+// FromError returns the problem that the caller sees for an error:
+//
+//   - a *Problem is returned as it is;
+//   - a *domain.Refusal keeps its code, except that not_found becomes
+//     <noun>_not_found;
+//   - a deadline that has passed, or a canceled context, is 503;
+//   - any other error is 500. Its text is kept for the log and not shown.
 func FromError(noun string, err error) *Problem {
 	var p *Problem
 	if errors.As(err, &p) && p != nil {
@@ -134,7 +141,7 @@ func FromError(noun string, err error) *Problem {
 	return p
 }
 
-// WriteProblem answers with the problem. Nothing may have been written before.
+// WriteProblem answers with the problem. Nothing may have been written to w before.
 func WriteProblem(w http.ResponseWriter, p *Problem) {
 	h := w.Header()
 	h.Set("Content-Type", problemJSON)
@@ -145,7 +152,7 @@ func WriteProblem(w http.ResponseWriter, p *Problem) {
 		h.Set("WWW-Authenticate", p.challenge)
 	}
 	b, err := json.Marshal(p)
-	if err != nil { // strings and ints only: cannot be
+	if err != nil { // cannot happen, because a Problem has only strings and integers
 		b = []byte(`{"type":"/problems/internal","title":"Internal","status":500,"code":"internal"}`)
 	}
 	h.Set("Content-Length", strconv.Itoa(len(b)))
@@ -153,7 +160,7 @@ func WriteProblem(w http.ResponseWriter, p *Problem) {
 	_, _ = w.Write(b)
 }
 
-// title is the code in words: order_already_paid, "Order already paid".
+// title returns the code in words: "Order already paid" for order_already_paid.
 func title(code string) string {
 	t := strings.ReplaceAll(code, "_", " ")
 	if t == "" {
@@ -162,7 +169,7 @@ func title(code string) string {
 	return strings.ToUpper(t[:1]) + t[1:]
 }
 
-// InvalidCursor is the problem of a query whose cursor no page of the list gave.
+// InvalidCursor returns the problem for a cursor that no page of the list has given.
 func InvalidCursor() *Problem {
 	p := NewProblem(http.StatusUnprocessableEntity, "invalid_cursor", "The cursor is not one that this list gave.")
 	p.Errors = []FieldError{{Location: "query.cursor", Message: "not a cursor of this list"}}

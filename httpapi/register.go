@@ -15,37 +15,40 @@ import (
 	"tomato/domain"
 )
 
-// Register adds an operation to the router and to the OpenAPI document. It
-// panics on a programming error, such as a field of a type it cannot read.
+// Register adds an operation to the router and to the OpenAPI document. It panics on a
+// programming error, such as a field of a type that cannot be read.
 //
-// roles are who may call it; none: no token is needed. The checks are those of
-// the package comment; the handler gets a valid request only, and Actor(ctx)
-// tells who calls.
+// roles are the roles that may call the operation. If there are none, no token is
+// needed. The package comment has the order of checks. The handler is called with a
+// valid request only, and Actor(ctx) returns the caller.
 //
-// I is a struct with the fields of the request; embedded structs count as
-// theirs:
+// I is a struct with these fields, which may be in embedded structs:
 //
-//   - `path:"id"`, `query:"limit"`, `header:"If-Match"`: strings, numbers,
-//     booleans, time.Time, encoding.TextUnmarshaler, pointers to them (nil when
-//     absent) and, for query, slices of them (repeated parameters);
-//     `required:"true"` and `default:"50"` as in huma (no defaults in a Body);
-//   - Body: JSON. No body, or an empty one, is read as {};
-//   - RawBody []byte: the bytes as they came. Without Body they are anything:
-//     neither the media type nor the syntax is checked.
+//   - Parameters, with the tag `path:"id"`, `query:"limit"` or `header:"If-Match"`.
+//     Their types are strings, numbers, booleans, time.Time,
+//     encoding.TextUnmarshaler, and pointers to them, which are nil if the parameter
+//     is absent. A query parameter may be a slice, and then may be repeated. The tags
+//     `required:"true"` and `default:"50"` mean the same as in huma. A Body has no
+//     defaults.
+//   - Body, which is JSON. If there is no body, or an empty one, it is read as {}.
+//   - RawBody []byte, which is the body's bytes as they came. Without a field Body,
+//     neither the media type nor the syntax of the body is checked.
 //
-// Fields take huma's tags (minimum, maxLength, pattern, enum, doc …). Field names
-// of a body are exact, unknown ones are faults, and so is null; unknown query
-// parameters are ignored. If *I has the method Faults() []FieldError, it is
-// asked when all else is good: for what one field alone cannot tell.
+// All fields may have huma's tags (minimum, maxLength, pattern, enum, doc and so on).
+// Field names in a body must be exact. Unknown fields and null are faults. Unknown
+// query parameters are ignored. If *I has the method Faults() []FieldError, it is
+// called when there are no other faults, for checks that need several fields.
 //
-// O is a struct with a field Body (JSON; a []byte goes out as it is), `header`
-// fields (empty ones are left out) and Status int (0: op.DefaultStatus, which
-// is 200 unless set, or 204 without Body).
+// O is a struct with these fields:
 //
-// Of op, Method and Path are needed. op.Errors lists what the handler may
-// answer beyond 400, 401, 403, 408, 413, 415, 422, 500 and 503, which are documented
-// where they can occur. A further success status is documented by an empty entry
-// in op.Responses.
+//   - Body, which is written as JSON, or as it is if it is a []byte;
+//   - headers, with the tag `header`; empty ones are left out;
+//   - Status int. If it is 0, the status is op.DefaultStatus, and if that is 0 too, it
+//     is 200, or 204 without a Body.
+//
+// op must have Method and Path. op.Errors has the statuses that the handler may answer
+// beside 400, 401, 403, 408, 413, 415, 422, 500 and 503, which are documented where they
+// can occur. For each further status of success, op.Responses has an empty entry.
 func Register[I, O any](a *API, op huma.Operation, roles []domain.Role, handler func(context.Context, *I) (*O, error)) {
 	in := readRequest(a, &op, reflect.TypeFor[I]())
 	if len(roles) == 0 {
@@ -89,8 +92,8 @@ func Register[I, O any](a *API, op huma.Operation, roles []domain.Role, handler 
 
 type faulter interface{ Faults() []FieldError }
 
-// Handle adds an operation that reads and answers by itself, with the checks of
-// token and role, and documents op as it is, but for security and errors.
+// Handle adds an operation whose handler reads the request and writes the answer itself.
+// Token and role are checked. op is documented as it is; security and errors are added.
 func (a *API) Handle(op huma.Operation, roles []domain.Role, h http.HandlerFunc) {
 	a.handle(op, roles, func(w http.ResponseWriter, r *http.Request, actor domain.Actor) {
 		if len(roles) > 0 {
@@ -128,30 +131,30 @@ func (a *API) handle(op huma.Operation, roles []domain.Role, next func(http.Resp
 	a.Router.Method(op.Method, op.Path, h)
 }
 
-// request knows how to fill an input struct.
+// request describes an input struct: where each part of a request goes.
 type request struct {
 	registry huma.Registry
 	params   []param
-	query    bool // there are query parameters
-	body     []int
-	rawBody  []int
-	schema   *huma.Schema // of the body; nil: not JSON, or not read at all
-	plain    reader       // of the body, where it can be read at once
+	query    bool         // there are query parameters
+	body     []int        // the index of the field Body; nil: none
+	rawBody  []int        // the index of the field RawBody; nil: none
+	schema   *huma.Schema // of the body; nil: the body is not JSON, or is not read
+	plain    reader       // of the body; nil: only validation can read it
 	maxBytes int64
 
-	strangers *budget // of the body, where callers have not proved who they are
+	strangers *budget // for the body, if callers need no token; nil: no limit
 }
 
 type param struct {
 	index    []int
 	in, name string
-	header   string // the name as http.Header has it
+	header   string // the name in its form in http.Header
 	schema   *huma.Schema
-	kind     string            // of the schema, or of the items of an array
-	valid    func(string) bool // of a string that is checked by hand
-	list     bool              // a header that may come in several lines, as one list
+	kind     string            // the type of the schema, or of its items if it is an array
+	valid    func(string) bool // checks the string instead of the schema; nil: none
+	list     bool              // the header is a list, which may come in several lines
 	required bool
-	fallback []string
+	fallback []string // the default
 }
 
 var (

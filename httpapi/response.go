@@ -14,14 +14,14 @@ import (
 	"tomato/domain"
 )
 
-// response knows how to write an output struct.
+// response describes an output struct: where each part of an answer comes from.
 type response struct {
 	status      int
 	headers     []outHeader
 	statusIndex []int
 	body        []int
 	raw         bool // the body is []byte
-	byHand      bool // the body is a domain.JSONWriter
+	jsonWriter  bool // the body is a domain.JSONWriter
 }
 
 type outHeader struct {
@@ -44,7 +44,7 @@ func readResponse(a *API, op *huma.Operation, t reflect.Type) *response {
 		case f.Name == "Body":
 			out.body = f.Index
 			out.raw = f.Type == reflect.TypeFor[[]byte]()
-			out.byHand = reflect.PointerTo(f.Type).Implements(reflect.TypeFor[domain.JSONWriter]())
+			out.jsonWriter = reflect.PointerTo(f.Type).Implements(reflect.TypeFor[domain.JSONWriter]())
 			mediaType := f.Tag.Get("contentType")
 			if mediaType == "" {
 				mediaType = "application/json"
@@ -93,14 +93,14 @@ func readResponse(a *API, op *huma.Operation, t reflect.Type) *response {
 	return out
 }
 
-// contentTypeJSON is shared by all answers; whoever adds to it copies it.
+// contentTypeJSON is shared by all answers and must not be changed.
 var contentTypeJSON = []string{"application/json"}
 
 var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 const maxPooledBytes = 64 << 10
 
-// write answers with the output struct v. On an error nothing has been written.
+// write answers with the output struct v. If it fails, nothing has been written.
 func (out *response) write(w http.ResponseWriter, v reflect.Value) error {
 	status := out.status
 	if out.statusIndex != nil {
@@ -122,7 +122,7 @@ func (out *response) write(w http.ResponseWriter, v reflect.Value) error {
 			}
 		}()
 		x := v.FieldByIndex(out.body).Addr().Interface()
-		if out.byHand {
+		if out.jsonWriter {
 			buf.Write(append(domain.AppendJSON(buf.AvailableBuffer(), x.(domain.JSONWriter)), '\n'))
 		} else {
 			e := json.NewEncoder(buf)
@@ -136,7 +136,7 @@ func (out *response) write(w http.ResponseWriter, v reflect.Value) error {
 		w.Header()["Content-Type"] = contentTypeJSON
 	}
 	h := w.Header()
-	values := make([]string, 0, len(out.headers)+1) // one array for all
+	values := make([]string, 0, len(out.headers)+1) // all headers share one array
 	set := func(name, value string) {
 		values = append(values, value)
 		h[name] = values[len(values)-1 : len(values) : len(values)]
@@ -155,7 +155,7 @@ func (out *response) write(w http.ResponseWriter, v reflect.Value) error {
 	}
 	w.WriteHeader(status)
 	if len(body) > 0 {
-		_, _ = w.Write(body) // the caller has left: nobody to tell
+		_, _ = w.Write(body) // an error means that the caller has left
 	}
 	return nil
 }

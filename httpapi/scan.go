@@ -8,7 +8,7 @@ import (
 	"unicode/utf16"
 )
 
-// These cut pieces out of valid JSON without making anything of the rest.
+// The functions of this file cut pieces out of valid JSON without decoding the rest.
 
 func skipSpace(b []byte) []byte {
 	for len(b) > 0 && (b[0] == ' ' || b[0] == '\t' || b[0] == '\n' || b[0] == '\r') {
@@ -17,7 +17,7 @@ func skipSpace(b []byte) []byte {
 	return b
 }
 
-// cut cuts the first value off.
+// cut returns the first value of b and the rest.
 func cut(b []byte) (value, rest []byte) {
 	b = skipSpace(b)
 	depth := 0
@@ -45,7 +45,7 @@ func cut(b []byte) (value, rest []byte) {
 	return b, nil
 }
 
-// elements calls f with the values of an array in turn, until it says false.
+// elements calls f with each value of an array, until f returns false.
 func elements(array []byte, f func(value []byte) bool) {
 	b := skipSpace(array)[1:]
 	for b = skipSpace(b); len(b) > 0 && b[0] != ']'; b = skipSpace(b) {
@@ -59,13 +59,13 @@ func elements(array []byte, f func(value []byte) bool) {
 	}
 }
 
-// members calls f with the fields of an object in turn, until it says false.
+// members calls f with each field of an object, until f returns false.
 func members(object []byte, f func(name string, value []byte) bool) {
 	b := skipSpace(object)[1:]
 	for b = skipSpace(b); len(b) > 0 && b[0] != '}'; b = skipSpace(b) {
 		var name, value []byte
 		name, b = cut(b)
-		value, b = cut(skipSpace(b)[1:]) // behind the colon
+		value, b = cut(skipSpace(b)[1:]) // after the colon
 		s, _ := scalarOf(name).(string)
 		if !f(s, value) {
 			return
@@ -76,12 +76,12 @@ func members(object []byte, f func(name string, value []byte) bool) {
 	}
 }
 
-// brokenText is a string that is no Unicode text.
+// brokenText stands for a string that is not Unicode text.
 type brokenText struct{}
 
-// scalarOf reads a string, a number as json.Number, or a bool. It is brokenText
-// for a string with half of a surrogate pair, which would become another text,
-// and nil for what is no scalar.
+// scalarOf reads a string, a number or a bool. A number is returned as json.Number. A
+// string with half of a surrogate pair is returned as brokenText, because decoding
+// would change it to another text. Any other value is returned as nil.
 func scalarOf(raw []byte) any {
 	switch raw[0] {
 	case '"':
@@ -101,9 +101,9 @@ func scalarOf(raw []byte) any {
 	return json.Number(bytes.TrimRight(raw, " "))
 }
 
-// halfSurrogate says whether the escapes of a string hold one.
+// halfSurrogate reports whether the escapes of a string have half of a surrogate pair.
 func halfSurrogate(raw []byte) bool {
-	unit := func(b []byte) rune { // the escape that b begins with, or 0
+	unit := func(b []byte) rune { // the escape at the beginning of b, or 0
 		if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
 			return 0
 		}
@@ -120,14 +120,14 @@ func halfSurrogate(raw []byte) bool {
 			}
 			i += 6
 		}
-		i++ // what is escaped
+		i++ // skip the escaped character
 	}
 	return false
 }
 
-// writeWhole writes a number such as 2.0 or 20e0, which JSON Schema counts among
-// the integers, as encoding/json reads one into an integer: in the same place, with
-// spaces behind.
+// writeWhole rewrites a number such as 2.0 or 20e0 in place, as an integer with spaces
+// after it. For JSON Schema these numbers are integers, but encoding/json does not read
+// them into an integer.
 func writeWhole(raw []byte) {
 	if raw[0] == '"' || !bytes.ContainsAny(raw, ".eE") {
 		return

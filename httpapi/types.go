@@ -11,7 +11,7 @@ import (
 	"tomato/domain"
 )
 
-// Formats that the validation knows beyond huma's.
+// The formats that validation knows beside those of huma.
 const (
 	formatText  = "text"
 	formatLine  = "line"
@@ -25,8 +25,8 @@ const (
 	lineControls = "expected UTF-8 without control characters"
 )
 
-// ID is the id of a restaurant, rider, customer or menu item, chosen by the
-// caller: domain.ValidID holds for one that was read from a request.
+// ID is the id of a restaurant, rider, customer or menu item, which the caller chooses.
+// domain.ValidID is true of an ID that was read from a request.
 type ID string
 
 // Schema describes an id.
@@ -34,9 +34,9 @@ func (ID) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeString, Pattern: "^[A-Za-z0-9_-]{1,64}$"}
 }
 
-// Text is a text of 1 to 500 characters, trimmed. As the field of a body it is
-// checked with its location; it checks itself as well, so that a Text that was
-// read from JSON is always good.
+// Text is a text of 1 to 500 characters, without white space at the ends. Validation
+// checks it in a body and reports the location of a fault. UnmarshalText checks it
+// again, so a Text that was read from JSON is always valid.
 type Text string
 
 // UnmarshalText reads and trims.
@@ -69,8 +69,8 @@ func readText(format, s string) (string, error) {
 	return strings.TrimSpace(s), nil
 }
 
-// textSchema has a pattern that says all of it but that one character must be
-// visible.
+// textSchema returns a schema whose pattern has all rules for a text except one: at least
+// one character must be visible.
 func textSchema(format string) *huma.Schema {
 	control := `\u0000-\u001f\u007f-\u009f`
 	if format == formatText {
@@ -81,7 +81,7 @@ func textSchema(format string) *huma.Schema {
 		Extensions:  map[string]any{"pattern": `^\s*[^\s` + control + `]([^` + control + `]{0,498}[^\s` + control + `])?\s*$`}}
 }
 
-// textFault says what is wrong with a text of the format, or "".
+// textFault returns what is wrong with a text of the format, or "" if it is valid.
 func textFault(format, s string) string {
 	s = strings.TrimSpace(s)
 	seen := false
@@ -100,20 +100,20 @@ func textFault(format, s string) string {
 	return ""
 }
 
-// visible says whether a character shows by itself: no space, mark, format
-// character or filler.
+// visible reports whether a character is visible by itself. Spaces, marks, format
+// characters and fillers are not.
 func visible(r rune) bool {
 	if r < utf8.RuneSelf {
 		return r > ' ' && r < 0x7f
 	}
-	return unicode.In(r, unicode.L, unicode.N, unicode.P, unicode.S) && !unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r) && r != '\u2800' // a blank of Braille
+	return unicode.In(r, unicode.L, unicode.N, unicode.P, unicode.S) && !unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r) && r != '\u2800' // the empty Braille pattern
 }
 
-// Point is domain.Point for request structs; domain.Point itself does as well:
-// the validation and the OpenAPI document treat them alike.
+// Point is domain.Point for input structs. domain.Point may be used as well: validation
+// and the OpenAPI document treat both alike.
 type Point struct{ domain.Point }
 
-// Domain is the point.
+// Domain returns p as a domain.Point.
 func (p Point) Domain() domain.Point { return p.Point }
 
 // Schema describes a GeoJSON Point.
@@ -145,7 +145,8 @@ func (OrderID) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeString, Pattern: "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"}
 }
 
-// validOrderID is the pattern above by hand: an order's id is in most paths.
+// validOrderID reports whether s matches the pattern of OrderID. It does not use the
+// regular expression, because most paths have the id of an order.
 func validOrderID(s string) bool {
 	for i := range len(s) {
 		c := s[i]

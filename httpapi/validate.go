@@ -11,12 +11,14 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 )
 
-// validation walks the bytes of a body, which are valid JSON, beside its schema
-// and collects faults: all of them, up to one more than an answer lists. Nothing
-// is made of what the schema does not know, so the work and the memory of a fault
-// are bounded. The leaves are huma's; objects and arrays are walked here, because
-// huma takes field names in any case, takes null for a field that may be absent,
-// loses its place after a field name with a dot in it, and knows no GeoJSON.
+// validation checks the bytes of a body, which are valid JSON, against its schema and
+// collects all faults, up to one more than an answer lists. It does not decode fields
+// that the schema does not have, so a request with many faults costs little.
+//
+// huma checks strings, numbers and booleans. Objects and arrays are checked here, for
+// four reasons: huma ignores the case of field names, it accepts null for an optional
+// field, it reports wrong locations after a field name with a dot, and it does not
+// know GeoJSON.
 type validation struct {
 	registry huma.Registry
 	at       []byte // the present location: body.items[0]
@@ -25,7 +27,7 @@ type validation struct {
 	path     *huma.PathBuffer
 }
 
-// maxLocationBytes cuts locations: they hold names that the caller chose.
+// maxLocationBytes is where a location is cut, because it has names from the request.
 const maxLocationBytes = 256
 
 func (v *validation) fault(message string) {
@@ -34,7 +36,7 @@ func (v *validation) fault(message string) {
 	}
 }
 
-// full says that no more faults are wanted.
+// full reports whether there are so many faults that no more are collected.
 func (v *validation) full() bool { return len(v.faults) > maxFaults }
 
 func location(at []byte) string {
@@ -64,12 +66,13 @@ func (v *validation) value(s *huma.Schema, raw []byte) {
 	case s.Type == huma.TypeInteger:
 		writeWhole(raw)
 		v.scalar(s, scalarOf(raw))
-	case s.Type != "": // else any value
+	case s.Type != "": // without a type, any value is valid
 		v.scalar(s, scalarOf(raw))
 	}
 }
 
-// scalar checks a string, json.Number or bool; anything else is none of them.
+// scalar checks x against a schema for strings, numbers or booleans. x is a string, a
+// json.Number, a bool, or something else, which is a fault.
 func (v *validation) scalar(s *huma.Schema, x any) {
 	switch s.Type {
 	case huma.TypeString:
@@ -114,8 +117,8 @@ func (v *validation) scalar(s *huma.Schema, x any) {
 }
 
 func (v *validation) object(s *huma.Schema, raw []byte) {
-	given := make(map[string][]byte, len(s.Properties)) // of a name given twice the last counts
-	var names []string                                  // of the properties, and of unknown fields
+	given := make(map[string][]byte, len(s.Properties)) // the last value, if a field is given twice
+	var names []string                                  // the properties and the unknown fields
 	more, _ := s.AdditionalProperties.(*huma.Schema)
 	closed := s.AdditionalProperties == false
 	fields := 0
@@ -137,7 +140,7 @@ func (v *validation) object(s *huma.Schema, raw []byte) {
 	for name := range s.Properties {
 		names = append(names, name)
 	}
-	slices.Sort(names) // the same request gets the same answer
+	slices.Sort(names) // so that the same request always gets the same answer
 	for _, name := range slices.Compact(names) {
 		v.name(n, name)
 		p := s.Properties[name]
@@ -163,17 +166,17 @@ func (v *validation) object(s *huma.Schema, raw []byte) {
 	}
 }
 
-// name moves to a field of the value at the location of n bytes.
+// name sets the location to a field of the value whose location has n bytes.
 func (v *validation) name(n int, name string) {
 	v.at = append(append(v.at[:n], '.'), name[:min(len(name), maxLocationBytes)]...)
 }
 
-// index moves to an item of the value at the location of n bytes.
+// index sets the location to an item of the value whose location has n bytes.
 func (v *validation) index(n, i int) {
 	v.at = append(strconv.AppendInt(append(v.at[:n], '['), int64(i), 10), ']')
 }
 
-// point checks the ranges of a Point whose shape is right.
+// point checks the ranges of a Point that has no other faults.
 func (v *validation) point(coordinates []byte) {
 	n := len(v.at)
 	i := 0
@@ -191,7 +194,7 @@ func (v *validation) point(coordinates []byte) {
 	v.at = v.at[:n]
 }
 
-// length checks how many items there are, and says whether to look at them.
+// length checks the number of items, and reports whether the items should be checked.
 func (v *validation) length(s *huma.Schema, items int) bool {
 	if s.MinItems != nil && items < *s.MinItems {
 		v.fault("expected " + strconv.Itoa(*s.MinItems) + " or more items")
@@ -234,8 +237,8 @@ func unique(array []byte) bool {
 	return !twice
 }
 
-// huma checks a leaf. Of huma's messages those are kept that are made of the
-// schema alone; those about formats may quote the value.
+// huma lets huma check a string, number or boolean. It shortens messages about formats,
+// because they may contain the value.
 func (v *validation) huma(s *huma.Schema, x any) {
 	if v.path == nil {
 		v.path = huma.NewPathBuffer(nil, 0)
@@ -255,7 +258,7 @@ func (v *validation) huma(s *huma.Schema, x any) {
 	v.leaf.Reset()
 }
 
-// floats turns the json.Numbers in x into float64, which is what huma takes.
+// floats returns x with all json.Numbers as float64, which huma needs.
 func floats(x any) any {
 	switch x := x.(type) {
 	case json.Number:
@@ -273,8 +276,8 @@ func floats(x any) any {
 	return x
 }
 
-// readJSON reads one valid JSON value; numbers stay json.Number, so that one out of
-// range is a fault of the field and not of the syntax.
+// readJSON reads one valid JSON value. Numbers stay json.Number, so that a number out of
+// range is a fault of its field and not of the syntax.
 func readJSON(b []byte) any {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.UseNumber()
