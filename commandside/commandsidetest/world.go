@@ -5,7 +5,6 @@ package commandsidetest
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -66,7 +65,6 @@ type World struct {
 	Simulated *gateway.Simulated
 	DB        *pgxpool.Pool
 	Cluster   *kfake.Cluster
-	Dead      []error // what policies said of events that no repeat can help
 
 	t     *testing.T
 	kafka eventlog.Config
@@ -345,14 +343,11 @@ func (w *World) RunPolicies() {
 
 func (w *World) give(e eventlog.Event) {
 	w.t.Helper()
-	p := w.Policies
-	for _, c := range p.All() {
+	for _, c := range w.Policies.All() {
 		if c.Each == nil || !slices.Contains(c.Topics, e.Topic) { // dispatch takes batches
 			continue
 		}
-		if err := c.Each(w.t.Context(), e); errors.Is(err, eventlog.ErrPoison) {
-			w.Dead = append(w.Dead, err)
-		} else if err != nil {
+		if err := c.Each(w.t.Context(), e); err != nil {
 			w.t.Fatalf("%s on %s: %v", c.Name, e.Type, err)
 		}
 	}
