@@ -2,7 +2,9 @@
 # make test   installs what is missing, then all tests, those on Apache Kafka included
 # make lint   gofmt, go vet, staticcheck (its policy: staticcheck.conf)
 # make schemathesis  holds a running serve against its own /openapi.json
-# .ci/run     make lint, make test and make schemathesis, as the checks do it
+# make check  lint, and test-strict: all tests, which shows each one that was skipped,
+#             and fails if one was
+# .ci/run     make lint, make test-strict and make schemathesis, as the checks do it
 
 BUILD := go build -o bin/tomato ./cmd/tomato
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -11,7 +13,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # of its own beside it.
 TESTFLAGS ?= -race -p 2 -timeout 30m
 
-.PHONY: run build test schemathesis lint clean
+.PHONY: run build test test-strict check schemathesis lint clean
 
 run:
 	@if .ci/setup run; then $(BUILD) && exec bin/tomato serve; \
@@ -24,7 +26,16 @@ build:
 # -count=1: what a test meets on the machine is no input that the cache knows of.
 test:
 	.ci/setup test
-	TOMATO_REQUIRE_KAFKA=1 TOMATO_REQUIRE_POSTGIS=1 TOMATO_REQUIRE_MODEL=1 go test $(TESTFLAGS) -count=1 ./...
+	$(REQUIRE) go test $(TESTFLAGS) -count=1 ./...
+
+# What a test cannot do without, it fails without instead of being skipped.
+REQUIRE := TOMATO_REQUIRE_KAFKA=1 TOMATO_REQUIRE_POSTGIS=1 TOMATO_REQUIRE_MODEL=1
+
+check: lint test-strict
+
+test-strict:
+	.ci/setup test
+	bash -o pipefail -c '$(REQUIRE) go test -json $(TESTFLAGS) -count=1 ./... | .ci/skips'
 
 schemathesis:
 	.ci/setup test

@@ -8,6 +8,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
@@ -52,18 +53,56 @@ func modulePackages(t *testing.T) (packages []goPackage) {
 	return packages
 }
 
-// mayImport says which parts of the module the packages of a part may import,
-// beside their own: imports point one way, and the three sides know nothing of
-// one another. cmd joins them, and may import all.
-var mayImport = map[string][]string{
+// parts says which parts of the module the packages of a part import, beside their
+// own: imports point one way, and the three sides know nothing of one another. cmd
+// joins them, and may import all.
+var parts = map[string][]string{
 	"domain":      {},
 	"eventlog":    {"domain"},
-	"httpapi":     {"domain", "eventlog"},
-	"migrations":  {"domain", "eventlog"},
-	"commandside": {"domain", "eventlog", "httpapi", "migrations"},
-	"projections": {"domain", "eventlog", "httpapi", "migrations"},
-	"queryside":   {"domain", "eventlog", "httpapi", "migrations"},
+	"httpapi":     {"domain"},
+	"migrations":  {"eventlog"},
+	"commandside": {"domain", "eventlog", "httpapi"},
+	"projections": {"domain", "eventlog", "migrations"},
+	"queryside":   {"domain", "eventlog", "httpapi"},
 	"operations":  {"domain", "eventlog", "httpapi", "commandside", "projections", "queryside"}, // operators look into all sides
+}
+
+// imports says what each package imports of the module, itself left out: no more, and
+// no less. Packages for tests, whose names end in "test", are not listed.
+var imports = map[string]string{
+	"cmd/tomato":               "cmd/tomato/bench cmd/tomato/server cmd/tomato/settings cmd/tomato/simulate domain eventlog eventlog/consumer eventlog/consumer/parked httpapi migrations projections",
+	"cmd/tomato/bench":         "cmd/tomato/server cmd/tomato/settings commandside/shard domain domain/nearby domain/order domain/payment domain/restaurant domain/rider eventlog eventlog/consumer eventlog/kafkaprocess httpapi migrations migrations/cluster projections",
+	"cmd/tomato/server":        "cmd/tomato/settings commandside commandside/gateway commandside/policies commandside/shard domain eventlog eventlog/consumer eventlog/consumer/parked httpapi migrations migrations/cluster operations projections projections/realtime queryside queryside/feed",
+	"cmd/tomato/settings":      "eventlog",
+	"cmd/tomato/simulate":      "domain domain/order",
+	"commandside":              "commandside/gateway commandside/policies commandside/shard domain domain/order domain/payment domain/restaurant domain/rider domain/rooms eventlog httpapi",
+	"commandside/gateway":      "commandside/lease eventlog eventlog/pgerr",
+	"commandside/lease":        "",
+	"commandside/policies":     "commandside/gateway commandside/lease commandside/shard domain domain/nearby domain/order domain/payment domain/rider eventlog eventlog/consumer eventlog/pgerr",
+	"commandside/shard":        "domain domain/order domain/payment domain/restaurant domain/rider eventlog httpapi",
+	"commandside/shard/model":  "",
+	"domain":                   "",
+	"domain/nearby":            "domain",
+	"domain/order":             "domain",
+	"domain/payment":           "domain domain/order",
+	"domain/restaurant":        "domain domain/order",
+	"domain/rider":             "domain",
+	"domain/rooms":             "domain",
+	"eventlog":                 "domain eventlog/filelock",
+	"eventlog/childprocess":    "",
+	"eventlog/consumer":        "eventlog eventlog/consumer/parked eventlog/pgerr",
+	"eventlog/consumer/parked": "eventlog eventlog/pgerr",
+	"eventlog/filelock":        "",
+	"eventlog/kafkaprocess":    "eventlog/childprocess eventlog/filelock",
+	"eventlog/pgerr":           "eventlog",
+	"httpapi":                  "domain domain/order domain/restaurant",
+	"migrations":               "",
+	"migrations/cluster":       "eventlog/childprocess eventlog/filelock",
+	"operations":               "commandside/shard domain eventlog/consumer eventlog/consumer/parked httpapi projections queryside",
+	"projections":              "domain domain/nearby domain/order domain/payment domain/restaurant domain/rider eventlog eventlog/consumer eventlog/pgerr migrations projections/realtime",
+	"projections/realtime":     "domain domain/order domain/payment domain/rider domain/rooms eventlog eventlog/consumer",
+	"queryside":                "domain domain/order domain/payment domain/restaurant domain/rider eventlog eventlog/pgerr httpapi",
+	"queryside/feed":           "domain domain/order domain/rooms eventlog httpapi",
 }
 
 const module = "tomato/"
@@ -78,24 +117,48 @@ func part(importPath string) (name string, ok bool) {
 // TestImportsPointOneWay looks at what is shipped; a test may import more.
 func TestImportsPointOneWay(t *testing.T) {
 	t.Parallel()
+	used := map[string]bool{} // "from to", between parts
+	listed := maps.Clone(imports)
 	for _, p := range modulePackages(t) {
 		from, ok := part(p.ImportPath)
 		if !ok {
 			t.Errorf("package %s is outside %s", p.ImportPath, module)
 			continue
 		}
-		if from == "cmd" {
+		if strings.HasSuffix(p.Name, "test") {
 			continue
 		}
-		allowed, known := mayImport[from]
-		if !known {
-			t.Errorf("package %s: no rule says what %s may import", p.ImportPath, from)
-			continue
+		allowed, known := parts[from]
+		if !known && from != "cmd" {
+			t.Errorf("package %s: parts does not say what %s may import", p.ImportPath, from)
 		}
+		var ours []string
 		for _, i := range p.Imports {
-			to, ours := part(i)
-			if ours && to != from && !slices.Contains(allowed, to) {
+			to, is := part(i)
+			if !is {
+				continue
+			}
+			ours = append(ours, strings.TrimPrefix(i, module))
+			used[from+" "+to] = true
+			if to != from && from != "cmd" && !slices.Contains(allowed, to) {
 				t.Errorf("%s imports %s: %s may import only %v", p.ImportPath, i, from, allowed)
+			}
+		}
+		name := strings.TrimPrefix(p.ImportPath, module)
+		slices.Sort(ours)
+		was, is := imports[name]
+		if now := strings.Join(ours, " "); now != was || !is {
+			t.Errorf("%s imports other packages than the table imports says. If each of them is meant, write:\n\t%q: %q,", name, name, now)
+		}
+		delete(listed, name)
+	}
+	for name := range listed {
+		t.Errorf("there is no package %s: take it off the table imports", name)
+	}
+	for from, allowed := range parts {
+		for _, to := range allowed {
+			if !used[from+" "+to] {
+				t.Errorf("%s does not import %s: take it off parts", from, to)
 			}
 		}
 	}
@@ -139,6 +202,9 @@ func TestFoldsArePure(t *testing.T) {
 			}
 			if first, _, _ := strings.Cut(i, "/"); first == "net" || first == "os" {
 				t.Errorf("%s imports %s: a fold does no I/O", p.ImportPath, i)
+			}
+			if strings.HasPrefix(i, "math/rand") || i == "crypto/rand" {
+				t.Errorf("%s imports %s: a fold does the same each time", p.ImportPath, i)
 			}
 		}
 		for _, name := range p.GoFiles {

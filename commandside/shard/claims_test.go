@@ -62,6 +62,9 @@ func TestOfTwoThatClaimTheSameTermOneOpensAtMost(t *testing.T) {
 			}
 			opened += open
 		}
+		if opened == 0 {
+			t.Error("neither opened the shard, in any of 12 times")
+		}
 		t.Logf("%d of 12 times one of the two opened", opened)
 		rule := eventlog.Rule{}
 		versions := int64(0)
