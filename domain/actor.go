@@ -1,10 +1,10 @@
 package domain
 
-// Role is the role of a caller. The zero value is nobody's.
+// Role is the role of a caller. No caller has the zero value.
 type Role string
 
-// The roles of the contract, and System for what Tomato does by itself (policies,
-// deadlines). No access token has the role System.
+// The roles. An access token has one of the first four (httpapi/auth.go). System is the
+// role of policies and deadlines, and no access token has it.
 const (
 	Customer   Role = "customer"
 	Restaurant Role = "restaurant"

@@ -11,6 +11,16 @@
 //	view.go      the aggregate as clients see it
 //	json.go      JSON that is written without reflection
 //
+// This package has:
+//
+//	domain.go  Event, Command, and what every event carries
+//	actor.go   who issues a command
+//	errors.go  Refusal
+//	values.go  Money, ids and times
+//	point.go   positions on the earth
+//	json.go    writing JSON without reflection
+//	memory.go  sharing texts in memory
+//
 // The domain is pure: it imports a part of the standard library only, does no I/O,
 // does not look at the clock and makes no ids. Times and ids come in with the
 // command.
@@ -28,8 +38,8 @@ type Command interface {
 	CommandName() string // of the operation; it never changes, being part of the idempotency scope
 }
 
-// Ctx is what every order, payment and rider event carries, so that a row or
-// a message can be made from that one event.
+// Ctx is in every event of an order, a payment or a rider, so that a row or a message can
+// be made from that one event.
 type Ctx struct {
 	CustomerID    string `json:"customerId,omitempty"`
 	RestaurantID  string `json:"restaurantId,omitempty"`

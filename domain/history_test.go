@@ -85,7 +85,7 @@ func (w *world) always() {
 			w.Fatalf("versions %d and %d after %d and %d events", s.Version, o.payment.Version, len(o.events), len(o.money))
 		}
 		if got, want := order.PaymentStatusOf(s, o.payment.Facts()), w.paymentStatus(o); got != want {
-			w.Fatalf("payment status %s, by the contract %s\n%+v\n%+v", got, want, s, o.payment)
+			w.Fatalf("payment status %s, but its events make it %s\n%+v\n%+v", got, want, s, o.payment)
 		}
 		paid, booked, back := 0, 0, map[string]int{}
 		for _, e := range o.events {
@@ -117,7 +117,8 @@ func (w *world) always() {
 	}
 }
 
-// paymentStatus is the contract's list, read off the events.
+// paymentStatus derives the payment status from the events alone. The rules are those of
+// order.PaymentStatusOf (domain/order/view.go).
 func (w *world) paymentStatus(o *anOrder) order.PaymentStatus {
 	var booked, requested, succeeded, failed, paid bool
 	for _, e := range o.money {
@@ -166,7 +167,7 @@ func (w *world) viewShape(o *anOrder) {
 		}
 		for _, k := range keys {
 			if !slices.Contains(must, k) && !slices.Contains(may, k) {
-				w.Fatalf("%s is not in the contract", k)
+				w.Fatalf("clients do not know the field %s", k)
 			}
 		}
 		sees := role == domain.Restaurant || role == domain.Ops

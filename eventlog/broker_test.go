@@ -188,7 +188,7 @@ func TestEmbeddedBrokersDirectoryHasOneOwner(t *testing.T) {
 		t.Errorf("got %v %v", b, err)
 	}
 	kill()
-	b, err := eventlog.StartBroker(dir, "127.0.0.1:0") // the lock of a killed one is void
+	b, err := eventlog.StartBroker(dir, "127.0.0.1:0") // a killed process no longer holds the lock
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -187,7 +187,7 @@ func TestAPositionBeyondTheEndIsFoundOut(t *testing.T) {
 func TestNothingIsUnknownWhileTheBrokersAreAway(t *testing.T) {
 	t.Parallel()
 	client := eventlogtest.Client(t, eventlog.Config{Brokers: []string{"127.0.0.1:1"}, Dial: func(context.Context, string, string) (net.Conn, error) {
-		return nil, errors.New("away")
+		return nil, errors.New("unavailable")
 	}})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()

@@ -15,13 +15,13 @@ import (
 	"tomato/eventlog/consumer"
 )
 
-// positions is the table rider_positions: the latest position of each rider.
+// riderPositions is the table rider_positions: the latest position of each rider.
 // Positions are telemetry, so the table is not a fold. A position that was
 // recorded before the one in the table changes nothing. A record that is not a
 // valid position is skipped and counted.
-type positions struct{}
+type riderPositions struct{}
 
-func (positions) apply(ctx context.Context, tx pgx.Tx, schema string, events []eventlog.Event) error {
+func (riderPositions) apply(ctx context.Context, tx pgx.Tx, schema string, events []eventlog.Event) error {
 	latest, now := make(map[string]rider.Position, len(events)), time.Now()
 	for i := range events {
 		e := &events[i]

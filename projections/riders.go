@@ -14,7 +14,7 @@ const Riders = "riders"
 
 var _ = register(readModel{
 	name:         Riders,
-	tables:       map[string]table{eventlog.Riders: riders, eventlog.RiderLocations: positions{}},
+	tables:       map[string]table{eventlog.Riders: riders, eventlog.RiderLocations: riderPositions{}},
 	copyUnfolded: copyPositions,
 })
 

@@ -114,8 +114,9 @@ func TestNearestIsWhatLookingAtEveryRiderFinds(t *testing.T) {
 	})
 }
 
-// Two lanes write free_riders. Without turns, a rider who comes online while
-// their position moves stays at the place before, or is missing.
+// The workers of two topics write free_riders. Without the lock of lockFreeRiders, a
+// rider who comes online while their position changes has an old position in the table,
+// or is missing.
 func TestFreeRidersAreTheJoinWhateverComesAtOnce(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

@@ -1,6 +1,6 @@
-// Package domaintest is what the tests of the aggregates share: the harness for
-// given events, when a command, then an event or a refusal (Aggregate), and golden
-// files of the wire form (Golden).
+// Package domaintest has the code that the tests of all aggregates share. Aggregate is
+// the harness for tests of the form: given events, when a command comes, then one event
+// or a refusal. Golden tests the wire form of events with golden files.
 package domaintest
 
 import (
@@ -21,15 +21,15 @@ import (
 	"tomato/domain"
 )
 
-// update creates golden files that are missing. It never overwrites one: what
-// stands on a topic can not be edited either.
+// update creates golden files that are missing. It never overwrites a file, because
+// events that are on a topic cannot be changed either.
 var update = flag.Bool("update", false, "create missing golden files; existing ones are never touched")
 
-// Golden tests the events of the package under test, and ties together what must
-// name the same event types: the constants Type…, the list types, the EventType
-// methods, Decode, and the golden files testdata/<TYPE>.v1.json. A type without a
-// golden file fails, and so does a golden file without a type. Each sample must
-// encode to its golden file and decode from it; there is one sample for each type.
+// Golden tests the events of the package under test. It checks that these have the same
+// event types: the constants Type…, the list types, the EventType methods, Decode, and
+// the golden files testdata/<TYPE>.v1.json. It fails if a type has no golden file, or a
+// golden file no type. There must be one sample of each type, which must encode to its
+// golden file and decode from it.
 func Golden[E domain.Event](t *testing.T, decode func(eventType string, data []byte) (E, error), types []string, samples ...E) {
 	t.Helper()
 	want := slices.Sorted(slices.Values(types))
@@ -57,7 +57,7 @@ func Golden[E domain.Event](t *testing.T, decode func(eventType string, data []b
 		files = append(files, strings.TrimSuffix(filepath.Base(p), ".v1.json"))
 	}
 	same("golden files", files)
-	for _, typ := range types { // Decode knows each, whatever the samples are
+	for _, typ := range types { // Decode must know each type, even without a sample
 		if _, err := decode(typ, []byte("{}")); err != nil {
 			t.Errorf("Decode does not know %s: %v", typ, err)
 		}

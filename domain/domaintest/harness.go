@@ -15,13 +15,13 @@ import (
 // T0 is the time of the first event of every history, and of every decision.
 var T0 = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
-// Aggregate is what the harness needs of the aggregate under test.
+// Aggregate is the aggregate under test, as the harness needs it.
 type Aggregate[S any, E domain.Event] struct {
 	Evolve func(S, E, time.Time) S
 	Decide func(*S, domain.Command, time.Time) (E, error)
-	// Authorize is asked before Decide. If nil, everybody may do everything.
+	// Authorize is called before Decide. If it is nil, everybody may do everything.
 	Authorize func(*S, domain.Command, domain.Actor) error
-	// Show is the state in the words of a table, after an event.
+	// Show returns the state in the words that the tables of Transitions use.
 	Show func(*S) string
 	// OrderStatus is the currentStatus that invalid_transition must name. If
 	// nil, it is empty.
@@ -42,35 +42,35 @@ func (a Aggregate[S, E]) Then(history []E, events ...E) []E {
 	return slices.Concat(history, events)
 }
 
-// State is a state of the aggregate that tables speak of.
+// State is a state of the aggregate in which transitions are tested.
 type State[E domain.Event] struct {
-	Name    string // as in the document of transitions
+	Name    string // as the lines of Transition.Then have it
 	History []E    // the events that lead to it
 	Shown   string // what Show says of it; "" is not checked
 }
 
-// Transition is what one command by one actor comes to in every state.
+// Transition is the outcome of one command by one actor in every state.
 type Transition struct {
 	Name    string
-	Actor   domain.Actor // asked of Authorize, where the aggregate has it
+	Actor   domain.Actor // for Authorize, if the aggregate has it
 	Command domain.Command
 	// Then has one line for one or more states: STATES | OUTCOME. States are
-	// separated by semicolons, and a..b are all from a to b. Every state must
-	// stand in one line. The outcomes are those of the document of transitions:
+	// separated by semicolons, and a..b means all states from a to b. Every state
+	// must be in exactly one line. The outcomes are:
 	//
-	//	EVENT → shown   the event, and what Show says of the state after it
-	//	=               it is already so: no event, no refusal
-	//	—               it can not occur, or is dropped: no event, no refusal
-	//	— code          it is dropped, with this refusal
+	//	EVENT → shown   the event, and the result of Show for the state after it
+	//	=               the aggregate is already so: no event and no refusal
+	//	—               the command cannot occur or is dropped: no event and no refusal
+	//	— code          the command is dropped, with this refusal
 	//	!               409 invalid_transition, with currentStatus
 	//	404, 403        not_found, forbidden
 	//	code            409 with this code
 	Then string
 }
 
-// Transitions tests each transition in each state. Where there is an event, it also
-// holds what is true of every event: Evolve does not change its input, the state
-// after it survives JSON, and the same command decided again makes no event.
+// Transitions tests each transition in each state. If there is an event, it also tests
+// that Evolve does not change its input, that the state after the event survives JSON,
+// and that the same command decided again makes no event.
 func (a Aggregate[S, E]) Transitions(t *testing.T, states []State[E], transitions []Transition) {
 	t.Helper()
 	names := make([]string, len(states))
@@ -133,7 +133,8 @@ func Outcomes(t *testing.T, name string, states []string, lines string) []string
 	return outcomes
 }
 
-// outcome is what the command comes to in the state, in the words of a table.
+// outcome returns the outcome of the command in the state, in the words of
+// Transition.Then.
 func (a Aggregate[S, E]) outcome(t *testing.T, state State[E], row Transition) string {
 	t.Helper()
 	s := a.Given(state.History)
@@ -167,8 +168,8 @@ func (a Aggregate[S, E]) outcome(t *testing.T, state State[E], row Transition) s
 	return out + " → " + a.Show(&after)
 }
 
-// Outcome puts what Decide answered into the words of a table, without the state
-// after the event. An invalid_transition must name currentStatus.
+// Outcome returns the result of Decide in the words of Transition.Then, without the state
+// after the event. It fails if an invalid_transition does not name currentStatus.
 func Outcome(t testing.TB, e domain.Event, err error, currentStatus string) string {
 	t.Helper()
 	var r *domain.Refusal

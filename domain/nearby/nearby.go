@@ -11,7 +11,7 @@ type Search struct {
 	Point        domain.Point
 	RadiusMeters int
 	Limit        int
-	Without      []string // ids of riders who are not wanted
+	Without      []string // the ids of riders who must not be in the answer
 }
 
 // Rider is a rider found for a search.

@@ -1,5 +1,7 @@
 // Package order is the order aggregate: what a customer wants from a
 // restaurant, until it is delivered or closed otherwise.
+//
+// The comment of package domain lists the files in reading order.
 package order
 
 import (
@@ -153,7 +155,7 @@ func (s *State) Share() {
 	s.Items, s.Offers, s.Drops = domain.Fitted(s.Items), domain.Fitted(s.Offers), domain.Fitted(s.Drops)
 }
 
-// ClosedFor is how long the order has been closed, or 0 while it is open.
+// ClosedFor returns how long the order has been closed, or 0 while it is open.
 func (s *State) ClosedFor(now time.Time) time.Duration {
 	if !s.Status.Closed() {
 		return 0
@@ -161,8 +163,8 @@ func (s *State) ClosedFor(now time.Time) time.Duration {
 	return now.Sub(s.ClosedAt)
 }
 
-// Archived is what is kept of an order that has been closed for long: what refusals
-// and commands on its payment need.
+// Archived returns the part of the state that is kept when the order has been closed for
+// long. Refusals and commands on its payment need that part.
 func (s *State) Archived() State {
 	return State{
 		ID: s.ID, Version: s.Version, Status: s.Status,
@@ -209,8 +211,8 @@ func (s *State) OfferedTo(riderID string) bool {
 	return s.Status == StatusReadyForRider && s.WaveOpen && o != nil && o.State == OfferStateOpen
 }
 
-// Unavailable are the riders whom further offers of the current round leave out:
-// those who declined, and the one whose drop began the round.
+// Unavailable returns the riders who get no further offer in the current round: those who
+// declined, and the one whose drop began the round.
 func (s *State) Unavailable() (riders []string) {
 	for _, o := range s.Offers {
 		if o.State == OfferStateDeclined {
@@ -243,14 +245,14 @@ func (s *State) Party(a domain.Actor) bool {
 	return false
 }
 
-// MayFollow says whether the actor may be in the order's room of the feed: who
-// has to do with it, but of riders the one who has it alone.
+// MayFollow reports whether the actor may be in the order's room of the feed. All parties
+// may, except that of the riders only the one who has the order may.
 func (s *State) MayFollow(a domain.Actor) bool {
 	return s.Party(a) && (a.Role != domain.Rider || a.Sub == s.RiderID)
 }
 
-// NextDeadline returns the command that the order's owner issues by itself
-// when time at is reached, or nil when nothing is due.
+// NextDeadline returns the command that the order's shard issues by itself at time at, or
+// nil if the order waits for no deadline.
 func (s *State) NextDeadline() (at time.Time, command domain.Command) {
 	switch {
 	case s.Payable():

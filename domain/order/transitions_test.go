@@ -87,7 +87,7 @@ var (
 	expired  = then(placed, order.OrderExpired{OrderID: "o1"})
 )
 
-// states are the columns of the document's table.
+// states are the states in which TestTransitions tries each command.
 var states = []domaintest.State[order.Event]{
 	{Name: "placed, unpaid", History: placed, Shown: "placed"},
 	{Name: "placed, paid", History: paid, Shown: "placed"},
@@ -102,7 +102,8 @@ var states = []domaintest.State[order.Event]{
 	{Name: "expired", History: expired, Shown: "expired"},
 }
 
-// TestTransitions is the document's table.
+// TestTransitions is the table of transitions: the outcome of every command in every
+// state of an order.
 func TestTransitions(t *testing.T) {
 	t.Parallel()
 	nextWave := order.OfferWave{Round: 2, Wave: 3, Riders: riders("r1", "r3"), TTL: time.Minute, Limit: 50}

@@ -18,8 +18,8 @@ const (
 	PaymentRefunded      PaymentStatus = "refunded"
 )
 
-// PaymentFacts is what the order's payment contributes to its payment status.
-// The zero value is an order without payment.
+// PaymentFacts are the facts about an order's payment from which its payment status is
+// derived. The zero value is an order without payment.
 type PaymentFacts struct {
 	Booked            bool // captured money is booked on the order
 	RefundRequested   bool // of the booked payment
@@ -27,7 +27,7 @@ type PaymentFacts struct {
 	LastAttemptFailed bool
 }
 
-// PaymentStatusOf derives the payment status; the first match counts.
+// PaymentStatusOf derives the payment status. The first case that matches decides.
 func PaymentStatusOf(s *State, p PaymentFacts) PaymentStatus {
 	switch {
 	case p.RefundSucceeded:
@@ -106,10 +106,10 @@ func NewView(s *State, payment PaymentStatus) View {
 	return v
 }
 
-// For returns the view as this party of the order may see it. The restaurant
-// and ops see everything, the customer and the order's own rider everything but
-// dispatch. A rider to whom the order is only offered, or who declined, dropped
-// or lost it, sees neither what is personal nor whose order it is.
+// For returns the view as this party of the order may see it. The restaurant and ops see
+// everything. The customer and the rider who has the order see everything except
+// dispatch. Other riders, to whom the order is offered or who declined, dropped or lost
+// it, see neither personal data nor the rider who has it.
 func (v View) For(a domain.Actor) View {
 	switch {
 	case seesRiders(a.Role):
@@ -123,9 +123,8 @@ func (v View) For(a domain.Actor) View {
 	return v
 }
 
-// WithoutParties returns the view without what is personal: the answer of a
-// command by which a rider gives the order up, and what riders see who are not
-// the order's.
+// WithoutParties returns the view without personal data. Riders who do not have the order
+// see this, and so does a rider in the answer to the command that gives the order up.
 func (v View) WithoutParties() View {
 	v.CustomerID, v.Items, v.DeliverTo, v.ExternalReference = "", nil, nil, ""
 	return v

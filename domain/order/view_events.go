@@ -7,31 +7,30 @@ import (
 	"tomato/domain"
 )
 
-// seesRiders says whether the role sees all riders of an order, and its dispatch.
+// seesRiders reports whether the role sees all riders of an order, and its dispatch.
 func seesRiders(r domain.Role) bool {
 	return r == domain.Restaurant || r == domain.Ops || r == domain.System
 }
 
-// viewer is what a party of an order may read in its events.
+// viewer says what a party of an order may see in its events.
 type viewer struct {
 	personal bool   // the customer, the items, the address and the reference
 	riders   bool   // all riders
-	riderID  string // else this one alone; "" is none
+	riderID  string // the only rider, if riders is false; "" is none
 }
 
-// The fields of events by what they tell. A field that stands beside riderId
-// and belongs to the same rider goes with it.
+// The fields of events that not everybody may see. If an object's riderId is hidden, the
+// other riderFields in that object are hidden too.
 var (
 	personalFields = []string{"customerId", "items", "deliverTo", "externalReference"}
 	riderFields    = []string{"riderId", "riderName", "claimId", "distanceMeters", "riderLocation"}
 )
 
-// EventData returns the data of one event of the order as this party may see
-// it. The rule is that of View.For: s is the order as it is now, so that a rider
-// who dropped the order no longer reads what they read when it was theirs, and a
-// customer sees the rider who has the order and nobody who had it before. Riders
-// always see themselves. Fields that are hidden are absent. The error is of data
-// that is not a JSON object.
+// EventData returns the data of one event of the order as this party may see it. Hidden
+// fields are left out. The rule is that of View.For, and s is the order as it is now. So
+// a rider who has dropped the order no longer sees what they saw while they had it, and
+// a customer sees the rider who has the order but nobody who had it before. Riders always
+// see themselves. EventData fails if data is not a JSON object.
 func (s *State) EventData(data []byte, a domain.Actor) ([]byte, error) {
 	v := viewer{personal: true, riders: seesRiders(a.Role)}
 	switch {
@@ -45,7 +44,7 @@ func (s *State) EventData(data []byte, a domain.Actor) ([]byte, error) {
 		v.personal = false
 	}
 	d := json.NewDecoder(bytes.NewReader(data))
-	d.UseNumber() // a number goes out as it came
+	d.UseNumber() // numbers stay as they are
 	var fields map[string]any
 	if err := d.Decode(&fields); err != nil {
 		return nil, err
@@ -54,7 +53,8 @@ func (s *State) EventData(data []byte, a domain.Actor) ([]byte, error) {
 	return json.Marshal(fields)
 }
 
-// object takes out of an object, and of all inside, what the viewer may not see.
+// object removes from an object, and from all objects in it, the fields that the viewer
+// may not see.
 func (v *viewer) object(o map[string]any) {
 	if !v.personal {
 		for _, name := range personalFields {

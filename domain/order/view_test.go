@@ -8,7 +8,7 @@ import (
 	"tomato/domain/order"
 )
 
-// TestPaymentStatus is the contract's list; the first match counts.
+// TestPaymentStatus has a case for each payment status and each way to reach it.
 func TestPaymentStatus(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

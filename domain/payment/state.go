@@ -2,6 +2,8 @@
 // gateway, what was captured, and what was refunded. Its key is the order's id. Money
 // that belongs to no order is an aggregate of its own, whose key is the gateway's
 // payment id.
+//
+// The comment of package domain lists the files in reading order.
 package payment
 
 import (
@@ -152,9 +154,9 @@ func (s *State) Share() {
 	s.Attempts, s.Refunds = domain.Fitted(s.Attempts), domain.Fitted(s.Refunds)
 }
 
-// Settled reports whether no money is on its way or waits for an operator: everything
-// captured is booked, refunded or resolved, every refund succeeded, and the booked
-// payment of an order that ended without delivery is refunded.
+// Settled reports whether nothing is left to do about the money. That is so if all
+// captured money is booked, refunded or resolved, if every refund has succeeded, and if
+// the booked payment of an order that ended without delivery is refunded.
 func (s *State) Settled(orderEnded bool) bool {
 	if orderEnded && s.Booked != "" && !s.WasRefunded(s.Booked) {
 		return false

@@ -71,7 +71,7 @@ var facts = payment.OrderFacts{
 	Payable: true, Status: "placed", Amount: 450, Currency: "INR", CustomerID: "c1", RestaurantID: "res1",
 }
 
-// states are the columns of the document's table.
+// states are the states in which TestTransitions tries each command.
 var states = []domaintest.State[payment.Event]{
 	{Name: "none", History: none, Shown: "none"},
 	{Name: "requested", History: requested, Shown: "requested"},
@@ -81,7 +81,8 @@ var states = []domaintest.State[payment.Event]{
 	{Name: "refunded", History: refunded, Shown: "refunded"},
 }
 
-// TestTransitions is the document's table.
+// TestTransitions is the table of transitions: the outcome of every command in every
+// state of a payment.
 func TestTransitions(t *testing.T) {
 	t.Parallel()
 	ask := func(o payment.OrderFacts) payment.RequestPayment {

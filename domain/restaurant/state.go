@@ -1,5 +1,7 @@
 // Package restaurant is the restaurant aggregate: where it is, whether it is
 // open, and its menu, from which orders are priced.
+//
+// The comment of package domain lists the files in reading order.
 package restaurant
 
 import (

@@ -12,22 +12,22 @@ import (
 // PositionType is the type of the records on topic rider-locations.
 const PositionType = "RIDER_LOCATION"
 
-// Position is a rider's position: the data of a RIDER_LOCATION record. It is
-// telemetry: no aggregate, no version.
+// Position is where a rider was at one time. It is the data of a RIDER_LOCATION record.
+// Positions are telemetry: they belong to no aggregate and have no version.
 type Position struct {
 	RiderID    string       `json:"riderId"`
 	Location   domain.Point `json:"location"`
 	RecordedAt time.Time    `json:"recordedAt"`
 }
 
-// MaxAhead is how far ahead of a reader's clock a position may be recorded: a
-// minute that the device may be ahead of who took it in, and a minute that they
-// may be ahead of the reader. A later one would make every real position of its
-// rider look outdated.
+// MaxAhead is how far the time of a position may be ahead of a reader's clock. The
+// device's clock may be a minute ahead of the instance that accepted the position, and
+// that instance's clock a minute ahead of the reader's. If a position with a later time
+// were accepted, all real positions of the rider would look outdated.
 const MaxAhead = 2 * time.Minute
 
-// ReadPosition reads a record of topic rider-locations: its event type, its key
-// and its data. It fails on whatever is no position that a reader can use.
+// ReadPosition reads a record of topic rider-locations from its event type, its key and
+// its data. It fails if the record is not a valid position.
 func ReadPosition(eventType, key string, data []byte, now time.Time) (Position, error) {
 	var p struct {
 		RiderID    string        `json:"riderId"`

@@ -1,10 +1,13 @@
 // Package rider is the rider aggregate: who may be offered orders, and the one
 // order that a rider may have. Locations are telemetry and not part of it.
+//
+// The comment of package domain lists the files in reading order.
 package rider
 
 import "time"
 
-// Verification says whether ops allow the rider to work. A new rider is unverified.
+// Verification is the decision of ops about whether the rider may work. A new rider is
+// unverified.
 type Verification string
 
 // The verifications.
@@ -14,7 +17,7 @@ const (
 	Suspended  Verification = "suspended"
 )
 
-// Status says whether the rider can take an order now. It is derived from the state.
+// Status is what the rider is doing now. It is derived from the state.
 type Status string
 
 // The statuses.

@@ -33,7 +33,7 @@ var (
 	suspendedBusy = then(busy, rider.RiderSuspended{RiderID: "r1"})
 )
 
-// states are the columns of the document's table.
+// states are the states in which TestTransitions tries each command.
 var states = []domaintest.State[rider.Event]{
 	{Name: "unknown", History: unknown},
 	{Name: "offline, unverified", History: unverified, Shown: "offline, unverified"},
@@ -44,8 +44,9 @@ var states = []domaintest.State[rider.Event]{
 	{Name: "suspended, busy with X", History: suspendedBusy, Shown: "busy, suspended"},
 }
 
-// TestTransitions is the document's table. Status and verification stand after an
-// event. Locations are no events and not here.
+// TestTransitions is the table of transitions: the outcome of every command in every
+// state of a rider. After an event it has the rider's status and verification.
+// Locations are not events, so they are not in the table.
 func TestTransitions(t *testing.T) {
 	t.Parallel()
 	claim := func(orderID string, round, wave int) rider.ClaimFor {

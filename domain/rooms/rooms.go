@@ -1,6 +1,7 @@
-// Package rooms is the vocabulary of the realtime feeds: rooms, and messages to
-// them. The realtime projector makes messages of events, the hub hands them to
-// those who joined the rooms, and internal/emit makes them directly.
+// Package rooms has the names of the rooms of the realtime feeds, and the messages that
+// are sent to them. The realtime projector (projections/realtime) makes messages of
+// events, and of the records that internal/emit appends. The hub (queryside/feed) sends
+// them to the connections that have joined the rooms.
 package rooms
 
 import (
@@ -13,8 +14,8 @@ import (
 	"tomato/domain"
 )
 
-// Emitted is the type of the records on topic feed: what internal/emit was
-// asked to send. Key is the room, the data an Emit.
+// Emitted is the type of the records on topic feed, which internal/emit appends. The key
+// of such a record is the room, and the data is an Emit.
 const Emitted = "FEED_EMIT"
 
 // Emit is the data of a FEED_EMIT record.
@@ -22,44 +23,44 @@ type Emit struct {
 	Event   string          `json:"event"`
 	Room    string          `json:"room"`
 	Payload json.RawMessage `json:"payload"`
-	Role    domain.Role     `json:"role,omitempty"` // in a room user:<id>: of whom it is for; "" is whoever has joined
+	Role    domain.Role     `json:"role,omitempty"` // in a room user:<id>: the role that the message is for; "" is everybody in the room
 }
 
 // Message is one message to the connections that have joined one of its rooms.
 // It reaches each of them once, with the first of Rooms that it has joined.
 type Message struct {
 	Event string
-	Rooms []string // in the order of the table in projections/realtime/rooms.go, no duplicates
-	// Roles says for whom the message is in a room user:<id>, which a customer
-	// and a rider may share: Roles[i] is for Rooms[i]. None, or "", is whoever
-	// has joined the room.
+	Rooms []string // without duplicates, in the order in which projections/realtime/rooms.go makes them
+	// Roles[i] is the role that the message is for in Rooms[i], if that is a room
+	// user:<id>, which a customer and a rider may share. If it is "" or missing, the
+	// message is for everybody in the room.
 	Roles     []domain.Role
 	Payload   []byte // JSON
 	Timestamp time.Time
 
-	// Customer, Restaurant and Rider are the order's parties as of this event.
-	// Where one is set, the room order:<id> shows the message to them and to ops
-	// alone, whoever else has joined it (a rider who dropped the order, say).
+	// Customer, Restaurant and Rider are the order's parties as of this event. If one
+	// of them is set, only they and ops see the message in the room order:<id>, even if
+	// others have joined it, such as a rider who dropped the order.
 	Customer   string
 	Restaurant string
 	Rider      string
 
-	// Version is the order's after the event that the message tells of; 0 where
-	// it does not come from an event of an order. With such an event Rider either
-	// has the order before and after it, or Assigned says that they have it from
-	// then on, or Unassigned that they have it no longer.
+	// Version is the order's version after the event that the message is made of, or 0
+	// if that is not an event of an order. If it is, Rider has the order before and
+	// after the event, unless Assigned or Unassigned is set: with Assigned, Rider has
+	// the order from this event on; with Unassigned, until this event.
 	Version              int64
 	Assigned, Unassigned bool
 
-	// Latest marks a message that a later one of the same event and room
-	// replaces wherever it still waits.
+	// Latest means that a later message with the same event and room replaces this one,
+	// if it has not been sent yet.
 	Latest bool
-	// Final says that the Latest message of its rooms, if any, no longer holds.
+	// Final means that the last message with Latest in the same rooms is no longer true.
 	Final bool
 }
 
-// VisibleTo reports whether actor, having joined room, may see m there. Ops see
-// all that their rooms are told.
+// VisibleTo reports whether actor, who has joined room, may see m there. Ops see every
+// message in the rooms that they have joined.
 func (m *Message) VisibleTo(actor domain.Actor, room string) bool {
 	switch {
 	case actor.Role == domain.Ops:
@@ -73,17 +74,17 @@ func (m *Message) VisibleTo(actor domain.Actor, room string) bool {
 	return true
 }
 
-// OfParties reports whether m tells of an order, and so is shown in the order's
-// room to its parties alone. What is emitted to the room is for all in it.
+// OfParties reports whether m is about an order, so that in the order's room only its
+// parties see it. Messages from internal/emit are for everybody in the room.
 func (m *Message) OfParties() bool {
 	return m.Customer != "" || m.Restaurant != "" || m.Rider != ""
 }
 
-// RiderHas reports whether the rider has the order after the event that m tells of.
+// RiderHas reports whether the rider has the order after the event that m is made of.
 func (m *Message) RiderHas(riderID string) bool { return m.Rider == riderID && !m.Unassigned }
 
-// Party reports whether actor is the customer, the restaurant or the rider of the
-// order that m tells of.
+// Party reports whether actor is the customer, the restaurant or the rider of the order
+// that m is about.
 func (m *Message) Party(actor domain.Actor) bool {
 	switch actor.Role {
 	case domain.Customer:
@@ -104,28 +105,29 @@ const (
 	orderPrefix      = "order:"
 )
 
-// User is the room of one customer or rider.
+// User returns the room of one customer or rider.
 func User(id string) string { return userPrefix + id }
 
 // IsUser reports whether room is that of one customer or rider.
 func IsUser(room string) bool { return strings.HasPrefix(room, userPrefix) }
 
-// Restaurant is the room of one restaurant.
+// Restaurant returns the room of one restaurant.
 func Restaurant(id string) string { return restaurantPrefix + id }
 
-// Order is the room of one order.
+// Order returns the room of one order.
 func Order(id string) string { return orderPrefix + id }
 
-// OrderID returns the order id of an order's room.
+// OrderID returns the id of the order whose room it is. ok is false if room is not the
+// room of an order.
 func OrderID(room string) (orderID string, ok bool) { return strings.CutPrefix(room, orderPrefix) }
 
-// What the names of rooms and events look like.
+// The regular expressions that the names of rooms and events match.
 const (
 	Pattern      = `^(ops|(user|restaurant|order):[A-Za-z0-9_-]{1,64})$`
 	EventPattern = `^[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+)*$`
 )
 
-// JoinedBy returns the rooms that actor joins at connection.
+// JoinedBy returns the rooms that a connection of actor joins when it is opened.
 func JoinedBy(actor domain.Actor) []string {
 	switch actor.Role {
 	case domain.Customer, domain.Rider:
@@ -144,8 +146,9 @@ var (
 // Valid reports whether room is the name of a room.
 func Valid(room string) bool { return len(room) <= 80 && roomPattern.MatchString(room) }
 
-// ValidEvent reports whether name may be emitted: letters, digits, _ . - and
-// colons between, at most 100. Names that begin with feed: are the feed's own.
+// ValidEvent reports whether a message with this event may be emitted. The name has
+// letters, digits, "_", "." and "-", with colons in between, and at most 100 characters.
+// Names that begin with feed: are reserved for the feed's own messages.
 func ValidEvent(name string) bool {
 	return len(name) <= 100 && eventPattern.MatchString(name) && !strings.HasPrefix(name, "feed:")
 }

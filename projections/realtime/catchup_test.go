@@ -48,7 +48,7 @@ func TestCatchUpReadsWhatCameBeforeTheStart(t *testing.T) {
 		return got, err
 	}
 	if got, err := read(3, 6); err == nil {
-		t.Error("from a void record it read", got)
+		t.Error("from an invalid record it read", got)
 	}
 	if got, err := read(1, 5); err == nil {
 		t.Error("up to somewhere else it read", got)

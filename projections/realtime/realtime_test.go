@@ -157,7 +157,7 @@ func TestFollowsFromTheBeginningWithoutMarks(t *testing.T) {
 	})
 }
 
-// A start in mid-log must know term and seq, else all that follows is void.
+// A projector that starts in the middle of a log must know term and seq. Otherwise it takes all later records for invalid.
 func TestFollowsFromMarks(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)
