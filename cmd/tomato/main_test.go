@@ -15,5 +15,6 @@ func TestMain(m *testing.M) {
 	if err := os.Setenv(servertest.AsTomato, "1"); err != nil {
 		panic(err)
 	}
+	servertest.RunMoreAtOnce()
 	os.Exit(m.Run())
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/domain"
+	"tomato/domain/order"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
 )
@@ -196,18 +197,18 @@ func (a *Installation) DispatchSteps(id string) (steps []string) {
 	for _, e := range a.History(eventlog.Orders, id) {
 		step := fmt.Sprint(e.Type, " ", Data(e, "round"))
 		switch e.Type {
-		case "ORDER_OFFERED", "OFFERS_EXPIRED", "OFFER_DECLINED":
+		case order.TypeOrderOffered, order.TypeOffersExpired, order.TypeOfferDeclined:
 			step += fmt.Sprint("/", Data(e, "wave"))
-		case "DISPATCH_EXHAUSTED", "RIDER_ASSIGNED", "RIDER_UNASSIGNED":
+		case order.TypeDispatchExhausted, order.TypeRiderAssigned, order.TypeRiderUnassigned:
 		default:
 			continue
 		}
 		switch e.Type {
-		case "ORDER_OFFERED":
+		case order.TypeOrderOffered:
 			for _, r := range Data(e, "riders").([]any) {
 				step += " " + Dig(r, "riderId").(string)
 			}
-		case "OFFER_DECLINED", "RIDER_ASSIGNED", "RIDER_UNASSIGNED":
+		case order.TypeOfferDeclined, order.TypeRiderAssigned, order.TypeRiderUnassigned:
 			step += fmt.Sprint(" ", Data(e, "riderId"))
 		}
 		steps = append(steps, step)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"tomato/commandside/gateway"
+	"tomato/domain/order"
 	"tomato/eventlog"
 )
 
@@ -79,7 +80,7 @@ func (a *Installation) Pay(customerID, orderID string) (paymentID string) {
 	a.T.Helper()
 	gatewayOrder := a.OpenPayment(customerID, orderID)
 	paymentID = a.Must(Customer(customerID), "POST /v1/simulated-gateway/orders/"+gatewayOrder+"/pay", map[string]any{"outcome": "captured"}).Str("paymentId")
-	a.AwaitEvent(eventlog.Orders, orderID, "ORDER_PAID", 1)
+	a.AwaitEvent(eventlog.Orders, orderID, order.TypeOrderPaid, 1)
 	return paymentID
 }
 

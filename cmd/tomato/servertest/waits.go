@@ -3,9 +3,12 @@ package servertest
 import (
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"net/http"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +20,22 @@ import (
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
 )
+
+// AtOnce is how many tests of a binary run at a time, unless -parallel says otherwise.
+// Tests of whole servers mostly wait: for deadlines, outages and retries. With as many
+// at a time as there are processors, the processors were idle half of the time.
+const AtOnce = 4
+
+// RunMoreAtOnce lets AtOnce tests run at a time where there are fewer processors. A
+// TestMain calls it before it runs the tests.
+func RunMoreAtOnce() {
+	if runtime.GOMAXPROCS(0) >= AtOnce {
+		return
+	}
+	if err := flag.Set("test.parallel", strconv.Itoa(AtOnce)); err != nil { // the command line is read after it
+		panic(err)
+	}
+}
 
 // Await asks again and again until now returns nil, and fails the test if it never
 // does.
