@@ -20,7 +20,7 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// TestMain lets the test binary be the process that runs a broker and is killed.
+// TestMain runs a broker instead of the tests if the test binary was started for that.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("TOMATO_TEST_BROKER_DIR"); dir != "" {
 		b, err := eventlog.StartBroker(dir, os.Getenv("TOMATO_TEST_BROKER_ADDR"))
@@ -64,7 +64,7 @@ func TestEmbeddedBrokerKeepsWhatItAcknowledgedThroughKills(t *testing.T) {
 	eventlogtest.Topics(t, cfg, layout)
 	client := eventlogtest.Client(t, cfg, kgo.ProducerLinger(0), kgo.RecordPartitioner(kgo.ManualPartitioner()))
 
-	// acked maps the value of each acknowledged record to its place.
+	// acked maps the value of each acknowledged record to its partition and offset.
 	acked, before := map[string]string{}, map[string]bool{} // before: acknowledged before the next kill
 	results := make(chan *kgo.Record, 3000)
 	const kills, perLife = 3, 500
@@ -80,7 +80,8 @@ func TestEmbeddedBrokerKeepsWhatItAcknowledgedThroughKills(t *testing.T) {
 				results <- r
 			})
 		}
-		// Kill it while most are still under way; they land after the restart.
+		// Kill it while most records are not acknowledged yet. The client sends them again
+		// after the restart.
 		for range perLife / 10 {
 			r := <-results
 			acked[string(r.Value)] = fmt.Sprint(r.Partition, "@", r.Offset)
@@ -96,7 +97,7 @@ func TestEmbeddedBrokerKeepsWhatItAcknowledgedThroughKills(t *testing.T) {
 		r := <-results
 		acked[string(r.Value)] = fmt.Sprint(r.Partition, "@", r.Offset)
 	}
-	// A group's commit and a transaction are kept as well.
+	// Offsets that a group committed, and transactions, are kept as well.
 	adm := kadm.NewClient(client)
 	commit := kadm.Offsets{}
 	commit.Add(kadm.Offset{Topic: eventlog.Orders, Partition: 1, At: 42, LeaderEpoch: -1})
@@ -217,15 +218,15 @@ func TestEmbeddedBrokerRefusesAnAddressThatItCannotServe(t *testing.T) {
 	}
 }
 
-// What the shards and the consumers need of a broker, on both kinds: a group
-// that hands partitions over, and no topic that springs up by being asked for.
+// Both kinds of brokers do what shards and consumers need: a group hands partitions over,
+// and a request for a topic that does not exist does not create it.
 func TestBrokersCoordinateGroupsAndMakeNoTopicsByThemselves(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
 		ctx := deadline(t, 2*time.Minute)
 		eventlogtest.Topics(t, cfg, layout)
 		member := func() (*kgo.Client, <-chan int) {
-			changes := make(chan int, 100) // partitions that came, or went when negative
+			changes := make(chan int, 100) // how many partitions were assigned, or, if negative, revoked
 			return eventlogtest.Client(t, cfg, kgo.ConsumerGroup("command-shards"), kgo.ConsumeTopics(eventlog.Orders),
 				kgo.HeartbeatInterval(100*time.Millisecond), kgo.SessionTimeout(6*time.Second), kgo.DisableAutoCommit(),
 				kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, a map[string][]int32) { changes <- len(a[eventlog.Orders]) }),

@@ -47,7 +47,7 @@ func TestEventIsTheSameAfterALifeAsRecord(t *testing.T) {
 	})
 }
 
-// The headers are read by programs of others: they are as CloudEvents has them.
+// Other programs read the headers, so they are those of CloudEvents.
 func TestRecordOnTheWire(t *testing.T) {
 	t.Parallel()
 	e := eventlog.Event{
@@ -87,8 +87,8 @@ func TestWhatIsNoEventIsRefused(t *testing.T) {
 	}
 }
 
-// Any client that sends a key with Kafka's default partitioner must find the
-// partition that the shards take it to be on.
+// A client that sends a key with Kafka's default partitioner must choose the partition
+// that PartitionFor returns.
 func TestPartitionForIsKafkasOwn(t *testing.T) {
 	t.Parallel()
 	kgos := kgo.StickyKeyPartitioner(nil).ForTopic("orders")
@@ -194,8 +194,8 @@ func TestReaderRule(t *testing.T) {
 	}
 }
 
-// Whoever starts in mid-log at a record that counted, with the term and seq of
-// that record's own headers, finds the same history as who read it all.
+// A reader that starts in the middle of a log, at a valid record and with the term and
+// seq of that record, finds the same history as a reader of the whole log.
 func TestReaderRuleStartsInMidLog(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(40) {

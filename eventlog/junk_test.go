@@ -11,7 +11,7 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// What all readers do with a record is decided in one place, from its headers.
+// Rule.Take decides from a record's headers what all readers do with it.
 func TestTakeIsTheOnePolicy(t *testing.T) {
 	t.Parallel()
 	headers := func(pairs ...string) *kgo.Record {
@@ -68,7 +68,7 @@ func TestTakeIsTheOnePolicy(t *testing.T) {
 	}
 }
 
-// Texts of another program's records do not get into the events that follow.
+// Long texts in a record of another program do not get into the events that follow.
 func TestLongAttributesAreLeftOut(t *testing.T) {
 	t.Parallel()
 	r := &kgo.Record{Headers: []kgo.RecordHeader{{Key: "ce_type", Value: []byte("T")}}}
@@ -81,10 +81,10 @@ func TestLongAttributesAreLeftOut(t *testing.T) {
 	}
 }
 
-// Junk on any topic holds nobody up: it is skipped, or where it is valid by the rule
+// Junk on any topic stops nobody. It is skipped, or, if the reader rule accepts it, only
 // its own key is parked, whatever the size of its key and headers.
-// FuzzParse: whatever a record holds, it is read without a panic, and what is
-// taken has an id for a subject, a time that JSON takes and texts of some length.
+// FuzzParse: whatever a record contains, Parse does not panic. A record that Take takes
+// has a subject that is an id, a time that JSON can have, and texts within the limits.
 func FuzzParse(f *testing.F) {
 	eventlogtest.FuzzRecords(f, eventlog.Orders, "", func(t *testing.T, r *kgo.Record) {
 		e, err := eventlog.ParseRecord(r)

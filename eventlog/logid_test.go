@@ -61,7 +61,7 @@ func TestTheLogIDIsOfTheTopics(t *testing.T) {
 		if _, err := adm.DeleteTopics(t.Context(), eventlog.Payments); err != nil {
 			t.Fatal(err)
 		}
-		for { // a topic is deleted after the answer
+		for { // the brokers delete a topic some time after they have answered
 			rows, err := eventlog.Describe(t.Context(), adm, eventlog.Layout{Partitions: 1})
 			if err != nil {
 				t.Fatal(err)
@@ -115,7 +115,8 @@ func TestAClientsTokenIsOfItsLogs(t *testing.T) {
 	}
 }
 
-// requests counts those that a client sends to the brokers, by Kafka's number.
+// requests counts the requests that a client sends to the brokers, by Kafka's number of
+// the request.
 type requests struct{ n [100]atomic.Int64 }
 
 func (r *requests) OnBrokerWrite(_ kgo.BrokerMetadata, key int16, _ int, _, _ time.Duration, _ error) {
@@ -124,9 +125,9 @@ func (r *requests) OnBrokerWrite(_ kgo.BrokerMetadata, key int16, _ int, _, _ ti
 
 const listOffsets = 2
 
-// A position that was never appended is found out, one that was appended after
-// the brokers were last asked is not, and however many ask, the brokers are
-// asked one question at a time.
+// Ends finds that a position was never appended, but not for a position that was appended
+// after the last request to the brokers. However many callers there are, it sends one
+// request at a time.
 func TestAPositionBeyondTheEndIsFoundOut(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
@@ -165,7 +166,7 @@ func TestAPositionBeyondTheEndIsFoundOut(t *testing.T) {
 		watched, stop := ends.Watch(t.Context(), fresh)
 		var wg sync.WaitGroup
 		before := sent.n[listOffsets].Load()
-		for range 300 { // they end when the question about the fresh one is long answered
+		for range 300 { // they end long after the request about the new position was answered
 			wg.Go(func() {
 				if !unknown(eventlog.Token{{Topic: eventlog.Orders, Partition: 0}: 99}) {
 					t.Error("not found out")
@@ -183,7 +184,7 @@ func TestAPositionBeyondTheEndIsFoundOut(t *testing.T) {
 	})
 }
 
-// While the brokers cannot be asked nothing is unknown.
+// While the brokers are unavailable, no position is found unknown.
 func TestNothingIsUnknownWhileTheBrokersAreAway(t *testing.T) {
 	t.Parallel()
 	client := eventlogtest.Client(t, eventlog.Config{Brokers: []string{"127.0.0.1:1"}, Dial: func(context.Context, string, string) (net.Conn, error) {
@@ -205,8 +206,8 @@ func TestNothingIsUnknownWhileTheBrokersAreAway(t *testing.T) {
 	}
 }
 
-// FuzzToken: whatever a client sends is refused or is a token, which is the same
-// after another life as text.
+// FuzzToken: what a client sends is refused, or it is a token that is the same after it
+// has been written and read again.
 func FuzzToken(f *testing.F) {
 	mine := eventlog.LogID{1, 2, 3, 4, 5, 6}
 	f.Add(mine.Format(eventlog.Token{{Topic: eventlog.Orders, Partition: 3}: 17, {Topic: eventlog.Feed}: 1 << 40}.String()))

@@ -73,7 +73,7 @@ func TestEnsureCreatesWhatIsMissingOnceAndForAll(t *testing.T) {
 			}
 		}
 
-		// A consumer that is new gets its topics, the others stay.
+		// A new consumer gets its topics, and the other topics stay as they are.
 		more := layout
 		more.Consumers = append(slices.Clone(more.Consumers), eventlog.Subscription{Name: "dispatch", Topics: []string{eventlog.Riders}})
 		if err := eventlog.Ensure(ctx, adm, more); err != nil {
@@ -123,7 +123,7 @@ func TestDescribeCountsRecordsAndNamesWhatIsMissing(t *testing.T) {
 	})
 }
 
-// showing waits until n topics show: a broker knows them a little after the
+// showing waits until the broker has n topics. It has them a little later than the
 // controller.
 func showing(ctx context.Context, t *testing.T, adm *kadm.Client, n int) {
 	t.Helper()
@@ -178,7 +178,7 @@ func TestEnsureRefusesWhatWouldLoseEventsAndChangesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		// A longer or shorter life of what may be lost is the operator's choice.
+		// The operator may choose the retention of lossy topics.
 		if _, err := adm.CreateTopic(ctx, 3, 1, set("retention.ms", "60000"), eventlog.Feed); err != nil {
 			t.Fatal(err)
 		}
@@ -204,7 +204,7 @@ func TestEnsureRefusesWhatWouldLoseEventsAndChangesNothing(t *testing.T) {
 
 func TestEnsureWithReplicasWantsTwoInSync(t *testing.T) {
 	t.Parallel()
-	// Three brokers; the embedded kind will do, for what counts is the settings.
+	// Three brokers. They may be embedded ones, because only the settings matter.
 	cfg := eventlogtest.Brokers(t, 3)
 	ctx := deadline(t, time.Minute)
 	adm := kadm.NewClient(eventlogtest.Client(t, cfg))

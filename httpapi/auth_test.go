@@ -25,7 +25,7 @@ import (
 	"tomato/domain"
 )
 
-// good are the claims of a good token, changed by kv; a nil value removes one.
+// good returns the claims of a valid token, changed by kv. A nil value removes a claim.
 func good(kv ...any) jwt.MapClaims {
 	c := jwt.MapClaims{"sub": "c1", "role": "customer", "exp": time.Now().Add(time.Hour).Unix()}
 	for i := 0; i < len(kv); i += 2 {
@@ -153,7 +153,7 @@ func TestAuthenticate(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for range 2 { // the second may come from memory
+			for range 2 { // the second answer may come from the cache
 				got, exp, err := c.by.Authenticate(c.token)
 				if got != c.want || (err == nil) != (c.want != nobody) {
 					t.Fatalf("%+v %v", got, err)
@@ -170,7 +170,7 @@ func TestAuthenticate(t *testing.T) {
 	}
 }
 
-// A remembered token ends with its exp.
+// A cached token is refused after its exp.
 func TestRememberedTokenExpires(t *testing.T) {
 	t.Parallel()
 	a, err := NewAuthenticator(AuthConfig{Secret: secret})

@@ -18,7 +18,7 @@ import (
 	"tomato/domain"
 )
 
-// serveTest serves a on a port of its own.
+// serveTest starts a server for a on a free port.
 func serveTest(t *testing.T, a *API) *httptest.Server {
 	t.Helper()
 	s := httptest.NewUnstartedServer(nil)
@@ -28,7 +28,7 @@ func serveTest(t *testing.T, a *API) *httptest.Server {
 	return s
 }
 
-// begin sends the head of a request that announces a body, and then some of it.
+// begin sends the header of a request that announces a body, and a part of the body.
 func begin(t *testing.T, s *httptest.Server, request string, announced int, sent string) *bufio.Reader {
 	t.Helper()
 	conn, err := net.Dial("tcp", s.Listener.Addr().String())
@@ -36,7 +36,7 @@ func begin(t *testing.T, s *httptest.Server, request string, announced int, sent
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetReadDeadline(time.Now().Add(time.Minute)) // of a test that fails
+	_ = conn.SetReadDeadline(time.Now().Add(time.Minute)) // so that a test that fails ends
 	fmt.Fprintf(conn, "%s\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s", request, announced, sent)
 	return bufio.NewReader(conn)
 }
@@ -66,9 +66,9 @@ func allocated() uint64 {
 	return m.TotalAlloc
 }
 
-// Callers without a token who announce a large body and send nothing cost next
-// to nothing; what they do send is bounded in all, and given back when they leave.
-// Callers with a token are not held up by them.
+// Callers without a token who announce a large body and send nothing cost almost no
+// memory. The memory for what all of them send is bounded, and is free again when they
+// leave. Callers with a token do not wait for them.
 func TestBodiesOfStrangersAreBounded(t *testing.T) {
 	a := testAPI(t, io.Discard)
 	s := serveTest(t, a)
@@ -84,7 +84,7 @@ func TestBodiesOfStrangersAreBounded(t *testing.T) {
 
 	a = testAPI(t, io.Discard)
 	a.strangers = newBudget(64 << 10)
-	Register(a, operationFor("POST", "/v1/other"), nil, echoLength) // with that budget
+	Register(a, operationFor("POST", "/v1/other"), nil, echoLength) // without roles, so it has the budget
 	s = serveTest(t, a)
 	half := strings.Repeat("x", 32<<10)
 	first := begin(t, s, "POST /v1/other HTTP/1.1", len(half)+1, half)
@@ -106,8 +106,8 @@ func TestBodiesOfStrangersAreBounded(t *testing.T) {
 	awaitHeld(t, a.strangers, 0)
 }
 
-// Whoever is refused before the body is read is told so at once, though the body
-// never comes.
+// A request that is refused before its body is read is answered at once, even if the body
+// never arrives.
 func TestRefusalsDoNotWaitForTheBody(t *testing.T) {
 	t.Parallel()
 	a := testAPI(t, io.Discard)
@@ -136,7 +136,7 @@ func TestRefusalsDoNotWaitForTheBody(t *testing.T) {
 			continue
 		}
 		_, _ = io.Copy(io.Discard, res.Body)
-		// The server would wait for the rest of the body, and hold the connection.
+		// Without a deadline the server would wait for the rest of the body.
 		if _, err := conn.ReadByte(); err != io.EOF {
 			t.Errorf("%s: the connection ends with %v, want EOF", request, err)
 		}
@@ -146,8 +146,8 @@ func TestRefusalsDoNotWaitForTheBody(t *testing.T) {
 	}
 }
 
-// A body of nothing but faults costs a few times its own size, and the answer
-// lists the first 100 and says so.
+// A body that has only faults costs a few times its own size in memory. The answer lists
+// the first 100 faults and says that there are more.
 func TestFaultsAreBounded(t *testing.T) {
 	a := testAPI(t, io.Discard)
 	var unknown, lines strings.Builder

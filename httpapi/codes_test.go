@@ -12,13 +12,13 @@ import (
 	"testing"
 )
 
-// internalCodes are refusals that no answer carries: commandside makes another
-// problem of them, or only policies meet them.
+// internalCodes are the refusals that no answer has: commandside makes another problem of
+// them, or only policies get them.
 var internalCodes = []string{"version_mismatch"}
 
-// usedCodes reads from the sources which codes answers carry: the constants of type
-// domain.Code, what NewProblem and Unavailable are called with, what commandside's
-// notFoundAs and FromError make of a noun, and the field Code of literals.
+// usedCodes reads from the sources which codes answers can have: the constants of type
+// domain.Code, the arguments of NewProblem and Unavailable, the codes that notFoundAs of
+// commandside and FromError make of a noun, and the field Code of literals.
 func usedCodes(t *testing.T) map[string]string {
 	t.Helper()
 	used := map[string]string{}
@@ -107,8 +107,7 @@ func usedCodes(t *testing.T) map[string]string {
 	return used
 }
 
-// Every code that an answer can carry has its page, and no page is of a code that
-// nothing answers with.
+// Every code that an answer can have has a page, and every page is of such a code.
 func TestEveryCodeHasItsPage(t *testing.T) {
 	t.Parallel()
 	used := usedCodes(t)

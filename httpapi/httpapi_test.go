@@ -374,7 +374,7 @@ func TestAnswer(t *testing.T) {
 	}
 }
 
-// HEAD is answered wherever GET is, as GET is but for the body.
+// HEAD is answered wherever GET is. The answer is the same without the body.
 func TestHead(t *testing.T) {
 	t.Parallel()
 	a := testAPI(t, io.Discard)
@@ -448,7 +448,7 @@ func TestCORS(t *testing.T) {
 	}
 }
 
-// A fault of ours is logged with what happened, and told to nobody else.
+// The cause of a 500 is logged and not shown to the caller.
 func TestInternalIsLogged(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"panic", "other"} {
@@ -460,9 +460,9 @@ func TestInternalIsLogged(t *testing.T) {
 	}
 }
 
-// Over a connection: a body that is too large, of known length or not, is
-// refused, one that ends early too, and the connection's next request is not
-// hurt by the deadline for bodies.
+// Over a real connection, a body that is too large is refused, with and without a known
+// length. So is a body that ends early. The deadline for bodies does not affect the next
+// request of the connection.
 func TestBodiesOverTheWire(t *testing.T) {
 	t.Parallel()
 	s := httptest.NewUnstartedServer(nil)
@@ -509,8 +509,8 @@ func TestBodiesOverTheWire(t *testing.T) {
 	}
 }
 
-// An answer that has begun cannot become a problem: the connection is cut, so
-// that the client does not take half of it for all.
+// If a handler panics after the answer has begun, the answer cannot become a problem. The
+// connection is closed, so that the client does not take a part of the answer for all.
 func TestPanicAfterTheAnswerBegan(t *testing.T) {
 	t.Parallel()
 	a := testAPI(t, io.Discard)

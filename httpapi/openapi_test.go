@@ -12,8 +12,8 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 )
 
-// The document holds together: it is 3.1, references resolve, operations have
-// ids and problems for errors, and nothing is nullable.
+// The OpenAPI document has version 3.1, its references resolve, its operations have ids
+// and problems for errors, and nothing is nullable.
 func TestOpenAPI(t *testing.T) {
 	t.Parallel()
 	a := testAPI(t, io.Discard)
@@ -65,7 +65,7 @@ func TestOpenAPI(t *testing.T) {
 	}
 }
 
-// Two sides may have a type of one name each.
+// Two packages may have types with the same name.
 func TestSchemaNames(t *testing.T) {
 	t.Parallel()
 	type order struct {

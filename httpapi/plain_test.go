@@ -14,7 +14,7 @@ import (
 	"tomato/domain"
 )
 
-// plainBody has a field of every kind that is read at once.
+// plainBody has a field of every kind that plain can read.
 type plainBody struct {
 	ID    ID      `json:"id"`
 	Order OrderID `json:"order,omitempty"`
@@ -49,9 +49,9 @@ func bothWays(registry huma.Registry, s *huma.Schema, read reader, body []byte) 
 	return plain, long, taken, good
 }
 
-// TestPlain holds the short way of reading a body against the long one: on
-// bodies that are good or nearly so it takes nothing that the long way refuses,
-// reads it the same, and takes all that is plain.
+// TestPlain compares plain with validation on bodies that are valid or nearly valid.
+// plain must refuse what validation refuses, must read the rest in the same way, and must
+// accept every body that has nothing rare in it.
 func TestPlain(t *testing.T) {
 	t.Parallel()
 	registry := huma.NewMapRegistry("#/components/schemas/", schemaNames())
@@ -62,7 +62,7 @@ func TestPlain(t *testing.T) {
 		t.Fatal("the body has no short way")
 	}
 	check := func(t rapid.TB, body string, plainly bool) {
-		if !utf8.ValidString(body) { // refused before
+		if !utf8.ValidString(body) { // it is refused before
 			return
 		}
 		plain, long, taken, good := bothWays(registry, s, read, []byte(body))
@@ -83,10 +83,10 @@ func TestPlain(t *testing.T) {
 		"to":{"note":"n","point":` + point + `},"when":"2026-03-01T12:30:00.123+05:30" }` + "\t\r\n"
 	for _, body := range []string{whole, `{"id":"a","to":{"point":` + point + `}}`} {
 		check(t, body, true)
-		for i := range body { // cut short
+		for i := range body { // the end is missing
 			check(t, body[:i], false)
 		}
-		for i := range body { // one character less, or another one
+		for i := range body { // one character is missing or changed
 			check(t, body[:i]+body[i+1:], false)
 			for _, c := range []string{"0", "1", "-", ".", "e", `"`, `\`, "{", "}", "[", "]", ",", ":", " ", "a", "A", "\x00", "\x1f", "null", `"a":1,`, "\\u0041"} {
 				check(t, body[:i]+c+body[i:], false)

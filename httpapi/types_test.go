@@ -38,7 +38,7 @@ func TestConditionalHeaders(t *testing.T) {
 		t.Error("no header is not met")
 	}
 	a := testAPI(t, io.Discard)
-	for want, tags := range map[int][]string{201: {`"7"`, `"1"`}, 412: {`"7"`, `W/"1"`}, 422: {`"1"`, "*"}} { // in several lines
+	for want, tags := range map[int][]string{201: {`"7"`, `"1"`}, 412: {`"7"`, `W/"1"`}, 422: {`"1"`, "*"}} { // the header comes in several lines
 		r := httptest.NewRequest("POST", "/v1/orders", strings.NewReader(goodOrder))
 		r.Header = http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + mint(t, domain.Actor{Sub: "c1", Role: domain.Customer})}, "If-Match": tags}
 		w := httptest.NewRecorder()
@@ -59,8 +59,8 @@ func TestConditionalHeaders(t *testing.T) {
 	}
 }
 
-// A text has a visible character and no control characters; a line has no line
-// feed either. The short way and the long one agree (TestPlain).
+// A text has a visible character and no control characters. A line has no line feed
+// either. plain and validation agree on this (TestPlain).
 func TestTexts(t *testing.T) {
 	t.Parallel()
 	for _, s := range []string{"a", "é", "7", "!", "€", "अ", "日本", "👍", "👨‍👩‍👧", " a ", "e\u0301", "\u200fשלום", "a\u200bb", "नमस्ते", "\ufffd"} {
@@ -85,7 +85,7 @@ func TestTexts(t *testing.T) {
 			t.Errorf("%q: as text %q, as line %q", s, f, textFault(formatLine, s))
 		}
 	}
-	// As escapes, and with half of a surrogate pair.
+	// The same characters as escapes, and half of a surrogate pair.
 	a := testAPI(t, io.Discard)
 	for address, status := range map[string]int{`\u0061`: 201, `\ud83d\udc4d`: 201, `\u200b`: 422, `a\u0007`: 422, `a\ud83d`: 422, `a\udc4d\ud83d`: 422, `\\ud83d`: 201, `a\nb`: 201} {
 		res, p, body := do(t, a, call{method: "POST", path: "/v1/orders", body: strings.Replace(goodOrder, "  12 Main Street <A&B> ", address, 1),

@@ -14,8 +14,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// steps are three files. Each notes that it ran; the second one needs the
-// table that its first statement reads.
+// steps returns three files. Each inserts its number into the table ran. The second one
+// needs the table that its first statement reads.
 func steps(second string) fstest.MapFS {
 	return fstest.MapFS{
 		"steps/000001_a.up.sql": {Data: []byte("CREATE TABLE ran (step int);\nINSERT INTO ran VALUES (1);")},
@@ -26,7 +26,7 @@ func steps(second string) fstest.MapFS {
 
 const second = "CREATE TABLE b (id int);\nINSERT INTO ran VALUES (20);\nINSERT INTO b SELECT id FROM public.needed;"
 
-// ran says which files of the schema took effect, and the version's row.
+// ran returns the numbers of the files that took effect, and the row of the version.
 func ran(t *testing.T, db *pgxpool.Pool) (out string) {
 	t.Helper()
 	err := db.QueryRow(t.Context(), `SELECT (SELECT string_agg(step::text, ' ' ORDER BY step) FROM s.ran)
@@ -70,7 +70,7 @@ func TestAFileThatFailedIsAppliedOnceItsCauseIsGone(t *testing.T) {
 	}
 }
 
-// A migration waits inside its file; then its session, or its caller, ends.
+// A migration waits inside its file. Then its session is killed, or its caller gives up.
 func TestAMigrationThatWasInterruptedLeavesNothing(t *testing.T) {
 	t.Parallel()
 	for name, interrupt := range map[string]func(t *testing.T, db *pgxpool.Pool, cancel func()){
@@ -135,7 +135,7 @@ func TestOfManyThatStartAtOnceOneMigrates(t *testing.T) {
 	}
 }
 
-// An older build committed the flag before the file.
+// An older build committed the dirty flag before it applied the file.
 func TestADirtyVersionOfAnOlderBuild(t *testing.T) {
 	t.Parallel()
 	older := func(t *testing.T, sql string) (*pgxpool.Pool, string) {

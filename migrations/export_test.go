@@ -1,4 +1,4 @@
 package migrations
 
-// Apply is Core for files of a test's own.
+// Apply is Core with the files of a test.
 var Apply = apply

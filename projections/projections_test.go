@@ -31,7 +31,8 @@ import (
 
 const partitions = 3
 
-// bench is a log, a database and read models on them. Nothing projects yet.
+// bench has a log, a database and the read models. No consumer runs until project is
+// called.
 type bench struct {
 	t   testing.TB
 	cfg eventlog.Config
@@ -85,7 +86,7 @@ func (b *bench) runtime() *consumer.Runtime {
 	return &consumer.Runtime{Kafka: b.cfg, Partitions: partitions, DB: b.db, Log: b.log()}
 }
 
-// project keeps m up to date until stop, or the end of the test.
+// project keeps m up to date until stop is called or the test ends.
 func (b *bench) project(m *projections.ReadModels) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -125,12 +126,12 @@ func orderID(n int) string { return fmt.Sprintf("01980000-0000-7000-8000-%012d",
 
 var centre = domain.Point{Lng: 77.5946, Lat: 12.9716}
 
-// near is a point so many meters north of p.
+// near returns the point that many meters north of p.
 func near(p domain.Point, meters float64) domain.Point {
 	return domain.Point{Lng: p.Lng, Lat: p.Lat + meters/6371008.7714*180/math.Pi}
 }
 
-// life are the events of order n, from its placing to its delivery.
+// life returns the events of order n, from its placing to its delivery.
 func life(n int) []domain.Event {
 	id := orderID(n)
 	ctx := domain.Ctx{CustomerID: "c" + fmt.Sprint(n%5), RestaurantID: "r" + fmt.Sprint(n%3)}
@@ -240,8 +241,8 @@ func (b *bench) eventually(what string, ok func() bool) {
 	}
 }
 
-// A crash cannot be timed from outside, so many are made: every projector is
-// stopped at once, again and again, while events come.
+// A test cannot choose the moment of a crash. So this one stops every projector many
+// times while events are appended.
 func TestEachEventTakesEffectOnceAcrossRestarts(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -251,7 +252,7 @@ func TestEachEventTakesEffectOnceAcrossRestarts(t *testing.T) {
 	for i := range n {
 		token.Merge(b.w.Append(eventlog.Orders, orderID(i), life(i)...))
 		if i%80 == 79 {
-			next := b.project(b.models()) // two at once: partitions move
+			next := b.project(b.models()) // two run at once, so partitions move between them
 			stop()
 			stop = next
 		}
@@ -291,13 +292,13 @@ func TestATokenIsWaitedForAndThenGivenUp(t *testing.T) {
 	}
 }
 
-// Anybody may write to rider-locations: what is no position changes no row, and
-// the next one of its rider takes effect.
+// Any program may write to rider-locations. A record that is not a position changes no
+// row, and the next position of the rider takes effect.
 func TestWhatIsNoPositionChangesNoRow(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	now := time.Now()
-	// As a build that took any time for good has left it.
+	// An older build accepted positions with any time. This is a row that it has left.
 	if _, err := b.db.Exec(t.Context(), `INSERT INTO riders_g1.rider_positions VALUES ('ahead', ST_MakePoint(0, 0)::geography, '9999-01-01')`); err != nil {
 		t.Fatal(err)
 	}
@@ -347,9 +348,9 @@ func TestWaitingFindsOrdersWhoseWaveReachesTheRider(t *testing.T) {
 		token.Merge(b.w.Append(eventlog.Orders, orderID(n), append(events, offer)...))
 	}
 	offered(1, near(centre, 900), 1)
-	offered(2, near(centre, 1500), 1) // out of the first wave's reach
+	offered(2, near(centre, 1500), 1) // outside the radius of the first wave
 	offered(3, near(centre, 1500), 2)
-	offered(4, near(centre, 1501), 7) // beyond the last radius's number
+	offered(4, near(centre, 1501), 7) // a wave later than the last of the radii
 	offered(5, near(centre, 100), 1, "free")
 	offered(6, near(centre, 100), 1, "gone")
 	token.Merge(b.w.Append(eventlog.Orders, orderID(6), order.OfferDeclined{OrderID: orderID(6), RiderID: "gone", Round: 1, Wave: 1, WaveOver: true}))
@@ -366,7 +367,7 @@ func TestWaitingFindsOrdersWhoseWaveReachesTheRider(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := fmt.Sprint([]nearby.WaitingOrder{
-		{OrderID: orderID(6), RiderID: "free", DistanceMeters: 100}, // between two waves
+		{OrderID: orderID(6), RiderID: "free", DistanceMeters: 100}, // no wave is open
 		{OrderID: orderID(7), RiderID: "free", DistanceMeters: 100},
 		{OrderID: orderID(1), RiderID: "free", DistanceMeters: 900},
 		{OrderID: orderID(3), RiderID: "free", DistanceMeters: 1500},
@@ -377,8 +378,8 @@ func TestWaitingFindsOrdersWhoseWaveReachesTheRider(t *testing.T) {
 	}
 }
 
-// The log has lost its beginning: the generation that has read it serves on, and
-// none is made of the rest.
+// The first records of the log are deleted. The generation that has read them serves on,
+// and no new generation is made of the rest.
 func TestNoGenerationIsMadeOfHalfALog(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {

@@ -90,7 +90,7 @@ func TestRebuildGivesEqualRowsWhileEventsKeepComing(t *testing.T) {
 	})
 	cancel()
 	wg.Wait()
-	// Both generations are followed: wait for the last event in each.
+	// Both generations are kept up to date. Wait for the last event in each.
 	positions := consumer.NewPositions(b.db)
 	for _, n := range []int{1, 2} {
 		if err := positions.WaitFor(b.deadline(), projections.Orders, n, []string{eventlog.Orders}, last); err != nil {
@@ -130,7 +130,7 @@ func TestRebuildDropsTheOldGenerationAndQueriesGoOn(t *testing.T) {
 			payment.PaymentRequested{OrderID: orderID(n), Provider: "simulated", GatewayOrderID: fmt.Sprintf("g%d", n), Amount: 100, Currency: "INR"},
 			payment.PaymentSuccess{OrderID: orderID(n), PaymentID: fmt.Sprintf("p%d", n), Amount: 100, Currency: "INR", Booked: true}))
 	}
-	// This one never refreshes: its copy is stale after the drop.
+	// This one never refreshes, so its copy is outdated after the drop.
 	stale := b.models()
 	if _, _, err := stale.OrderOf(t.Context(), "g1", token); err != nil {
 		t.Fatal(err)
@@ -168,7 +168,7 @@ func TestARebuildIsDoneByOneProcessAndCleansUpAfterAKilledOne(t *testing.T) {
 	b := newBench(t)
 	b.project(b.m)
 	b.w.Append(eventlog.Restaurants, "r1", restaurant.RestaurantRegistered{RestaurantID: "r1", Name: "R", Location: centre})
-	// What a killed rebuild leaves.
+	// A killed rebuild leaves this.
 	ctx, kill := context.WithCancel(t.Context())
 	_, err := b.models().Rebuild(ctx, projections.Restaurants, projections.RebuildOptions{Runtime: b.runtime(), Progress: func(p projections.Progress) {
 		if p.Phase == projections.Filling {
@@ -195,7 +195,7 @@ func TestARebuildIsDoneByOneProcessAndCleansUpAfterAKilledOne(t *testing.T) {
 	if _, err := b.models().Rebuild(t.Context(), "menus", projections.RebuildOptions{Runtime: b.runtime()}); err == nil || !strings.Contains(err.Error(), "no read model") {
 		t.Errorf("rebuild of an unknown read model: %v", err)
 	}
-	// Roll back, and only what does not serve can be dropped.
+	// Go back to the old generation. Only a generation that does not serve can be dropped.
 	old := projections.Generation{Model: projections.Restaurants, Number: 1}
 	if err := b.m.Drop(t.Context(), g); err == nil {
 		t.Error("dropped the serving generation")
@@ -233,25 +233,25 @@ func TestRebuildLeavesWhatCannotBeFoldedToTheConsumer(t *testing.T) {
 	if err := b.db.QueryRow(t.Context(), `SELECT array_agg(n ORDER BY generation) FROM (SELECT generation, count(*) n FROM tomato.parked GROUP BY 1) p`).Scan(&parked); err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Equal(parked, []int{6, 6}) { // one dead, five behind it
+	if !slices.Equal(parked, []int{6, 6}) { // one dead letter, and five events that wait behind it
 		t.Errorf("parked %v", parked)
 	}
 }
 
-// Events whose values Postgres refuses are parked, and a rebuild is not stopped by
-// them: neither while it fills its tables, nor while it makes their indexes.
+// Events with values that Postgres refuses are parked. They do not stop a rebuild, neither
+// while it fills the tables nor while it creates the indexes.
 func TestARebuildIsNotStoppedByValuesThatPostgresRefuses(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.project(b.m)
 	last := b.w.Append(eventlog.Orders, orderID(0), life(0)...)
-	var noise strings.Builder // too long for an index, and nothing that could be compressed
+	var noise strings.Builder // too long for an index, and random, so that it cannot be compressed
 	for rnd := rand.New(rand.NewPCG(1, 1)); noise.Len() < 20_000; {
 		noise.WriteString(strconv.FormatUint(rnd.Uint64(), 36))
 	}
 	parked := 0
 	for n, data := range []string{
-		`{"orderId":"x","customerId":"` + noise.String() + `"}`, // by itself: the fill must not end before it for another's sake
+		`{"orderId":"x","customerId":"` + noise.String() + `"}`, // the only such event of the first rebuild, so that the fill does not stop before it
 		`{"orderId":"x","customerId":"a\u0000b"}`,
 		"{\"orderId\":\"x\",\"reason\":\"\xff\"}",
 	} {
@@ -291,7 +291,7 @@ func TestRidersRebuildKeepsPositionsAndTheirCheckpoint(t *testing.T) {
 		id := fmt.Sprintf("rider%d", n)
 		token.Merge(b.w.Append(eventlog.Riders, id, ready(id)...))
 		token.Merge(b.position(id, near(centre, float64(n*100)), now))
-		token.Merge(b.position(id, near(centre, 90000), now.Add(-time.Minute))) // older than the last: dropped
+		token.Merge(b.position(id, near(centre, 90000), now.Add(-time.Minute))) // older than the last position, so it changes nothing
 	}
 	find := func() string {
 		found, _, err := b.m.Nearest(t.Context(), []nearby.Search{{Point: centre, RadiusMeters: 450, Limit: 10}}, 5*time.Minute, token, time.Minute)
@@ -317,9 +317,9 @@ func TestRidersRebuildKeepsPositionsAndTheirCheckpoint(t *testing.T) {
 	}
 }
 
-// 5 % of what the orders read model is handed fails, some of it for good, while
-// its projectors come and go. Mended, and replayed once, its rows are those that
-// a rebuild gives.
+// 5 % of the events that the orders read model handles fail, some of them every time,
+// while its projectors start and stop. When the cause is gone and the dead letters have
+// been replayed once, the rows are the same as those of a rebuild.
 func TestRowsAfterFailuresAreThoseOfARebuild(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

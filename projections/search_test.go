@@ -18,7 +18,7 @@ import (
 	"tomato/projections"
 )
 
-// metersBetween is the distance on the sphere (haversine).
+// metersBetween returns the distance on the sphere (haversine).
 func metersBetween(a, b domain.Point) float64 {
 	const radius = 6371008.7714
 	rad := math.Pi / 180
@@ -27,8 +27,9 @@ func metersBetween(a, b domain.Point) float64 {
 	return 2 * radius * math.Asin(math.Min(1, math.Sqrt(h)))
 }
 
-// The search walks an index within a box and cuts the circle out; it must find
-// what looking at every rider finds, also at the date line and near the poles.
+// The search walks an index within a box and leaves out what is outside the circle. It
+// must find the same riders as a look at every rider, also at the date line and near the
+// poles.
 func TestNearestIsWhatLookingAtEveryRiderFinds(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -153,7 +154,7 @@ func TestFreeRidersAreTheJoinWhateverComesAtOnce(t *testing.T) {
 		}
 	})
 	wg.Wait()
-	for i := range riders / 2 { // some end online
+	for i := range riders / 2 { // half of the riders are online at the end
 		token.Merge(b.w.Append(eventlog.Riders, fmt.Sprintf("rider%d", i), rider.RiderOnline{RiderID: fmt.Sprintf("rider%d", i)}))
 	}
 	b.passed(projections.Riders, token)

@@ -45,7 +45,7 @@ func TestWhoSeesWhatOfAnOrder(t *testing.T) {
 	for _, c := range []struct {
 		order  int
 		actor  domain.Actor
-		events string // what they tell
+		events string // the names that the events show
 		view   string
 	}{
 		{1, customer, "c1 Dosa ring till-3", "c1 Dosa ring till-3"},

@@ -32,13 +32,13 @@ import (
 
 const secret = "0123456789abcdef0123456789abcdef"
 
-// queries is the query side on a database that the test fills by itself, in
-// place of the projections.
+// queries is the query side on a database that the test fills itself, without the
+// projections.
 type queries struct {
 	t     *testing.T
 	db    *pgxpool.Pool
 	api   *httpapi.API
-	fails error // of the wait for the token
+	fails error // the error of the wait for the token
 	seen  eventlog.Token
 }
 
@@ -99,7 +99,7 @@ func text(v any) string {
 
 func point(p domain.Point) string { return fmt.Sprintf("POINT(%v %v)", p.Lng, p.Lat) }
 
-// order puts an order in place, with one event per version.
+// order inserts an order, with one event per version.
 func (q *queries) order(s order.State) {
 	q.t.Helper()
 	closed := ""
@@ -377,7 +377,7 @@ func TestPagesHaveEveryOrderOnceThoughTimesAreEqual(t *testing.T) {
 	for i := range n {
 		s := assigned(i)
 		s.Status = order.Statuses[i%len(order.Statuses)]
-		s.CreatedAt = noon.Add(-time.Duration(i/8) * time.Millisecond) // eight have the same
+		s.CreatedAt = noon.Add(-time.Duration(i/8) * time.Millisecond) // eight orders have the same time
 		s.Exhausted = i%10 == 3
 		q.order(s)
 	}
@@ -619,7 +619,7 @@ func TestAReadModelBehindIs503AndAnAbsentDatabaseToo(t *testing.T) {
 			t.Errorf("a token %s: %d %v", name, a.status, a.body)
 		}
 	}
-	q.fails = eventlog.ErrUnknownToken // beyond the end
+	q.fails = eventlog.ErrUnknownToken // as for a token that is beyond the end
 	if a := q.get(ops, "/v1/orders/"+orderID(1)); a.status != 422 || a.code() != "unknown_consistency_token" {
 		t.Errorf("%d %v", a.status, a.body)
 	}
@@ -629,7 +629,7 @@ func TestAReadModelBehindIs503AndAnAbsentDatabaseToo(t *testing.T) {
 	}
 	q.fails = nil
 	q.exec(`SELECT 1`)
-	// Its backends are ended, and no new one is let in.
+	// End all connections to the database, and allow no new ones.
 	name := q.db.Config().ConnConfig.Database
 	admin := q.db.Config().ConnConfig.Copy()
 	admin.Database = "postgres"

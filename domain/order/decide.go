@@ -9,8 +9,9 @@ import (
 )
 
 // Authorize checks that the actor may issue the command on this order, whatever its
-// status. The refusal is not_found if the actor is no party of the order, for whom it
-// does not exist, and forbidden if the actor is a party who may not do this.
+// status. It refuses with not_found if the actor is not a party of the order, because the
+// order does not exist for such an actor. It refuses with forbidden if the actor is a
+// party who may not do this.
 func Authorize(s *State, c domain.Command, a domain.Actor) error {
 	if !s.Party(a) {
 		return domain.Refuse(domain.NotFound, "no such order")
@@ -256,7 +257,7 @@ func decline(s *State, c Decline) (Event, error) {
 }
 
 func drop(s *State, c DropOrder) (Event, error) {
-	var dropped bool // before, by the actor
+	var dropped bool // the actor has dropped the order before
 	if c.By.Role == domain.Rider {
 		_, dropped = s.DropBy(c.By.Sub)
 	} else {
@@ -266,7 +267,9 @@ func drop(s *State, c DropOrder) (Event, error) {
 	case s.Status == StatusReadyForRider && dropped:
 		return nil, nil
 	case s.Status == StatusRiderAssigned && dropped && c.By.Role == domain.Rider && c.By.Sub != s.RiderID:
-		return nil, nil // ops mean the present rider, whomever they took the order from before
+		// The rider repeats their drop, and another rider has the order. A drop by ops is
+		// no such repeat: it always means the rider who has the order now.
+		return nil, nil
 	case s.Status == StatusRiderAssigned:
 		e := RiderUnassigned{OrderID: s.ID, RiderID: s.RiderID, ClaimID: s.ClaimID, Reason: c.Reason, By: c.By.Role,
 			Round: s.Round + 1, Location: s.PickUp.Location, Ctx: s.ctx(StatusReadyForRider)}
@@ -291,8 +294,8 @@ func (s *State) cancelled(reason string, by domain.Role) Event {
 		RiderID: s.RiderID, ClaimID: s.ClaimID, Riders: orNone(s.openOffers()), Ctx: s.ctx(StatusCancelled)}
 }
 
-// kitchenStep checks a step of the restaurant. done says that the order has passed it
-// already. The error is the refusal of a step that is not possible.
+// kitchenStep checks a step of the restaurant. done reports whether the order has passed
+// the step already. The error is the refusal of a step that is not possible.
 func (s *State) kitchenStep(from, to Status) (done bool, err error) {
 	switch {
 	case s.Status.Ended():
@@ -318,12 +321,12 @@ func (s *State) riderStep(from, to Status, name string) (done bool, err error) {
 	return false, nil
 }
 
-// ctx is what the event carries. after is the order's status after it.
+// ctx returns the Ctx of an event. after is the order's status after the event.
 func (s *State) ctx(after Status) domain.Ctx {
 	return domain.Ctx{CustomerID: s.CustomerID, RestaurantID: s.RestaurantID, RiderID: s.RiderID, Status: string(after)}
 }
 
-// orNone makes an absent list an empty one, because events carry [] and never null.
+// orNone returns an empty list for an absent one, because events have [] and never null.
 func orNone(riders []string) []string {
 	if riders == nil {
 		return []string{}

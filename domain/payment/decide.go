@@ -21,7 +21,7 @@ func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 			return nil, nil
 		}
 		if _, ok := s.Attempt(c.PaymentID); ok {
-			return nil, nil // a repeat, or a failure told after the capture
+			return nil, nil // a repeat, or a failure that was reported after the capture
 		}
 		return PaymentFailed{OrderID: s.OrderID, PaymentID: c.PaymentID, Amount: c.Amount, Currency: c.Currency,
 			GatewayOrderID: c.GatewayOrderID, Reason: c.Reason, Ctx: s.ctx(order.PaymentFailed)}, nil
@@ -61,7 +61,7 @@ func recordCaptured(s *State, c RecordCaptured) (Event, error) {
 	case s.Status == StatusNone:
 		return nil, domain.Refuse(CodeNotRequested, "no payment was asked for")
 	case known && a.State != AttemptStateFailed:
-		return nil, nil // booked, or unmatched whatever became of it
+		return nil, nil // it is booked, or it was unmatched and may have been resolved or refunded since
 	}
 	reason := ""
 	switch {
@@ -90,7 +90,7 @@ func requestRefund(s *State, c RequestRefund) (Event, error) {
 		c.PaymentID = s.Booked
 	}
 	a, ok := s.Attempt(c.PaymentID)
-	if !ok || s.Status == StatusNone { // money without an order is for an operator, and never refunded by itself
+	if !ok || s.Status == StatusNone { // an operator decides about money without an order; it is never refunded automatically
 		return nil, domain.Refuse(CodeUnsettled, "there is no captured payment to refund")
 	}
 	booked := c.PaymentID == s.Booked
@@ -104,7 +104,7 @@ func requestRefund(s *State, c RequestRefund) (Event, error) {
 		return nil, nil
 	}
 	if r, ok := s.RefundOf(c.PaymentID); ok && (r.Status != RefundStatusFailed || !c.ByOps) {
-		return nil, nil // once per payment; again only by ops after a failure
+		return nil, nil // a payment is refunded once; only ops may ask again, after a failure
 	}
 	e := RefundRequested{OrderID: s.OrderID, PaymentID: c.PaymentID, RefundID: c.RefundID, Amount: a.Amount, Currency: a.Currency,
 		Reason: c.Reason, Booked: booked, Ctx: s.ctx("")}
@@ -117,7 +117,7 @@ func requestRefund(s *State, c RequestRefund) (Event, error) {
 func recordRefund(s *State, c RecordRefund) (Event, error) {
 	r, ok := s.Refund(c.RefundID)
 	if !ok || s.WasRefunded(r.PaymentID) || r.Status == RefundStatusFailed && !c.Succeeded {
-		return nil, nil // once a refund succeeded, the outcome of another changes nothing
+		return nil, nil // after one refund has succeeded, the outcome of another changes nothing
 	}
 	booked := r.PaymentID == s.Booked
 	if !c.Succeeded {
@@ -150,8 +150,8 @@ func resolve(s *State, c Resolve) (Event, error) {
 	return PaymentResolved{OrderID: s.OrderID, PaymentID: c.PaymentID, Reason: c.Reason, By: c.By, Ctx: s.ctx("")}, nil
 }
 
-// ctx is what the event carries. shown is the order's payment status after it, "" if
-// the event does not change it.
+// ctx returns the Ctx of an event. shown is the order's payment status after the event, or
+// "" if the event does not change it.
 func (s *State) ctx(shown order.PaymentStatus) domain.Ctx {
 	return domain.Ctx{CustomerID: s.CustomerID, RestaurantID: s.RestaurantID, PaymentStatus: string(shown)}
 }

@@ -22,10 +22,10 @@ type Cluster struct {
 
 // StartCluster runs n nodes in dir/1 to dir/n and returns when all of them
 // answer. Their broker ids are 1 to n. Each is a controller, too, so with three
-// of them one may be away. Topics, the brokers' own ones included, have three
-// copies, of which two must be in sync, where there are three nodes; with fewer
-// as many copies as nodes, and one in sync. A cluster that was started in dir
-// before comes up again with its data and addresses.
+// nodes one may be unavailable. With three nodes, all topics have three copies, of which
+// two must be in sync. With fewer nodes, they have as many copies as there are nodes, of
+// which one must be in sync. A cluster that was started in dir before starts again with
+// its data and addresses.
 //
 // Options hold for each node; Port is not used.
 func StartCluster(ctx context.Context, dir string, n int, opts Options) (_ *Cluster, err error) {

@@ -14,8 +14,7 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// Whatever stands in a log, the feed makes messages of it or passes over it, and
-// goes on.
+// Whatever a record contains, the feed makes messages of it or skips it, and goes on.
 
 func FuzzFeedOfOrders(f *testing.F) {
 	fuzzFeed(f, eventlog.Orders, "../../domain/order/testdata/*.v1.json")
@@ -32,7 +31,7 @@ func FuzzFeedOfEmitted(f *testing.F) {
 	fuzzFeed(f, eventlog.Feed, "")
 }
 
-// sink holds what a projector publishes to what clients can be sent.
+// sink checks that clients can be sent what a projector publishes.
 type sink struct{ t *testing.T }
 
 func (sink) Begin(map[eventlog.TopicPartition]int64) {}
@@ -59,7 +58,7 @@ func fuzzFeed(f *testing.F, topic, golden string) {
 			rule = &eventlog.Rule{Term: 1}
 		}
 		p.record(eventlog.TopicPartition{Topic: topic}, r, rule, riders, log, m)
-		for id := range riders.byRider { // a position after it
+		for id := range riders.byRider { // the rider sends a position after the assignment
 			data, err := json.Marshal(rider.Position{RiderID: id, RecordedAt: time.Unix(1, 0)})
 			if err != nil {
 				t.Fatal(err)

@@ -26,7 +26,7 @@ import (
 
 const partitions = 3
 
-// recorder is a sink that remembers.
+// recorder is a sink that records its calls.
 type recorder struct {
 	mu      sync.Mutex
 	passed  map[eventlog.TopicPartition]int64
@@ -137,7 +137,7 @@ func TestFollowsFromTheBeginningWithoutMarks(t *testing.T) {
 		r.wait(t, "what was there", r.has(before))
 
 		w.Invalid(eventlog.Orders, "o1", "ORDER_DELIVERED", []byte(`{"orderId":"o1","ctx":{"customerId":"c-o1"}}`))
-		w.AppendRaw(eventlog.Orders, "o1", "FROM_THE_FUTURE", []byte(`{}`)) // passed over
+		w.AppendRaw(eventlog.Orders, "o1", "FROM_THE_FUTURE", []byte(`{}`)) // skipped
 		w.Claim(eventlog.Orders)
 		w.Append(eventlog.Orders, "o1", order.OrderPickedUp{OrderID: "o1", RiderID: "k1", Ctx: ctxOf("o1", "k1", "picked_up")})
 		after := w.Telemetry(eventlog.Feed, "user:c-o1", rooms.Emitted, rooms.Emit{Event: "hello", Room: "user:c-o1", Payload: json.RawMessage(`"x"`)})
@@ -157,7 +157,8 @@ func TestFollowsFromTheBeginningWithoutMarks(t *testing.T) {
 	})
 }
 
-// A projector that starts in the middle of a log must know term and seq. Otherwise it takes all later records for invalid.
+// A projector that starts in the middle of a log must know term and seq. Otherwise it
+// takes all later records for invalid.
 func TestFollowsFromMarks(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)
@@ -202,17 +203,17 @@ func TestARiderIsSeenWhileBringingTheOrder(t *testing.T) {
 		t.Helper()
 		r.wait(t, "an event", r.has(w.Append(eventlog.Orders, "o1", e...)))
 	}
-	tell("k1", 0) // not assigned: nobody's business
-	tell("k2", 0) // loaded
+	tell("k1", 0) // not assigned, so there is no message
+	tell("k2", 0) // the assignment was loaded at the start
 	events(order.RiderAssigned{OrderID: "o1", RiderID: "k1", ClaimID: 3, Riders: []string{}, Ctx: ctxOf("o1", "k1", "rider_assigned")})
 	tell("k1", 10)
-	tell("k1", 5) // older than the last
-	// The end of an older claim must not end the present one.
+	tell("k1", 5) // older than the last position
+	// The end of an older claim must not end the present assignment.
 	r.wait(t, "an end", r.has(w.Append(eventlog.Orders, "o2", order.OrderDelivered{OrderID: "o2", RiderID: "k1", ClaimID: 1, Ctx: ctxOf("o2", "k1", "delivered")})))
 	tell("k1", 11)
 	events(order.RiderUnassigned{OrderID: "o1", RiderID: "k1", ClaimID: 3, Round: 2, Ctx: ctxOf("o1", "k1", "ready_for_rider")})
 	tell("k1", 12)
-	// Nor may an older assignment, read late, replace the present one.
+	// An older assignment that is read late must not replace the present one.
 	events(order.RiderAssigned{OrderID: "o1", RiderID: "k2", ClaimID: 4, Riders: []string{}, Ctx: ctxOf("o1", "k2", "rider_assigned")})
 	tell("k2", 13)
 
@@ -233,9 +234,9 @@ func TestARiderIsSeenWhileBringingTheOrder(t *testing.T) {
 	}
 }
 
-// The topics are read side by side: a position that was taken in after the
-// assignment may be read before it. It used to be dropped, and the customer
-// saw nothing until the next.
+// The topics are read independently, so a position that was accepted after the
+// assignment may be read before it. Such a position used to be dropped, and the customer
+// saw nothing until the next one.
 func TestAPositionReadBeforeItsAssignmentIsNotLost(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)
@@ -267,8 +268,8 @@ func TestALogThatIsShorterThanItWasStopsIt(t *testing.T) {
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// A feed whose read model has not taken in what is gone would not know who has
-// which order.
+// If records have been deleted that the read model has not read, the feed cannot know
+// which rider has which order.
 func TestAFeedDoesNotBeginBehindAHole(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)

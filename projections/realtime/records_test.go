@@ -22,9 +22,9 @@ func (p *published) Publish(_ eventlog.TopicPartition, offset int64, _ time.Time
 	p.offsets = append(p.offsets, fmt.Sprint(offset, ":", len(all)))
 }
 
-// Junk is passed over, and a valid record that cannot be read has its place: what
-// follows it is still told. The feed once took such a record for an invalid one,
-// and from there on every event of the partition.
+// Records of other programs are skipped. A valid record that cannot be decoded still
+// moves the reader rule on, so the events after it are published. The feed once took such
+// a record for an invalid one, and then every later event of the partition too.
 func TestTheFeedGoesOnBehindJunkAndFaults(t *testing.T) {
 	t.Parallel()
 	m, err := newMetrics(nil)

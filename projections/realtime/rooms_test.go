@@ -26,7 +26,7 @@ func update(rooms, more string) string {
 	return `order:update [` + rooms + `] {"orderId":"` + theOrder + `",` + more + `}`
 }
 
-// What each event of the domain means, in its golden wire form, as
+// The messages of each event of the domain in its golden wire form, as
 // "event [rooms] payload".
 var table = map[string][]string{
 	"ORDER_PLACED": {update(parties, `"status":"placed","version":7`)},
@@ -73,7 +73,7 @@ func TestRoomsOfEveryOrderEvent(t *testing.T) {
 				Riders []string        `json:"riders"`
 				Order  json.RawMessage `json:"order"`
 			}
-			_ = json.Unmarshal(data, &raw) // riders of an offer are of another shape
+			_ = json.Unmarshal(data, &raw) // the riders of ORDER_OFFERED have another type
 			want = append([]string(nil), want...)
 			for i := range want {
 				want[i] = strings.Replace(want[i], " ORDER", " "+string(raw.Order), 1)
@@ -86,8 +86,8 @@ func TestRoomsOfEveryOrderEvent(t *testing.T) {
 	}
 }
 
-// The status that clients are told of comes with the payment event in ctx;
-// where ctx has none the order's payment status did not change.
+// The payment status in the message is the one in the ctx of the payment event. If ctx
+// has none, the order's payment status did not change and there is no message.
 func TestRoomsOfEveryPaymentEvent(t *testing.T) {
 	t.Parallel()
 	for _, eventType := range golden(t, "payment") {
@@ -117,8 +117,8 @@ func TestRoomsOfEveryPaymentEvent(t *testing.T) {
 	}
 }
 
-// A customer and a rider may have the same id: each message in a room user:<id>
-// says for which of the two it is, and goes to both where it is meant for both.
+// A customer and a rider may have the same id. So each message in a room user:<id> says
+// for which of the two it is, or that it is for both.
 func TestMessagesToUsersSayForWhichRole(t *testing.T) {
 	t.Parallel()
 	for _, aggregate := range []string{"order", "payment"} {
