@@ -13,7 +13,7 @@ const (
 	System     Role = "system"
 )
 
-// Actor is who issues a command or a query.
+// Actor is the caller who issues a command or a query.
 type Actor struct {
 	Sub          string `json:"sub"`
 	Role         Role   `json:"role"`

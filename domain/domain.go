@@ -4,14 +4,14 @@
 //
 //	state.go     what the events have made of the aggregate
 //	commands.go  what may be asked of it
-//	events.go    what happened to it, as it stands on the topic, and Decode
+//	events.go    what happened to it, as it is on the topic, and Decode
 //	evolve.go    Evolve: state and event make the next state
 //	decide.go    Decide: state and command make one event, none, or a refusal
 //	errors.go    the codes with which it refuses
 //	view.go      the aggregate as clients see it
 //	json.go      JSON that is written without reflection
 //
-// This package has:
+// The files of this package, in reading order:
 //
 //	domain.go  Event, Command, and what every event carries
 //	actor.go   who issues a command
@@ -21,7 +21,7 @@
 //	json.go    writing JSON without reflection
 //	memory.go  sharing texts in memory
 //
-// The domain is pure: it imports a part of the standard library only, does no I/O,
+// The domain is pure: it imports only a part of the standard library, does no I/O,
 // does not look at the clock and makes no ids. Times and ids come in with the
 // command.
 package domain

@@ -34,7 +34,8 @@ var even = rapid.Custom(func(t *rapid.T) (n int) {
 	return n
 })
 
-// What may happen, by the upper bounds of the numbers that stand for it.
+// The kinds of steps. A step is chosen by a number, and each kind has the numbers below
+// its bound.
 const (
 	runsTask       = 24
 	nextStep       = 49

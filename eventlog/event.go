@@ -34,7 +34,7 @@ type Event struct {
 	CausationID   string    // ce_causationid, where known
 	CorrelationID string    // ce_correlationid, where known
 	Traceparent   string    // W3C trace context, where known
-	Idempotency   string    // "<scope>.<body>.<status>" of the command, where it carried a key
+	Idempotency   string    // "<scope>.<body>.<status>" of the command, if it had an idempotency key
 	Data          []byte    // compact JSON
 
 	// Fault is set by ParseRecord if an attribute of the record cannot be read, and says

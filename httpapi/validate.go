@@ -27,7 +27,8 @@ type validation struct {
 	path     *huma.PathBuffer
 }
 
-// maxLocationBytes is where a location is cut, because it has names from the request.
+// maxLocationBytes is the length to which a location is cut. Locations contain names from
+// the request, which may be long.
 const maxLocationBytes = 256
 
 func (v *validation) fault(message string) {

@@ -108,7 +108,8 @@ func BenchmarkRebuild(b *testing.B) {
 	b.ReportMetric(filled.Seconds(), "s")
 }
 
-// BenchmarkProject folds the same events by the consumer, from a standing start.
+// BenchmarkProject folds the same events with the consumer, which is started when all of
+// them are in the log.
 func BenchmarkProject(b *testing.B) {
 	cfg, _ := eventlogtest.Faulty(b)
 	bench := newBenchOn(b, cfg)

@@ -30,6 +30,7 @@ const (
 	maxFilledBytes = 32 << 20 // of the history
 )
 
+// aggregateFiller is the filler of aggregates.
 type aggregateFiller[S, E any] struct {
 	*aggregates[S, E]
 	schema       string
@@ -73,6 +74,7 @@ func (f *aggregateFiller[S, E]) flush(ctx context.Context, tx pgx.Tx) error {
 			return err
 		}
 	}
+	// Rows that the table has already are upserted. All others are written by COPY.
 	batch := &pgx.Batch{}
 	stored := map[string]*folded[S]{}
 	maps.Copy(stored, f.rows)

@@ -11,8 +11,8 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// Whatever stands in a log, a read model folds it into a row, or says that no retry
-// can help: it is parked then, and other keys flow.
+// Whatever a record contains, a read model folds it into a row or fails with ErrPoison.
+// Then the event is parked, and the events of other keys are handled as before.
 
 func FuzzOrdersFold(f *testing.F)      { fuzzFold(f, eventlog.Orders, "order", orders) }
 func FuzzPaymentsFold(f *testing.F)    { fuzzFold(f, eventlog.Payments, "payment", payments) }

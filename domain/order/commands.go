@@ -6,7 +6,8 @@ import (
 	"tomato/domain"
 )
 
-// The commands. By is the actor who issues the command, where Decide depends on it.
+// The commands. A command has a field By, the actor who issues it, if Decide depends on
+// the actor.
 type (
 	// Place creates an order. Its items have their prices already.
 	Place struct {
@@ -31,8 +32,8 @@ type (
 	}
 	// CancelUnaccepted cancels a paid order whose acceptance deadline has passed.
 	CancelUnaccepted struct{}
-	// AcceptOrder is the restaurant's acceptance. A rider's acceptance of an
-	// offer is CheckOffer, then Assign.
+	// AcceptOrder is the acceptance by the restaurant. A rider accepts an offer by
+	// CheckOffer and then Assign.
 	AcceptOrder struct {
 		PrepMinutes int `json:"prepMinutes,omitempty"`
 	}

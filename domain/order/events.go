@@ -45,8 +45,8 @@ type OfferedRider struct {
 	DistanceMeters int    `json:"distanceMeters"`
 }
 
-// The events, as they stand on topic orders. Records are kept for ever, so the
-// shape of an event is never changed; where it must be, Decode converts the old one.
+// The events, as they are on topic orders. Records are kept for ever, so the form of an
+// event is never changed. If another form is needed, Decode converts the old one.
 type (
 	OrderPlaced struct {
 		OrderID           string     `json:"orderId"`

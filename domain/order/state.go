@@ -1,7 +1,7 @@
 // Package order is the order aggregate: what a customer wants from a
 // restaurant, until it is delivered or closed otherwise.
 //
-// The comment of package domain lists the files in reading order.
+// The comment of package domain lists the files.
 package order
 
 import (

@@ -27,8 +27,8 @@ var Types = []string{
 	TypePaymentResolved, TypeRefundRequested, TypeRefundSuccess, TypeRefundFailed,
 }
 
-// The events, as they stand on topic payments. Records are kept for ever, so the
-// shape of an event is never changed; where it must be, Decode converts the old one.
+// The events, as they are on topic payments. Records are kept for ever, so the form of an
+// event is never changed. If another form is needed, Decode converts the old one.
 type (
 	PaymentRequested struct {
 		OrderID        string     `json:"orderId"`

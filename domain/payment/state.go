@@ -3,7 +3,7 @@
 // that belongs to no order is an aggregate of its own, whose key is the gateway's
 // payment id.
 //
-// The comment of package domain lists the files in reading order.
+// The comment of package domain lists the files.
 package payment
 
 import (

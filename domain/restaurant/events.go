@@ -25,8 +25,8 @@ var Types = []string{
 	TypeMenuItemSet, TypeMenuItemRemoved,
 }
 
-// The events, as they stand on topic restaurants. Records are kept for ever, so the
-// shape of an event is never changed; where it must be, Decode converts the old one.
+// The events, as they are on topic restaurants. Records are kept for ever, so the form of an
+// event is never changed. If another form is needed, Decode converts the old one.
 type (
 	RestaurantRegistered struct {
 		RestaurantID string       `json:"restaurantId"`

@@ -1,7 +1,7 @@
-// Package restaurant is the restaurant aggregate: where it is, whether it is
-// open, and its menu, from which orders are priced.
+// Package restaurant is the restaurant aggregate: its location, whether it is open, and
+// its menu, which gives the prices of orders.
 //
-// The comment of package domain lists the files in reading order.
+// The comment of package domain lists the files.
 package restaurant
 
 import (

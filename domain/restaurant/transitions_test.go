@@ -41,7 +41,8 @@ func item(id, name string, amount int64, currency string, available bool) restau
 	return restaurant.MenuItem{ItemID: id, Name: name, Price: domain.Money{Amount: amount, Currency: currency}, Available: available}
 }
 
-// TestTransitions: whether the restaurant is open stands after an event.
+// TestTransitions is the table of transitions of a restaurant. After an event it says
+// whether the restaurant is open.
 func TestTransitions(t *testing.T) {
 	t.Parallel()
 	put := restaurant.Put{RestaurantID: "res1", Name: "Hut", Location: at}

@@ -1,7 +1,7 @@
 // Package rider is the rider aggregate: who may be offered orders, and the one
 // order that a rider may have. Locations are telemetry and not part of it.
 //
-// The comment of package domain lists the files in reading order.
+// The comment of package domain lists the files.
 package rider
 
 import "time"
