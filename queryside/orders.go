@@ -215,10 +215,10 @@ func (s *Side) listOrders(ctx context.Context, in *listOrdersInput) (*listOrders
 // index that has its rows in the order of the list.
 //
 // There is no index on status, because status changes too often. The indexes for the
-// lists of a restaurant's orders and of all orders have the column closed instead,
-// which is the final status of an order, or ” before it has one. For these lists the
-// statement reads the rows once for each value of closed that can have a wanted
-// status, each time in the order of the index, and merges them.
+// lists of a restaurant's orders and of all orders have the column closed instead. It is
+// the final status of an order, and empty until the order has one. For these lists the
+// statement reads the rows once for each value of closed that can have a wanted status,
+// each time in the order of the index, and merges them.
 func (in *listOrdersInput) statement(orders, payments string, start pageEnd) (sql string, args []any) {
 	var where strings.Builder
 	arg := func(v any) string {
