@@ -186,7 +186,7 @@ func TestOneWinnerAmongFiftyRiders(t *testing.T) {
 			a.Must(servertest.Staff("r1"), "POST /v1/orders/"+id+"/ready", nil)
 			a.Await("all are offered order "+id, func() error {
 				asked := map[string]bool{}
-				for _, e := range a.History(eventlog.Orders, id) {
+				for _, e := range a.Seen(eventlog.Orders, id) {
 					if e.Type != "ORDER_OFFERED" {
 						continue
 					}

@@ -138,6 +138,15 @@ func (a *Installation) History(topic, id string) []eventlog.Event {
 	return slices.Clone(a.Log.events[topic+"/"+id])
 }
 
+// Seen returns the events of an aggregate that the chronicle has read so far. It asks
+// no broker, which makes it right for what is awaited, and wrong for what is not to be
+// there.
+func (a *Installation) Seen(topic, id string) []eventlog.Event {
+	a.Log.mu.Lock()
+	defer a.Log.mu.Unlock()
+	return slices.Clone(a.Log.events[topic+"/"+id])
+}
+
 // Types returns the types of events.
 func Types(events []eventlog.Event) []string {
 	ts := make([]string, len(events))
