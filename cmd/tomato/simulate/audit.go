@@ -11,24 +11,24 @@ import (
 
 const (
 	judgeWorkers  = 32
-	maxJudgements = 3 // of an order with faults and nothing to wait for
+	maxJudgements = 3 // of an order that has faults, but nothing that may still come
 	duplicateWait = time.Second
 )
 
-// auditor finds out whether Tomato kept its promises. It judges every order, and
-// then checks what is not about one order.
+// auditor finds out whether Tomato kept its promises. It judges every order. Then it
+// checks what is not about a single order.
 type auditor struct {
 	*caller
 	town     *town
 	watchdog watchdog
 }
 
-// reconcile judges every acknowledged order, again and again while there is
-// something to wait for, until nothing is left or the run has stalled. Then it
-// enters the faults into the ledger.
+// reconcile judges every acknowledged order. It judges an order again while something
+// about it may still come, until nothing is left to wait for or the run has stalled.
+// Then it enters the faults into the ledger.
 func (audit *auditor) reconcile(running context.Context) {
 	if audit.watchdog.stalled() {
-		audit.ledger.moved() // the refunds get a timeout of their own
+		audit.ledger.moved() // begins the timeout anew, so that refunds have time to come
 	}
 	ctx, stop := audit.watchdog.watch(running)
 	defer stop()
@@ -50,7 +50,8 @@ func (audit *auditor) reconcile(running context.Context) {
 	audit.enter(audit.ledger.unplacedMessages())
 }
 
-// judgeUntilDone judges orders until none has to be judged again, or ctx ends.
+// judgeUntilDone judges the orders until none of them has to be judged again, or
+// until ctx ends.
 func (audit *auditor) judgeUntilDone(ctx context.Context, orders []*orderEntry) {
 	pause := 100 * time.Millisecond
 	for {
@@ -66,8 +67,8 @@ func (audit *auditor) judgeUntilDone(ctx context.Context, orders []*orderEntry) 
 	}
 }
 
-// judgeChanged waits a moment and judges the orders again that got a message
-// since their last judgement: it may be a duplicate.
+// judgeChanged waits for duplicateWait. Then it judges those orders again that got a
+// message since their last judgement, because that message may be a duplicate.
 func (audit *auditor) judgeChanged(ctx context.Context, orders []*orderEntry) {
 	select {
 	case <-time.After(duplicateWait):
@@ -143,8 +144,9 @@ func (audit *auditor) judgeOne(ctx context.Context, e *orderEntry) bool {
 	return len(e.verdict.faults) == 0 || e.judgements >= maxJudgements
 }
 
-// queryOrder reads what Tomato says about an order. It reads with the
-// Consistency-Token of the last acknowledged command, whose effect must show.
+// queryOrder reads what Tomato's queries say about an order. It reads with the
+// Consistency-Token of the last acknowledged command, so the answers must show the
+// effect of that command. ok is false if they could not be read or did not show it.
 func (audit *auditor) queryOrder(ctx context.Context, e *orderEntry) (q queried, ok bool) {
 	e.mu.Lock()
 	token, version := e.token, 0
@@ -193,8 +195,8 @@ func (audit *auditor) queryOrder(ctx context.Context, e *orderEntry) (q queried,
 	return q, true
 }
 
-// reportStale reports a read that did not show what its token stands for, once
-// per order.
+// reportStale enters a fault for a read that did not show the effect of the command
+// that its token belongs to. It does so once per order.
 func (audit *auditor) reportStale(e *orderEntry, format string, args ...any) {
 	e.mu.Lock()
 	reported := e.staleReported

@@ -12,12 +12,12 @@ import (
 // object is a JSON object to be sent.
 type object = map[string]any
 
-// caller makes calls for the parties and enters the answers into the ledger. A
-// call that fails where it must not is a broken promise. Safe for concurrent use.
+// caller makes calls for the parties and enters the answers into the ledger. A call
+// that fails although it must succeed is a broken promise. Safe for concurrent use.
 type caller struct {
 	api    *client
 	ledger *ledger
-	run    string // a part of every id, so that runs do not share any
+	run    string // a part of every id, so that no two runs share an id
 	keys   atomic.Uint64
 }
 
@@ -29,7 +29,8 @@ func (c *caller) operatorID() string { return "sim-ops-" + c.run }
 // reference returns the externalReference of the order with this number.
 func (c *caller) reference(n int) string { return c.run + "-" + strconv.Itoa(n) }
 
-// must makes a call that has to succeed, and reports whether it did.
+// must makes a call that has to succeed, and reports whether it succeeded. A failure
+// is a broken promise.
 func (c *caller) must(ctx context.Context, token, method, path string, body any) (answer, bool) {
 	a, err := c.api.do(ctx, call{token: token, method: method, path: path, body: body, key: c.key()})
 	if err != nil {
@@ -44,9 +45,9 @@ func (c *caller) must(ctx context.Context, token, method, path string, body any)
 }
 
 // command sends an order command, enters its answer into the ledger and reports
-// whether it succeeded. rider is the id of the rider whose command it is, "" for
-// the other parties. allowed are the problem codes with which the command may be
-// refused here; another refusal is a broken promise.
+// whether it succeeded. rider is the id of the rider who sends the command, or "" if
+// another party sends it. allowed are the problem codes with which the command may
+// be refused here. Any other refusal is a broken promise.
 func (c *caller) command(ctx context.Context, e *orderEntry, token, name, rider string, body any, allowed ...string) (answer, bool) {
 	a, err := c.api.do(ctx, call{
 		token: token, method: http.MethodPost, path: "/v1/orders/" + e.id + "/" + name, body: body, key: c.key(),
@@ -66,15 +67,15 @@ func (c *caller) command(ctx context.Context, e *orderEntry, token, name, rider 
 }
 
 // mayBeRefused reports whether a command may be refused with this problem code
-// because of what other parties did to the order. It is asked after the answer,
-// because the others go on while the command is under way.
+// because of what other parties did to the order. It must be called after the
+// answer, because the other parties may act while the command is under way.
 func (e *orderEntry) mayBeRefused(name, code string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch code {
 	case "invalid_transition": // another party ended the order, or is about to
 		return e.cancelRequested || e.plan.ending != endNone
-	case "order_not_found": // a new round began, and a rider without an offer in it is no party
+	case "order_not_found": // a new round began, and a rider without an offer in it may not see the order
 		return (name == "accept" || name == "decline") && (e.drops > 0 || e.dispatches > 0)
 	}
 	return false
@@ -97,16 +98,17 @@ func (c *caller) enterAnswer(e *orderEntry, name, rider string, a answer) {
 	c.ledger.acknowledged(e, name, rider, v, a.token)
 }
 
-// unanswered reports a call without a definite answer. It does not when the call
-// failed because the run was ended.
+// unanswered enters a call without a definite answer as a broken promise, unless the
+// call failed because the run was ended.
 func (c *caller) unanswered(ctx context.Context, order string, err error) {
 	if ctx.Err() == nil {
 		c.ledger.fault(faultUnanswered, order, "%v", err)
 	}
 }
 
-// each calls f for all items at the same time and reports whether f returned
-// true for all of them. The client bounds the requests.
+// each calls f for all items at the same time and reports whether f returned true
+// for all of them. It does not bound the number of goroutines; the client bounds the
+// requests under way.
 func each[Item any](items []Item, f func(Item) bool) bool {
 	var calls sync.WaitGroup
 	var failed atomic.Bool

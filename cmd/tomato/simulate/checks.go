@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// freeLimit is how long riders may take to become free after the last order.
+// freeLimit is how long riders may take to become free after all orders have ended.
 const freeLimit = 15 * time.Second
 
 // checkLists reads each customer's list of orders. It must show every
@@ -31,7 +31,8 @@ func (audit *auditor) checkLists(ctx context.Context) {
 }
 
 // checkList checks the list of one customer. acknowledged are the ids of their
-// orders.
+// acknowledged orders, unanswered the external references of orders of any customer
+// whose placing was not acknowledged. It reports whether the list could be read.
 func (audit *auditor) checkList(ctx context.Context, c *customer, acknowledged, unanswered map[string]bool) bool {
 	listed := map[string]bool{}
 	for cursor := ""; ; {
@@ -69,8 +70,8 @@ func (audit *auditor) checkList(ctx context.Context, c *customer, acknowledged, 
 	return true
 }
 
-// checkRiders checks that every rider becomes free again. Riders of orders that
-// have not ended are left out.
+// checkRiders checks that every rider becomes free again. It leaves out the riders of
+// orders that have not ended.
 func (audit *auditor) checkRiders(ctx context.Context) {
 	busy := map[string]bool{}
 	for _, e := range audit.ledger.allOrders() {
@@ -84,7 +85,8 @@ func (audit *auditor) checkRiders(ctx context.Context) {
 	})
 }
 
-// awaitFree waits until a rider is available without an order.
+// awaitFree waits until a rider is available without an order, and reports whether
+// this was so before the deadline.
 func (audit *auditor) awaitFree(ctx context.Context, d *rider, deadline time.Time) bool {
 	for {
 		a, ok := audit.must(ctx, d.token, http.MethodGet, "/v1/riders/"+d.id, nil)
@@ -122,7 +124,7 @@ func (audit *auditor) checkDeadLetters(ctx context.Context, before int) {
 	}
 }
 
-// deadLetters counts the dead letters, up to 10,000.
+// deadLetters returns the number of dead letters. It stops counting at 10,000.
 func (audit *auditor) deadLetters(ctx context.Context) (int, error) {
 	n := 0
 	cursor := ""

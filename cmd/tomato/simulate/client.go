@@ -31,9 +31,9 @@ const (
 	maxRetryBackoff = time.Second
 )
 
-// client calls one or several instances of Tomato over HTTP. It retries a call
-// where the contract says that this is safe, for as long as patience. Safe for
-// concurrent use.
+// client calls one or several instances of Tomato over HTTP. It retries a call that
+// got no definite answer until patience is over. A retry is safe, because it has the
+// same Idempotency-Key. Safe for concurrent use.
 type client struct {
 	urls      []string
 	http      *http.Client
@@ -45,7 +45,7 @@ type client struct {
 	transport *http.Transport
 
 	requests, retries, networkErrors atomic.Int64
-	next                             atomic.Uint32 // counts to the instance that is tried first
+	next                             atomic.Uint32 // modulo len(urls), the index of the URL that is tried first
 
 	mu       sync.Mutex
 	statuses map[int]int    // counts by HTTP status
@@ -93,7 +93,8 @@ type call struct {
 	consistency string // Consistency-Token to wait for
 }
 
-// answer is a definite answer: no network error, and none that asks for a retry.
+// answer is a definite answer of Tomato. A network error is not one, and neither is
+// an answer that asks for a retry.
 type answer struct {
 	status  int
 	body    []byte
@@ -104,9 +105,10 @@ type answer struct {
 		Detail        string `json:"detail"`
 		CurrentStatus string `json:"currentStatus"`
 	}
-	took time.Duration // with retries
+	took time.Duration // of the call, with all retries
 }
 
+// ok reports whether the call succeeded.
 func (a answer) ok() bool { return a.status >= 200 && a.status < 300 }
 
 func (a answer) String() string {
@@ -134,13 +136,14 @@ func (a answer) decode(v any) error {
 	return nil
 }
 
-// errUnanswered says that patience ended without a definite answer: the call may
-// have had its effect or not.
+// errUnanswered means that patience ended without a definite answer. The call may or
+// may not have had its effect.
 var errUnanswered = errors.New("no definite answer")
 
-// do sends the call until it gets a definite answer. 429, 503, 409
-// idempotency_in_progress and network errors are tried again with the same
-// Idempotency-Key, after the time in Retry-After or a growing random pause.
+// do sends the call until it gets a definite answer. After 429, 503, 409
+// idempotency_in_progress or a network error it tries again with the same
+// Idempotency-Key. Before that it waits for the time in Retry-After, or for a pause
+// that grows with each attempt and is partly random.
 func (c *client) do(ctx context.Context, q call) (answer, error) {
 	var body []byte
 	if q.body != nil {
@@ -175,8 +178,8 @@ func (c *client) do(ctx context.Context, q call) (answer, error) {
 		if wait == 0 {
 			wait = min(10*time.Millisecond<<min(attempt, 10), maxRetryBackoff)
 		}
-		// A random part, so that callers that were refused together do not come back
-		// together.
+		// The random part spreads the next attempts of callers that were refused at
+		// the same time.
 		wait = min(wait, maxRetryWait) + rand.N(wait/4+time.Millisecond)
 		if time.Since(start)+wait > c.patience {
 			return answer{}, fmt.Errorf("%w to %s %s in %s: %s", errUnanswered, q.method, q.path, c.patience, last)

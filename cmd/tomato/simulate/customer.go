@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// pollEvery is the time after which a party reads by REST when its feed is silent.
+// pollEvery is how long a feed may be silent before its party reads by REST.
 const pollEvery = 5 * time.Second
 
 // customer is a party who places orders, one or several at the same time.
@@ -44,9 +44,9 @@ func (s *simulation) playCustomer(ctx context.Context, e *orderEntry, c *custome
 	}
 }
 
-// place places the order, checks the answer and reports whether there is an
-// order. Where the plan says so, it is placed twice at the same time with one
-// Idempotency-Key, which must make one order.
+// place places the order, checks the answer and reports whether there is an order.
+// If the plan says so, it sends the request twice at the same time with one
+// Idempotency-Key. This must make only one order.
 func (s *simulation) place(ctx context.Context, e *orderEntry, c *customer, p purchase) bool {
 	quantity := int64(1 + e.number%3)
 	body := object{
@@ -96,8 +96,8 @@ func (s *simulation) place(ctx context.Context, e *orderEntry, c *customer, p pu
 	return true
 }
 
-// readBack reads the order with the Consistency-Token of the last command on it,
-// whose effect must show.
+// readBack reads the order with the Consistency-Token of the last command on it. The
+// answer must show the effect of that command.
 func (s *simulation) readBack(ctx context.Context, e *orderEntry, c *customer) {
 	e.mu.Lock()
 	token, version := e.token, e.acks[len(e.acks)-1].version
@@ -112,8 +112,8 @@ func (s *simulation) readBack(ctx context.Context, e *orderEntry, c *customer) {
 	}
 }
 
-// followOrder waits for the end of the order as its customer sees it. It cancels
-// the order where the plan says so, and reads by REST when the feed is silent.
+// followOrder waits until the order has ended, as far as its customer knows. It
+// cancels the order if the plan says so. It reads by REST when the feed is silent.
 func (s *simulation) followOrder(ctx context.Context, e *orderEntry, c *customer) {
 	cancelled := false
 	cancelDue := func() bool {
@@ -154,13 +154,13 @@ func (s *simulation) followOrder(ctx context.Context, e *orderEntry, c *customer
 			continue
 		}
 		if awaitsRestaurant && e.restaurantStarted.CompareAndSwap(false, true) {
-			// order:new is overdue. When it never comes, the judge reports it.
+			// order:new is overdue. The judge reports it if it never comes.
 			s.feedWork.Go(func() { s.town.restaurantOf[e.restaurant].cook(ctx, s, e) })
 		}
 	}
 }
 
-// readOrder reads the order by REST and takes over its status.
+// readOrder reads the order by REST and enters its status.
 func (s *simulation) readOrder(ctx context.Context, e *orderEntry, token string) {
 	a, err := s.api.do(ctx, call{token: token, method: http.MethodGet, path: "/v1/orders/" + e.id})
 	if err != nil {
@@ -183,7 +183,8 @@ func (s *simulation) readOrder(ctx context.Context, e *orderEntry, token string)
 	e.wake()
 }
 
-// cancel cancels an order. From then on the commands of others may be refused.
+// cancel cancels an order. From then on the commands of other parties may be
+// refused.
 func (s *simulation) cancel(ctx context.Context, e *orderEntry, token, reason string) {
 	e.mu.Lock()
 	e.cancelRequested = true

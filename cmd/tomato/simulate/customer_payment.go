@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// pay opens the payment of an order and makes the simulated gateway act on it as
-// planned.
+// pay opens the payment of an order and makes the simulated gateway do what the plan
+// says.
 func (s *simulation) pay(ctx context.Context, e *orderEntry, c *customer) {
 	a, err := s.api.do(ctx, call{token: c.token, method: http.MethodPost, path: "/v1/orders/" + e.id + "/payment", key: s.key()})
 	if err != nil {
@@ -80,7 +80,7 @@ type payer struct {
 	entry *orderEntry
 	token string // of the customer
 	path  string // of the gateway order's pay call
-	made  int    // payment ids
+	made  int    // how many payment ids were made
 }
 
 func (p *payer) newID() string {
@@ -88,8 +88,9 @@ func (p *payer) newID() string {
 	return fmt.Sprintf("pay_%s%06d%d", p.run, p.entry.number, p.made)
 }
 
-// capture makes the gateway capture a payment. It is entered into the ledger
-// before it is sent: whatever the answer, the payment may have been captured.
+// capture makes the gateway capture a payment. It enters the payment into the ledger
+// before it sends the call, because the payment may be captured whatever the answer
+// is.
 func (p *payer) capture(ctx context.Context, id string, amount int64, fault string) {
 	p.entry.mu.Lock()
 	if !slices.ContainsFunc(p.entry.captures, func(c capture) bool { return c.paymentID == id }) {
@@ -99,8 +100,8 @@ func (p *payer) capture(ctx context.Context, id string, amount int64, fault stri
 	p.send(ctx, id, "captured", amount, fault)
 }
 
-// send tells the gateway what a payment comes to. fault is a fault of the
-// gateway, "" for none.
+// send tells the gateway the outcome of a payment. fault is a fault that the gateway
+// is to have, "" for none.
 func (p *payer) send(ctx context.Context, id, outcome string, amount int64, fault string) {
 	body := object{"outcome": outcome, "paymentId": id}
 	if amount != p.entry.amount {

@@ -24,27 +24,29 @@ var indiaTime = time.FixedZone("IST", 5*3600+1800)
 
 // Delivery is one accepted row of a dataset.
 type Delivery struct {
-	Line       int    // in the file, the header being line 1
+	Line       int    // in the file; the header is line 1
 	ID         string // the row's own id
 	RiderID    string // Delivery_person_ID
-	Restaurant string // key of Dataset.Restaurants
+	Restaurant string // ID of a Site
 	Item       string // Type_of_order
 	OrderedAt  time.Time
 	DeliverTo  domain.Point
 }
 
-// Site is a restaurant of a dataset: one code at one position. A code with several
-// positions is several sites, numbered from the second on.
+// Site is a restaurant of a dataset: one code at one position. A code that occurs at
+// several positions makes several sites. Their ids are numbered from the second one
+// on.
 type Site struct {
 	ID       string
 	Location domain.Point
-	Items    []string // kinds of orders that were placed there, sorted
+	Items    []string // kinds of food that were ordered there, sorted
 }
 
-// Courier is a rider of a dataset. Home is the first site that they deliver for.
+// Courier is a rider of a dataset. Home is the position of the first site that they
+// deliver for.
 type Courier struct {
 	ID      string
-	Vehicle string // "" where the file has none
+	Vehicle string // "" if the file has none
 	Home    domain.Point
 }
 
@@ -92,8 +94,9 @@ var columns = []string{
 
 var personID = regexp.MustCompile(`^([A-Z]{2,10}RES[0-9]{1,4})DEL[0-9]{1,4}$`)
 
-// LoadDataset reads a CSV file of deliveries. It fails when the file cannot be read
-// or its header lacks a column. A row that cannot be used is a Reject, no error.
+// LoadDataset reads a CSV file of deliveries. It fails if the file cannot be read or
+// its header lacks a column. A row that cannot be used is not an error: it becomes a
+// Reject.
 func LoadDataset(path string) (*Dataset, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -172,8 +175,8 @@ type builder struct {
 	couriers map[string]int
 }
 
-// row takes one row. It returns a Reject, whose line it leaves to the caller, for a
-// row that cannot be used.
+// row adds one row to the dataset. If the row cannot be used, it returns a Reject,
+// and the caller sets the Reject's line.
 func (b *builder) row(line int, text string, long bool, names []string, at map[string]int) *Reject {
 	if long {
 		return &Reject{Reason: reasonMalformed, Detail: fmt.Sprintf("longer than %d bytes", maxLineBytes)}
@@ -218,8 +221,8 @@ func (b *builder) row(line int, text string, long bool, names []string, at map[s
 	if err != nil {
 		return &Reject{Reason: reasonBadTime, Detail: fmt.Sprintf("Time_Orderd %q", clip(get("Time_Orderd")))}
 	}
-	// The replay does not use the pick-up time, so it may be missing. A time that
-	// does not exist says that the row cannot be trusted.
+	// The simulation does not use the pick-up time, so it may be missing. A pick-up
+	// time that does not exist, such as 24:05, shows that the row cannot be trusted.
 	if p := get("Time_Order_picked"); !missing(p) {
 		if _, err := time.Parse("15:04:05", p); err != nil {
 			return &Reject{Reason: reasonBadTime, Detail: fmt.Sprintf("Time_Order_picked %q", clip(p))}
@@ -248,8 +251,8 @@ func (b *builder) row(line int, text string, long bool, names []string, at map[s
 	return nil
 }
 
-// site returns the id of the site with this code and position, which it adds if
-// need be, and adds the item to it.
+// site returns the id of the site with this code and position, and adds the item to
+// it. If there is no such site yet, it adds one.
 func (b *builder) site(code string, at domain.Point, item string) string {
 	k := siteKey{code, at}
 	i, ok := b.sites[k]
@@ -270,8 +273,8 @@ func (b *builder) site(code string, at domain.Point, item string) string {
 	return s.ID
 }
 
-// position parses a position. It rejects what is not in India. It does not turn a
-// negated coordinate round, because that would be a guess.
+// position parses a position. It rejects a position that cannot be in India. It does
+// not correct the sign of a negated coordinate, because that would be a guess.
 func position(latText, lngText, what string) (domain.Point, *Reject) {
 	if missing(latText) || missing(lngText) {
 		return domain.Point{}, &Reject{Reason: reasonNoPosition, Detail: what}
@@ -326,8 +329,8 @@ func fields(line string) ([]string, error) {
 	return v, nil
 }
 
-// readLine returns the next line without its line end. For a line longer than
-// maxLineBytes it returns long and no text.
+// readLine returns the next line without its line end. It skips a line that is
+// longer than maxLineBytes, and returns long and no text for it.
 func readLine(r *bufio.Reader) (line string, long bool, err error) {
 	b, err := r.ReadSlice('\n')
 	switch {

@@ -108,7 +108,8 @@ func TestAFileWithoutTheColumnsIsAnError(t *testing.T) {
 	}
 }
 
-// datasetPath finds the real file or skips the test, saying so.
+// datasetPath returns the path of the real file. If there is none, it skips the test
+// with a message.
 func datasetPath(t *testing.T) string {
 	t.Helper()
 	path := os.Getenv("TOMATO_DATASET")

@@ -21,9 +21,11 @@ import (
 
 const fakeSecret = "fake-secret-fake-secret-fake-secret"
 
-// fake answers as the contract says, out of one map under one lock, and lies
-// where its knobs say so. It stands in for Tomato so that the simulator's own
-// judgement can be tested: what is right passes, each lie is found.
+// fake is a small server that stands in for Tomato, so that the simulator's own
+// judgement can be tested. It serves the calls of /openapi.json that the simulator
+// makes, from maps under one lock. By default it answers truthfully, and the
+// simulator must find no fault. Its knobs make it lie, and the simulator must find
+// each lie.
 type fake struct {
 	t   *testing.T
 	srv *httptest.Server
@@ -38,13 +40,13 @@ type fake struct {
 	grown       chan struct{}
 	n           int
 
-	// Knobs. All are called under the lock.
-	copies   func(room, event string, v object) int           // how often a message is sent, 1 by default
-	tamper   func(o *fakeOrder, typ string, data object) bool // false leaves the event out of the history
-	busy     func(path string) bool                           // answer 503 once
-	twoWin   bool                                             // every accept wins
-	noRefund bool
-	reset    bool // every reconnect is a reset
+	// The knobs. Functions are called with the lock held.
+	copies   func(room, event string, v object) int           // returns how often a message is sent; nil means once
+	keep     func(o *fakeOrder, typ string, data object) bool // reports whether the event is kept in the history; nil keeps all
+	busy     func(path string) bool                           // reports whether the call is answered with 503
+	twoWin   bool                                             // an accept succeeds although the order has a rider
+	noRefund bool                                             // no money is sent back
+	reset    bool                                             // every reconnect gets feed:reset
 }
 
 type fakeMessage struct {
@@ -61,13 +63,13 @@ type fakeOrder struct {
 	pay      string
 	rider    string
 	events   []object
-	offered  map[string]bool // true once declined
+	offered  map[string]bool // riders with an offer; the value is true once they declined
 	excluded map[string]bool
 	gateway  string
 	booked   string
 	payments []object
 	refunds  []object
-	lost     []string // captured, and no webhook came
+	lost     []string // ids of captured payments whose webhook was lost
 }
 
 type fakeRider struct {
@@ -249,7 +251,8 @@ func (f *fake) answer(w http.ResponseWriter, status int, o *fakeOrder) {
 	reply(w, status, o.answer())
 }
 
-// send puts one message into rooms; a connection gets it once.
+// send puts one message into rooms. A connection gets it once, unless copies says
+// otherwise.
 func (f *fake) send(event string, v object, rooms ...string) {
 	times := map[string]int{}
 	for _, r := range rooms {
@@ -263,13 +266,14 @@ func (f *fake) send(event string, v object, rooms ...string) {
 	f.grown = make(chan struct{})
 }
 
-// event appends to the order's history and sends what follows from it.
+// event appends an event to the order's history and sends the messages that follow
+// from it.
 func (f *fake) event(o *fakeOrder, typ, status string, data object) {
 	o.version++
 	if status != "" {
 		o.status = status
 	}
-	if f.tamper == nil || f.tamper(o, typ, data) {
+	if f.keep == nil || f.keep(o, typ, data) {
 		o.events = append(o.events, object{"type": typ, "version": o.version, "timestamp": time.Now(), "data": data})
 	}
 	rooms := []string{"user:" + o.view["customerId"].(string), "restaurant:" + o.view["restaurantId"].(string)}
@@ -379,7 +383,7 @@ func (f *fake) refund(o *fakeOrder, id string, amount int64) {
 	}
 }
 
-// offer shows the order to every free rider who has not seen it in this wave.
+// offer offers the order to every free rider who has not got an offer in this wave.
 func (f *fake) offer(o *fakeOrder) {
 	if o.status != "ready_for_rider" || o.exhausted() {
 		return
@@ -446,7 +450,7 @@ func (f *fake) command(w http.ResponseWriter, r *http.Request, who claims, b obj
 			if o.booked != "" {
 				f.refund(o, o.booked, o.view["amount"].(int64))
 			}
-			for _, id := range o.lost { // as asking the gateway would find it
+			for _, id := range o.lost { // Tomato would find these payments by asking the gateway
 				f.capture(o, id, o.view["amount"].(int64))
 			}
 			release()

@@ -2,8 +2,8 @@ package simulate
 
 import "fmt"
 
-// Fault is a broken promise. Kind is one of the names below, Order is the order's
-// id if the fault is about one order.
+// Fault is a broken promise. Kind is one of the names below. Order is the order's id
+// if the fault is about one order, else "".
 type Fault struct {
 	Kind   string `json:"kind"`
 	Order  string `json:"order,omitempty"`
@@ -24,16 +24,16 @@ const (
 	faultTwoOrders         = "two_orders"         // one rider had two orders at the same time
 	faultMoney             = "money"              // money was kept or refunded that should not have been
 	faultStaleRead         = "stale_read"         // a read with a Consistency-Token did not show the token's command
-	faultUnexpectedAnswer  = "unexpected_answer"  // an answer that the contract does not allow here
+	faultUnexpectedAnswer  = "unexpected_answer"  // an answer that /openapi.json does not allow, or that does not fit what the party has done
 	faultUnanswered        = "unanswered"         // a call without a definite answer in spite of retries
-	faultUnfinished        = "unfinished"         // something that did not happen before the run made no more progress
+	faultUnfinished        = "unfinished"         // something that had not happened when the run stalled
 	faultDeadLetter        = "dead_letter"        // there are more dead letters than before the run
 )
 
-// maxFaultsKept bounds the list of faults; all faults are counted.
+// maxFaultsKept bounds the list of faults. Faults beyond it are only counted.
 const maxFaultsKept = 1000
 
-// fault enters a broken promise.
+// fault enters a broken promise. order is the order's id, "" for none.
 func (l *ledger) fault(kind, order, format string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -21,8 +21,8 @@ const (
 	maxMessageBytes = 1 << 20
 	feedWriteLimit  = 10 * time.Second
 	dialTimeout     = 15 * time.Second
-	// gapSlack widens a gap that the feed announced: messages that were under way
-	// when the connection broke are missing too.
+	// gapSlack widens a gap that the feed announced, on both sides, because messages
+	// that were under way when the connection broke are missing, too.
 	gapSlack = 5 * time.Second
 )
 
@@ -32,15 +32,15 @@ type feedCounts struct {
 }
 
 // feed is one party's websocket. It reconnects with its last cursor until its
-// context ends, and checks what every message must have. Only run reads the
-// socket; the methods that send may be called from any goroutine.
+// context ends. It checks that every message has what all messages must have. Only
+// run reads the socket. The methods that send may be called from any goroutine.
 type feed struct {
 	sim        *simulation
 	party      *party
 	token      string
 	room       string // the room that its messages come from
-	mustJoin   bool   // room is joined by a message; otherwise the server joins it
-	breakAfter int    // messages after which it breaks its connection, 0 for never
+	mustJoin   bool   // the feed must ask to join room; otherwise the server joins it by itself
+	breakAfter int    // number of messages after which the feed breaks its connection; 0 means never
 
 	onMessage func(message)
 	onReset   func(ctx context.Context) // called when messages may be missing; may be nil
@@ -51,7 +51,7 @@ type feed struct {
 }
 
 // run connects, calls up when the room is joined, and reads until ctx ends or the
-// server closes the feed for good. It calls up after each reconnect too.
+// server closes the feed for good. It calls up after each reconnect, too.
 func (f *feed) run(ctx context.Context, up func()) {
 	var lastHeard time.Time
 	for attempt := 0; ctx.Err() == nil; attempt++ {
@@ -70,8 +70,9 @@ func (f *feed) run(ctx context.Context, up func()) {
 	}
 }
 
-// isPermanent reports whether a client must not reconnect after this error: the
-// server refused the client itself, or closed with a code that forbids it.
+// isPermanent reports whether a client must not reconnect after this error. This is
+// so if the server refused the handshake with a status that a retry does not change,
+// or if it closed the connection with a code that forbids to reconnect.
 func isPermanent(err error) bool {
 	var refused *refusedError
 	if errors.As(err, &refused) {
@@ -93,8 +94,8 @@ func (f *feed) fault(order, format string, args ...any) {
 	f.sim.ledger.fault(faultFeedProtocol, order, "%s %s: %s", f.party.role, f.party.id, fmt.Sprintf(format, args...))
 }
 
-// session reads one connection until it ends. lastHeard is when the feed last
-// heard from the server, zero before the first connection.
+// session opens one connection and reads it until it ends. lastHeard is the time of
+// the last message of the server. It is zero before the first connection.
 func (f *feed) session(ctx context.Context, lastHeard *time.Time, up func()) error {
 	resuming := f.cursor != ""
 	before := *lastHeard
@@ -121,7 +122,7 @@ func (f *feed) session(ctx context.Context, lastHeard *time.Time, up func()) err
 	f.mu.Unlock()
 	*lastHeard = time.Now()
 	if reconnected && !resuming {
-		f.missed(ctx, before) // no message had come before the break, so there is no cursor to resume from
+		f.missed(ctx, before) // there is no cursor to resume from, because no message had come before the connection broke
 	}
 	for n := 1; ; n++ {
 		_, b, err := conn.Read(ctx)
@@ -172,8 +173,8 @@ func (f *feed) session(ctx context.Context, lastHeard *time.Time, up func()) err
 	}
 }
 
-// missed enters that messages since the time before may be missing, and lets the
-// party read by REST.
+// missed notes that messages since the time before may be missing, and lets the
+// party read by REST what it may have missed.
 func (f *feed) missed(ctx context.Context, before time.Time) {
 	f.party.addGap(feedGap{before.Add(-gapSlack), time.Now().Add(gapSlack)})
 	if f.onReset != nil {
@@ -181,7 +182,7 @@ func (f *feed) missed(ctx context.Context, before time.Time) {
 	}
 }
 
-// check checks what every message must have, and passes the message on.
+// check checks that the message has what all messages must have, and passes it on.
 func (f *feed) check(m *message) {
 	if m.Cursor == "" || m.Timestamp.IsZero() {
 		f.fault("", "%s without cursor or timestamp", m.Event)
@@ -230,15 +231,15 @@ func (f *feed) dial(ctx context.Context) (*websocket.Conn, error) {
 		return nil, err
 	}
 	if f.cursor == "" {
-		// The server may say where the feed begins. Then a connection that breaks
-		// before its first message can be resumed too.
+		// The server may send the cursor at which the feed begins. With it, a
+		// connection that breaks before its first message can be resumed, too.
 		f.cursor = res.Header.Get("Feed-Cursor")
 	}
 	return conn, nil
 }
 
-// locate sends the rider's position. Without a connection it sends nothing: a
-// later position follows.
+// locate sends the rider's position. It sends nothing while there is no connection.
+// This does no harm, because a later position follows.
 func (f *feed) locate(ctx context.Context, at domain.Point) {
 	f.send(ctx, object{"op": "location", "location": at})
 }
@@ -262,5 +263,5 @@ func (f *feed) send(ctx context.Context, m object) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, feedWriteLimit)
 	defer cancel()
-	_ = conn.Write(ctx, websocket.MessageText, b) // session sees a broken connection and ends
+	_ = conn.Write(ctx, websocket.MessageText, b) // session notices a broken connection
 }

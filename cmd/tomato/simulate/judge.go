@@ -10,20 +10,21 @@ import (
 // verdict is what judge found about one order.
 type verdict struct {
 	faults      []Fault
-	waiting     []Fault // what may still come; faults when it has not come by the end of the run
+	waiting     []Fault // faults that may still disappear; those that are left at the end of the run are broken promises
 	missedInGap int     // messages that are missing inside a feedGap
 	assignments []assignment
 }
 
-// assignment is the time in which a rider had the order, by the events' times.
+// assignment is a period in which a rider had the order, by the timestamps of the
+// events.
 type assignment struct {
 	rider    string
-	from, to time.Time // to is zero while it lasts
+	from, to time.Time // to is zero while the rider has the order
 }
 
 // judge compares what the ledger says about an order with what the queries say.
-// rider returns the party of a rider's id, nil for riders of other runs. judge
-// changes nothing. The caller holds e.mu.
+// rider returns the party with a rider's id, or nil for a rider of another run. judge
+// changes neither the ledger nor the entry. The caller holds e.mu.
 func judge(l *ledger, e *orderEntry, q queried, rider func(id string) *party, now time.Time) verdict {
 	j := judgement{ledger: l, entry: e, queried: q, rider: rider, due: map[receipt]*dueCount{}}
 	j.foldEvents()
@@ -33,23 +34,23 @@ func judge(l *ledger, e *orderEntry, q queried, rider func(id string) *party, no
 	return j.verdict
 }
 
-// judgement is a verdict in the making.
+// judgement is a verdict that is being worked out.
 type judgement struct {
 	verdict
 	ledger   *ledger
 	entry    *orderEntry
 	queried  queried
 	rider    func(id string) *party
-	due      map[receipt]*dueCount // the messages that the events explain
+	due      map[receipt]*dueCount // the messages that follow from the events
 	statuses []string              // the order's status after version i+1
 	paidAt   int                   // version of ORDER_PAID, 0 for none
 }
 
-// dueCount is how often a message must have come at least and may have come at
-// most.
+// dueCount says how often a message must have come at least, and how often it may
+// have come at most.
 type dueCount struct {
 	least, most int
-	at          time.Time // of the event
+	at          time.Time // time of the event that causes the message; zero if it is not known
 }
 
 // fault adds a broken promise.
@@ -57,13 +58,14 @@ func (j *judgement) fault(kind, format string, args ...any) {
 	j.faults = append(j.faults, Fault{kind, j.entry.id, fmt.Sprintf(format, args...)})
 }
 
-// waitFor adds what is not as it must be and may still become so.
+// waitFor adds a fault that may still disappear, because what is missing may still
+// come.
 func (j *judgement) waitFor(kind, format string, args ...any) {
 	j.waiting = append(j.waiting, Fault{kind, j.entry.id, fmt.Sprintf(format, args...)})
 }
 
-// expect adds that the message m is due to the party p at least and at most so
-// many times more. It does nothing for a nil party, one of another run.
+// expect adds to how often the message m must and may come to the party p. It does
+// nothing if p is nil, which stands for a party of another run.
 func (j *judgement) expect(p *party, m receipt, least, most int, at time.Time) {
 	if p == nil {
 		return
@@ -77,8 +79,8 @@ func (j *judgement) expect(p *party, m receipt, least, most int, at time.Time) {
 	d.least, d.most, d.at = d.least+least, d.most+most, at
 }
 
-// overlaps finds riders who had two orders at the same time, by the events'
-// times. It reads the verdicts of the orders.
+// overlaps finds riders who had two orders at the same time, by the timestamps of the
+// events. It reads the verdicts of the orders.
 func overlaps(orders []*orderEntry) []Fault {
 	type held struct {
 		assignment

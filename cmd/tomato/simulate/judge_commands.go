@@ -13,7 +13,7 @@ var eventOfCommand = map[string]string{
 	"preparing": order.TypeOrderPreparing, "ready": order.TypeOrderReadyForRider, "accept": order.TypeRiderAssigned,
 	"pick-up": order.TypeOrderPickedUp, "deliver": order.TypeOrderDelivered, "drop": order.TypeRiderUnassigned,
 	"cancel": order.TypeOrderCancelled, "dispatch": order.TypeDispatchRequested,
-	// decline appends none when the offer had ended.
+	// decline is left out: it appends no event if the offer has ended already.
 }
 
 // checkCommands looks for each acknowledged command in the events.
@@ -44,7 +44,7 @@ func (j *judgement) checkCommands() {
 				return true
 			}
 			var d eventData
-			_ = json.Unmarshal(e.Data, &d) // fold has reported an error
+			_ = json.Unmarshal(e.Data, &d) // fold has already reported an error
 			return d.RiderID == a.rider || d.Ctx.RiderID == a.rider
 		})
 		if !found {

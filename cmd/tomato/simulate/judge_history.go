@@ -7,15 +7,17 @@ import (
 	"tomato/domain/order"
 )
 
-// transition is what an event type does to an order's status.
+// transition says what an event of one type does to an order's status.
 type transition struct {
 	from   []string // statuses in which it can occur
-	to     string   // "" leaves the status
-	once   bool     // at most once in an order's life
+	to     string   // the status after it; "" if it does not change the status
+	once   bool     // it occurs at most once in an order's life
 	update bool     // customer and restaurant must get an order:update
 }
 
-// transitions are those of the contract, by event type.
+// transitions are the transitions of an order, by event type. They are the same as in
+// TestTransitions of domain/order/transitions_test.go, but written down on their own,
+// so that the simulator does not judge Tomato by Tomato's code.
 var transitions = map[string]transition{
 	order.TypeOrderPlaced:        {from: []string{""}, to: "placed", once: true},
 	order.TypeOrderPaid:          {from: []string{"placed"}, once: true, update: true},
@@ -38,7 +40,7 @@ var transitions = map[string]transition{
 }
 
 // foldEvents checks the order's history, and derives from it which messages each
-// party must have got.
+// party must and may have got.
 func (j *judgement) foldEvents() {
 	f := historyFold{judgement: j, counts: map[string]int{}}
 	for i, e := range j.queried.events {
@@ -50,7 +52,7 @@ func (j *judgement) foldEvents() {
 	}
 	o := j.queried.order
 	if n := len(j.queried.events); n != o.Version || f.status != o.Status {
-		// The order may have moved between the two reads. It is read again.
+		// The order may have changed between the two reads, so it is read again.
 		j.waitFor(faultUnfinished, "the order says version %d %s, its events say %d %s", o.Version, o.Status, n, f.status)
 	}
 	if o.Amount != j.entry.amount || o.Currency != j.entry.currency ||
@@ -65,11 +67,11 @@ type historyFold struct {
 	*judgement
 	status string
 	holder string          // rider who has the order
-	offers map[string]bool // riders with an offer of the current wave; true once they declined
-	counts map[string]int  // of events, by type
+	offers map[string]bool // riders with an offer in the current wave; the value is true once they declined
+	counts map[string]int  // number of events, by type
 }
 
-// fold takes one event.
+// fold applies one event.
 func (f *historyFold) fold(e eventView) {
 	t, known := transitions[e.Type]
 	if !known {
@@ -113,8 +115,8 @@ func (f *historyFold) fold(e eventView) {
 	}
 }
 
-// expectOthers derives the messages that only some events cause, and follows
-// offers and assignments.
+// expectOthers derives the messages that only some events cause. It also keeps track
+// of offers and assignments.
 func (f *historyFold) expectOthers(e eventView, d eventData, update receipt) {
 	switch e.Type {
 	case order.TypeOrderPaid:
@@ -158,8 +160,8 @@ func (f *historyFold) expectOthers(e eventView, d eventData, update receipt) {
 	}
 }
 
-// withdrawOffers ends the wave. Every rider with an offer is told that it is
-// gone, except the winner; a rider who declined may be told.
+// withdrawOffers ends the wave. Every rider with an open offer must get order:taken,
+// except the winner. A rider who declined may get it.
 func (f *historyFold) withdrawOffers(e eventView, winner string) {
 	for id, declined := range f.offers {
 		if id == winner {

@@ -27,8 +27,8 @@ func (j *judgement) checkMessages() {
 		case d != nil && d.most > 0:
 			j.fault(faultDuplicateMessage, "%s got %s version %d %d times, due %d", j.ledger.name(m.party), m.kind, m.version, n, d.most)
 		case m.kind == kindUpdate && m.version == 0 && m.tag != refunded && j.isParty(m.party):
-			// A change of the payment status: failed may come again, and refund_pending
-			// is not required.
+			// This is a change of the payment status other than refunded. failed may
+			// come several times, and refund_pending need not come.
 		case m.kind == kindUpdate && int(m.version) > len(j.queried.events), m.kind == kindUpdate && m.version == 0 && j.isParty(m.party):
 			j.waitFor(faultUncalledMessage, "%s got %s version %d, which the queries do not show yet", j.ledger.name(m.party), m.kind, m.version)
 		default:

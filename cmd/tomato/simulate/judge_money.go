@@ -11,7 +11,7 @@ import (
 
 // checkMoney compares what was captured with what was kept and refunded.
 func (j *judgement) checkMoney(now time.Time) {
-	captured := 0 // payments of the right amount
+	captured := 0 // number of captured payments with the right amount
 	for _, c := range j.entry.captures {
 		if c.amount == j.entry.amount {
 			captured++
@@ -26,7 +26,7 @@ func (j *judgement) checkMoney(now time.Time) {
 	}
 	j.checkPaymentList()
 	j.checkBalance(j.refund())
-	// The refund of the booked payment is the only one that shows on the order.
+	// Only the refund of the booked payment changes the order's payment status.
 	if j.queried.order.PaymentStatus == "refunded" {
 		told := receipt{kind: kindUpdate, tag: j.ledger.tag("refunded")}
 		j.expect(j.entry.customer, told, 1, 1, time.Time{})
@@ -37,8 +37,8 @@ func (j *judgement) checkMoney(now time.Time) {
 	}
 }
 
-// checkPaymentStatus checks the payment status that the order shows. captured is
-// how many payments of the right amount the gateway was made to capture.
+// checkPaymentStatus checks the order's payment status. captured is how many payments
+// with the right amount the gateway was made to capture.
 func (j *judgement) checkPaymentStatus(captured int, now time.Time) {
 	e, o := j.entry, j.queried.order
 	switch {
@@ -85,7 +85,8 @@ func (j *judgement) checkPaymentList() {
 	}
 }
 
-// refund checks each refund, and returns what is left of each captured payment.
+// refund checks each refund. It returns what is left of each captured payment, in
+// minor units by payment id.
 func (j *judgement) refund() (balance map[string]int64) {
 	balance = map[string]int64{}
 	for _, c := range j.entry.captures {
@@ -116,8 +117,9 @@ func (j *judgement) refund() (balance map[string]int64) {
 	return balance
 }
 
-// checkBalance checks that of a delivered order the booked payment alone is kept,
-// and of an order that ended otherwise nothing.
+// checkBalance checks that Tomato kept the right money. For a delivered order that is
+// the booked payment and nothing else. For an order that ended otherwise it is
+// nothing.
 func (j *judgement) checkBalance(balance map[string]int64) {
 	var kept []string
 	for id, left := range balance {
@@ -138,14 +140,14 @@ func (j *judgement) checkBalance(balance map[string]int64) {
 }
 
 // keepsBookedPayment reports whether the whole amount is left of the payment that
-// ORDER_PAID names, or of any payment where it names none.
+// ORDER_PAID names. If ORDER_PAID names none, it may be left of any payment.
 func (j *judgement) keepsBookedPayment(balance map[string]int64) bool {
 	for _, e := range j.queried.events {
 		if e.Type != order.TypeOrderPaid {
 			continue
 		}
 		var d eventData
-		_ = json.Unmarshal(e.Data, &d) // fold has reported an error
+		_ = json.Unmarshal(e.Data, &d) // fold has already reported an error
 		if d.PaymentID != "" {
 			return balance[d.PaymentID] == j.entry.amount
 		}

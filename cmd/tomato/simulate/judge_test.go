@@ -10,8 +10,8 @@ import (
 	"tomato/domain"
 )
 
-// story is one order: what the ledger says about it and what the queries say. Both
-// agree until a test changes one of them.
+// story is one order: what the ledger says about it, and what the queries say about
+// it. The two agree until a test changes one of them.
 type story struct {
 	l                    *ledger
 	r                    *orderEntry
@@ -21,8 +21,9 @@ type story struct {
 	t0                   time.Time
 }
 
-// delivered is the story of an order that was offered to three riders, taken
-// by the first, dropped, offered again to the others, and delivered by the second.
+// delivered returns the story of an order that is offered to three riders. The first
+// rider takes it and drops it. Then it is offered to the other two, and the second
+// rider delivers it.
 func delivered(t *testing.T) *story {
 	t.Helper()
 	s := &story{l: newLedger(), t0: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
@@ -121,12 +122,13 @@ func (s *story) payment(t *testing.T, text string) {
 
 func (s *story) judge() verdict { return judge(s.l, s.r, s.h, s.l.rider, s.t0) }
 
-// lose removes the first message of the kind to the party from the ledger.
+// lose removes the party's first message of the kind from the ledger.
 func (s *story) lose(p *party, k messageKind) {
 	i := slices.IndexFunc(s.r.receipts, func(m receipt) bool { return m.party == p.number && m.kind == k })
 	s.r.receipts = slices.Delete(s.r.receipts, i, i+1)
 }
 
+// again enters the party's first message of the kind a second time.
 func (s *story) again(p *party, k messageKind) {
 	i := slices.IndexFunc(s.r.receipts, func(m receipt) bool { return m.party == p.number && m.kind == k })
 	s.r.receipts = append(s.r.receipts, s.r.receipts[i])
@@ -149,7 +151,7 @@ func TestWhatWasSpoiledIsFound(t *testing.T) {
 		spoil   func(t *testing.T, s *story)
 		kind    string
 		text    string // part of the detail
-		waiting bool   // what is missing may still come
+		waiting bool   // the fault is in waiting, because what is missing may still come
 	}{
 		"acknowledged, not in the events": {func(_ *testing.T, s *story) {
 			s.r.acks = append(s.r.acks, ack{command: "cancel", version: 99, status: "cancelled"})

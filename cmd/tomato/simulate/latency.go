@@ -22,7 +22,7 @@ func (l *latency) add(name string, d time.Duration) {
 	l.durations[name] = append(l.durations[name], d)
 }
 
-// latencyNames are in the order of the report.
+// latencyNames are the names of all latencies, in the order of the report.
 var latencyNames = []string{"place", "pay_to_order_new", "ready_to_order_available", "accept", "e2e"}
 
 func (l *latency) report() []Latency {

@@ -16,19 +16,19 @@ import (
 // received. At the end judge compares it with what Tomato's queries say. Safe for
 // concurrent use.
 //
-// An orderEntry's lock is never taken while the ledger's is held.
+// A goroutine that holds the ledger's lock must not take the lock of an orderEntry.
 type ledger struct {
 	mu           sync.Mutex
 	parties      []*party
-	byName       map[string]*party // by role and id: "rider:<id>"
-	byID         map[string]*orderEntry
-	beforePlaced map[string][]message // messages about orders that were not acknowledged yet, by order id
-	orders       []*orderEntry
-	faults       []Fault
-	counts       map[string]int // of faults, by kind
-	seed         maphash.Seed
+	byName       map[string]*party      // by role and id, such as "rider:<id>"
+	byID         map[string]*orderEntry // the acknowledged orders, by order id
+	beforePlaced map[string][]message   // messages about orders that were not acknowledged yet, by order id
+	orders       []*orderEntry          // by number
+	faults       []Fault                // the first maxFaultsKept
+	counts       map[string]int         // the number of faults, by kind
+	seed         maphash.Seed           // of tag
 
-	lastProgress    atomic.Int64 // Unix nanoseconds; when an order last moved
+	lastProgress    atomic.Int64 // when the run last made progress, in Unix nanoseconds
 	foreignMessages atomic.Int64 // messages to riders about orders of other runs
 }
 
@@ -39,7 +39,7 @@ func newLedger() *ledger {
 	}
 }
 
-// moved enters that the run made progress.
+// moved notes that the run has made progress.
 func (l *ledger) moved() { l.lastProgress.Store(time.Now().UnixNano()) }
 
 // addParty enters a party.
@@ -52,7 +52,7 @@ func (l *ledger) addParty(role domain.Role, id string) *party {
 	return p
 }
 
-// rider returns the rider with this id, nil for a rider of another run.
+// rider returns the rider with this id, or nil if it is a rider of another run.
 func (l *ledger) rider(id string) *party {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -66,7 +66,7 @@ func (l *ledger) partyAt(n int32) *party {
 	return l.parties[n]
 }
 
-// name returns role and id of the party with this number.
+// name returns the role and the id of the party with this number.
 func (l *ledger) name(n int32) string {
 	p := l.partyAt(n)
 	return string(p.role) + " " + p.id
@@ -82,8 +82,8 @@ func (l *ledger) add(p plan, customer, restaurant *party, to domain.Point) *orde
 	return e
 }
 
-// find returns the order with this id, nil for an order of another run or one
-// that was not acknowledged yet.
+// find returns the order with this id. It returns nil if the order was not
+// acknowledged yet, or is an order of another run.
 func (l *ledger) find(orderID string) *orderEntry {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -91,7 +91,7 @@ func (l *ledger) find(orderID string) *orderEntry {
 }
 
 // placed enters that the placing of an order was acknowledged. Messages about the
-// order may have come before that; they are entered now.
+// order may have come before that. They are entered now.
 func (l *ledger) placed(e *orderEntry, v orderView) {
 	e.mu.Lock()
 	e.id, e.amount, e.currency, e.dueAt = v.OrderID, v.Amount, v.Currency, v.PaymentDueAt
@@ -111,8 +111,7 @@ func (l *ledger) placed(e *orderEntry, v orderView) {
 	}
 }
 
-// acknowledged enters a command that was answered with success, and the order in
-// its answer.
+// acknowledged enters a command that succeeded, and the order in its answer.
 func (l *ledger) acknowledged(e *orderEntry, command, rider string, v orderView, token string) {
 	l.moved()
 	e.mu.Lock()
@@ -128,8 +127,8 @@ func (l *ledger) acknowledged(e *orderEntry, command, rider string, v orderView,
 	e.wake()
 }
 
-// received enters a feed message and returns the order that it is about. It
-// returns nil for an order that was not acknowledged yet or is of another run.
+// received enters a feed message and returns the order that it is about. It returns
+// nil if the order was not acknowledged yet, or is an order of another run.
 func (l *ledger) received(m message) *orderEntry {
 	if messageKinds[m.Event] == 0 {
 		return nil
@@ -150,8 +149,8 @@ func (l *ledger) received(m message) *orderEntry {
 	return e
 }
 
-// addReceipt enters a feed message about an order, and takes over the status in
-// an order:update.
+// addReceipt enters a feed message about an order. If it is an order:update, it also
+// enters the status in the message.
 func (l *ledger) addReceipt(e *orderEntry, m message) {
 	s := receipt{party: m.receiver.number, kind: messageKinds[m.Event]}
 	switch s.kind {
@@ -184,10 +183,10 @@ func (l *ledger) tag(s string) uint64 {
 	return maphash.String(l.seed, s)
 }
 
-// assigned enters that a rider's accept was acknowledged. has is an order that
-// the rider has already, nil for none. It is a broken promise when the order has
-// another rider, or the rider another order. This follows from the order of
-// requests and answers alone, without any clock.
+// assigned enters that a rider's accept was acknowledged. has is an order that the
+// rider already has, or nil. It is a broken promise if the order already has another
+// rider, or the rider another order. assigned concludes this from the sequence of
+// requests and answers alone, so no clock can mislead it.
 func (l *ledger) assigned(e *orderEntry, rider string, has *orderEntry) {
 	e.mu.Lock()
 	other := e.holder
@@ -222,8 +221,8 @@ func (l *ledger) acknowledgedOrders() []*orderEntry {
 }
 
 // unplacedMessages returns a fault for each order that our parties got messages
-// about and did not place. It returns none when a call was not answered: the
-// order may be that call's.
+// about although none of them placed it. It returns no fault if any call was not
+// answered, because that call may have placed the order.
 func (l *ledger) unplacedMessages() []Fault {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -238,8 +237,8 @@ func (l *ledger) unplacedMessages() []Fault {
 	return faults
 }
 
-// progressCounts counts the orders that have ended, as last heard, and the
-// faults.
+// progressCounts returns how many orders have ended, by the last status that was
+// received, and how many faults there are.
 func (l *ledger) progressCounts() (ended, faults int) {
 	for _, e := range l.allOrders() {
 		if e.hasEnded() {

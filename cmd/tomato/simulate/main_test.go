@@ -6,5 +6,5 @@ import (
 	"go.uber.org/goleak"
 )
 
-// A run that ended leaves nothing behind.
+// TestMain checks that no goroutine of a run is left after the run has ended.
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

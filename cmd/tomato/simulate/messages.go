@@ -63,8 +63,8 @@ func (k messageKind) String() string {
 // receipt is one received feed message. It is small, because a large run keeps a
 // million of them.
 type receipt struct {
-	party   int32  // its number
-	version int32  // in an order:update that an event of the order caused, else 0
-	tag     uint64 // ledger.tag of what else differs between messages of a kind: rider, payment status
+	party   int32  // number of the party that received it
+	version int32  // the order's version, in an order:update that an event of the order caused; else 0
+	tag     uint64 // ledger.tag of the rider or the payment status, where messages of a kind differ in it
 	kind    messageKind
 }

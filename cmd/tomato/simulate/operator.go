@@ -16,8 +16,8 @@ func (s *simulation) operatorReceives(ctx context.Context, m message) {
 	}
 }
 
-// watchExhausted lets the operator find exhausted orders by REST until ctx ends,
-// because a feed:reset may have lost a dispatch:exhausted.
+// watchExhausted looks for exhausted orders by REST until ctx ends, because a
+// dispatch:exhausted may have been lost at a feed:reset.
 func (s *simulation) watchExhausted(ctx context.Context) {
 	t := time.NewTicker(2 * pollEvery)
 	defer t.Stop()
@@ -43,8 +43,8 @@ func (s *simulation) watchExhausted(ctx context.Context) {
 }
 
 // dispatchAgain asks for a new round for an order whose search for a rider is
-// exhausted. Feed and REST may both report one exhaustion; the second request is
-// refused.
+// exhausted. The feed and REST may both report the same exhaustion. Then the second
+// request is refused.
 func (s *simulation) dispatchAgain(ctx context.Context, e *orderEntry) {
 	e.mu.Lock()
 	e.dispatches++

@@ -8,26 +8,27 @@ import (
 
 // Options configure a run. The zero value of each field stands for its default.
 type Options struct {
-	Orders  int     // default 100, or all of the dataset; with a dataset, its first orders
-	Riders  int     // default 50; with a dataset, its riders
-	Rate    float64 // orders placed per second at most; 0: as fast as MaxOpen allows
+	Orders  int     // default 100; with a dataset, how many of its first orders are placed, all by default
+	Riders  int     // default 50; not used with a dataset, which has its own riders
+	Rate    float64 // orders placed per second at most; 0 means as fast as MaxOpen allows
 	MaxOpen int     // orders that are open at the same time; default twice the riders, at most 128
-	Dataset string  // path of a CSV file of deliveries; "": an invented town
+	Dataset string  // path of a CSV file of deliveries; "" means an invented town
 
 	URL         string // of a running `tomato serve`, or several separated by commas; default http://127.0.0.1:8080
-	JWTSecret   string // HS256; signs the tokens of all parties
+	JWTSecret   string // signs the tokens of all parties with HS256; required
 	JWTIssuer   string // iss of the tokens, "" for none
 	JWTAudience string // aud of the tokens, "" for none
 
 	Seed     int64         // equal seeds make equal plans; they do not decide who wins a race
-	Timeout  time.Duration // longest time without progress; default 2 min
-	RetryFor time.Duration // longest time for one call with its retries; default 1 min
+	Timeout  time.Duration // the run ends after this long without progress; default 2 min
+	RetryFor time.Duration // one call is retried for at most this long; default 1 min
 
-	// feedPatience is how long a party waits for its feed before it acts on what
-	// REST says. The missing message is reported at the end. Default 10 s.
+	// feedPatience is how long a party waits for a feed message before it acts on
+	// what REST says. The missing message is reported at the end. Default 10 s.
 	feedPatience time.Duration
-	// webhookPatience is how long a customer waits for a webhook that was lost
-	// on purpose, before the gateway has to send it again. Default 2 s.
+	// webhookPatience is how long a customer waits for the webhook of a payment
+	// before the gateway is made to send it again. The webhook may have been lost
+	// on purpose. Default 2 s.
 	webhookPatience time.Duration
 
 	JSON     bool      // prints the report as one JSON object

@@ -9,17 +9,17 @@ import (
 
 // party is a customer, restaurant, rider or operator of the run. Each has a feed.
 type party struct {
-	number     int32 // in the ledger's list
+	number     int32 // index in the ledger's list of parties
 	role       domain.Role
 	id         string
-	ineligible string // why this rider must not get any offer; "" for all others
+	ineligible string // why this rider must not get any offer; "" for all other parties
 
 	mu   sync.Mutex
-	gaps []feedGap // spans of which the feed announced that messages are missing
+	gaps []feedGap // the times for which the feed announced that messages are missing
 }
 
-// feedGap is a span of the local clock for which a feed told its client to
-// reload. A message that is missing in it is no broken promise.
+// feedGap is a period, by the local clock, for which a feed told its client to
+// reload. A message that is missing in this period is not a broken promise.
 type feedGap struct{ from, to time.Time }
 
 func (p *party) addGap(g feedGap) {

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// placeAll places the orders and returns when each has ended, or when the run
-// has stalled. At most Options.MaxOpen orders are open at the same time.
+// placeAll places the orders and returns when every order has ended, or when the
+// run has stalled. At most Options.MaxOpen orders are open at the same time.
 func (s *simulation) placeAll(ctx context.Context) {
 	ctx, stop := s.watchdog.watch(ctx)
 	defer stop()

@@ -4,7 +4,7 @@ import (
 	"math/rand/v2"
 )
 
-// payment is how the customer pays, and how the gateway behaves.
+// payment says how the customer pays, and how the gateway behaves.
 type payment uint8
 
 const (
@@ -23,14 +23,14 @@ const (
 	payNever
 )
 
-// gatewayFaults are the faults that the simulated gateway is told to have, as its
-// pay call names them.
+// gatewayFaults maps a payment to the fault that the simulated gateway is told to
+// have. The names are those of the gateway's pay call.
 var gatewayFaults = map[payment]string{
 	payDuplicate: "duplicate", payReordered: "reordered", payOldSecret: "old_secret",
 	payDropped: "dropped", payDroppedCancelled: "dropped", payWrongSignature: "wrong_signature",
 }
 
-// ending is who ends the order before it is delivered, and in which status.
+// ending says who ends the order before it is delivered, and in which status.
 type ending uint8
 
 const (
@@ -44,8 +44,8 @@ const (
 	endOpsAssigned
 )
 
-// plan is what is to happen to one order. It depends on the seed and the order's
-// number alone, so that a run can be repeated. Who wins a race is not planned.
+// plan says what is to happen to one order. It depends only on the seed and the
+// order's number, so that a run can be repeated. Who wins a race is not planned.
 type plan struct {
 	payment    payment
 	ending     ending
@@ -86,13 +86,14 @@ func planOf(seed int64, n int) plan {
 	return p
 }
 
-// chance is a value with its share of all draws.
+// chance is a value with its share of all draws, in percent.
 type chance[Value any] struct {
 	percent int
 	of      Value
 }
 
-// pick draws one of the values, or otherwise with the rest of the chances.
+// pick draws one of the values with its chance. It returns otherwise with the
+// chance that is left.
 func pick[Value any](r *rand.Rand, otherwise Value, of ...chance[Value]) Value {
 	n := r.IntN(100)
 	for _, o := range of {

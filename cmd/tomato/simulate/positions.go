@@ -11,8 +11,9 @@ const (
 	positionsEvery      = time.Minute
 )
 
-// sendPositions sends the home positions of all riders. The stale rider's is
-// sent the first time only, as recorded ten minutes ago.
+// sendPositions sends the home positions of all riders, and reports whether all
+// requests succeeded. The position of the stale rider is sent the first time only,
+// and says that it was recorded ten minutes ago.
 func (s *simulation) sendPositions(ctx context.Context, first bool) bool {
 	ok := true
 	var batch []object
@@ -52,7 +53,7 @@ func (s *simulation) sendPositions(ctx context.Context, first bool) bool {
 	return ok
 }
 
-// keepPositions sends the positions again and again until ctx ends: a rider
+// keepPositions sends the positions every minute until ctx ends, because a rider
 // whose position is older than five minutes gets no offers.
 func (s *simulation) keepPositions(ctx context.Context) {
 	t := time.NewTicker(positionsEvery)

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// progress shows how far a run is: as a bar on a terminal, as a line every few
-// seconds elsewhere.
+// progress shows how far a run is. On a terminal it shows a bar. Elsewhere it prints
+// a line every five seconds.
 type progress struct {
 	out   io.Writer
 	total int
@@ -44,7 +44,7 @@ func (p *progress) now() string {
 	return p.name
 }
 
-// phase enters the name of the phase that begins.
+// phase sets the name of the phase that begins.
 func (p *progress) phase(name string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -75,7 +75,7 @@ func (p *progress) run(ctx context.Context, s *simulation) {
 	}
 }
 
-// done completes the bar. It is called after run has ended.
+// done completes the bar. It must be called after run has ended.
 func (p *progress) done() {
 	if p.bar == nil {
 		return

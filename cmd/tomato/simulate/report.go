@@ -27,14 +27,14 @@ type Report struct {
 	Riders      int            `json:"riders"`
 	Customers   int            `json:"customers"`
 
-	Orders       int            `json:"orders"`       // how many were to be placed
-	Acknowledged int            `json:"acknowledged"` // whose placing was acknowledged
-	Statuses     map[string]int `json:"statuses"`     // by final status
-	Payments     map[string]int `json:"payments"`     // by final payment status
-	Captured     int64          `json:"captured"`     // in minor units; what the gateway was made to capture
-	Due          int64          `json:"due"`          // in minor units; the amounts of the delivered orders
-	Events       int            `json:"events"`       // of the orders
-	Commands     int            `json:"commands"`     // on orders, acknowledged
+	Orders       int            `json:"orders"`       // how many orders were to be placed
+	Acknowledged int            `json:"acknowledged"` // how many orders were acknowledged
+	Statuses     map[string]int `json:"statuses"`     // number of orders, by final status
+	Payments     map[string]int `json:"payments"`     // number of orders, by final payment status
+	Captured     int64          `json:"captured"`     // what the gateway was made to capture, in minor units
+	Due          int64          `json:"due"`          // the sum of the delivered orders' amounts, in minor units
+	Events       int            `json:"events"`       // number of events of all orders
+	Commands     int            `json:"commands"`     // number of acknowledged commands on orders
 	Latencies    []Latency      `json:"latencies"`
 	Requests     int64          `json:"requests"`      // attempts
 	Retries      int64          `json:"retries"`       // attempts after the first
@@ -56,7 +56,7 @@ type DatasetReport struct {
 	Rejects  []Reject       `json:"rejects,omitempty"` // all of them
 }
 
-// FeedReport counts over all feeds of the run.
+// FeedReport has the totals of all feeds of the run.
 type FeedReport struct {
 	Connections int64 `json:"connections"`
 	Messages    int64 `json:"messages"`
@@ -68,8 +68,7 @@ type FeedReport struct {
 	Foreign     int64 `json:"foreign"`     // messages to riders about orders of other runs
 }
 
-// Latency is how long something took for the parties, in milliseconds and with
-// retries.
+// Latency says how long the parties had to wait for something, retries included.
 type Latency struct {
 	Name  string  `json:"name"`
 	Count int     `json:"count"`
@@ -78,11 +77,12 @@ type Latency struct {
 	MaxMs float64 `json:"maxMs"`
 }
 
-// Broken returns the number of broken promises. The program exits with 1 unless it
-// is 0.
+// Broken returns the number of broken promises. If it is not 0, `tomato simulate`
+// exits with 1.
 func (r Report) Broken() int { return r.BrokenPromises }
 
-// report summarises the run. It is called when nothing of the run is active.
+// report summarises the run. It must be called after all goroutines of the run have
+// ended.
 func (s *simulation) report(took time.Duration) Report {
 	l := s.ledger
 	l.mu.Lock()
@@ -109,7 +109,7 @@ func (s *simulation) report(took time.Duration) Report {
 		}
 		rep.Acknowledged++
 		status, pay := e.final.Status, e.final.PaymentStatus
-		if e.judgedReceipts < 0 { // it was never read back: as last heard
+		if e.judgedReceipts < 0 { // it was never judged: the last status that was received has to do
 			status, pay = e.status, e.paymentStatus
 		}
 		rep.Statuses[status]++
@@ -135,7 +135,8 @@ func (s *simulation) report(took time.Duration) Report {
 	return rep
 }
 
-// Write prints the report, as one JSON object on one line or as lines to read.
+// Write prints the report to w: as one JSON object on one line if asJSON is true, else
+// as text.
 func (r Report) Write(w io.Writer, asJSON bool) error {
 	if asJSON {
 		b, err := json.Marshal(r)
@@ -186,7 +187,7 @@ func (r Report) Write(w io.Writer, asJSON bool) error {
 	return err
 }
 
-// counts prints the counts by name.
+// counts returns the counts as text, sorted by name.
 func counts(m map[string]int) string {
 	if len(m) == 0 {
 		return "none"

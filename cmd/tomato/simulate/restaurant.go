@@ -36,8 +36,8 @@ func (k *restaurant) receive(ctx context.Context, s *simulation, m message) {
 	}
 }
 
-// reload takes up the paid orders whose order:new may have been lost at a
-// feed:reset.
+// reload looks for paid orders by REST and cooks them. Their order:new may have been
+// lost at a feed:reset.
 func (k *restaurant) reload(ctx context.Context, s *simulation) {
 	a, ok := s.must(ctx, k.token, http.MethodGet, "/v1/orders?status=placed&limit=200", nil)
 	var list struct {
@@ -53,7 +53,7 @@ func (k *restaurant) reload(ctx context.Context, s *simulation) {
 	}
 }
 
-// cook plays the restaurant for one paid order. It is called once for each.
+// cook plays the restaurant for one paid order. It is called once for each order.
 func (k *restaurant) cook(ctx context.Context, s *simulation, e *orderEntry) {
 	switch {
 	case e.plan.ending == endReject:

@@ -15,12 +15,12 @@ import (
 
 const (
 	// maxConcurrentAccepts bounds how many riders accept one order at the same
-	// time. The other riders look again when it is still open.
+	// time. The other riders keep the offer and look at it again later.
 	maxConcurrentAccepts = 4
 	riderRecheck         = time.Second
 )
 
-// Why a rider must not get any offer.
+// The reasons for which a rider must not get any offer.
 const (
 	riderUnverified = "unverified"
 	riderOffline    = "offline"
@@ -36,14 +36,14 @@ type rider struct {
 	vehicle    string
 	home       domain.Point
 	feed       *feed
-	acceptsTwo bool       // accepts two orders at the same time; one must be refused
-	rng        *rand.Rand // used by run's goroutine only
+	acceptsTwo bool       // the rider accepts two orders at the same time, of which one must be refused
+	rng        *rand.Rand // used by the goroutine of run only
 	wake       chan struct{}
 
 	mu              sync.Mutex
 	offers          map[string]offer // open offers, by order id
-	cancelsUnderWay int              // of orders that this rider has
-	lastCancelled   time.Time        // when the last of those was answered
+	cancelsUnderWay int              // cancels of orders that this rider has
+	lastCancelled   time.Time        // when the last such cancel was answered
 }
 
 // offer is an offer of one order to one rider.
@@ -87,7 +87,7 @@ func (d *rider) receive(s *simulation, m message) {
 	d.wakeUp()
 }
 
-// wakeUp makes run look at the offers.
+// wakeUp makes run look at the offers again.
 func (d *rider) wakeUp() {
 	select {
 	case d.wake <- struct{}{}:
@@ -95,8 +95,8 @@ func (d *rider) wakeUp() {
 	}
 }
 
-// reload takes up the open offers whose order:available may have been lost at a
-// feed:reset.
+// reload reads the rider's open offers by REST. Their order:available may have been
+// lost at a feed:reset.
 func (d *rider) reload(ctx context.Context, s *simulation) {
 	if d.ineligible != "" {
 		return
@@ -134,8 +134,9 @@ func (d *rider) run(ctx context.Context, s *simulation) {
 	}
 }
 
-// takeOffers takes up one offer, or two at the same time where the rider accepts
-// two, and reports whether there was one.
+// takeOffers chooses one offer, or two if the rider accepts two at the same time. It
+// declines or accepts them, and delivers the orders that the rider got. It reports
+// whether there was an offer.
 func (d *rider) takeOffers(ctx context.Context, s *simulation) bool {
 	chosen := d.chooseOffers()
 	if len(chosen) == 0 {
@@ -169,8 +170,9 @@ func (d *rider) takeOffers(ctx context.Context, s *simulation) bool {
 	return true
 }
 
-// chooseOffers takes the oldest open offers out of the rider's hand: one, or two
-// where the rider accepts two. It counts the rider among those who accept them.
+// chooseOffers removes the oldest open offers from d.offers and returns their orders:
+// one, or two if the rider accepts two. It also adds the rider to acceptsUnderWay of
+// each order. The caller subtracts them again.
 func (d *rider) chooseOffers() []*orderEntry {
 	want := 1
 	if d.acceptsTwo {
@@ -211,9 +213,9 @@ func (d *rider) decline(ctx context.Context, s *simulation, e *orderEntry) {
 	}
 }
 
-// accept accepts an offer and reports whether the rider got the order. two says
-// that the rider accepts another order at the same time. A refused offer is gone,
-// except that rider_busy leaves it open.
+// accept accepts an offer and reports whether the rider got the order. two is true if
+// the rider accepts another order at the same time. An offer that was refused is not
+// tried again, unless it was refused with rider_busy, which leaves it open.
 func (d *rider) accept(ctx context.Context, s *simulation, e *orderEntry, two bool) bool {
 	start := time.Now()
 	a, ok := s.command(ctx, e, d.token, "accept", d.id, nil, "order_already_assigned", "offer_expired", "rider_busy")
@@ -227,7 +229,8 @@ func (d *rider) accept(ctx context.Context, s *simulation, e *orderEntry, two bo
 	if a.problem.Code == "rider_busy" {
 		d.mu.Lock()
 		if !two && d.cancelsUnderWay == 0 && !d.lastCancelled.After(start) {
-			// The rider sent no second accept, and no cancel was freeing them.
+			// The rider sent no second accept, and no cancel under way was about to
+			// free them.
 			s.ledger.fault(faultUnexpectedAnswer, e.id, "accept: %s, although %s has no order", a, d.id)
 		}
 		if _, newer := d.offers[e.id]; !newer && !e.hasEnded() {
@@ -238,8 +241,8 @@ func (d *rider) accept(ctx context.Context, s *simulation, e *orderEntry, two bo
 	return ok
 }
 
-// carry brings an order from its restaurant to its customer. The first rider of
-// an order drops it where the plan says so.
+// carry brings an order from its restaurant to its customer. If the plan says so, the
+// first rider of the order drops it instead.
 func (d *rider) carry(ctx context.Context, s *simulation, e *orderEntry) {
 	e.mu.Lock()
 	drop := e.plan.riderDrops && e.drops == 0

@@ -18,8 +18,9 @@ const (
 	leaveLimit   = 20 * time.Second
 )
 
-// setupError returns the error of a phase without which there is no run: the
-// first fault that was found, or what failed.
+// setupError returns the error of a phase that must succeed for the run to go on.
+// The error contains the first fault of the ledger. If there is none, it says only
+// what failed.
 func (s *simulation) setupError(ctx context.Context, what string) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -95,8 +96,8 @@ func (s *simulation) connect(ctx context.Context, feeds *sync.WaitGroup) error {
 	return nil
 }
 
-// newFeeds makes the feed of every party. One in 16, the operator's aside,
-// breaks its connection now and then.
+// newFeeds makes the feed of every party. One feed in 16 breaks its connection now
+// and then. The operator's feed never does.
 func (s *simulation) newFeeds(ctx context.Context) []*feed {
 	rng := rand.New(rand.NewPCG(uint64(s.opt.Seed), 1<<33))
 	var all []*feed
@@ -127,7 +128,8 @@ func (s *simulation) newFeeds(ctx context.Context) []*feed {
 	return all
 }
 
-// open sends the first positions, then opens restaurants and sends riders online.
+// open sends the first positions. Then it opens the restaurants and sends the riders
+// online.
 func (s *simulation) open(ctx context.Context) error {
 	positions := s.sendPositions(ctx, true)
 	restaurants := each(s.town.restaurants, func(k *restaurant) bool {
@@ -147,8 +149,8 @@ func (s *simulation) open(ctx context.Context) error {
 	return nil
 }
 
-// leave sends riders offline and closes restaurants, so that the next run meets
-// none of them. What fails is left as it is.
+// leave sends riders offline and closes restaurants, so that they do not take part
+// in the next run. It ignores errors, because the run is over.
 func (s *simulation) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveLimit)
 	defer cancel()

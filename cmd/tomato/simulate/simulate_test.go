@@ -103,7 +103,7 @@ func TestEachLieOfAServerIsFound(t *testing.T) {
 		"order:rider_assigned lost": {func(f *fake) { f.copies = once("order:rider_assigned", 0) }, faultLostMessage},
 		"event lost": {func(f *fake) {
 			lost := false
-			f.tamper = func(_ *fakeOrder, typ string, _ object) bool {
+			f.keep = func(_ *fakeOrder, typ string, _ object) bool {
 				lie := typ == "ORDER_ACCEPTED" && !lost
 				lost = lost || lie
 				return !lie

@@ -9,14 +9,14 @@ import (
 	"tomato/domain"
 )
 
-// maxCustomers bounds the customers, who have a feed each.
+// maxCustomers bounds the number of customers, because each of them has a feed.
 const maxCustomers = 500
 
 // bengaluru is the middle of the invented town.
 var bengaluru = domain.Point{Lng: 77.5946, Lat: 12.9716}
 
-// town is who takes part in a run, and which orders are to be placed. It does
-// not change during the run.
+// town holds the parties of a run and the orders that are to be placed. It does not
+// change during the run.
 type town struct {
 	operatorToken string
 	restaurants   []*restaurant
@@ -60,8 +60,8 @@ func newTown(o Options, c *caller) (*town, error) {
 	return b.town, b.addCustomers()
 }
 
-// townBuilder makes a town. What it draws from rng depends on the seed alone, so
-// the calls must keep their order.
+// townBuilder makes a town. Equal seeds must give equal towns, so the calls that
+// draw from rng must keep their order.
 type townBuilder struct {
 	town   *town
 	opt    Options
@@ -90,7 +90,7 @@ func (b *townBuilder) invent() error {
 }
 
 // fromDataset takes restaurants, riders and addresses from the file. The file
-// has no prices, so those are invented.
+// has no prices, so fromDataset invents them.
 func (b *townBuilder) fromDataset() error {
 	d, err := LoadDataset(b.opt.Dataset)
 	if err != nil {
@@ -174,7 +174,7 @@ func (b *townBuilder) addCustomers() error {
 	return nil
 }
 
-// scatter returns a random point within so many metres of p, rounded to
+// scatter returns a random point within the given distance of p, rounded to
 // centimetres.
 func scatter(rng *rand.Rand, p domain.Point, meters float64) domain.Point {
 	const metersPerDegree = 111_320

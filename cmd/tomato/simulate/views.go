@@ -7,7 +7,7 @@ import (
 	"tomato/domain"
 )
 
-// orderView is an order as the queries and the order commands answer it.
+// orderView is an order in the answers of queries and order commands.
 type orderView struct {
 	OrderID       string `json:"orderId"`
 	Version       int    `json:"version"`

@@ -14,12 +14,12 @@ type watchdog struct {
 	timeout time.Duration // longest time without progress
 }
 
-// stalled reports whether nothing has moved for the timeout.
+// stalled reports whether the run has made no progress for longer than the timeout.
 func (w watchdog) stalled() bool {
 	return time.Since(time.Unix(0, w.ledger.lastProgress.Load())) > w.timeout
 }
 
-// watch returns a context that ends with ctx or when the run has stalled. The
+// watch returns a context that ends when ctx ends or when the run has stalled. The
 // caller must call stop.
 func (w watchdog) watch(ctx context.Context) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
