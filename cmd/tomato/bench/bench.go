@@ -1,13 +1,28 @@
-// Package bench measures one part of Tomato beside its limit: the least that any
-// program would have to do for the same effect. Both are measured in the same run, on
-// the same broker and database, in rounds that alternate, so that what else the
-// machine does affects both. Rows are medians over the rounds; the first round is a
-// warm-up and is left out.
+// Package bench measures one part of Tomato and compares it with its limit. The limit
+// is the least that any program would have to do for the same effect. Both are
+// measured in the same run, on the same broker and database. Their rounds alternate,
+// so that other work of the machine affects both alike. Rows are medians over the
+// rounds. The first round is a warm-up and is left out.
 //
-// Everything runs on this machine: this process holds the callers and, except for
-// feed and takeover, the server. Broker and database are private ones in a temporary
-// directory, unless they are named. Each bench has a file of its own; bench.go has
-// what they share.
+// Everything runs on this machine. This process contains the callers and the server;
+// the benches feed and takeover start a server in a process of its own. The broker and
+// the database are private ones in a temporary directory, unless others are
+// configured.
+//
+// The files, in reading order:
+//
+//	bench.go         the command, and what all benches share
+//	load.go          callers that measure latencies, and HTTP connections for them
+//	commands.go      the bench commands; orders that go through their life
+//	orders_ready.go  the bench orders-ready
+//	live.go          writes live orders into the logs, for takeover and shards
+//	takeover.go      the bench takeover; a server in a process of its own
+//	shards.go        the bench shards
+//	log.go           the bench consume; a log of orders for consumers
+//	poison.go        the part of consume that measures poison events
+//	project.go       the benches project and rebuild
+//	riders.go        the bench riders
+//	feed.go          the bench feed
 package bench
 
 import (
@@ -51,7 +66,7 @@ type Cmd struct {
 	Name        string        `arg:"" enum:"commands,orders-ready,takeover,shards,consume,project,rebuild,riders,feed" help:"commands, orders-ready, takeover, shards, consume, project, rebuild, riders or feed."`
 	JSON        bool          `name:"json" help:"The rows as one JSON object. A ratio is value / limit."`
 	Broker      string        `enum:"embedded,kafka," default:"" help:"Which broker to start where KAFKA_BROKERS is unset: embedded (default), or kafka: Apache Kafka, which needs Java."`
-	Rounds      int           `default:"5" help:"How often each figure is taken, after one warm-up; the median counts. 1 to 50."`
+	Rounds      int           `default:"5" help:"How often each figure is taken, after one warm-up; the median is reported. 1 to 50."`
 	Duration    time.Duration `default:"2s" help:"How long one round goes on where it is not a count. 10ms to 5m."`
 	Count       int           `help:"Orders (orders-ready: in a burst; takeover, shards: live ones, with their payments; project, rebuild, consume: in the log, with 6 events each), riders (riders) or connections (feed). Default: that of the bench. 1 to 1,000,000."`
 	CPUProfile  string        `name:"cpuprofile" placeholder:"FILE" help:"Write a CPU profile of what is measured. The limit's part has the label part=limit (go tool pprof -tagignore limit)."`
@@ -150,7 +165,8 @@ func (b *run) close() error {
 	return errors.Join(errs...)
 }
 
-// tell says what is being done: on stderr, so that stdout has the rows alone.
+// tell prints what is being done. It prints to stderr, because stdout has only the
+// rows.
 func (b *run) tell(format string, args ...any) {
 	fmt.Fprintf(b.progressOut, "bench "+b.Name+": "+format+"\n", args...)
 }
@@ -197,7 +213,8 @@ func (b *run) open(ctx context.Context) (err error) {
 		b.onStop(pg.Stop)
 		b.serverURL = pg.URL()
 	}
-	// Read models in a given database are of another log.
+	// The bench needs a database of its own even if one is configured, because the
+	// read models in the configured one belong to another log.
 	var drop func(context.Context) error
 	if b.DatabaseURL, drop, err = b.newDatabase(ctx); err != nil {
 		return err
@@ -206,8 +223,8 @@ func (b *run) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// alone fails where a serve works with these brokers: a bench fills the log and
-// would share its shards.
+// alone fails if a serve works with these brokers. The bench would fill the log of
+// that serve, and the two would share the shards.
 func (b *run) alone(ctx context.Context) error {
 	client, err := b.Kafka.Config("tomato-bench").NewClient()
 	if err != nil {
@@ -218,7 +235,7 @@ func (b *run) alone(ctx context.Context) error {
 	defer cancel()
 	var groups kadm.DescribedGroups
 	var last error
-	err = until(ctx, func() (bool, error) { // a new broker has no coordinator at first
+	err = until(ctx, func() (bool, error) { // repeated, because a new broker has no coordinator at first
 		groups, last = kadm.NewClient(client).DescribeGroups(ctx, shard.Group)
 		return last == nil, nil
 	})
@@ -231,7 +248,8 @@ func (b *run) alone(ctx context.Context) error {
 	return nil
 }
 
-// newDatabase makes a database beside the one that DATABASE_URL names.
+// newDatabase makes a database in the server at b.serverURL. It returns the database's
+// URL and a function that drops it.
 func (b *run) newDatabase(ctx context.Context) (databaseURL string, drop func(context.Context) error, err error) {
 	given, err := url.Parse(b.serverURL)
 	if err != nil {
@@ -254,8 +272,8 @@ func (b *run) newDatabase(ctx context.Context) (databaseURL string, drop func(co
 	return given.String(), func(ctx context.Context) error { return do(ctx, "DROP DATABASE "+name+" WITH (FORCE)") }, nil
 }
 
-// serveConfig is serve with its defaults, these roles, and times so long that
-// nothing becomes due while it is measured.
+// serveConfig returns the configuration of a serve with the defaults and these roles.
+// Its deadlines are so long that none of them passes while something is measured.
 func (b *run) serveConfig(roles ...string) (server.Config, error) {
 	s, err := server.ParseConfig()
 	if err != nil {
@@ -272,7 +290,8 @@ func (b *run) serveConfig(roles ...string) (server.Config, error) {
 	return s, nil
 }
 
-// The secrets of servers that live as long as a bench and listen on 127.0.0.1.
+// The secrets of the servers that a bench starts. They may be public, because these
+// servers listen on 127.0.0.1 and end with the bench.
 const (
 	benchSecret     = "a secret of servers that nobody else talks to"
 	benchClusterKey = "the cluster key of servers that nobody else talks to"
@@ -288,7 +307,7 @@ func (b *run) serve(ctx context.Context, c server.Config, o server.Options) (*se
 	return s, ready(ctx, s.URL())
 }
 
-// ready waits until the server at base says that it is.
+// ready waits until the server at base answers that it is ready.
 func ready(ctx context.Context, base string) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
@@ -304,7 +323,7 @@ func ready(ctx context.Context, base string) error {
 			return false, nil
 		}
 		defer res.Body.Close()
-		body, _ := io.ReadAll(io.LimitReader(res.Body, 4<<10)) // for the error's text alone
+		body, _ := io.ReadAll(io.LimitReader(res.Body, 4<<10)) // only used in the text of an error
 		last = string(body)
 		return res.StatusCode == http.StatusOK && strings.Contains(last, `"status":"ready"`), nil
 	})
@@ -314,12 +333,13 @@ func ready(ctx context.Context, base string) error {
 	return nil
 }
 
-// until asks every 20 ms until it is so, or ctx ends.
-func until(ctx context.Context, so func() (bool, error)) error {
+// until calls condition every 20 ms until it returns true or an error, or until ctx
+// ends.
+func until(ctx context.Context, condition func() (bool, error)) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if ok, err := so(); ok || err != nil {
+		if ok, err := condition(); ok || err != nil {
 			return err
 		}
 		select {
@@ -330,7 +350,7 @@ func until(ctx context.Context, so func() (bool, error)) error {
 	}
 }
 
-// tokens mints and keeps what identifies callers. Not for concurrent use.
+// tokens makes the access tokens of actors and keeps them. Not for concurrent use.
 type tokens map[domain.Actor]string
 
 func (t tokens) of(a domain.Actor) (string, error) {
@@ -344,7 +364,7 @@ func (t tokens) of(a domain.Actor) (string, error) {
 	return t[a], nil
 }
 
-// add adds a row; a limit of 0 is none.
+// add adds a row. A limit of 0 means that the figure has no limit.
 func (b *run) add(name, unit string, value, limit float64) {
 	row := Row{Name: name, Unit: unit, Value: rounded(value), Limit: rounded(limit)}
 	if limit != 0 {
@@ -353,7 +373,8 @@ func (b *run) add(name, unit string, value, limit float64) {
 	b.report.Rows = append(b.report.Rows, row)
 }
 
-// rounded keeps four significant digits: more would be noise.
+// rounded returns f with four significant digits, because more digits would be noise.
+// It returns 0 for a value that is not finite.
 func rounded(f float64) float64 {
 	if f == 0 || math.IsNaN(f) || math.IsInf(f, 0) {
 		return 0
@@ -362,7 +383,8 @@ func rounded(f float64) float64 {
 	return math.Round(f*scale) / scale
 }
 
-// profile begins the CPU profile, when what it needs is set up.
+// profile begins the CPU profile if one is wanted and none has begun. Benches call it
+// after their preparations, so that the profile shows only what is measured.
 func (b *run) profile() error {
 	if b.CPUProfile == "" || b.profiled != nil {
 		return nil
@@ -378,21 +400,21 @@ func (b *run) profile() error {
 func (b *run) stopProfile() {
 	if b.profiled != nil {
 		pprof.StopCPUProfile()
-		_ = b.profiled.Close() // nothing is lost but the profile
+		_ = b.profiled.Close() // if this fails, only the profile is lost
 		b.profiled = nil
 	}
 }
 
-// asLimit runs the limit's part under a label of the profile, which goroutines
-// inherit from who starts them.
+// asLimit runs the limit's part under the profile label part=limit. Goroutines that it
+// starts inherit the label.
 func asLimit(ctx context.Context, run func(context.Context) error) (err error) {
 	pprof.Do(ctx, pprof.Labels("part", "limit"), func(ctx context.Context) { err = run(ctx) })
 	return err
 }
 
-// alternating runs limit and measured in turns, one round more than asked for:
-// the first is a warm-up. Each returns its figures by name; the medians of all
-// other rounds are returned.
+// alternating runs limit and measured in turns. limit may be nil. It runs b.Rounds
+// rounds after a first one, which is a warm-up. limit and measured return their
+// figures by name. alternating returns the medians over all rounds but the first.
 func (b *run) alternating(ctx context.Context, what string, limit, measured func(context.Context) (map[string]float64, error)) (ofLimit, ofMeasured map[string]float64, err error) {
 	var limits, values []map[string]float64
 	for round := range b.Rounds + 1 {
@@ -458,7 +480,7 @@ func (b *run) print() error {
 	return w.Flush()
 }
 
-// machine says where it was measured.
+// machine describes the machine on which the bench runs.
 func machine() string {
 	s := fmt.Sprintf("%d CPUs, %s/%s, %s", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
@@ -471,7 +493,8 @@ func machine() string {
 	return s
 }
 
-// logLevel is that of what runs in this process, for who looks into a bench.
+// logLevel returns the log level of the servers that a bench starts in this process.
+// TOMATO_BENCH_LOG_LEVEL=debug helps to find out what a bench does.
 func logLevel() slog.Level {
 	if os.Getenv("TOMATO_BENCH_LOG_LEVEL") == "debug" {
 		return slog.LevelDebug

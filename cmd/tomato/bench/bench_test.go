@@ -18,7 +18,8 @@ import (
 	"tomato/migrations/postgrestest"
 )
 
-// asTomato makes the test binary run serve: benches start it as another instance.
+// asTomato is an environment variable. If it is set, the test binary runs serve,
+// because benches start their own binary as another instance.
 const asTomato = "TOMATO_BENCH_CHILD"
 
 func TestMain(m *testing.M) {
@@ -35,7 +36,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// serve is the command serve, with these flags.
+// serve runs the command serve with these flags.
 func serve(flags []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -66,7 +67,7 @@ func TestBenchesHaveTheirRows(t *testing.T) {
 	for name, want := range rows {
 		t.Run(name, func(t *testing.T) {
 			count := 20
-			if name == "shards" { // alone: it measures the heap of this process, by thousands of orders
+			if name == "shards" { // not in parallel, because it measures the heap of this process
 				count = 2000
 			} else {
 				t.Parallel()
@@ -102,7 +103,8 @@ func TestBenchesHaveTheirRows(t *testing.T) {
 	}
 }
 
-// lockedText takes what a bench and the servers that it starts say.
+// lockedText collects the output of a bench and of the servers that it starts. Safe
+// for concurrent use.
 type lockedText struct {
 	mu   sync.Mutex
 	text strings.Builder

@@ -25,11 +25,11 @@ import (
 const (
 	benchRestaurant  = "bench-restaurant"
 	benchHTTPCallers = 256
-	// warmUp is how long the broker is given work before anything is measured: of
-	// Apache Kafka's first seconds half the machine goes to its compiler.
+	// warmUp is how long the broker is given work before anything is measured. In
+	// the first seconds of Apache Kafka its compiler needs half of the machine.
 	warmUp = 10 * time.Second
-	// limitTopic takes what the limit produces; it has the settings of an
-	// aggregate topic and is deleted afterwards.
+	// limitTopic gets the records that the limit produces. It has the settings of
+	// an aggregate topic and is deleted afterwards.
 	limitTopic = "bench-limit"
 )
 
@@ -38,26 +38,28 @@ var (
 	benchOps      = domain.Actor{Sub: "bench-ops", Role: domain.Ops}
 )
 
-// life is one caller's orders: each is placed, goes on to the riders and is
-// cancelled; then the next one begins. Every command appends one event.
+// life issues the commands of one caller, order after order. Each order is placed,
+// goes on until it is offered to riders, and is cancelled. Then the next order begins.
+// Every command appends one event.
 type life struct {
 	commands   shard.Executor
 	restaurant string
-	last       int // the step after which the next order begins
-	step       int
+	last       int // number of commands after which the next order begins
+	step       int // number of commands that the order has had
 	order      *order.State
 	res        shard.Result // of the last command
 }
 
-// lifeSteps are the commands of a whole life.
+// lifeSteps is the number of commands in the whole life of an order.
 const lifeSteps = 6
 
-// Steps of a life, by how many commands the order has had then.
+// Points in the life of an order, as the number of commands that it has had by then.
 const (
 	stepPrepared = 4
 	stepWhole    = lifeSteps
 )
 
+// next issues the next command.
 func (l *life) next(ctx context.Context) error {
 	kitchen := domain.Actor{Sub: "staff", Role: domain.Restaurant, RestaurantID: l.restaurant}
 	r := shard.Request{Topic: eventlog.Orders}
@@ -94,7 +96,7 @@ func (l *life) next(ctx context.Context) error {
 	return nil
 }
 
-// lives returns one for each caller.
+// lives returns a life for each caller.
 func lives(s *server.Server, callers int) []*life {
 	all := make([]*life, callers)
 	for i := range all {
@@ -103,8 +105,8 @@ func lives(s *server.Server, callers int) []*life {
 	return all
 }
 
-// kitchen opens a restaurant with a menu, and waits until orders are priced
-// from it.
+// kitchen opens a restaurant with a menu, and waits until the shards price orders from
+// this menu.
 func kitchen(ctx context.Context, s *server.Server, id string, at domain.Point) error {
 	var res shard.Result
 	var err error
@@ -118,15 +120,15 @@ func kitchen(ctx context.Context, s *server.Server, id string, at domain.Point) 
 			return err
 		}
 	}
-	// A look at an order that is not there has no other effect than its wait.
+	// Looking at an order that does not exist has no effect but to wait for the token.
 	_, err = s.Shards().Execute(ctx, shard.Request{Topic: eventlog.Orders, ID: id, Actor: domain.SystemActor, Command: shard.Look{}, After: res.Token()})
 	return err
 }
 
-// commands measures the write side: the caller's Execute until its event is on
-// Kafka and known to count; and the same over HTTP. One in six commands places
-// an order, the others move it on. The limit is a producer with the same
-// options that appends the same records without looking at them.
+// commands measures the write side: from a caller's Execute until the command's event
+// is on Kafka and known to be valid. It measures the same over HTTP. One command in
+// six places an order, and the others move the order on. The limit is a producer with
+// the same options that appends the same records without deciding anything.
 func (b *run) commands(ctx context.Context) error {
 	c, err := b.serveConfig(server.RoleCommand)
 	if err != nil {
@@ -158,7 +160,7 @@ func (b *run) commands(ctx context.Context) error {
 		if err := b.commandsOf(ctx, s, bare, callers); err != nil {
 			return err
 		}
-		if callers == 1 { // before the rows of many leave a million orders behind
+		if callers == 1 { // now, because the rows with many callers leave a million orders behind
 			if err := b.commandsOverHTTP(ctx, s); err != nil {
 				return err
 			}
@@ -190,10 +192,10 @@ func (b *run) commandsOf(ctx context.Context, s *server.Server, bare *bare, call
 	return nil
 }
 
-// commandsOverHTTP measures the same lives over HTTP, with as many callers as
-// the in-process row of 256, each on a kept-alive connection. The limit is an
-// empty operation of the same server over the same connections, which checks the
-// token too.
+// commandsOverHTTP measures the same lives over HTTP. It has 256 callers, as one of the
+// rows without HTTP, and each has a connection that is kept alive. The limit is an
+// empty operation of the same server over the same connections. It checks the token,
+// too.
 func (b *run) commandsOverHTTP(ctx context.Context, s *server.Server) error {
 	token, err := tokens{}.of(benchCustomer)
 	if err != nil {
@@ -225,19 +227,19 @@ func (b *run) commandsOverHTTP(ctx context.Context, s *server.Server) error {
 	return nil
 }
 
-// httpLife is a life whose commands go over HTTP. Payment is none of them: it
-// is booked in process, as the policy does, by the call that places the order,
-// and not counted.
+// httpLife is a life whose commands go over HTTP, except the payment. The payment is
+// marked in this process, as the policy pay-order does it. This is part of the call
+// that places the order, so it is not counted as a command.
 type httpLife struct {
 	commands shard.Executor
 	conn     *httpConn
 	steps    []httpStep
 	step     int
-	order    string // its path
+	order    string // path of the order
 }
 
 type httpStep struct {
-	token, path string // path: after the order's
+	token, path string // path comes after the order's path
 	body        []byte
 }
 
@@ -290,14 +292,15 @@ func emptyEndpoint(api *httpapi.API) {
 		func(context.Context, *struct{}) (*struct{}, error) { return nil, nil })
 }
 
-// bare is a producer with the options of the shards' that appends records like
-// theirs to a topic like theirs.
+// bare is a producer with the same options as the producers of the shards. It appends
+// records like theirs to a topic like theirs.
 type bare struct {
 	client  *kgo.Client
 	samples []*kgo.Record
 }
 
-// newBare takes its samples from what the shards have appended.
+// newBare returns a bare producer. Its samples are records that the shards have
+// appended.
 func (b *run) newBare(ctx context.Context, s *server.Server) (*bare, error) {
 	l := &bare{}
 	ends, err := endsOf(ctx, b.kafka, eventlog.Orders)
@@ -386,8 +389,9 @@ func endsOf(ctx context.Context, cfg eventlog.Config, topics ...string) (map[eve
 	return eventlog.EndOffsets(ctx, client, topics...)
 }
 
-// fill places so many orders and takes each through the first steps of its
-// life. It returns the orders in their last state, and a token that covers all.
+// fill places this number of orders and takes each through the first steps of its
+// life. It returns the last state of each order, and a token that covers all their
+// events.
 func fill(ctx context.Context, s *server.Server, orders, steps int, restaurantOf func(n int) string) ([]*order.State, eventlog.Token, error) {
 	states := make([]*order.State, orders)
 	reached := make([]eventlog.Token, orders)

@@ -23,17 +23,18 @@ import (
 
 const (
 	feedConnections = 5000
-	feedWindow      = 16      // messages that not all connections have yet, at most
-	feedPace        = 4       // messages a second, while latencies are taken
+	feedWindow      = 16      // messages under way at most: not all connections have received them
+	feedPace        = 4       // messages per second while latencies are measured
 	maxMessages     = 1 << 20 // of one audience
 	feedEvent       = "bench:tick"
-	// feedNumberFrom makes all message numbers equally long.
+	// feedNumberFrom is added to message numbers, so that all of them have the same
+	// number of digits.
 	feedNumberFrom = 100_000_000
 )
 
-// feed measures one room with many connections to a server in a process of its
-// own. The limit sends the same bytes to as many connections in plain loops
-// over coder/websocket, one per processor.
+// feed measures one room with many connections. The server runs in a process of its
+// own. The limit sends the same bytes to the same number of connections with
+// coder/websocket, in one plain loop per processor.
 func (b *run) feed(ctx context.Context) error {
 	if b.Count == 0 {
 		b.Count = feedConnections
@@ -108,27 +109,28 @@ func (b *run) feed(ctx context.Context) error {
 	return nil
 }
 
-// audience are connections that all get the same messages, numbered from 1.
+// audience is a set of connections that all get the same messages. The messages are
+// numbered from 1.
 type audience struct {
-	size   int
-	last   int64 // number given last; one sender at a time asks for more
-	sample []byte
+	size   int    // number of connections
+	last   int64  // the number of the last message; number must not be called concurrently
+	sample []byte // the text of the first message
 
-	received []atomic.Int32  // by message, how many have it
-	complete []chan struct{} // by message, closed when all have it
-	failed   chan error
+	received []atomic.Int32  // by message: how many connections have received it
+	complete []chan struct{} // by message: closed when all connections have received it
+	failed   chan error      // has the error of a connection that broke
 
 	mu   sync.Mutex
-	took []time.Duration // of the messages that are timed
-	from atomic.Pointer[map[int64]time.Time]
+	took []time.Duration                     // the latencies of the messages in from; guarded by mu
+	from atomic.Pointer[map[int64]time.Time] // when the messages whose latency is measured were sent
 }
 
-// gather opens so many connections and reads them.
-func gather(ctx context.Context, n int, dial func(context.Context) (*websocket.Conn, error)) (*audience, func(), error) {
+// gather opens n connections and reads from them until ctx ends or stop is called.
+func gather(ctx context.Context, n int, dial func(context.Context) (*websocket.Conn, error)) (_ *audience, stop func(), err error) {
 	a := &audience{size: n, failed: make(chan error, 1), received: make([]atomic.Int32, maxMessages), complete: make([]chan struct{}, maxMessages)}
 	ctx, cancel := context.WithCancel(ctx)
 	var all sync.WaitGroup
-	stop := func() { cancel(); all.Wait() }
+	stop = func() { cancel(); all.Wait() }
 	var first sync.Once
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(32)
@@ -159,7 +161,7 @@ func gather(ctx context.Context, n int, dial func(context.Context) (*websocket.C
 
 var numberField = []byte(`"n":`)
 
-// number finds where the message's number stands.
+// number returns where the message's number begins and ends in the text.
 func number(text []byte) (at, end int) {
 	at = bytes.Index(text, numberField) + len(numberField)
 	for end = at; end < len(text) && text[end] >= '0' && text[end] <= '9'; end++ {
@@ -167,7 +169,7 @@ func number(text []byte) (at, end int) {
 	return at, end
 }
 
-// read reads until the connection or ctx ends; its error is never nil.
+// read reads until the connection or ctx ends. It always returns an error.
 func (a *audience) read(ctx context.Context, conn *websocket.Conn, first *sync.Once) error {
 	for {
 		_, text, err := conn.Read(ctx)
@@ -197,7 +199,7 @@ func (a *audience) read(ctx context.Context, conn *websocket.Conn, first *sync.O
 	}
 }
 
-// send sends one message and waits until all have it.
+// send sends one message and waits until all connections have received it.
 func (a *audience) send(ctx context.Context, emit func(int64) error) error {
 	n, err := a.number()
 	if err != nil {
@@ -209,13 +211,14 @@ func (a *audience) send(ctx context.Context, emit func(int64) error) error {
 	return a.wait(ctx, n)
 }
 
+// number returns the number of a new message. It must not be called concurrently.
 func (a *audience) number() (int64, error) {
 	if a.last+1 >= maxMessages {
 		return 0, errors.New("too many messages: take a shorter --duration")
 	}
 	a.last++
 	a.complete[a.last] = make(chan struct{})
-	a.received[a.last].Store(0) // readers see the channel when they have counted
+	a.received[a.last].Store(0) // after this, a reader that adds to received sees the channel
 	return a.last, nil
 }
 
@@ -234,7 +237,8 @@ func (a *audience) wait(ctx context.Context, n int64) error {
 	}
 }
 
-// fanOut sends messages, so many before all have the oldest, for d.
+// fanOut sends messages for the duration d. At most window messages are under way at
+// the same time. It returns per_s, the number of receipts per second.
 func (a *audience) fanOut(ctx context.Context, d time.Duration, window int, emit func(int64) error) (map[string]float64, error) {
 	var mu sync.Mutex // for number
 	var sent atomic.Int64
@@ -264,8 +268,8 @@ func (a *audience) fanOut(ctx context.Context, d time.Duration, window int, emit
 	return map[string]float64{"per_s": float64(sent.Load()) * float64(a.size) / time.Since(start).Seconds()}, err
 }
 
-// pace sends messages at a fixed pace and takes the time from the sending of
-// each to every receipt.
+// pace sends messages at a fixed pace. It measures the time from sending a message to
+// its receipt by each connection.
 func (a *audience) pace(ctx context.Context, d time.Duration, emit func(int64) error) (map[string]float64, error) {
 	count := max(2, int(feedPace*d.Seconds()))
 	tick := time.NewTicker(time.Second / feedPace)
@@ -297,11 +301,11 @@ func (a *audience) pace(ctx context.Context, d time.Duration, emit func(int64) e
 	return latencies(a.took), nil
 }
 
-// bareFeed is a websocket server that knows nothing but its connections.
+// bareFeed is a websocket server that sends every message to all its connections.
 type bareFeed struct {
 	members *audience
 	text    []byte // a message of the real feed
-	at, end int    // of its number
+	at, end int    // where its number begins and ends
 
 	mu    sync.Mutex
 	conns []*websocket.Conn
@@ -318,7 +322,7 @@ func startBareFeed(ctx context.Context, n int, sample []byte) (*bareFeed, func()
 	httpServer := httpapi.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		conn, err := websocket.Accept(w, r, nil)
 		if err != nil {
-			return // the dialer sees it
+			return // the dialer gets an error, too
 		}
 		defer conn.CloseNow()
 		f.mu.Lock()
@@ -327,7 +331,7 @@ func startBareFeed(ctx context.Context, n int, sample []byte) (*bareFeed, func()
 		<-conn.CloseRead(ctx).Done()
 	}))
 	var all sync.WaitGroup
-	all.Go(func() { _ = httpServer.Serve(listener) }) // until it is closed
+	all.Go(func() { _ = httpServer.Serve(listener) }) // returns when the server is closed
 	stopServer := func() { cancel(); _ = httpServer.Close(); all.Wait() }
 	members, stopMembers, err := gather(ctx, n, func(ctx context.Context) (*websocket.Conn, error) {
 		return dialFeed(ctx, "http://"+listener.Addr().String(), "")
@@ -337,7 +341,7 @@ func startBareFeed(ctx context.Context, n int, sample []byte) (*bareFeed, func()
 		return nil, nil, err
 	}
 	stop := func() { stopMembers(); stopServer() }
-	err = until(ctx, func() (bool, error) { // who has dialed is not known to the server yet
+	err = until(ctx, func() (bool, error) { // a connection reaches f.conns a moment after its dial has returned
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return len(f.conns) == n, nil
@@ -350,9 +354,9 @@ func startBareFeed(ctx context.Context, n int, sample []byte) (*bareFeed, func()
 	return f, stop, nil
 }
 
-// send writes the message to all, in one loop per processor.
+// send writes the message to all connections, in one loop per processor.
 func (f *bareFeed) send(n int64) error {
-	strconv.AppendInt(f.text[f.at:f.at], n+feedNumberFrom, 10) // as long as the number before
+	strconv.AppendInt(f.text[f.at:f.at], n+feedNumberFrom, 10) // overwrites the old number, which has the same length
 	f.mu.Lock()
 	conns := f.conns
 	f.mu.Unlock()

@@ -24,16 +24,16 @@ import (
 	"tomato/eventlog"
 )
 
-// liveEvents are the events of a live order with its payment: placed, payment
-// requested, paid, booked, accepted, being prepared.
+// liveEvents is the number of events of a live order with its payment: it is placed,
+// its payment is requested and booked, and it is paid, accepted and being prepared.
 const liveEvents = 6
 
-// liveRestaurants are how many restaurants the live orders are of.
+// liveRestaurants is the number of restaurants that the live orders belong to.
 const liveRestaurants = 200
 
-// writeLive fills empty logs with so many live orders, as the one owner that
-// there ever was would have written them: claims, terms, seqs, and events that
-// the domain decided. It goes past the shards, which would be the slower way.
+// writeLive fills empty logs with this number of live orders. It writes what a single
+// owner would have written: claims, and events with terms and seqs that the domain
+// has decided. It does not use the shards, because they would be slower.
 func (b *run) writeLive(ctx context.Context, orders int) error {
 	client, err := b.kafka.NewClient(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ProducerLinger(5*time.Millisecond), kgo.MaxBufferedRecords(50_000), kgo.ProducerBatchCompression(kgo.NoCompression()))
@@ -57,7 +57,7 @@ func (b *run) writeLive(ctx context.Context, orders int) error {
 	b.tell("%d live orders are written, with %d events each", orders, liveEvents)
 	start := time.Now()
 	var failed atomic.Pointer[error]
-	var g errgroup.Group // records outlive the call that gave them to the client
+	var g errgroup.Group // without a context of its own, because records are still sent after a writer has returned
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for p := range b.Partitions {
 		n := orders / int(b.Partitions)
@@ -88,8 +88,8 @@ type liveWriter struct {
 	partition int32
 	failed    *atomic.Pointer[error]
 	now       time.Time
-	terms     map[string]eventlog.Rule // by topic: of the last record
-	versions  map[string]int64         // of the aggregate that is written, by topic
+	terms     map[string]eventlog.Rule // by topic: term and seq of the last record
+	versions  map[string]int64         // by topic: version of the aggregate that is being written
 }
 
 func (w *liveWriter) write(ctx context.Context, orders int, partitions int32) error {
@@ -128,7 +128,8 @@ func (w *liveWriter) write(ctx context.Context, orders int, partitions int32) er
 	return nil
 }
 
-// order writes one, as far as the kitchen.
+// order writes one order and its payment, up to the moment at which the kitchen
+// prepares the order.
 func (w *liveWriter) order(ctx context.Context, n int, partitions int32) error {
 	id := ""
 	for id == "" || eventlog.PartitionFor(id, partitions) != w.partition {
@@ -175,7 +176,8 @@ func (w *liveWriter) order(ctx context.Context, n int, partitions int32) error {
 	return nil
 }
 
-// idempotencyKey is the header of an event whose command had a key of its own.
+// idempotencyKey returns the value of the header that an event gets if its command has
+// an Idempotency-Key. Each call returns another value.
 func idempotencyKey(status int) string {
 	var b [24]byte
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
@@ -199,7 +201,7 @@ func (w *liveWriter) append(ctx context.Context, topic, id string, ev domain.Eve
 	return ctx.Err()
 }
 
-// produce sends a record; it waits where too many are on their way.
+// produce sends a record. It waits while the client has too many records under way.
 func (w *liveWriter) produce(ctx context.Context, topic string, e *eventlog.Event) {
 	e.ID, e.Source, e.Time = fmt.Sprintf("%s-%d-%d-%d", topic, w.partition, e.Term, e.Seq), "/tomato/bench", w.now
 	w.client.Produce(ctx, e.NewRecord(topic, w.partition), func(_ *kgo.Record, err error) {

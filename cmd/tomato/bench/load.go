@@ -14,8 +14,9 @@ import (
 	"time"
 )
 
-// closedLoop lets as many callers call, each again as soon as it has its
-// answer, for d. It fails with the first error.
+// closedLoop lets this number of callers call for the duration d. Each caller calls
+// again as soon as it has its answer. closedLoop fails with the first error. It
+// returns per_s, the number of calls per second, and the results of latencies.
 func closedLoop(ctx context.Context, callers int, d time.Duration, call func(ctx context.Context, caller int) error) (map[string]float64, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -25,7 +26,7 @@ func closedLoop(ctx context.Context, callers int, d time.Duration, call func(ctx
 	var all sync.WaitGroup
 	for n := range callers {
 		all.Go(func() {
-			mine, done := context.WithCancel(ctx) // as a request has its own
+			mine, done := context.WithCancel(ctx) // each caller has its own context, as a request has
 			defer done()
 			<-begin
 			for !over.Load() {
@@ -58,7 +59,7 @@ func closedLoop(ctx context.Context, callers int, d time.Duration, call func(ctx
 	return m, nil
 }
 
-// latencies returns p50_ms and p99_ms.
+// latencies returns the percentiles p50_ms and p99_ms. It sorts took.
 func latencies(took []time.Duration) map[string]float64 {
 	if len(took) == 0 {
 		return map[string]float64{"p50_ms": 0, "p99_ms": 0}
@@ -70,22 +71,22 @@ func latencies(took []time.Duration) map[string]float64 {
 	return map[string]float64{"p50_ms": ms(0.5), "p99_ms": ms(0.99)}
 }
 
-// httpConn is one kept-alive connection with one request at a time: what a
-// load generator needs, at a fraction of what net/http's client costs, which
-// would take the processor from the server beside it. Not for concurrent use.
+// httpConn is one HTTP connection that is kept alive and has one request at a time. It
+// needs much less of the processor than the client of net/http, which would take the
+// processor from the server on the same machine. Not for concurrent use.
 type httpConn struct {
 	addr   string
 	conn   net.Conn
 	used   time.Time
-	key    string // X-Internal-Key; "" = none
+	key    string // X-Internal-Key; "" means none
 	r      *bufio.Reader
 	out    []byte
 	header http.Header // of the last answer
 	body   bytes.Buffer
 }
 
-// connIdle is how long a connection is kept between two requests; the server
-// closes it soon after.
+// connIdle is how long a connection is kept between two requests. After that it is
+// replaced, because the server closes idle connections.
 const connIdle = time.Minute
 
 func newHTTPConn(url string) *httpConn {
@@ -112,7 +113,9 @@ func (c *httpConn) close() {
 	}
 }
 
-// dial connects unless it is; the server does not wait long for the first request.
+// dial opens a connection, unless there is one that was used recently. It is called
+// just before a request, because the server closes a connection soon if no first
+// request comes.
 func (c *httpConn) dial() (err error) {
 	if c.conn != nil && time.Since(c.used) < connIdle {
 		return nil
@@ -126,7 +129,8 @@ func (c *httpConn) dial() (err error) {
 	return nil
 }
 
-// do sends a request and reads the answer; any status but 2xx is an error.
+// do sends a request and reads the answer into header and body. Any status but 2xx is
+// an error.
 func (c *httpConn) do(method, path, token string, body []byte) error {
 	if err := c.dial(); err != nil {
 		return err

@@ -18,22 +18,22 @@ import (
 	"tomato/eventlog/consumer"
 )
 
-// How many orders are in the log by default, with lifeSteps events each. Those of
-// consume are read within a second.
+// The default number of orders in the log. Each order has lifeSteps events. consume
+// needs more orders, because it reads historyOrders too quickly to measure.
 const (
 	historyOrders  = 20_000
 	consumedOrders = 100_000
 )
 
-// history is what is in topic orders, when nobody writes there any more.
+// history describes the content of topic orders. Nobody may write there any more.
 type history struct {
 	ends   map[eventlog.TopicPartition]int64
-	events int64 // that count
+	events int64 // number of valid events
 }
 
 func (h history) token() eventlog.Token { return eventlog.TokenBefore(h.ends) }
 
-// writeHistory fills topic orders through a server, and counts what is there.
+// writeHistory fills topic orders by commands to a server, and counts the events.
 func (b *run) writeHistory(ctx context.Context, s *server.Server) (history, error) {
 	orders := b.Count
 	if orders == 0 {
@@ -65,8 +65,9 @@ func (b *run) countHistory(ctx context.Context) (h history, err error) {
 	})
 }
 
-// bareRead hands every record of the history to each, a partition's records in
-// order from one goroutine. It ends when all are read, or each says so.
+// bareRead calls each with all records of the history, as a consumer without any
+// runtime would. It hands over the records of one partition in order, and never
+// concurrently. It returns when all records are read, or with the first error of each.
 func (b *run) bareRead(ctx context.Context, h history, each func(ctx context.Context, records []*kgo.Record) error) error {
 	offsets := map[int32]kgo.Offset{}
 	for tp, end := range h.ends {
@@ -102,7 +103,7 @@ func (b *run) bareRead(ctx context.Context, h history, each func(ctx context.Con
 	return nil
 }
 
-// since keeps the first moment it is told of.
+// since keeps the time of the first call of begin. Safe for concurrent use.
 type since struct{ nanos atomic.Int64 }
 
 func (s *since) begin() { s.nanos.CompareAndSwap(0, time.Now().UnixNano()) }
@@ -111,9 +112,10 @@ func (s *since) perSecond(events int64) map[string]float64 {
 	return map[string]float64{"per_s": float64(events) / (float64(time.Now().UnixNano()-s.nanos.Load()) / 1e9)}
 }
 
-// consume measures the consumer runtime with a handler that only counts: the
-// reader rule, order, checkpoints and all. Time runs from the first event
-// handled to the last one: joining a group is not consuming.
+// consume measures the consumer runtime with a handler that only counts events. The
+// runtime applies the reader rule, keeps the order and writes checkpoints as usual.
+// The time is taken from the first event that is handled to the last one, because the
+// time to join the group is not part of consuming.
 func (b *run) consume(ctx context.Context) error {
 	h, err := b.writeForConsumers(ctx)
 	if err != nil {
@@ -158,8 +160,9 @@ func (b *run) consume(ctx context.Context) error {
 	return b.poison(ctx, db)
 }
 
-// writeForConsumers writes the history through a server that is closed then: what
-// its shards hold, the collector would go through again and again.
+// writeForConsumers writes the history through a server and closes the server. If the
+// server stayed open, the garbage collector would scan the state of its shards during
+// the measurement.
 func (b *run) writeForConsumers(ctx context.Context) (h history, err error) {
 	c, err := b.serveConfig(server.RoleCommand)
 	if err != nil {
@@ -216,7 +219,8 @@ func (b *run) consumeOnce(ctx context.Context, db *pgxpool.Pool, name string, h 
 	}
 }
 
-// forget deletes a consumer group; where it cannot, an empty group is left.
+// forget deletes a consumer group. It ignores errors, because an empty group that is
+// left does no harm.
 func (b *run) forget(group string) {
 	client, err := b.kafka.NewClient()
 	if err != nil {

@@ -24,13 +24,13 @@ import (
 	"tomato/projections"
 )
 
-// The town of orders-ready: its restaurants are so far apart that each has its
-// own riders within reach, one of whom is connected.
+// The town of orders-ready. Its restaurants are so far apart that each has its own
+// riders within reach. One of these riders is connected to the feed.
 const (
 	townRestaurants   = 200
 	townRidersEach    = 10
 	townOrders        = 1000
-	readyRequests     = 32 // at once
+	readyRequests     = 32 // requests under way at the same time
 	readyOrdersPerS   = 50
 	readyReceiptLimit = 2 * time.Minute
 )
@@ -39,22 +39,24 @@ func townRestaurant(n int) string { return fmt.Sprint("bench-restaurant-", n%tow
 
 func townRider(n, i int) string { return fmt.Sprintf("bench-rider-%d-%d", n, i) }
 
-// townPlace puts the restaurants 20 km and more apart.
+// townPlace returns the position of restaurant n. Restaurants are at least 20 km apart.
 func townPlace(n int) domain.Point {
 	return domain.Point{Lng: 70 + 0.25*float64(n%20), Lat: 10 + 0.25*float64(n/20)}
 }
 
-// riderPlace is within 4.5 km of the restaurant: 0.04 degrees of latitude are 4.4 km.
+// riderPlace returns the position of a rider. It is within 4.5 km of the restaurant,
+// because 0.04 degrees of latitude are 4.4 km.
 func riderPlace(n, i int) domain.Point {
 	p := townPlace(n)
 	p.Lat += 0.004 * float64(i+1)
 	return p
 }
 
-// ordersReady measures from "the food is ready" to the offer on a rider's
-// connection, through all of it: HTTP, shard, Kafka, dispatch, PostGIS, Kafka,
-// feed. Orders are prepared before; then all become ready at once, in a burst
-// with 32 requests under way, and after that 50 of them a second.
+// ordersReady measures the time from the request that says that the food is ready to
+// the offer on a rider's connection. The whole path is included: HTTP, shard, Kafka,
+// dispatch, PostGIS, Kafka, feed. The orders are prepared before. First all of them
+// become ready in a burst, with 32 requests under way. After that 50 orders become
+// ready per second.
 func (b *run) ordersReady(ctx context.Context) error {
 	c, err := b.serveConfig(server.RoleCommand, server.RoleQuery, server.RoleFeed, server.RoleProject, server.RoleReact)
 	if err != nil {
@@ -108,7 +110,8 @@ func (b *run) ordersReady(ctx context.Context) error {
 	return nil
 }
 
-// buildTown registers everybody, and returns when the riders can be found.
+// buildTown registers restaurants and riders, and returns when a search finds all the
+// riders.
 func (b *run) buildTown(ctx context.Context, s *server.Server) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(64)
@@ -181,17 +184,18 @@ func report(url string, positions any) error {
 	return conn.do("POST", "/v1/rider-locations", token, body)
 }
 
-// offers takes the first offer of each expected order as a rider's connection
-// received it.
+// offers notes when the riders' connections receive the first offer of each expected
+// order. Safe for concurrent use.
 type offers struct {
 	mu       sync.Mutex
-	expected map[string]int // order → its place in at
-	at       []time.Time
-	all      chan struct{} // closed when none is expected any more, or a connection failed
-	err      error         // of a connection
+	expected map[string]int // the orders that were not offered yet, by id, with their index in at
+	at       []time.Time    // when each order was first offered
+	all      chan struct{}  // closed when all orders were offered, or when a connection failed
+	err      error          // of a connection
 }
 
-// connect connects one rider of each restaurant.
+// connect connects one rider of each restaurant to the feed. stop closes the
+// connections.
 func (o *offers) connect(ctx context.Context, url string) (stop func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var all sync.WaitGroup
@@ -256,6 +260,7 @@ func (o *offers) fail(ctx context.Context, err error) {
 	o.err = errors.Join(o.err, err)
 }
 
+// take notes that an order was offered at this time.
 func (o *offers) take(orderID string, at time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -269,7 +274,7 @@ func (o *offers) take(orderID string, at time.Time) {
 	}
 }
 
-// expect says whose offers come next.
+// expect begins to wait for the first offers of these orders.
 func (o *offers) expect(orders []*order.State) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -279,7 +284,8 @@ func (o *offers) expect(orders []*order.State) {
 	}
 }
 
-// received waits for all that are expected.
+// received waits until all expected orders were offered, and returns when each was
+// offered first, in the order of the call of expect.
 func (o *offers) received(ctx context.Context) ([]time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, readyReceiptLimit)
 	defer cancel()
@@ -303,8 +309,8 @@ type readyTown struct {
 	conns    []*httpConn
 }
 
-// prepare makes orders that wait to become ready, and lets the consumers
-// catch up with them.
+// prepare makes n orders that wait to become ready, and waits until the read model of
+// orders has them.
 func (t *readyTown) prepare(ctx context.Context, n int) ([]*order.State, error) {
 	orders, token, err := fill(ctx, t.s, n, stepPrepared, townRestaurant)
 	if err != nil {
@@ -321,10 +327,14 @@ func (t *readyTown) prepare(ctx context.Context, n int) ([]*order.State, error) 
 	})
 }
 
+// ready tells the server that order n is ready.
 func (t *readyTown) ready(conn *httpConn, n int, o *order.State) error {
 	return conn.do("POST", "/v1/orders/"+o.ID+"/ready", t.kitchens[n%townRestaurants], nil)
 }
 
+// burst makes n orders ready as fast as readyRequests connections allow. It returns
+// http_ms, after which all requests were answered; last_ms, after which all orders
+// were offered; and per_s, the number of offered orders per second.
 func (t *readyTown) burst(ctx context.Context, n int) (map[string]float64, error) {
 	orders, err := t.prepare(ctx, n)
 	if err != nil {
@@ -368,8 +378,9 @@ func (t *readyTown) burst(ctx context.Context, n int) (map[string]float64, error
 		"per_s": float64(n) / last.Sub(start).Seconds()}, nil
 }
 
-// steady makes orders ready at a fixed rate, whatever became of those before;
-// each counts from the moment at which it was due.
+// steady makes n orders ready at a fixed rate. It does not wait for earlier requests.
+// The time of each order begins at the moment at which its request was due, even if
+// there was no free connection then.
 func (t *readyTown) steady(ctx context.Context, n int) (map[string]float64, error) {
 	orders, err := t.prepare(ctx, n)
 	if err != nil {

@@ -18,17 +18,17 @@ import (
 	"tomato/eventlog/consumer"
 )
 
-// The events that poison measures: so many a second on the inbox, of which one in
-// so many is poison, with an event behind it that has to wait.
+// The events that poison measures.
 const (
-	poisonPerSecond = 1000
-	poisonOneIn     = 100
-	poisonRounds    = 4 // times as long as others: a p99 of two seconds is noise
+	poisonPerSecond = 1000 // events per second on the inbox
+	poisonOneIn     = 100  // one event in so many is poison, and has an event of its key behind it that must wait
+	poisonRounds    = 4    // a round lasts so many times --duration, because a p99 over two seconds is noise
 )
 
-// poison measures what events that no retry can help cost the others: how long
-// after it was written an event of another key has been handled, at a steady pace
-// far below what a consumer can do. The limit is the same without poison.
+// poison measures how much poison events delay events of other keys. A poison event is
+// one that no retry can help. poison measures the time from writing an event until it
+// has been handled, at a steady pace that is far below what a consumer can do. The
+// limit is the same without poison events.
 func (b *run) poison(ctx context.Context, db *pgxpool.Pool) error {
 	for _, kind := range []string{"each", "rows"} {
 		name := "bench-poison-" + kind
@@ -45,7 +45,7 @@ func (b *run) poison(ctx context.Context, db *pgxpool.Pool) error {
 		defer func() {
 			dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 			defer cancel()
-			for _, stage := range []string{eventlog.Retry5s, eventlog.Retry30s, eventlog.DeadLetter} { // what it left in brokers that were given
+			for _, stage := range []string{eventlog.Retry5s, eventlog.Retry30s, eventlog.DeadLetter} { // the brokers may be configured ones, where no topic of a bench is to be left
 				_, _ = adm.DeleteTopics(dctx, eventlog.ParkedTopic(eventlog.PaymentWebhooks, name, stage))
 			}
 			b.forget(consumer.Consumer{Name: name}.Group())
@@ -82,7 +82,7 @@ func (b *run) poisonOnce(ctx context.Context, db *pgxpool.Pool, client *kgo.Clie
 	}
 	handle := func(e *eventlog.Event) error {
 		if !strings.HasPrefix(e.ID, mine) {
-			return nil // of the rounds before
+			return nil // an event of an earlier round
 		}
 		if err := poisonous(e); err != nil {
 			return err
@@ -106,7 +106,7 @@ func (b *run) poisonOnce(ctx context.Context, db *pgxpool.Pool, client *kgo.Clie
 		reader.Each = func(_ context.Context, e eventlog.Event) error { return handle(&e) }
 	} else {
 		reader.Rows = func(_ context.Context, _ pgx.Tx, events []eventlog.Event) error {
-			for i := range events { // all or none takes effect
+			for i := range events { // first, because either all events of the batch take effect or none
 				if err := poisonous(&events[i]); err != nil {
 					return err
 				}
@@ -148,7 +148,7 @@ func (b *run) poisonOnce(ctx context.Context, db *pgxpool.Pool, client *kgo.Clie
 			}
 		}
 	}
-	for p := range b.Partitions { // joining a group is not consuming
+	for p := range b.Partitions { // waits until every partition is consumed, so that joining the group is not measured
 		r := event(warm, "", -1-int(p))
 		r.Partition, r.Key = p, []byte(warm)
 		if err := client.ProduceSync(ctx, r).FirstErr(); err != nil {

@@ -18,9 +18,9 @@ import (
 	"tomato/projections"
 )
 
-// project measures how fast the orders read model takes in a log that is there,
-// into an empty database, and how soon one command's event is to be seen in it.
-// The limit is the consumer that everybody writes first: one upsert per event.
+// project measures how fast the orders read model reads an existing log into an empty
+// database. It also measures how soon a query shows the event of a command. The limit
+// is the simplest possible consumer: it does one upsert per event.
 func (b *run) project(ctx context.Context) error {
 	c, err := b.serveConfig(server.RoleCommand, server.RoleProject)
 	if err != nil {
@@ -89,7 +89,7 @@ func (b *run) projectOnce(ctx context.Context, h history) (map[string]float64, e
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = drop(context.WithoutCancel(ctx)) }() // close ends what it is in anyway
+	defer func() { _ = drop(context.WithoutCancel(ctx)) }() // an error does not matter: the figure has been measured by then
 	if err := migrations.Core(ctx, url); err != nil {
 		return nil, err
 	}
@@ -119,8 +119,8 @@ func (b *run) projectOnce(ctx context.Context, h history) (map[string]float64, e
 		first.begin()
 		return rows(ctx, tx, events)
 	}
-	// A group of its own: the server beside it follows the same generation of
-	// another database.
+	// This consumer needs a group of its own, because the server in this process
+	// consumes for the same generation in another database.
 	reader.Generation, reader.Name = 0, "bench-"+g.String()
 	defer b.forget(reader.Group())
 	rctx, stop := context.WithCancel(ctx)
@@ -136,7 +136,7 @@ func (b *run) projectOnce(ctx context.Context, h history) (map[string]float64, e
 	return m, errors.Join(err, <-ended)
 }
 
-// passed waits, as long as it takes, until the read models have passed the token.
+// passed waits until the read models have passed the token, for at most ten minutes.
 func passed(ctx context.Context, models *projections.ReadModels, after eventlog.Token, names ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
@@ -149,8 +149,9 @@ func passed(ctx context.Context, models *projections.ReadModels, after eventlog.
 	})
 }
 
-// visible measures from a command's answer until a query with its
-// Consistency-Token would be answered; of the limit, until its upsert is done.
+// visible measures the time from a command's answer until a query with the answer's
+// Consistency-Token is answered. For the limit it measures the time until the upsert
+// of the command's event is done.
 func (b *run) visible(ctx context.Context, s *server.Server, upsert func(context.Context, *kgo.Record) error) error {
 	ends, err := endsOf(ctx, b.kafka, eventlog.Orders)
 	if err != nil {
@@ -192,7 +193,7 @@ func (b *run) visible(ctx context.Context, s *server.Server, upsert func(context
 			}
 			defer client.Close()
 			return loop(ctx, func(ctx context.Context) error {
-				for { // one caller: the next event is its own
+				for { // there is one caller, so the next event of its order is that of its command
 					fetches := client.PollFetches(ctx)
 					if err := errors.Join(ctx.Err(), fetches.Err()); err != nil {
 						return err
@@ -221,9 +222,9 @@ func (b *run) visible(ctx context.Context, s *server.Server, upsert func(context
 	return nil
 }
 
-// rebuild measures a rebuild of the orders read model until the new generation
-// serves. The limit reads the same topic and copies the same rows into tables
-// with the same indexes, without knowing what they mean.
+// rebuild measures a rebuild of the orders read model, until the new generation
+// serves. The limit reads the same topic, and copies the same rows into tables with
+// the same indexes. It does not make the rows from the events.
 func (b *run) rebuild(ctx context.Context) error {
 	c, err := b.serveConfig(server.RoleCommand, server.RoleProject)
 	if err != nil {
@@ -272,6 +273,8 @@ type copiedTable struct {
 	rows         []byte
 }
 
+// copyOut reads the tables of the orders read model, and makes an empty table with the
+// same columns and indexes for each of them.
 func copyOut(ctx context.Context, s *server.Server) ([]copiedTable, error) {
 	g, err := s.ReadModels().Serving(ctx, projections.Orders)
 	if err != nil {
@@ -296,7 +299,7 @@ func copyOut(ctx context.Context, s *server.Server) ([]copiedTable, error) {
 		if _, err := conn.Conn().PgConn().CopyTo(ctx, &buf, `COPY `+pgx.Identifier{g.Schema(), name}.Sanitize()+` TO STDOUT (FORMAT binary)`); err != nil {
 			return nil, err
 		}
-		// The limit makes its tables of these before the generation is dropped.
+		// The limit's tables must be made before a rebuild drops this generation.
 		if _, err := conn.Exec(ctx, `CREATE TABLE `+pgx.Identifier{"public", "bench_" + name}.Sanitize()+` (LIKE `+pgx.Identifier{g.Schema(), name}.Sanitize()+` INCLUDING ALL)`); err != nil {
 			return nil, err
 		}
@@ -305,6 +308,7 @@ func copyOut(ctx context.Context, s *server.Server) ([]copiedTable, error) {
 	return all, nil
 }
 
+// readAndCopy is the limit of rebuild.
 func (b *run) readAndCopy(ctx context.Context, s *server.Server, h history, tables []copiedTable) (map[string]float64, error) {
 	conn, err := s.ReadModels().DB.Acquire(ctx)
 	if err != nil {

@@ -20,18 +20,19 @@ import (
 
 const (
 	cityRiders      = 20_000
-	positionsAtOnce = 1000 // in one request, or one transaction of the limit
+	positionsAtOnce = 1000 // in one request; in the limit, in one transaction
 	reporters       = 4
 	searchers       = 32
 )
 
-// cityPoint is somewhere in a city of 30 by 30 km.
+// cityPoint returns a random position in a city of 30 by 30 km.
 func cityPoint() domain.Point {
 	return domain.Point{Lng: 77.45 + 0.28*rand.Float64(), Lat: 12.83 + 0.27*rand.Float64()}
 }
 
-// riders measures positions, from the request until they can be searched, and
-// searches over HTTP. The limit runs the same statements straight at Postgres.
+// riders measures how many positions per second are reported and become visible to
+// searches. It also measures searches over HTTP. The limit runs the same SQL
+// statements without HTTP and Kafka.
 func (b *run) riders(ctx context.Context) error {
 	c, err := b.serveConfig(server.RoleCommand, server.RoleQuery, server.RoleProject)
 	if err != nil {
@@ -91,7 +92,8 @@ func (b *run) riders(ctx context.Context) error {
 	return nil
 }
 
-// goOnline registers riders; their ids are grouped by partition.
+// goOnline registers n riders and sends them online. It returns their ids, grouped by
+// partition, and a token that covers all their events.
 func goOnline(ctx context.Context, s *server.Server, n int) ([][]string, eventlog.Token, error) {
 	ids := make([][]string, s.Runtime().Partitions)
 	reached := make([]eventlog.Token, n)
@@ -122,8 +124,8 @@ func goOnline(ctx context.Context, s *server.Server, n int) ([][]string, eventlo
 	return ids, token, nil
 }
 
-// reportPositions sends positions in bulk over HTTP, and waits until the read
-// model has them all.
+// reportPositions sends positions in bulk over HTTP, and waits until the read model has
+// all of them.
 func (b *run) reportPositions(ctx context.Context, s *server.Server, byPartition [][]string) (map[string]float64, error) {
 	ops, err := tokens{}.of(benchOps)
 	if err != nil {
@@ -167,9 +169,9 @@ func (b *run) reportPositions(ctx context.Context, s *server.Server, byPartition
 	return map[string]float64{"per_s": reported / time.Since(start).Seconds()}, nil
 }
 
-// writePositions applies positions to the serving tables with the read model's
-// own handler: its statements, in transactions of a partition each, without
-// HTTP, log and checkpoints.
+// writePositions applies positions to the serving tables with the read model's own
+// handler, so the SQL statements are the same. Each transaction has positions of one
+// partition. HTTP, the log and checkpoints are left out.
 func (b *run) writePositions(ctx context.Context, s *server.Server, byPartition [][]string) (map[string]float64, error) {
 	g, err := s.ReadModels().Serving(ctx, projections.Riders)
 	if err != nil {
@@ -178,7 +180,7 @@ func (b *run) writePositions(ctx context.Context, s *server.Server, byPartition 
 	rows := g.Consumer().Rows
 	next := make([]int, reporters)
 	m, err := closedLoop(ctx, reporters, b.Duration, func(ctx context.Context, n int) error {
-		// Each writer has its own partitions, as lanes have.
+		// Each writer has its own partitions, as the workers of a consumer have.
 		p := next[n]*reporters + n
 		if next[n]++; p >= len(byPartition) {
 			p, next[n] = n%len(byPartition), 1

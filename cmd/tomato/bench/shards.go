@@ -14,13 +14,14 @@ import (
 	"tomato/commandside/shard"
 )
 
-// liveOrders is how many live orders there are by default.
+// liveOrders is the default number of live orders.
 const liveOrders = 100_000
 
-// shards measures what live orders cost one instance that serves all shards: the
-// memory that they take, and how long it takes to take the shards over, from the
-// logs alone and then from snapshots. Nothing else runs in this process but,
-// where it is asked for, the embedded broker, whose memory does not count.
+// shards measures what live orders cost one instance that serves all shards. It
+// measures the memory that they need, and how long a take-over of all shards takes:
+// first from the logs alone, then from snapshots. Nothing else runs in this process,
+// except the embedded broker if it is used. The memory of the broker is not included,
+// because only the growth of the heap is measured.
 func (b *run) shards(ctx context.Context) error {
 	if b.Count == 0 {
 		b.Count = liveOrders
@@ -68,24 +69,24 @@ func (b *run) shards(ctx context.Context) error {
 	return nil
 }
 
-// opened is what it took to open all shards at once.
+// opened says what it took to open all shards at the same time.
 type opened struct {
-	slowest  float64 // ms, from being assigned to serving
-	replayed int64   // events and claims read
-	bytes    float64 // of live heap
-	saved    float64 // ms, until all snapshots were kept
-	kept     bool    // they were
+	slowest  float64 // how long the slowest shard took from its assignment until it served, in ms
+	replayed int64   // number of events and claims that were read
+	bytes    float64 // by how much the live heap grew
+	saved    float64 // how long it took until all snapshots were written, in ms
+	kept     bool    // all snapshots were written within saveLimit
 }
 
-// never is the time between snapshots of shards that are to write none: it
-// would be in what is measured.
+// never is the time between snapshots for shards that are to write none, because
+// writing snapshots would distort the measurement.
 const never = 24 * time.Hour
 
 // saveLimit is how long the first snapshots may take.
 const saveLimit = 3 * time.Minute
 
-// openAll lets one instance take all shards over, and stops it again: where it
-// writes snapshots, when all has been kept.
+// openAll lets one instance take over all shards, and stops it again. If snapshotEvery
+// is not never, it waits for the snapshots before it stops the instance.
 func (b *run) openAll(ctx context.Context, menus *shard.Menus, snapshotEvery time.Duration) (o opened, err error) {
 	registry := prometheus.NewRegistry()
 	shards, err := shard.NewShards(shard.Config{Kafka: b.kafka, Partitions: b.Partitions, Build: settings.Build(), Menus: menus, SnapshotEvery: snapshotEvery, ClusterKey: benchClusterKey,
@@ -131,7 +132,7 @@ func (b *run) openAll(ctx context.Context, menus *shard.Menus, snapshotEvery tim
 	defer cancel()
 	err = until(sctx, func() (bool, error) {
 		for _, s := range shards.Status(sctx) {
-			if s.Unsaved > 0 || s.Saving { // the last instance may have kept a few when it stopped
+			if s.Unsaved > 0 || s.Saving { // some aggregates need no snapshot: the previous instance may have written theirs when it stopped
 				return false, nil
 			}
 		}
@@ -145,16 +146,17 @@ func (b *run) openAll(ctx context.Context, menus *shard.Menus, snapshotEvery tim
 	return o, err
 }
 
-// liveHeap is how many bytes are reachable.
+// liveHeap returns how many bytes of the heap are reachable.
 func liveHeap() float64 {
-	runtime.GC() // what has finalizers goes with the second one
 	runtime.GC()
+	runtime.GC() // frees objects with finalizers, which need a second collection
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return float64(m.HeapAlloc)
 }
 
-// heapProfile writes what is reachable now, where that is asked for.
+// heapProfile writes a profile of the reachable heap, if one is wanted and none has
+// been written.
 func (b *run) heapProfile() error {
 	if b.MemProfile == "" || b.heapProfiled {
 		return nil

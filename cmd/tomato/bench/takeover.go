@@ -27,20 +27,23 @@ import (
 
 const (
 	// killLimitMS is how long commands may wait for the shards of an instance that
-	// was killed: the group's session timeout, after which a silent member's shards
-	// are given away (shard.Shards.Run), and a second.
+	// was killed. It is the group's session timeout and one second. After the
+	// session timeout the group gives the shards of a silent member to others
+	// (shard.Shards.Run).
 	killLimitMS = 6000 + 1000
-	// handoverLimitMS is how long they may wait for those of one that stops.
+	// handoverLimitMS is how long commands may wait for the shards of an instance
+	// that stops.
 	handoverLimitMS = 500
 	// takeoverPace is the time between two commands to one shard.
 	takeoverPace = 10 * time.Millisecond
 )
 
-// takeover measures how long commands wait while the shards of an instance that
-// leaves go to the other one: an instance that was killed, and one that was
-// asked to stop. The log has live orders, which the other one has to take in. At
-// the survivor one caller per shard issues commands from before the kill, or the
-// signal, until it serves them all; the longest wait of any command counts.
+// takeover measures how long commands wait while the shards of one instance go to the
+// other. It measures this for an instance that is killed and for one that is asked to
+// stop. The log has live orders, which the other instance has to load. One caller per
+// shard issues commands at the surviving instance. The callers begin before the first
+// instance ends, and stop when the survivor serves all shards. The figure is the
+// longest wait of any command.
 func (b *run) takeover(ctx context.Context) error {
 	if b.Count == 0 {
 		b.Count = liveOrders
@@ -56,7 +59,7 @@ func (b *run) takeover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	riders := make([]string, b.Partitions) // one of each shard
+	riders := make([]string, b.Partitions) // one rider of each shard
 	for n, found := 0, int32(0); found < b.Partitions; n++ {
 		id := fmt.Sprint("bench-rider-", n)
 		if p := eventlog.PartitionFor(id, b.Partitions); riders[p] == "" {
@@ -91,8 +94,9 @@ func (b *run) takeover(ctx context.Context) error {
 	return nil
 }
 
-// takeoverOnce lets another process have its part of the shards, ends it, and
-// returns when s has them all.
+// takeoverOnce starts another instance in a process of its own and waits until it
+// serves its part of the shards. Then it ends that process, and returns when s serves
+// all shards.
 func (b *run) takeoverOnce(ctx context.Context, s *server.Server, riders []string, name string, end func(*exec.Cmd) error) (map[string]float64, error) {
 	here := func(ctx context.Context) ([]shard.Status, error) { return s.Shards().Status(ctx), nil }
 	if err := b.saved(ctx, here); err != nil {
@@ -106,7 +110,7 @@ func (b *run) takeoverOnce(ctx context.Context, s *server.Server, riders []strin
 	total := int(b.Partitions)
 	wctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	err = until(wctx, func() (bool, error) { // its /readyz has said that it serves what it is assigned
+	err = until(wctx, func() (bool, error) { // startChild has returned, so the child serves what it is assigned
 		serving, assigned := s.Shards().Serving()
 		return serving == assigned && serving <= (total+1)/2, nil
 	})
@@ -143,13 +147,13 @@ func (b *run) takeoverOnce(ctx context.Context, s *server.Server, riders []strin
 					if err == nil {
 						break
 					}
-					if !errors.Is(err, shard.ErrUnavailable) || gctx.Err() != nil { // else a repeat is safe
+					if !errors.Is(err, shard.ErrUnavailable) || gctx.Err() != nil { // after ErrUnavailable a repeat is safe
 						return err
 					}
 				}
 				longest[p] = max(longest[p], time.Since(asked))
 				if n == 0 {
-					longest[p] = 0 // the first one opens a connection
+					longest[p] = 0 // the first command is left out, because it may open a connection
 					close(warm[p])
 				}
 				if over {
@@ -188,11 +192,11 @@ func (b *run) takeoverOnce(ctx context.Context, s *server.Server, riders []strin
 	return m, nil
 }
 
-// saved waits until an instance has kept all that its shards hold in snapshots,
-// but for a few, as one that has run for a while has. One that keeps none is not
-// waited for without end.
+// saved waits until snapshots contain all aggregates of an instance but a few. An
+// instance that has run for a while is in this state. saved waits for at most 30 s,
+// because an instance may fail to write snapshots.
 func (b *run) saved(ctx context.Context, status func(context.Context) ([]shard.Status, error)) error {
-	const few = 100 // aggregates of one shard: they are read in no time
+	const few = 100 // aggregates of one shard that may be missing in snapshots: a take-over reads them quickly
 	wctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	err := until(wctx, func() (bool, error) {
@@ -206,7 +210,7 @@ func (b *run) saved(ctx context.Context, status func(context.Context) ([]shard.S
 	return err
 }
 
-// shards is what the child says of its shards.
+// shards asks the child for the status of its shards.
 func (c *child) shards(ctx context.Context) ([]shard.Status, error) {
 	token, err := httpapi.MintToken(benchSecret, benchOps, time.Hour)
 	if err != nil {
@@ -231,7 +235,7 @@ func (c *child) shards(ctx context.Context) ([]shard.Status, error) {
 type child struct {
 	cmd  *exec.Cmd
 	url  string
-	done chan error
+	done chan error // has the result of cmd.Wait once the process has ended; whoever takes it puts it back
 }
 
 // startChild starts a serve with the bench's broker and database, and returns
@@ -284,14 +288,15 @@ func (b *run) startChild(ctx context.Context, roles ...string) (*child, error) {
 	return ch, nil
 }
 
-// kill ends the process, if it has not ended, and waits for it.
+// kill ends the process if it has not ended, and waits until it has.
 func (c *child) kill() {
-	_ = c.cmd.Process.Kill() // fails where it has ended
+	_ = c.cmd.Process.Kill() // fails if the process has ended, which does not matter
 	err := <-c.done
 	c.done <- err
 }
 
-// residentKiB is how much memory the process has, or 0 where that is not known.
+// residentKiB returns the resident memory of the process in KiB, or 0 if it is not
+// known.
 func (c *child) residentKiB() float64 {
 	b, err := os.ReadFile(filepath.Join("/proc", fmt.Sprint(c.cmd.Process.Pid), "status"))
 	if err != nil {
