@@ -2,11 +2,11 @@
 // row is worked on by one instance at a time and none is lost when an instance
 // dies.
 //
-// The table has the columns due_at and attempts. A row is due when its due_at
-// has passed. Take moves due_at to the end of a lease, so that no other
-// instance takes the row until then. Whoever has done the work deletes the row
-// or sets another due_at. When an instance dies first, its lease ends, the row
-// is due again and another instance takes it: work is done at least once.
+// The table has the columns due_at and attempts. A row is due when its due_at has
+// passed. Take sets due_at to the end of a lease, so that no other instance takes the
+// row until then. After the work is done, the caller deletes the row or sets another
+// due_at. If an instance dies before that, its lease ends, the row is due again, and
+// another instance takes it. So the work is done at least once.
 package lease
 
 import (
@@ -28,10 +28,10 @@ type Table struct {
 	For     time.Duration // how long a lease lasts; longer than the work on a batch takes
 }
 
-// Take leases the rows that are due at now, those that have been due longest
-// first, and counts an attempt of each. A zero now means the database's clock.
-// Rows that another instance is taking at this moment are left to it. The
-// result has at most t.Batch rows, in no particular order.
+// Take leases at most t.Batch rows that are due at now, and adds 1 to their attempts. It
+// prefers the rows that have been due longest. A zero now means the database's clock.
+// Take skips rows that another instance is taking at this moment. The returned rows are
+// in no particular order.
 func Take[Row any](ctx context.Context, db *pgxpool.Pool, t Table, now time.Time, scan pgx.RowToFunc[Row]) ([]Row, error) {
 	var at *time.Time
 	if !now.IsZero() {
@@ -58,13 +58,13 @@ func (t Table) takeSQL() string {
 		WHERE %s RETURNING %s`, t.Name, key, t.Name, key, strings.Join(same, " AND "), strings.Join(returned, ", "))
 }
 
-// failurePause is the time between a failed round and the next.
+// failurePause is the time between a failed round and the next one.
 const failurePause = time.Second
 
-// Loop calls round until ctx ends: at once, whenever wake is signalled, and when
-// the wait is over that the round before returned. A nil wake never signals.
-// After a round that failed it waits a second. It calls failing with the error
-// of the first of several failed rounds in a row.
+// Loop calls round until ctx ends. It calls round at once, whenever wake receives a
+// value, and after the wait that the previous round returned. wake may be nil. After a
+// round that failed, Loop waits one second. When several rounds in a row fail, it calls
+// failing once, with the error of the first one.
 func Loop(ctx context.Context, wake <-chan struct{}, failing func(error), round func(context.Context) (wait time.Duration, err error)) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()

@@ -41,7 +41,7 @@ func newWork(t *testing.T, n int) (db *pgxpool.Pool, start time.Time) {
 
 func take(t *testing.T, db *pgxpool.Pool, now time.Time) (ids []int, attempts int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // waiting for another instance's lock would last for ever
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // without a limit, waiting for another instance's lock would never end
 	defer cancel()
 	rows, err := lease.Take(ctx, db, work, now, pgx.RowToStructByPos[row])
 	if err != nil {
@@ -67,7 +67,8 @@ func TestLeasedRowIsTakenAgainOnlyWhenItsLeaseEnds(t *testing.T) {
 	if ids, _ := take(t, db, time.Time{}); ids != nil {
 		t.Errorf("took %v by the database's clock while all are leased", ids)
 	}
-	// By then all leases have ended. A batch is three: those due longest.
+	// All leases have ended by then. A batch has three rows, those that have been due
+	// longest.
 	if ids, attempts := take(t, db, start.Add(time.Hour+time.Minute)); len(ids) != 3 || !slices.Contains(ids, 3) || !slices.Contains(ids, 4) || attempts != 2 {
 		t.Errorf("took %v (attempts %d) after the leases' end, want three with 3 and 4 among them", ids, attempts)
 	}
@@ -76,7 +77,8 @@ func TestLeasedRowIsTakenAgainOnlyWhenItsLeaseEnds(t *testing.T) {
 func TestInstancesTakeDifferentRowsWithoutWaitingForEachOther(t *testing.T) {
 	t.Parallel()
 	db, start := newWork(t, 5)
-	// Another instance is taking row 5, the first in line, and has not committed.
+	// Another instance is taking row 5, which has been due longest, and has not
+	// committed yet.
 	other, err := db.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -1,5 +1,5 @@
-// Package childprocess starts a server as a child that ends when this process
-// ends, however it ends.
+// Package childprocess starts a server as a child process. On Linux the child ends when
+// this process ends, even if this process is killed.
 package childprocess
 
 import (
@@ -7,15 +7,15 @@ import (
 	"runtime"
 )
 
-// Start starts cmd, whose SysProcAttr comes from Attributes, and returns when
-// it runs. When the child has ended and has been reaped, ended is called once,
-// with what cmd.Wait returned; it is not called when Start fails.
+// Start starts cmd and returns when it runs. cmd.SysProcAttr must come from Attributes.
+// After the child has ended, Start's goroutine calls ended once, with the result of
+// cmd.Wait. It does not call ended if Start fails.
 func Start(cmd *exec.Cmd, ended func(error)) error {
 	started := make(chan error, 1)
 	go func() {
 		// Linux sends the parent-death signal when the thread that started the
-		// child ends, not when the process does. So the thread stays until the
-		// child has ended.
+		// child ends, not when the process ends. So this goroutine keeps the thread
+		// until the child has ended.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()

@@ -1,4 +1,4 @@
-// Package eventlogtest gives tests brokers of their own: the embedded one and
+// Package eventlogtest starts brokers for tests. It can start the embedded broker and
 // Apache Kafka, so that one suite runs on both.
 package eventlogtest
 
@@ -42,8 +42,8 @@ func Faulty(t testing.TB) (eventlog.Config, *kfake.Cluster) {
 	return config(t, c.ListenAddrs()[0]), c
 }
 
-// Brokers starts n brokers of one cluster, in memory, for what depends on
-// their number.
+// Brokers starts a cluster of n brokers in memory, for tests that depend on the number
+// of brokers.
 func Brokers(t testing.TB, n int) eventlog.Config {
 	t.Helper()
 	c, err := kfake.NewCluster(kfake.NumBrokers(n))
@@ -54,17 +54,18 @@ func Brokers(t testing.TB, n int) eventlog.Config {
 	return config(t, c.ListenAddrs()[0])
 }
 
-// Kafka starts Apache Kafka for t: one node, a few seconds, its data in a
-// temporary directory. It has no topics. Without Java, or without the jars and
-// Maven to fetch them, t is skipped; with TOMATO_REQUIRE_KAFKA=1 it fails.
+// Kafka starts Apache Kafka for t. It is a single node without topics, and keeps its
+// data in a temporary directory. The start takes a few seconds. t is skipped if there
+// is no Java, or if there are neither the jars nor Maven to fetch them. With
+// TOMATO_REQUIRE_KAFKA=1 it fails instead.
 func Kafka(t testing.TB) eventlog.Config {
 	t.Helper()
 	return config(t, KafkaProcess(t).Addr())
 }
 
-// KafkaProcess is Kafka for tests that kill, pause and restart the broker
-// (kafkaprocess.Start on its Dir, with Options; what the test itself starts it
-// kills itself, in a Cleanup).
+// KafkaProcess is like Kafka, but for tests that kill, pause and restart the broker. A
+// test restarts it with kafkaprocess.Start on its Dir and with Options. The test must
+// kill the processes that it started itself, in a Cleanup.
 func KafkaProcess(t testing.TB) *kafkaprocess.Process {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -81,9 +82,9 @@ func KafkaProcess(t testing.TB) *kafkaprocess.Process {
 	return p
 }
 
-// KafkaCluster starts n nodes of Apache Kafka for t, skipped or failed as Kafka
-// is. With three nodes topics have three copies, two of them in sync. What the
-// test kills or pauses it may start again on the cluster.
+// KafkaCluster starts n nodes of Apache Kafka for t. t is skipped or fails as with
+// Kafka. With three nodes, topics have three replicas, of which two must be in sync. A
+// node that the test killed may be started again with Cluster.Start.
 func KafkaCluster(t testing.TB, n int) (eventlog.Config, *kafkaprocess.Cluster) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
@@ -101,7 +102,8 @@ func KafkaCluster(t testing.TB, n int) (eventlog.Config, *kafkaprocess.Cluster) 
 	return eventlog.Config{Brokers: c.Addrs(), ClientID: t.Name()}, c
 }
 
-// started skips t where Kafka cannot run, and fails it where it did not start.
+// started skips t if Kafka cannot run on this machine, and fails t if Kafka did not
+// start.
 func started(t testing.TB, err error) {
 	t.Helper()
 	if errors.Is(err, kafkaprocess.ErrAbsent) && os.Getenv("TOMATO_REQUIRE_KAFKA") != "1" {
@@ -112,8 +114,9 @@ func started(t testing.TB, err error) {
 	}
 }
 
-// Options are those of the brokers that Kafka starts: quick to start, small,
-// and with groups that give a silent member up as soon as a test asks for.
+// Options are the options of the brokers that Kafka starts. Such a broker is small and
+// starts quickly. Its groups allow session timeouts of 500 ms, so that a test need not
+// wait long until a group gives up a silent member.
 var Options = kafkaprocess.Options{HeapMB: 512, QuickStart: true, Properties: map[string]string{"group.min.session.timeout.ms": "500"}}
 
 // Each runs test once on every kind of broker, each with a broker of its own.
@@ -128,7 +131,7 @@ func Each(t *testing.T, test func(t *testing.T, cfg eventlog.Config)) {
 	})
 }
 
-// Client returns a client of the brokers, closed at the end of t.
+// Client returns a client of the brokers. It is closed at the end of t.
 func Client(t testing.TB, cfg eventlog.Config, opts ...kgo.Opt) *kgo.Client {
 	t.Helper()
 	c, err := cfg.NewClient(opts...)
@@ -153,8 +156,8 @@ func config(t testing.TB, addr string) eventlog.Config {
 	return eventlog.Config{Brokers: []string{addr}, ClientID: t.Name()}
 }
 
-// DeleteBefore deletes the records of one partition before offset, as an
-// operator or a retention does.
+// DeleteBefore deletes the records of one partition before offset, as an operator or
+// the retention of a topic may do it.
 func DeleteBefore(t testing.TB, cfg eventlog.Config, topic string, partition int32, offset int64) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

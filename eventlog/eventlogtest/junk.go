@@ -20,11 +20,12 @@ import (
 	"tomato/eventlog"
 )
 
-// Junk returns one record of each kind that no writer of Tomato's makes, for a
-// partition of any topic. None of them is valid by the reader rule, unless its term
-// and seq happen to be the next ones: they are far from what a test's log has.
+// Junk returns records for a partition of any topic: one of each kind that no writer of
+// Tomato makes. None of them is valid by the reader rule, unless its term and seq
+// happen to be the next ones. They are chosen so that this does not happen in the log
+// of a test.
 func Junk(topic string, partition int32) []*kgo.Record {
-	large := bytes.Repeat([]byte("noise\x00\xff\n"), 110_000) // below the 1 MiB that a broker takes
+	large := bytes.Repeat([]byte("noise\x00\xff\n"), 110_000) // smaller than the 1 MiB that a broker accepts
 	header := func(pairs ...string) (h []kgo.RecordHeader) {
 		for i := 0; i+1 < len(pairs); i += 2 {
 			h = append(h, kgo.RecordHeader{Key: pairs[i], Value: []byte(pairs[i+1])})
@@ -65,8 +66,9 @@ func Junk(topic string, partition int32) []*kgo.Record {
 	return records
 }
 
-// AppendJunk appends Junk to each partition of the topics, and then a transaction
-// that is aborted and one that is committed: the log ends with the latter's marker.
+// AppendJunk appends Junk to each partition of the topics. Then it appends a
+// transaction that is aborted and one that is committed, so that each log ends with
+// the marker of a committed transaction.
 func AppendJunk(t testing.TB, cfg eventlog.Config, partitions int32, topics ...string) {
 	t.Helper()
 	client := Client(t, cfg, kgo.RecordPartitioner(kgo.ManualPartitioner()))
@@ -76,9 +78,9 @@ func AppendJunk(t testing.TB, cfg eventlog.Config, partitions int32, topics ...s
 	for _, topic := range topics {
 		for p := range partitions {
 			all.Go(func() error {
-				for _, r := range Junk(topic, p) { // one by one: Kafka refuses a whole batch
+				for _, r := range Junk(topic, p) { // one by one, because Kafka refuses a whole batch if it refuses one record
 					err := client.ProduceSync(ctx, r).FirstErr()
-					if refused := r.Key == nil && errors.Is(err, kerr.InvalidRecord); err != nil && !refused { // a compacted topic takes none without a key
+					if refused := r.Key == nil && errors.Is(err, kerr.InvalidRecord); err != nil && !refused { // a compacted topic refuses records without a key
 						return fmt.Errorf("junk on %s/%d: %w", topic, p, err)
 					}
 				}
@@ -109,10 +111,11 @@ func AppendJunk(t testing.TB, cfg eventlog.Config, partitions int32, topics ...s
 	}
 }
 
-// FuzzRecords lets fn see records of one topic: those of the golden files that
-// match the pattern (domain/order/testdata/*.v1.json, from the package's folder),
-// Junk, and what the fuzzer makes of them. The record's headers are the arguments
-// of the fuzz target; odd is one more header, key and value divided by =.
+// FuzzRecords calls fn with records of one topic. They are made from the golden files
+// that match the pattern (such as testdata/*.v1.json, relative to the package's
+// folder), from Junk, and from what the fuzzer makes of these. The arguments of the
+// fuzz target are the record's headers. The argument odd is one more header, in the
+// form key=value.
 func FuzzRecords(f *testing.F, topic, golden string, fn func(t *testing.T, r *kgo.Record)) {
 	f.Helper()
 	const at = "2026-01-02T03:04:05Z"
@@ -133,7 +136,7 @@ func FuzzRecords(f *testing.F, topic, golden string, fn func(t *testing.T, r *kg
 		for _, x := range r.Headers {
 			h[x.Key] = string(x.Value)
 		}
-		if len(r.Value)+len(h["ce_type"])+len(h["ce_correlationid"])+len(r.Key) < 10_000 { // the fuzzer is slow with what is large
+		if len(r.Value)+len(h["ce_type"])+len(h["ce_correlationid"])+len(r.Key) < 10_000 { // without large records, which make the fuzzer slow
 			f.Add(r.Value, h["ce_type"], h["ce_subject"], h["ce_time"], h["version"], h["term"], h["seq"], "term=1")
 		}
 	}

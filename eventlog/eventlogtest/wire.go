@@ -13,41 +13,45 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// Tamper is something that Wire does to what passes.
+// Tamper is a way in which Wire tampers with requests or answers.
 type Tamper string
 
 // The ways to tamper.
 const (
-	// OutOfOrder: the request's batches land, and are answered
-	// OUT_OF_ORDER_SEQUENCE_NUMBER, as by a broker that has forgotten their
-	// producer.
+	// OutOfOrder lets the broker store the request's batches, but the answer to the
+	// client is OUT_OF_ORDER_SEQUENCE_NUMBER. A broker that has forgotten the
+	// producer answers like that.
 	OutOfOrder Tamper = "out of order"
-	// LostAnswer: the request's batches land; the connection ends before the answer.
+	// LostAnswer lets the broker store the request's batches. The connection ends
+	// before the answer arrives.
 	LostAnswer Tamper = "lost answer"
-	// Twice: the request's batches land twice, the second time under the
-	// client's own producer, and the answer is that of the second copy: what a
-	// client comes to that sends an unanswered batch again under a new epoch.
+	// Twice lets the broker store the request's batches twice. The first copy has no
+	// producer id, the second one is the client's own request, and the client gets the
+	// answer to the second one. The same happens if a client gets no answer and sends
+	// the batch again under a new epoch.
 	Twice Tamper = "twice"
-	// GroupCut: what concerns the group (joining, heartbeats, leaving) gets no
-	// answer and does not arrive; all else does. The client is cut from its
-	// coordinator and from nothing else.
+	// GroupCut loses the client's requests to join the group, to stay in it and to
+	// leave it, so the client has no connection to its group coordinator. A
+	// connection that has carried such a request loses everything from then on.
+	// Requests on other connections pass.
 	GroupCut Tamper = "group cut"
 )
 
-// Wire is a network that understands enough of Kafka's protocol to tamper with
-// it: one for each client whose requests are to be troubled. Its Dial goes into
-// eventlog.Config. Transactional batches pass untouched. Safe for concurrent use.
+// Wire is a network between a client and its brokers. It understands enough of Kafka's
+// protocol to tamper with requests and answers. Each client whose requests are to be
+// tampered with needs a Wire of its own, whose Dial goes into eventlog.Config.
+// Transactional batches pass unchanged. Safe for concurrent use.
 type Wire struct {
 	dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	mu      sync.Mutex
-	every   map[Tamper]int
-	seen    map[Tamper]int
-	done    map[Tamper]int
-	muffled map[*wireConn]bool // what they carry is lost until GroupCut ends
+	every   map[Tamper]int     // every nth request is tampered with; 0 means none
+	seen    map[Tamper]int     // requests since Set
+	done    map[Tamper]int     // requests that were tampered with
+	muffled map[*wireConn]bool // connections that lose everything until GroupCut ends
 }
 
-// NewWire returns a wire on top of dial; nil: over TCP.
+// NewWire returns a wire that connects with dial. If dial is nil, it connects over TCP.
 func NewWire(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *Wire {
 	if dial == nil {
 		dial = (&net.Dialer{}).DialContext
@@ -55,13 +59,14 @@ func NewWire(dial func(ctx context.Context, network, addr string) (net.Conn, err
 	return &Wire{dial: dial, every: map[Tamper]int{}, seen: map[Tamper]int{}, done: map[Tamper]int{}, muffled: map[*wireConn]bool{}}
 }
 
-// Set tampers with every nth request from now on; 0: with none.
+// Set makes the wire tamper with every nth request from now on, or with none if every
+// is 0.
 func (w *Wire) Set(t Tamper, every int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.every[t], w.seen[t] = every, 0
 	if t == GroupCut && every == 0 {
-		for c := range w.muffled { // what was lost in between cannot be mended
+		for c := range w.muffled { // these connections have lost requests, so they cannot be used any more
 			c.Close()
 		}
 		clear(w.muffled)
@@ -75,7 +80,7 @@ func (w *Wire) Done(t Tamper) int {
 	return w.done[t]
 }
 
-// due says whether the next request is one to tamper with.
+// due counts a request and reports whether it is to be tampered with.
 func (w *Wire) due(t Tamper) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -103,8 +108,8 @@ type wireConn struct {
 	net.Conn
 	wire *Wire
 
-	out []byte // a request's beginning; Write only
-	in  []byte // an answer's rest; Read only
+	out []byte // the part of a request that was written so far; used by Write only
+	in  []byte // the part of an answer that was not read yet; used by Read only
 
 	mu     sync.Mutex
 	asked  map[int32]asked // produce requests by correlation id
@@ -116,7 +121,7 @@ type asked struct {
 	version    int16
 	outOfOrder bool
 	lost       bool
-	copy       bool // of the wire's own
+	copy       bool // the wire has sent this request itself
 }
 
 const (
@@ -129,7 +134,7 @@ const (
 	firstFlexibleProduce = 9
 )
 
-// Write implements net.Conn: whole requests go on, as they came or otherwise.
+// Write implements net.Conn. It passes on whole requests, unchanged or tampered with.
 func (c *wireConn) Write(b []byte) (int, error) {
 	c.out = append(c.out, b...)
 	for len(c.out) >= 4 {
@@ -152,7 +157,7 @@ func (c *wireConn) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// request returns what is sent in place of one request.
+// request returns the requests that are sent instead of this one.
 func (c *wireConn) request(frame []byte) ([][]byte, error) {
 	key, version := int16(binary.BigEndian.Uint16(frame[4:])), int16(binary.BigEndian.Uint16(frame[6:]))
 	correlation := int32(binary.BigEndian.Uint32(frame[8:]))
@@ -164,7 +169,7 @@ func (c *wireConn) request(frame []byte) ([][]byte, error) {
 			c.wire.mu.Unlock()
 		}
 	case keyProduce:
-		headerEnd := 14 // then the client id
+		headerEnd := 14 // the client id follows
 		if n := int16(binary.BigEndian.Uint16(frame[12:])); n > 0 {
 			headerEnd += int(n)
 		}
@@ -201,8 +206,8 @@ func (c *wireConn) request(frame []byte) ([][]byte, error) {
 	return [][]byte{frame}, nil
 }
 
-// anonymous is the request once more, of no producer that the broker would know
-// it by.
+// anonymous returns a copy of the request whose batches have no producer id, so that
+// the broker does not recognize them as duplicates.
 func anonymous(header []byte, req *kmsg.ProduceRequest, correlation int32) []byte {
 	for i := range req.Topics {
 		for j := range req.Topics[i].Partitions {
@@ -222,8 +227,8 @@ func anonymous(header []byte, req *kmsg.ProduceRequest, correlation int32) []byt
 	return frame
 }
 
-// Read implements net.Conn: whole answers are taken in, and go on as they came
-// or otherwise.
+// Read implements net.Conn. It reads whole answers and passes them on, unchanged or
+// tampered with.
 func (c *wireConn) Read(b []byte) (int, error) {
 	for len(c.in) == 0 {
 		frame := make([]byte, 4)
@@ -244,7 +249,7 @@ func (c *wireConn) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// answer returns what arrives in place of one answer; nothing is possible.
+// answer returns what the client gets instead of this answer, which may be nothing.
 func (c *wireConn) answer(frame []byte) ([]byte, error) {
 	correlation := int32(binary.BigEndian.Uint32(frame[4:]))
 	c.mu.Lock()

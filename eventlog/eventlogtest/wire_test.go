@@ -15,7 +15,8 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// What each kind of tampering makes of a log, and of what the producer is told.
+// TestTheWireTampersAsItSays checks for each kind of tampering what is in the log, and
+// what answer the producer gets.
 func TestTheWireTampersAsItSays(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
@@ -45,9 +46,9 @@ func TestTheWireTampersAsItSays(t *testing.T) {
 			wire.Set(tamper, 0)
 		}
 		want("", 0)
-		want(eventlogtest.Twice, 2) // the copy stands at 1
+		want(eventlogtest.Twice, 2) // the copy is at offset 1
 		want("", 3)
-		wire.Set(eventlogtest.LostAnswer, 2) // so that the repeat gets through
+		wire.Set(eventlogtest.LostAnswer, 2) // every second request, so that the repeat gets its answer
 		for offset := range int64(3) {
 			if got, err := produce(); err != nil || got != 4+offset {
 				t.Fatalf("a lost answer: landed at %d: %v", got, err)
@@ -59,7 +60,7 @@ func TestTheWireTampersAsItSays(t *testing.T) {
 			t.Fatalf("answered %v", err)
 		}
 		wire.Set(eventlogtest.OutOfOrder, 0)
-		client = producer() // the other one has stopped
+		client = producer() // a new one, because the error has stopped the other one
 		want("", 8)
 
 		var values []string
@@ -82,8 +83,8 @@ func TestTheWireTampersAsItSays(t *testing.T) {
 	})
 }
 
-// A member whose group requests alone are lost is given up by the group, while
-// all else that it sends gets through; afterwards it joins again.
+// If only the group requests of a member are lost, the group gives the member up,
+// while its other requests pass. Afterwards the member joins again.
 func TestTheWireCutsAGroupAlone(t *testing.T) {
 	t.Parallel()
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {

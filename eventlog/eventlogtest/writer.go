@@ -14,15 +14,15 @@ import (
 	"tomato/eventlog"
 )
 
-// Writer appends events as the only shard there is: it claims each partition of
-// an aggregate topic before its first event and numbers what follows. Nothing is
-// decided: it writes what it is given. Safe for concurrent use.
+// Writer appends events as the only owner of all shards would. It claims each partition
+// of an aggregate topic before the first event, and gives the events terms and seqs. It
+// decides nothing, but appends the events that it is given. Safe for concurrent use.
 type Writer struct {
 	t          testing.TB
 	client     *kgo.Client
 	partitions int32
 
-	mu       sync.Mutex // guards what follows, and the order of the records
+	mu       sync.Mutex // guards the fields below, and keeps the records in order
 	rules    map[eventlog.TopicPartition]eventlog.Rule
 	versions map[eventlog.TopicPartition]map[string]int64
 	now      time.Time
@@ -40,7 +40,7 @@ func NewWriter(t testing.TB, cfg eventlog.Config, partitions int32) *Writer {
 	}
 }
 
-// At sets the time of the events that follow; each is a millisecond later than
+// At sets the time of the events that follow. Each event is a millisecond later than
 // the one before.
 func (w *Writer) At(now time.Time) {
 	w.mu.Lock()
@@ -73,7 +73,7 @@ func (w *Writer) AppendRaw(topic, id, eventType string, data []byte) eventlog.To
 	return w.produce(w.next(topic, id, eventType, data))
 }
 
-// Telemetry appends a record that is no aggregate's event.
+// Telemetry appends a record to a topic that is not an aggregate topic.
 func (w *Writer) Telemetry(topic, key, eventType string, data any) eventlog.Token {
 	w.t.Helper()
 	b, err := json.Marshal(data)
@@ -97,7 +97,8 @@ func (w *Writer) Invalid(topic, id, eventType string, data []byte) eventlog.Toke
 	return w.produce([]*kgo.Record{e.NewRecord(topic, p)})
 }
 
-// Claim takes every partition of topic over: events that follow have the next term.
+// Claim appends a claim to every partition of topic, so that the events that follow
+// have the next term.
 func (w *Writer) Claim(topic string) {
 	w.t.Helper()
 	w.mu.Lock()

@@ -1,6 +1,5 @@
-// Package filelock locks a file between processes. The operating system
-// releases such a lock when the process that holds it ends, however it ends, so
-// a process that was killed leaves no lock behind.
+// Package filelock lets one process at a time hold the lock of a file. The operating
+// system releases the lock when the process that holds it ends, even if it is killed.
 package filelock
 
 import (
@@ -14,13 +13,12 @@ import (
 	"time"
 )
 
-// ErrInUse says that another process holds the lock.
+// ErrInUse means that another process holds the lock.
 var ErrInUse = errors.New("in use by another process")
 
-// Take locks the file at path, which it creates if need be. Closing the file
-// that it returns releases the lock. It fails with ErrInUse while another
-// process holds the lock; the file contains that process's id, which the
-// error's text repeats.
+// Take locks the file at path, and creates it if it does not exist. The lock is released
+// when the returned file is closed. Take fails with ErrInUse while another process holds
+// the lock. The file contains the id of that process, and the error's text repeats it.
 func Take(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -45,7 +43,8 @@ func Take(path string) (*os.File, error) {
 	return f, nil
 }
 
-// Wait is Take, but waits while another process holds the lock, until ctx ends.
+// Wait locks the file at path as Take does. While another process holds the lock, it
+// waits, until ctx ends.
 func Wait(ctx context.Context, path string) (*os.File, error) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

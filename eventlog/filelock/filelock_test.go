@@ -16,7 +16,8 @@ import (
 	"tomato/eventlog/filelock"
 )
 
-// TestMain lets the test binary be the process that holds a lock and is killed.
+// TestMain makes the test binary the process that holds a lock and is killed, if
+// TOMATO_TEST_FILE_LOCK is set.
 func TestMain(m *testing.M) {
 	if path := os.Getenv("TOMATO_TEST_FILE_LOCK"); path != "" {
 		if _, err := filelock.Take(path); err != nil {
@@ -24,7 +25,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		fmt.Println("locked")
-		select {} // until killed
+		select {} // until the process is killed
 	}
 	os.Exit(m.Run())
 }

@@ -9,25 +9,27 @@ import (
 	"sync"
 )
 
-// Cluster is several nodes, each a process of its own that may be killed,
-// paused and stopped, and started again. Its methods may be called concurrently.
+// Cluster is a Kafka cluster of several nodes. Each node is a process of its own, which
+// may be killed, paused or stopped, and started again. Its methods may be called
+// concurrently.
 type Cluster struct {
 	dirs  []string
 	nodes []node
 	opts  Options
 
 	mu        sync.Mutex
-	processes []*Process // the last of each node, ended or not
+	processes []*Process // the last process of each node, which may have ended
 }
 
-// StartCluster runs n nodes in dir/1 to dir/n and returns when all of them
-// answer. Their broker ids are 1 to n. Each is a controller, too, so with three
-// nodes one may be unavailable. With three nodes, all topics have three copies, of which
-// two must be in sync. With fewer nodes, they have as many copies as there are nodes, of
-// which one must be in sync. A cluster that was started in dir before starts again with
-// its data and addresses.
+// StartCluster runs n nodes in dir/1 to dir/n and returns when all of them answer.
+// Their broker ids are 1 to n. Each node is a controller, too, so a cluster of three
+// nodes works while one of them is unavailable. If there are at least three nodes,
+// topics have three replicas, of which two must be in sync. With fewer nodes there are
+// as many replicas as nodes, and one must be in sync. The same holds for the brokers'
+// own topics. A cluster that was started in dir before starts again with its data and
+// addresses.
 //
-// Options hold for each node; Port is not used.
+// The options apply to each node. Options.Port is not used.
 func StartCluster(ctx context.Context, dir string, n int, opts Options) (_ *Cluster, err error) {
 	if n < 1 {
 		return nil, fmt.Errorf("a cluster of %d nodes", n)
@@ -61,7 +63,8 @@ func StartCluster(ctx context.Context, dir string, n int, opts Options) (_ *Clus
 	for i := range n {
 		c.nodes = append(c.nodes, node{id: i + 1, own: all[i], voters: voters(all), copies: min(n, 3), inSync: inSync})
 	}
-	// At the same time: none answers before most of them are there.
+	// The nodes start at the same time, because none of them answers before a majority
+	// of the controllers runs.
 	errs := make([]error, n)
 	var starts sync.WaitGroup
 	for i := range n {
@@ -75,9 +78,9 @@ func StartCluster(ctx context.Context, dir string, n int, opts Options) (_ *Clus
 	return c, nil
 }
 
-// Start runs a node again that was killed or stopped, and returns when it
-// serves. A node that was killed is let in when its controller has given the old
-// process up: that takes seconds.
+// Start runs a node that was killed or stopped again, and returns when it serves. For a
+// node that was killed this takes a few seconds, because the controller lets it in only
+// after it has given up the old process.
 func (c *Cluster) Start(ctx context.Context, id int32) (*Process, error) {
 	p, err := start(ctx, c.dirs[id-1], c.opts, c.nodes[id-1])
 	if err != nil {
@@ -96,7 +99,7 @@ func (c *Cluster) Node(id int32) *Process {
 	return c.processes[id-1]
 }
 
-// Addrs are the addresses of all nodes, by id.
+// Addrs returns the addresses of all nodes, in the order of their ids.
 func (c *Cluster) Addrs() []string {
 	var addrs []string
 	for _, n := range c.nodes {
@@ -105,7 +108,7 @@ func (c *Cluster) Addrs() []string {
 	return addrs
 }
 
-// Kill ends all nodes at once.
+// Kill ends all nodes (SIGKILL) and returns when they have ended.
 func (c *Cluster) Kill() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

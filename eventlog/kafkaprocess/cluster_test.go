@@ -13,9 +13,10 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// TestAClusterKeepsWhatItAcknowledged: with three copies, two in sync, a record
-// that was acknowledged outlives a kill -9 of its leader, and leadership moves
-// away from one that stands still. Both come back and catch up.
+// TestAClusterKeepsWhatItAcknowledged checks a cluster with three replicas, of which two
+// must be in sync. A record that was acknowledged survives a kill -9 of its leader, and
+// another broker becomes the leader when the leader is paused. Both brokers come back
+// and catch up.
 func TestAClusterKeepsWhatItAcknowledged(t *testing.T) {
 	t.Parallel()
 	cfg, cluster := eventlogtest.KafkaCluster(t, 3)
@@ -42,7 +43,7 @@ func TestAClusterKeepsWhatItAcknowledged(t *testing.T) {
 		}
 		return topics["t"].Partitions[0]
 	}
-	// await polls the partition until it is so.
+	// await polls the partition until so returns true.
 	await := func(what string, so func(kadm.PartitionDetail) bool) kadm.PartitionDetail {
 		t.Helper()
 		start := time.Now()

@@ -15,13 +15,13 @@ import (
 	"tomato/eventlog/filelock"
 )
 
-// pom names the jars: Kafka, and a logger for what it reports.
+// pom is a Maven project that names the jars: Kafka, and a logger.
 //
 //go:embed pom.xml
 var pom []byte
 
-// Home returns the folder of the jars: $TOMATO_KAFKA_HOME, else one in the
-// user's cache directory.
+// Home returns the folder of the jars. It is $TOMATO_KAFKA_HOME if that is set, else a
+// folder in the user's cache directory.
 func Home() (string, error) {
 	if h := os.Getenv("TOMATO_KAFKA_HOME"); h != "" {
 		return filepath.Abs(h)
@@ -33,9 +33,10 @@ func Home() (string, error) {
 	return filepath.Join(cache, "tomato", "kafka-"+Version), nil
 }
 
-// Fetch sees to it that home has Kafka's jars in libs/, with Maven where they
-// are absent. Of many processes that call it at once one fetches. It fails with
-// ErrAbsent when there is no Maven or it cannot reach a repository.
+// Fetch fetches Kafka's jars into home/libs with Maven, unless they are there already.
+// If several processes call it at the same time, one of them fetches the jars and the
+// others wait. It fails with ErrAbsent if there is no Maven, or if Maven cannot reach a
+// repository.
 func Fetch(ctx context.Context, home string) error {
 	libs := filepath.Join(home, "libs")
 	if _, err := os.Stat(libs); err == nil {
@@ -59,7 +60,8 @@ func Fetch(ctx context.Context, home string) error {
 	if err := os.WriteFile(filepath.Join(home, "pom.xml"), pom, 0o644); err != nil {
 		return err
 	}
-	// Into a folder beside, renamed when whole: libs exists or it does not.
+	// The jars go into another folder, which is renamed when it is complete. So libs
+	// never exists with only some of the jars.
 	part := libs + ".part"
 	if err := os.RemoveAll(part); err != nil {
 		return err
@@ -73,10 +75,10 @@ func Fetch(ctx context.Context, home string) error {
 	return os.Rename(part, libs)
 }
 
-// format makes dir/data the storage of a node of a new cluster. The tool takes a
-// second, so what it writes is kept in home; it is the same for every new
-// directory but for the node's id and the directory's own, which no two nodes of
-// a cluster may share.
+// format makes dir/data the storage of a node of a new cluster. Kafka's tool takes a
+// second for this, so format runs it once and keeps its result in home. The result is
+// the same for every new directory, except for the node's id and the directory's id,
+// which must be different for each node of a cluster.
 func format(ctx context.Context, java, home, dir string, n node) error {
 	lock, err := filelock.Wait(ctx, filepath.Join(home, "lock"))
 	if err != nil {
@@ -110,7 +112,8 @@ func format(ctx context.Context, java, home, dir string, n node) error {
 	if err != nil {
 		return err
 	}
-	// meta.properties last: it says that the storage is formatted.
+	// meta.properties is written last, because its presence means that the storage is
+	// formatted.
 	var errs []error
 	for _, e := range entries {
 		if e.Type().IsRegular() && e.Name() != "meta.properties" {

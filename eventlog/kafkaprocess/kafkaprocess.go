@@ -1,12 +1,12 @@
-// Package kafkaprocess runs Apache Kafka as child processes, each broker and
-// controller in one (KRaft), on 127.0.0.1: a single node (Start) or a cluster of
-// several (StartCluster). It is for tests, benchmarks and trying out on a machine
-// without containers; a real installation brings its own brokers.
+// Package kafkaprocess runs Apache Kafka as child processes on 127.0.0.1: a single node
+// (Start) or a cluster of several nodes (StartCluster). Each process is a broker and a
+// controller (KRaft). The package is for tests, benchmarks and trying things out on a
+// machine without containers. A real installation has its own brokers.
 //
-// A process is running until Kill, Stop, or until it ends by itself (Done). Its
-// directory holds everything else (settings, ports, data, log) and may be
-// started again, with the same address, after any of these. Whatever way this
-// process ends, on Linux its Kafka ends with it.
+// A process runs until Kill or Stop is called, or until it ends by itself (Done). Its
+// directory contains everything else: settings, ports, data and log. A directory may
+// be started again after its process has ended, and gets the same address. On Linux,
+// Kafka ends when this process ends, whatever the cause.
 package kafkaprocess
 
 import (
@@ -36,24 +36,26 @@ import (
 // Version is the release of Apache Kafka that is fetched and run.
 const Version = "4.3.1"
 
-// ErrAbsent says that Kafka cannot run on this machine: there is no Java, or
-// no jars and no Maven to fetch them. The error's text says what to install.
+// ErrAbsent means that Kafka cannot run on this machine, because there is no Java, or
+// because there are no jars and no Maven to fetch them. The error's text says what to
+// install.
 var ErrAbsent = errors.New("Apache Kafka cannot be started here")
 
 // Options of a process. The zero value is fit for use.
 type Options struct {
-	// Port that clients connect to. 0 takes that of the directory's previous
-	// process, or a free one.
+	// Port is the port that clients connect to. 0 means the port of the directory's
+	// previous process, or a free one if there was none.
 	Port int
 	// HeapMB is the size of the Java heap in MiB. 0 means 1,024.
 	HeapMB int
-	// QuickStart spares the second compiler: up sooner, slower under load. For
-	// tests; not for benchmarks.
+	// QuickStart turns off Java's optimizing compiler. Kafka then starts sooner and is
+	// slower under load. It is for tests, not for benchmarks.
 	QuickStart bool
-	// Home holds the jars. "" means $TOMATO_KAFKA_HOME, else a folder in the
-	// user's cache directory. If it has none they are fetched once with Maven.
+	// Home is the folder of the jars. "" means $TOMATO_KAFKA_HOME, or a folder in the
+	// user's cache directory if that is not set. If the folder has no jars, they are
+	// fetched once with Maven.
 	Home string
-	// Properties are broker settings on top of those chosen here, and win.
+	// Properties are broker settings. They override those that this package sets.
 	Properties map[string]string
 }
 
@@ -66,12 +68,13 @@ type Process struct {
 	done chan struct{} // closed when the process has ended and been reaped
 
 	mu  sync.Mutex
-	err error // how it ended; read after done
+	err error // how the process ended; set before done is closed
 }
 
-// Start runs Kafka in dir, created and formatted if need be, and returns when
-// it answers. It fails with ErrAbsent where Kafka cannot run. ctx bounds the
-// start alone; one minute is ample, fetching the jars (44 MB) aside.
+// Start runs Kafka in dir and returns when it answers. It creates and formats dir if
+// this has not been done. It fails with ErrAbsent if Kafka cannot run on this machine.
+// ctx bounds only the start. One minute is enough, unless the jars (44 MB) have to be
+// fetched.
 func Start(ctx context.Context, dir string, opts Options) (*Process, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -90,12 +93,12 @@ func Start(ctx context.Context, dir string, opts Options) (*Process, error) {
 	return start(ctx, dir, opts, node{id: 1, own: own, voters: voters([]ports{own}), copies: 1, inSync: 1})
 }
 
-// node is a process's place in its cluster.
+// node describes one node of a cluster.
 type node struct {
 	id             int
 	own            ports
 	voters         string // controller.quorum.voters
-	copies, inSync int    // of every partition, unless a topic says otherwise
+	copies, inSync int    // replicas of a partition, and how many of them must be in sync, unless a topic says otherwise
 }
 
 // start runs one node in dir, an absolute path, and returns when it answers.
@@ -155,7 +158,7 @@ func start(ctx context.Context, dir string, opts Options, n node) (*Process, err
 	return p, nil
 }
 
-// ended keeps how the process ended. It is called once.
+// ended notes how the process ended. It is called once.
 func (p *Process) ended(err error) {
 	p.mu.Lock()
 	p.err = err
@@ -168,8 +171,8 @@ func (p *Process) ready(ctx context.Context) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		// A port that nobody listens on would make the client back off for
-		// longer than the start takes.
+		// A client that finds nobody listening on the port would wait longer before its
+		// next attempt than the start takes. So the client starts after the port is open.
 		if conn, err := net.DialTimeout("tcp", p.addr, time.Second); err == nil {
 			conn.Close()
 			break
@@ -185,10 +188,10 @@ func (p *Process) ready(ctx context.Context) error {
 	}
 	defer client.Close()
 	ask := kmsg.NewPtrMetadataRequest()
-	ask.Topics = []kmsg.MetadataRequestTopic{} // none; nil would be all
+	ask.Topics = []kmsg.MetadataRequestTopic{} // an empty list means no topics, nil would mean all
 	for {
-		// Asked itself: the others of its cluster may still count on the process
-		// that it follows.
+		// The new process itself is asked, because other nodes of the cluster may still
+		// list the node's previous process.
 		try, cancel := context.WithTimeout(ctx, 5*time.Second)
 		resp, err := client.SeedBrokers()[0].Request(try, ask)
 		cancel()
@@ -215,13 +218,16 @@ func (p *Process) wait(ctx context.Context, tick *time.Ticker) error {
 // Addr returns the host:port that clients connect to.
 func (p *Process) Addr() string { return p.addr }
 
-// Dir returns the directory, for a start anew.
+// Dir returns the directory of the process. It may be started again after the process
+// has ended.
 func (p *Process) Dir() string { return p.dir }
 
-// Done is closed when the process has ended, for whatever reason.
+// Done returns a channel that is closed when the process has ended, for whatever
+// reason.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Err returns how the process ended; nil while it runs or after a clean end.
+// Err returns how the process ended. It returns nil while the process runs, and after it
+// has ended with exit code 0.
 func (p *Process) Err() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -234,8 +240,8 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
-// Stop shuts Kafka down in order and returns when it has ended; when ctx ends
-// first it is killed.
+// Stop shuts Kafka down in an orderly way and returns when it has ended. If ctx ends
+// first, Stop kills Kafka and returns an error.
 func (p *Process) Stop(ctx context.Context) error {
 	p.signal(syscall.SIGCONT) // a paused process cannot stop
 	p.signal(syscall.SIGTERM)
@@ -248,11 +254,11 @@ func (p *Process) Stop(ctx context.Context) error {
 	}
 }
 
-// Pause stops the process where it stands (SIGSTOP), as a long garbage
-// collection or a frozen machine would: connections stay, nothing answers.
+// Pause suspends the process (SIGSTOP), as a long garbage collection or a frozen machine
+// would. Connections stay open, and nothing answers.
 func (p *Process) Pause() error { return p.signal(syscall.SIGSTOP) }
 
-// Resume lets a paused process go on.
+// Resume continues a paused process.
 func (p *Process) Resume() error { return p.signal(syscall.SIGCONT) }
 
 func (p *Process) signal(s os.Signal) error {
@@ -281,12 +287,13 @@ func (p *Process) LogTail(max int64) string {
 	return string(b)
 }
 
-// ports are those of a node. They stay those of its directory's first start.
+// ports are the ports of a node. They are chosen when its directory is started for the
+// first time, and stay the same.
 type ports struct{ client, controller int }
 
 func (p ports) addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.client)) }
 
-// portsOf reads a directory's ports; 0 where none are chosen.
+// portsOf reads a directory's ports. A port that is not chosen yet is 0.
 func portsOf(dir string) (p ports, err error) {
 	path := filepath.Join(dir, "ports")
 	b, err := os.ReadFile(path)
@@ -302,7 +309,8 @@ func portsOf(dir string) (p ports, err error) {
 	return p, nil
 }
 
-// keepPorts chooses those that are 0 and writes them into the directory.
+// keepPorts chooses free ports for those that are 0. It writes the ports into the
+// directory and returns them.
 func keepPorts(dir string, p ports) (ports, error) {
 	if p.client == 0 || p.controller == 0 {
 		free, err := freePorts(2)
@@ -317,7 +325,8 @@ func keepPorts(dir string, p ports) (ports, error) {
 	return p, os.WriteFile(filepath.Join(dir, "ports"), fmt.Appendf(nil, "%d %d\n", p.client, p.controller), 0o600)
 }
 
-// voters names the controllers of a cluster: node 1, 2, …
+// voters returns the value of controller.quorum.voters for a cluster whose nodes 1, 2
+// and so on have these ports.
 func voters(all []ports) string {
 	var s []string
 	for i, p := range all {
@@ -344,7 +353,7 @@ func writeProperties(dir string, opts Options, n node) error {
 		"log.cleaner.threads":        "1",
 		"default.replication.factor": copies,
 		"min.insync.replicas":        inSync,
-		// The default takes 128 MB of the heap for compaction.
+		// By default compaction uses 128 MB of the heap.
 		"log.cleaner.dedupe.buffer.size":                   "16777216",
 		"offsets.topic.replication.factor":                 copies,
 		"offsets.topic.num.partitions":                     "4",
@@ -353,11 +362,11 @@ func writeProperties(dir string, opts Options, n node) error {
 		"transaction.state.log.num.partitions":             "4",
 		"share.coordinator.state.topic.replication.factor": copies,
 		"share.coordinator.state.topic.min.isr":            inSync,
-		// A broker that was killed may register again only when its controller
-		// has given it up; the default is 9 s.
+		// A broker that was killed may register again only after the controller has
+		// given it up. By default this takes 9 s.
 		"broker.session.timeout.ms":    "3000",
 		"broker.heartbeat.interval.ms": "500",
-		// The default makes the first member of every group wait 3 s for more.
+		// By default the first member of every group waits 3 s for more members.
 		"group.initial.rebalance.delay.ms": "0",
 	}
 	for k, v := range opts.Properties {
@@ -378,7 +387,7 @@ func freePorts(n int) ([]int, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer l.Close() // all open until all are found, so that they differ
+		defer l.Close() // at the end of the function, so that the ports differ
 		ports[i] = l.Addr().(*net.TCPAddr).Port
 	}
 	return ports, nil

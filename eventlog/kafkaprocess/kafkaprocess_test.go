@@ -70,7 +70,7 @@ func TestRecordsAndAddressStayThroughKillPauseAndStop(t *testing.T) {
 	select {
 	case err := <-acked:
 		t.Errorf("a paused broker answered: %v", err)
-	case <-time.After(300 * time.Millisecond): // nothing to wait for but time
+	case <-time.After(300 * time.Millisecond): // there is no event to wait for
 	}
 	if err := p.Resume(); err != nil {
 		t.Fatal(err)

@@ -7,17 +7,17 @@ import (
 	"strings"
 )
 
-// isWildcard reports whether a host means every address of the machine: nobody else
-// can reach this instance by it.
+// isWildcard reports whether a host stands for every address of the machine. Other
+// machines cannot reach this instance by such a host.
 func isWildcard(host string) bool {
 	ip := net.ParseIP(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"))
 	return host == "" || host == "0" || ip != nil && ip.IsUnspecified()
 }
 
-// CheckAddresses refuses addresses that other instances could not reach with a
-// UsageError. Where brokers are configured there may be other instances, and they
-// forward commands to the advertised address: a wildcard would lead them to
-// themselves.
+// CheckAddresses returns a UsageError if other instances could not reach this one. If
+// brokers are configured, there may be other instances, and they forward commands to
+// the advertised address of this one. With a wildcard address they would forward them
+// to themselves.
 func CheckAddresses(listen, advertised string, brokers []string) error {
 	host, _, err := net.SplitHostPort(listen)
 	if err != nil {
@@ -57,10 +57,11 @@ func validPort(s string) bool {
 	return err == nil && n > 0
 }
 
-// Reachable returns the URL of this instance: the advertised one, or the address
-// on which it listens. Of a wildcard that is the loopback address, which a
-// process on this machine reaches; CheckAddresses has seen to it that no other
-// machine needs it.
+// Reachable returns the URL of this instance. It is the advertised URL if there is one,
+// else the address on which the instance listens. If it listens on a wildcard address,
+// the URL has the loopback address, which only processes on this machine can reach.
+// This is enough, because CheckAddresses refuses a wildcard if other machines need the
+// URL.
 func Reachable(advertised string, listening net.Addr) string {
 	if advertised != "" {
 		return strings.TrimSuffix(advertised, "/")

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// Other instances must reach the advertised address: one that they cannot reach is
-// refused at start, with the setting to change.
+// Other instances must be able to reach the advertised address. An address that they
+// cannot reach is refused at the start, and the error names the setting to change.
 func TestAddressesThatOthersCannotReach(t *testing.T) {
 	t.Parallel()
 	for _, r := range []struct {

@@ -8,7 +8,7 @@ import (
 // Duration is a time.Duration that must be positive.
 type Duration time.Duration
 
-// UnmarshalText reads 90s, 15m, 720h.
+// UnmarshalText reads a duration such as 90s, 15m or 720h.
 func (d *Duration) UnmarshalText(b []byte) error {
 	v, err := time.ParseDuration(string(b))
 	if err == nil && v <= 0 {

@@ -1,6 +1,16 @@
-// Package settings has what several commands of the command line share: groups of
-// flags, which a command embeds, the development secrets and the file running.json
-// in the data directory, and the errors of a wrong call.
+// Package settings has what several commands of the command line share. These are
+// groups of flags, which a command embeds; the development secrets and the file
+// running.json, both in the data directory; and the error of a wrong call.
+//
+// The files, in reading order:
+//
+//	flags.go     groups of flags: data directory, Kafka, database
+//	secrets.go   the flags of secrets, and development secrets
+//	address.go   the addresses at which an instance listens and is reached
+//	running.go   what a running serve tells the tools beside it
+//	usage.go     the error of a wrong call
+//	duration.go  a flag that is a positive duration
+//	build.go     the version of the binary
 package settings
 
 import (
@@ -17,7 +27,7 @@ import (
 	"tomato/eventlog"
 )
 
-// Dir says where this installation keeps what it makes itself.
+// Dir says where this installation keeps its files, and what it logs.
 type Dir struct {
 	DataDir  string `env:"TOMATO_DATA_DIR" default:".tomato" help:"Where the embedded broker, the private database and development secrets live."`
 	LogLevel string `env:"TOMATO_LOG_LEVEL" default:"info" enum:"debug,info,warn,error" help:"What is logged to stderr."`
@@ -26,7 +36,7 @@ type Dir struct {
 // Logger returns a logger that writes to stderr.
 func (f Dir) Logger() *slog.Logger {
 	var level slog.Level
-	_ = level.UnmarshalText([]byte(f.LogLevel)) // the enum holds
+	_ = level.UnmarshalText([]byte(f.LogLevel)) // cannot fail, because the flag's enum allows only valid levels
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 }
 
@@ -44,8 +54,8 @@ type Kafka struct {
 	Replication   int16    `name:"replication" env:"TOMATO_REPLICATION" default:"0" help:"Copies of every partition, when the topics are created. 0: three, or as many as there are brokers."`
 }
 
-// Config returns how to connect to the brokers. clientID is what they log and
-// show of the client.
+// Config returns how to connect to the brokers. The brokers use clientID to name the
+// client in logs and metrics.
 func (f Kafka) Config(clientID string) eventlog.Config {
 	return eventlog.Config{Brokers: f.Brokers, TLS: f.TLS, SASLMechanism: f.SASLMechanism,
 		SASLUsername: f.SASLUsername, SASLPassword: f.SASLPassword, ClientID: clientID}
@@ -56,8 +66,9 @@ type Database struct {
 	DatabaseURL string `name:"database-url" env:"DATABASE_URL" placeholder:"postgres://…" help:"Postgres with PostGIS. Unset: a private cluster under the data directory."`
 }
 
-// Check refuses an address that cannot be read with a UsageError, which does not
-// quote the address: it holds a password, which cannot be told from the rest where the form is wrong.
+// Check returns a UsageError if the address cannot be read. The error does not quote
+// the address, because the address contains a password, which cannot be recognized if
+// the form of the address is wrong.
 func (f Database) Check() error {
 	if f.DatabaseURL == "" {
 		return nil
@@ -71,16 +82,16 @@ func (f Database) Check() error {
 	return nil
 }
 
-// Tool has the flags of the tools that work beside a running serve. They find the
-// embedded broker and the private database in the file that serve wrote.
+// Tool has the flags of the tools that work beside a running serve. Such a tool finds
+// the embedded broker and the private database in the file that serve wrote.
 type Tool struct {
 	Dir
 	Kafka
 	Database
 }
 
-// Resolve fills in the brokers and the database of the running serve, where none are
-// configured. It returns a UsageError if it needs a serve and none runs.
+// Resolve fills in the brokers and the database of the running serve if none are
+// configured. It returns a UsageError if it needs a running serve and there is none.
 func (f *Tool) Resolve() error {
 	if err := f.Database.Check(); err != nil {
 		return err

@@ -11,7 +11,7 @@ import (
 type Running struct {
 	PID         int      `json:"pid"`
 	Brokers     []string `json:"brokers"`
-	DatabaseURL string   `json:"databaseUrl,omitempty"` // of the private database alone: a configured one has a password
+	DatabaseURL string   `json:"databaseUrl,omitempty"` // only of the private database, because the URL of a configured one has a password
 	URL         string   `json:"url"`
 }
 
@@ -44,8 +44,8 @@ func writeFile(path string, b []byte) error {
 	return err
 }
 
-// ReadRunning reads the file in a data directory. The error is fs.ErrNotExist if no
-// serve runs there.
+// ReadRunning reads the file in a data directory. The error is fs.ErrNotExist if there
+// is no file, so no serve runs there.
 func ReadRunning(dir string) (r Running, err error) {
 	b, err := os.ReadFile(RunningFile(dir))
 	if err != nil {

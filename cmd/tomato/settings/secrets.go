@@ -22,11 +22,12 @@ type Secrets struct {
 	WebhookSecrets []string `name:"razorpay-webhook-secrets" env:"TOMATO_RAZORPAY_WEBHOOK_SECRETS" help:"Newest first; older ones stay valid while the gateway retries."`
 }
 
-// minSecretBytes is the least length of a secret that signs: as long as the
-// output of SHA-256, as RFC 7518 asks for HS256.
+// minSecretBytes is the minimum length of a secret that signs. It is the length of the
+// output of SHA-256, which RFC 7518 requires for HS256.
 const minSecretBytes = 32
 
-// checkSecret refuses a secret that is too short. It does not quote it.
+// checkSecret returns a UsageError if the secret is too short. The error does not quote
+// the secret.
 func checkSecret(name, secret string) error {
 	if len(secret) < minSecretBytes {
 		return Usage("%s has %d bytes: at least %d are needed. Make one with `openssl rand -hex 32`", name, len(secret), minSecretBytes)
@@ -34,8 +35,8 @@ func checkSecret(name, secret string) error {
 	return nil
 }
 
-// Check refuses chosen secrets that are not good enough with a UsageError. It leaves
-// alone those that are not set.
+// Check returns a UsageError if a secret that is set is not good enough. It ignores
+// secrets that are not set.
 func (f *Secrets) Check() error {
 	for _, s := range []struct{ name, value string }{
 		{"TOMATO_JWT_SECRET", f.JWTSecret}, {"TOMATO_CLUSTER_KEY", f.ClusterKey}, {"TOMATO_INTERNAL_KEY", f.InternalKey},
@@ -47,7 +48,8 @@ func (f *Secrets) Check() error {
 			return err
 		}
 	}
-	// Who holds one of the other two must not be able to speak for an instance.
+	// Somebody who knows one of the other two secrets must not be able to act as an
+	// instance.
 	if f.ClusterKey != "" && (f.ClusterKey == f.InternalKey || f.ClusterKey == f.JWTSecret) {
 		return Usage("TOMATO_CLUSTER_KEY must differ from TOMATO_INTERNAL_KEY and TOMATO_JWT_SECRET: it is for the instances alone. Make one with `openssl rand -hex 32`")
 	}
@@ -76,20 +78,20 @@ func readSecrets(dir string) (s secrets, err error) {
 		return s, err
 	}
 	if err := json.Unmarshal(b, &s); err != nil {
-		return s, fmt.Errorf("%s is not what `tomato serve` wrote: delete it to get new secrets", SecretsFile(dir)) // without its text
+		return s, fmt.Errorf("%s is not what `tomato serve` wrote: delete it to get new secrets", SecretsFile(dir)) // without err, which may quote a secret
 	}
 	return s, nil
 }
 
-// makeSecrets returns the development secrets in dir. Those that are not there
-// are made up and kept: all of them at first, later those that a newer build
-// has added. Processes that share dir get the same ones.
+// makeSecrets returns the development secrets in dir. It makes those that are missing
+// and keeps them. The first time these are all secrets; later they are the ones that a
+// newer build has added. Processes that share dir get the same secrets.
 func makeSecrets(dir string) (s secrets, err error) {
 	lock, err := os.Open(dir)
 	if err != nil {
 		return s, err
 	}
-	defer lock.Close() // which ends the lock
+	defer lock.Close() // releases the lock
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return s, err
 	}
@@ -112,15 +114,16 @@ func makeSecrets(dir string) (s secrets, err error) {
 	return s, writeFile(SecretsFile(dir), b)
 }
 
-// MadeUp says which secrets nobody chose.
+// MadeUp says which secrets were made up because nobody chose them.
 type MadeUp struct {
-	Any bool // at least one
-	JWT bool // the one that signs tokens: tokens may be printed
+	Any bool // at least one was made up
+	JWT bool // the secret that signs tokens was made up, so tokens may be printed
 }
 
-// Develop fills missing secrets with development ones, made once and kept in
-// dir. allowed is false where a broker or a database is configured: secrets
-// that nobody chose do not belong there.
+// Develop sets missing secrets to development secrets, which are made once and kept in
+// dir. It returns a UsageError if a secret is missing and allowed is false. allowed
+// must be false for a real installation, because development secrets do not belong
+// there.
 func (f *Secrets) Develop(dir string, allowed bool) (made MadeUp, err error) {
 	jwt := f.JWTSecret != "" || f.JWKSURL != ""
 	var missing []string
@@ -163,8 +166,8 @@ func (f *Secrets) Develop(dir string, allowed bool) (made MadeUp, err error) {
 	return MadeUp{Any: true, JWT: !jwt}, nil
 }
 
-// TokenSecret returns the secret that tokens are signed with: the chosen one, or
-// where there is none the development secret in dir.
+// TokenSecret returns the secret that signs tokens. It is the chosen one. If none was
+// chosen, it is the development secret in dir.
 func TokenSecret(chosen, dir string) (string, error) {
 	if chosen != "" {
 		return chosen, checkSecret("TOMATO_JWT_SECRET", chosen)

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// A secret that was chosen is taken from 32 bytes on; a webhook secret, which the
-// merchant chooses, at any length but none.
+// A chosen secret must have at least 32 bytes. A webhook secret, which the merchant
+// chooses, may have any length but 0.
 func TestSecretsThatAreTooShort(t *testing.T) {
 	t.Parallel()
 	b31, b32 := strings.Repeat("a", 31), strings.Repeat("b", 32)
@@ -43,8 +43,9 @@ func TestSecretsThatAreTooShort(t *testing.T) {
 	}
 }
 
-// Each secret that is not chosen is made up, once for all processes with the data
-// directory; a file that an older build wrote keeps what it has and gets the rest.
+// Each secret that is not chosen is made up once for all processes that share the data
+// directory. A file that an older build wrote keeps its secrets and gets the missing
+// ones.
 func TestMadeUpSecretsAreKept(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

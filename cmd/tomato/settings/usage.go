@@ -2,13 +2,13 @@ package settings
 
 import "fmt"
 
-// UsageError is a fault in how a command was called or configured. The process
-// ends with another exit code than after other errors.
+// UsageError is an error in how a command was called or configured. After it the
+// process ends with another exit code than after other errors.
 type UsageError struct{ Err error }
 
 func (e UsageError) Error() string { return e.Err.Error() }
 
-// Unwrap returns the fault.
+// Unwrap returns the error without its kind.
 func (e UsageError) Unwrap() error { return e.Err }
 
 // Usage makes a UsageError as fmt.Errorf makes an error.
