@@ -17,7 +17,7 @@ import (
 	"tomato/httpapi"
 )
 
-// emitBody is what internal/emit is asked to send.
+// emitBody is the body of a call of internal/emit.
 type emitBody struct {
 	Event   string          `json:"event" minLength:"1" maxLength:"100" doc:"Letters, digits, _ . - and colons between. Names that begin with feed: are refused."`
 	Room    string          `json:"room" minLength:"3" maxLength:"80" doc:"user:<id>, restaurant:<id>, order:<id> or ops."`
@@ -25,7 +25,7 @@ type emitBody struct {
 	Role    string          `json:"role,omitempty" enum:"customer,rider" doc:"With a room user:<id>: only to the customer, or only to the rider, of this id. Default: to both."`
 }
 
-// TransformSchema says in the document what emit checks by itself.
+// TransformSchema adds to /openapi.json what emit checks itself.
 func (emitBody) TransformSchema(_ huma.Registry, s *huma.Schema) *huma.Schema {
 	type object = map[string]any
 	s.Properties["event"].Extensions = object{"pattern": rooms.EventPattern, "not": object{"pattern": "^feed:"}}
@@ -39,15 +39,15 @@ func (emitBody) TransformSchema(_ huma.Registry, s *huma.Schema) *huma.Schema {
 }
 
 // emitRoutes adds POST /api/v1/internal/emit, which sends a message to a room. It
-// answers 202 when the record is on topic feed. The feeds of all instances send it
-// from there. A repeat sends it again.
+// answers 202 when the message is a record on the topic feed. The feeds of all
+// instances read it there and send it. A repeated call sends the message again.
 func (s *Side) emitRoutes(api *httpapi.API) {
 	type input struct {
 		Key  string `header:"x-internal-key"`
 		Body emitBody
 	}
 	type output struct{}
-	// The key is checked before the body is looked at.
+	// The key is checked before the body is read.
 	httpapi.Register(api.Behind(s.internalKey, true), huma.Operation{
 		Method: http.MethodPost, Path: "/api/v1/internal/emit", OperationID: "emit", Tags: []string{"internal"},
 		Summary: "Send a message to a room", DefaultStatus: http.StatusAccepted, Errors: []int{http.StatusUnauthorized, http.StatusServiceUnavailable},
@@ -73,7 +73,7 @@ func (s *Side) emit(ctx context.Context, b emitBody) error {
 	if len(faults) > 0 {
 		return httpapi.Invalid(faults...)
 	}
-	data, err := json.Marshal(rooms.Emit{Event: b.Event, Room: b.Room, Payload: b.Payload, Role: domain.Role(b.Role)}) // compacts the payload
+	data, err := json.Marshal(rooms.Emit{Event: b.Event, Room: b.Room, Payload: b.Payload, Role: domain.Role(b.Role)}) // this also compacts the payload
 	if err != nil {
 		return err
 	}

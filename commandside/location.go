@@ -16,7 +16,7 @@ import (
 	"tomato/httpapi"
 )
 
-// maxClockSkew is how far ahead of us a device's clock may be.
+// maxClockSkew is how far a device's clock may be ahead of ours.
 const maxClockSkew = time.Minute
 
 const futureMessage = "is more than 60 s ahead"
@@ -82,8 +82,9 @@ func (s *Side) locationRoutes(api *httpapi.API) {
 	httpapi.Register(api, bulk, []domain.Role{domain.Ops}, s.bulkLocations)
 }
 
-// ReportLocation keeps the position of a registered rider; a zero recordedAt is now.
-// The error is a refusal, shard.ErrUnavailable, or the producer's.
+// ReportLocation keeps the position of a registered rider. A zero recordedAt means now.
+// The error is a refusal or an error of the shard; after shard.ErrUnavailable the
+// caller may try again.
 func (s *Side) ReportLocation(ctx context.Context, riderID string, at domain.Point, recordedAt time.Time) error {
 	known, err := s.knownRiders(ctx, []string{riderID})
 	if err != nil {
@@ -125,8 +126,8 @@ func (s *Side) bulkLocations(ctx context.Context, in *locationsInput) (*location
 	return out, nil
 }
 
-// knownRiders reports for each id whether it is a registered rider. It asks each of
-// the riders' shards once.
+// knownRiders reports for each id whether it is the id of a registered rider. It asks
+// each shard of these riders once.
 func (s *Side) knownRiders(ctx context.Context, ids []string) (map[string]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.CommandDeadline)
 	defer cancel()

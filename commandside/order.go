@@ -158,7 +158,7 @@ func (s *Side) endingCommand(ctx context.Context, in orderInput, body any, c dom
 	return s.orderAnswer(res, httpapi.Actor(ctx)), nil
 }
 
-// acceptTries bounds how many unfinished claims of the rider one accept finishes.
+// acceptTries is how many unfinished claims of the rider one accept finishes at most.
 const acceptTries = 8
 
 // acceptOffer gives the order to the rider. This takes three steps over two
@@ -176,7 +176,7 @@ func (s *Side) acceptOffer(ctx context.Context, in *orderInput) (*orderOutput, e
 		}
 		o := open.Order
 		if o.Status != order.StatusReadyForRider {
-			return s.orderAnswer(open, actor), nil // theirs already
+			return s.orderAnswer(open, actor), nil // the order is this rider's already
 		}
 		claimed, err := s.system(ctx, eventlog.Riders, actor.Sub, rider.ClaimFor{OrderID: o.ID, Round: o.Round, Wave: o.Wave,
 			CustomerID: o.CustomerID, RestaurantID: o.RestaurantID})

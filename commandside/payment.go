@@ -62,7 +62,7 @@ type openPaymentOutput struct {
 // the payment or has it open already. A gateway order that was made for a request
 // which then fails is never shown to anybody, so nobody can pay on it.
 func (s *Side) openPayment(ctx context.Context, in *openPaymentInput) (*openPaymentOutput, error) {
-	match := in.IfMatch // the order's version, which a command on the payment does not look at
+	match := in.IfMatch // the version of the order; a command on the payment would compare it with the payment's version
 	in.IfMatch = httpapi.IfMatch{}
 	ask := payment.RequestPayment{OrderID: string(in.ID), Provider: s.Gateway.Provider()}
 	request := shard.Request{Topic: eventlog.Payments, ID: string(in.ID), Command: ask}
@@ -99,14 +99,14 @@ func (s *Side) openPayment(ctx context.Context, in *openPaymentInput) (*openPaym
 	if res.Order != nil {
 		out.ETag = httpapi.ETag(res.Order.Version)
 	}
-	p := res.Payment // it may have the gateway order of another request, which was faster
+	p := res.Payment // it has the gateway order of another request, if that was faster
 	out.Body.Provider, out.Body.GatewayOrderID, out.Body.Amount, out.Body.Currency = p.Provider, p.GatewayOrderID, p.Amount, p.Currency
 	out.Body.KeyID = s.Gateway.KeyID()
 	return out, nil
 }
 
-// gatewayProblem is what a caller sees of a gateway's failure. Its text is for
-// the log only: it may name amounts and accounts.
+// gatewayProblem logs a failure of the gateway and returns what the caller sees of it.
+// The text of err goes only to the log, because it may name amounts and accounts.
 func (s *Side) gatewayProblem(doing string, err error) error {
 	s.Log.Warn("the payment gateway failed", "doing", doing, "err", err)
 	if errors.Is(err, gateway.ErrRefused) || errors.Is(err, gateway.ErrUnknown) {
@@ -115,7 +115,8 @@ func (s *Side) gatewayProblem(doing string, err error) error {
 	return httpapi.Unavailable("unavailable", "The payment gateway cannot be reached now.", time.Second)
 }
 
-// notFoundAs gives a 404 the noun of the path.
+// notFoundAs replaces a 404 by one with the noun of the path, such as order_not_found.
+// It returns all other errors unchanged.
 func notFoundAs(noun string, err error) error {
 	var p *httpapi.Problem
 	if errors.As(err, &p) && p.Status == http.StatusNotFound {
@@ -276,7 +277,7 @@ func (s *Side) resolvePayment(ctx context.Context, in *resolveInput) (*paymentOu
 		return nil, err
 	}
 	if p.Status == http.StatusPreconditionFailed && res.Payment != nil {
-		return nil, err // it is there, with another version
+		return nil, err // the payment exists, with another version
 	}
 	found, err := s.Gateway.Payment(ctx, string(in.PaymentID))
 	if errors.Is(err, gateway.ErrUnknown) || errors.Is(err, gateway.ErrRefused) {

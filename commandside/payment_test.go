@@ -178,7 +178,7 @@ func TestInbox(t *testing.T) {
 	}
 	w.WantEvents("01990000-0000-7000-8000-000000000001", "PAYMENT_REQUESTED", "PAYMENT_SUCCESS")
 
-	// What cannot be kept is not acknowledged.
+	// A webhook that cannot be kept is not acknowledged.
 	w.Cluster.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		w.Cluster.KeepControl()
 		p := req.(*kmsg.ProduceRequest)
@@ -200,7 +200,7 @@ func TestInbox(t *testing.T) {
 	}
 }
 
-// An operator closes money that does not pay its order, faster than the refund.
+// An operator resolves an unmatched payment before it is refunded.
 func TestResolveBeforeRefund(t *testing.T) {
 	t.Parallel()
 	w := commandsidetest.New(t)

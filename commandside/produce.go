@@ -6,11 +6,11 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// produce appends records to topics that are no aggregate's. It returns when all
-// are acknowledged, with the first error, or when ctx ends; then they may still be
-// appended. It does not use ProduceSync: a client does not give up a batch that
-// the broker may have stored, so while the broker is unavailable ProduceSync returns
-// long after ctx has ended.
+// produce appends records to topics that are not aggregate topics. It returns when all
+// records are acknowledged, or with the first error, or when ctx ends. After an error
+// the records may still be appended. It does not use ProduceSync, because a client does
+// not give up a batch that the broker may have stored. While the broker is unavailable,
+// ProduceSync may therefore return long after ctx has ended.
 func (s *Side) produce(ctx context.Context, records ...*kgo.Record) error {
 	done := make(chan error, len(records))
 	for _, r := range records {

@@ -65,7 +65,7 @@ func (s *Side) execute(ctx context.Context, in commandInput, body any, r shard.R
 	case in.IfMatch.Set:
 		r.IfMatch = shard.Never
 	}
-	if shard.ValidTraceparent(in.Traceparent) { // anything else is not kept, as the standard says
+	if shard.ValidTraceparent(in.Traceparent) { // the W3C standard says that an invalid value must be ignored
 		r.Traceparent = in.Traceparent
 	}
 	var err error
@@ -86,10 +86,10 @@ func (s *Side) execute(ctx context.Context, in commandInput, body any, r shard.R
 	return res, nil
 }
 
-// nouns of the topics, for <noun>_not_found.
+// nouns has the noun of each topic, for the codes <noun>_not_found.
 var nouns = map[string]string{eventlog.Orders: "order", eventlog.Payments: "payment", eventlog.Riders: "rider", eventlog.Restaurants: "restaurant"}
 
-// problem is what the caller sees of a shard's error.
+// problem returns the problem that the caller gets for an error of a shard.
 func problem(topic string, err error) error {
 	if errors.Is(err, shard.ErrUnavailable) {
 		return httpapi.Unavailable("unavailable", "The command could not be decided now, or its outcome is not known. A repeat is safe, best with an Idempotency-Key.", time.Second)
@@ -113,7 +113,8 @@ func problem(topic string, err error) error {
 	return httpapi.FromError(nouns[topic], err)
 }
 
-// system runs a command of the system's own as part of a request.
+// system runs a command as part of a request, but as domain.SystemActor instead of the
+// caller.
 func (s *Side) system(ctx context.Context, topic, id string, c domain.Command) (shard.Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.CommandDeadline)
 	defer cancel()
@@ -128,7 +129,8 @@ func operation(method, path, id, summary string, responses ...int) huma.Operatio
 	return huma.Operation{Method: method, Path: path, OperationID: id, Summary: summary, Errors: append([]int{404, 409, 412}, responses...)}
 }
 
-// putOperation describes a command that may begin an aggregate, and answers 201 then.
+// putOperation describes a command that may begin an aggregate. It answers 201 if it
+// does.
 func putOperation(path, id, summary string) huma.Operation {
 	op := operation(http.MethodPut, path, id, summary)
 	op.Responses = map[string]*huma.Response{"201": {}}
@@ -147,10 +149,10 @@ func (s *Side) orderAnswer(res shard.Result, actor domain.Actor) *orderOutput {
 	return &orderOutput{Status: res.Status, ETag: httpapi.ETag(res.Order.Version), Token: s.token(&res), Body: viewOf(res).For(actor)}
 }
 
-// token is the Consistency-Token of an answer.
+// token returns the Consistency-Token of an answer.
 func (s *Side) token(res *shard.Result) string { return s.LogID.Format(res.ConsistencyToken()) }
 
-// viewOf is the order as an answer shows it.
+// viewOf returns the order as answers show it.
 func viewOf(res shard.Result) order.View {
 	var facts order.PaymentFacts
 	if res.Payment != nil {
@@ -160,5 +162,5 @@ func viewOf(res shard.Result) order.View {
 }
 
 // notAppended marks the error of records that could not be appended with
-// shard.ErrUnavailable: the caller may try again.
+// shard.ErrUnavailable, so that the caller gets a 503 and may try again.
 func notAppended(err error) error { return fmt.Errorf("%w: %w", shard.ErrUnavailable, err) }

@@ -14,13 +14,13 @@ import (
 	"tomato/httpapi"
 )
 
-// answers is an Executor that knows the answer.
+// answers is an Executor that always returns the same result.
 type answers struct{ res shard.Result }
 
 func (a answers) Execute(context.Context, shard.Request) (shard.Result, error) { return a.res, nil }
 
-// BenchmarkHTTPCommand is what one command costs between net/http and the
-// shards: the check of the token, reading, checking and writing.
+// BenchmarkHTTPCommand measures what one command costs between net/http and the shards:
+// checking the token, reading and checking the request, and writing the answer.
 func BenchmarkHTTPCommand(b *testing.B) {
 	const secret = "a secret of this benchmark's alone"
 	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: secret})
@@ -77,7 +77,7 @@ func BenchmarkHTTPCommand(b *testing.B) {
 	}
 }
 
-// sink is a ResponseWriter that keeps the status alone.
+// sink is a ResponseWriter that keeps only the status.
 type sink struct {
 	header http.Header
 	status int

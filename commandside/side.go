@@ -1,8 +1,22 @@
-// Package commandside takes the REST commands: it makes a shard.Request of each and
-// hands it to the shards (package shard), which decide and append. It also takes
-// what is no command on an aggregate: webhooks of the payment gateway, positions of
-// riders, and messages to rooms. What spans several aggregates is done by policies
-// (package policies).
+// Package commandside takes the REST commands. It makes a shard.Request of each command
+// and hands it to the shards (package shard), which decide it and append its event. It
+// also takes requests that are not commands on an aggregate: webhooks of the payment
+// gateway, positions of riders, and messages to rooms. Work that spans several
+// aggregates is done by policies (package policies). Only accepting an offer and
+// releasing a rider are done within the request, because the rider waits for them.
+//
+// The files, in reading order:
+//
+//	side.go        the command side of one process
+//	rest.go        what all commands have in common: headers, execution, errors, answers
+//	order.go       the commands on orders; the accept of an offer
+//	payment.go     payments, refunds, and the simulated gateway's pay call
+//	webhook.go     keeps the gateway's webhooks in the inbox
+//	rider.go       the commands on riders
+//	location.go    positions of riders
+//	restaurant.go  the commands on restaurants and menus
+//	emit.go        messages to rooms, for other services
+//	produce.go     appends records to topics that are not aggregate topics
 package commandside
 
 import (
@@ -25,15 +39,15 @@ type Config struct {
 	CommandDeadline time.Duration // of one command
 }
 
-// Side is the command side of one process. All fields are set before use. Safe for
+// Side is the command side of one process. All fields must be set before use. Safe for
 // concurrent use.
 type Side struct {
 	Config
 	Commands   shard.Executor
 	Gateway    gateway.Gateway
 	Orders     *policies.OrderFinder
-	Producer   *kgo.Client // for what is no aggregate: inbox, positions, feed
+	Producer   *kgo.Client // appends to the topics of the inbox, the positions and the feed
 	Partitions int32
-	LogID      eventlog.LogID // of the logs that the tokens of clients are for
+	LogID      eventlog.LogID // identifies the logs that the consistency tokens of clients belong to
 	Log        *slog.Logger
 }

@@ -18,7 +18,8 @@ func (u untouchable) Read([]byte) (int, error) {
 	return 0, nil
 }
 
-// Without a token, key or signature no command's body is looked at.
+// The body of a command is not read if the request has no valid token, key or
+// signature.
 func TestNoBodyIsReadOfACallerWhoIsNotKnown(t *testing.T) {
 	t.Parallel()
 	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: "the JWT secret of this test"})

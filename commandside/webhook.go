@@ -19,9 +19,9 @@ import (
 
 const (
 	inboxSource     = "/tomato/webhooks/razorpay"
-	inboxTimeout    = 4 * time.Second // the gateway gives us five
+	inboxTimeout    = 4 * time.Second // less than the five seconds that Razorpay waits for an answer
 	maxEventID      = 255             // bytes; a longer event id of the gateway is not kept
-	maxWebhookBytes = 256 << 10       // Razorpay's are a few KiB
+	maxWebhookBytes = 256 << 10       // Razorpay's webhooks have a few KiB
 )
 
 // webhookRoute registers the endpoint that the gateway sends its webhooks to.
@@ -56,8 +56,8 @@ type webhookInput struct {
 
 // takeWebhook keeps a webhook in the inbox, keyed so that all webhooks of one gateway
 // order stay in sequence. It decides nothing: the policy record-payment does. A body
-// that is no webhook is kept too, under a key of its own, and becomes a dead letter
-// of that policy.
+// that is not a webhook is kept, too. It has a key of its own, and becomes a dead
+// letter of that policy.
 func (s *Side) takeWebhook(ctx context.Context, in *webhookInput) (*struct{}, error) {
 	if !gateway.Verify(s.WebhookSecrets, in.RawBody, in.Signature) {
 		return nil, wrongSignature()

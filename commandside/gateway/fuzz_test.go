@@ -2,8 +2,8 @@ package gateway
 
 import "testing"
 
-// FuzzWebhook: whatever the inbox holds, a webhook is read or refused, and what is
-// read has ids that may become keys and paths.
+// FuzzWebhook checks that ParseWebhook reads or refuses any body, and that the ids of a
+// webhook that it reads may become keys and parts of paths.
 func FuzzWebhook(f *testing.F) {
 	f.Add([]byte(`{"event":"payment.captured","payload":{"payment":{"entity":{"id":"pay_1","amount":100,"currency":"INR","order_id":"order_1","status":"captured","notes":[]}}}}`))
 	f.Add([]byte(`{"event":"refund.processed","payload":{"refund":{"entity":{"id":"rfnd_1","payment_id":"pay_1","amount":100,"notes":{"orderId":"o","refundId":"r"}}}}}`))

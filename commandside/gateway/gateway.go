@@ -1,5 +1,17 @@
-// Package gateway calls the payment gateway: Razorpay, or a simulated one with
-// the same wire contract.
+// Package gateway calls the payment gateway. This is Razorpay, or a simulated gateway
+// with the same requests, answers and webhooks.
+//
+// The files, in reading order:
+//
+//	gateway.go             the interface of a gateway
+//	razorpay.go            Razorpay, over its REST API
+//	webhook.go             reads webhooks; the wire formats
+//	signature.go           the signatures of webhooks
+//	simulated.go           the simulated gateway and its orders
+//	simulated_pay.go       makes simulated payments, with faults
+//	simulated_payments.go  stores and lists simulated payments
+//	simulated_refunds.go   simulated refunds
+//	simulated_webhooks.go  sends the webhooks of the simulated gateway
 package gateway
 
 import (
@@ -11,7 +23,7 @@ import (
 // Order is a payment opened at the gateway.
 type Order struct {
 	GatewayOrderID string
-	KeyID          string // public key the client pays with
+	KeyID          string // public key with which the client pays
 	Amount         int64  // minor units
 	Currency       string
 }
@@ -23,7 +35,7 @@ type Payment struct {
 	Amount         int64  // minor units
 	Currency       string
 	Status         string // created, authorized, captured, refunded, failed
-	Reason         string // why it failed, as the gateway says it
+	Reason         string // why it failed, in the gateway's words
 }
 
 // The payment statuses that Tomato looks at.
@@ -33,16 +45,16 @@ const (
 	StatusRefunded = "refunded"
 )
 
-// Refund asks for captured money to be sent back. A repeated request has the
-// same four values, so that its body is the same byte for byte.
+// Refund is a request to send captured money back. A repeated request must have the
+// same four values, because the gateway refuses a repeat with another body.
 type Refund struct {
 	PaymentID   string
-	RefundID    string // ours, a UUID: the gateway's idempotency key
-	AggregateID string // of our payment; comes back in webhooks
+	RefundID    string // our own id, a UUID; the gateway's idempotency key
+	AggregateID string // id of our payment aggregate; the gateway's webhooks contain it
 	Amount      int64  // minor units
 }
 
-// RefundState is how far a refund is at the gateway.
+// RefundState says how far a refund is at the gateway.
 type RefundState string
 
 // The refund states.
@@ -52,12 +64,12 @@ const (
 	RefundFailed    RefundState = "failed"
 )
 
-// ErrRefused says that the gateway understood the request and refused it: the
-// same request would be refused again. An error that is neither ErrRefused nor
-// ErrUnknown says that the gateway is unavailable (eventlog.ErrUnavailable).
+// ErrRefused means that the gateway understood the request and refused it. It would
+// refuse the same request again. An error that is neither ErrRefused nor ErrUnknown
+// means that the gateway is unavailable (eventlog.ErrUnavailable).
 var ErrRefused = errors.New("the gateway refused")
 
-// ErrUnknown says that the gateway has no order, payment or refund with this id.
+// ErrUnknown means that the gateway has no order, payment or refund with this id.
 var ErrUnknown = errors.New("unknown at the gateway")
 
 // Gateway is a payment gateway. Safe for concurrent use.
@@ -76,11 +88,11 @@ type Gateway interface {
 	// Refund sends money back. A repeated request with the same refund id sends
 	// nothing more; it returns the state of the first refund.
 	Refund(ctx context.Context, r Refund) (RefundState, error)
-	// RefundState returns how far a requested refund is, or ErrUnknown.
+	// RefundState returns the state of a requested refund, or ErrUnknown.
 	RefundState(ctx context.Context, paymentID, refundID string) (RefundState, error)
 }
 
-// Both types implement Gateway.
+// Razorpay and Simulated implement Gateway.
 var (
 	_ Gateway = (*Razorpay)(nil)
 	_ Gateway = (*Simulated)(nil)

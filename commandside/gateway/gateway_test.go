@@ -17,7 +17,7 @@ import (
 	"tomato/eventlog"
 )
 
-// The vendor's own example.
+// The example in Razorpay's documentation.
 func TestSignatureKnownAnswer(t *testing.T) {
 	t.Parallel()
 	const want = "2fe04e22977002e6c7cb553adab8b460cb9e2a4970d5953cb27a8472752e3bbc"
@@ -109,8 +109,8 @@ func FuzzParseWebhook(f *testing.F) {
 	})
 }
 
-// vendor is a stand-in for Razorpay's API: it answers with a script and keeps
-// what it was asked.
+// vendor is a stand-in for Razorpay's API. It answers as its script says, and keeps the
+// requests.
 type vendor struct {
 	*httptest.Server
 	mu     sync.Mutex
@@ -203,7 +203,7 @@ func TestRazorpayOrder(t *testing.T) {
 	}
 }
 
-// A retried refund must be the same to the byte, or the gateway refuses it.
+// A retried refund must have the same body byte for byte, or the gateway refuses it.
 func TestRazorpayRefund(t *testing.T) {
 	t.Parallel()
 	f := Refund{PaymentID: "pay_1", RefundID: "0b4f9a5e-0000-4000-8000-000000000001", AggregateID: "o-1", Amount: 45000}

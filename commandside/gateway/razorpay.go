@@ -21,18 +21,17 @@ import (
 
 const (
 	razorpayURL      = "https://api.razorpay.com"
-	razorpayTimeout  = 10 * time.Second // of one call, its body included
+	razorpayTimeout  = 10 * time.Second // of one call, including reading the body of the answer
 	maxResponseBytes = 1 << 20
 	breakerFailures  = 5 // failures in a row that open the breaker
 	breakerOpenFor   = 5 * time.Second
 )
 
-// Razorpay is the real gateway, over its REST API.
+// Razorpay is the real gateway. It is called over its REST API.
 //
-// Its only state is a circuit breaker: after five failures in a row (timeouts,
-// 429, 5xx, rejected credentials) calls fail at once for five seconds, then one
-// call is let through. A refusal is an answer and no such failure. Safe for
-// concurrent use.
+// The only state is a circuit breaker. After five failures in a row (timeouts, 429,
+// 5xx, rejected credentials) calls fail at once for five seconds. Then one call is let
+// through. A refusal is not a failure in this sense. Safe for concurrent use.
 type Razorpay struct {
 	keyID, keySecret string
 	baseURL          string
@@ -40,8 +39,8 @@ type Razorpay struct {
 	breaker          *gobreaker.CircuitBreaker[[]byte]
 }
 
-// RazorpayOptions are for tests and unusual networks. The zero value is ready to
-// use.
+// RazorpayOptions are options for tests and unusual networks. The zero value is ready
+// to use.
 type RazorpayOptions struct {
 	BaseURL string        // default https://api.razorpay.com
 	Timeout time.Duration // of one call; default 10 s
@@ -63,8 +62,8 @@ func NewRazorpay(keyID, keySecret string, o RazorpayOptions) *Razorpay {
 		keyID: keyID, keySecret: keySecret, baseURL: strings.TrimSuffix(o.BaseURL, "/"),
 		client: &http.Client{
 			Timeout: o.Timeout,
-			// Our credentials must reach no other host, and a redirected POST could
-			// become a GET.
+			// Redirects are not followed. They would send our credentials to another
+			// host, and could turn a POST into a GET.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 			Transport: &http.Transport{
 				Proxy:                  http.ProxyFromEnvironment,
@@ -162,7 +161,7 @@ func (r *Razorpay) Refund(ctx context.Context, f Refund) (RefundState, error) {
 	if !gatewayID.MatchString(f.PaymentID) {
 		return "", ErrUnknown
 	}
-	// The keys of a map are sorted in JSON, so equal refunds have equal bodies.
+	// JSON sorts the keys of a map, so equal refunds have equal bodies.
 	body := struct {
 		Amount  int64  `json:"amount"`
 		Speed   string `json:"speed"`
@@ -211,11 +210,11 @@ func refundState(status string) RefundState {
 	case RefundProcessed, RefundFailed:
 		return s
 	}
-	return RefundPending // whatever other name the gateway has for it, it has not ended
+	return RefundPending // all other names that the gateway has mean that the refund has not ended
 }
 
-// errStillRunning is a 409: the first request with this idempotency key has not
-// ended.
+// errStillRunning means that the gateway answered 409, because the first request with
+// this idempotency key has not ended.
 var errStillRunning = errors.New("still running at the gateway")
 
 func (r *Razorpay) get(ctx context.Context, before, id, after string, out any) error {
@@ -225,8 +224,8 @@ func (r *Razorpay) get(ctx context.Context, before, id, after string, out any) e
 	return r.call(ctx, http.MethodGet, before+url.PathEscape(id)+after, nil, nil, out)
 }
 
-// call makes one request. The error is ErrRefused, ErrUnknown, errStillRunning,
-// or says that the gateway is unavailable.
+// call makes one request. The error is ErrRefused, ErrUnknown or errStillRunning, or it
+// means that the gateway is unavailable.
 func (r *Razorpay) call(ctx context.Context, method, path string, h http.Header, in, out any) error {
 	var body []byte
 	if in != nil {
@@ -278,8 +277,9 @@ func (r *Razorpay) roundTrip(ctx context.Context, method, path string, h http.He
 	return nil, classify(resp.StatusCode, b)
 }
 
-// classify makes the error of an answer that is no success. Only an error in the
-// gateway's own format is ErrUnknown or ErrRefused: a proxy can answer 404 too.
+// classify returns the error for an answer that is not a success. The error is
+// ErrUnknown or ErrRefused only if the answer has the gateway's own format, because a
+// proxy may answer 404, too.
 func classify(status int, body []byte) error {
 	var e struct {
 		Error struct {
@@ -291,8 +291,8 @@ func classify(status int, body []byte) error {
 	text := text(e.Error.Description)
 	switch {
 	case status == http.StatusConflict:
-		// Refund tells this error from others. Every other call is tried again,
-		// as with an unavailable gateway.
+		// Refund handles this error. For every other call it is the same as an
+		// unavailable gateway, so the call is tried again.
 		return eventlog.Unavailable(fmt.Errorf("%w: %s", errStillRunning, text))
 	case status == http.StatusUnauthorized, status == http.StatusForbidden, status == http.StatusTooManyRequests, status == http.StatusRequestTimeout,
 		status >= 500, status < 400, !own:

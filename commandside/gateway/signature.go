@@ -20,13 +20,13 @@ func Sign(secret string, body []byte) string {
 	return hex.EncodeToString(m.Sum(nil))
 }
 
-// Verify reports whether signature is the signature of body under one of the
-// secrets. An almost correct signature takes as long to check as any other, so
-// that the time does not help to guess it. An empty secret verifies nothing.
+// Verify reports whether signature is the signature of body under one of the secrets.
+// The check takes the same time for every signature, so that the time does not help to
+// guess it. An empty secret verifies nothing.
 func Verify(secrets []string, body []byte, signature string) bool {
 	valid := false
 	for _, s := range secrets {
-		// No early exit: the time must not tell which secret fits either.
+		// The loop has no early exit, because the time must not tell which secret fits.
 		if s != "" && hmac.Equal([]byte(Sign(s, body)), []byte(signature)) {
 			valid = true
 		}

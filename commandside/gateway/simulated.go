@@ -17,22 +17,21 @@ import (
 
 const simulatedKeyID = "rzp_test_simulated"
 
-// Simulated is the gateway where no Razorpay account is set. Towards us it has
-// Razorpay's wire contract: orders, payments, refunds, and webhooks to our own
-// endpoint. It pays nothing unless Pay tells it to.
+// Simulated is the gateway that is used if no Razorpay account is configured. It has
+// orders, payments and refunds as Razorpay does, and sends Razorpay's webhooks to our
+// own endpoint. It makes a payment only if Pay is called.
 //
-// Its state is in the Postgres schema simulated_gateway, which all instances
-// share. A webhook that is to be sent is a row there with a due time, so it is
-// sent after a restart too, by whichever instance takes it. Safe for concurrent
-// use.
+// Its state is in the Postgres schema simulated_gateway, which all instances share. A
+// webhook that is to be sent is a row there with a due time. So it is sent even after
+// a restart, by whichever instance takes the row. Safe for concurrent use.
 type Simulated struct {
 	db       *pgxpool.Pool
 	webhooks *webhookSender
 }
 
-// NewSimulated returns the simulated gateway. endpoint is the URL of our own
-// webhook endpoint, secrets are the webhook secrets (at least one), db has the
-// schema (migrations.Core).
+// NewSimulated returns the simulated gateway. db must have the schema (migrations.Core).
+// endpoint is the URL of our own webhook endpoint. secrets are the webhook secrets, of
+// which there must be at least one. If log is nil, it is slog.Default().
 func NewSimulated(db *pgxpool.Pool, endpoint string, secrets []string, log *slog.Logger) *Simulated {
 	if log == nil {
 		log = slog.Default()
@@ -85,9 +84,9 @@ func (g *Simulated) order(ctx context.Context, q querier, id string) (wireOrder,
 	return o, nil
 }
 
-// gatewayError makes the errors of the Gateway interface from those of the
-// database: a row that does not exist is ErrUnknown, and a database that did
-// not answer is an unavailable gateway.
+// gatewayError turns an error of the database into an error of the Gateway interface. If
+// a row does not exist, that is ErrUnknown. If the database did not answer, the gateway
+// is unavailable.
 func gatewayError(err error) error {
 	switch {
 	case err == nil, errors.Is(err, ErrRefused), errors.Is(err, ErrUnknown), errors.Is(err, ErrPaymentTaken), errors.Is(err, eventlog.ErrUnavailable):
@@ -95,12 +94,12 @@ func gatewayError(err error) error {
 	case errors.Is(err, pgx.ErrNoRows):
 		return ErrUnknown
 	case pgerr.Code(err) != "" && !pgerr.Unavailable(err) && !pgerr.Conflict(err):
-		return err // a mistake in our own statement: waiting would not help
+		return err // a mistake in our own SQL, so waiting would not help
 	}
 	return eventlog.Unavailable(err)
 }
 
-// newID returns an id in the vendor's form: the prefix and 14 letters or digits.
+// newID returns an id in the form of Razorpay's ids: the prefix and 14 letters or digits.
 func newID(prefix string) string {
 	const alphabet = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 	b := make([]byte, 0, len(prefix)+14)
@@ -109,7 +108,7 @@ func newID(prefix string) string {
 		var r [16]byte
 		_, _ = rand.Read(r[:]) // never fails
 		for _, x := range r {
-			if int(x) < 4*len(alphabet) && len(b) < len(prefix)+14 { // a larger byte would make some letters likelier
+			if int(x) < 4*len(alphabet) && len(b) < len(prefix)+14 { // larger bytes are skipped, because they would make some letters likelier
 				b = append(b, alphabet[int(x)%len(alphabet)])
 			}
 		}

@@ -12,15 +12,15 @@ import (
 // MaxDelay bounds the delay of a simulated payment.
 const MaxDelay = 720 * time.Hour
 
-// Fault is a fault of the simulated gateway in how it sends the webhooks of a
+// Fault is a fault that the simulated gateway has when it sends the webhooks of a
 // payment.
 type Fault string
 
 // The faults.
 const (
 	FaultDuplicate      Fault = "duplicate"       // sends every webhook twice, with the same event id
-	FaultReordered      Fault = "reordered"       // sends the last webhook first, and a late payment.authorized after all
-	FaultDropped        Fault = "dropped"         // sends no webhook: the payment is found only by asking the gateway
+	FaultReordered      Fault = "reordered"       // sends the webhooks in the wrong order, and payment.authorized last
+	FaultDropped        Fault = "dropped"         // sends no webhook, so the payment is found only by asking the gateway
 	FaultWrongSignature Fault = "wrong_signature" // signs with a secret that is not one of ours
 	FaultOldSecret      Fault = "old_secret"      // signs with the last of our secrets
 )
@@ -35,14 +35,13 @@ type Pay struct {
 	Faults    []Fault
 }
 
-// ErrPaymentTaken reports that the payment id belongs to another gateway order.
+// ErrPaymentTaken means that the payment id belongs to another gateway order.
 var ErrPaymentTaken = errors.New("the payment id belongs to another gateway order")
 
-// Pay makes a payment on a gateway order and queues its webhooks. It returns
-// the payment's id. It fails with ErrUnknown, with ErrPaymentTaken or, when the
-// database does not answer, with an unavailable gateway. Once it has returned
-// without an error, the payment happens even through a restart, when the delay
-// is over.
+// Pay makes a payment on a gateway order and queues its webhooks. It returns the
+// payment's id. It fails with ErrUnknown or ErrPaymentTaken. If the database does not
+// answer, it fails with eventlog.ErrUnavailable. Once it has returned without an error,
+// the payment happens after the delay, even if Tomato is restarted in between.
 func (g *Simulated) Pay(ctx context.Context, gatewayOrderID string, p Pay) (string, error) {
 	if p.PaymentID == "" {
 		p.PaymentID = newID("pay_")

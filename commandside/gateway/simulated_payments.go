@@ -9,8 +9,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// paymentColumns are those that scanPayment reads. A captured payment with a
-// processed refund shows as refunded.
+// paymentColumns are the columns that scanPayment reads. A captured payment with a
+// processed refund has the status refunded.
 const paymentColumns = `p.id, p.order_id, p.amount, p.currency, p.reason,
 	CASE WHEN p.status = 'captured' AND EXISTS (SELECT FROM simulated_gateway.refunds r WHERE r.payment_id = p.id AND r.processed_at <= now())
 	THEN 'refunded' ELSE p.status END`
@@ -47,9 +47,9 @@ func (g *Simulated) Payments(ctx context.Context, gatewayOrderID string) ([]Paym
 	return ps, nil
 }
 
-// Accepted tells the gateway about the payment in a webhook with a valid
-// signature. Such a webhook can come from elsewhere, as in tests and scripts;
-// its payment exists from then on, so that it is listed and can be refunded.
+// Accepted tells the gateway about the payment in a webhook with a valid signature. Such
+// a webhook may have been made by a test or a script. From then on its payment exists at
+// the simulated gateway, so that it is listed and can be refunded.
 func (g *Simulated) Accepted(ctx context.Context, p Payment) error {
 	switch p.Status {
 	case StatusCaptured, StatusRefunded:
@@ -58,7 +58,8 @@ func (g *Simulated) Accepted(ctx context.Context, p Payment) error {
 	default:
 		return nil
 	}
-	// Nearly all webhooks are our own, about payments that we know.
+	// Nearly all webhooks were sent by the simulated gateway itself, about payments that
+	// are stored already.
 	var status string
 	err := g.db.QueryRow(ctx, `SELECT status FROM simulated_gateway.payments WHERE id = $1 AND effective_at <= now()`, p.PaymentID).Scan(&status)
 	if err == nil && (status == p.Status || status == StatusCaptured) {
@@ -71,10 +72,10 @@ func (g *Simulated) Accepted(ctx context.Context, p Payment) error {
 	return gatewayError(err)
 }
 
-// upsertPayment stores a payment that exists once delay has passed. A payment
-// that is stored already keeps its gateway order. Its status changes, but a
-// captured payment stays captured, and a failed one does not become authorized.
-// It returns the gateway order that the payment belongs to.
+// upsertPayment stores a payment, which takes effect once delay has passed. A payment
+// that is stored already keeps its gateway order. Its status changes, but a captured
+// payment stays captured, and a failed one does not become authorized. upsertPayment
+// returns the gateway order that the payment belongs to.
 func upsertPayment(ctx context.Context, q querier, p Payment, delay time.Duration) (gatewayOrderID string, err error) {
 	err = q.QueryRow(ctx, `INSERT INTO simulated_gateway.payments AS p (id, order_id, amount, currency, status, reason, effective_at)
 		VALUES ($1, $2, $3, $4, $5, $6, now() + $7)

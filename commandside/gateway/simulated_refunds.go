@@ -9,8 +9,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// refundDelay is the time that a refund is pending. It makes the outcome arrive
-// as it does from the real gateway: by webhook, after the answer.
+// refundDelay is how long a refund is pending. Because of it the outcome arrives as it
+// does from the real gateway: by webhook, and after the answer.
 const refundDelay = 50 * time.Millisecond
 
 // Refund implements Gateway. A new refund is pending for refundDelay; then it is

@@ -20,7 +20,7 @@ import (
 
 const wait = 20 * time.Second
 
-// endpoint is our webhook endpoint as a gateway sees it.
+// endpoint stands in for our webhook endpoint and keeps what the gateway sends to it.
 type endpoint struct {
 	*httptest.Server
 	got chan received
@@ -29,12 +29,13 @@ type endpoint struct {
 type received struct {
 	event, id string
 	hook      Webhook
-	signed    int // 1 by the first secret, 2 by the last, 0 by neither
+	signed    int // 1 if the first secret signed it, 2 if the last one did, else 0
 }
 
 var secrets = []string{"new secret", "old secret"}
 
-// newEndpoint answers with the statuses, then with 200.
+// newEndpoint returns an endpoint that answers with the statuses one after the other,
+// then with 200.
 func newEndpoint(t *testing.T, statuses ...int) *endpoint {
 	e := &endpoint{got: make(chan received, 100)}
 	next := make(chan int, len(statuses))
@@ -252,7 +253,7 @@ func TestSimulatedRefund(t *testing.T) {
 	e := newEndpoint(t)
 	g, ctx := NewSimulated(db, e.URL, secrets, nil), t.Context()
 	run(t, g)
-	// Money from elsewhere: our endpoint accepted a webhook that we never sent.
+	// Our endpoint has accepted a webhook that the simulated gateway never sent.
 	if err := g.Accepted(ctx, Payment{PaymentID: "pay_x", GatewayOrderID: "order_x", Amount: 100, Currency: "INR", Status: "authorized"}); err != nil {
 		t.Fatal(err)
 	}
@@ -308,8 +309,8 @@ func TestSimulatedRefund(t *testing.T) {
 	}
 }
 
-// What is to be sent is in the database: an instance that ends before the time
-// has come, or in the middle of sending, is followed by another.
+// The webhooks that are to be sent are in the database. So if an instance ends before
+// their time has come, or while it sends them, another instance sends them.
 func TestSimulatedSurvivesRestart(t *testing.T) {
 	t.Parallel()
 	db := database(t)
@@ -336,7 +337,7 @@ func TestSimulatedSurvivesRestart(t *testing.T) {
 	run(t, second)
 	run(t, third)
 	drained(t, db)
-	names := events(e.take(t, 4)) // two were answered 5xx, and came again
+	names := events(e.take(t, 4)) // two of them were answered 5xx and were sent again
 	slices.Sort(names)
 	if d := cmp.Diff([]string{EventOrderPaid, EventOrderPaid, EventPaymentCaptured, EventPaymentCaptured}, names); d != "" {
 		t.Error(d)
@@ -349,7 +350,7 @@ func TestSimulatedSurvivesRestart(t *testing.T) {
 	}
 }
 
-// A webhook that nobody answers is kept; one that is refused is not sent again.
+// A webhook without an answer is kept, and a webhook that is refused is not sent again.
 func TestSimulatedRetries(t *testing.T) {
 	t.Parallel()
 	db := database(t)

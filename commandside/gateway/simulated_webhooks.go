@@ -22,16 +22,16 @@ import (
 const (
 	webhookBatch    = 256                    // webhooks that one round takes
 	webhookWorkers  = 16                     // goroutines that send them
-	webhookTimeout  = 5 * time.Second        // for our endpoint to answer; the vendor's limit
-	webhookLease    = time.Minute            // after it another instance sends what this one took
-	webhookPoll     = 250 * time.Millisecond // at most until a look at what other instances queued
-	minWebhookPause = 500 * time.Millisecond // before the second attempt; doubles with each
+	webhookTimeout  = 5 * time.Second        // for our endpoint to answer; Razorpay has the same limit
+	webhookLease    = time.Minute            // after this another instance sends the webhooks that this one took
+	webhookPoll     = 250 * time.Millisecond // between two looks for webhooks that other instances queued
+	minWebhookPause = 500 * time.Millisecond // before the second attempt; doubles with each further attempt
 	maxWebhookPause = 30 * time.Second
-	webhookGiveUp   = 24 * time.Hour  // the vendor's limit
-	webhookDBLimit  = 5 * time.Second // for writing down an outcome after ctx has ended
+	webhookGiveUp   = 24 * time.Hour  // Razorpay has the same limit
+	webhookDBLimit  = 5 * time.Second // for writing an outcome to the database, even after ctx has ended
 )
 
-// Which secret signs a webhook, as the database keeps it.
+// The secret that signs a webhook. The database has these values.
 const (
 	firstSecret = "first"
 	lastSecret  = "last"
@@ -42,10 +42,10 @@ const (
 var webhookTable = lease.Table{Name: "simulated_gateway.webhooks", Key: []string{"id"},
 	Columns: []string{"id", "lane", "event_id", "body", "secret", "give_up_at", "attempts"}, Batch: webhookBatch, For: webhookLease}
 
-// webhookSender sends the simulated gateway's webhooks to our endpoint. Those
-// that are to be sent are rows in Postgres, which all instances share. A webhook
-// is sent at least once: without an answer, or answered 429 or 5xx, it is sent
-// again with growing pauses for a day; any other answer is final.
+// webhookSender sends the simulated gateway's webhooks to our endpoint. The webhooks
+// that are to be sent are rows in Postgres, which all instances share. A webhook is
+// sent at least once. If there is no answer, or the answer is 429 or 5xx, it is sent
+// again for a day, with growing pauses. Any other answer is final.
 type webhookSender struct {
 	db       *pgxpool.Pool
 	endpoint string // URL
@@ -60,9 +60,9 @@ func newWebhookSender(db *pgxpool.Pool, endpoint string, secrets []string, log *
 		client: &http.Client{Timeout: webhookTimeout, Transport: &http.Transport{MaxIdleConnsPerHost: webhookWorkers, IdleConnTimeout: time.Minute}}}
 }
 
-// queuedWebhook is a webhook to be sent once delay has passed. Webhooks with the
-// same key, which is in the column lane, are sent one after the other, in the
-// order in which they were queued.
+// queuedWebhook is a webhook that is to be sent once delay has passed. Webhooks with the
+// same key are sent one after the other, in the order in which they were queued. The
+// key is kept in the column lane.
 type queuedWebhook struct {
 	key     string
 	eventID string
@@ -71,7 +71,7 @@ type queuedWebhook struct {
 	body    wireWebhook
 }
 
-// queue stores a webhook within tx. It is sent once tx has been committed.
+// queue stores a webhook within tx. The webhook is sent after tx has been committed.
 func (s *webhookSender) queue(ctx context.Context, tx pgx.Tx, q queuedWebhook) error {
 	w := q.body
 	w.Entity, w.AccountID = "event", "acc_simulated"
@@ -120,8 +120,8 @@ func scanWebhook(r pgx.CollectableRow) (w webhookRow, err error) {
 	return w, err
 }
 
-// round sends what is due, at most one batch, and returns how long to wait
-// before the next round: not at all while there is something to send.
+// round sends at most one batch of due webhooks, and returns how long to wait before the
+// next round. It returns 0 if it has sent any, because more may be due.
 func (s *webhookSender) round(ctx context.Context) (wait time.Duration, err error) {
 	due, err := lease.Take(ctx, s.db, webhookTable, time.Time{}, scanWebhook)
 	if err != nil {
@@ -141,9 +141,10 @@ func (s *webhookSender) round(ctx context.Context) (wait time.Duration, err erro
 	return min(webhookPoll, max(time.Millisecond, *next)), nil
 }
 
-// sendAll sends a batch: webhooks of one key one after the other, different keys
-// at the same time. It deletes those that need not be sent again. The order of a
-// key holds within the batch only; no gateway promises more.
+// sendAll sends a batch. It sends webhooks of one key one after the other, and webhooks
+// of different keys at the same time. Then it deletes those that need not be sent
+// again. It keeps the order of a key within one batch only. This is enough, because no
+// gateway promises an order.
 func (s *webhookSender) sendAll(ctx context.Context, due []webhookRow) {
 	slices.SortFunc(due, func(a, b webhookRow) int { return cmp.Compare(a.id, b.id) })
 	byKey := map[string][]webhookRow{}
@@ -159,7 +160,7 @@ func (s *webhookSender) sendAll(ctx context.Context, due []webhookRow) {
 			for queue := range queues {
 				for i := range queue {
 					if ctx.Err() != nil {
-						return // another instance sends the rest when the lease ends
+						return // another instance sends the remaining webhooks when the lease ends
 					}
 					if !s.send(ctx, &queue[i]) {
 						s.postpone(ctx, &queue[i])
@@ -185,7 +186,8 @@ hand:
 	if len(done) == 0 {
 		return
 	}
-	// Also when ctx has ended, because our endpoint has these webhooks.
+	// This is done even if ctx has ended, because our endpoint has accepted these
+	// webhooks.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), webhookDBLimit)
 	defer cancel()
 	if _, err := s.db.Exec(ctx, `DELETE FROM simulated_gateway.webhooks WHERE id = ANY($1)`, done); err != nil {
@@ -193,8 +195,8 @@ hand:
 	}
 }
 
-// send posts one webhook and reports whether it is done with: answered for
-// good, or given up.
+// send posts one webhook and reports whether it is done, that is, whether it need not be
+// sent again. It is done if the answer is final or if the webhook is given up.
 func (s *webhookSender) send(ctx context.Context, w *webhookRow) (done bool) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.endpoint, bytes.NewReader(w.body))
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// The webhook events that Tomato acts on. All others are counted and skipped.
+// The webhook events that Tomato handles. It counts and skips all others.
 const (
 	EventPaymentAuthorized = "payment.authorized"
 	EventPaymentCaptured   = "payment.captured"
@@ -18,32 +18,33 @@ const (
 	EventRefundFailed      = "refund.failed"
 )
 
-// TypeWebhookReceived is the type of the records in the inbox, topic
-// payment-webhooks. The data of such a record is the raw body of a webhook whose
-// signature was good; ParseWebhook reads it.
+// TypeWebhookReceived is the type of the records in the inbox, the topic
+// payment-webhooks. The data of such a record is the raw body of a webhook with a valid
+// signature. ParseWebhook reads it.
 const TypeWebhookReceived = "WEBHOOK_RECEIVED"
 
-// Webhook is what a webhook says. Payment is set for the payment events and
-// order.paid, Refund for the refund events.
+// Webhook is the content of a webhook. Payment is set for the payment events and for
+// order.paid. Refund is set for the refund events.
 type Webhook struct {
 	Event   string
 	Payment *Payment
 	Refund  *RefundNotice
 }
 
-// RefundNotice is a refund in a webhook. RefundID and AggregateID are empty for
-// a refund that was not asked for by us.
+// RefundNotice is a refund in a webhook. RefundID and AggregateID are empty if Tomato
+// did not ask for the refund.
 type RefundNotice struct {
 	GatewayRefundID string
 	PaymentID       string
-	GatewayOrderID  string // where the webhook holds the payment too
+	GatewayOrderID  string // "" if the webhook does not contain the payment
 	RefundID        string
 	AggregateID     string
 	Amount          int64 // minor units
 	Reason          string
 }
 
-// The wire, as the vendor documents it. Only what is read or simulated.
+// The wire formats, as Razorpay documents them. They have only the fields that are read
+// or simulated.
 type (
 	wireWebhook struct {
 		Entity    string      `json:"entity"`
@@ -103,15 +104,15 @@ type (
 	}
 )
 
-// notes is an object of strings, or [] when there are none. A value that is no
-// string is none of ours and is left out.
+// notes is an object of strings. Razorpay writes [] if there are none. A value that is
+// not a string did not come from Tomato and is left out.
 type notes map[string]string
 
 func (n *notes) UnmarshalJSON(b []byte) error {
 	*n = nil
 	var m map[string]json.RawMessage
 	if json.Unmarshal(b, &m) != nil {
-		return nil // [], null, or something else that holds nothing of ours
+		return nil // it is [], null, or something else that did not come from Tomato
 	}
 	for k, v := range m {
 		var s string
@@ -132,15 +133,15 @@ func (n notes) MarshalJSON() ([]byte, error) {
 	return json.Marshal(map[string]string(n))
 }
 
-// The notes that carry our ids.
+// The names of the notes that contain our ids.
 const (
 	noteOrder  = "orderId"
 	noteRefund = "refundId"
 )
 
-// ParseWebhook reads the body of a webhook. It fails on what is no webhook, and
-// on one of the events above without what the event must hold; other events
-// have their name and nothing else.
+// ParseWebhook reads the body of a webhook. It fails if the body is not a webhook, or if
+// a payment or refund event lacks its payment or refund. Of all other events it returns
+// only the name.
 func ParseWebhook(body []byte) (Webhook, error) {
 	var head struct {
 		Event   string          `json:"event"`
@@ -202,8 +203,9 @@ func ParseWebhook(body []byte) (Webhook, error) {
 	return w, nil
 }
 
-// InboxKey returns what the webhook's record is keyed by: the gateway order, so
-// that all about one order stays in sequence; else the payment; else "".
+// InboxKey returns the key of the webhook's record in the inbox. It is the gateway
+// order, so that all webhooks of one gateway order stay in sequence. If that is not
+// known, it is the payment. If the webhook has neither, it is "".
 func (w *Webhook) InboxKey() string {
 	switch {
 	case w.Payment != nil && w.Payment.GatewayOrderID != "":
@@ -225,8 +227,9 @@ func (p *wirePayment) payment() *Payment {
 
 var currencyCode = regexp.MustCompile(`^[A-Za-z]{3}$`)
 
-// check refuses what could be no payment: its ids become keys and paths, its
-// amount may be sent back.
+// check returns an error if a value cannot be that of a payment. The values must be
+// checked, because the ids become keys and parts of paths, and the amount may be sent
+// back.
 func (p *Payment) check() error {
 	switch {
 	case !gatewayID.MatchString(p.PaymentID), p.GatewayOrderID != "" && !gatewayID.MatchString(p.GatewayOrderID):
@@ -239,7 +242,8 @@ func (p *Payment) check() error {
 
 const maxTextChars = 500
 
-// text is a text from outside, fit for an event.
+// text returns a text that came from outside in a form that an event may contain: valid
+// UTF-8 without NUL, at most maxTextChars characters.
 func text(s string) string {
 	r := []rune(strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", ""), ""))
 	return string(r[:min(len(r), maxTextChars)])
