@@ -83,7 +83,7 @@ func (w *worker) apply(b batch, end Mark) error {
 		case w.ctx.Err() != nil:
 			return errStopped
 		}
-		d := w.policy.Decide(parked.Failure{Cause: err, Tries: tries}, time.Now())
+		d := w.retryRule.Decide(parked.Failure{Cause: err, Tries: tries}, time.Now())
 		if d.Action == parked.Wait {
 			if err := wait.forTurn(w, err, noSlot); err != nil {
 				return err

@@ -222,7 +222,7 @@ func (w *worker) handleParked(e *parked.Event) (rec *kgo.Record, cause, err erro
 // returns the event as its row is now. It returns cause if that counts as no failed
 // attempt.
 func (w *worker) failParked(e parked.Event, rec *kgo.Record, cause error) (parked.Event, error) {
-	d := w.policy.Decide(parked.Failure{Cause: cause, Attempts: e.Attempts, Parked: true}, time.Now())
+	d := w.retryRule.Decide(parked.Failure{Cause: cause, Attempts: e.Attempts, Parked: true}, time.Now())
 	switch {
 	case endsWorker(cause) || errors.Is(cause, errRowChanged) || d.Action == parked.Wait:
 		return e, cause

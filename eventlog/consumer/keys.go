@@ -12,22 +12,22 @@ import (
 )
 
 // keyedWorker is the state of the loop of an Each consumer. Only the goroutine of the
-// loop uses it. It starts a goroutine for each key that has a slot; these report on
-// results.
+// loop uses it. The loop starts a goroutine for each key that has a slot. Such a
+// goroutine handles the first event of the key's queue and sends the outcome to results.
 type keyedWorker struct {
 	*worker
-	window  []*entry             // from the oldest record that is not done, in offset order
-	queues  map[string]*keyQueue // by key; only those with something in them
-	ready   []string             // keys whose queues wait for a slot
-	running int
-	results chan keyResult
+	unfinished []*entry             // from the oldest record that is not done, in offset order
+	queues     map[string]*keyQueue // by key; only those with something in them
+	ready      []string             // keys whose queues wait for a slot
+	running    int
+	results    chan keyResult
 
 	begun        int64 // highest offset whose handling was begun
 	draining     bool
 	callsChecked time.Time // when checkCalls last looked
 }
 
-// entry is a record in the window.
+// entry is a record in keyedWorker.unfinished.
 type entry struct {
 	*item
 	done bool
@@ -55,9 +55,13 @@ func (w *worker) runEach() error {
 	k := &keyedWorker{worker: w, queues: map[string]*keyQueue{}, results: make(chan keyResult, w.g.c.ConcurrentKeys)}
 	err := k.loop()
 	// Wait for the goroutines that are still running, so that all of them have ended
-	// when the worker is done. They stop when drain is closed or ctx ends. In a drain,
-	// records before the last one that was begun are handled too: the position cannot
-	// pass them, so the next owner would handle what is done after them again.
+	// when the worker is done. They stop when drain is closed or ctx ends.
+	//
+	// The next owner of the partition begins at the oldest record that is not done, and
+	// handles everything after it again. Before a drain ends, the records before the
+	// last one that was begun are therefore handled too (start). Otherwise one record
+	// that still waits for its turn would make the next owner repeat later records that
+	// are done already.
 	k.draining = true
 	for {
 		if errors.Is(err, errStopped) && k.ctx.Err() == nil {
@@ -93,7 +97,7 @@ func (k *keyedWorker) loop() error {
 		}
 		k.applyChanges(func(key string) bool { return k.queues[key] != nil })
 		k.queueParked()
-		if free := k.g.c.MaxBatch - len(k.window); free > 0 {
+		if free := k.g.c.MaxBatch - len(k.unfinished); free > 0 {
 			if recs := k.dequeue(free); len(recs) > 0 {
 				b, err := k.scan(recs, &scanBuffer{})
 				if err != nil {
@@ -149,7 +153,7 @@ func (k *keyedWorker) admit(items []*item) error {
 	var behind []*entry
 	for _, i := range items {
 		e := &entry{item: i}
-		k.window = append(k.window, e)
+		k.unfinished = append(k.unfinished, e)
 		if k.blocked(i) {
 			behind = append(behind, e)
 			continue
@@ -259,7 +263,7 @@ func (w *worker) handle(i *item, callAt *atomic.Int64) ([]*parked.Event, error) 
 		case w.ctx.Err() != nil:
 			return nil, errStopped
 		}
-		d := w.policy.Decide(parked.Failure{Cause: err, Tries: tries}, time.Now())
+		d := w.retryRule.Decide(parked.Failure{Cause: err, Tries: tries}, time.Now())
 		if d.Action == parked.Wait {
 			s.yield(w)
 			if err := wait.forTurn(w, err, func() bool { return s.takeExtra(w) }); err != nil {
@@ -359,16 +363,16 @@ func (k *keyedWorker) finish(r keyResult) error {
 // advance moves the position over the records that are done.
 func (k *keyedWorker) advance() {
 	n := 0
-	for n < len(k.window) && k.window[n].done {
+	for n < len(k.unfinished) && k.unfinished[n].done {
 		n++
 	}
-	k.window = k.window[n:]
-	if len(k.window) == 0 {
-		k.window = nil
+	k.unfinished = k.unfinished[n:]
+	if len(k.unfinished) == 0 {
+		k.unfinished = nil
 		k.reached(k.read)
 		k.setOldestInWork(time.Time{})
 		return
 	}
-	k.reached(k.window[0].before)
-	k.setOldestInWork(k.window[0].event.Timestamp)
+	k.reached(k.unfinished[0].before)
+	k.setOldestInWork(k.unfinished[0].event.Timestamp)
 }

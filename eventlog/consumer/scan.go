@@ -72,9 +72,12 @@ func (w *worker) scan(recs []*kgo.Record, buf *scanBuffer) (batch, error) {
 		e := &buf.events[len(items)]
 		e.Parse(r)
 		w.read.Next, w.read.Time = r.Offset+1, r.Timestamp
-		take, skipped := e.Fault == nil || w.telemetry, eventlog.SkipNoEvent // records of a telemetry topic are skipped below
-		if aggregate {
+		take, skipped := true, ""
+		switch {
+		case aggregate:
 			take, skipped = w.read.Rule.Take(e)
+		case e.Fault != nil && !w.telemetry: // records of a telemetry topic are skipped below
+			take, skipped = false, eventlog.SkipNoEvent
 		}
 		if !take {
 			if skipped != "" {

@@ -38,7 +38,7 @@ type worker struct {
 	commitMu sync.Mutex
 	cp       *Checkpoint
 
-	policy    parked.Policy
+	retryRule parked.RetryRule
 	telemetry bool // IsTelemetry of the topic
 
 	mu            sync.Mutex // guards what follows
@@ -76,7 +76,7 @@ func newWorker(s *session, cp *Checkpoint, set *parked.Set) *worker {
 		drain: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1),
 		waits: map[*dependencyWait]*waitState{}, extraSlots: make(chan struct{}, s.g.c.ConcurrentKeys),
 		telemetry: IsTelemetry(cp.Topic),
-		policy:    parked.Policy{InPlaceTries: s.g.c.InPlaceTries, Delays: s.g.delays(), Skip: IsTelemetry(cp.Topic)},
+		retryRule: parked.RetryRule{InPlaceTries: s.g.c.InPlaceTries, Delays: s.g.delays(), Skip: IsTelemetry(cp.Topic)},
 		pos:       cp.Mark, end: cp.Next, read: cp.Mark, parked: set,
 	}
 	w.ctx = context.WithValue(w.ctx, workerKey{}, w)

@@ -8,8 +8,8 @@ import (
 	"tomato/eventlog/pgerr"
 )
 
-// Policy says how often a consumer tries an event that fails, and when.
-type Policy struct {
+// RetryRule says how often a consumer tries an event that fails, and when.
+type RetryRule struct {
 	// InPlaceTries is how often an event is tried, one try right after the other,
 	// before that counts as one failed attempt.
 	InPlaceTries int
@@ -51,23 +51,23 @@ type Decision struct {
 
 // Decide decides what happens with an event after a try that failed. It is the
 // only place where this is decided.
-func (p Policy) Decide(f Failure, now time.Time) Decision {
+func (r RetryRule) Decide(f Failure, now time.Time) Decision {
 	poison := errors.Is(f.Cause, eventlog.ErrPoison)
 	switch {
 	case pgerr.Unavailable(f.Cause):
 		return Decision{Action: Wait}
 	case f.Parked && pgerr.Conflict(f.Cause):
 		return Decision{Action: Wait} // the transaction may succeed when it is repeated
-	case !f.Parked && !poison && f.Tries < p.InPlaceTries:
+	case !f.Parked && !poison && f.Tries < r.InPlaceTries:
 		return Decision{Action: TryAgain}
-	case !f.Parked && p.Skip:
+	case !f.Parked && r.Skip:
 		return Decision{Action: Skip}
-	case poison || f.Attempts >= len(p.Delays):
+	case poison || f.Attempts >= len(r.Delays):
 		return Decision{Action: DeadLetter, Stage: eventlog.DeadLetter}
 	case f.Attempts == 0:
-		return Decision{Action: RetryLater, Due: now.Add(p.Delays[0]), Stage: eventlog.Retry5s}
+		return Decision{Action: RetryLater, Due: now.Add(r.Delays[0]), Stage: eventlog.Retry5s}
 	}
-	return Decision{Action: RetryLater, Due: now.Add(p.Delays[1]), Stage: eventlog.Retry30s}
+	return Decision{Action: RetryLater, Due: now.Add(r.Delays[1]), Stage: eventlog.Retry30s}
 }
 
 // Fail counts a failed attempt of e and applies what was decided about it, which

@@ -25,7 +25,7 @@
 // The files, in reading order:
 //
 //	parked.go       Event, a row of tomato.parked
-//	decide.go       Policy.Decide says what happens with a failed event
+//	decide.go       RetryRule.Decide says what happens with a failed event
 //	class.go        the classes of errors by which operators select
 //	set.go          Set, what is parked of one partition, and what is due
 //	rows.go         the SQL
