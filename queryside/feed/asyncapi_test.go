@@ -30,8 +30,9 @@ import (
 type asyncAPI struct {
 	AsyncAPI string `json:"asyncapi"`
 	Channels map[string]struct {
-		Address  string         `json:"address"`
-		Messages map[string]any `json:"messages"`
+		Address     string         `json:"address"`
+		Description string         `json:"description"`
+		Messages    map[string]any `json:"messages"`
 	} `json:"channels"`
 	Components struct {
 		Messages map[string]struct {
@@ -168,6 +169,32 @@ func TestAsyncAPIHasEveryFeedMessage(t *testing.T) {
 		if channel.Messages[name] == nil {
 			t.Errorf("the feed's channel does not list %s", name)
 		}
+	}
+}
+
+// TestAsyncAPIHasEveryCloseCode: the description of the feed's channel says of each
+// close code in subscriber.go, and of the two of the websocket library, what a client
+// should do.
+func TestAsyncAPIHasEveryCloseCode(t *testing.T) {
+	t.Parallel()
+	source, err := os.ReadFile("subscriber.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"1002", "1009"} // of the websocket library
+	for _, m := range regexp.MustCompile(`closing\{(\d{4}),`).FindAllStringSubmatch(string(source), -1) {
+		want = append(want, m[1])
+	}
+	slices.Sort(want)
+	if len(want) < 8 {
+		t.Fatalf("subscriber.go has only the close codes %v", want)
+	}
+	var got []string
+	for _, m := range regexp.MustCompile(`\. (\d{4}): `).FindAllStringSubmatch(servedAsyncAPI(t).Channels["realtime"].Description, -1) {
+		got = append(got, m[1])
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the feed's channel describes the close codes %v, not %v", got, want)
 	}
 }
 

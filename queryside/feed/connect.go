@@ -24,7 +24,7 @@ type connecting struct {
 // connect joins a new connection to its rooms: from then on everything
 // published there is in its queue. With a cursor, the first message is
 // feed:resumed, followed by what it missed, or feed:reset. The cursor returned
-// is the present one. leave must be called in the end.
+// is the present one. The caller must call disconnect when the connection has ended.
 func (h *Hub) connect(c connecting) (*subscriber, string, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -130,12 +130,12 @@ func (h *Hub) resume(s *subscriber, from positions, lost []string) (why string) 
 	var all []missed
 	size := 0
 	look := func(e *entry, own []string, present *presence) {
-		if !present.hears(e, &from) || e.mark == s || from.has(e.log, e.offset, e.i) {
+		if !present.hears(e, &from) || e.queuedFor == s || from.has(e.log, e.offset, e.i) {
 			return
 		}
 		for _, room := range e.Rooms {
 			if slices.Contains(own, room) && e.VisibleTo(s.actor, room) {
-				e.mark = s
+				e.queuedFor = s
 				all = append(all, missed{e, room})
 				size += e.size() + 2*len(h.cursor()) + len(s.suffix)
 				return
@@ -153,7 +153,7 @@ func (h *Hub) resume(s *subscriber, from positions, lost []string) (why string) 
 		}
 	}
 	for _, m := range all {
-		m.mark = nil
+		m.queuedFor = nil
 	}
 	if size > s.limit {
 		return resetTooMuch

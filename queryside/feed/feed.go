@@ -165,7 +165,7 @@ func (f *Feed) session(r *http.Request, actor domain.Actor, expires time.Time, c
 	}
 	if cursor != "" {
 		c.cursor = f.Hub.cursors.parse(cursor, actor)
-		if err := f.returns(r.Context(), &c); err != nil {
+		if err := f.prepareReturn(r.Context(), &c); err != nil {
 			return nil, err
 		}
 	}

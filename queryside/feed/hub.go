@@ -100,7 +100,10 @@ type entry struct {
 	offset int64
 	i, n   int // the i-th of the n messages of its record
 	rooms.Message
-	mark *subscriber // of one that is resuming: the message is among its missed ones already
+	// queuedFor is only set while resume collects what a client has missed: the
+	// message is collected already, so a second room of the client does not add it
+	// again.
+	queuedFor *subscriber
 
 	// Only set while catchUp brings the message into the window.
 	tp       eventlog.TopicPartition
@@ -156,7 +159,7 @@ func (h *Hub) Begin(passed map[eventlog.TopicPartition]int64) {
 	h.window, h.windowAt, h.bytes = nil, 0, 0
 	h.byRoom, h.latest = map[string][]*entry{}, map[string]*entry{}
 	for s := range h.subs {
-		s.mark = 0
+		s.lastSent = 0
 		s.close(&closeRestart)
 	}
 }
@@ -231,10 +234,10 @@ func (h *Hub) send(e *entry) {
 		}
 		var it item
 		for s := range subs {
-			if s.mark == e.number || !e.VisibleTo(s.actor, room) {
+			if s.lastSent == e.number || !e.VisibleTo(s.actor, room) {
 				continue
 			}
-			s.mark = e.number
+			s.lastSent = e.number
 			if it.head == nil {
 				it = item{head: e.head(room), cursor: h.cursor()}
 				if e.Latest {

@@ -17,9 +17,10 @@ import (
 // while they asked.
 var errNotTheirs = httpapi.NewProblem(403, "forbidden", "The order is not this rider's.")
 
-// standing returns the last message in the window that tells of the order's
-// parties and version; nil: there is none. It is called with mu held.
-func (h *Hub) standing(orderID string) *rooms.Message {
+// lastStatement returns the last message in the window that says who the order's
+// parties are and which version the order has, or nil if the window has none. It is
+// called with mu held.
+func (h *Hub) lastStatement(orderID string) *rooms.Message {
 	for _, e := range slices.Backward(h.byRoom[rooms.Order(orderID)]) {
 		if e.Version > 0 {
 			return &e.Message
@@ -35,7 +36,7 @@ func (h *Hub) standing(orderID string) *rooms.Message {
 func (h *Hub) follows(actor domain.Actor, orderID string) (is bool, version int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	m := h.standing(orderID)
+	m := h.lastStatement(orderID)
 	if m == nil {
 		return false, 0
 	}
@@ -51,7 +52,7 @@ func mayFollow(actor domain.Actor, m *rooms.Message) bool {
 // caller found that they may not. A later version in the window decides instead.
 // It is called with mu held.
 func (h *Hub) stillTheirs(actor domain.Actor, orderID string, version int64) bool {
-	if m := h.standing(orderID); m != nil && m.Version > version {
+	if m := h.lastStatement(orderID); m != nil && m.Version > version {
 		return mayFollow(actor, m)
 	}
 	return version != noOrder

@@ -15,10 +15,10 @@ import (
 	"tomato/httpapi"
 )
 
-// returns prepares the hub for a client that returns with a cursor, and finds out
-// which of the orders that a rider followed are still theirs. The error is a
+// prepareReturn prepares the hub for a client that returns with a cursor, and finds
+// out which of the orders that a rider followed are still theirs. The error is a
 // *httpapi.Problem.
-func (f *Feed) returns(ctx context.Context, c *connecting) error {
+func (f *Feed) prepareReturn(ctx context.Context, c *connecting) error {
 	if c.cursor.fault != "" {
 		return nil
 	}
@@ -37,7 +37,7 @@ func (f *Feed) returns(ctx context.Context, c *connecting) error {
 	}
 	for _, room := range c.cursor.rooms {
 		if id, is := rooms.OrderID(room); is {
-			x, err := f.standing(ctx, c.actor, id)
+			x, err := f.relationTo(ctx, c.actor, id)
 			if err != nil {
 				return err
 			}
@@ -49,16 +49,17 @@ func (f *Feed) returns(ctx context.Context, c *connecting) error {
 	return nil
 }
 
-// standing is an actor's relation to an order.
-type standing struct {
+// relation is what an actor is to an order.
+type relation struct {
 	follows bool  // may be in its room
 	party   bool  // is a party of the order, according to the read model
 	version int64 // of the order as of which this holds; 0: neither hub nor read model has the order
 }
 
-// standing asks the hub and the read model. The one that has the later version of
-// the order decides. The error is a *httpapi.Problem.
-func (f *Feed) standing(ctx context.Context, actor domain.Actor, orderID string) (x standing, err error) {
+// relationTo says what the actor is to the order. It asks the hub and the read
+// model; the one that has the later version of the order decides. The error is a
+// *httpapi.Problem.
+func (f *Feed) relationTo(ctx context.Context, actor domain.Actor, orderID string) (x relation, err error) {
 	x.follows, x.version = f.Hub.follows(actor, orderID)
 	if x.follows || x.version > 0 && actor.Role != domain.Rider {
 		return x, nil // customer and restaurant never change; a rider may get or lose the order with a later event
@@ -95,7 +96,7 @@ func (f *Feed) mayJoin(ctx context.Context, actor domain.Actor, room string) (ve
 	tick := time.NewTicker(partyEvery)
 	defer tick.Stop()
 	for until := time.Now().Add(partyWait); ; {
-		x, err := f.standing(ctx, actor, id)
+		x, err := f.relationTo(ctx, actor, id)
 		switch {
 		case err != nil:
 			return 0, httpapi.FromError("order", err)

@@ -11,9 +11,17 @@ import (
 
 // closing is why the hub ends a connection: a websocket close code and reason.
 //
-// The range of the code tells a client what to do. With 1001 and 4000 to 4499 it
-// reconnects with its last cursor after a random wait. With 4500 to 4999 the same
-// request would fail again.
+// The code tells a client what to do. After 1001 and after 4000 to 4499 the client
+// reconnects with its last cursor after a random wait. After 1003 and after 4500 to
+// 4999 it must first change what it sends, or get a new token; otherwise it would be
+// closed again.
+//
+// The websocket library ends a connection by itself in two cases, which need a change
+// of the client too: with 1009 if an operation is larger than maxOpBytes, and with
+// 1002 if a frame breaks the protocol. A connection whose client does not answer a
+// ping within Feed.PongWithin, or does not take a write within Feed.WriteTimeout, ends
+// without a code (1006 in a browser), and its client reconnects as after 1001.
+// asyncapi.json tells clients the same.
 type closing struct {
 	code   int
 	reason string
@@ -60,10 +68,10 @@ type subscriber struct {
 	total prometheus.Gauge
 
 	// Guarded by Hub.mu.
-	own    []string // rooms of the token
-	joined []string // rooms beside those
-	suffix []byte   // joined, as the second part of its cursors
-	mark   uint64   // the last message that reached it
+	own      []string // rooms of the token
+	joined   []string // rooms beside those
+	suffix   []byte   // joined, as the second part of its cursors
+	lastSent uint64   // the number of the last message that was queued for it
 	// orders are the joined rooms of a rider's orders, each with the version of
 	// the order as of which it was the rider's. nil for others.
 	orders map[string]int64
