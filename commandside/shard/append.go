@@ -16,8 +16,8 @@ import (
 // makes the record and gives it to the producer.
 
 // append applies a decided event to the state in memory and gives the event to the
-// producer. It does not wait for the acknowledgement. The answer is prepared in
-// the call and leaves when the append is acknowledged (acknowledge.go).
+// producer. It does not wait for the acknowledgement. It writes the answer into c;
+// the caller gets it once the append is acknowledged (acknowledge.go).
 func (s *shard) append(c *call, kind int, e *entry, ev domain.Event, scope keyScope, keyed bool, now time.Time) {
 	at := domain.Time(now)
 	buffer := recordBuffers.Get().(*eventlog.RecordBuffer)
@@ -98,5 +98,5 @@ func (s *shard) produce(kind int, e *eventlog.Event, buffer *eventlog.RecordBuff
 		}
 	}})
 	s.owner.at(StepAppendSent, s.partition)
-	return &p.own
+	return &p.own // the waiter that the append holds, which the caller can make wait for more appends
 }

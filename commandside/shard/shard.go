@@ -246,7 +246,7 @@ func (s *shard) handle(c *call) {
 		ev, err = nil, domain.Refuse(VersionMismatch, "the resource has version %d", e.version(kind))
 	}
 	switch {
-	case ev == nil && !c.hasCaller():
+	case ev == nil && !c.hasCaller(): // the command of a deadline that has nothing to do: nobody waits for an answer
 	case open && err == nil:
 		// The answer says that the offer is open. It need not be confirmed, because
 		// the rider claim and the later Assign are checked on their own. But the

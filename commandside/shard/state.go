@@ -37,8 +37,9 @@ func logOf(topic string) int {
 }
 
 // entry is what is held under one id: a rider, or a restaurant, or an order together
-// with its payment, because every command on one of the two looks at the other. A
-// state is replaced by a new one and never changed, so an answer may refer to it. A
+// with its payment. The two are one entry because decisions about the one need the
+// other: every command on a payment looks at the order, Expire looks at the payment,
+// and the answer to either shows both. A state is replaced by a new one and never changed, so an answer may refer to it. A
 // state is nil if the aggregate has no event.
 type entry struct {
 	id         string
