@@ -1,6 +1,6 @@
 // Package domain holds the values that all aggregates share. The aggregates are
-// the packages order, payment, rider and restaurant. Each has the same files, to be
-// read in this order:
+// the packages order, payment, rider and restaurant. Each has these files, to be read
+// in this order:
 //
 //	state.go     what the events have made of the aggregate
 //	commands.go  what may be asked of it
@@ -9,7 +9,10 @@
 //	decide.go    Decide: state and command make one event, none, or a refusal
 //	errors.go    the codes with which it refuses
 //	view.go      the aggregate as clients see it
-//	json.go      JSON that is written without reflection
+//	json.go      JSON that is written without reflection; package restaurant has none
+//
+// Package order also has view_events.go, which says who may see which event of an
+// order. Package rider also has position.go, which reads the positions of riders.
 //
 // The files of this package, in reading order:
 //

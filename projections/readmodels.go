@@ -373,32 +373,8 @@ func (m *ReadModels) wait(ctx context.Context, g Generation, after eventlog.Toke
 
 // Consumer returns the consumer that keeps a generation up to date.
 func (g Generation) Consumer() consumer.Consumer {
-	byTopic, schema := registry[g.Model].tables, pgx.Identifier{g.Schema()}.Sanitize()
-	return consumer.Consumer{
-		Name: g.Model, Generation: g.Number, Topics: Topics(g.Model),
-		Rows: func(ctx context.Context, tx pgx.Tx, events []eventlog.Event) error {
-			for len(events) > 0 {
-				n := 1
-				for n < len(events) && events[n].Topic == events[0].Topic {
-					n++
-				}
-				t := byTopic[events[0].Topic]
-				if t == nil {
-					return eventlog.Poison(fmt.Errorf("%s is no topic of %s", events[0].Topic, g.Model))
-				}
-				if err := t.apply(ctx, tx, schema, events[:n]); err != nil {
-					if undefined(err) {
-						// The generation was dropped and this consumer has not
-						// noticed yet. Nothing is wrong with the events.
-						return eventlog.Unavailable(err)
-					}
-					return err
-				}
-				events = events[n:]
-			}
-			return nil
-		},
-	}
+	w := &rowWriter{model: g.Model, tables: registry[g.Model].tables, schema: pgx.Identifier{g.Schema()}.Sanitize()}
+	return consumer.Consumer{Name: g.Model, Generation: g.Number, Topics: Topics(g.Model), Rows: w.write}
 }
 
 // Project keeps every live generation up to date until ctx ends: the serving

@@ -14,6 +14,38 @@ import (
 	"tomato/eventlog"
 )
 
+// A rowWriter is the handler of the consumer of one generation. It is safe for
+// concurrent use.
+type rowWriter struct {
+	model  string
+	tables map[string]table // by topic
+	schema string           // the generation's schema as a statement needs it
+}
+
+// write writes events of one partition, in offset order, to the generation's tables
+// within tx. It fails with eventlog.ErrUnavailable if the generation was dropped and
+// its consumer has not noticed yet: nothing is wrong with the events then.
+func (w *rowWriter) write(ctx context.Context, tx pgx.Tx, events []eventlog.Event) error {
+	for len(events) > 0 {
+		n := 1
+		for n < len(events) && events[n].Topic == events[0].Topic {
+			n++
+		}
+		t := w.tables[events[0].Topic]
+		if t == nil {
+			return eventlog.Poison(fmt.Errorf("%s is no topic of %s", events[0].Topic, w.model))
+		}
+		if err := t.apply(ctx, tx, w.schema, events[:n]); err != nil {
+			if undefined(err) {
+				return eventlog.Unavailable(err)
+			}
+			return err
+		}
+		events = events[n:]
+	}
+	return nil
+}
+
 // A table writes the events of one topic to rows. It is safe for concurrent use.
 type table interface {
 	// apply writes events of one partition, in offset order, within tx. schema is
