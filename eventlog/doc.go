@@ -11,6 +11,7 @@
 //	logid.go      which logs a client's token is for
 //	ends.go       whether the positions of a token exist
 //	read.go       reading a range of a log; start and end offsets
+//	sizes.go      the bytes of logs, and of the records of each type
 //	beginning.go  logs whose first records have been deleted
 //	errors.go     how a handler marks the kind of a failure
 //	config.go     how to connect to the brokers

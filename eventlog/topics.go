@@ -180,7 +180,8 @@ type TopicRow struct {
 	CleanupPolicy string   `json:"cleanupPolicy,omitempty"`
 	RetentionMS   int64    `json:"retentionMs"` // in milliseconds; -1: for ever
 	MinInsync     int      `json:"minInsyncReplicas"`
-	Records       int64    `json:"records"` // end offsets minus start offsets; includes control records, and records that compaction has removed
+	Records       int64    `json:"records"`         // end offsets minus start offsets; includes control records, and records that compaction has removed
+	Bytes         *int64   `json:"bytes,omitempty"` // of the log on the brokers' disks, all replicas together; nil: the brokers do not tell
 	Problems      []string `json:"problems,omitempty"`
 }
 
@@ -309,7 +310,27 @@ func Describe(ctx context.Context, adm *kadm.Client, l Layout) ([]TopicRow, erro
 			r.Records += end.Offset - start.Offset
 		})
 	}
+	addBytes(ctx, adm, rows)
 	return rows, nil
+}
+
+// addBytes enters the size of each topic, if the brokers tell it.
+func addBytes(ctx context.Context, adm *kadm.Client, rows []TopicRow) {
+	partitions := map[string]int{}
+	for _, r := range rows {
+		if !r.Missing {
+			partitions[r.Topic] = r.Partitions
+		}
+	}
+	sizes, err := LogBytes(ctx, adm, partitions)
+	if err != nil {
+		return // nothing else depends on it
+	}
+	for i := range rows {
+		if size, ok := sizes[rows[i].Topic]; ok {
+			rows[i].Bytes = &size
+		}
+	}
 }
 
 func describe(ctx context.Context, adm *kadm.Client, l Layout) ([]TopicRow, error) {

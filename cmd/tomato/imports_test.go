@@ -70,7 +70,7 @@ var parts = map[string][]string{
 // imports says what each package imports of the module, itself left out: no more, and
 // no less. Packages for tests, whose names end in "test", are not listed.
 var imports = map[string]string{
-	"cmd/tomato":               "cmd/tomato/bench cmd/tomato/server cmd/tomato/settings cmd/tomato/simulate domain eventlog eventlog/consumer eventlog/consumer/parked httpapi migrations projections",
+	"cmd/tomato":               "cmd/tomato/bench cmd/tomato/server cmd/tomato/settings cmd/tomato/simulate domain domain/order eventlog eventlog/consumer eventlog/consumer/parked httpapi migrations projections",
 	"cmd/tomato/bench":         "cmd/tomato/server cmd/tomato/settings commandside/shard domain domain/nearby domain/order domain/payment domain/restaurant domain/rider eventlog eventlog/consumer eventlog/kafkaprocess httpapi migrations migrations/cluster projections",
 	"cmd/tomato/server":        "cmd/tomato/settings commandside commandside/gateway commandside/policies commandside/shard domain eventlog eventlog/consumer eventlog/consumer/parked httpapi migrations migrations/cluster operations projections projections/realtime queryside queryside/feed",
 	"cmd/tomato/settings":      "eventlog",

@@ -2,15 +2,9 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"os"
-	"text/tabwriter"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
-
-	"tomato/cmd/tomato/server"
 	"tomato/cmd/tomato/settings"
 	"tomato/domain"
 	"tomato/eventlog"
@@ -32,67 +26,6 @@ func (c brokerCmd) Run(ctx context.Context) error {
 	fmt.Println("broker listening on", b.Addr())
 	<-ctx.Done()
 	return nil
-}
-
-type topicsCmd struct {
-	Ensure   topicsEnsureCmd   `cmd:"" help:"Create the topics that are missing and verify the others."`
-	Describe topicsDescribeCmd `cmd:"" help:"Show the topics and what is wrong with them."`
-}
-
-type topicsEnsureCmd struct{ settings.Tool }
-
-func (c topicsEnsureCmd) Run(ctx context.Context) error {
-	return withAdmin(c.Tool, func(adm *kadm.Client) error {
-		if err := eventlog.Ensure(ctx, adm, server.Layout(c.Kafka)); err != nil {
-			return err
-		}
-		fmt.Println("all topics are there and as they must be")
-		return nil
-	})
-}
-
-type topicsDescribeCmd struct {
-	settings.Tool
-	JSON bool `name:"json" help:"As JSON."`
-}
-
-func (c topicsDescribeCmd) Run(ctx context.Context) error {
-	return withAdmin(c.Tool, func(adm *kadm.Client) error {
-		rows, err := eventlog.Describe(ctx, adm, server.Layout(c.Kafka))
-		if err != nil {
-			return err
-		}
-		if c.JSON {
-			return json.NewEncoder(os.Stdout).Encode(rows)
-		}
-		w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
-		fmt.Fprintln(w, "TOPIC\tPARTITIONS\tREPLICATION\tPOLICY\tRETENTION\tRECORDS\tPROBLEMS")
-		for _, r := range rows {
-			keep := "for ever"
-			if r.RetentionMS >= 0 {
-				keep = (time.Duration(r.RetentionMS) * time.Millisecond).String()
-			}
-			if r.Missing {
-				keep = "missing"
-			}
-			fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%d\t%v\n", r.Topic, r.Partitions, r.Replication, r.CleanupPolicy, keep, r.Records, r.Problems)
-		}
-		return w.Flush()
-	})
-}
-
-func withAdmin(f settings.Tool, do func(*kadm.Client) error) error {
-	if len(f.Brokers) == 0 {
-		if err := f.Resolve(); err != nil {
-			return err
-		}
-	}
-	client, err := f.Kafka.Config("tomato-tool").NewClient()
-	if err != nil {
-		return settings.UsageError{Err: err}
-	}
-	defer client.Close()
-	return do(kadm.NewClient(client))
 }
 
 type tokenCmd struct {
