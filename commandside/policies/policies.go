@@ -34,7 +34,8 @@ import (
 	"tomato/eventlog/pgerr"
 )
 
-// Config are the times and limits of the contract that policies apply.
+// Config has the times and limits that policies apply. docs/operations.md lists the
+// settings that they come from.
 type Config struct {
 	AcceptTTL       time.Duration // the restaurant has this long to accept a paid order
 	OfferTTL        time.Duration // of one wave

@@ -7,8 +7,8 @@ import (
 	"tomato/cmd/tomato/server"
 )
 
-// An instance with a broker of its own may listen on every address: it is alone,
-// and says where it is reached on this machine.
+// An instance with its own embedded broker may listen on every address, because there
+// are no other instances. Its URL is that of this machine.
 func TestAWildcardWithoutOtherInstances(t *testing.T) {
 	t.Parallel()
 	c := startContract(t, func(c *server.Config) { c.Brokers, c.HTTPAddr = nil, "0.0.0.0:0" })

@@ -9,9 +9,9 @@ import (
 	"tomato/commandside/shard"
 )
 
-// Who holds the emit key may send messages, and nothing else: a call between
-// instances that names its own caller needs the signature of an instance. The
-// cluster key in turn is no emit key.
+// With the emit key one may send messages and nothing else. A call between instances,
+// which names its own actor, needs the signature of an instance. The cluster key is not
+// accepted as emit key.
 func TestTheEmitKeyOpensEmitAlone(t *testing.T) {
 	t.Parallel()
 	c := startContract(t, nil)
@@ -30,7 +30,7 @@ func TestTheEmitKeyOpensEmitAlone(t *testing.T) {
 			}
 		}
 	}
-	if got := s.do(t, s.restaurant, "accept-order"); got.body["code"] != "order_not_paid" { // its shard says
+	if got := s.do(t, s.restaurant, "accept-order"); got.body["code"] != "order_not_paid" { // so the order was not marked as paid
 		t.Errorf("the restaurant accepts: %d %s", got.Status, got.Body)
 	}
 	emit := `{"event":"x:y","room":"ops","payload":1}`

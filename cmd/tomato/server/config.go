@@ -18,7 +18,7 @@ const (
 	RoleReact   = "react"
 )
 
-// Config has the flags of serve, most of which can be set in the environment, too.
+// Config has the flags of serve. Most of them can also be set in the environment.
 type Config struct {
 	settings.Dir
 	settings.Kafka
@@ -44,9 +44,9 @@ type Config struct {
 	Origins      []string          `name:"allowed-origins" env:"TOMATO_ALLOWED_ORIGINS" help:"For CORS and websockets."`
 }
 
-// ParseConfig returns the settings of a serve that is called with these flags, as in
-// "--role", "query". What they do not say comes from the environment, then from the
-// defaults. It does not check what Start checks.
+// ParseConfig returns the settings of a serve that is called with these flags, such as
+// "--role", "query". A setting without a flag comes from the environment, and if it is
+// not set there, from the defaults. ParseConfig does not check what Start checks.
 func ParseConfig(flags ...string) (Config, error) {
 	var c Config
 	parser, err := kong.New(&c, kong.Name("serve"))
@@ -59,7 +59,7 @@ func ParseConfig(flags ...string) (Config, error) {
 	return c, nil
 }
 
-// Check refuses settings with which a server cannot run with a settings.UsageError.
+// Check returns a settings.UsageError if a server cannot run with these settings.
 func (c Config) Check() error {
 	switch {
 	case time.Duration(c.ArchiveAfter) < 24*time.Hour:
@@ -84,7 +84,7 @@ func (c Config) Check() error {
 	return c.Secrets.Check()
 }
 
-// has reports whether the process has one of the roles.
+// has reports whether the process has at least one of the roles.
 func (c Config) has(roles ...string) bool {
 	return slices.ContainsFunc(roles, func(r string) bool { return slices.Contains(c.Role, r) })
 }

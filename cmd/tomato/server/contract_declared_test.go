@@ -29,7 +29,7 @@ import (
 	"tomato/httpapi"
 )
 
-// domainCodes reads the refusals that the domain declares.
+// domainCodes reads the codes of refusals in the source of the domain.
 func domainCodes(t *testing.T) (codes []domain.Code) {
 	t.Helper()
 	files, err := filepath.Glob("../../../domain/*.go")
@@ -67,11 +67,12 @@ func domainCodes(t *testing.T) (codes []domain.Code) {
 	return codes
 }
 
-// playedShards answers the first good commands well, and then refuses.
+// playedShards is an Executor. The first good commands succeed, and all later ones are
+// refused.
 type playedShards struct {
 	good    int
 	refusal error
-	asked   []string // topics
+	asked   []string // the topics of the commands
 }
 
 func (p *playedShards) Execute(_ context.Context, r shard.Request) (shard.Result, error) {
@@ -94,7 +95,7 @@ func (p *playedShards) Execute(_ context.Context, r shard.Request) (shard.Result
 	return res, p.refusal
 }
 
-// playedGateway fails as it is told.
+// playedGateway is a gateway whose calls return err.
 type playedGateway struct {
 	gateway.Gateway
 	err error
@@ -115,9 +116,9 @@ func (o playedOrders) OrderOf(context.Context, string, eventlog.Token) (string, 
 	return freshOrder, true, o.err
 }
 
-// TestCommandsDeclareWhatTheyAnswer: whatever a shard, the gateway or the read
-// model may say to a command, its answer is in /openapi.json with its status and
-// shape.
+// TestCommandsDeclareWhatTheyAnswer checks that /openapi.json has every answer of a
+// command with its status and its form, whatever a shard, the gateway or the read model
+// returns.
 func TestCommandsDeclareWhatTheyAnswer(t *testing.T) {
 	t.Parallel()
 	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: servertest.JWTSecret})
@@ -147,7 +148,7 @@ func TestCommandsDeclareWhatTheyAnswer(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, row := range contractRows {
-			if row.method == "GET" || strings.Contains(row.path, "dead-letters") || strings.Contains(row.path, "location") { // these produce
+			if row.method == "GET" || strings.Contains(row.path, "dead-letters") || strings.Contains(row.path, "location") { // positions are produced to Kafka, which this test does not have
 				continue
 			}
 			actor := someActor(strings.Fields(row.roles)[0])

@@ -25,11 +25,11 @@ func (c *contract) webhook(t *testing.T, body string) *reply {
 	return c.send(t, "POST", "/v1/webhooks/razorpay", body, "X-Razorpay-Signature", hex.EncodeToString(mac.Sum(nil)))
 }
 
-// listener is a feed client whose messages are read as any JSON.
+// listener is a feed client whose messages are read as JSON of any form.
 type listener struct{ *servertest.FeedClient }
 
-// listen opens a feed with the given query; opts nil: the token in the header. Each
-// message is held against what the contract says of all answers.
+// listen opens a feed with the given query. If opts is nil, the token is sent in the
+// header. At the end of the test each message is checked with faultsOfAny.
 func (c *contract) listen(t *testing.T, a domain.Actor, query string, opts *websocket.DialOptions) *listener {
 	t.Helper()
 	if opts == nil {
@@ -54,11 +54,12 @@ func (l *listener) all() (messages []map[string]any) {
 }
 
 func asJSON(m servertest.Message) (v map[string]any) {
-	_ = json.Unmarshal(m.Raw, &v) // the client has read it as JSON
+	_ = json.Unmarshal(m.Raw, &v) // cannot fail, because the client has already read it as JSON
 	return v
 }
 
-// lines are the messages as event room payload, pings aside.
+// lines returns each message as a line with event, room and payload. It leaves out pings,
+// and events that begin with skip.
 func (l *listener) lines(skip ...string) (lines []string) {
 	for _, m := range l.all() {
 		event, _ := m["event"].(string)
@@ -85,14 +86,14 @@ func asLine(m map[string]any) string {
 	return line
 }
 
-// until waits for a message whose line holds the text, and returns it.
+// until waits for a message whose line contains the text, and returns it.
 func (l *listener) until(text string) map[string]any {
 	return asJSON(l.WaitFor(func(m servertest.Message) bool {
 		return m.Event != "feed:ping" && strings.Contains(asLine(asJSON(m)), text)
 	}, text))
 }
 
-// feeds plays an order to its end and looks at everyone's feed.
+// feeds plays an order to its end and checks the feeds of all parties.
 func (c *contract) feeds(t *testing.T) {
 	s := c.newScene(t)
 	tok := servertest.Token(t, s.customer)
@@ -136,7 +137,7 @@ func (c *contract) feeds(t *testing.T) {
 			update(room, "picked_up", "8"), update(room, "delivered", "9")}
 		return l
 	}
-	// in holds the lines of a feed to hold these, in this order.
+	// in checks that lines of the feed begin with these texts, in this order.
 	in := func(who string, l *listener, want ...string) {
 		t.Helper()
 		lines := l.lines()
@@ -178,7 +179,7 @@ func (c *contract) feeds(t *testing.T) {
 		t.Errorf("order:new: %v", news)
 	}
 
-	// Resumed: what was missed, and nothing else.
+	// A feed that is resumed gets the messages that it missed, and no others.
 	cursor := customer.until(update(user, "rider_assigned", "7"))["cursor"].(string)
 	again := c.listen(t, s.customer, "?cursor="+cursor, nil)
 	again.until(update(user, "delivered", "9"))
@@ -193,7 +194,7 @@ func (c *contract) feeds(t *testing.T) {
 		}
 	}
 
-	// What is refused on a socket.
+	// Messages that the server refuses on a socket.
 	for _, r := range []struct {
 		l        *listener
 		op, code string
@@ -216,7 +217,7 @@ func (c *contract) feeds(t *testing.T) {
 		}
 	}
 
-	// Emit reaches the room; left, it does not.
+	// An emitted message reaches those who are in the room, and not those who have left it.
 	emit := func(room, event string) {
 		t.Helper()
 		x := c.send(t, "POST", "/api/v1/internal/emit", `{"event":"`+event+`","room":"`+room+`","payload":{"a":1}}`, "x-internal-key", servertest.InternalKey).want(t, 202)
@@ -228,7 +229,7 @@ func (c *contract) feeds(t *testing.T) {
 	customer.until("promo:one " + room + ` {"a":1}`)
 	customer.Send(`{"op":"leave","room":"` + room + `"}`)
 	customer.Send(`{"op":"dance"}`)
-	customer.until("unknown_op") // the leave is done
+	customer.until("unknown_op") // by now the server has handled the leave
 	emit(room, "promo:two")
 	emit(user, "promo:three")
 	customer.until("promo:three " + user)
@@ -238,7 +239,7 @@ func (c *contract) feeds(t *testing.T) {
 		}
 	}
 
-	// The handshake's refusals, and Server-Sent Events.
+	// Handshakes that the server refuses, and Server-Sent Events.
 	for _, path := range []string{"/v1/feed", "/v1/feed/sse"} {
 		c.send(t, "GET", path, nil).want(t, 401, "unauthorized")
 		c.send(t, "GET", path+"?token=x", nil).want(t, 401, "unauthorized")
@@ -280,7 +281,8 @@ func (c *contract) feeds(t *testing.T) {
 	}
 }
 
-// deadlines plays what only time brings, on a server that is quick about it.
+// deadlines checks what happens when deadlines pass. It needs a server with short
+// deadlines.
 func (c *contract) deadlines(t *testing.T) {
 	t.Run("not accepted", func(t *testing.T) {
 		t.Parallel()

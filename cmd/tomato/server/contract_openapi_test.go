@@ -10,10 +10,10 @@ import (
 	"unicode/utf8"
 )
 
-// A small reader of JSON Schema 2020-12: what /openapi.json uses of it, and a
-// fault for what it does not know.
+// This file checks answers against /openapi.json. It implements the part of JSON Schema
+// 2020-12 that /openapi.json uses. A keyword that it does not know is a fault.
 
-// operation finds the operation of a path in the document.
+// operation returns the operation of /openapi.json with this path, or nil.
 func (c *contract) operation(method, path string) map[string]any {
 	path, _, _ = strings.Cut(path, "?")
 	asked := strings.Split(path, "/")
@@ -45,7 +45,7 @@ func (c *contract) operation(method, path string) map[string]any {
 	return best
 }
 
-// specFaults holds an answer against the document.
+// specFaults returns how an answer differs from /openapi.json.
 func (c *contract) specFaults(method, path string, x *reply) []string {
 	if !strings.HasPrefix(path, "/v1/") && !strings.HasPrefix(path, "/api/") || x.Status == 405 || x.Str("code") == "not_found" {
 		return nil
@@ -78,7 +78,7 @@ func (c *contract) specFaults(method, path string, x *reply) []string {
 	return c.schemaFaults(schema, x.body, "body")
 }
 
-// schemaFaults holds a value against a schema.
+// schemaFaults returns how a value differs from a schema.
 func (c *contract) schemaFaults(s map[string]any, v any, at string) (faults []string) {
 	fault := func(format string, args ...any) {
 		faults = append(faults, at+": "+fmt.Sprintf(format, args...))
@@ -104,7 +104,7 @@ func (c *contract) schemaFaults(s map[string]any, v any, at string) (faults []st
 		}
 	}
 	switch s["type"] {
-	case nil: // anything
+	case nil: // no type: any value is allowed
 	case "object":
 		m, ok := v.(map[string]any)
 		if !ok {

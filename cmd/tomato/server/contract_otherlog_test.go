@@ -9,9 +9,9 @@ import (
 	"tomato/eventlog"
 )
 
-// TestCursorsAndTokensOfDeletedDataAreUnknown: the data directory is deleted and
-// the server starts anew with the same secrets. What clients still hold names
-// places in logs that are gone.
+// TestCursorsAndTokensOfDeletedDataAreUnknown deletes the data directory and starts the
+// server again with the same secrets. Clients still have cursors and tokens with
+// positions in logs that no longer exist.
 func TestCursorsAndTokensOfDeletedDataAreUnknown(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "data")
@@ -38,8 +38,8 @@ func TestCursorsAndTokensOfDeletedDataAreUnknown(t *testing.T) {
 	if c.logID == was {
 		t.Fatal("logs that were made anew have the same id")
 	}
-	// Every log gets longer than it was, so that its end does not give the cursor
-	// away: names are the same as before, and orders fill all partitions.
+	// Every log gets longer than it was before. So the server cannot recognize the old
+	// cursors and tokens by offsets beyond the end of a log.
 	s = c.newScene(t)
 	for range 15 {
 		s.place(t)

@@ -8,8 +8,8 @@ import (
 	"tomato/domain"
 )
 
-// privacy follows an order from one rider to the next and looks at what each of
-// them is shown, before, while and after the order is theirs.
+// privacy follows an order from one rider to the next. It checks what each rider is shown
+// before the order is theirs, while it is theirs, and afterwards.
 func (c *contract) privacy(t *testing.T) {
 	s := c.newScene(t)
 	x := c.command(t, s.customer, "POST", "/v1/orders", map[string]any{"restaurantId": s.rest, "items": []any{map[string]any{"itemId": "dosa", "quantity": 3}},
@@ -47,7 +47,7 @@ func (c *contract) privacy(t *testing.T) {
 	}
 	both(s.won, false, s.loser, s.decliner)
 	both(s.customer, true, s.winner, s.loser, s.decliner)
-	for range 2 { // the repeat of a key too
+	for range 2 { // the second time with the same Idempotency-Key
 		shows(s.do(t, riderActor(s.decliner), "decline", "Idempotency-Key", "k"), false, s.winner, s.loser)
 	}
 	shows(s.must(t, s.won, "accept"), true, s.loser)
@@ -61,7 +61,7 @@ func (c *contract) privacy(t *testing.T) {
 		t.Errorf("who lost is told who won: %s", x.Body)
 	}
 
-	// The room of the order: its rider is in it until they drop the order.
+	// The rider of the order may be in the order's room until they drop the order.
 	room := "order:" + s.order
 	emit := func(event string) {
 		t.Helper()
@@ -91,14 +91,14 @@ func (c *contract) privacy(t *testing.T) {
 	customer.until("note:three")
 	for _, l := range []*listener{rider, again} {
 		l.Send(`{"op":"dance"}`)
-		l.until("unknown_op") // what was before it has come
+		l.until("unknown_op") // by now all earlier messages have come
 		if lines := strings.Join(l.lines(), "\n"); !strings.Contains(lines, "note:one") || strings.Contains(lines, "note:two") || strings.Contains(lines, "note:three") {
 			t.Errorf("who dropped the order was told\n%s", lines)
 		}
 	}
 
-	// A customer who has the id of a rider shares the rider's room, not their
-	// messages.
+	// A customer and a rider with the same id have the same room, but do not get each
+	// other's messages.
 	namesake := customerActor(s.loser)
 	c1, r1 := c.listen(t, namesake, "", nil), c.listen(t, s.offered, "", nil)
 	s.untilOffered(t, s.loser)

@@ -11,19 +11,19 @@ import (
 	"tomato/domain"
 )
 
-// contractRow is one row of the contract's tables.
+// contractRow is one operation of /openapi.json, with what the tests know about it.
 type contractRow struct {
-	method, path string // of things that do not exist
-	roles        string
-	body         string   // a good one; "" where it takes none
-	required     []string // fields of the body
-	unknown      string   // the answer to the good request, of things that do not exist
-	aid          string   // what the request may carry beside: c(ommand headers), q(uery token), p(age), i(d in the path)
+	method, path string   // the path names something that does not exist
+	roles        string   // roles that may call the operation
+	body         string   // a valid body; "" if the operation takes none
+	required     []string // required fields of the body
+	unknown      string   // code of the answer to the valid request; "" if it succeeds although nothing exists
+	aid          string   // which other inputs the operation has: c(ommand headers), q(uery token), p(age), i(d in the path)
 }
 
 const (
 	noOrder    = "019a0000-0000-7000-8000-00000000dead"
-	freshOrder = "01ffffff-0000-7000-8000-00000000dead" // of the future: never archived
+	freshOrder = "01ffffff-0000-7000-8000-00000000dead" // an id with a time in the future, so that the order cannot be archived
 	aPoint     = `{"type":"Point","coordinates":[77.6,12.9]}`
 	aReason    = `{"reason":"why"}`
 )
@@ -89,8 +89,8 @@ func someActor(role string) domain.Actor {
 	return anOps
 }
 
-// refusedRequests sends to every contractRow what it must refuse, and then holds
-// that nothing was appended.
+// refusedRequests sends requests to every contractRow that it must refuse. Then it checks
+// that none of them has appended anything.
 func (c *contract) refusedRequests(t *testing.T) {
 	before := c.ends(t)
 	for _, e := range contractRows {
@@ -103,7 +103,7 @@ func (c *contract) refusedRequests(t *testing.T) {
 			}
 			send := func(b any, headers ...string) *reply { return c.do(t, actor, e.method, e.path, b, headers...) }
 			for what, token := range c.badTokens(t, actor) {
-				x := c.send(t, e.method, e.path, "{", "Authorization", "Bearer "+token) // 401 goes before 400
+				x := c.send(t, e.method, e.path, "{", "Authorization", "Bearer "+token) // the token is checked before the body
 				if x.Status != 401 {
 					t.Errorf("token %s: %d", what, x.Status)
 				}
@@ -111,7 +111,7 @@ func (c *contract) refusedRequests(t *testing.T) {
 			c.send(t, e.method, e.path, body, "Authorization", "Basic b3BzOm9wcw==").want(t, 401, "unauthorized")
 			for _, role := range []string{"customer", "restaurant", "rider", "ops"} {
 				if !slices.Contains(roles, role) {
-					c.do(t, someActor(role), e.method, e.path, "{").want(t, 403, "forbidden") // before 400
+					c.do(t, someActor(role), e.method, e.path, "{").want(t, 403, "forbidden") // the role is checked before the body
 				}
 			}
 			c.do(t, actor, "PATCH", strings.Split(e.path, "?")[0], nil).want(t, 405, "method_not_allowed")
@@ -176,7 +176,7 @@ func (c *contract) refusedRequests(t *testing.T) {
 		}
 		emit(good, "x-internal-key", "").want(t, 401)
 		emit(good, "x-internal-key", "wrong").want(t, 401)
-		emit("{", "x-internal-key", servertest.InternalKey+"x").want(t, 401) // before 400
+		emit("{", "x-internal-key", servertest.InternalKey+"x").want(t, 401) // the key is checked before the body
 		emit("{").want(t, 400, "malformed_json")
 		emit(good, "Content-Type", "text/plain").want(t, 415, "unsupported_media_type")
 		emit(`{"event":"promo","room":"user:u","payload":"`+strings.Repeat("x", 1<<20)+`"}`).want(t, 413)
@@ -213,7 +213,7 @@ func (c *contract) refusedRequests(t *testing.T) {
 	}
 }
 
-// refusedBodies sends broken variants of the good body.
+// refusedBodies sends broken variants of the valid body.
 func (c *contract) refusedBodies(t *testing.T, e contractRow, send func(any, ...string) *reply) {
 	t.Helper()
 	good := e.body
@@ -268,7 +268,8 @@ func (c *contract) refusedBodies(t *testing.T, e contractRow, send func(any, ...
 	}
 }
 
-// refusedFields are faults of single fields, with where they are located.
+// refusedFields sends bodies and queries with invalid fields, and checks that the answer
+// names the location of each fault.
 func (c *contract) refusedFields(t *testing.T) {
 	order := func(items, to string) string {
 		return `{"restaurantId":"none","items":` + items + `,"deliverTo":` + to + `}`
@@ -300,8 +301,8 @@ func (c *contract) refusedFields(t *testing.T) {
 		{someActor("customer"), "POST", "/v1/orders", order(line, `{"location":`+aPoint+`,"address":"`+long+`"}`), "body.deliverTo.address"},
 		{someActor("customer"), "POST", "/v1/orders", order(line, `{"location":`+aPoint+`,"address":"A","instructions":""}`), "body.deliverTo.instructions"},
 		{someActor("customer"), "POST", "/v1/orders", order(line, `{"location":`+aPoint+`,"address":"a\u0000b"}`), "body.deliverTo.address"},
-		{someActor("customer"), "POST", "/v1/orders", order(`[{"itemId":"i","quantity":0}]`, `{"location":`+aPoint+`}`), "body.deliverTo.address body.items[0].quantity"}, // every fault
-		{someActor("rider"), "PUT", "/v1/riders/some-rider/location", at(`[12.9,97.6]`), "body.location.coordinates[1]"},                                                  // swapped
+		{someActor("customer"), "POST", "/v1/orders", order(`[{"itemId":"i","quantity":0}]`, `{"location":`+aPoint+`}`), "body.deliverTo.address body.items[0].quantity"}, // all faults are named
+		{someActor("rider"), "PUT", "/v1/riders/some-rider/location", at(`[12.9,97.6]`), "body.location.coordinates[1]"},                                                  // longitude and latitude are swapped
 		{someActor("rider"), "PUT", "/v1/riders/some-rider/location", at(`[181,0]`), "body.location.coordinates[0]"},
 		{someActor("rider"), "PUT", "/v1/riders/some-rider/location", at(`[-180.0001,-90.1]`), "body.location.coordinates[0] body.location.coordinates[1]"},
 		{someActor("rider"), "PUT", "/v1/riders/some-rider/location", at(`[1]`), "body.location.coordinates"},
@@ -347,12 +348,12 @@ func (c *contract) refusedFields(t *testing.T) {
 			t.Errorf("%s %.200s: located at %q, want %q", x.Request, r.body, x.locations(), r.at)
 		}
 	}
-	// Another's list, or another party's parameter.
+	// The list of somebody else, or a parameter that is for other roles.
 	for _, r := range []struct{ role, query string }{{"customer", "customerId=x"}, {"customer", "restaurantId=x"}, {"restaurant", "restaurantId=x"}, {"restaurant", "riderId=x"},
 		{"rider", "riderId=x"}, {"rider", "customerId=some-rider"}, {"customer", "dispatch=exhausted"}} {
 		c.do(t, someActor(r.role), "GET", "/v1/orders?"+r.query, nil).want(t, 403, "forbidden")
 	}
-	// A foreign restaurant's or rider's resource that is not there yet.
+	// A restaurant or a rider that does not exist yet and has another id than the caller.
 	c.do(t, someActor("restaurant"), "PUT", "/v1/restaurants/none", `{"name":"N","location":`+aPoint+`}`).want(t, 403, "forbidden")
 	c.do(t, someActor("rider"), "PUT", "/v1/riders/none", `{"name":"N"}`).want(t, 403, "forbidden")
 	c.do(t, anOps, "PUT", "/v1/riders/none", `{"name":"N"}`, "If-Match", `"3"`).want(t, 412, "precondition_failed")

@@ -23,12 +23,12 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
-// The contract as its clients see it: everything here goes over HTTP and
-// websocket to a whole server, and knows nothing of what is behind them. Every
-// answer of every test is held against /openapi.json and against what the
-// contract says of all answers.
+// The contract tests (files contract_*_test.go) check what clients may rely on. They talk
+// to a whole server over HTTP and websockets, and know nothing of its inside. Every
+// answer is compared with /openapi.json and with the rules that hold for all answers
+// (faultsOfAny, problemFaults).
 
-// contract is a running server.
+// contract is a running server, with what the contract tests need.
 type contract struct {
 	*servertest.Installation
 	spec  map[string]any
@@ -49,8 +49,9 @@ func restaurantActor(id string) domain.Actor {
 	return domain.Actor{Sub: "staff-1", Role: domain.Restaurant, RestaurantID: id}
 }
 
-// startContract starts a server with the contract's default times, as change
-// has changed them, and waits until it is ready.
+// startContract starts a server with the default times (docs/operations.md), but with
+// offers that last ten minutes, and waits until it is ready. change may change the
+// configuration before; it may be nil.
 func startContract(t *testing.T, change func(*server.Config)) *contract {
 	t.Helper()
 	c := &contract{Installation: servertest.New(t, eventlogtest.Embedded(t), "--partitions", "3", "--offer-ttl", "10m")}
@@ -66,17 +67,18 @@ func startContract(t *testing.T, change func(*server.Config)) *contract {
 	return c
 }
 
-// name makes an id that no other test has.
+// name returns an id that no other test uses.
 func (c *contract) name(prefix string) string { return fmt.Sprintf("%s-%d", prefix, c.names.Add(1)) }
 
-// reply is an answer with its body, if that is a JSON object.
+// reply is an answer. body is nil if the answer's body is not a JSON object.
 type reply struct {
 	servertest.Answer
 	body map[string]any
 }
 
-// do sends a request and holds the answer against the contract. body is a
-// string as it is, nil for none, or anything for JSON. headers are pairs.
+// do sends a request and checks the answer against /openapi.json and the rules for all
+// answers. A body that is a string is sent as it is, nil means no body, and anything
+// else is sent as JSON. headers are pairs of name and value.
 func (c *contract) do(t testing.TB, a domain.Actor, method, path string, body any, headers ...string) *reply {
 	t.Helper()
 	x := &reply{Answer: c.As(t).Do(a, method+" "+path, body, headers...)}
@@ -91,7 +93,7 @@ func (c *contract) do(t testing.TB, a domain.Actor, method, path string, body an
 		x.body, _ = v.(map[string]any)
 		for _, fault := range faultsOfAny(v, "") {
 			if strings.HasSuffix(path, "api.json") {
-				break // documents of other standards
+				break // /openapi.json and /asyncapi.json follow other standards
 			}
 			t.Errorf("%s: %s in %.400s", x.Request, fault, x.Body)
 		}
@@ -112,7 +114,8 @@ func (c *contract) send(t testing.TB, method, path string, body any, headers ...
 
 var camelCaseName = regexp.MustCompile(`^[a-z][a-zA-Z0-9]*$`)
 
-// faultsOfAny holds a JSON value against what the contract says of all answers.
+// faultsOfAny checks a JSON value against the rules that hold for all answers and feed
+// messages: nothing is null, names are in camel case, and times are in UTC.
 func faultsOfAny(v any, at string) (faults []string) {
 	switch v := v.(type) {
 	case nil:
@@ -137,7 +140,8 @@ func faultsOfAny(v any, at string) (faults []string) {
 	return faults
 }
 
-// problemFaults holds an error against RFC 9457 and the contract.
+// problemFaults checks that an error has the form that all errors of Tomato have: it is a
+// problem by RFC 9457, with a code and the headers that belong to its status.
 func (x *reply) problemFaults() (faults []string) {
 	if x.Status == http.StatusInternalServerError {
 		return []string{"a 500"}
@@ -150,7 +154,7 @@ func (x *reply) problemFaults() (faults []string) {
 		faults = append(faults, "Content-Type "+ct)
 	}
 	if x.body["status"] != float64(x.Status) || code == "" || x.body["type"] != "/problems/"+strings.ReplaceAll(code, "_", "-") || x.body["title"] == "" || x.body["detail"] == "" {
-		faults = append(faults, "not a problem of the contract")
+		faults = append(faults, "not a problem with code, type, title, status and detail")
 	}
 	needs := map[int]string{401: "WWW-Authenticate", 405: "Allow", 429: "Retry-After", 503: "Retry-After"}[x.Status]
 	if needs != "" && x.Header.Get(needs) == "" {
@@ -168,7 +172,7 @@ func (x *reply) want(t testing.TB, status int, code ...string) *reply {
 	return x
 }
 
-// locations are those of errors[].
+// locations returns the locations of the faults in errors[], separated by spaces.
 func (x *reply) locations() string {
 	var at []string
 	list, _ := x.body["errors"].([]any)
@@ -184,7 +188,8 @@ func (x *reply) num(name string) int { n, _ := x.body[name].(float64); return in
 
 func (x *reply) items() []any { l, _ := x.body["items"].([]any); return l }
 
-// command sends a command that must succeed, and holds its headers against the contract.
+// command sends a command that must succeed, and checks the headers ETag and
+// Consistency-Token of the answer.
 func (c *contract) command(t testing.TB, a domain.Actor, method, path string, body any, headers ...string) *reply {
 	t.Helper()
 	x := c.do(t, a, method, path, body, headers...)
@@ -200,7 +205,7 @@ func (c *contract) command(t testing.TB, a domain.Actor, method, path string, bo
 	return x
 }
 
-// tokens that are none, by what is wrong with them.
+// badTokens returns invalid tokens, by what is wrong with them.
 func (c *contract) badTokens(t testing.TB, a domain.Actor) map[string]string {
 	t.Helper()
 	sign := func(method jwt.SigningMethod, key any, change func(jwt.MapClaims)) string {
@@ -239,7 +244,7 @@ func (c *contract) badTokens(t testing.TB, a domain.Actor) map[string]string {
 	return bad
 }
 
-// ends are the end offsets of all topics that a request may append to.
+// ends returns the end offsets of all topics that a request may append to.
 func (c *contract) ends(t testing.TB) map[eventlog.TopicPartition]int64 {
 	t.Helper()
 	topics := []string{eventlog.Orders, eventlog.Payments, eventlog.Riders, eventlog.Restaurants, eventlog.RiderLocations, eventlog.PaymentWebhooks, eventlog.Feed}
@@ -254,7 +259,8 @@ func (c *contract) ends(t testing.TB) map[eventlog.TopicPartition]int64 {
 	return ends
 }
 
-// appendedSince lists the types of what was appended, SHARD_SEEN aside.
+// appendedSince returns the topics and types of the records that were appended since
+// before. It leaves out SHARD_SEEN.
 func (c *contract) appendedSince(t testing.TB, before map[eventlog.TopicPartition]int64) (types []string) {
 	t.Helper()
 	from := map[string]map[int32]kgo.Offset{}
@@ -301,7 +307,7 @@ func pointAt(lng, lat float64) map[string]any {
 func TestContract(t *testing.T) {
 	t.Parallel()
 	c := startContract(t, nil)
-	t.Run("refused requests", func(t *testing.T) { c.refusedRequests(t) }) // alone: it looks at the logs' ends
+	t.Run("refused requests", func(t *testing.T) { c.refusedRequests(t) }) // before the others, because it compares the ends of the logs
 	for column, state := range states {
 		if state != "expired" {
 			t.Run("order "+state, func(t *testing.T) { t.Parallel(); c.orderTable(t, column) })

@@ -12,8 +12,9 @@ import (
 	"tomato/domain"
 )
 
-// scene is a restaurant far from all others, its customer, and riders: three
-// are near it, of whom the decliner says no, and the stranger is nowhere.
+// scene is a restaurant far from all others, its customer, and four riders. Three riders
+// are near the restaurant, of whom the decliner declines the offer. The stranger has no
+// position.
 type scene struct {
 	c                                  *contract
 	rest, cust                         string
@@ -44,7 +45,7 @@ func (c *contract) newScene(t *testing.T) *scene {
 	return s
 }
 
-// place, pay and offer bring the order on its way.
+// place places an order.
 func (s *scene) place(t *testing.T) *reply {
 	t.Helper()
 	x := s.c.command(t, s.customer, "POST", "/v1/orders", map[string]any{"restaurantId": s.rest, "items": []any{map[string]any{"itemId": "dosa", "quantity": 3}},
@@ -105,7 +106,7 @@ func (s *scene) must(t *testing.T, a domain.Actor, command string) *reply {
 	return x
 }
 
-// reach brings the order of a new scene to a state of the table.
+// reach returns a new scene whose order is in this state of the table.
 func (c *contract) reach(t *testing.T, state string) *scene {
 	t.Helper()
 	s := c.newScene(t)
@@ -155,7 +156,8 @@ func (c *contract) reach(t *testing.T, state string) *scene {
 	return s
 }
 
-// seen is the order's version as queries have it, after token, and as many as it has events.
+// seen returns the order's version as queries show it when they have waited for token. It
+// checks that the order has at least as many events.
 func (s *scene) seen(t *testing.T, token string) int {
 	t.Helper()
 	v := s.c.do(t, anOps, "GET", "/v1/orders/"+s.order, nil, "Consistency-Token", token).want(t, 200).num("version")
@@ -165,18 +167,19 @@ func (s *scene) seen(t *testing.T, token string) int {
 	return v
 }
 
-// checkOrder holds an order against the contract's shape for who sees it.
+// checkOrder checks which fields an order in an answer has. They depend on the role of
+// the caller and on the command.
 func (s *scene) checkOrder(t *testing.T, x *reply, role domain.Role, command string) {
 	t.Helper()
 	if x.Status >= 300 {
-		return // has been said
+		return // the caller has already reported the status
 	}
 	must := []string{"orderId", "version", "status", "paymentStatus", "customerId", "restaurantId", "items", "amount", "currency", "pickUp", "deliverTo", "createdAt", "updatedAt"}
 	may := []string{"riderId", "externalReference", "riderName", "paymentDueAt", "acceptBy", "readyAt", "reason", "by", "riderLocation"}
 	if role == domain.Restaurant || role == domain.Ops {
 		may = append(may, "dispatch")
 	}
-	if command == "decline" || command == "drop" || role == domain.Rider && x.body["riderId"] == nil { // not this rider's
+	if command == "decline" || command == "drop" || role == domain.Rider && x.body["riderId"] == nil { // the order is not this rider's
 		must = slices.DeleteFunc(must, func(n string) bool { return n == "customerId" || n == "items" || n == "deliverTo" })
 	}
 	for _, n := range must {
@@ -203,8 +206,15 @@ func (s *scene) checkOrder(t *testing.T, x *reply, role domain.Role, command str
 
 var states = []string{"placed, unpaid", "placed, paid", "accepted", "preparing", "ready_for_rider", "rider_assigned", "picked_up", "delivered", "cancelled", "rejected", "expired"}
 
-// The order's table over REST. = and ! as there, >status for an event that ends
-// in the status, else a 409's code or 403, 404.
+// table returns the transitions of an order over REST, with a cell for each of states.
+// They follow from TestTransitions in domain/order/transitions_test.go. A cell is
+//
+//	>status   200, and an event after which the order has this status
+//	=         200, and no event, because the command has been carried out already
+//	!         409 invalid_transition
+//	200       200, for a command on the payment
+//	403, 404  forbidden, order_not_found
+//	code      409 with this code
 func (s *scene) table() []struct {
 	who, command string
 	cells        string
@@ -247,8 +257,8 @@ func (s *scene) actor(who string) domain.Actor {
 		"decliner": riderActor(s.decliner), "stranger": riderActor(s.stranger), "another customer": customerActor("another"), "another restaurant": restaurantActor("another")}[who]
 }
 
-// orderTable plays one column of the table: what appends nothing on one order,
-// every cell with an event on an order of its own.
+// orderTable checks one column of the table. All commands that append nothing are sent to
+// one order. Each command that appends an event is sent to an order of its own.
 func (c *contract) orderTable(t *testing.T, column int) {
 	state := states[column]
 	still := c.reach(t, state)
@@ -268,7 +278,7 @@ func (c *contract) orderTable(t *testing.T, column int) {
 				if x.Str("status") != next || x.num("version") != s.version+1 {
 					t.Errorf("%s in %s: %s", name, state, x.Body)
 				}
-				if y := s.do(t, a, row.command, "If-Match", `"1"`).want(t, 200); y.num("version") < x.num("version") { // already applied goes before 412
+				if y := s.do(t, a, row.command, "If-Match", `"1"`).want(t, 200); y.num("version") < x.num("version") { // a command that has been carried out already is not 412
 					t.Errorf("repeated: %s", y.Body)
 				}
 				if q := c.do(t, a, "GET", "/v1/orders/"+s.order, nil, "Consistency-Token", x.Token()).want(t, 200); q.num("version") < s.version+1 {
@@ -317,7 +327,7 @@ func (c *contract) orderTable(t *testing.T, column int) {
 	if v := still.seen(t, last); v != still.version {
 		t.Errorf("%s: the version went from %d to %d", state, still.version, v)
 	}
-	// Who may read it.
+	// Some parties may not read the order. A rider with an offer may.
 	for who, path := range map[string]string{"another customer": "", "another restaurant": "", "stranger": "/events"} {
 		c.do(t, still.actor(who), "GET", "/v1/orders/"+still.order+path, nil).want(t, 404, "order_not_found")
 	}
@@ -326,7 +336,8 @@ func (c *contract) orderTable(t *testing.T, column int) {
 	}
 }
 
-// riderTable plays what REST reaches of the rider's table.
+// riderTable checks those transitions of TestTransitions in
+// domain/rider/transitions_test.go that can be reached over REST.
 func (c *contract) riderTable(t *testing.T) {
 	id := c.name("rider")
 	self := riderActor(id)
@@ -340,7 +351,7 @@ func (c *contract) riderTable(t *testing.T) {
 	check(c.command(t, self, "PUT", path, `{"name":"A"}`).want(t, 201), "offline", "unverified", 1)
 	check(c.command(t, anOps, "PUT", path, `{"name":"A"}`).want(t, 200), "offline", "unverified", 1)
 	check(c.command(t, anOps, "PUT", path, `{"name":"  A ","vehicle":"bike"}`).want(t, 200), "offline", "unverified", 2)
-	if x := c.command(t, anOps, "PUT", path, `{"name":"A"}`); x.body["vehicle"] != nil { // a PUT replaces all
+	if x := c.command(t, anOps, "PUT", path, `{"name":"A"}`); x.body["vehicle"] != nil { // a PUT replaces all fields
 		t.Errorf("%s", x.Body)
 	}
 	c.do(t, self, "POST", path+"/online", nil).want(t, 409, "rider_not_verified")
@@ -367,7 +378,7 @@ func (c *contract) riderTable(t *testing.T) {
 		at, _ := c.do(t, self, "GET", path, nil).body["location"].(map[string]any)
 		return at != nil && fmt.Sprint(at["coordinates"]) == "[10 20]"
 	})
-	// Nearby: free, verified, fresh.
+	// A rider who is free and verified and has a fresh position is nearby.
 	near := func() string {
 		return string(c.do(t, anOps, "GET", "/v1/riders/nearby?lat=20&lng=10", nil).want(t, 200).Body)
 	}
@@ -378,7 +389,7 @@ func (c *contract) riderTable(t *testing.T) {
 	if x := c.do(t, anOps, "GET", "/v1/riders/nearby?lat=20&lng=10", nil, "Consistency-Token", tok); !strings.Contains(string(x.Body), id) {
 		t.Errorf("a free rider is not nearby: %s", x.Body)
 	}
-	// Busy, and suspended while busy.
+	// A rider is busy, and is suspended while they are busy.
 	s := c.reach(t, "rider_assigned")
 	w := "/v1/riders/" + s.winner
 	if x := c.do(t, s.won, "GET", w, nil).want(t, 200); x.Str("status") != "busy" || x.Str("orderId") != s.order {
@@ -401,8 +412,9 @@ func (c *contract) riderTable(t *testing.T) {
 	}
 }
 
-// places looks for places next to the globe's axes, where PostGIS finds the
-// order of its own index wrong: the searches were 500, and dispatch stood still.
+// places searches next to the axes of the globe. There PostGIS reports that its index
+// returned results in the wrong order. Because of this the searches were answered 500,
+// and dispatch made no progress.
 func (c *contract) places(t *testing.T) {
 	for i, x := range []struct{ lng, lat, dLng, dLat float64 }{
 		{0, 0, 1.2835730153149793e-267, 4.988407669981693e-14}, {180, 45, -1e-10, 1e-12}, {-180, -33, 1e-10, 0}, {90, 0, 0, 1e-12}, {30, 90, 0, -5e-14}, {40, -90, 0, 1e-12},
@@ -435,7 +447,8 @@ func (c *contract) places(t *testing.T) {
 	}
 }
 
-// placing plays what a menu does to orders, and the keys of commands.
+// placing checks how the menu affects the placing of orders, and how Idempotency-Key and
+// If-Match work.
 func (c *contract) placing(t *testing.T) {
 	s := c.newScene(t)
 	menu := "/v1/restaurants/" + s.rest + "/menu/"
@@ -475,7 +488,7 @@ func (c *contract) placing(t *testing.T) {
 	if x := c.do(t, customerActor(c.name("cust")), "POST", "/v1/orders", body("dosa"), "Idempotency-Key", "k1").want(t, 201); x.Str("orderId") == first.Str("orderId") {
 		t.Error("a key is the caller's own")
 	}
-	place(body("idli"), "Idempotency-Key", "k2").want(t, 409) // only successes are remembered
+	place(body("idli"), "Idempotency-Key", "k2").want(t, 409) // only a success is kept for the key
 	place(body("dosa"), "Idempotency-Key", "k2").want(t, 201)
 	c.command(t, s.restaurant, "DELETE", menu+"chai", nil).want(t, 200)
 	v := c.command(t, s.restaurant, "DELETE", menu+"chai", nil).want(t, 200).num("version")
@@ -485,9 +498,9 @@ func (c *contract) placing(t *testing.T) {
 	}
 	tok = closed.Token()
 	place(body("dosa")).want(t, 409, "restaurant_closed")
-	place(body("pizza")).want(t, 422, "unknown_item") // 422 goes before 409
+	place(body("pizza")).want(t, 422, "unknown_item") // references are checked before the state
 	place(strings.Replace(body("dosa"), s.rest, "none", 1)).want(t, 422, "unknown_restaurant")
-	place(body("dosa", "last"), "Idempotency-Key", "k1").want(t, 201) // the key goes before references and state
+	place(body("dosa", "last"), "Idempotency-Key", "k1").want(t, 201) // the key is checked before references and state
 	c.do(t, restaurantActor("another"), "POST", "/v1/restaurants/"+s.rest+"/open", nil).want(t, 403, "forbidden")
 	c.do(t, restaurantActor("another"), "PUT", menu+"x", `{"name":"N","price":{"amount":100,"currency":"INR"},"available":true}`).want(t, 403, "forbidden")
 	c.do(t, s.restaurant, "POST", "/v1/restaurants/"+s.rest+"/open", nil, "If-Match", `"0"`).want(t, 412, "precondition_failed")
@@ -528,7 +541,7 @@ func (c *contract) placing(t *testing.T) {
 	}
 }
 
-// payments plays money that goes astray.
+// payments checks payments that fail, have another amount or come twice, and refunds.
 func (c *contract) payments(t *testing.T) {
 	s := c.newScene(t)
 	s.place(t)
@@ -579,7 +592,7 @@ func (c *contract) payments(t *testing.T) {
 	}
 	c.do(t, anOps, "POST", "/v1/ops/payments/none/resolve", aReason).want(t, 404, "payment_not_found")
 
-	// Of a gateway order that nobody knows.
+	// A payment of an unknown gateway order.
 	id, hook := c.name("pay"), func(id string) string {
 		return `{"entity":"event","account_id":"a","event":"payment.captured","contains":["payment"],"created_at":1,"payload":{"payment":{"entity":{"id":"` + id +
 			`","entity":"payment","amount":700,"currency":"INR","status":"captured","order_id":"order_unknown1","method":"upi","captured":true,"notes":[],"created_at":1}}}}`

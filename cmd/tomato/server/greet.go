@@ -11,11 +11,11 @@ import (
 	"tomato/httpapi"
 )
 
-// Greet tells a newcomer where the server is, and how to get in. It shows tokens only
-// if the secret that signs them was made up: nobody else knows it.
+// Greet prints where the server is reached, and tokens to try it out. It prints tokens
+// only if the secret that signs them was made up, so that nobody else knows it.
 func (s *Server) Greet(out io.Writer) {
 	fmt.Fprintf(out, "tomato %s serves %s at %s\n", settings.Build(), strings.Join(s.config.Role, ", "), s.url)
-	if !s.made.JWT { // tokens are never shown that a chosen secret has signed
+	if !s.made.JWT { // a token that a chosen secret has signed must never be printed
 		return
 	}
 	fmt.Fprintln(out, "development tokens, valid for 24 hours:")

@@ -8,8 +8,8 @@ import (
 	"tomato/cmd/tomato/settings"
 )
 
-// A token is printed only where nobody chose the secret that signs it, whatever
-// else is made up: with --dev a chosen secret is that of a real installation.
+// A token is printed only if nobody chose the secret that signs it, whatever else is
+// made up. A chosen secret may be that of a real installation, even with --dev.
 func TestTokensArePrintedWithAMadeUpSecretAlone(t *testing.T) {
 	t.Parallel()
 	chosen := strings.Repeat("x", 40)

@@ -22,22 +22,23 @@ const (
 	degraded = "degraded"
 	notReady = "not_ready"
 
-	checkTimeout = 2 * time.Second // of all checks together: they run at the same time
+	checkTimeout = 2 * time.Second // of all checks together, because they run at the same time
 	healthCached = time.Second
-	sayAgain     = time.Minute // before another text of a check that fails already is logged
+	sayAgain     = time.Minute // how long a failing check logs no new text after its last one
 )
 
-// check is one thing that may be wrong with this process. While a serving check
-// fails, requests of this instance's roles are 503, so others are to take them; all
-// else degrades the instance, and sending its requests elsewhere would not help.
+// check is one thing that may be wrong with this process. While a serving check fails,
+// this instance answers requests of its roles with 503, so other instances should get
+// these requests. While any other check fails, the instance is degraded, and it would
+// not help to send its requests to other instances.
 type check struct {
 	name    string
 	serving bool
-	reason  string // for everybody: no hosts, topics, consumers
+	reason  string // what /readyz answers; everybody may see it, so it names no hosts, topics or consumers
 	ask     func(context.Context) error
 
-	running sync.Mutex // a call of ask that does not return is not joined by more
-	said    string     // the error that was logged last
+	running sync.Mutex // held while ask runs, so that a call of ask that does not return is not followed by another
+	said    string     // the error that was logged last; "" if the check passed
 	saidAt  time.Time
 }
 
@@ -64,11 +65,11 @@ func (c *check) run(ctx context.Context) error {
 // concurrent use.
 type health struct {
 	checks   []*check
-	cached   time.Duration // how long a result is good
+	cached   time.Duration // how long a result is used
 	stopping *atomic.Bool
 	log      *slog.Logger
 
-	mu    sync.Mutex // held while the checks run: concurrent callers share one run
+	mu    sync.Mutex // held while the checks run, so that concurrent callers share one run
 	last  healthReport
 	until time.Time
 }
@@ -78,7 +79,7 @@ type healthReport struct {
 	Reasons map[string]string `json:"reasons,omitempty"` // by the check's name
 }
 
-// report returns how the process is doing, as of a second ago at most.
+// report returns the results of the checks. They are at most a second old.
 func (h *health) report() healthReport {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -114,7 +115,7 @@ func (h *health) report() healthReport {
 	return r
 }
 
-// say logs what has changed since the check was last asked.
+// say logs the result of a check if it has changed since it was logged last.
 func (h *health) say(c *check, err error, now time.Time) {
 	text := ""
 	if err != nil {
@@ -137,7 +138,7 @@ func (h *health) say(c *check, err error, now time.Time) {
 func (h *health) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	r := h.report()
 	b, err := json.Marshal(r)
-	if err != nil { // strings only: cannot be
+	if err != nil { // cannot happen, because the report consists of strings
 		panic(err)
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -175,7 +176,8 @@ func (h *health) Collect(values chan<- prometheus.Metric) {
 	}
 }
 
-// newHealth makes the checks of this process's roles, once its parts are there.
+// newHealth returns the checks of this process's roles. It must be called after the
+// parts of the roles have been made.
 func (s *Server) newHealth() *health {
 	h := &health{cached: healthCached, stopping: &s.stopping, log: s.log}
 	add := func(name string, serving bool, reason string, ask func(context.Context) error) {
@@ -197,9 +199,9 @@ func (s *Server) newHealth() *health {
 				return errors.New("the topic restaurants has not been read to the end that it had at the start")
 			}
 		})
-		// A shard that nobody serves is 503 at every instance alike, so it is no
-		// reason to send requests elsewhere; but who has just started must learn
-		// first where the others are.
+		// If nobody serves a shard, every instance answers 503 for it, so it would not
+		// help to send requests to other instances. But an instance that has just
+		// started is not ready before it knows where all shards are.
 		unreachable := func(context.Context) error {
 			if shards := s.shards.Unreachable(); len(shards) > 0 {
 				return fmt.Errorf("nobody is known to serve shards %v", shards)
@@ -221,8 +223,8 @@ func (s *Server) newHealth() *health {
 	if s.side != nil {
 		add("broker", command, "No broker answers.", func(ctx context.Context) error { return anyBroker(ctx, s.side.Producer) })
 	}
-	// Commands need the log alone; /payment, at the simulated gateway, is one
-	// operation of many.
+	// The database is not a serving check of the role command. Commands need only the
+	// log, except /payment with the simulated gateway, which is one operation of many.
 	add("database", query, "The database does not answer.", func(ctx context.Context) error { return s.db.Ping(ctx) })
 	if s.hub != nil {
 		add("feed", true, "The feed is catching up.", func(context.Context) error {
@@ -242,8 +244,10 @@ func (s *Server) newHealth() *health {
 	return h
 }
 
-// anyBroker asks all brokers at once and returns when one has answered: others may
-// have been replaced as leaders, and one that stands still closes no connection.
+// anyBroker asks all brokers at the same time and returns when one of them has answered.
+// One answer is enough, because other brokers may have become leaders in place of those
+// that do not answer. It does not ask the brokers one after the other, because a broker
+// that hangs does not close its connections.
 func anyBroker(ctx context.Context, client *kgo.Client) error {
 	brokers := append(client.DiscoveredBrokers(), client.SeedBrokers()...)
 	answers := make(chan error, len(brokers))

@@ -79,16 +79,16 @@ func TestReadinessSaysWhetherRequestsAreTaken(t *testing.T) {
 	}
 }
 
-// Concurrent callers share one run of the checks, and one a second later runs
-// them again; a check that does not return holds up no other and is not asked
-// again meanwhile; a change is logged once.
+// Concurrent callers share one run of the checks, and a caller a second later runs them
+// again. A check that does not return does not hold up the others, and is not called
+// again meanwhile. A change is logged once.
 func TestReadinessIsAskedOnceASecond(t *testing.T) {
 	t.Parallel()
 	var asked, hung, atOnce atomic.Int32
 	bad := errors.New("it is bad")
 	release := make(chan struct{})
 	together := make(chan struct{})
-	meet := func(context.Context) error { // returns once both run
+	meet := func(context.Context) error { // returns when both checks run
 		if atOnce.Add(1) == 2 {
 			close(together)
 		}
@@ -133,7 +133,7 @@ func TestReadinessIsAskedOnceASecond(t *testing.T) {
 	}
 }
 
-// What a role's requests need is a serving check of it, and nothing else is.
+// The serving checks of a role are those that its requests need, and no others.
 func TestServingChecksOfEachRole(t *testing.T) {
 	t.Parallel()
 	running := start(t)
@@ -163,7 +163,7 @@ func TestServingChecksOfEachRole(t *testing.T) {
 	}
 }
 
-// start starts a server on parts of its own.
+// start starts a server with its own broker and database.
 func start(t *testing.T) *Server {
 	t.Helper()
 	c, err := ParseConfig("--dev", "--http-addr", "127.0.0.1:0", "--partitions", "4", "--log-level", "error", "--data-dir", t.TempDir(),

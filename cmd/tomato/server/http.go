@@ -15,20 +15,19 @@ import (
 	"tomato/queryside/feed"
 )
 
-// handOverLimit is how much of StopLimit the other instances have to take the shards
-// over, while this one still serves; httpStopLimit is how much requests under way may
-// take after that.
+// Parts of StopLimit. During handOverLimit other instances may take the shards over,
+// while this one still serves. After that, requests under way have httpStopLimit to end.
 const (
 	handOverLimit = 5 * time.Second
 	httpStopLimit = 5 * time.Second
 )
 
-// listen opens the port, and tells from it where this instance is reached.
+// listen opens the port, and finds out the URL at which this instance is reached.
 func (s *Server) listen(context.Context) (err error) {
 	if s.listener, err = net.Listen("tcp", s.config.HTTPAddr); err != nil {
 		return err
 	}
-	s.onStop(func(context.Context) error { // for a start that fails; else the HTTP server has closed it
+	s.onStop(func(context.Context) error { // needed if the start fails; otherwise the HTTP server has closed the listener
 		_ = s.listener.Close()
 		return nil
 	})
@@ -40,7 +39,8 @@ func (s *Server) listen(context.Context) (err error) {
 	return nil
 }
 
-// newAPI makes the API, to which the roles add their routes, and what checks tokens.
+// newAPI makes the authenticator, which checks tokens, and the API, to which the roles
+// add their routes.
 func (s *Server) newAPI(context.Context) (err error) {
 	c := &s.config
 	s.auth, err = httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: c.JWTSecret, JWKSURL: c.JWKSURL, Issuer: c.JWTIssuer, Audience: c.JWTAudience, Log: s.log})
@@ -54,7 +54,7 @@ func (s *Server) newAPI(context.Context) (err error) {
 
 // addCommonRoutes adds the routes that every process has, whatever its roles.
 func (s *Server) addCommonRoutes(context.Context) error {
-	s.operations.Routes(s.api) // those of them that the roles can answer
+	s.operations.Routes(s.api) // adds only routes that the roles of this process can answer
 	feed.AsyncAPI(s.api)
 	for path, h := range map[string]http.HandlerFunc{
 		"/healthz": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) },
@@ -69,7 +69,8 @@ func (s *Server) addCommonRoutes(context.Context) error {
 	return nil
 }
 
-// serveHTTP answers requests from now on. At its stop it waits for those under way.
+// serveHTTP begins to answer requests. When the server stops, it waits for the requests
+// under way.
 func (s *Server) serveHTTP(context.Context) error {
 	httpServer := httpapi.NewServer(s.lastOnes(s.api))
 	silent := &silentConns{conns: map[net.Conn]struct{}{}}
@@ -80,7 +81,7 @@ func (s *Server) serveHTTP(context.Context) error {
 		}
 	}()
 	s.onStop(func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, httpStopLimit) // the shards want time, too
+		ctx, cancel := context.WithTimeout(ctx, httpStopLimit) // because the shards need time to stop, too
 		defer cancel()
 		closing := time.AfterFunc(silentLimit, silent.close)
 		defer closing.Stop()
@@ -92,8 +93,8 @@ func (s *Server) serveHTTP(context.Context) error {
 	return nil
 }
 
-// drainFeedsAtStop ends the feeds' streams at the stop: the HTTP server waits for
-// streams that are open.
+// drainFeedsAtStop registers that the feeds' streams are ended when the server stops. The
+// HTTP server would wait for open streams.
 func (s *Server) drainFeedsAtStop(context.Context) error {
 	if s.hub != nil {
 		s.onStop(s.hub.Drain)
@@ -101,8 +102,8 @@ func (s *Server) drainFeedsAtStop(context.Context) error {
 	return nil
 }
 
-// handOverAtStop hands the shards over at the stop, while the other instances can
-// still reach this one.
+// handOverAtStop registers that the shards are handed over when the server stops, while
+// other instances can still reach this one.
 func (s *Server) handOverAtStop(context.Context) error {
 	if !s.config.has(RoleCommand) {
 		return nil
@@ -116,20 +117,21 @@ func (s *Server) handOverAtStop(context.Context) error {
 	return nil
 }
 
-// notReadyAtStop lets /readyz answer at the stop that this process is not ready.
+// notReadyAtStop registers that /readyz answers, when the server stops, that it is not
+// ready.
 func (s *Server) notReadyAtStop(context.Context) error {
 	s.onStop(func(context.Context) error { s.stopping.Store(true); return nil })
 	return nil
 }
 
-// silentConns are connections on which nothing was sent yet. Clients open some
-// in advance; a shutdown would wait five seconds for each.
+// silentConns is the set of connections on which no request was sent yet. Clients open
+// such connections in advance, and http.Server.Shutdown would wait five seconds for them.
 type silentConns struct {
 	mu    sync.Mutex
 	conns map[net.Conn]struct{}
 }
 
-// silentLimit is how long a shutdown waits for their first request.
+// silentLimit is how long a shutdown waits for the first requests on silentConns.
 const silentLimit = 300 * time.Millisecond
 
 func (s *silentConns) note(c net.Conn, state http.ConnState) {
@@ -146,13 +148,13 @@ func (s *silentConns) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
-		_ = c.Close() // it ends either way
+		_ = c.Close() // an error does not matter, because the connection ends anyway
 	}
 }
 
-// lastOnes lets a server that stops close each connection after its next answer:
-// closed while it is idle, it may be so just when the client writes its next
-// request to it.
+// lastOnes makes a server that stops close each connection after its next answer. If the
+// server closed an idle connection instead, the client might write a request to it at the
+// same moment, and the request would fail.
 func (s *Server) lastOnes(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.stopping.Load() {

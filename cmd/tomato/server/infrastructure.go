@@ -19,7 +19,8 @@ import (
 	"tomato/projections"
 )
 
-// prepareDataDir makes the data directory, and in it the secrets that nobody chose.
+// prepareDataDir makes the data directory. It also makes the development secrets, if
+// secrets are missing and may be made up.
 func (s *Server) prepareDataDir(context.Context) (err error) {
 	if err := os.MkdirAll(s.config.DataDir, 0o700); err != nil {
 		return err
@@ -49,8 +50,8 @@ func (s *Server) startBroker(context.Context) error {
 	return nil
 }
 
-// startDatabase starts a private Postgres, unless a database is configured, and opens
-// the connections.
+// startDatabase starts a private Postgres, unless a database is configured. Then it makes
+// the pool of connections.
 func (s *Server) startDatabase(ctx context.Context) error {
 	if s.config.DatabaseURL == "" {
 		pg, err := cluster.Start(ctx, filepath.Join(s.config.DataDir, "postgres"), cluster.Options{})
@@ -73,8 +74,8 @@ func (s *Server) startDatabase(ctx context.Context) error {
 	return nil
 }
 
-// DatabaseConns is how many connections to Postgres a server may have at least: every
-// partition of every consumer may hold one.
+// DatabaseConns is the smallest allowed maximum of connections from one server to
+// Postgres. A server needs many, because each worker of each consumer may hold one.
 const DatabaseConns = 48
 
 // ensureTopics creates the topics that are missing and verifies the others.
@@ -97,8 +98,8 @@ func Layout(f settings.Kafka) eventlog.Layout {
 	return eventlog.Layout{Partitions: f.Partitions, Replication: f.Replication, Consumers: Subscriptions()}
 }
 
-// Subscriptions returns all consumers with the topics they read. Each of them has
-// retry and dead letter topics.
+// Subscriptions returns all consumers with the topics that they read. Each consumer has
+// retry topics and a dead letter topic for each of these topics.
 func Subscriptions() []eventlog.Subscription {
 	var all []eventlog.Subscription
 	for _, c := range new(policies.Policies).All() {
@@ -118,7 +119,7 @@ func (s *Server) migrate(ctx context.Context) error {
 	return nil
 }
 
-// identifyLogs finds out which logs these are, and how to ask for their ends.
+// identifyLogs reads the id of the logs, and makes what reads their end offsets.
 func (s *Server) identifyLogs(ctx context.Context) error {
 	client, err := s.kafka.NewClient()
 	if err != nil {
@@ -132,8 +133,8 @@ func (s *Server) identifyLogs(ctx context.Context) error {
 	return err
 }
 
-// followReadModels makes the read models' tables where they are missing, and learns
-// which generation of each serves. All roles read some of them.
+// followReadModels makes missing tables of the read models. It starts to follow which
+// generation of each read model serves, because all roles read some of the read models.
 func (s *Server) followReadModels(ctx context.Context) error {
 	s.positions = consumer.NewPositions(s.db)
 	s.positions.Ends = s.ends
@@ -146,7 +147,8 @@ func (s *Server) followReadModels(ctx context.Context) error {
 	return nil
 }
 
-// writeRunning tells the tools beside this process where everything is.
+// writeRunning writes the file in which the tools beside this process find the brokers
+// and the database.
 func (s *Server) writeRunning(context.Context) error {
 	run := settings.Running{PID: os.Getpid(), Brokers: s.config.Brokers, URL: s.url, DatabaseURL: s.privateDatabaseURL}
 	if err := run.Write(s.config.DataDir); err != nil {

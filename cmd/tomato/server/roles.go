@@ -24,15 +24,15 @@ import (
 	"tomato/queryside/feed"
 )
 
-// startCommandSide makes what issues commands. The role command needs it, and so do
-// policies and feeds, whose commands it forwards where other instances own the shards.
+// startCommandSide makes what issues commands. The role command needs it, and so do the
+// roles react and feed. It forwards their commands to the instances that own the shards.
 func (s *Server) startCommandSide(context.Context) error {
 	if !s.config.has(RoleCommand, RoleReact, RoleFeed) {
 		return nil
 	}
 	c := &s.config
 	producer, err := s.kafka.NewClient(kgo.RequiredAcks(kgo.AllISRAcks()), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0),
-		kgo.ProducerBatchMaxBytes(2<<20)) // an emitted message of 1 MiB and its headers
+		kgo.ProducerBatchMaxBytes(2<<20)) // large enough for an emitted message of 1 MiB and its headers
 	if err != nil {
 		return err
 	}
@@ -78,8 +78,8 @@ func (s *Server) startCommandSide(context.Context) error {
 	return nil
 }
 
-// startCommands is the role command: it makes this process an owner of shards, and
-// serves the commands.
+// startCommands starts the role command. It makes this process an owner of shards, and
+// adds the routes of the commands.
 func (s *Server) startCommands(ctx context.Context) error {
 	if !s.config.has(RoleCommand) {
 		return nil
@@ -98,7 +98,7 @@ func (s *Server) startCommands(ctx context.Context) error {
 	return nil
 }
 
-// startProjections is the role project: it fills the read models.
+// startProjections starts the role project, which writes the read models.
 func (s *Server) startProjections(context.Context) error {
 	if s.config.has(RoleProject) {
 		s.background("projections", func(ctx context.Context) error { return s.models.Project(ctx, s.runtime) })
@@ -106,7 +106,7 @@ func (s *Server) startProjections(context.Context) error {
 	return nil
 }
 
-// startPolicies is the role react: it runs the policies, which turn events into
+// startPolicies starts the role react. It runs the policies, which turn events into
 // commands.
 func (s *Server) startPolicies(context.Context) error {
 	if s.config.has(RoleReact) {
@@ -116,7 +116,8 @@ func (s *Server) startPolicies(context.Context) error {
 	return nil
 }
 
-// startQueries is the role query: it serves the read models and what operators ask.
+// startQueries starts the role query. It answers queries from the read models, and the
+// queries of operators.
 func (s *Server) startQueries(context.Context) error {
 	if !s.config.has(RoleQuery) {
 		return nil
@@ -137,12 +138,13 @@ func (s *Server) startQueries(context.Context) error {
 	return nil
 }
 
-// startFeed is the role feed: it serves the websockets and the streams.
+// startFeed starts the role feed. It serves the websockets and the Server-Sent Events.
 func (s *Server) startFeed(context.Context) error {
 	if !s.config.has(RoleFeed) {
 		return nil
 	}
-	// Not the internal key: other services hold it, and a cursor names rooms.
+	// The key that signs cursors is derived from the cluster key. The internal key would
+	// not do, because other services have it, and a cursor names rooms.
 	mac := hmac.New(sha256.New, []byte(s.config.ClusterKey))
 	mac.Write([]byte("feed cursor"))
 	mac.Write(s.logID[:])
@@ -155,12 +157,12 @@ func (s *Server) startFeed(context.Context) error {
 	projector := &realtime.Projector{Kafka: s.kafka, Loader: s.models, Sink: hub, Registry: s.registry, Log: s.log}
 	feed.CatchUp = projector
 	s.background("feed", func(ctx context.Context) error {
-		for { // a feed that must begin anew sends its clients to reconnect; nothing else stops for it
+		for { // after an error the feed begins anew and its clients reconnect; other parts keep running
 			err := projector.Run(ctx)
 			if ctx.Err() != nil {
 				return nil
 			}
-			s.log.Error("the feed begins anew", "error", err)
+			s.log.Error("the feed begins anew", "err", err)
 			select {
 			case <-time.After(time.Second):
 			case <-ctx.Done():

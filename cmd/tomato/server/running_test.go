@@ -12,9 +12,9 @@ import (
 	"tomato/cmd/tomato/settings"
 )
 
-// What serve writes down for the tools beside it holds nothing that was
-// configured with a password, and is its owner's alone. The tools say what they
-// lack.
+// The file that serve writes for the tools beside it does not contain a configured
+// address with a password, and only its owner may read it. The error of a tool says
+// which setting it lacks.
 func TestRunningHoldsNoConfiguredPassword(t *testing.T) {
 	t.Parallel()
 	var dir, database string

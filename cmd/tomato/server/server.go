@@ -1,10 +1,18 @@
-// Package server is the program that `tomato serve` runs: what the roles of one
-// process need, started in one order and stopped in the reverse one.
+// Package server is the program that `tomato serve` runs. It starts what the roles of
+// one process need in a fixed order, and stops it in the reverse order.
 //
-// Start in server.go is the list of what is started. Each step registers how to
-// stop what it has started; Close does that in the reverse order. roles.go has one
-// function for each role, infrastructure.go what the roles stand on, http.go the
-// HTTP server, and health.go the checks behind /readyz.
+// Start contains the list of what is started. Each step registers how to stop what it
+// has started. Close stops everything in the reverse order.
+//
+// The files, in reading order:
+//
+//	server.go          Start, Run and Close
+//	config.go          the settings of serve
+//	infrastructure.go  what all roles need: broker, database, topics, read models
+//	roles.go           one function for each role
+//	http.go            the HTTP server, and how it stops
+//	health.go          the checks behind /readyz
+//	greet.go           what serve prints when it has started
 package server
 
 import (
@@ -33,10 +41,10 @@ import (
 	"tomato/queryside/feed"
 )
 
-// Options are for programs that start a server in their own process, such as tests
-// and benches. `tomato serve` sets none of them.
+// Options are options for programs that start a server in their own process, such as
+// tests and benches. `tomato serve` sets none of them.
 type Options struct {
-	// ExtraRoutes adds routes beside those of the roles. Default: none.
+	// ExtraRoutes adds routes to those of the roles. Default: no more routes.
 	ExtraRoutes func(*httpapi.API)
 	// GatewayURL is the base URL of a stand-in for Razorpay's API. It has an effect
 	// only if Config has a Razorpay key. Default: the real one.
@@ -45,26 +53,26 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// Server is a running process. Its methods may be called from several goroutines at
-// a time, except Run and Close, of which one is called once.
+// Server is a running process. Its methods may be called concurrently, except Run and
+// Close. Only one of these two may be called, and only once.
 type Server struct {
-	config   Config // with what was started or made up filled in
+	config   Config // with the addresses and secrets of what was started or made up
 	options  Options
 	log      *slog.Logger
 	made     settings.MadeUp
-	alone    bool // the embedded broker is this process's own: there are no other instances
+	alone    bool // this process has its own embedded broker, so there are no other instances
 	kafka    eventlog.Config
 	listener net.Listener
 	url      string
-	failed   chan error // a part that cannot go on; the process ends
+	failed   chan error // gets the error of a part that cannot go on; Run then ends
 	stops    []func(context.Context) error
 	stopping atomic.Bool
 	registry *prometheus.Registry
 
 	privateDatabaseURL string // "" if a database is configured
 
-	// What the roles share. side, shards and menus are nil without the command side,
-	// hub without the feeds.
+	// What the roles share. side, shards and menus are nil if no role issues commands.
+	// hub is nil without the role feed.
 	db         *pgxpool.Pool
 	logID      eventlog.LogID
 	ends       *eventlog.Ends
@@ -84,10 +92,10 @@ type Server struct {
 // StopLimit is how long Close may take.
 const StopLimit = 18 * time.Second
 
-// Start starts every part and returns when the server listens; /readyz says when it
-// is ready. What the server needs and is not configured, Start starts too: the
-// embedded broker and a private Postgres. The error is a settings.UsageError if the
-// configuration is wrong. ctx bounds the start alone: the server goes on after it.
+// Start starts every part and returns when the server listens. /readyz says when the
+// server is ready. If no broker or no database is configured, Start starts the embedded
+// broker or a private Postgres. The error is a settings.UsageError if the configuration
+// is wrong. ctx bounds only the start; the server keeps running after ctx has ended.
 func Start(ctx context.Context, config Config, options Options) (_ *Server, err error) {
 	if err := config.Check(); err != nil {
 		return nil, err
@@ -108,7 +116,7 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 		s.startDatabase,  // a private Postgres, unless one is configured; the pool of connections
 		s.ensureTopics,
 		s.migrate,
-		s.listen, // nobody is answered before serveHTTP
+		s.listen, // requests are not answered before serveHTTP
 		s.newAPI,
 		s.identifyLogs,
 		s.followReadModels,
@@ -121,10 +129,11 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 		s.addCommonRoutes,
 		s.serveHTTP,
 
-		// What a server does first when it stops, the last one here before the others:
-		// it forgets that it runs, says that it is not ready, hands its shards over
-		// while the others can still reach it, and ends the feeds' streams, for which
-		// the HTTP server would wait.
+		// These steps only register what happens first when the server stops, in the
+		// reverse order of this list. The server removes running.json. Then it answers
+		// that it is not ready. Then it hands its shards over while other instances can
+		// still reach it. Then it ends the feeds' streams, because the HTTP server would
+		// wait for them.
 		s.drainFeedsAtStop,
 		s.handOverAtStop,
 		s.notReadyAtStop,
@@ -147,8 +156,8 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	return errors.Join(err, s.Close())
 }
 
-// Close lets requests under way end, hands the shards over to other instances and
-// stops every part. It takes StopLimit at most.
+// Close hands the shards over to other instances, lets requests under way end, and
+// stops every part. It takes at most StopLimit.
 func (s *Server) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), StopLimit)
 	defer cancel()
@@ -159,10 +168,12 @@ func (s *Server) Close() error {
 	return errors.Join(errs...)
 }
 
-// onStop registers what Close does before everything that is registered already.
+// onStop registers a function that Close calls. Close calls the functions in the reverse
+// order of their registration.
 func (s *Server) onStop(f func(context.Context) error) { s.stops = append(s.stops, f) }
 
-// background runs a part of the server until it stops. An error of the part ends Run.
+// background runs a part of the server in a goroutine until the server stops. If the
+// part returns an error before that, Run ends with it.
 func (s *Server) background(name string, run func(context.Context) error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -186,7 +197,7 @@ func (s *Server) background(name string, run func(context.Context) error) {
 	})
 }
 
-// URL returns where the server is reached on this machine, such as
+// URL returns the URL at which the server is reached on this machine, such as
 // http://127.0.0.1:8080.
 func (s *Server) URL() string { return s.url }
 
