@@ -58,14 +58,9 @@ type RiderSearch interface {
 //  3. asks which orders near the rider wait, once the orders read model has
 //     passed those ends.
 //
-// A search that missed the rider looked before step 1 was done, so its order
-// became ready before step 2, and step 3 finds it. An order that step 3 misses,
-// because its partition of the orders read model is behind by more than
-// SearchWait, finds the rider in its next wave: searches take the order's state
-// from its shard. Where step 3 finds an order whose next wave is just being
-// searched for, it waits for that wave. A rider whom a search missed while it went
-// on to a wider wave may be out of reach of the wave that step 3 compares with;
-// the next wave finds them.
+// If step 3 finds an order whose next wave is just being searched for, it waits for
+// that wave. docs/architecture.md ("A rider who comes online during a search is not
+// missed") says why these steps, in this order, are enough.
 //
 // A search that did not see every rider does not exhaust an order. It makes a
 // further wave without riders and searches again when that one ends, as often as
