@@ -44,11 +44,11 @@ const (
 type Wire struct {
 	dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	mu      sync.Mutex
-	every   map[Tamper]int     // every nth request is tampered with; 0 means none
-	seen    map[Tamper]int     // requests since Set
-	done    map[Tamper]int     // requests that were tampered with
-	muffled map[*wireConn]bool // connections that lose everything until GroupCut ends
+	mu     sync.Mutex
+	every  map[Tamper]int     // every nth request is tampered with; 0 means none
+	seen   map[Tamper]int     // requests since Set
+	done   map[Tamper]int     // requests that were tampered with
+	cutOff map[*wireConn]bool // connections that lose everything until GroupCut ends
 }
 
 // NewWire returns a wire that connects with dial. If dial is nil, it connects over TCP.
@@ -56,7 +56,7 @@ func NewWire(dial func(ctx context.Context, network, addr string) (net.Conn, err
 	if dial == nil {
 		dial = (&net.Dialer{}).DialContext
 	}
-	return &Wire{dial: dial, every: map[Tamper]int{}, seen: map[Tamper]int{}, done: map[Tamper]int{}, muffled: map[*wireConn]bool{}}
+	return &Wire{dial: dial, every: map[Tamper]int{}, seen: map[Tamper]int{}, done: map[Tamper]int{}, cutOff: map[*wireConn]bool{}}
 }
 
 // Set makes the wire tamper with every nth request from now on, or with none if every
@@ -66,10 +66,10 @@ func (w *Wire) Set(t Tamper, every int) {
 	defer w.mu.Unlock()
 	w.every[t], w.seen[t] = every, 0
 	if t == GroupCut && every == 0 {
-		for c := range w.muffled { // these connections have lost requests, so they cannot be used any more
+		for c := range w.cutOff { // these connections have lost requests, so they cannot be used any more
 			c.Close()
 		}
-		clear(w.muffled)
+		clear(w.cutOff)
 	}
 }
 
@@ -165,7 +165,7 @@ func (c *wireConn) request(frame []byte) ([][]byte, error) {
 	case keyJoinGroup, keyHeartbeat, keyLeaveGroup, keySyncGroup:
 		if c.wire.due(GroupCut) {
 			c.wire.mu.Lock()
-			c.wire.muffled[c] = true
+			c.wire.cutOff[c] = true
 			c.wire.mu.Unlock()
 		}
 	case keyProduce:
@@ -200,7 +200,7 @@ func (c *wireConn) request(frame []byte) ([][]byte, error) {
 	}
 	c.wire.mu.Lock()
 	defer c.wire.mu.Unlock()
-	if c.wire.muffled[c] {
+	if c.wire.cutOff[c] {
 		return nil, nil
 	}
 	return [][]byte{frame}, nil
@@ -257,10 +257,10 @@ func (c *wireConn) answer(frame []byte) ([]byte, error) {
 	delete(c.asked, correlation)
 	c.mu.Unlock()
 	c.wire.mu.Lock()
-	muffled := c.wire.muffled[c]
+	cutOff := c.wire.cutOff[c]
 	c.wire.mu.Unlock()
 	switch {
-	case muffled || a.copy:
+	case cutOff || a.copy:
 		return nil, nil
 	case !ok:
 		return frame, nil

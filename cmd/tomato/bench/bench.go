@@ -181,7 +181,7 @@ func (b *run) open(ctx context.Context) (err error) {
 	b.report.Broker = "kafka"
 	switch {
 	case len(b.Brokers) > 0:
-		if err := b.alone(ctx); err != nil {
+		if err := b.checkAlone(ctx); err != nil {
 			return err
 		}
 	case b.Broker == "kafka":
@@ -223,9 +223,9 @@ func (b *run) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// alone fails if a serve works with these brokers. The bench would fill the log of
+// checkAlone fails if a serve works with these brokers. The bench would fill the log of
 // that serve, and the two would share the shards.
-func (b *run) alone(ctx context.Context) error {
+func (b *run) checkAlone(ctx context.Context) error {
 	client, err := b.Kafka.Config("tomato-bench").NewClient()
 	if err != nil {
 		return settings.UsageError{Err: err}

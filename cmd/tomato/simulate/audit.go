@@ -28,7 +28,7 @@ type auditor struct {
 // Then it enters the faults into the ledger.
 func (audit *auditor) reconcile(running context.Context) {
 	if audit.watchdog.stalled() {
-		audit.ledger.moved() // begins the timeout anew, so that refunds have time to come
+		audit.ledger.noteProgress() // begins the timeout anew, so that refunds have time to come
 	}
 	ctx, stop := audit.watchdog.watch(running)
 	defer stop()
@@ -112,7 +112,7 @@ func (audit *auditor) judgeAll(ctx context.Context, orders []*orderEntry) []*ord
 					again = append(again, orders[i])
 					mu.Unlock()
 				} else {
-					audit.ledger.moved()
+					audit.ledger.noteProgress()
 				}
 			}
 		})
@@ -136,7 +136,7 @@ func (audit *auditor) judgeOne(ctx context.Context, e *orderEntry) bool {
 	e.final = q.order
 	e.judgedReceipts = len(e.receipts)
 	if len(e.verdict.waiting) < before {
-		audit.ledger.moved()
+		audit.ledger.noteProgress()
 	}
 	if len(e.verdict.waiting) > 0 {
 		return false

@@ -22,7 +22,7 @@ const (
 	faultBrokenHistory     = "broken_history"     // a version is missing, or a transition is impossible
 	faultTwoRiders         = "two_riders"         // two riders had one order at the same time
 	faultTwoOrders         = "two_orders"         // one rider had two orders at the same time
-	faultMoney             = "money"              // money was kept or refunded that should not have been
+	faultMoney             = "money"              // money was kept or refunded although it should not have been
 	faultStaleRead         = "stale_read"         // a read with a Consistency-Token did not show the token's command
 	faultUnexpectedAnswer  = "unexpected_answer"  // an answer that /openapi.json does not allow, or that does not fit what the party has done
 	faultUnanswered        = "unanswered"         // a call without a definite answer in spite of retries

@@ -13,9 +13,9 @@ import (
 // story is one order: what the ledger says about it, and what the queries say about
 // it. The two agree until a test changes one of them.
 type story struct {
-	l                    *ledger
-	r                    *orderEntry
-	h                    queried
+	ledger               *ledger
+	entry                *orderEntry
+	queried              queried
 	customer, restaurant *party
 	riders               []*party
 	t0                   time.Time
@@ -26,16 +26,16 @@ type story struct {
 // rider delivers it.
 func delivered(t *testing.T) *story {
 	t.Helper()
-	s := &story{l: newLedger(), t0: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
-	s.customer = s.l.addParty(domain.Customer, "c")
-	s.restaurant = s.l.addParty(domain.Restaurant, "k")
+	s := &story{ledger: newLedger(), t0: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+	s.customer = s.ledger.addParty(domain.Customer, "c")
+	s.restaurant = s.ledger.addParty(domain.Restaurant, "k")
 	for _, id := range []string{"r0", "r1", "r2"} {
-		s.riders = append(s.riders, s.l.addParty(domain.Rider, id))
+		s.riders = append(s.riders, s.ledger.addParty(domain.Rider, id))
 	}
-	s.r = s.l.add(plan{}, s.customer, s.restaurant, domain.Point{})
-	s.l.placed(s.r, orderView{OrderID: "o1", Amount: 500, Currency: "INR"})
-	s.r.paymentRequested = true
-	s.r.captures = []capture{{"p1", 500}}
+	s.entry = s.ledger.add(plan{}, s.customer, s.restaurant, domain.Point{})
+	s.ledger.placed(s.entry, orderView{OrderID: "o1", Amount: 500, Currency: "INR"})
+	s.entry.paymentRequested = true
+	s.entry.captures = []capture{{"p1", 500}}
 
 	offered := func(ids ...string) object {
 		var riders []object
@@ -82,7 +82,7 @@ func delivered(t *testing.T) *story {
 		s.ack(x[1], "r1", x[2], "paid")
 		s.update(s.customer, s.restaurant, s.riders[1])
 	}
-	s.h.order = orderView{OrderID: "o1", Version: len(s.h.events), Status: "delivered", PaymentStatus: "paid",
+	s.queried.order = orderView{OrderID: "o1", Version: len(s.queried.events), Status: "delivered", PaymentStatus: "paid",
 		Amount: 500, Currency: "INR", CustomerID: "c", RestaurantID: "k"}
 	s.payment(t, `{"payments":[{"paymentId":"p1","amount":500}]}`)
 	return s
@@ -94,44 +94,44 @@ func (s *story) append(t *testing.T, typ string, data object) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := len(s.h.events)
-	s.h.events = append(s.h.events, eventView{typ, n + 1, s.t0.Add(time.Duration(n) * time.Second), b})
+	n := len(s.queried.events)
+	s.queried.events = append(s.queried.events, eventView{typ, n + 1, s.t0.Add(time.Duration(n) * time.Second), b})
 }
 
 func (s *story) ack(command, rider, status, pay string) {
-	s.r.acks = append(s.r.acks, ack{command, rider, len(s.h.events), status, pay})
+	s.entry.acks = append(s.entry.acks, ack{command, rider, len(s.queried.events), status, pay})
 }
 
 func (s *story) tell(p *party, k messageKind, version int, tag string) {
-	s.r.receipts = append(s.r.receipts, receipt{party: p.number, kind: k, version: int32(version), tag: s.l.tag(tag)})
+	s.entry.receipts = append(s.entry.receipts, receipt{party: p.number, kind: k, version: int32(version), tag: s.ledger.tag(tag)})
 }
 
 func (s *story) update(to ...*party) {
 	for _, p := range to {
-		s.tell(p, kindUpdate, len(s.h.events), "")
+		s.tell(p, kindUpdate, len(s.queried.events), "")
 	}
 }
 
 func (s *story) payment(t *testing.T, text string) {
 	t.Helper()
-	s.h.payment = &paymentView{}
-	if err := json.Unmarshal([]byte(text), s.h.payment); err != nil {
+	s.queried.payment = &paymentView{}
+	if err := json.Unmarshal([]byte(text), s.queried.payment); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (s *story) judge() verdict { return judge(s.l, s.r, s.h, s.l.rider, s.t0) }
+func (s *story) judge() verdict { return judge(s.ledger, s.entry, s.queried, s.ledger.rider, s.t0) }
 
 // lose removes the party's first message of the kind from the ledger.
 func (s *story) lose(p *party, k messageKind) {
-	i := slices.IndexFunc(s.r.receipts, func(m receipt) bool { return m.party == p.number && m.kind == k })
-	s.r.receipts = slices.Delete(s.r.receipts, i, i+1)
+	i := slices.IndexFunc(s.entry.receipts, func(m receipt) bool { return m.party == p.number && m.kind == k })
+	s.entry.receipts = slices.Delete(s.entry.receipts, i, i+1)
 }
 
 // again enters the party's first message of the kind a second time.
 func (s *story) again(p *party, k messageKind) {
-	i := slices.IndexFunc(s.r.receipts, func(m receipt) bool { return m.party == p.number && m.kind == k })
-	s.r.receipts = append(s.r.receipts, s.r.receipts[i])
+	i := slices.IndexFunc(s.entry.receipts, func(m receipt) bool { return m.party == p.number && m.kind == k })
+	s.entry.receipts = append(s.entry.receipts, s.entry.receipts[i])
 }
 
 func TestAnHonestHistoryIsClean(t *testing.T) {
@@ -154,23 +154,23 @@ func TestWhatWasSpoiledIsFound(t *testing.T) {
 		waiting bool   // the fault is in waiting, because what is missing may still come
 	}{
 		"acknowledged, not in the events": {func(_ *testing.T, s *story) {
-			s.r.acks = append(s.r.acks, ack{command: "cancel", version: 99, status: "cancelled"})
+			s.entry.acks = append(s.entry.acks, ack{command: "cancel", version: 99, status: "cancelled"})
 		}, faultLostCommand, "cancel was acknowledged with version 99", false},
-		"acknowledged with another status": {func(_ *testing.T, s *story) { s.r.acks[1].status = "rejected" }, faultLostCommand, "as rejected", false},
-		"acknowledged to another rider":    {func(_ *testing.T, s *story) { s.r.acks[4].rider = "r2" }, faultLostCommand, "accept was acknowledged", false},
+		"acknowledged with another status": {func(_ *testing.T, s *story) { s.entry.acks[1].status = "rejected" }, faultLostCommand, "as rejected", false},
+		"acknowledged to another rider":    {func(_ *testing.T, s *story) { s.entry.acks[4].rider = "r2" }, faultLostCommand, "accept was acknowledged", false},
 		"no event of the command": {func(_ *testing.T, s *story) {
-			s.r.acks = append(s.r.acks, ack{command: "cancel", version: 13, status: "delivered", paymentStatus: "paid"})
+			s.entry.acks = append(s.entry.acks, ack{command: "cancel", version: 13, status: "delivered", paymentStatus: "paid"})
 		}, faultLostCommand, "no ORDER_CANCELLED", false},
-		"version with a hole": {func(_ *testing.T, s *story) { s.h.events[4].Version = 6 }, faultBrokenHistory, "has version 6", false},
-		"unknown event":       {func(_ *testing.T, s *story) { s.h.events[4].Type = "ORDER_EATEN" }, faultBrokenHistory, "unknown event type", false},
-		"paid twice":          {func(_ *testing.T, s *story) { s.h.events[2].Type = "ORDER_PAID" }, faultDuplicateEvent, "ORDER_PAID again", false},
-		"two riders":          {func(_ *testing.T, s *story) { s.h.events[7].Type = "OFFER_DECLINED" }, faultTwoRiders, "while r0 has it", false},
+		"version with a hole": {func(_ *testing.T, s *story) { s.queried.events[4].Version = 6 }, faultBrokenHistory, "has version 6", false},
+		"unknown event":       {func(_ *testing.T, s *story) { s.queried.events[4].Type = "ORDER_EATEN" }, faultBrokenHistory, "unknown event type", false},
+		"paid twice":          {func(_ *testing.T, s *story) { s.queried.events[2].Type = "ORDER_PAID" }, faultDuplicateEvent, "ORDER_PAID again", false},
+		"two riders":          {func(_ *testing.T, s *story) { s.queried.events[7].Type = "OFFER_DECLINED" }, faultTwoRiders, "while r0 has it", false},
 		"delivered before it is picked up": {func(_ *testing.T, s *story) {
-			s.h.events[11].Type, s.h.events[12].Type = s.h.events[12].Type, s.h.events[11].Type
+			s.queried.events[11].Type, s.queried.events[12].Type = s.queried.events[12].Type, s.queried.events[11].Type
 		}, faultBrokenHistory, `ORDER_DELIVERED at version 12 in status "rider_assigned"`, false},
-		"another amount":       {func(_ *testing.T, s *story) { s.h.order.Amount = 501 }, faultBrokenHistory, "amount or parties", false},
-		"events behind":        {func(_ *testing.T, s *story) { s.h.order.Version++ }, faultUnfinished, "the order says version", true},
-		"paid before its time": {func(_ *testing.T, s *story) { s.r.acks[0].paymentStatus = "paid" }, faultMoney, "before ORDER_PAID", false},
+		"another amount":       {func(_ *testing.T, s *story) { s.queried.order.Amount = 501 }, faultBrokenHistory, "amount or parties", false},
+		"events behind":        {func(_ *testing.T, s *story) { s.queried.order.Version++ }, faultUnfinished, "the order says version", true},
+		"paid before its time": {func(_ *testing.T, s *story) { s.entry.acks[0].paymentStatus = "paid" }, faultMoney, "before ORDER_PAID", false},
 
 		"order:new lost":                  {func(_ *testing.T, s *story) { s.lose(s.restaurant, kindNew) }, faultLostMessage, "restaurant k got order:new", true},
 		"order:new twice":                 {func(_ *testing.T, s *story) { s.again(s.restaurant, kindNew) }, faultDuplicateMessage, "order:new", false},
@@ -179,7 +179,7 @@ func TestWhatWasSpoiledIsFound(t *testing.T) {
 		"order:update of the rider":       {func(_ *testing.T, s *story) { s.lose(s.riders[1], kindUpdate) }, faultLostMessage, "rider r1", true},
 		"order:available lost":            {func(_ *testing.T, s *story) { s.lose(s.riders[2], kindAvailable) }, faultLostMessage, "1 times, due 2", true},
 		"order:available thrice":          {func(_ *testing.T, s *story) { s.again(s.riders[2], kindAvailable) }, faultDuplicateMessage, "3 times, due 2", false},
-		"order:available to a stranger":   {func(_ *testing.T, s *story) { s.tell(s.l.addParty(domain.Rider, "r9"), kindAvailable, 0, "") }, faultUncalledMessage, "rider r9", false},
+		"order:available to a stranger":   {func(_ *testing.T, s *story) { s.tell(s.ledger.addParty(domain.Rider, "r9"), kindAvailable, 0, "") }, faultUncalledMessage, "rider r9", false},
 		"order:taken lost":                {func(_ *testing.T, s *story) { s.lose(s.riders[2], kindTaken) }, faultLostMessage, "order:taken", true},
 		"order:taken to the winner":       {func(_ *testing.T, s *story) { s.tell(s.riders[0], kindTaken, 0, "") }, faultUncalledMessage, "rider r0", false},
 		"order:rider_assigned lost":       {func(_ *testing.T, s *story) { s.lose(s.customer, kindRiderAssigned) }, faultLostMessage, "order:rider_assigned", true},
@@ -187,9 +187,9 @@ func TestWhatWasSpoiledIsFound(t *testing.T) {
 		"an update to a stranger":         {func(_ *testing.T, s *story) { s.tell(s.riders[2], kindUpdate, 3, "") }, faultUncalledMessage, "rider r2 got order:update version 3", false},
 		"updates out of order": {func(_ *testing.T, s *story) {
 			mine := func(m receipt) bool { return m.party == s.customer.number && m.kind == kindUpdate }
-			i := slices.IndexFunc(s.r.receipts, mine)
-			j := i + 1 + slices.IndexFunc(s.r.receipts[i+1:], mine)
-			s.r.receipts[i], s.r.receipts[j] = s.r.receipts[j], s.r.receipts[i]
+			i := slices.IndexFunc(s.entry.receipts, mine)
+			j := i + 1 + slices.IndexFunc(s.entry.receipts[i+1:], mine)
+			s.entry.receipts[i], s.entry.receipts[j] = s.entry.receipts[j], s.entry.receipts[i]
 		}, faultMisorderedMessage, "got version 2 after 3", false},
 
 		"captured and not listed": {func(t *testing.T, s *story) { s.payment(t, `{}`) }, faultMoney, "is not listed", true},
@@ -197,23 +197,23 @@ func TestWhatWasSpoiledIsFound(t *testing.T) {
 			s.payment(t, `{"payments":[{"paymentId":"p1","amount":400}]}`)
 		}, faultMoney, "captured 500, listed with 400", false},
 		"second payment kept": {func(t *testing.T, s *story) {
-			s.r.captures = append(s.r.captures, capture{"p2", 500})
+			s.entry.captures = append(s.entry.captures, capture{"p2", 500})
 			s.payment(t, `{"payments":[{"paymentId":"p1","amount":500},{"paymentId":"p2","amount":500}]}`)
 		}, faultMoney, "kept [p1 500 p2 500]", true},
 		"booked payment refunded instead": {func(t *testing.T, s *story) {
-			s.r.captures = append(s.r.captures, capture{"p2", 500})
+			s.entry.captures = append(s.entry.captures, capture{"p2", 500})
 			s.payment(t, `{"payments":[{"paymentId":"p1","amount":500},{"paymentId":"p2","amount":500}],"refunds":[{"refundId":"f","paymentId":"p1","amount":500,"status":"succeeded"}]}`)
 		}, faultMoney, "kept [p2 500]", true},
 		"refunded twice": {func(t *testing.T, s *story) {
-			s.r.captures = append(s.r.captures, capture{"p2", 70})
+			s.entry.captures = append(s.entry.captures, capture{"p2", 70})
 			s.payment(t, `{"payments":[{"paymentId":"p1","amount":500},{"paymentId":"p2","amount":70}],"refunds":[{"paymentId":"p2","amount":70,"status":"succeeded"},{"paymentId":"p2","amount":70,"status":"succeeded"}]}`)
 		}, faultMoney, "p2 is refunded twice", false},
 		"refund of another amount": {func(t *testing.T, s *story) {
-			s.r.captures = append(s.r.captures, capture{"p2", 70})
+			s.entry.captures = append(s.entry.captures, capture{"p2", 70})
 			s.payment(t, `{"payments":[{"paymentId":"p1","amount":500},{"paymentId":"p2","amount":70}],"refunds":[{"paymentId":"p2","amount":500,"status":"succeeded"}]}`)
 		}, faultMoney, "refund of 500 for payment p2 of 70", false},
 		"refund under way": {func(t *testing.T, s *story) {
-			s.r.captures = append(s.r.captures, capture{"p2", 70})
+			s.entry.captures = append(s.entry.captures, capture{"p2", 70})
 			s.payment(t, `{"payments":[{"paymentId":"p1","amount":500},{"paymentId":"p2","amount":70}],"refunds":[{"refundId":"f2","paymentId":"p2","amount":70,"status":"requested"}]}`)
 		}, faultMoney, "refund f2 is requested", true},
 		"refund of nobody's money": {func(t *testing.T, s *story) {
@@ -260,20 +260,20 @@ func TestClosedWithoutDeliveryKeepsNoMoney(t *testing.T) {
 	t.Parallel()
 	s := delivered(t)
 	// Cancelled while placed and paid.
-	s.h.events = s.h.events[:2]
+	s.queried.events = s.queried.events[:2]
 	s.append(t, "ORDER_CANCELLED", nil)
-	s.r.acks = s.r.acks[:1]
-	s.r.receipts = nil
+	s.entry.acks = s.entry.acks[:1]
+	s.entry.receipts = nil
 	s.tell(s.restaurant, kindNew, 0, "")
 	for v := 2; v <= 3; v++ {
 		s.tell(s.customer, kindUpdate, v, "")
 		s.tell(s.restaurant, kindUpdate, v, "")
 	}
-	s.h.order.Version, s.h.order.Status, s.h.order.PaymentStatus = 3, "cancelled", "refund_pending"
+	s.queried.order.Version, s.queried.order.Status, s.queried.order.PaymentStatus = 3, "cancelled", "refund_pending"
 	if v := s.judge(); len(v.faults) > 0 || len(v.waiting) != 2 {
 		t.Errorf("before the refund: faults %v, waiting %v", v.faults, v.waiting)
 	}
-	s.h.order.PaymentStatus = "refunded"
+	s.queried.order.PaymentStatus = "refunded"
 	s.payment(t, `{"payments":[{"paymentId":"p1","amount":500}],"refunds":[{"refundId":"f","paymentId":"p1","amount":500,"status":"succeeded"}]}`)
 	if v := s.judge(); len(v.faults) > 0 || len(v.waiting) != 2 { // order:update refunded, two parties
 		t.Errorf("after the refund, before its messages: faults %v, waiting %v", v.faults, v.waiting)

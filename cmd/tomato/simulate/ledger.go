@@ -39,8 +39,8 @@ func newLedger() *ledger {
 	}
 }
 
-// moved notes that the run has made progress.
-func (l *ledger) moved() { l.lastProgress.Store(time.Now().UnixNano()) }
+// noteProgress notes that the run has made progress.
+func (l *ledger) noteProgress() { l.lastProgress.Store(time.Now().UnixNano()) }
 
 // addParty enters a party.
 func (l *ledger) addParty(role domain.Role, id string) *party {
@@ -113,7 +113,7 @@ func (l *ledger) placed(e *orderEntry, v orderView) {
 
 // acknowledged enters a command that succeeded, and the order in its answer.
 func (l *ledger) acknowledged(e *orderEntry, command, rider string, v orderView, token string) {
-	l.moved()
+	l.noteProgress()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.acks = append(e.acks, ack{command, rider, v.Version, v.Status, v.PaymentStatus})
@@ -159,7 +159,7 @@ func (l *ledger) addReceipt(e *orderEntry, m message) {
 		if s.version == 0 {
 			s.tag = l.tag(m.data.PaymentStatus)
 		}
-		l.moved()
+		l.noteProgress()
 	case kindRiderAssigned:
 		s.tag = l.tag(m.data.RiderID)
 	}

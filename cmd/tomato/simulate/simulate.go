@@ -172,7 +172,7 @@ func (s *simulation) play(ctx context.Context) error {
 
 	show := newProgress(s.opt.Progress, len(s.town.purchases))
 	others.Go(func() { show.run(running, s) })
-	s.ledger.moved()
+	s.ledger.noteProgress()
 	s.placeAll(running)
 	show.phase("reconciling")
 	audit.reconcile(running)

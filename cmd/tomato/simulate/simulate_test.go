@@ -42,7 +42,7 @@ func TestARunAgainstATruthfulServerBreaksNothing(t *testing.T) {
 	rep := play(t, f, Options{Orders: 300, Seed: 7, Out: &out})
 	t.Log("\n" + out.String())
 	if rep.Broken() != 0 {
-		t.Errorf("%d broken promises of a server that keeps all", rep.Broken())
+		t.Errorf("%d broken promises of a server that keeps all of them", rep.Broken())
 	}
 	if rep.Acknowledged != 300 || rep.Statuses["delivered"] < 200 || rep.Statuses["rejected"] == 0 || rep.Statuses["cancelled"] == 0 {
 		t.Errorf("acknowledged %d, %v", rep.Acknowledged, rep.Statuses)
