@@ -432,9 +432,9 @@ func (h *Hub) passed(ctx context.Context, t eventlog.Token) error {
 	})
 }
 
-// reachedCursor waits until this hub has published everything that the cursor
-// names; another instance, which was ahead, may have made it. The error is ctx's cause, or eventlog.ErrUnknownToken where the cursor
-// is beyond the end of a log.
+// reachedCursor waits until this hub has published everything that the cursor names.
+// Another instance, which was ahead, may have made the cursor. The error is ctx's
+// cause, or eventlog.ErrUnknownToken if the cursor is beyond the end of a log.
 func (h *Hub) reachedCursor(ctx context.Context, c *cursor) error {
 	return h.wait(ctx, c.token(), func() bool { return h.ready && (c.partitions != h.at.partitions || h.at.reached(&c.positions)) })
 }
