@@ -218,6 +218,9 @@ func (p *Process) wait(ctx context.Context, tick *time.Ticker) error {
 // Addr returns the host:port that clients connect to.
 func (p *Process) Addr() string { return p.addr }
 
+// PID returns the id of the process.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Dir returns the directory of the process. It may be started again after the process
 // has ended.
 func (p *Process) Dir() string { return p.dir }

@@ -127,6 +127,10 @@ func Start(ctx context.Context, dir string, opts Options) (_ *Cluster, err error
 // URL returns the postgres:// URL to connect to. It contains the password.
 func (c *Cluster) URL() string { return c.url }
 
+// PID returns the id of the process of Postgres. The processes that serve connections
+// are its children.
+func (c *Cluster) PID() int { return c.cmd.Process.Pid }
+
 // Done is closed when Postgres has ended, for whatever reason.
 func (c *Cluster) Done() <-chan struct{} { return c.done }
 

@@ -5,24 +5,29 @@
 // rounds. The first round is a warm-up and is left out.
 //
 // Everything runs on this machine. This process contains the callers and the server;
-// the benches feed and takeover start a server in a process of its own. The broker and
+// the benches feed, takeover and town start a server in a process of its own. The broker and
 // the database are private ones in a temporary directory, unless others are
 // configured.
 //
 // The files, in reading order:
 //
 //	bench.go         the command, and what all benches share
+//	processes.go     starts the broker, the database and servers; their processor time
 //	load.go          callers that measure latencies, and HTTP connections for them
 //	commands.go      the bench commands; orders that go through their life
 //	orders_ready.go  the bench orders-ready
+//	town_setup.go    sets up the towns of orders-ready and town
 //	live.go          writes live orders into the logs, for takeover and shards
-//	takeover.go      the bench takeover; a server in a process of its own
+//	takeover.go      the bench takeover
 //	shards.go        the bench shards
 //	log.go           the bench consume; a log of orders for consumers
 //	poison.go        the part of consume that measures poison events
 //	project.go       the benches project and rebuild
 //	riders.go        the bench riders
 //	feed.go          the bench feed
+//	town.go          the bench town
+//	town_order.go    one order of town, from its placing to its delivery
+//	town_kept.go     what town's orders leave in the logs for ever
 package bench
 
 import (
@@ -35,10 +40,7 @@ import (
 	"log/slog"
 	"maps"
 	"math"
-	"net/http"
-	"net/url"
 	"os"
-	"path/filepath"
 	"runtime"
 	"runtime/pprof"
 	"slices"
@@ -46,29 +48,24 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/twmb/franz-go/pkg/kadm"
-
 	"tomato/cmd/tomato/server"
 	"tomato/cmd/tomato/settings"
-	"tomato/commandside/shard"
 	"tomato/domain"
 	"tomato/eventlog"
-	"tomato/eventlog/kafkaprocess"
 	"tomato/httpapi"
-	"tomato/migrations/cluster"
 )
 
 // Cmd is the command bench: its flags, and what Run measures.
 type Cmd struct {
 	settings.Kafka
 	settings.Database
-	Name        string        `arg:"" enum:"commands,orders-ready,takeover,shards,consume,project,rebuild,riders,feed" help:"commands, orders-ready, takeover, shards, consume, project, rebuild, riders or feed."`
+	Name        string        `arg:"" enum:"commands,orders-ready,takeover,shards,consume,project,rebuild,riders,feed,town" help:"commands, orders-ready, takeover, shards, consume, project, rebuild, riders, feed or town."`
 	JSON        bool          `name:"json" help:"The rows as one JSON object. A ratio is value / limit."`
 	Broker      string        `enum:"embedded,kafka," default:"" help:"Which broker to start where KAFKA_BROKERS is unset: embedded (default), or kafka: Apache Kafka, which needs Java."`
 	Rounds      int           `default:"5" help:"How often each figure is taken, after one warm-up; the median is reported. 1 to 50."`
 	Duration    time.Duration `default:"2s" help:"How long one round goes on where it is not a count. 10ms to 5m."`
-	Count       int           `help:"Orders (orders-ready: in a burst; takeover, shards: live ones, with their payments; project, rebuild, consume: in the log, with 6 events each), riders (riders) or connections (feed). Default: that of the bench. 1 to 1,000,000."`
+	Count       int           `aliases:"orders" help:"Also --orders. Orders (orders-ready: in a burst; town: from placing to delivery; takeover, shards: live ones, with their payments; project, rebuild, consume: in the log, with 6 events each), riders (riders) or connections (feed). Default: that of the bench. 1 to 1,000,000."`
+	Concurrency int           `default:"32" help:"Orders that are under way at the same time (town). 1 to 100."`
 	CPUProfile  string        `name:"cpuprofile" placeholder:"FILE" help:"Write a CPU profile of what is measured. The limit's part has the label part=limit (go tool pprof -tagignore limit)."`
 	MemProfile  string        `name:"memprofile" placeholder:"FILE" help:"Write a heap profile of what the shards hold (shards)."`
 	DataDir     string        `name:"data-dir" hidden:"" help:"Where to put the temporary directory."`
@@ -101,6 +98,8 @@ func (c Cmd) validate() error {
 		return settings.Usage("--duration must be 10ms to 5m")
 	case c.Count < 0 || c.Count > 1_000_000:
 		return settings.Usage("--count must be 1 to 1,000,000")
+	case c.Name == "town" && (c.Concurrency < 1 || c.Concurrency > maxTownConcurrency):
+		return settings.Usage("--concurrency must be 1 to %d", maxTownConcurrency)
 	case c.Partitions < 1 || c.Partitions > 1024:
 		return settings.Usage("--partitions must be 1 to 1024")
 	case len(c.Brokers) > 0 && c.Broker == "embedded":
@@ -127,7 +126,7 @@ func (c Cmd) Run(ctx context.Context) (err error) {
 	}
 	measure := map[string]func(context.Context) error{
 		"commands": b.commands, "orders-ready": b.ordersReady, "takeover": b.takeover, "shards": b.shards, "consume": b.consume,
-		"project": b.project, "rebuild": b.rebuild, "riders": b.riders, "feed": b.feed,
+		"project": b.project, "rebuild": b.rebuild, "riders": b.riders, "feed": b.feed, "town": b.town,
 	}[c.Name]
 	if err := measure(ctx); err != nil {
 		return fmt.Errorf("bench %s: %w", c.Name, err)
@@ -139,15 +138,17 @@ func (c Cmd) Run(ctx context.Context) (err error) {
 // run is one run of a bench: what it has started, and its rows.
 type run struct {
 	Cmd
-	dir       string // temporary
-	kafka     eventlog.Config
-	serverURL string // of Postgres; DatabaseURL is one of the bench's own databases there
-	log       *slog.Logger
-	report    Report
-	started   int // servers
-	databases int
-	stops     []func(context.Context) error
-	profiled  *os.File
+	dir         string // temporary
+	kafka       eventlog.Config
+	serverURL   string // of Postgres; DatabaseURL is one of the bench's own databases there
+	log         *slog.Logger
+	report      Report
+	brokerPID   int // 0: the broker is no process that the bench has started
+	postgresPID int // 0: the bench has not started Postgres
+	started     int // servers
+	databases   int
+	stops       []func(context.Context) error
+	profiled    *os.File
 
 	heapProfiled bool
 }
@@ -169,168 +170,6 @@ func (b *run) close() error {
 // rows.
 func (b *run) tell(format string, args ...any) {
 	fmt.Fprintf(b.progressOut, "bench "+b.Name+": "+format+"\n", args...)
-}
-
-// open starts the broker and the database.
-func (b *run) open(ctx context.Context) (err error) {
-	b.log = slog.New(slog.NewTextHandler(b.progressOut, &slog.HandlerOptions{Level: logLevel()}))
-	if b.dir, err = os.MkdirTemp(b.DataDir, "tomato-bench-"); err != nil {
-		return err
-	}
-	b.onStop(func(context.Context) error { return os.RemoveAll(b.dir) })
-	b.report.Broker = "kafka"
-	switch {
-	case len(b.Brokers) > 0:
-		if err := b.checkAlone(ctx); err != nil {
-			return err
-		}
-	case b.Broker == "kafka":
-		b.tell("starting Apache Kafka")
-		kctx, cancel := context.WithTimeout(ctx, 5*time.Minute) // the jars may have to be fetched
-		defer cancel()
-		p, err := kafkaprocess.Start(kctx, filepath.Join(b.dir, "kafka"), kafkaprocess.Options{})
-		if err != nil {
-			return err
-		}
-		b.onStop(p.Stop)
-		b.Brokers = []string{p.Addr()}
-	default:
-		b.report.Broker = "embedded"
-		e, err := eventlog.StartBroker(filepath.Join(b.dir, "broker"), "127.0.0.1:0")
-		if err != nil {
-			return err
-		}
-		b.onStop(func(context.Context) error { e.Close(); return nil })
-		b.Brokers = []string{e.Addr()}
-	}
-	b.kafka = b.Kafka.Config("tomato-bench")
-	if b.serverURL = b.DatabaseURL; b.serverURL == "" {
-		b.tell("starting a private Postgres")
-		pg, err := cluster.Start(ctx, filepath.Join(b.dir, "postgres"), cluster.Options{})
-		if err != nil {
-			return err
-		}
-		b.onStop(pg.Stop)
-		b.serverURL = pg.URL()
-	}
-	// The bench needs a database of its own even if one is configured, because the
-	// read models in the configured one belong to another log.
-	var drop func(context.Context) error
-	if b.DatabaseURL, drop, err = b.newDatabase(ctx); err != nil {
-		return err
-	}
-	b.onStop(drop)
-	return nil
-}
-
-// checkAlone fails if a serve works with these brokers. The bench would fill the log of
-// that serve, and the two would share the shards.
-func (b *run) checkAlone(ctx context.Context) error {
-	client, err := b.Kafka.Config("tomato-bench").NewClient()
-	if err != nil {
-		return settings.UsageError{Err: err}
-	}
-	defer client.Close()
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	var groups kadm.DescribedGroups
-	var last error
-	err = until(ctx, func() (bool, error) { // repeated, because a new broker has no coordinator at first
-		groups, last = kadm.NewClient(client).DescribeGroups(ctx, shard.Group)
-		return last == nil, nil
-	})
-	if err != nil {
-		return fmt.Errorf("brokers %v: %w", b.Brokers, errors.Join(last, err))
-	}
-	if n := len(groups[shard.Group].Members); n > 0 {
-		return settings.Usage("%d serve with brokers %v: a bench writes orders to the log, so it needs brokers of its own", n, b.Brokers)
-	}
-	return nil
-}
-
-// newDatabase makes a database in the server at b.serverURL. It returns the database's
-// URL and a function that drops it.
-func (b *run) newDatabase(ctx context.Context) (databaseURL string, drop func(context.Context) error, err error) {
-	given, err := url.Parse(b.serverURL)
-	if err != nil {
-		return "", nil, settings.Usage("DATABASE_URL: %w", err)
-	}
-	b.databases++
-	name := fmt.Sprintf("tomato_bench_%d_%d_%d", os.Getpid(), time.Now().UnixMilli(), b.databases)
-	do := func(ctx context.Context, sql string) error {
-		conn, err := pgx.Connect(ctx, b.serverURL)
-		if err != nil {
-			return settings.Usage("DATABASE_URL: %w", err)
-		}
-		_, err = conn.Exec(ctx, sql)
-		return errors.Join(err, conn.Close(ctx))
-	}
-	if err := do(ctx, "CREATE DATABASE "+name); err != nil {
-		return "", nil, fmt.Errorf("a bench makes databases of its own beside the given one: %w", err)
-	}
-	given.Path = "/" + name
-	return given.String(), func(ctx context.Context) error { return do(ctx, "DROP DATABASE "+name+" WITH (FORCE)") }, nil
-}
-
-// serveConfig returns the configuration of a serve with the defaults and these roles.
-// Its deadlines are so long that none of them passes while something is measured.
-func (b *run) serveConfig(roles ...string) (server.Config, error) {
-	s, err := server.ParseConfig()
-	if err != nil {
-		return server.Config{}, err
-	}
-	b.started++
-	s.DataDir, s.LogLevel = filepath.Join(b.dir, fmt.Sprint("serve", b.started)), strings.ToLower(logLevel().String())
-	s.Kafka, s.DatabaseURL = b.Kafka, b.DatabaseURL
-	s.Role, s.HTTPAddr, s.Advertised = roles, "127.0.0.1:0", ""
-	s.Secrets = settings.Secrets{JWTSecret: benchSecret, ClusterKey: benchClusterKey, InternalKey: benchSecret, WebhookSecrets: []string{benchSecret}}
-	s.JWTIssuer, s.JWTAudience, s.KeyID, s.KeySecret = "", "", "", ""
-	s.PaymentTTL, s.AcceptTTL, s.OfferTTL, s.PositionAge = settings.Duration(12*time.Hour), settings.Duration(12*time.Hour), settings.Duration(12*time.Hour), settings.Duration(12*time.Hour)
-	s.OfferRadii, s.OfferLimit, s.SearchWait = []int{5000, 8000, 12000}, 50, settings.Duration(500*time.Millisecond)
-	return s, nil
-}
-
-// The secrets of the servers that a bench starts. They may be public, because these
-// servers listen on 127.0.0.1 and end with the bench.
-const (
-	benchSecret     = "a secret of servers that nobody else talks to"
-	benchClusterKey = "the cluster key of servers that nobody else talks to"
-)
-
-// serve starts a server in this process and returns when it is ready.
-func (b *run) serve(ctx context.Context, c server.Config, o server.Options) (*server.Server, error) {
-	s, err := server.Start(ctx, c, o)
-	if err != nil {
-		return nil, err
-	}
-	b.onStop(func(context.Context) error { return s.Close() })
-	return s, ready(ctx, s.URL())
-}
-
-// ready waits until the server at base answers that it is ready.
-func ready(ctx context.Context, base string) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
-	defer cancel()
-	var last string
-	err := until(ctx, func() (bool, error) {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/readyz", nil)
-		if err != nil {
-			return false, err
-		}
-		res, err := http.DefaultClient.Do(req)
-		if err != nil {
-			last = err.Error()
-			return false, nil
-		}
-		defer res.Body.Close()
-		body, _ := io.ReadAll(io.LimitReader(res.Body, 4<<10)) // only used in the text of an error
-		last = string(body)
-		return res.StatusCode == http.StatusOK && strings.Contains(last, `"status":"ready"`), nil
-	})
-	if err != nil {
-		return fmt.Errorf("the server does not become ready: %w: %s", err, last)
-	}
-	return nil
 }
 
 // until calls condition every 20 ms until it returns true or an error, or until ctx

@@ -145,7 +145,7 @@ func (b *run) commands(ctx context.Context) error {
 	if _, err := closedLoop(ctx, len(first), b.Duration/2, func(ctx context.Context, n int) error { return first[n].next(ctx) }); err != nil {
 		return err
 	}
-	bare, err := b.newBare(ctx, s)
+	bare, err := b.newBare(ctx, eventlog.Orders)
 	if err != nil {
 		return err
 	}
@@ -300,10 +300,10 @@ type bare struct {
 }
 
 // newBare returns a bare producer. Its samples are records that the shards have
-// appended.
-func (b *run) newBare(ctx context.Context, s *server.Server) (*bare, error) {
+// appended to these topics.
+func (b *run) newBare(ctx context.Context, topics ...string) (*bare, error) {
 	l := &bare{}
-	ends, err := endsOf(ctx, b.kafka, eventlog.Orders)
+	ends, err := endsOf(ctx, b.kafka, topics...)
 	if err != nil {
 		return nil, err
 	}

@@ -75,10 +75,15 @@ func latencies(took []time.Duration) map[string]float64 {
 // needs much less of the processor than the client of net/http, which would take the
 // processor from the server on the same machine. Not for concurrent use.
 type httpConn struct {
-	addr   string
-	conn   net.Conn
-	used   time.Time
-	key    string // X-Internal-Key; "" means none
+	addr string
+	conn net.Conn
+	used time.Time
+	key  string // X-Internal-Key; "" means none
+
+	idempotencyKey   string // "" means none
+	consistencyToken string // "" means none
+	status           int    // of the last answer; 0 if there was none
+
 	r      *bufio.Reader
 	out    []byte
 	header http.Header // of the last answer
@@ -132,6 +137,7 @@ func (c *httpConn) dial() (err error) {
 // do sends a request and reads the answer into header and body. Any status but 2xx is
 // an error.
 func (c *httpConn) do(method, path, token string, body []byte) error {
+	c.status = 0
 	if err := c.dial(); err != nil {
 		return err
 	}
@@ -139,6 +145,12 @@ func (c *httpConn) do(method, path, token string, body []byte) error {
 	c.out = fmt.Appendf(c.out[:0], "%s %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n", method, path, c.addr, token, len(body))
 	if c.key != "" {
 		c.out = fmt.Appendf(c.out, "X-Internal-Key: %s\r\n", c.key)
+	}
+	if c.idempotencyKey != "" {
+		c.out = fmt.Appendf(c.out, "Idempotency-Key: %s\r\n", c.idempotencyKey)
+	}
+	if c.consistencyToken != "" {
+		c.out = fmt.Appendf(c.out, "Consistency-Token: %s\r\n", c.consistencyToken)
 	}
 	if len(body) > 0 {
 		c.out = append(c.out, "Content-Type: application/json\r\n"...)
@@ -155,7 +167,7 @@ func (c *httpConn) do(method, path, token string, body []byte) error {
 		return err
 	}
 	defer res.Body.Close()
-	c.header = res.Header
+	c.header, c.status = res.Header, res.StatusCode
 	c.body.Reset()
 	if _, err = c.body.ReadFrom(res.Body); err != nil {
 		return err

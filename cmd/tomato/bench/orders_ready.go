@@ -14,11 +14,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"tomato/cmd/tomato/server"
-	"tomato/commandside/shard"
 	"tomato/domain"
-	"tomato/domain/nearby"
 	"tomato/domain/order"
-	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/httpapi"
 	"tomato/projections"
@@ -34,23 +31,6 @@ const (
 	readyOrdersPerS   = 50
 	readyReceiptLimit = 2 * time.Minute
 )
-
-func townRestaurant(n int) string { return fmt.Sprint("bench-restaurant-", n%townRestaurants) }
-
-func townRider(n, i int) string { return fmt.Sprintf("bench-rider-%d-%d", n, i) }
-
-// townPlace returns the position of restaurant n. Restaurants are at least 20 km apart.
-func townPlace(n int) domain.Point {
-	return domain.Point{Lng: 70 + 0.25*float64(n%20), Lat: 10 + 0.25*float64(n/20)}
-}
-
-// riderPlace returns the position of a rider. It is within 4.5 km of the restaurant,
-// because 0.04 degrees of latitude are 4.4 km.
-func riderPlace(n, i int) domain.Point {
-	p := townPlace(n)
-	p.Lat += 0.004 * float64(i+1)
-	return p
-}
 
 // ordersReady measures the time from the request that says that the food is ready to
 // the offer on a rider's connection. The whole path is included: HTTP, shard, Kafka,
@@ -71,7 +51,15 @@ func (b *run) ordersReady(ctx context.Context) error {
 		orders = townOrders
 	}
 	b.tell("%d restaurants, %d riders", townRestaurants, townRestaurants*townRidersEach)
-	if err := b.buildTown(ctx, s); err != nil {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(setupConns)
+	for n := range townRestaurants {
+		g.Go(func() error { return kitchen(gctx, s, townRestaurant(n), townPlace(n)) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if err := registerRiders(ctx, s.URL(), townRestaurants); err != nil {
 		return err
 	}
 	offers := &offers{}
@@ -108,80 +96,6 @@ func (b *run) ordersReady(ctx context.Context) error {
 	b.add("e2e_p99_ms", "ms", steady["p99_ms"], 0)
 	b.add("e2e_http_p50_ms", "ms", steady["http_p50_ms"], 0)
 	return nil
-}
-
-// buildTown registers restaurants and riders, and returns when a search finds all the
-// riders.
-func (b *run) buildTown(ctx context.Context, s *server.Server) error {
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(64)
-	for n := range townRestaurants {
-		g.Go(func() error { return kitchen(gctx, s, townRestaurant(n), townPlace(n)) })
-		for i := range townRidersEach {
-			g.Go(func() error {
-				id := townRider(n, i)
-				for _, c := range []domain.Command{rider.Put{RiderID: id, Name: "Asha"}, rider.Verify{}, rider.GoOnline{}} {
-					if _, err := s.Shards().Execute(gctx, shard.Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: c}); err != nil {
-						return err
-					}
-				}
-				return nil
-			})
-		}
-	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	type position struct {
-		RiderID  string       `json:"riderId"`
-		Location domain.Point `json:"location"`
-	}
-	var positions struct {
-		Positions []position `json:"positions"`
-	}
-	searches := make([]nearby.Search, townRestaurants)
-	for n := range townRestaurants {
-		for i := range townRidersEach {
-			positions.Positions = append(positions.Positions, position{townRider(n, i), riderPlace(n, i)})
-		}
-		searches[n] = nearby.Search{Point: townPlace(n), RadiusMeters: 5000, Limit: 50}
-	}
-	if err := report(s.URL(), positions); err != nil {
-		return err
-	}
-	fctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	err := until(fctx, func() (bool, error) {
-		found, _, err := s.ReadModels().Nearest(fctx, searches, time.Hour, nil, 0)
-		if err != nil {
-			return false, err
-		}
-		for _, f := range found {
-			if len(f) != townRidersEach {
-				return false, nil
-			}
-		}
-		return true, nil
-	})
-	if err != nil {
-		return fmt.Errorf("the riders are not found: %w", err)
-	}
-	return nil
-}
-
-// report sends positions in bulk.
-func report(url string, positions any) error {
-	token, err := tokens{}.of(benchOps)
-	if err != nil {
-		return err
-	}
-	body, err := json.Marshal(positions)
-	if err != nil {
-		return err
-	}
-	conn := newHTTPConn(url)
-	defer conn.close()
-	return conn.do("POST", "/v1/rider-locations", token, body)
 }
 
 // offers notes when the riders' connections receive the first offer of each expected

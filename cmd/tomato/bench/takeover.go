@@ -5,19 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"tomato/cmd/tomato/server"
-	"tomato/cmd/tomato/settings"
 	"tomato/commandside/shard"
 	"tomato/domain"
 	"tomato/domain/rider"
@@ -229,84 +225,4 @@ func (c *child) shards(ctx context.Context) ([]shard.Status, error) {
 	var body struct{ Items []shard.Status }
 	err = json.NewDecoder(resp.Body).Decode(&body)
 	return body.Items, err
-}
-
-// child is a serve in a process of its own.
-type child struct {
-	cmd  *exec.Cmd
-	url  string
-	done chan error // has the result of cmd.Wait once the process has ended; whoever takes it puts it back
-}
-
-// startChild starts a serve with the bench's broker and database, and returns
-// when it is ready.
-func (b *run) startChild(ctx context.Context, roles ...string) (*child, error) {
-	c, err := b.serveConfig(roles...)
-	if err != nil {
-		return nil, err
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.Command(self, "serve", "--role", strings.Join(roles, ","), "--data-dir", c.DataDir, "--http-addr", c.HTTPAddr, "--log-level", "error",
-		"--partitions", fmt.Sprint(b.Partitions), "--replication", fmt.Sprint(b.Replication))
-	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool {
-		return strings.HasPrefix(v, "TOMATO_") && !strings.HasPrefix(v, "TOMATO_BENCH_")
-	}), "KAFKA_BROKERS="+strings.Join(b.Brokers, ","), "DATABASE_URL="+b.DatabaseURL,
-		"TOMATO_JWT_SECRET="+benchSecret, "TOMATO_CLUSTER_KEY="+benchClusterKey, "TOMATO_INTERNAL_KEY="+benchSecret, "TOMATO_RAZORPAY_WEBHOOK_SECRETS="+benchSecret)
-	cmd.Stderr = b.progressOut
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	ch := &child{cmd: cmd, done: make(chan error, 1)}
-	go func() { ch.done <- cmd.Wait() }()
-	b.onStop(func(context.Context) error { ch.kill(); return nil })
-	wctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	err = until(wctx, func() (bool, error) {
-		select {
-		case err := <-ch.done:
-			ch.done <- err
-			return false, fmt.Errorf("a server ended: %w", err)
-		default:
-		}
-		r, err := settings.ReadRunning(c.DataDir)
-		if errors.Is(err, fs.ErrNotExist) {
-			return false, nil
-		}
-		ch.url = r.URL
-		return err == nil, err
-	})
-	if err == nil {
-		err = ready(ctx, ch.url)
-	}
-	if err != nil {
-		ch.kill()
-		return nil, err
-	}
-	return ch, nil
-}
-
-// kill ends the process if it has not ended, and waits until it has.
-func (c *child) kill() {
-	_ = c.cmd.Process.Kill() // fails if the process has ended, which does not matter
-	err := <-c.done
-	c.done <- err
-}
-
-// residentKiB returns the resident memory of the process in KiB, or 0 if it is not
-// known.
-func (c *child) residentKiB() float64 {
-	b, err := os.ReadFile(filepath.Join("/proc", fmt.Sprint(c.cmd.Process.Pid), "status"))
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(b)) {
-		var kib float64
-		if n, _ := fmt.Sscanf(line, "VmRSS: %f kB", &kib); n == 1 {
-			return kib
-		}
-	}
-	return 0
 }
