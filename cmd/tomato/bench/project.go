@@ -18,23 +18,30 @@ import (
 	"tomato/projections"
 )
 
+// serveHistory starts a server that owns the shards and projects, with a history in
+// its logs that the orders read model has read.
+func (b *run) serveHistory(ctx context.Context) (*server.Server, history, error) {
+	c, err := b.serveConfig(server.RoleCommand, server.RoleProject)
+	if err != nil {
+		return nil, history{}, err
+	}
+	s, err := b.serve(ctx, c, server.Options{})
+	if err != nil {
+		return nil, history{}, err
+	}
+	h, err := b.writeHistory(ctx, s)
+	if err != nil {
+		return nil, history{}, err
+	}
+	return s, h, passed(ctx, s.ReadModels(), h.token(), projections.Orders)
+}
+
 // project measures how fast the orders read model reads an existing log into an empty
 // database. It also measures how soon a query shows the event of a command. The limit
 // is the simplest possible consumer: it does one upsert per event.
 func (b *run) project(ctx context.Context) error {
-	c, err := b.serveConfig(server.RoleCommand, server.RoleProject)
+	s, h, err := b.serveHistory(ctx)
 	if err != nil {
-		return err
-	}
-	s, err := b.serve(ctx, c, server.Options{})
-	if err != nil {
-		return err
-	}
-	h, err := b.writeHistory(ctx, s)
-	if err != nil {
-		return err
-	}
-	if err := passed(ctx, s.ReadModels(), h.token(), projections.Orders); err != nil {
 		return err
 	}
 	const table = `CREATE TABLE bench_limit (id text PRIMARY KEY, version bigint NOT NULL, state text NOT NULL)`
@@ -226,19 +233,8 @@ func (b *run) visible(ctx context.Context, s *server.Server, upsert func(context
 // serves. The limit reads the same topic, and copies the same rows into tables with
 // the same indexes. It does not make the rows from the events.
 func (b *run) rebuild(ctx context.Context) error {
-	c, err := b.serveConfig(server.RoleCommand, server.RoleProject)
+	s, h, err := b.serveHistory(ctx)
 	if err != nil {
-		return err
-	}
-	s, err := b.serve(ctx, c, server.Options{})
-	if err != nil {
-		return err
-	}
-	h, err := b.writeHistory(ctx, s)
-	if err != nil {
-		return err
-	}
-	if err := passed(ctx, s.ReadModels(), h.token(), projections.Orders); err != nil {
 		return err
 	}
 	tables, err := copyOut(ctx, s)
