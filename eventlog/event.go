@@ -12,12 +12,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// The record types of aggregate topics that concern no aggregate: they have
-// neither key nor version.
-const (
-	ShardClaimed = "SHARD_CLAIMED"
-	ShardSeen    = "SHARD_SEEN"
-)
+// ShardClaimed is the one record type of aggregate topics that concerns no aggregate:
+// such a record has neither key nor version.
+const ShardClaimed = "SHARD_CLAIMED"
 
 // Event is one record in CloudEvents 1.0 Kafka binary mode: attributes in
 // headers, data in the value (github.com/cloudevents/spec, kafka-protocol-binding).
@@ -27,8 +24,8 @@ type Event struct {
 	Source        string    // ce_source
 	Type          string    // ce_type
 	Time          time.Time // ce_time, UTC
-	Subject       string    // ce_subject and record key: the aggregate id; "" for claims and no-op barriers
-	Version       int64     // of the aggregate, after this event; 0 for claims and no-op barriers
+	Subject       string    // ce_subject and record key: the aggregate id; "" for claims
+	Version       int64     // of the aggregate, after this event; 0 for claims
 	Term          int64     // of the writer's claim on this partition
 	Seq           int64     // within the term on this partition; 0 for claims
 	CausationID   string    // ce_causationid, where known

@@ -178,7 +178,6 @@ func TestReaderRule(t *testing.T) {
 		"a deposed writer's are invalid":                  {{claim(1), true}, {event(1, 1), true}, {claim(2), true}, {event(1, 2), false}, {event(2, 1), true}},
 		"the first claim of a term wins":                  {{claim(1), true}, {claim(1), false}, {event(1, 1), true}},
 		"a claim does not skip terms":                     {{claim(1), true}, {claim(3), false}, {event(3, 1), false}, {event(1, 1), true}},
-		"a SEEN takes a seq as an event does":             {{claim(1), true}, {&eventlog.Event{Type: eventlog.ShardSeen, Term: 1, Seq: 1}, true}, {event(1, 1), false}, {event(1, 2), true}},
 		"an event of a term to come does not count":       {{claim(1), true}, {event(2, 1), false}, {claim(2), true}, {event(2, 1), true}},
 		"what carries no term is invalid at every moment": {{event(0, 0), false}, {event(0, 1), false}, {claim(0), false}, {claim(1), true}, {event(0, 1), false}},
 	} {

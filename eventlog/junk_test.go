@@ -51,7 +51,6 @@ func TestTakeIsTheOnePolicy(t *testing.T) {
 		"a subject that is no text":      {event("ce_subject", "\xff\x00"), false, eventlog.SkipNoAggregate, false},
 		"a claim with all of an event":   {event("ce_type", eventlog.ShardClaimed, "term", "5"), false, "", false},
 		"a claim of another term":        {event("ce_type", eventlog.ShardClaimed, "term", "6"), false, eventlog.SkipNotNext, false},
-		"a SEEN with all of an event":    {event("ce_type", eventlog.ShardSeen), false, "", false},
 	} {
 		rule := eventlog.Rule{Term: 4, Seq: 7}
 		e, err := eventlog.ParseRecord(c.r)

@@ -10,9 +10,9 @@ import "tomato/domain"
 //
 //   - A claim is valid if its term is the term of the last valid claim plus 1. The
 //     first claim has term 1.
-//   - An event, or a no-op barrier (SHARD_SEEN), is valid if its term is the term of
-//     the last valid claim, and its seq is the seq of the last valid record of that
-//     term plus 1. The first one after the claim has seq 1.
+//   - An event is valid if its term is the term of the last valid claim, and its seq is
+//     the seq of the last valid event of that term plus 1. The first event after the
+//     claim has seq 1.
 //   - All other records are invalid.
 //
 // The zero value is the rule at the start of a partition. A reader that starts in the
@@ -55,8 +55,7 @@ const (
 //     takes effect there. If it cannot, because e.Fault is not nil or this build does
 //     not know the event, it stops that aggregate and no other.
 //   - If skipped is not "", the reader skips the record, and counts it with this reason.
-//   - Otherwise the record is SHARD_CLAIMED or SHARD_SEEN, which are valid but belong to
-//     no aggregate.
+//   - Otherwise the record is a valid SHARD_CLAIMED, which belongs to no aggregate.
 func (r *Rule) Take(e *Event) (take bool, skipped string) {
 	switch {
 	case !r.Accepts(e):
@@ -64,7 +63,7 @@ func (r *Rule) Take(e *Event) (take bool, skipped string) {
 			return false, SkipNoEvent
 		}
 		return false, SkipNotNext
-	case e.Type == ShardClaimed || e.Type == ShardSeen:
+	case e.Type == ShardClaimed:
 		return false, ""
 	case !domain.ValidID(e.Subject):
 		return false, SkipNoAggregate

@@ -55,7 +55,7 @@ func TestEnsureCreatesWhatIsMissingOnceAndForAll(t *testing.T) {
 			}
 			got[r.Topic] = r
 		}
-		if want := 9 + 3*3; len(rows) != want {
+		if want := 10 + 3*3; len(rows) != want {
 			t.Errorf("%d topics, want %d", len(rows), want)
 		}
 		const day = 24 * 60 * 60 * 1000
@@ -65,7 +65,7 @@ func TestEnsureCreatesWhatIsMissingOnceAndForAll(t *testing.T) {
 		}{
 			"orders": {"delete", -1}, "payments": {"delete", -1}, "riders": {"delete", -1}, "restaurants": {"delete", -1},
 			"rider-locations": {"compact,delete", 7 * day}, "payment-webhooks": {"delete", 30 * day}, "feed": {"delete", day},
-			"shard-snapshots": {"compact", -1}, "shard-owners": {"compact", -1},
+			"shard-snapshots": {"compact", -1}, "shard-owners": {"compact", -1}, "shard-fence": {"delete", day / 4},
 			"payments.orders.retry-5s": {"delete", 30 * day}, "payments.pay-order.retry-30s": {"delete", 30 * day}, "orders.orders.dlq": {"delete", -1},
 		} {
 			if r := got[topic]; r.CleanupPolicy != want.policy || r.RetentionMS != want.ms {
@@ -79,7 +79,7 @@ func TestEnsureCreatesWhatIsMissingOnceAndForAll(t *testing.T) {
 		if err := eventlog.Ensure(ctx, adm, more); err != nil {
 			t.Fatal(err)
 		}
-		if rows, err = eventlog.Describe(ctx, adm, more); err != nil || len(rows) != 9+3*4 {
+		if rows, err = eventlog.Describe(ctx, adm, more); err != nil || len(rows) != 10+3*4 {
 			t.Errorf("%d topics, %v", len(rows), err)
 		}
 	})

@@ -14,7 +14,7 @@ import (
 )
 
 // everyTopic are those that Tomato reads.
-var everyTopic = append(eventlog.AggregateTopics[:], eventlog.RiderLocations, eventlog.PaymentWebhooks, eventlog.Feed, eventlog.ShardOwners, eventlog.ShardSnapshots)
+var everyTopic = append(eventlog.AggregateTopics[:], eventlog.RiderLocations, eventlog.PaymentWebhooks, eventlog.Feed, eventlog.ShardOwners, eventlog.ShardSnapshots, eventlog.ShardFence)
 
 // Records of any kind on any topic, while serve runs and before it starts, are
 // skipped and counted: commands, queries, feeds and rebuilds go on.

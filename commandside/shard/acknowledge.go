@@ -38,6 +38,10 @@ func (s *shard) takeAcks(ctx context.Context) {
 		if s.failed != nil {
 			return
 		}
+		if a.log == fenceLog {
+			s.takeCheckAck(ctx, a)
+			continue
+		}
 		l := &s.logs[a.log]
 		switch {
 		case l.fenced:
@@ -71,13 +75,11 @@ func (s *shard) acknowledgeOldest(l *partitionLog, offset int64) {
 	l.acked = p.ordinal
 	l.lastValid = offset
 	s.sinceCut++
-	if p.log == restaurants && p.own.call != nil { // this instance prices orders from the new state at once
+	if p.log == restaurants { // this instance prices orders from the new state at once
 		s.owner.Menus.learn(p.own.call.res.Restaurant)
 	}
 	s.owner.at(StepAppendValid, s.partition)
-	if p.own.call != nil {
-		s.acknowledgeWaiter(&p.own)
-	}
+	s.acknowledgeWaiter(&p.own)
 	for _, w := range p.waiters {
 		s.acknowledgeWaiter(w)
 	}
@@ -150,9 +152,6 @@ func (s *shard) isOwn(e *eventlog.Event, p *pending) bool {
 		return false
 	}
 	c := p.own.call
-	if c == nil {
-		return e.Type == eventlog.ShardSeen
-	}
 	if e.Subject != c.req.ID {
 		return false
 	}

@@ -51,7 +51,7 @@ func (s *shard) append(c *call, kind int, e *entry, ev domain.Event, scope keySc
 	}
 	c.res = res
 	s.awaitOtherLog(kind, e, s.produce(kind, &record, buffer, now, waiter{call: c, left: 1}))
-	s.barrierInterval = barrierIntervalMin
+	s.checkInterval = checkIntervalMin
 }
 
 // creates reports whether a command that appends an event creates a resource: an
@@ -82,8 +82,8 @@ var recordBuffers = sync.Pool{New: func() any { return new(eventlog.RecordBuffer
 
 const maxPooledData = 64 << 10 // bytes of event data; a larger buffer is not put back into recordBuffers
 
-// produce gives an event or no-op barrier to the outbox without waiting. It
-// returns its copy of own. All answers that awaited an append to this log are
+// produce gives an event to the outbox without waiting. It returns its copy of own.
+// All answers that awaited an append to this log are
 // confirmed when this one is acknowledged.
 func (s *shard) produce(kind int, e *eventlog.Event, buffer *eventlog.RecordBuffer, now time.Time, own waiter) *waiter {
 	l := &s.logs[kind]

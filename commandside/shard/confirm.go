@@ -5,17 +5,17 @@ import (
 
 	"tomato/domain"
 	"tomato/domain/payment"
-	"tomato/eventlog"
 )
 
 // This file owns the answers that append nothing, such as refusals and repeats. It
-// holds them back until a later append is acknowledged, and appends no-op barriers
-// (SHARD_SEEN) if nothing else is appended.
+// holds them back until they are confirmed: by a later append to each log that they
+// rest on, or by a SHARD_CHECK (fence.go) if nothing else is appended.
 
-// confirm holds back an answer that appends nothing. The answer leaves when a
-// record that was appended after its command came in is acknowledged, in every log
-// that the answer rests on. Only such an acknowledgement proves that this owner was
-// not deposed before, and that the state which the answer rests on is valid.
+// confirm holds back an answer that appends nothing. The answer leaves when an event
+// that was appended after its command came in is acknowledged in every log that the
+// answer rests on, or when a later SHARD_CHECK and the appends in flight are
+// acknowledged. Only that proves that this owner was not deposed before, and that the
+// state which the answer rests on is valid.
 func (s *shard) confirm(c *call, kind int, e *entry, res Result, err error) {
 	c.res, c.err = res, err
 	w := &waiter{call: c, left: 1}
@@ -53,37 +53,16 @@ func (s *shard) repeat(c *call, kind int, used keyUse) {
 	s.confirm(c, kind, e, res, nil)
 }
 
-// barrierDue returns when the next no-op barriers are to be appended: the zero time
-// if no answer waits for one, and not before now.
-func (s *shard) barrierDue(now time.Time) time.Time {
+// checkDue returns when the next SHARD_CHECK is to be appended: the zero time if no
+// answer waits for one, and not before now.
+func (s *shard) checkDue(now time.Time) time.Time {
 	for i := range s.logs {
 		if len(s.logs[i].awaiting) > 0 {
-			if at := s.lastBarrier.Add(s.barrierInterval); at.After(now) {
+			if at := s.lastCheck.Add(s.checkInterval); at.After(now) {
 				return at
 			}
 			return now
 		}
 	}
 	return time.Time{}
-}
-
-// appendBarriers appends a no-op barrier to each log that has awaiting answers.
-func (s *shard) appendBarriers(now time.Time) {
-	s.barrierAt = time.Time{}
-	s.lastBarrier = now
-	for i := range s.logs {
-		l := &s.logs[i]
-		if len(l.awaiting) == 0 {
-			continue
-		}
-		l.ordinal++
-		l.seq++
-		s.produce(i, &eventlog.Event{
-			ID:     l.eventID(s.partition),
-			Source: s.owner.source, Type: eventlog.ShardSeen, Time: domain.Time(now),
-			Term: l.rule.Term, Seq: l.seq, Data: []byte("{}"),
-		}, recordBuffers.Get().(*eventlog.RecordBuffer), now, waiter{})
-		s.owner.metrics.barriers.Inc()
-	}
-	s.barrierInterval = min(2*s.barrierInterval, barrierIntervalMax)
 }

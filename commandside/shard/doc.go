@@ -9,7 +9,8 @@
 //	           instance. The group subscribes to the topic orders alone and
 //	           fetches no records.
 //	opening    The instance reads the four logs to their ends, folds the valid
-//	           records, and then appends a claim with the next term to each log.
+//	           records, announces its claim on the topic shard-fence, and then
+//	           appends a claim with the next term to each log.
 //	serving    All four claims are known to be valid. The shard takes commands.
 //	leaving    The group has revoked the shard, or this instance stops. The shard
 //	           serves on until the next owner has claimed it, so that no command
@@ -46,7 +47,8 @@
 //	append.go            moves the state on and gives the event to the producer
 //	outbox.go            collects the appends of all shards into fewer produce requests
 //	acknowledge.go       compares offsets, answers callers, verifies unexpected offsets
-//	confirm.go           answers that append nothing, and the no-op barriers they wait for
+//	confirm.go           answers that append nothing, and what confirms them
+//	fence.go             the log shard-fence: announcing a claim, and checking that nobody has
 //	stop.go              how a shard fails or is deposed, and what its callers are told
 //
 // The state:

@@ -17,14 +17,14 @@ type partitionLog struct {
 	rule      eventlog.Rule // the reader rule, applied to all records before next
 	next      int64         // the offset that the oldest append in flight is expected to get
 	seq       int64         // seq of the last append under this claim
-	ordinal   int64         // ordinal of the last append, of an event or a no-op barrier
+	ordinal   int64         // ordinal of the last append
 	acked     int64         // ordinal of the last append that is acknowledged
 	inFlight  []*pending    // appends that are not acknowledged, oldest first
 	lastValid int64         // offset of the last record known to be valid; the consistency token of an answer names it
 
 	// awaiting are answers that rest on the state of this log at the time when
-	// their command came in. The next append to the log, of an event or a no-op
-	// barrier, confirms them.
+	// their command came in. The next append to the log confirms them, or a check
+	// (fence.go).
 	awaiting []*waiter
 
 	// deferred are commands that cannot be decided before an append of this log is
@@ -41,7 +41,7 @@ type pending struct {
 	ordinal int64
 	seq     int64
 	at      time.Time
-	own     waiter    // of the command that made the append; its call is nil for a no-op barrier
+	own     waiter    // of the command that made the append
 	waiters []*waiter // of other commands whose answer needs this append's acknowledgement
 }
 
@@ -61,7 +61,7 @@ type deferral struct {
 
 // ack is the producer's result for one append.
 type ack struct {
-	log     int
+	log     int // or fenceLog
 	ordinal int64
 	offset  int64
 	err     error

@@ -97,7 +97,7 @@ func TestAStoppedShardPassesOnWhatAppendedNothing(t *testing.T) {
 	l := &s.logs[orders]
 	awaiting.err = domain.Refuse(order.CodeNotPaid, "")
 	l.awaiting = []*waiter{{call: awaiting, left: 1}}
-	l.inFlight = []*pending{{ordinal: 1, waiters: []*waiter{{call: confirming, left: 1}}}}
+	l.inFlight = []*pending{{ordinal: 1, own: waiter{call: newCall(Request{Topic: eventlog.Orders}), left: 1}, waiters: []*waiter{{call: confirming, left: 1}}}}
 	l.deferred = []deferral{{1, deferred}}
 	if err := s.queue.put(queued); err != nil {
 		t.Fatal(err)
@@ -118,7 +118,7 @@ func TestALogThatLostRecordsIsClaimedAnew(t *testing.T) {
 	s := newLoop(t)
 	l := &s.logs[orders]
 	l.next, l.acked, l.ordinal = 100, 7, 8
-	l.inFlight = []*pending{{ordinal: 8, seq: 8, at: time.Now()}}
+	l.inFlight = []*pending{{ordinal: 8, seq: 8, at: time.Now(), own: waiter{call: newCall(Request{Topic: eventlog.Orders}), left: 1}}}
 	s.putAck(ack{log: orders, ordinal: 7, offset: 98})
 	s.takeAcks(t.Context())
 	if s.failed != nil {
@@ -141,7 +141,7 @@ func TestAnOfferOpensOnceItIsAcknowledged(t *testing.T) {
 		s := newLoop(t)
 		l := &s.logs[orders]
 		l.next, l.ordinal, l.seq = 10, 1, 1
-		l.inFlight = []*pending{{ordinal: 1, seq: 1, at: time.Now()}}
+		l.inFlight = []*pending{{ordinal: 1, seq: 1, at: time.Now(), own: waiter{call: newCall(Request{Topic: eventlog.Orders}), left: 1}}}
 		e := s.agg.begin(orders, "o")
 		e.last[0], e.order = 1, &order.State{ID: "o", Version: 6, Status: order.StatusReadyForRider, Round: 1, Wave: 1, WaveOpen: true,
 			Offers: []order.Offer{{RiderID: "x", Wave: 1, State: order.OfferStateOpen}}}

@@ -99,7 +99,7 @@ func (s *Shards) newShard(p int32, producer *kgo.Client) *shard {
 	sh := &shard{
 		owner: s, partition: p, producer: producer, log: s.Log,
 		queue: newQueue(), tasks: make(chan func(time.Time), 64), closed: make(chan struct{}), ask: make(chan chan Status),
-		ackWake: make(chan struct{}, 1), written: make(chan error, 1), agg: newAggregates(), barrierInterval: barrierIntervalMin, quiesceFor: quiesceLeast,
+		ackWake: make(chan struct{}, 1), written: make(chan error, 1), agg: newAggregates(), checkInterval: checkIntervalMin, quiesceFor: quiesceLeast,
 	}
 	for i, topic := range eventlog.AggregateTopics {
 		sh.logs[i] = partitionLog{topic: topic, lastValid: -1}
@@ -216,12 +216,16 @@ func (s *shard) fold(e *eventlog.Event, now time.Time) error {
 	return s.agg.replay(e, now)
 }
 
-// claim appends SHARD_CLAIMED with the next term to each log. A claim with the
+// claim announces the next term of each log on shard-fence, and then appends
+// SHARD_CLAIMED with that term to each log. A claim with the
 // expected offset is valid. If the offset is another one, the records in between are
 // read and folded, and the claim is valid if none of them is a valid claim.
 func (s *shard) claim(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, claimLimit)
 	defer cancel()
+	if err := s.putFence(ctx); err != nil {
+		return err
+	}
 	records := make([]*kgo.Record, logCount)
 	ids := make([]string, logCount)
 	for i := range s.logs {

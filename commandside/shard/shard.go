@@ -19,15 +19,15 @@ import (
 // handles them one after the other, from lookup to append or answer.
 
 const (
-	queueLength        = 4096                  // commands in the queue, above which more are refused with ErrUnavailable; the loop may have taken as many
-	turnLength         = 256                   // commands that are handled before the loop looks at acknowledgements
-	maxInFlight        = 8192                  // unacknowledged appends of one shard, above which the loop handles no more commands
-	stallLimit         = 5 * time.Second       // age of the oldest unacknowledged append, above which commands are refused at once
-	drainLimit         = 2 * time.Second       // time for the acknowledgement of appends in flight when the shard is handed over
-	verifyLimit        = 5 * time.Second       // time to read the records between an expected and an actual offset
-	barrierIntervalMin = 2 * time.Millisecond  // between two no-op barriers while the shard appends events
-	barrierIntervalMax = 50 * time.Millisecond // between two no-op barriers while it appends no events
-	closedFor          = 24 * time.Hour        // time after which a closed order takes no commands
+	queueLength      = 4096                  // commands in the queue, above which more are refused with ErrUnavailable; the loop may have taken as many
+	turnLength       = 256                   // commands that are handled before the loop looks at acknowledgements
+	maxInFlight      = 8192                  // unacknowledged appends of one shard, above which the loop handles no more commands
+	stallLimit       = 5 * time.Second       // age of the oldest unacknowledged append, above which commands are refused at once
+	drainLimit       = 2 * time.Second       // time for the acknowledgement of appends in flight when the shard is handed over
+	verifyLimit      = 5 * time.Second       // time to read the records between an expected and an actual offset
+	checkIntervalMin = 2 * time.Millisecond  // between two checks while the shard appends events
+	checkIntervalMax = 50 * time.Millisecond // between two checks while it appends no events
+	closedFor        = 24 * time.Hour        // time after which a closed order takes no commands
 )
 
 // shard owns one partition of the four aggregate topics under one claim. Its
@@ -64,17 +64,18 @@ type shard struct {
 	revoked     atomic.Bool   // the group has revoked the shard: another instance fences, or has fenced, its snapshots; for any goroutine
 	snapshotErr error         // why a snapshot failed while the shard was revoked; no other can be written under this claim
 
-	agg             *aggregates
-	logs            [logCount]partitionLog
-	lastBarrier     time.Time
-	barrierInterval time.Duration
-	barrierAt       time.Time // when the next no-op barriers are due; zero if no answer waits for one
-	failed          error     // why the loop ends; nil while it goes on
-	deposed         error     // not nil after another instance's claim has become valid in one of the logs
-	invalidRecords  int64     // invalid records read since the take-over began
-	replayed        int64     // valid records folded during the take-over
-	openedAt        time.Time
-	took            time.Duration
+	agg            *aggregates
+	logs           [logCount]partitionLog
+	fence          fence
+	lastCheck      time.Time
+	checkInterval  time.Duration
+	checkAt        time.Time // when the next check is due; zero if no answer waits for one
+	failed         error     // why the loop ends; nil while it goes on
+	deposed        error     // not nil after another instance has claimed one of the logs, or has announced that it will
+	invalidRecords int64     // invalid records read since the take-over began
+	replayed       int64     // valid records folded during the take-over
+	openedAt       time.Time
+	took           time.Duration
 }
 
 // serve is the loop. It returns the reason for which the shard stopped, after all
@@ -135,7 +136,7 @@ func (s *shard) serve(ctx context.Context) error {
 		case <-drain:
 			s.fail(cmp.Or(s.deposed, errHandedOff))
 		}
-		if s.deposed != nil && drain == nil { // deposed in one log; the appends in flight in the others may still be acknowledged
+		if s.deposed != nil && drain == nil { // the appends in flight in the logs that are not claimed may still be acknowledged
 			done, leaving, leave, drain = nil, false, nil, time.After(drainLimit)
 		}
 		s.cutIfQuiet()
@@ -264,14 +265,15 @@ func (s *shard) handle(c *call) {
 	}
 }
 
-// stalled reports whether an append has been in flight for longer than stallLimit.
+// stalled reports whether an append or a check has been in flight for longer than
+// stallLimit.
 func (s *shard) stalled(now time.Time) bool {
 	for i := range s.logs {
 		if f := s.logs[i].inFlight; len(f) > 0 && now.Sub(f[0].at) > stallLimit {
 			return true
 		}
 	}
-	return false
+	return len(s.fence.inFlight) > 0 && now.Sub(s.fence.inFlight[0].at) > stallLimit
 }
 
 // unacked returns the number of appends in flight.
@@ -290,8 +292,8 @@ func (s *shard) arm(timer *time.Timer) {
 	if s.writing != nil { // the outcome of the snapshot sets the time of the next one
 		snapshotAt = time.Time{}
 	}
-	s.barrierAt = s.barrierDue(now)
-	for _, t := range [...]time.Time{s.agg.due.next(), s.agg.closed.next(), s.barrierAt, snapshotAt, s.quiesceBy} {
+	s.checkAt = s.checkDue(now)
+	for _, t := range [...]time.Time{s.agg.due.next(), s.agg.closed.next(), s.checkAt, snapshotAt, s.quiesceBy} {
 		if !t.IsZero() && t.Before(at) {
 			at = t
 		}
@@ -301,8 +303,8 @@ func (s *shard) arm(timer *time.Timer) {
 
 // tick does what is due at now.
 func (s *shard) tick(now time.Time) {
-	if !s.barrierAt.IsZero() && !now.Before(s.barrierAt) {
-		s.appendBarriers(now)
+	if !s.checkAt.IsZero() && !now.Before(s.checkAt) {
+		s.appendCheck(now)
 	}
 	s.snapshotDue(now)
 	for n := 0; n < 256; n++ {

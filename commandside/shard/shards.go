@@ -60,6 +60,9 @@ type Step string
 const (
 	StepFenced       Step = "fenced"        // the take-over has fenced the previous writer of snapshots
 	StepLogsRead     Step = "logs read"     // the four logs are read to their ends; nothing is claimed
+	StepFenceSent    Step = "fence sent"    // the fence that announces the claims is given to the producer
+	StepFenceLanded  Step = "fence landed"  // the fence is acknowledged; nothing is claimed
+	StepCheckLanded  Step = "check landed"  // the broker has acknowledged a check; the loop does not know yet
 	StepClaimsSent   Step = "claims sent"   // the claims are given to the producer
 	StepClaimLanded  Step = "claim landed"  // one of the four claims is acknowledged by the broker
 	StepClaimed      Step = "claimed"       // all four claims are valid; no command is taken yet
@@ -123,7 +126,7 @@ func (a *assignment) stop() {
 type metrics struct {
 	invalid, opened, stops *prometheus.CounterVec
 	unknown                *prometheus.CounterVec
-	barriers, verified     prometheus.Counter
+	checks, verified       prometheus.Counter
 	serving                prometheus.Gauge
 	openSeconds            prometheus.Histogram
 	snapshots              *prometheus.CounterVec
@@ -167,7 +170,7 @@ func NewShards(cfg Config) (*Shards, error) {
 			unknown:  counters("tomato_shard_unknown_events_total", "Aggregates that were stopped by an event that this build cannot read, each time a take-over finds one.", "topic"),
 			opened:   counters("tomato_shard_take_overs_total", "Shards opened, by outcome.", "outcome"),
 			stops:    counters("tomato_shard_stops_total", "Shards that stopped serving, by reason.", "reason"),
-			barriers: counter("tomato_shard_seen_total", "SHARD_SEEN records appended."),
+			checks:   counter("tomato_shard_checks_total", "SHARD_CHECK records appended, which confirm answers that append nothing."),
 			verified: counter("tomato_shard_verified_total", "Acknowledgements with an unexpected offset that were verified by reading."),
 			serving:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "tomato_shards_serving", Help: "Shards that this instance serves."}),
 			openSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "tomato_shard_take_over_seconds",
@@ -201,7 +204,7 @@ func (s *Shards) newProducer() (*kgo.Client, error) {
 		kgo.ProducerLinger(0),
 		kgo.ProduceRequestTimeout(3*time.Second), // then the request is sent again, to the present leader
 		kgo.StopProducerOnDataLossDetected(),
-		kgo.MaxBufferedRecords(int(s.Partitions)*(maxInFlight+1024)), // more than the loops can have in flight, with deadlines and no-op barriers, so that Produce never blocks
+		kgo.MaxBufferedRecords(int(s.Partitions)*(maxInFlight+1024)), // more than the loops can have in flight, with deadlines and checks, so that Produce never blocks
 		kgo.ProducerBatchCompression(kgo.NoCompression()),
 	)
 }

@@ -417,7 +417,7 @@ func TestACutHasConfirmedStateOnly(t *testing.T) {
 	l.next, l.ordinal, l.seq, l.rule.Term = 10, 1, 1, 1
 	e := s.agg.begin(riders, "x")
 	s.agg.evolve(riders, e, rider.RiderRegistered{RiderID: "x", Name: "X"}, time.Now(), 1)
-	l.inFlight = []*pending{{ordinal: 1, seq: 1, at: time.Now()}}
+	l.inFlight = []*pending{{ordinal: 1, seq: 1, at: time.Now(), own: waiter{call: newCall(Request{Topic: eventlog.Orders}), left: 1}}}
 	due := time.Now()
 	s.snapshotAt = due
 	s.tick(due)

@@ -49,6 +49,7 @@ func (s *shard) shutDown() {
 	for i := range s.logs {
 		s.answerWaiting(i, fmt.Errorf("%w: %w", ErrUnavailable, s.failed))
 	}
+	s.answerUnconfirmed()
 	for _, c := range slices.Concat(s.released, s.todo, s.queue.close()) {
 		c.reply(Result{}, errNotDecided)
 	}
@@ -70,13 +71,28 @@ func (s *shard) answerWaiting(log int, errInFlight error) {
 		}
 	}
 	for _, p := range l.inFlight {
-		if p.own.call != nil {
-			p.own.call.reply(Result{}, errInFlight)
-		}
+		p.own.call.reply(Result{}, errInFlight)
 		answer(p.waiters)
 	}
 	answer(l.awaiting)
 	for _, d := range l.deferred {
 		d.call.reply(Result{}, errNotDecided)
 	}
+}
+
+// answerUnconfirmed answers all calls that wait for a check. They have appended
+// nothing, so the next owner may decide them.
+func (s *shard) answerUnconfirmed() {
+	for _, c := range s.fence.inFlight {
+		for _, w := range c.waiters {
+			w.call.reply(Result{}, errNotDecided)
+		}
+	}
+	for i := range s.logs {
+		for _, w := range s.logs[i].awaiting {
+			w.call.reply(Result{}, errNotDecided)
+		}
+		s.logs[i].awaiting = nil
+	}
+	s.fence.inFlight = nil
 }

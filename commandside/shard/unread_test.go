@@ -115,7 +115,6 @@ func TestAForgedRecordIsNotTakenForTheOwners(t *testing.T) {
 		for name, change := range map[string]func(*eventlog.Event){
 			"with the very id and source": nil,
 			"of another source":           func(e *eventlog.Event) { e.Source = "/forged" },
-			"a SEEN":                      func(e *eventlog.Event) { e.Type, e.Subject, e.Version = eventlog.ShardSeen, "", 0 },
 		} {
 			a := l.serve()
 			before := a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: name}).Rider
@@ -125,12 +124,8 @@ func TestAForgedRecordIsNotTakenForTheOwners(t *testing.T) {
 			}
 			a.endsWith(errBroken)
 			b := l.serve()
-			want := "forged"
-			if name == "a SEEN" {
-				want = name
-			}
-			if res := b.must(eventlog.Riders, "x", "", Look{}); res.Rider.Name != want {
-				t.Errorf("%s: the log says %s, the next owner %s", name, want, res.Rider.Name)
+			if res := b.must(eventlog.Riders, "x", "", Look{}); res.Rider.Name != "forged" {
+				t.Errorf("%s: the log says forged, the next owner %s", name, res.Rider.Name)
 			}
 			b.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "on it goes"})
 			b.leave()
@@ -442,15 +437,10 @@ func TestAnAppendIsKnownByItsEffect(t *testing.T) {
 		"time":    func(e *eventlog.Event) { e.Time = e.Time.Add(time.Second) },
 		"data":    func(e *eventlog.Event) { e.Data = []byte(`{}`) },
 		"fault":   func(e *eventlog.Event) { e.Fault = errors.New("a fault") },
-		"barrier": func(e *eventlog.Event) { e.Type, e.Subject = eventlog.ShardSeen, "" },
 	} {
 		e := own
 		if change(&e); s.isOwn(&e, p) {
 			t.Errorf("another %s is taken for its own", name)
 		}
-	}
-	seen := eventlog.Event{Source: "/own", Type: eventlog.ShardSeen, Time: domain.Time(at)}
-	if p.own.call = nil; !s.isOwn(&seen, p) || s.isOwn(&own, p) {
-		t.Error("its own no-op barrier is not recognized")
 	}
 }

@@ -14,8 +14,8 @@ import (
 )
 
 // Consumer is one named reader of topics: a read model or a policy. Exactly one of
-// Each, Batch and Rows is set. They are given valid events only, without claims
-// and no-op barriers.
+// Each, Batch and Rows is set. They are given valid events only, without
+// claims.
 //
 // Events of one partition arrive in offset order. The events of one key are
 // handled one after the other, also when some of them fail and are tried again.

@@ -200,7 +200,7 @@ func TestInvalidAndShardRecordsMoveThePositionOnly(t *testing.T) {
 	again := eventlog.Event{ID: "x", Source: "/test", Type: "T", Subject: "k", Version: 9, Time: time.Now(), Term: 1, Seq: 1, Data: []byte(`{}`)}
 	b.produce(again.NewRecord(eventlog.Orders, p))                                                        // a second copy: invalid
 	b.produce(&kgo.Record{Topic: eventlog.Orders, Partition: p, Key: []byte("k"), Value: []byte("junk")}) // no event: invalid
-	last := b.produce(b.seen(eventlog.Orders, p))
+	last := b.produce(b.claim(eventlog.Orders, p))
 	pos := consumer.NewPositions(b.db)
 	token := eventlog.Token{}
 	token.Add(eventlog.Orders, p, last)

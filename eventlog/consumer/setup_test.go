@@ -117,12 +117,13 @@ func (b *bench) event(topic, key, typ string) []*kgo.Record {
 	return append(out, e.NewRecord(topic, p))
 }
 
-func (b *bench) seen(topic string, p int32) *kgo.Record {
+// claim returns a claim with the partition's next term.
+func (b *bench) claim(topic string, p int32) *kgo.Record {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	r := b.rule[eventlog.TopicPartition{Topic: topic, Partition: p}]
-	r.Seq++
-	e := eventlog.Event{ID: "seen", Source: "/test", Type: eventlog.ShardSeen, Time: time.Now(), Term: r.Term, Seq: r.Seq, Data: []byte(`{}`)}
+	r.Term, r.Seq = r.Term+1, 0
+	e := eventlog.Event{ID: "claim", Source: "/test", Type: eventlog.ShardClaimed, Time: time.Now(), Term: r.Term, Data: []byte(`{}`)}
 	return e.NewRecord(topic, p)
 }
 

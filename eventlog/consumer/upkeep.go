@@ -12,7 +12,7 @@ import (
 
 const (
 	flushInterval      = 50 * time.Millisecond  // between writes of checkpoints
-	quietFlushInterval = 100 * time.Millisecond // for a position that only claims and no-op barriers have moved
+	quietFlushInterval = 100 * time.Millisecond // for a position that only claims have moved
 	lookInterval       = 500 * time.Millisecond // how soon a replay or discard is noticed
 	endsInterval       = time.Second            // between reads of the ends of the topics
 )

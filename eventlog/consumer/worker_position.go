@@ -13,7 +13,7 @@ func (w *worker) reached(m Mark) {
 	}
 	w.mu.Unlock()
 	// Whoever waits in this process need not wait until the checkpoint is written. The
-	// effects of all events before m are there: only claims and no-op barriers, which
+	// effects of all events before m are there: only claims, which
 	// change no rows of a read model, move a Rows consumer ahead of its checkpoint.
 	w.g.r.Positions.reached(w.cp.Consumer, w.cp.Generation, w.cp.TopicPartition, m.Next)
 }

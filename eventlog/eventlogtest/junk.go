@@ -54,7 +54,7 @@ func Junk(topic string, partition int32) []*kgo.Record {
 		{Key: []byte("x"), Value: []byte("{}"), Headers: event("ce_type", "SHARD_CLAIMED", "term", "0", "seq", "5")},
 		{Key: []byte("x"), Value: []byte("{}"), Headers: event("ce_type", "SHARD_CLAIMED", "term", "-1")},
 		{Key: []byte("x"), Value: []byte("{}"), Headers: event("ce_type", "SHARD_CLAIMED", "term", "1000")},
-		{Key: []byte("x"), Value: []byte("{}"), Headers: event("ce_type", "SHARD_SEEN", "term", "1000", "seq", "1")},
+		{Key: []byte("x"), Value: []byte("{}"), Headers: event("ce_type", "SHARD_CHECK", "term", "1000", "seq", "1")},
 		{Key: []byte("\xff\xfe"), Value: []byte("\xff"), Headers: header("ce_type", "\xff\x00", "ce_subject", "\xff\x00", "ce_time", "yesterday", "term", "\xff", "seq", "\x00")},
 		{Key: []byte("x"), Value: []byte("{}"), Headers: header("ce_type", strings.Repeat("T", 900_000))},
 		{Key: []byte("x"), Value: []byte("{}"), Headers: event("ce_correlationid", strings.Repeat("c", 900_000))},

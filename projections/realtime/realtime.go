@@ -209,7 +209,7 @@ func (p *Projector) record(tp eventlog.TopicPartition, r *kgo.Record, rule *even
 			"type", eventlog.LogText(e.Type), "term", e.Term, "seq", e.Seq)
 	}
 	if !take {
-		if skipped == "" { // such as a claim or a no-op barrier: it is valid, so a cursor may point to it
+		if skipped == "" { // a claim: it is valid, so a cursor may point to it
 			p.Sink.Publish(tp, r.Offset, r.Timestamp, nil)
 		}
 		return

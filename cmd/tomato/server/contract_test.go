@@ -260,7 +260,7 @@ func (c *contract) ends(t testing.TB) map[eventlog.TopicPartition]int64 {
 }
 
 // appendedSince returns the topics and types of the records that were appended since
-// before. It leaves out SHARD_SEEN.
+// before.
 func (c *contract) appendedSince(t testing.TB, before map[eventlog.TopicPartition]int64) (types []string) {
 	t.Helper()
 	from := map[string]map[int32]kgo.Offset{}
@@ -284,7 +284,7 @@ func (c *contract) appendedSince(t testing.TB, before map[eventlog.TopicPartitio
 		client.PollFetches(ctx).EachRecord(func(r *kgo.Record) {
 			tp := eventlog.TopicPartition{Topic: r.Topic, Partition: r.Partition}
 			for _, h := range r.Headers {
-				if h.Key == "ce_type" && string(h.Value) != "SHARD_SEEN" {
+				if h.Key == "ce_type" {
 					types = append(types, r.Topic+":"+string(h.Value))
 				}
 			}

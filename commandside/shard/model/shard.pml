@@ -30,6 +30,12 @@
 #ifndef RESENDS
 #define RESENDS 1       /* lost answers, after which the records are sent and appended a second time */
 #endif
+#ifndef MAXFENCE
+#define MAXFENCE 5      /* records of the fence log; the broker appends no more */
+#endif
+#ifndef EXPIRIES
+#define EXPIRIES 1      /* times that retention removes all records of the fence log */
+#endif
 #define QUEUE (WINDOW + 1)
 #if SESSIONS > 3 || APPENDS > 3 || SESSIONS * APPENDS > 6
 #error a record has too few bits for so many terms, seqs or versions
@@ -38,10 +44,12 @@
 /* A record, in 14 bits. v0 and v1 are versions in logs 0 and 1. For an event, one
  * is its own version in its own log, and the other is the version in the other
  * log on which it was decided (NONE if the decision did not look there). For a
- * SEEN, they are the versions that the refusal rests on. */
+ * FENCE, they are the terms that its session is about to claim. A CHECK has
+ * neither term nor seq nor versions. */
+#define CHECK 0
 #define CLAIM 1
 #define EVENT 2
-#define SEEN  3
+#define FENCE 3
 #define NONE  7
 #define RECORD(kind, session, term, seq, v0, v1) ((kind) | (session)<<2 | (term)<<4 | (seq)<<6 | (v0)<<8 | (v1)<<11)
 #define KIND(r)       ((r) & 3)
@@ -60,6 +68,16 @@ typedef partition {
 	short valid     /* one bit per offset */
 };
 partition log[LOGS];
+byte acknowledged[LOGS]; /* the last version that anybody was told of, by an acknowledgement or a refusal */
+
+/* The fence log: one partition beside the logs, from which retention removes old
+ * records. The reader rule does not apply to it. */
+typedef fencelog {
+	short record[MAXFENCE];
+	byte size;
+	byte kept   /* offset of the first record that retention has not removed */
+};
+fencelog fence;
 
 /* What a session knows of one log. See partitionLog in log.go. */
 typedef logend {
@@ -84,16 +102,20 @@ typedef logend {
 typedef session {
 	byte mode;
 	byte appends;
-	/* The refusal that waits, at most one: the versions that it rests on, the logs
-	 * to which a SEEN must be sent, and the number of logs in which a SEEN is
-	 * acknowledged. */
-	bit refusing;
-	byte rests[LOGS];
-	bit awaits[LOGS];
-	byte confirmed;
+	/* What the session knows of the fence log: the record that it has sent and that
+	 * has no answer, whether and at which offset that is in the log, and the offset
+	 * behind its last record that has an answer. See fence.go. */
+	short sent;
+	bit sending, landed;
+	byte offset, next;
+	/* The refusal that waits, at most one: the versions that it rests on, the
+	 * versions that anybody had been told of when its question came, whether its
+	 * CHECK is still to be sent, and whether it has confirmed. */
+	bit refusing, unsent, confirmed;
+	byte rests[LOGS], told[LOGS];
 	logend at[LOGS]
 };
-byte started, errors, resends;
+byte started, errors, resends, expiries;
 
 /* Temporary variables, which are no part of the state. */
 hidden byte ii, jj, ll;
@@ -103,7 +125,7 @@ hidden byte rterm, rseq, count, off;
 hidden short seen;
 
 /* The replay of a counterexample prints this. */
-#define NAME(r) (KIND(r) == CLAIM -> 'C' : (KIND(r) == EVENT -> 'E' : 'S'))
+#define NAME(r) (KIND(r) == CLAIM -> 'C' : (KIND(r) == EVENT -> 'E' : (KIND(r) == FENCE -> 'F' : '?')))
 inline tell(R) {
 	printf("%c term %d seq %d of session %d, versions %d %d", NAME(R), TERM(R), SEQ(R), SESSION(R), VERSION(R, 0), VERSION(R, 1))
 }
@@ -198,7 +220,6 @@ inline land(l, rec) {
 			premise(rec, 1-l)
 		:: else
 		fi
-	:: ok && KIND(rec) == SEEN -> premise(rec, 1-l)
 #endif
 	:: else
 	fi;
@@ -208,7 +229,8 @@ inline land(l, rec) {
 /* stop: the session ends. Appends that are not in the log may still be appended. */
 inline stop(x) {
 	printf("session %d stops\n", id);
-	x.mode = STOPPED; x.confirmed = 0; x.appends = 0; x.refusing = 0;
+	x.mode = STOPPED; x.confirmed = 0; x.appends = 0; x.refusing = 0; x.unsent = 0; x.next = 0; x.offset = 0;
+	if :: x.landed -> x.sending = 0; x.landed = 0; x.sent = 0 :: else fi;
 	ll = 0;
 	do
 	:: ll < LOGS ->
@@ -224,7 +246,7 @@ inline stop(x) {
 		:: else -> break
 		od;
 		x.at[ll].queued = x.at[ll].queued - x.at[ll].landed;
-		x.awaits[ll] = 0; x.rests[ll] = 0;
+		x.rests[ll] = 0; x.told[ll] = 0;
 		x.at[ll].landed = 0; x.at[ll].known = 0; x.at[ll].read = 0; x.at[ll].held = 0;
 		x.at[ll].term = 0; x.at[ll].seq = 0; x.at[ll].next = 0; x.at[ll].lastseq = 0; x.at[ll].version = 0; x.at[ll].acked = 0;
 		ll++
@@ -254,37 +276,8 @@ inline send(E, rec) {
 inline acknowledge(x, l, rec, where) {
 	printf("session %d: acknowledged in log %d @%d: ", id, l, where); tell(rec); printf("\n");
 	assert((log[l].valid >> where) & 1 && log[l].record[where] == rec); /* everything acknowledged is valid */
-	if
-	:: KIND(rec) == EVENT -> x.at[l].acked = VERSION(rec, l)
-	:: KIND(rec) == SEEN ->
-		ii = 0; count = 0;
-		do
-		:: ii < where ->
-			if
-			:: ((log[l].valid >> ii) & 1) && KIND(log[l].record[ii]) == EVENT ->
-				count++;
-				assert(count <= VERSION(rec, l) || SESSION(log[l].record[ii]) == SESSION(rec)) /* no refusal is stale */
-			:: else
-			fi;
-			ii++
-		:: else -> break
-		od;
-		assert(count >= VERSION(rec, l)); /* no refusal is stale */
-		x.confirmed++;
-#ifdef NO_SEENBOTH
-		x.confirmed = LOGS;
-#endif
-		if
-		:: x.confirmed == LOGS ->
-			x.confirmed = 0; x.refusing = 0; x.rests[0] = 0; x.rests[LOGS-1] = 0;
-			printf("session %d refuses\n", id);
-#if LOGS == 2
-			assert(VERSION(rec, 1-l) <= log[1-l].events) /* no refusal is stale */
-#endif
-		:: else
-		fi
-	:: else
-	fi
+	x.at[l].acked = VERSION(rec, l);
+	if :: VERSION(rec, l) > acknowledged[l] -> acknowledged[l] = VERSION(rec, l) :: else fi
 }
 
 /* agrees: the owner has read the log up to next as every other reader does. */
@@ -331,7 +324,26 @@ inline claimed(x, l) {
 	fi;
 #endif
 	if
-	:: !mine -> stop(x)
+	:: !mine ->
+#ifdef NO_REFENCE
+		/* The session claims the next term at once, without a FENCE for it. */
+		if
+		:: started < SESSIONS && x.at[l].queued < QUEUE ->
+			started++; /* a claim more, and a session less */
+			x.at[l].next = off + 1;
+			ii = 0; count = 0;
+			do
+			:: ii <= off -> if :: ((log[l].valid >> ii) & 1) && KIND(log[l].record[ii]) == EVENT -> count++ :: else fi; ii++
+			:: else -> break
+			od;
+			x.at[l].version = count; x.at[l].acked = count;
+			pop(x.at[l]);
+			send(x.at[l], RECORD(CLAIM, id, x.at[l].term + 1, 0, 0, 0))
+		:: else -> stop(x)
+		fi
+#else
+		stop(x)
+#endif
 	:: else ->
 		x.at[l].next = off + 1; x.at[l].held = 1;
 		ii = 0; count = 0;
@@ -400,8 +412,6 @@ inline answered(x, l) {
 	fi
 }
 
-/* open: log l is read to its end. The logs are read in any order, with any time in
- * between. The claims are sent when all logs are read. */
 inline claim(x, id, l) {
 	send(x.at[l], RECORD(CLAIM, id, x.at[l].term + 1, 0, 0, 0));
 #ifdef NO_CLAIMFIRST
@@ -409,6 +419,21 @@ inline claim(x, id, l) {
 	x.mode = SERVING
 #endif
 }
+inline claims(x, id) {
+	claim(x, id, 0);
+#if LOGS == 2
+	claim(x, id, 1)
+#endif
+}
+inline sendfence(x, id) {
+	x.sending = 1;
+	x.sent = RECORD(FENCE, id, 0, 0, x.at[0].term + 1, x.at[LOGS-1].term + 1);
+	printf("session %d sends FENCE for terms %d %d\n", id, x.at[0].term + 1, x.at[LOGS-1].term + 1)
+}
+
+/* open: log l is read to its end. The logs are read in any order, with any time in
+ * between. The FENCE is sent when all logs are read, and the claims when the FENCE
+ * is acknowledged. */
 inline open(x, id, l) {
 	if :: x.mode == IDLE -> x.mode = OPENING; started++ :: else fi;
 	x.at[l].read = 1;
@@ -420,13 +445,52 @@ inline open(x, id, l) {
 #else
 	if
 	:: x.at[0].read && x.at[LOGS-1].read ->
-		claim(x, id, 0);
-#if LOGS == 2
-		claim(x, id, 1)
+		sendfence(x, id);
+#ifdef NO_FENCEFIRST
+		claims(x, id)
 #endif
 	:: else
 	fi
 #endif
+}
+
+/* fenced: the answer to the record that the session has sent to the fence log. A
+ * FENCE lets the session send its claims. A CHECK confirms the refusal, unless a
+ * FENCE for a higher term is before it. */
+inline fenced(x, id) {
+	off = x.offset; own = x.sent;
+	x.sending = 0; x.landed = 0; x.sent = 0; x.offset = 0;
+	if
+	:: KIND(own) == FENCE ->
+		x.next = off + 1;
+		printf("session %d: its FENCE is at offset %d\n", id, off);
+#ifndef NO_FENCEFIRST
+		claims(x, id)
+#endif
+	:: else ->
+		jj = x.next; ok = 1;
+		do
+		:: jj < off ->
+#ifdef NO_RETENTION
+			if :: jj < fence.kept -> jj = fence.kept :: else fi;
+			if :: jj >= off -> break :: else fi;
+#else
+			if :: jj < fence.kept -> ok = 0; break :: else fi;
+#endif
+#ifndef NO_HIGHER
+			if
+			:: KIND(fence.record[jj]) == FENCE && (VERSION(fence.record[jj], 0) > x.at[0].term || LOGS == 2 && VERSION(fence.record[jj], 1) > x.at[LOGS-1].term) -> ok = 0; break
+			:: else
+			fi;
+#endif
+			jj++
+		:: else -> break
+		od;
+		if
+		:: ok -> x.next = off + 1; x.confirmed = 1; printf("session %d: its CHECK at offset %d confirms\n", id, off)
+		:: else -> printf("session %d: its CHECK at offset %d does not confirm\n", id, off); stop(x)
+		fi
+	fi
 }
 #define MAYOPEN(id, l) ((me.mode == IDLE && id == started || me.mode == OPENING) && !me.at[l].read)
 
@@ -461,27 +525,62 @@ inline append(x, id, l, other) {
 #define PREMISED(l) (me.mode == SERVING && me.at[l].version == me.at[l].acked)
 #endif
 
-/* refuse: a refusal rests on the state in all logs, including unacknowledged
- * appends. It waits for a SEEN in each log, which is sent later. (An event would
- * do as well, because the reader rule treats both alike.) */
+/* refuse: a question comes, and the refusal rests on the state in all logs,
+ * including unacknowledged appends. Its CHECK is sent later. (An event in each of
+ * these logs would do as well: it is only acknowledged if no claim is before it.) */
 inline refuse(x, id) {
-	x.appends++; x.refusing = 1;
-	x.rests[0] = x.at[0].version; x.awaits[0] = 1;
+	x.appends++; x.refusing = 1; x.unsent = 1;
+	x.rests[0] = x.at[0].version; x.told[0] = acknowledged[0];
 #if LOGS == 2
-	x.rests[1] = x.at[1].version; x.awaits[1] = 1;
-#ifdef NO_SEENBOTH
-	x.awaits[0] = 0;
+	x.rests[1] = x.at[1].version; x.told[1] = acknowledged[1];
 #endif
+#ifdef NO_CHECK
+	x.unsent = 0; x.confirmed = 1;
 #endif
+	printf("session %d is asked, and its refusal rests on versions %d %d\n", id, x.rests[0], x.rests[LOGS-1])
 }
-inline see(x, id, l) {
-	x.awaits[l] = 0;
-	x.at[l].lastseq++;
-#if LOGS == 2
-	send(x.at[l], RECORD(SEEN, id, x.at[l].term, x.at[l].lastseq, x.rests[0], x.rests[1]))
+
+/* answer: the refusal leaves when its CHECK has confirmed and the events that it
+ * rests on are acknowledged. It must have every event that anybody was told of
+ * before the question, and no event that is invalid. */
+#ifdef NO_ACKED
+#define RESTACKED true
 #else
-	send(x.at[l], RECORD(SEEN, id, x.at[l].term, x.at[l].lastseq, x.rests[0], NONE))
+#define RESTACKED (me.rests[0] <= me.at[0].acked && me.rests[LOGS-1] <= me.at[LOGS-1].acked)
 #endif
+inline answer(x, id) {
+	printf("session %d refuses\n", id);
+	x.refusing = 0; x.confirmed = 0;
+	ll = 0;
+	do
+	:: ll < LOGS ->
+		assert(x.rests[ll] >= x.told[ll]); /* no refusal is stale */
+		ii = 0; count = 0; mine = (x.rests[ll] <= x.at[ll].acked);
+		do
+		:: ii < log[ll].size ->
+			if
+			:: ((log[ll].valid >> ii) & 1) && KIND(log[ll].record[ii]) == EVENT ->
+				count++;
+				if :: count == x.rests[ll] && SESSION(log[ll].record[ii]) == id -> mine = 1 :: else fi
+			:: else
+			fi;
+			ii++
+		:: else -> break
+		od;
+		assert(mine && count >= x.rests[ll]); /* refusals rest on valid events */
+		if :: x.rests[ll] > acknowledged[ll] -> acknowledged[ll] = x.rests[ll] :: else fi;
+		x.rests[ll] = 0; x.told[ll] = 0;
+		ll++
+	:: else -> break
+	od
+}
+
+/* landfence: the broker appends the session's record to the fence log. */
+inline landfence(x, id) {
+	fence.record[fence.size] = x.sent; x.offset = fence.size; x.landed = 1;
+	printf("fence log @%d: %c of session %d, terms %d %d\n", fence.size, NAME(x.sent), id, VERSION(x.sent, 0), VERSION(x.sent, 1));
+	fence.size++;
+	if :: x.mode == STOPPED -> x.sending = 0; x.landed = 0; x.sent = 0; x.offset = 0 :: else fi
 }
 
 /* resend: the answers are lost. The records are sent and appended again, and the
@@ -500,12 +599,11 @@ inline resend(x, l) {
 }
 
 #define ANSWERABLE(l) ((me.mode == OPENING || me.mode == SERVING) && me.at[l].landed > 0)
-#define INFLIGHT (me.at[0].queued > 0 || me.at[LOGS-1].queued > 0)
+#define INFLIGHT (me.at[0].queued > 0 || me.at[LOGS-1].queued > 0 || me.sending)
 
 #define STEPS(l) \
 	:: d_step { MAYOPEN(id, l) -> open(me, id, l); skip } \
 	:: d_step { MAYAPPEND(l) -> append(me, id, l, NONE); skip } \
-	:: d_step { me.awaits[l] && FREE(me.at[l]) -> see(me, id, l); skip } \
 	:: d_step { ANSWERABLE(l) && KIND(me.at[l].queue[0]) == CLAIM -> claimed(me, l); skip } \
 	:: d_step { ANSWERABLE(l) && KIND(me.at[l].queue[0]) != CLAIM -> answered(me, l); skip } \
 	/* the broker appends a record, in the order sent, also one of a stopped session */ \
@@ -526,11 +624,14 @@ end:	do
 	:: d_step { MAYAPPEND(0) && PREMISED(1) -> append(me, id, 0, me.at[1].version); skip }
 	:: d_step { MAYAPPEND(1) && PREMISED(0) -> append(me, id, 1, me.at[0].version); skip }
 #endif
-#ifdef NO_SEEN
-	:: d_step { me.mode == SERVING && !INFLIGHT -> printf("session %d refuses at once\n", id); assert(me.at[0].version == log[0].events); skip } /* no refusal is stale */
-#else
 	:: d_step { me.mode == SERVING && me.appends < APPENDS && !me.refusing -> refuse(me, id); skip }
-#endif
+	:: d_step { me.mode == SERVING && me.refusing && me.unsent && !me.sending -> me.unsent = 0; me.sending = 1; me.sent = RECORD(CHECK, id, 0, 0, 0, 0); skip }
+	:: d_step { me.mode == SERVING && me.refusing && me.confirmed && RESTACKED -> answer(me, id); skip }
+	:: d_step { me.sending && !me.landed && fence.size < MAXFENCE -> landfence(me, id); skip }
+	:: d_step { (me.mode == OPENING || me.mode == SERVING) && me.landed -> fenced(me, id); skip }
+	/* the answer of the fence log is lost, and the record is appended again */
+	:: d_step { (me.mode == OPENING || me.mode == SERVING) && me.landed && resends < RESENDS && fence.size < MAXFENCE -> resends++; landfence(me, id); skip }
+	:: d_step { id == 0 && expiries < EXPIRIES && fence.kept < fence.size -> expiries++; fence.kept = fence.size; printf("retention removes the fence log up to offset %d\n", fence.size); skip }
 	/* The outcome of an append is not known: the session ends. */
 	:: d_step { (me.mode == OPENING || me.mode == SERVING) && INFLIGHT && errors < ERRORS -> errors++; stop(me); skip }
 	od
