@@ -48,13 +48,16 @@ func ReadLogID(ctx context.Context, client *kgo.Client) (id LogID, err error) {
 // clientPrefix is the number of characters that a LogID has in a client's token.
 const clientPrefix = 8
 
+// String returns the LogID as eight characters of A-Z a-z 0-9 _ and -.
+func (id LogID) String() string { return base64.RawURLEncoding.EncodeToString(id[:]) }
+
 // Format returns the text that clients get for a token: the LogID and then token,
 // which is the result of Token.String. It returns "" for an empty token.
 func (id LogID) Format(token string) string {
 	if token == "" {
 		return ""
 	}
-	return base64.RawURLEncoding.EncodeToString(id[:]) + token
+	return id.String() + token
 }
 
 // ClientToken is a token as a client sent it, with the LogID that it was made for.

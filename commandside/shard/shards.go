@@ -27,13 +27,14 @@ const Group = "command-shards"
 // Config is the configuration of the shards of one instance.
 type Config struct {
 	Kafka        eventlog.Config
-	Partitions   int32         // of each aggregate topic
-	Instance     string        // unique name of this process; if empty, a random one is used
-	URL          string        // at which other instances reach this one
-	ClusterKey   string        // shared by all instances; signs the calls between them and the owner records
-	Build        string        // of this binary; written into claims, and into marks of unreadable events
-	PaymentGrace time.Duration // how long after its deadline an order may wait for InboxPassed before it expires
-	ArchiveAfter time.Duration // time after which closed orders are evicted; commands on unknown ids that are older are refused as archived
+	Partitions   int32          // of each aggregate topic
+	LogID        eventlog.LogID // of the logs; it names the installation in the records
+	Instance     string         // unique name of this process; if empty, a random one is used
+	URL          string         // at which other instances reach this one
+	ClusterKey   string         // shared by all instances; signs the calls between them and the owner records
+	Build        string         // of this binary; written into claims, and into marks of unreadable events
+	PaymentGrace time.Duration  // how long after its deadline an order may wait for InboxPassed before it expires
+	ArchiveAfter time.Duration  // time after which closed orders are evicted; commands on unknown ids that are older are refused as archived
 	Menus        *Menus
 	// SnapshotEvery is the time from one snapshot to the next while the shard
 	// changes; 0 means 10 s. With a longer time a take-over reads more of the logs.
@@ -87,7 +88,7 @@ func (s *Shards) at(step Step, partition int32) {
 // Shards are the shards of one instance. Safe for concurrent use.
 type Shards struct {
 	Config
-	source      string // CloudEvents source of this instance's records
+	source      string // CloudEvents source of the records of all instances: the installation and the kind of writer
 	metrics     *metrics
 	owners      *owners
 	outbox      *outbox
@@ -160,7 +161,7 @@ func NewShards(cfg Config) (*Shards, error) {
 		return c
 	}
 	s := &Shards{
-		Config: cfg, source: "/tomato/commandside/" + cfg.Instance,
+		Config: cfg, source: "/tomato/" + cfg.LogID.String() + "/shards",
 		owners: newOwners(cfg.Kafka, cfg.ClusterKey, cfg.Log),
 		http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 512, IdleConnTimeout: time.Minute, DialContext: (&net.Dialer{Timeout: time.Second}).DialContext},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}, // a redirect is not followed: the body is for the owner alone
@@ -198,6 +199,10 @@ func NewShards(cfg Config) (*Shards, error) {
 // an append that may have reached the broker. Callers have deadlines of their own;
 // the outcome of the append is known later.
 func (s *Shards) newProducer() (*kgo.Client, error) {
+	compressor, err := newBatchCompressor()
+	if err != nil {
+		return nil, err
+	}
 	return s.Kafka.NewClient(
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
@@ -205,7 +210,7 @@ func (s *Shards) newProducer() (*kgo.Client, error) {
 		kgo.ProduceRequestTimeout(3*time.Second), // then the request is sent again, to the present leader
 		kgo.StopProducerOnDataLossDetected(),
 		kgo.MaxBufferedRecords(int(s.Partitions)*(maxInFlight+1024)), // more than the loops can have in flight, with deadlines and checks, so that Produce never blocks
-		kgo.ProducerBatchCompression(kgo.NoCompression()),
+		kgo.WithCompressor(compressor),
 	)
 }
 

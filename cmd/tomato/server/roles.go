@@ -65,7 +65,7 @@ func (s *Server) startCommandSide(context.Context) error {
 	s.registry.MustRegister(s.policies.WebhooksHandled, s.policies.IncompleteSearches)
 	s.menus = shard.NewMenus()
 	s.menus.Ends = s.ends
-	s.shards, err = shard.NewShards(shard.Config{Kafka: s.kafka, Partitions: c.Partitions, Build: settings.Build(), Menus: s.menus,
+	s.shards, err = shard.NewShards(shard.Config{Kafka: s.kafka, LogID: s.logID, Partitions: c.Partitions, Build: settings.Build(), Menus: s.menus,
 		URL: c.Advertised, ClusterKey: c.ClusterKey,
 		PaymentGrace: time.Duration(c.PaymentGrace), ArchiveAfter: time.Duration(c.ArchiveAfter), InboxPassed: s.policies.InboxPassed, Registry: s.registry, Log: s.log})
 	if err != nil {
