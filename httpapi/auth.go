@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -240,6 +241,27 @@ func TokenFromRequest(r *http.Request) string {
 		return ""
 	}
 	return strings.TrimSpace(token)
+}
+
+// subprotocolPrefix begins the websocket subprotocol that carries a token.
+const subprotocolPrefix = "bearer."
+
+// StreamToken returns the token of a request for a stream, whose client may be a browser
+// that cannot set the header Authorization: it may be in the query parameter token, or in
+// the subprotocol bearer.<token> of a websocket. The subprotocol is returned even if the
+// token came another way, because a client that offers one fails the connection if none
+// is chosen.
+func StreamToken(r *http.Request) (token, subprotocol string) {
+	token = cmp.Or(TokenFromRequest(r), r.URL.Query().Get("token"))
+	for _, list := range r.Header.Values("Sec-WebSocket-Protocol") {
+		for p := range strings.SplitSeq(list, ",") {
+			p = strings.TrimSpace(p)
+			if t, ok := strings.CutPrefix(p, subprotocolPrefix); ok {
+				token, subprotocol = cmp.Or(token, t), p
+			}
+		}
+	}
+	return token, subprotocol
 }
 
 // MintToken returns a token for the actor, signed with HS256, that expires after ttl.

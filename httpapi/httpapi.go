@@ -81,7 +81,8 @@ type API struct {
 	log       *slog.Logger
 	duration  *prometheus.HistogramVec
 	problem   *huma.Schema
-	strangers *budget             // for the bodies of callers without a token; nil: no limit
+	strangers *budget // for the bodies of callers without a token; nil: no limit
+	refusals  *refusals
 	literals  map[string][]string // methods of the operations whose path has no parameters
 }
 
@@ -103,7 +104,7 @@ func New(o Options) *API {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	a := &API{Router: chi.NewRouter(), auth: o.Auth, log: o.Log, strangers: newBudget(strangersBytes), literals: map[string][]string{}}
+	a := &API{Router: chi.NewRouter(), auth: o.Auth, log: o.Log, strangers: newBudget(strangersBytes), refusals: newRefusals(), literals: map[string][]string{}}
 	registry := huma.NewMapRegistry("#/components/schemas/", schemaNames())
 	registry.RegisterTypeAlias(reflect.TypeFor[domain.Point](), reflect.TypeFor[Point]())
 	a.OpenAPI = &huma.OpenAPI{
@@ -222,7 +223,11 @@ func (a *API) observe(next http.Handler) http.Handler {
 				}
 				WriteProblem(ww, FromError("", nil))
 			}
-			if status := ww.Status(); a.duration != nil && status >= 200 { // a websocket has none
+			status := ww.Status()
+			if status == http.StatusUnauthorized || status == http.StatusForbidden {
+				a.logRefusal(r, status)
+			}
+			if a.duration != nil && status >= 200 { // a websocket has none
 				a.duration.WithLabelValues(route(r), method(r), strconv.Itoa(status)).Observe(time.Since(start).Seconds())
 			}
 		}()

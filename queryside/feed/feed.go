@@ -19,7 +19,6 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/coder/websocket"
@@ -176,22 +175,9 @@ func (f *Feed) session(r *http.Request, actor domain.Actor, expires time.Time, c
 	return &session{subscriber: s, cursor: at, expires: expires}, nil
 }
 
-const subprotocolPrefix = "bearer."
-
 // websocket serves GET /v1/feed.
 func (f *Feed) websocket(w http.ResponseWriter, r *http.Request) {
-	token, subprotocol := cmp.Or(httpapi.TokenFromRequest(r), r.URL.Query().Get("token")), ""
-	for _, list := range r.Header.Values("Sec-WebSocket-Protocol") {
-		for p := range strings.SplitSeq(list, ",") {
-			p = strings.TrimSpace(p)
-			if t, ok := strings.CutPrefix(p, subprotocolPrefix); ok {
-				// The subprotocol is chosen even where the token came another way,
-				// because a client that offers one fails the connection if none is
-				// chosen.
-				token, subprotocol = cmp.Or(token, t), p
-			}
-		}
-	}
+	token, subprotocol := httpapi.StreamToken(r)
 	actor, expires, err := f.Auth.Authenticate(token)
 	if err != nil {
 		httpapi.WriteProblem(w, httpapi.FromError("feed", err))
