@@ -31,6 +31,7 @@ type Event struct {
 	CausationID   string    // ce_causationid, where known
 	CorrelationID string    // ce_correlationid, where known
 	Traceparent   string    // W3C trace context, where known
+	Actor         string    // ce_actor, "<role>:<sub>": who made the event; "" for the system
 	Idempotency   string    // "<scope>.<body>.<status>" of the command, if it had an idempotency key
 	Data          []byte    // compact JSON
 
@@ -62,6 +63,7 @@ const (
 	hdrCausation   = "ce_causationid"
 	hdrCorrelation = "ce_correlationid"
 	hdrTraceparent = "traceparent"
+	hdrActor       = "ce_actor"
 	hdrIdempotency = "idempotency"
 )
 
@@ -91,12 +93,12 @@ func (e *Event) NewRecord(topic string, partition int32) *kgo.Record {
 // the record that was made in buffer before, whose promise must have been called.
 func (e *Event) RecordIn(buffer *RecordBuffer, topic string, partition int32) *kgo.Record {
 	if buffer.headers == nil {
-		buffer.headers = make([]kgo.RecordHeader, 0, 10) // most records have no more
+		buffer.headers = make([]kgo.RecordHeader, 0, 12) // most records have no more
 	}
 	h := buffer.headers[:0]
 	const numbers = len(time.RFC3339Nano) + 3*20 // the time, and three integers at most
 	b := slices.Grow(buffer.values[:0], numbers+len(e.ID)+len(e.Source)+len(e.Type)+len(e.Subject)+
-		len(e.CausationID)+len(e.CorrelationID)+len(e.Traceparent)+len(e.Idempotency))
+		len(e.CausationID)+len(e.CorrelationID)+len(e.Traceparent)+len(e.Idempotency)+len(e.Actor))
 	h = append(h, kgo.RecordHeader{Key: hdrSpecVersion, Value: specVersion})
 	h, b = textHeader(h, b, HeaderID, e.ID)
 	h, b = textHeader(h, b, hdrSource, e.Source)
@@ -121,6 +123,7 @@ func (e *Event) RecordIn(buffer *RecordBuffer, topic string, partition int32) *k
 	h, b = textHeader(h, b, hdrCorrelation, e.CorrelationID)
 	h, b = textHeader(h, b, hdrTraceparent, e.Traceparent)
 	h, b = textHeader(h, b, hdrIdempotency, e.Idempotency)
+	h, b = textHeader(h, b, hdrActor, e.Actor)
 	buffer.headers, buffer.values = h, b
 	buffer.record = kgo.Record{Topic: topic, Partition: partition, Key: key, Headers: h, Value: e.Data, Timestamp: e.Time}
 	return &buffer.record
@@ -194,6 +197,8 @@ func (e *Event) Parse(r *kgo.Record) {
 			e.Traceparent = bounded(v)
 		case hdrIdempotency:
 			e.Idempotency = bounded(v)
+		case hdrActor:
+			e.Actor = bounded(v)
 		}
 	}
 	var err error

@@ -24,7 +24,7 @@ func TestEventIsTheSameAfterALifeAsRecord(t *testing.T) {
 			Time:    time.Unix(rapid.Int64Range(0, 4e9).Draw(t, "s"), rapid.Int64Range(0, 999_999_999).Draw(t, "ns")).UTC(),
 			Subject: text.Draw(t, "subject"), Version: rapid.Int64Range(0, 1<<40).Draw(t, "version"),
 			CausationID: text.Draw(t, "causation"), CorrelationID: text.Draw(t, "correlation"),
-			Traceparent: text.Draw(t, "trace"), Idempotency: text.Draw(t, "idempotency"),
+			Traceparent: text.Draw(t, "trace"), Idempotency: text.Draw(t, "idempotency"), Actor: text.Draw(t, "actor"),
 			Data: []byte(text.Draw(t, "data")),
 		}
 		if e.Term = rapid.Int64Range(0, 1<<40).Draw(t, "term"); e.Term > 0 {

@@ -159,7 +159,7 @@ func (s *shard) isOwn(e *eventlog.Event, p *pending) bool {
 		return true
 	}
 	data, err := encode(nil, c.res.Event)
-	return err == nil && e.Type == c.res.Event.EventType() && e.Version == c.res.version(p.log) && bytes.Equal(e.Data, data)
+	return err == nil && e.Type == c.res.Event.EventType() && e.Actor == actorText(c.req.Actor) && e.Version == c.res.version(p.log) && bytes.Equal(e.Data, data)
 }
 
 // countInvalid counts an invalid record that was read and skipped.

@@ -39,6 +39,7 @@ func (s *shard) append(c *call, kind int, e *entry, ev domain.Event, scope keySc
 		Source: s.owner.source, Type: ev.EventType(), Time: at, Subject: c.req.ID,
 		Version: version, Term: l.rule.Term, Seq: l.seq, Data: buffer.Data,
 		CausationID: c.req.CausationID, CorrelationID: c.req.CorrelationID, Traceparent: c.req.Traceparent,
+		Actor: actorText(c.req.Actor),
 	}
 	res := resultOf(e, ev)
 	if creates {
@@ -52,6 +53,14 @@ func (s *shard) append(c *call, kind int, e *entry, ev domain.Event, scope keySc
 	c.res = res
 	s.awaitOtherLog(kind, e, s.produce(kind, &record, buffer, now, waiter{call: c, left: 1}))
 	s.checkInterval = checkIntervalMin
+}
+
+// actorText returns who an event is made by, as the record has it; "" for the system.
+func actorText(a domain.Actor) string {
+	if a.Role == domain.System {
+		return ""
+	}
+	return string(a.Role) + ":" + a.Sub
 }
 
 // creates reports whether a command that appends an event creates a resource: an

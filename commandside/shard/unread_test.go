@@ -418,7 +418,7 @@ func TestAnAppendIsKnownByItsEffect(t *testing.T) {
 	s.owner.source = "/own"
 	at := time.Now()
 	ev := rider.RiderUpdated{RiderID: "x", Name: "X"}
-	c := newCall(Request{Topic: eventlog.Riders, ID: "x"})
+	c := newCall(Request{Topic: eventlog.Riders, ID: "x", Actor: domain.SystemActor})
 	c.res = Result{Event: ev, Rider: &rider.State{ID: "x", Version: 2}}
 	p := &pending{log: riders, at: at, own: waiter{call: c}}
 	data, err := encode(nil, ev)
@@ -436,6 +436,7 @@ func TestAnAppendIsKnownByItsEffect(t *testing.T) {
 		"version": func(e *eventlog.Event) { e.Version = 3 },
 		"time":    func(e *eventlog.Event) { e.Time = e.Time.Add(time.Second) },
 		"data":    func(e *eventlog.Event) { e.Data = []byte(`{}`) },
+		"actor":   func(e *eventlog.Event) { e.Actor = "ops:o1" },
 		"fault":   func(e *eventlog.Event) { e.Fault = errors.New("a fault") },
 	} {
 		e := own
