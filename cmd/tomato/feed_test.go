@@ -100,7 +100,7 @@ func TestFeedFromTheLogToTheSockets(t *testing.T) {
 
 		w.Append(eventlog.Orders, id,
 			order.OrderPlaced{OrderID: id, CustomerID: "u1", RestaurantID: "r1", Ctx: status("", "placed")},
-			order.OrderPaid{OrderID: id, PaymentID: "p1", Order: order.View{OrderID: id, Version: 2}, Ctx: status("", "placed")},
+			order.OrderPaid{OrderID: id, PaymentID: "p1", Ctx: status("", "placed")},
 			order.OrderOffered{OrderID: id, Round: 1, Wave: 1, Riders: []order.OfferedRider{{RiderID: "k1"}, {RiderID: "k2"}}, Ctx: status("", "ready_for_rider")})
 		expectFeed(t, customer, "order:update", "user:u1")
 		expectFeed(t, customer, "order:update", "user:u1")

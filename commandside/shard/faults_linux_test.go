@@ -300,6 +300,32 @@ func (w *world) awaitServing() {
 	w.servedAfter = append(w.servedAfter, time.Since(start).Round(time.Millisecond))
 }
 
+// awaitStable waits until the group has given every instance its share of the shards and
+// has moved none for a while. On a busy machine the instances join one after the other,
+// and shards still move after all of them are served.
+func (w *world) awaitStable() {
+	w.t.Helper()
+	adm := kadm.NewClient(eventlogtest.Client(w.t, w.cfg))
+	for stable, end := 0, time.Now().Add(time.Minute); stable < 10; hold(100 * time.Millisecond) {
+		groups, err := adm.DescribeGroups(w.t.Context(), Group)
+		group := groups[Group]
+		assigned := 0
+		for _, m := range group.Members {
+			if c, ok := m.Assigned.AsConsumer(); ok && len(c.Topics) > 0 {
+				assigned += len(c.Topics[0].Partitions)
+			}
+		}
+		if stable++; err != nil || group.State != "Stable" || len(group.Members) != len(w.instances) || assigned != faultPartitions {
+			stable = 0
+		}
+		if time.Now().After(end) {
+			w.tell.Do(w.whatInstancesDo)
+			w.t.Fatalf("the group is not stable within a minute: %s, %d members with %d shards, %v", group.State, len(group.Members), assigned, err)
+		}
+	}
+	w.awaitServing()
+}
+
 func (w *world) whatInstancesDo() {
 	for _, s := range w.instances {
 		w.t.Logf("what instance %d says:\n%s\nand does:\n%s", s.n, s.child().tail(), s.child().doing())
@@ -421,6 +447,7 @@ func TestHistory(t *testing.T) {
 			// other tests causes no fault.
 			w := newWorld(t, kind, 30*time.Second, false)
 			w.d.limit = 30 * time.Second
+			w.awaitStable()
 			before := len(w.d.ops)
 			invalid := readLogs(t, w.cfg).invalid // from the time when the instances joined
 			w.d.run(t.Context(), 64, 0, 20_200)

@@ -144,10 +144,9 @@ func markPaid(s *State, c MarkPaid, now time.Time) (Event, error) {
 	case s.PaymentID == c.PaymentID:
 		return nil, nil // a repeat, in every status
 	case s.Status == StatusPlaced && !s.Paid():
-		e := OrderPaid{OrderID: s.ID, PaymentID: c.PaymentID, AcceptBy: domain.Time(now.Add(c.AcceptTTL)), Ctx: s.ctx(StatusPlaced)}
-		after := Evolve(*s, e, domain.Time(now))
-		e.Order = NewView(&after, PaymentPaid)
-		return e, nil
+		return OrderPaid{OrderID: s.ID, PaymentID: c.PaymentID, AcceptBy: domain.Time(now.Add(c.AcceptTTL)),
+			Items: s.Items, Amount: s.Amount, Currency: s.Currency, PickUp: s.PickUp, DeliverTo: s.DeliverTo,
+			ExternalReference: s.ExternalReference, PlacedAt: s.CreatedAt, Ctx: s.ctx(StatusPlaced)}, nil
 	case s.Paid():
 		return nil, domain.Refuse(CodeAlreadyPaid, "paid by another payment")
 	}

@@ -61,12 +61,20 @@ type (
 		PaymentDueAt      time.Time  `json:"paymentDueAt"`
 		Ctx               domain.Ctx `json:"ctx"`
 	}
+	// OrderPaid has what the restaurant is shown of the order, because it hears of
+	// the order with this event.
 	OrderPaid struct {
-		OrderID   string     `json:"orderId"`
-		PaymentID string     `json:"paymentId"`
-		AcceptBy  time.Time  `json:"acceptBy"`
-		Order     View       `json:"order"` // the order as the restaurant first sees it
-		Ctx       domain.Ctx `json:"ctx"`
+		OrderID           string     `json:"orderId"`
+		PaymentID         string     `json:"paymentId"`
+		AcceptBy          time.Time  `json:"acceptBy"`
+		Items             []Item     `json:"items"`
+		Amount            int64      `json:"amount"`
+		Currency          string     `json:"currency"`
+		PickUp            PickUp     `json:"pickUp"`
+		DeliverTo         DeliverTo  `json:"deliverTo"`
+		ExternalReference string     `json:"externalReference,omitempty"`
+		PlacedAt          time.Time  `json:"placedAt"`
+		Ctx               domain.Ctx `json:"ctx"`
 	}
 	OrderExpired struct {
 		OrderID string     `json:"orderId"`

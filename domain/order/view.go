@@ -106,6 +106,17 @@ func NewView(s *State, payment PaymentStatus) View {
 	return v
 }
 
+// View returns the order as it is after this event, from the event alone. version and at
+// are those of the event.
+func (e OrderPaid) View(version int64, at time.Time) View {
+	return View{
+		OrderID: e.OrderID, Version: version, Status: StatusPlaced, PaymentStatus: PaymentPaid,
+		CustomerID: e.Ctx.CustomerID, RestaurantID: e.Ctx.RestaurantID,
+		Items: e.Items, Amount: e.Amount, Currency: e.Currency, PickUp: e.PickUp, DeliverTo: &e.DeliverTo,
+		ExternalReference: e.ExternalReference, AcceptBy: e.AcceptBy, CreatedAt: e.PlacedAt, UpdatedAt: at,
+	}
+}
+
 // For returns the view as this party of the order may see it. The restaurant and ops see
 // everything. The customer and the rider who has the order see everything except
 // dispatch. Other riders, to whom the order is offered or who declined, dropped or lost

@@ -23,10 +23,9 @@ func TestWire(t *testing.T) {
 	domaintest.Golden[order.Event](t, order.Decode, order.Types,
 		order.OrderPlaced{OrderID: id, CustomerID: "cust-9", RestaurantID: "res-17", Items: items, Amount: 45000, Currency: "INR",
 			PickUp: pickUp, DeliverTo: deliverTo, ExternalReference: "till-3", PaymentDueAt: t0.Add(15 * time.Minute), Ctx: ctx(order.StatusPlaced)},
-		order.OrderPaid{OrderID: id, PaymentID: "pay_Nx2", AcceptBy: t0.Add(10 * time.Minute), Order: order.View{
-			OrderID: id, Version: 2, Status: order.StatusPlaced, PaymentStatus: order.PaymentPaid, CustomerID: "cust-9", RestaurantID: "res-17",
-			Items: items, Amount: 45000, Currency: "INR", PickUp: pickUp, DeliverTo: &deliverTo, ExternalReference: "till-3",
-			AcceptBy: t0.Add(10 * time.Minute), CreatedAt: t0.Add(-time.Minute), UpdatedAt: t0.Add(123 * time.Millisecond)}, Ctx: ctx(order.StatusPlaced)},
+		order.OrderPaid{OrderID: id, PaymentID: "pay_Nx2", AcceptBy: t0.Add(10 * time.Minute),
+			Items: items, Amount: 45000, Currency: "INR", PickUp: pickUp, DeliverTo: deliverTo, ExternalReference: "till-3",
+			PlacedAt: t0.Add(-time.Minute), Ctx: ctx(order.StatusPlaced)},
 		order.OrderExpired{OrderID: id, Ctx: ctx(order.StatusExpired)},
 		order.OrderAccepted{OrderID: id, PrepMinutes: 20, ReadyAt: t0.Add(20 * time.Minute), Ctx: ctx(order.StatusAccepted)},
 		order.OrderRejected{OrderID: id, Reason: "out of batter", By: domain.Restaurant, PaymentID: "pay_Nx2", Ctx: ctx(order.StatusRejected)},

@@ -73,7 +73,7 @@ func orderRooms(e *eventlog.Event) ([]rooms.Message, error) {
 	case order.OrderPlaced:
 		m.update(e, o.OrderID, o.Ctx, "", false)
 	case order.OrderPaid:
-		m.add("order:new", o.Ctx, o.Order, to(rooms.Restaurant(o.Ctx.RestaurantID)))
+		m.add("order:new", o.Ctx, o.View(e.Version, e.Time), to(rooms.Restaurant(o.Ctx.RestaurantID)))
 		m.update(e, o.OrderID, o.Ctx, string(order.PaymentPaid), false)
 	case order.OrderExpired:
 		m.update(e, o.OrderID, o.Ctx, "", false)
