@@ -16,6 +16,10 @@ import (
 // such a record has neither key nor version.
 const ShardClaimed = "SHARD_CLAIMED"
 
+// shardSeen is a record that no version writes any more. It takes a seq, and nothing else
+// follows from it.
+const shardSeen = "SHARD_SEEN"
+
 // Event is one record in CloudEvents 1.0 Kafka binary mode: attributes in
 // headers, data in the value (github.com/cloudevents/spec, kafka-protocol-binding).
 // On aggregate topics it has a version, a term and a seq; on others these are 0.

@@ -50,6 +50,7 @@ func TestTakeIsTheOnePolicy(t *testing.T) {
 		"a subject that is too long":     {event("ce_subject", strings.Repeat("x", 65)), false, eventlog.SkipNoAggregate, false},
 		"a subject that is no text":      {event("ce_subject", "\xff\x00"), false, eventlog.SkipNoAggregate, false},
 		"a claim with all of an event":   {event("ce_type", eventlog.ShardClaimed, "term", "5"), false, "", false},
+		"a record of an old version":     {event("ce_type", "SHARD_SEEN"), false, "", false},
 		"a claim of another term":        {event("ce_type", eventlog.ShardClaimed, "term", "6"), false, eventlog.SkipNotNext, false},
 	} {
 		rule := eventlog.Rule{Term: 4, Seq: 7}

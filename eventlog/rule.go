@@ -55,7 +55,8 @@ const (
 //     takes effect there. If it cannot, because e.Fault is not nil or this build does
 //     not know the event, it stops that aggregate and no other.
 //   - If skipped is not "", the reader skips the record, and counts it with this reason.
-//   - Otherwise the record is a valid SHARD_CLAIMED, which belongs to no aggregate.
+//   - Otherwise the record is a valid SHARD_CLAIMED, which belongs to no aggregate. In
+//     logs that versions before the first release have written, it may be a SHARD_SEEN.
 func (r *Rule) Take(e *Event) (take bool, skipped string) {
 	switch {
 	case !r.Accepts(e):
@@ -63,7 +64,7 @@ func (r *Rule) Take(e *Event) (take bool, skipped string) {
 			return false, SkipNoEvent
 		}
 		return false, SkipNotNext
-	case e.Type == ShardClaimed:
+	case e.Type == ShardClaimed || e.Type == shardSeen:
 		return false, ""
 	case !domain.ValidID(e.Subject):
 		return false, SkipNoAggregate

@@ -94,7 +94,8 @@ func (l Layout) table() []topic {
 		// A restaurant with its whole menu is one record.
 		{name: ShardSnapshots, compact: true, keep: forever, segment: 32 << 20, maxByte: 8 << 20},
 		{name: ShardOwners, compact: true, keep: forever},
-		// An owner whose records it has lost claims its shard anew: nothing else follows.
+		// If retention removes a record that an owner has not read, the owner claims its
+		// shard again; nothing else follows.
 		{name: ShardFence, keep: 6 * time.Hour, lossy: true, segment: 16 << 20},
 	}
 	for _, s := range l.Consumers {

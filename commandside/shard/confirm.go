@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"fmt"
 	"time"
 
 	"tomato/domain"
@@ -17,6 +18,10 @@ import (
 // acknowledged. Only that proves that this owner was not deposed before, and that the
 // state which the answer rests on is valid.
 func (s *shard) confirm(c *call, kind int, e *entry, res Result, err error) {
+	if s.fence.checkStalled(time.Now()) { // commands that append go on
+		c.reply(Result{}, fmt.Errorf("%w: checks are not acknowledged", ErrUnavailable))
+		return
+	}
 	c.res, c.err = res, err
 	w := &waiter{call: c, left: 1}
 	s.logs[kind].awaiting = append(s.logs[kind].awaiting, w)

@@ -40,9 +40,10 @@ type fenceData struct {
 
 // fence is what a shard's owner knows of its fence log.
 type fence struct {
-	next     int64    // the offset that the oldest check in flight is expected to get
-	ordinal  int64    // of the last check
-	inFlight []*check // checks that are not acknowledged, oldest first
+	terms    [logCount]int64 // of this owner's claims, by log
+	next     int64           // the offset that the oldest check in flight is expected to get
+	ordinal  int64           // of the last check
+	inFlight []*check        // checks that are not acknowledged, oldest first
 }
 
 // check is a SHARD_CHECK in flight.
@@ -118,6 +119,11 @@ func (s *shard) appendCheck(now time.Time) {
 func (s *shard) takeCheckAck(ctx context.Context, a ack) {
 	f := &s.fence
 	switch {
+	case s.deposed != nil:
+		// Another instance has claimed the shard, or is about to. The appends in flight
+		// may still be valid, but a check confirms nothing any more.
+		s.answerUnconfirmed()
+		return
 	case a.err != nil:
 		s.log.Error("append failed; the shard is claimed anew", "topic", eventlog.ShardFence, "partition", s.partition, "err", a.err)
 		s.owner.replaceProducer(s.producer)
@@ -172,7 +178,8 @@ func (s *shard) readFence(ctx context.Context, before int64) error {
 			return fmt.Errorf("%w: the fence at %s/%d@%d cannot be read", errFenced, eventlog.ShardFence, s.partition, e.Offset)
 		}
 		for i := range s.logs {
-			if f.Terms[s.logs[i].topic] > s.logs[i].rule.Term {
+			// Not l.rule.Term: the rule may have taken another instance's claim already.
+			if f.Terms[s.logs[i].topic] > s.fence.terms[i] {
 				return errFenced
 			}
 		}
@@ -181,5 +188,13 @@ func (s *shard) readFence(ctx context.Context, before int64) error {
 	if errors.Is(err, kerr.OffsetOutOfRange) {
 		return fmt.Errorf("%w: %w", errFenced, err)
 	}
+	if err == nil && next != before {
+		return fmt.Errorf("%w: %s/%d@%d is gone", errFenced, eventlog.ShardFence, s.partition, next)
+	}
 	return err
+}
+
+// checkStalled reports whether a check has been in flight for longer than stallLimit.
+func (f *fence) checkStalled(now time.Time) bool {
+	return len(f.inFlight) > 0 && now.Sub(f.inFlight[0].at) > stallLimit
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"sync"
 	"testing"
+	"time"
 
 	"tomato/domain"
 	"tomato/domain/rider"
@@ -132,4 +133,83 @@ func TestAFenceLogThatLostRecordsConfirmsNothing(t *testing.T) {
 		}
 		a.endsWith(errDeposed)
 	})
+}
+
+// There was a defect: the owner had read another instance's claims, so its reader rule had
+// their terms, and the fence that had announced them no longer looked like a higher one.
+func TestAFenceIsComparedWithTheOwnersOwnTerms(t *testing.T) {
+	t.Parallel()
+	cfg := eventlogtest.Embedded(t)
+	snapshotTopics(t, cfg)
+	a := newLone(t, cfg).serve()
+	other := newLone(t, cfg)
+	rival := other.newShard(0, other.producer)
+	for i := range rival.logs {
+		rival.logs[i].rule.Term = a.fence.terms[i]
+	}
+	if err := rival.putFence(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a.post(func(time.Time) {
+		for i := range a.logs {
+			a.logs[i].rule.Term++ // as verify does with a claim that it reads
+		}
+	})
+	if err := a.refused(); !errors.Is(err, errNotDecided) {
+		t.Fatalf("behind a fence with a higher term: %v", err)
+	}
+	a.endsWith(errDeposed)
+}
+
+// After an owner was deposed, its checks in flight confirm nothing. They do not end the
+// loop either, because appends in flight may still be acknowledged.
+func TestChecksOfADeposedOwnerConfirmNothing(t *testing.T) {
+	t.Parallel()
+	s := newLoop(t)
+	first, second, awaiting := newCall(Request{}), newCall(Request{}), newCall(Request{})
+	s.fence.next = 5
+	s.fence.ordinal = 2
+	s.fence.inFlight = []*check{
+		{ordinal: 1, at: time.Now(), waiters: []*waiter{{call: first, left: 1}}},
+		{ordinal: 2, at: time.Now(), waiters: []*waiter{{call: second, left: 1}}},
+	}
+	s.logs[orders].awaiting = []*waiter{{call: awaiting, left: 1}}
+	s.deposed = errDeposed
+	s.putAck(ack{fenceLog, 1, 5, nil}) // the expected offsets
+	s.putAck(ack{fenceLog, 2, 6, nil})
+	s.takeAcks(t.Context())
+	if s.failed != nil {
+		t.Errorf("the loop ends: %v", s.failed)
+	}
+	for _, c := range []*call{first, second, awaiting} {
+		select {
+		case <-c.done:
+			if !errors.Is(c.err, errNotDecided) {
+				t.Errorf("answered %+v, %v", c.res, c.err)
+			}
+		default:
+			t.Error("not answered")
+		}
+	}
+}
+
+// A fence log that does not acknowledge holds up the answers that need it, and no command
+// that appends.
+func TestAStuckFenceLogHoldsUpNoAppends(t *testing.T) {
+	t.Parallel()
+	s := newLoop(t)
+	s.fence.inFlight = []*check{{ordinal: 1, at: time.Now().Add(-2 * stallLimit)}}
+	if s.stalled(time.Now()) {
+		t.Error("all commands are refused")
+	}
+	c := newCall(Request{Topic: eventlog.Riders, ID: "unknown", Actor: domain.SystemActor, Command: rider.Verify{}})
+	s.handle(c)
+	select {
+	case <-c.done:
+		if !errors.Is(c.err, ErrUnavailable) {
+			t.Errorf("refused with %v", c.err)
+		}
+	default:
+		t.Error("the refusal waits for a check that is not acknowledged")
+	}
 }

@@ -270,6 +270,9 @@ func (s *shard) claim(ctx context.Context) error {
 		}
 		l.next, l.lastValid = r.Offset+1, r.Offset
 	}
+	for i := range s.logs {
+		s.fence.terms[i] = s.logs[i].rule.Term
+	}
 	s.term, s.claimedAt = s.logs[orders].rule.Term, records[orders].Offset
 	s.owner.at(StepClaimed, s.partition)
 	return nil

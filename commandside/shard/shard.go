@@ -265,15 +265,14 @@ func (s *shard) handle(c *call) {
 	}
 }
 
-// stalled reports whether an append or a check has been in flight for longer than
-// stallLimit.
+// stalled reports whether an append has been in flight for longer than stallLimit.
 func (s *shard) stalled(now time.Time) bool {
 	for i := range s.logs {
 		if f := s.logs[i].inFlight; len(f) > 0 && now.Sub(f[0].at) > stallLimit {
 			return true
 		}
 	}
-	return len(s.fence.inFlight) > 0 && now.Sub(s.fence.inFlight[0].at) > stallLimit
+	return false
 }
 
 // unacked returns the number of appends in flight.

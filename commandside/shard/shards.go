@@ -63,7 +63,6 @@ const (
 	StepLogsRead     Step = "logs read"     // the four logs are read to their ends; nothing is claimed
 	StepFenceSent    Step = "fence sent"    // the fence that announces the claims is given to the producer
 	StepFenceLanded  Step = "fence landed"  // the fence is acknowledged; nothing is claimed
-	StepCheckLanded  Step = "check landed"  // the broker has acknowledged a check; the loop does not know yet
 	StepClaimsSent   Step = "claims sent"   // the claims are given to the producer
 	StepClaimLanded  Step = "claim landed"  // one of the four claims is acknowledged by the broker
 	StepClaimed      Step = "claimed"       // all four claims are valid; no command is taken yet
@@ -71,6 +70,7 @@ const (
 	StepAnnounced    Step = "announced"     // the owner record is given to the producer
 	StepAppendSent   Step = "append sent"   // an append is given to the outbox
 	StepAppendLanded Step = "append landed" // the broker has acknowledged the append; the loop does not know yet
+	StepCheckLanded  Step = "check landed"  // the broker has acknowledged a check; the loop does not know yet
 	StepAppendValid  Step = "append valid"  // the append is known to be valid; no caller is answered yet
 	StepAnswered     Step = "answered"      // all callers that waited for the append are answered
 	StepSnapshotCut  Step = "snapshot cut"  // the state for a snapshot is taken; nothing is written

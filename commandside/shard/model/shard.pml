@@ -108,11 +108,13 @@ typedef session {
 	short sent;
 	bit sending, landed;
 	byte offset, next;
-	/* The refusal that waits, at most one: the versions that it rests on, the
-	 * versions that anybody had been told of when its question came, whether its
-	 * CHECK is still to be sent, and whether it has confirmed. */
-	bit refusing, unsent, confirmed;
-	byte rests[LOGS], told[LOGS];
+	/* The refusal that waits, at most one: the versions that it rests on, and the
+	 * versions that anybody had been told of when its question came. It awaits a
+	 * confirmation for each log: by an event of that log with the seq in `by`, once
+	 * one is sent, or by a CHECK, which serves all logs that still await one. */
+	bit refusing, checking;
+	bit awaits[LOGS];
+	byte by[LOGS], rests[LOGS], told[LOGS];
 	logend at[LOGS]
 };
 byte started, errors, resends, expiries;
@@ -229,7 +231,7 @@ inline land(l, rec) {
 /* stop: the session ends. Appends that are not in the log may still be appended. */
 inline stop(x) {
 	printf("session %d stops\n", id);
-	x.mode = STOPPED; x.confirmed = 0; x.appends = 0; x.refusing = 0; x.unsent = 0; x.next = 0; x.offset = 0;
+	x.mode = STOPPED; x.appends = 0; x.refusing = 0; x.checking = 0; x.next = 0; x.offset = 0;
 	if :: x.landed -> x.sending = 0; x.landed = 0; x.sent = 0 :: else fi;
 	ll = 0;
 	do
@@ -246,7 +248,7 @@ inline stop(x) {
 		:: else -> break
 		od;
 		x.at[ll].queued = x.at[ll].queued - x.at[ll].landed;
-		x.rests[ll] = 0; x.told[ll] = 0;
+		x.awaits[ll] = 0; x.by[ll] = 0; x.rests[ll] = 0; x.told[ll] = 0;
 		x.at[ll].landed = 0; x.at[ll].known = 0; x.at[ll].read = 0; x.at[ll].held = 0;
 		x.at[ll].term = 0; x.at[ll].seq = 0; x.at[ll].next = 0; x.at[ll].lastseq = 0; x.at[ll].version = 0; x.at[ll].acked = 0;
 		ll++
@@ -277,6 +279,14 @@ inline acknowledge(x, l, rec, where) {
 	printf("session %d: acknowledged in log %d @%d: ", id, l, where); tell(rec); printf("\n");
 	assert((log[l].valid >> where) & 1 && log[l].record[where] == rec); /* everything acknowledged is valid */
 	x.at[l].acked = VERSION(rec, l);
+	if
+	:: x.by[l] > 0 && SEQ(rec) >= x.by[l] ->
+		x.by[l] = 0;
+#ifdef NO_BOTHLOGS
+		x.awaits[LOGS-1-l] = 0; x.by[LOGS-1-l] = 0
+#endif
+	:: else
+	fi;
 	if :: VERSION(rec, l) > acknowledged[l] -> acknowledged[l] = VERSION(rec, l) :: else fi
 }
 
@@ -487,7 +497,7 @@ inline fenced(x, id) {
 		:: else -> break
 		od;
 		if
-		:: ok -> x.next = off + 1; x.confirmed = 1; printf("session %d: its CHECK at offset %d confirms\n", id, off)
+		:: ok -> x.next = off + 1; x.checking = 0; printf("session %d: its CHECK at offset %d confirms\n", id, off)
 		:: else -> printf("session %d: its CHECK at offset %d does not confirm\n", id, off); stop(x)
 		fi
 	fi
@@ -507,6 +517,7 @@ inline fenced(x, id) {
  * was decided, or NONE. */
 inline append(x, id, l, other) {
 	x.appends++; x.at[l].lastseq++; x.at[l].version++;
+	if :: x.awaits[l] -> x.awaits[l] = 0; x.by[l] = x.at[l].lastseq :: else fi;
 #if LOGS == 2
 	if
 	:: l == 0 -> send(x.at[l], RECORD(EVENT, id, x.at[l].term, x.at[l].lastseq, x.at[l].version, other))
@@ -526,21 +537,28 @@ inline append(x, id, l, other) {
 #endif
 
 /* refuse: a question comes, and the refusal rests on the state in all logs,
- * including unacknowledged appends. Its CHECK is sent later. (An event in each of
- * these logs would do as well: it is only acknowledged if no claim is before it.) */
+ * including unacknowledged appends. */
 inline refuse(x, id) {
-	x.appends++; x.refusing = 1; x.unsent = 1;
-	x.rests[0] = x.at[0].version; x.told[0] = acknowledged[0];
+	x.appends++; x.refusing = 1;
+	x.rests[0] = x.at[0].version; x.told[0] = acknowledged[0]; x.awaits[0] = 1;
 #if LOGS == 2
-	x.rests[1] = x.at[1].version; x.told[1] = acknowledged[1];
+	x.rests[1] = x.at[1].version; x.told[1] = acknowledged[1]; x.awaits[1] = 1;
 #endif
 #ifdef NO_CHECK
-	x.unsent = 0; x.confirmed = 1;
+	x.awaits[0] = 0; x.awaits[LOGS-1] = 0;
 #endif
 	printf("session %d is asked, and its refusal rests on versions %d %d\n", id, x.rests[0], x.rests[LOGS-1])
 }
 
-/* answer: the refusal leaves when its CHECK has confirmed and the events that it
+/* check: one CHECK is sent for all logs that await a confirmation. */
+#define AWAITS (me.awaits[0] || me.awaits[LOGS-1])
+#define CONFIRMED (!AWAITS && !me.checking && me.by[0] == 0 && me.by[LOGS-1] == 0)
+inline check(x, id) {
+	x.awaits[0] = 0; x.awaits[LOGS-1] = 0; x.checking = 1;
+	x.sending = 1; x.sent = RECORD(CHECK, id, 0, 0, 0, 0)
+}
+
+/* answer: the refusal leaves when it is confirmed for all logs, and the events that it
  * rests on are acknowledged. It must have every event that anybody was told of
  * before the question, and no event that is invalid. */
 #ifdef NO_ACKED
@@ -550,7 +568,7 @@ inline refuse(x, id) {
 #endif
 inline answer(x, id) {
 	printf("session %d refuses\n", id);
-	x.refusing = 0; x.confirmed = 0;
+	x.refusing = 0;
 	ll = 0;
 	do
 	:: ll < LOGS ->
@@ -625,8 +643,8 @@ end:	do
 	:: d_step { MAYAPPEND(1) && PREMISED(0) -> append(me, id, 1, me.at[0].version); skip }
 #endif
 	:: d_step { me.mode == SERVING && me.appends < APPENDS && !me.refusing -> refuse(me, id); skip }
-	:: d_step { me.mode == SERVING && me.refusing && me.unsent && !me.sending -> me.unsent = 0; me.sending = 1; me.sent = RECORD(CHECK, id, 0, 0, 0, 0); skip }
-	:: d_step { me.mode == SERVING && me.refusing && me.confirmed && RESTACKED -> answer(me, id); skip }
+	:: d_step { me.mode == SERVING && me.refusing && AWAITS && !me.sending -> check(me, id); skip }
+	:: d_step { me.mode == SERVING && me.refusing && CONFIRMED && RESTACKED -> answer(me, id); skip }
 	:: d_step { me.sending && !me.landed && fence.size < MAXFENCE -> landfence(me, id); skip }
 	:: d_step { (me.mode == OPENING || me.mode == SERVING) && me.landed -> fenced(me, id); skip }
 	/* the answer of the fence log is lost, and the record is appended again */
