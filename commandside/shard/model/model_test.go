@@ -126,7 +126,6 @@ func TestEveryRuleIsNeeded(t *testing.T) {
 		{"FENCEFIRST", safety, oneLog, []string{noneStale}},
 		{"REFENCE", safety, oneLogThree, []string{noneStale}},
 		{"ACKED", safety, oneLog, []string{refusalsValid}},
-		{"BOTHLOGS", safety, twoLogs, []string{noneStale}},
 		{"READFIRST", safety, twoLogs, []string{onPresent}},
 		{"BOTHCLAIMS", safety, twoLogs, []string{onPresent}},
 		{"ACKEDPREMISE", safety, twoLogs, []string{onValid}},

@@ -279,14 +279,7 @@ inline acknowledge(x, l, rec, where) {
 	printf("session %d: acknowledged in log %d @%d: ", id, l, where); tell(rec); printf("\n");
 	assert((log[l].valid >> where) & 1 && log[l].record[where] == rec); /* everything acknowledged is valid */
 	x.at[l].acked = VERSION(rec, l);
-	if
-	:: x.by[l] > 0 && SEQ(rec) >= x.by[l] ->
-		x.by[l] = 0;
-#ifdef NO_BOTHLOGS
-		x.awaits[LOGS-1-l] = 0; x.by[LOGS-1-l] = 0
-#endif
-	:: else
-	fi;
+	if :: x.by[l] > 0 && SEQ(rec) >= x.by[l] -> x.by[l] = 0 :: else fi;
 	if :: VERSION(rec, l) > acknowledged[l] -> acknowledged[l] = VERSION(rec, l) :: else fi
 }
 
