@@ -46,7 +46,7 @@
 //	decide.go            rights, preconditions and the decision, as functions over the state
 //	append.go            moves the state on and gives the event to the producer
 //	outbox.go            collects the appends of all shards into fewer produce requests
-//	compress.go          compresses appended batches
+//	compress.go          compresses large batches
 //	acknowledge.go       compares offsets, answers callers, verifies unexpected offsets
 //	confirm.go           answers that append nothing, and what confirms them
 //	fence.go             the log shard-fence: announcing a claim, and checking that nobody has
