@@ -58,6 +58,9 @@ func (replayBody) TransformSchema(_ huma.Registry, s *huma.Schema) *huma.Schema 
 		return object{"required": []string{name}, "properties": object{name: schema}}
 	}
 	s.Extensions = object{"oneOf": []any{one("ids", object{"minItems": 1}), one("key", object{"minLength": 1}), one("class", object{"minLength": 1}), one("all", object{"const": true})}}
+	for _, name := range []string{"consumer", "key", "class"} { // Postgres cannot store U+0000
+		s.Properties[name].Extensions = object{"pattern": `^[^\u0000]*$`}
+	}
 	s.Properties["ratePerSecond"].Extensions = object{"anyOf": []any{object{"maximum": 0}, object{"minimum": 0.1}}}
 	return s
 }
