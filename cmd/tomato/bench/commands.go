@@ -412,11 +412,16 @@ func fill(ctx context.Context, s *server.Server, orders, steps int, restaurantOf
 	if err := g.Wait(); err != nil {
 		return nil, nil, err
 	}
-	token := eventlog.Token{}
-	for _, t := range reached {
-		token.Merge(t)
-	}
-	return states, token, nil
+	return states, merged(reached), nil
 }
 
 func oneRestaurant(int) string { return benchRestaurant }
+
+// merged returns the token of a reader that has reached all of the tokens.
+func merged(tokens []eventlog.Token) eventlog.Token {
+	all := eventlog.Token{}
+	for _, t := range tokens {
+		all.Merge(t)
+	}
+	return all
+}

@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
 	"tomato/cmd/tomato/server"
 	"tomato/cmd/tomato/settings"
 	"tomato/commandside/shard"

@@ -117,11 +117,7 @@ func goOnline(ctx context.Context, s *server.Server, n int) ([][]string, eventlo
 	if err := g.Wait(); err != nil {
 		return nil, nil, err
 	}
-	token := eventlog.Token{}
-	for _, t := range reached {
-		token.Merge(t)
-	}
-	return ids, token, nil
+	return ids, merged(reached), nil
 }
 
 // reportPositions sends positions in bulk over HTTP, and waits until the read model has
