@@ -239,7 +239,7 @@ func TestAKilledServerLosesNothing(t *testing.T) {
 			serve = a.SpawnServer("--offer-ttl", "10m")
 			feed = a.FeedFrom(watched, lastCursor(told))
 			if m := feed.WaitFor(func(m servertest.Message) bool { return strings.HasPrefix(m.Event, "feed:re") }, "feed:resumed or feed:reset"); m.Event != "feed:resumed" {
-				t.Errorf("after the kill the feed was told %s", m.Event)
+				t.Errorf("after the kill the feed was told %s", m.Raw)
 			}
 		}
 		r.check()

@@ -23,8 +23,9 @@ import (
 
 // AtOnce is how many tests of a binary run at a time, unless -parallel says otherwise.
 // Tests of whole servers mostly wait: for deadlines, outages and retries. With as many
-// at a time as there are processors, the processors were idle half of the time.
-const AtOnce = 4
+// at a time as there are processors, the processors were idle half of the time. With four,
+// some that must answer within seconds were too slow on two processors with -race.
+const AtOnce = 3
 
 // RunMoreAtOnce lets AtOnce tests run at a time where there are fewer processors. A
 // TestMain calls it before it runs the tests.
