@@ -61,6 +61,8 @@ func TestTheLogIDIsOfTheTopics(t *testing.T) {
 		if _, err := adm.DeleteTopics(t.Context(), eventlog.Payments); err != nil {
 			t.Fatal(err)
 		}
+		tick, end := time.NewTicker(10*time.Millisecond), time.After(time.Minute)
+		defer tick.Stop()
 		for { // the brokers delete a topic some time after they have answered
 			rows, err := eventlog.Describe(t.Context(), adm, eventlog.Layout{Partitions: 1})
 			if err != nil {
@@ -73,7 +75,11 @@ func TestTheLogIDIsOfTheTopics(t *testing.T) {
 			if missing {
 				break
 			}
-			time.Sleep(10 * time.Millisecond)
+			select {
+			case <-tick.C:
+			case <-end:
+				t.Fatal("the topic is not deleted within a minute")
+			}
 		}
 		eventlogtest.Topics(t, cfg, eventlog.Layout{Partitions: 1})
 		if after := readLogID(t, cfg); after == before {

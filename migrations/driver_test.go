@@ -95,7 +95,16 @@ func TestAMigrationThatWasInterruptedLeavesNothing(t *testing.T) {
 			defer cancel()
 			done := make(chan error, 1)
 			go func() { done <- migrations.Apply(ctx, url, "s", files, "steps") }()
-			for waiting := 0; waiting == 0; time.Sleep(5 * time.Millisecond) {
+			tick, end := time.NewTicker(5*time.Millisecond), time.After(time.Minute)
+			defer tick.Stop()
+			for waiting := 0; waiting == 0; {
+				select {
+				case <-tick.C:
+				case err := <-done:
+					t.Fatalf("the migration did not wait for the lock: %v", err)
+				case <-end:
+					t.Fatal("the migration does not wait for the lock")
+				}
 				if err := db.QueryRow(t.Context(), `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 77 AND NOT granted`).Scan(&waiting); err != nil {
 					t.Fatal(err)
 				}

@@ -230,22 +230,17 @@ func TestForgedOwnersChangeNothing(t *testing.T) {
 		}
 		return n, ok
 	}
-	deadline := time.Now().Add(time.Minute)
-	own, ok := last()
-	for ; !ok && time.Now().Before(deadline); own, ok = last() {
-		time.Sleep(50 * time.Millisecond)
-	}
-	if !ok {
-		t.Error("the owner is not the last record of its shards")
-	}
+	var own int
+	eventually(t, "the owner is the last record of its shards", func() (ok bool) {
+		own, ok = last()
+		return ok
+	})
 	if own > written {
 		t.Errorf("the owner wrote itself %d times for %d records of others", own, written)
 	}
 
 	// The claims of all signed records are looked up, and the records ignored, soon.
-	for follower.considering() > 0 && time.Now().Before(deadline) {
-		time.Sleep(20 * time.Millisecond)
-	}
+	eventually(t, "all claims are looked up", func() bool { return follower.considering() == 0 })
 	f.all(t, follower, "afterwards")
 	late := f.startFollower(t)
 	f.all(t, late, "for who comes later")
@@ -297,9 +292,7 @@ func TestAnOwnerWhoseClaimIsLostIsForgotten(t *testing.T) {
 		// An owner whose claim is in the log is not replaced by one with an older claim.
 		follower.owners.consider(Owner{Shard: p, Term: before.Term, Claim: 0, Owner: "older", URL: "http://127.0.0.1:1"}.signed(testClusterKey))
 	}
-	for end := time.Now().Add(time.Minute); follower.considering() > 0 && time.Now().Before(end); {
-		time.Sleep(20 * time.Millisecond)
-	}
+	eventually(t, "all claims are looked up", func() bool { return follower.considering() == 0 })
 	f.all(t, follower, "afterwards")
 	for p := range f.Partitions {
 		if now, _, _ := follower.owners.owner(p); now.Owner != f.Instance {
@@ -364,5 +357,20 @@ func TestARedirectIsNotFollowed(t *testing.T) {
 	}
 	if n := elsewhere.Load(); n != 0 {
 		t.Errorf("the other one got %d requests", n)
+	}
+}
+
+// eventually waits until so returns true, and ends the test if it does not within a
+// minute.
+func eventually(t *testing.T, what string, so func() bool) {
+	t.Helper()
+	tick, end := time.NewTicker(20*time.Millisecond), time.After(time.Minute)
+	defer tick.Stop()
+	for !so() {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatalf("not within a minute: %s", what)
+		}
 	}
 }
