@@ -22,6 +22,7 @@
 //	values.go  Money, ids and times
 //	point.go   positions on the earth
 //	json.go    writing JSON without reflection
+//	sealed.go  personal texts in encrypted form
 //	memory.go  sharing texts in memory
 //
 // The domain is pure: it imports only a part of the standard library, does no I/O,

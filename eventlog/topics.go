@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,6 +26,7 @@ const (
 	ShardSnapshots  = "shard-snapshots"
 	ShardOwners     = "shard-owners"
 	ShardFence      = "shard-fence"
+	SubjectKeys     = "subject-keys"
 )
 
 // AggregateTopics are the four logs of a shard, in the order in which a
@@ -64,6 +66,9 @@ func PartitionFor(key string, partitions int32) int32 {
 	return int32(murmur2([]byte(key))&0x7fffffff) % partitions
 }
 
+// maxCompactionLag is the setting after which time a record that was replaced is removed.
+const maxCompactionLag = "max.compaction.lag.ms"
+
 // forever is the retention of records that are never deleted.
 const forever time.Duration = -1
 
@@ -74,6 +79,8 @@ type topic struct {
 	keep    time.Duration // how long records stay, or forever
 	lossy   bool          // an operator may set a shorter retention, because no guarantee depends on these records
 	maxByte int           // the largest batch in bytes; 0: the broker's default
+	single  bool          // one partition, whatever the layout says
+	vanish  time.Duration // what was replaced or deleted leaves the disks after about this time; 0: when the brokers compact
 	segment int           // the bytes of a segment; 0: the broker's default, 1 GiB. Small segments are compacted sooner, so a take-over reads less
 }
 
@@ -87,7 +94,7 @@ func (l Layout) table() []topic {
 		{name: Payments, keep: forever},
 		{name: Riders, keep: forever},
 		{name: Restaurants, keep: forever},
-		{name: RiderLocations, compact: true, keep: 7 * day, lossy: true},
+		{name: RiderLocations, compact: true, keep: 7 * day, lossy: true, vanish: day},
 		// A record has a body of up to 1 MiB, and headers. Not every body compresses.
 		{name: PaymentWebhooks, keep: 30 * day, maxByte: 2 << 20},
 		{name: Feed, keep: day, lossy: true},
@@ -97,6 +104,8 @@ func (l Layout) table() []topic {
 		// If retention removes a record that an owner has not read, the owner claims its
 		// shard again; nothing else follows.
 		{name: ShardFence, keep: 6 * time.Hour, lossy: true, segment: 16 << 20},
+		// A destroyed key must leave the disks soon.
+		{name: SubjectKeys, compact: true, keep: forever, single: true, vanish: time.Hour, segment: 16 << 20},
 	}
 	for _, s := range l.Consumers {
 		for _, t := range s.Topics {
@@ -143,6 +152,15 @@ func (t topic) configs(replication int16) map[string]*string {
 		c["segment.bytes"] = kadm.StringPtr(strconv.Itoa(t.segment))
 		c["min.cleanable.dirty.ratio"] = kadm.StringPtr("0.2")
 	}
+	if t.vanish > 0 {
+		// A segment is compacted only when it is closed, which happens after this time
+		// when the next record comes. Tombstones stay for a day, so that a slow reader sees
+		// them.
+		ms := kadm.StringPtr(strconv.FormatInt(t.vanish.Milliseconds(), 10))
+		c["segment.ms"], c[maxCompactionLag] = ms, ms
+		c["min.cleanable.dirty.ratio"] = kadm.StringPtr("0.01")
+		c["delete.retention.ms"] = kadm.StringPtr(strconv.FormatInt((24 * time.Hour).Milliseconds(), 10))
+	}
 	if t.maxByte > 0 {
 		c["max.message.bytes"] = kadm.StringPtr(strconv.Itoa(t.maxByte))
 	}
@@ -168,8 +186,12 @@ type Layout struct {
 	Consumers []Subscription
 }
 
-func (l Layout) partitions() int32 {
-	if l.Partitions == 0 {
+// partitionsOf returns the number of partitions of a topic.
+func (l Layout) partitionsOf(t topic) int32 {
+	switch {
+	case t.single:
+		return 1
+	case l.Partitions == 0:
 		return DefaultPartitions
 	}
 	return l.Partitions
@@ -263,13 +285,14 @@ func create(ctx context.Context, adm *kadm.Client, l Layout, rows []TopicRow) er
 		if len(names) == 0 {
 			continue
 		}
-		resp, err := adm.CreateTopics(ctx, l.partitions(), replication, like.configs(replication), names...)
+		partitions := l.partitionsOf(like)
+		resp, err := adm.CreateTopics(ctx, partitions, replication, like.configs(replication), names...)
 		if err != nil {
 			return fmt.Errorf("creating topics: %w", err)
 		}
 		for _, r := range resp.Sorted() {
 			if r.Err != nil && !errors.Is(r.Err, kerr.TopicAlreadyExists) {
-				errs = append(errs, fmt.Errorf("creating topic %s (%d partitions, replication %d): %w %s", r.Topic, l.partitions(), replication, r.Err, r.ErrMessage))
+				errs = append(errs, fmt.Errorf("creating topic %s (%d partitions, replication %d): %w %s", r.Topic, partitions, replication, r.Err, r.ErrMessage))
 			}
 		}
 	}
@@ -415,7 +438,7 @@ func number(s string, unset int64) int64 {
 // verify returns what is wrong with a topic that exists, and what to do about it.
 func (t topic) verify(l Layout, r TopicRow, c map[string]string) (problems []string) {
 	bad := func(format string, a ...any) { problems = append(problems, fmt.Sprintf(format, a...)) }
-	if want := int(l.partitions()); r.Partitions != want {
+	if want := int(l.partitionsOf(t)); r.Partitions != want {
 		// The number of partitions must not be changed, because keys would move to
 		// other shards. Only a copy to new topics can have another number.
 		bad("has %d partitions, not %d: set the partition count to what was chosen at creation; a topic is never repartitioned", r.Partitions, want)
@@ -428,6 +451,9 @@ func (t topic) verify(l Layout, r TopicRow, c map[string]string) (problems []str
 	}
 	if n := number(c["max.message.bytes"], int64(t.maxByte)); n < int64(t.maxByte) {
 		bad("takes no batch above %d bytes: set max.message.bytes=%d", n, t.maxByte)
+	}
+	if lag := number(c[maxCompactionLag], math.MaxInt64); t.vanish > 0 && !t.lossy && lag > (24*time.Hour).Milliseconds() {
+		bad("may keep destroyed keys on disk: set %s=%d and segment.ms=%[2]d", maxCompactionLag, t.vanish.Milliseconds())
 	}
 	compacts, deletes := strings.Contains(r.CleanupPolicy, "compact"), strings.Contains(r.CleanupPolicy, "delete")
 	switch {

@@ -95,6 +95,7 @@ var imports = map[string]string{
 	"eventlog/filelock":        "",
 	"eventlog/kafkaprocess":    "eventlog/childprocess eventlog/filelock",
 	"eventlog/pgerr":           "eventlog",
+	"eventlog/subjectkeys":     "domain eventlog",
 	"httpapi":                  "domain domain/order domain/restaurant",
 	"migrations":               "",
 	"migrations/cluster":       "eventlog/childprocess eventlog/filelock",

@@ -1,0 +1,32 @@
+package domain
+
+import "strings"
+
+// Sealed is a personal text in encrypted form, as events, states and rows hold it:
+// s1.<base64url>. Package eventlog/subjectkeys seals and opens it. The domain never sees
+// the plain text. Equal plain texts of one person and one field are equal when they are
+// sealed under the same key, so the domain can tell whether something has changed. The
+// zero value means that there is no text.
+type Sealed string
+
+const (
+	sealedPrefix   = "s1."
+	minSealedChars = len(sealedPrefix) + (8+12+16)*4/3 // key id, nonce, and the tag of an empty text
+	maxSealedChars = 16 << 10                          // more than the longest address and instructions need
+)
+
+// Valid reports whether s has the form of a sealed text. It does not say that the text
+// can be opened.
+func (s Sealed) Valid() bool {
+	text, ok := strings.CutPrefix(string(s), sealedPrefix)
+	if !ok || len(s) < minSealedChars || len(s) > maxSealedChars {
+		return false
+	}
+	for i := range len(text) {
+		c := text[i]
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '_' && c != '-' {
+			return false
+		}
+	}
+	return true
+}
