@@ -47,6 +47,13 @@ func Models() []string {
 	return slices.Sorted(maps.Keys(registry))
 }
 
+// FoldVersion returns the version of the fold that makes the rows of the read model: a
+// short text that is the same for two builds if they make the same rows of the same
+// log. It is "" if there is no such read model. It is derived from the source of the
+// read model and of the domain, so it also changes with some changes that make no
+// difference to the rows, but never with a comment.
+func FoldVersion(model string) string { return foldVersions[model] }
+
 // Topics returns the topics that the read model is made of, sorted. It returns
 // nil if there is no such read model.
 func Topics(model string) []string {

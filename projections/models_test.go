@@ -65,3 +65,19 @@ func TestTheSharedFilesNameNoReadModel(t *testing.T) {
 		t.Errorf("%d files register %v", registered, Models())
 	}
 }
+
+// TestEveryReadModelHasAFoldVersion: TestFoldVersions in domain/domaintest, which makes
+// the versions, has a list of the read models of its own.
+func TestEveryReadModelHasAFoldVersion(t *testing.T) {
+	t.Parallel()
+	for _, m := range Models() {
+		if FoldVersion(m) == "" {
+			t.Errorf("%s has no version of its fold: add it to readModels in domain/domaintest/foldversion_test.go", m)
+		}
+	}
+	for m := range foldVersions {
+		if !slices.Contains(Models(), m) {
+			t.Errorf("there is no read model %s", m)
+		}
+	}
+}

@@ -70,6 +70,7 @@
 //	snapshots.go         reads and writes the topic of snapshots
 //	snapshots_restore.go makes aggregates from a loaded snapshot
 //	snapshots_cut.go     decides when a snapshot is written, and what is in it
+//	foldversion.go       generated: the versions of the folds that make the states
 //
 // Several instances:
 //

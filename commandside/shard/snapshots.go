@@ -42,15 +42,17 @@ import (
 // positions up to which the logs are folded. A snapshot has only confirmed state: the
 // loop first waits, for some milliseconds, until its appends are acknowledged.
 
-// foldVersion is the version of the states in snapshots. It must be increased when the
-// JSON of a state changes, or the result of Evolve. Snapshots of another version are
-// ignored, and the logs are read from their beginning.
-const foldVersion = 1
+// readFold are the versions of the folds of this build, by log. A record in the topic
+// names the version of the fold that has made it. Snapshots of another version are
+// ignored, and the logs are read from their beginning. The versions are derived from
+// the source (foldversion.go): they change when the JSON of a state changes, or the
+// result of Evolve.
+var readFold = [logCount]string{orders: orderFold, payments: paymentFold, riders: riderFold, restaurants: restaurantFold}
 
 const (
 	checkpointKey = "checkpoint"
 	markKey       = "mark"   // a record that a take-over writes to find the end of the topic
-	hdrFold       = "fold"   // foldVersion
+	hdrFold       = "fold"   // the version of the fold that has made the state; see readFold
 	hdrKeys       = "keys"   // idempotency keys; see keyMemory.textOf
 	hdrUnread     = "unread" // the mark of an aggregate with an event that the writing build could not read
 	hdrDue        = "due"    // the order's next deadline, in Unix milliseconds
@@ -82,6 +84,21 @@ func parseRecordKey(key string) (k recordKey, ok bool) {
 	topic, id, ok := strings.Cut(key, "/")
 	k = recordKey{logOf(topic), id}
 	return k, ok && k.kind >= 0
+}
+
+// checkpointFold is the version that a checkpoint names, because it is of all four logs.
+var checkpointFold = strings.Join(readFold[:], ".")
+
+// foldOf returns the version of the fold that a record with this key must name, or "" if
+// the key is neither an aggregate's nor the checkpoint's.
+func foldOf(key string) string {
+	if k, ok := parseRecordKey(key); ok {
+		return readFold[k.kind]
+	}
+	if key == checkpointKey {
+		return checkpointFold
+	}
+	return ""
 }
 
 // checkpoint has the positions up to which a snapshot goes.

@@ -203,7 +203,7 @@ func (w *snapshots) write(ctx context.Context, c *snapshot) error {
 
 // snapshotRecord returns a record of the topic.
 func snapshotRecord(key string, value []byte) *kgo.Record {
-	return &kgo.Record{Key: []byte(key), Value: value, Headers: []kgo.RecordHeader{{Key: hdrFold, Value: []byte(strconv.Itoa(foldVersion))}}}
+	return &kgo.Record{Key: []byte(key), Value: value, Headers: []kgo.RecordHeader{{Key: hdrFold, Value: []byte(foldOf(key))}}}
 }
 
 // record returns the aggregate's record and keeps the JSON in s.value.

@@ -19,15 +19,15 @@ import (
 
 // restore makes aggregates from the last record of each key and returns the
 // checkpoint. The checkpoint is nil if the snapshot cannot be used: because there is no
-// checkpoint, or a record has another foldVersion, or a record was written outside of
+// checkpoint, or a record is of another version of the fold, or a record was written outside of
 // a transaction, which no owner does. Then the aggregates stay empty, and the next
 // snapshot removes from the topic what it does not overwrite. An error means that the
 // snapshot looks whole but cannot be used; the aggregates must not be used either.
 func (a *aggregates) restore(last map[string]*kgo.Record, now time.Time) (*checkpoint, error) {
 	fits := last[checkpointKey] != nil
 	for name, r := range last { // one record that does not fit is enough
-		_, ok := parseRecordKey(name)
-		fits = fits && (!ok && name != checkpointKey || headersOf(r).fold == foldVersion && r.Attrs.IsTransactional())
+		fold := foldOf(name)
+		fits = fits && (fold == "" || headersOf(r).fold == fold && r.Attrs.IsTransactional())
 	}
 	if !fits {
 		for name := range last {
@@ -132,14 +132,14 @@ func (a *aggregates) restoreOne(key recordKey, r *kgo.Record, h savedHeaders, ah
 
 // savedHeaders are the headers of a record.
 type savedHeaders struct {
-	fold        int64 // -1 if the record has no such header
-	due, retire int64 // 0 if there is none
+	fold        string // "" if the record has no such header
+	due, retire int64  // 0 if there is none
 	keys        string
 	unread      []byte // the mark; nil if there is none
 }
 
 func headersOf(r *kgo.Record) savedHeaders {
-	h := savedHeaders{fold: -1}
+	h := savedHeaders{}
 	for i := range r.Headers {
 		number := func(n *int64) {
 			if v, err := strconv.ParseInt(string(r.Headers[i].Value), 10, 64); err == nil {
@@ -148,7 +148,7 @@ func headersOf(r *kgo.Record) savedHeaders {
 		}
 		switch r.Headers[i].Key {
 		case hdrFold:
-			number(&h.fold)
+			h.fold = string(r.Headers[i].Value)
 		case hdrDue:
 			number(&h.due)
 		case hdrRetire:

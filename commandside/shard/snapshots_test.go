@@ -439,7 +439,7 @@ func TestACutHasConfirmedStateOnly(t *testing.T) {
 	}
 }
 
-// A snapshot of another foldVersion is not used, nor one that does not match the logs
+// A snapshot of another version of the fold is not used, nor one that does not match the logs
 // because the broker has lost acknowledged records. The next snapshot removes from the
 // topic what is not in memory.
 func TestSnapshotsThatDoNotFitAreIgnored(t *testing.T) {

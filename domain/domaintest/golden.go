@@ -21,9 +21,13 @@ import (
 	"tomato/domain"
 )
 
-// update creates golden files that are missing. It never overwrites a file, because
-// events that are on a topic cannot be changed either.
-var update = flag.Bool("update", false, "create missing golden files; existing ones are never touched")
+// The versions of the folds are constants that TestFoldVersions writes.
+//go:generate go test . -run ^TestFoldVersions$ -count=1 -update
+
+// update creates golden files that are missing. It never overwrites a golden file,
+// because events that are on a topic cannot be changed either. In this package it
+// writes the generated versions of the folds.
+var update = flag.Bool("update", false, "create missing golden files; existing ones are never touched. In package domaintest: write the versions of the folds")
 
 // Golden tests the events of the package under test. It checks that these have the same
 // event types: the constants Type…, the list types, the EventType methods, Decode, and
