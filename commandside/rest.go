@@ -89,8 +89,16 @@ func (s *Side) execute(ctx context.Context, in commandInput, body any, r shard.R
 // nouns has the noun of each topic, for the codes <noun>_not_found.
 var nouns = map[string]string{eventlog.Orders: "order", eventlog.Payments: "payment", eventlog.Riders: "rider", eventlog.Restaurants: "restaurant"}
 
+// upgradeRetryAfter is when a caller is asked to repeat a command whose event waits for
+// the upgrade of other instances.
+const upgradeRetryAfter = 10 * time.Second
+
 // problem returns the problem that the caller gets for an error of a shard.
 func problem(topic string, err error) error {
+	var upgrade *shard.UpgradeInProgress
+	if errors.As(err, &upgrade) {
+		return httpapi.Unavailable("upgrade_in_progress", upgrade.Detail(), upgradeRetryAfter)
+	}
 	if errors.Is(err, shard.ErrUnavailable) {
 		return httpapi.Unavailable("unavailable", "The command could not be decided now, or its outcome is not known. A repeat is safe, best with an Idempotency-Key.", time.Second)
 	}

@@ -12,13 +12,15 @@
 //	json.go      JSON that is written without reflection; package restaurant has none
 //
 // Package order also has view_events.go, which says who may see which event of an
-// order. Package rider also has position.go, which reads the positions of riders.
+// order. Package rider also has position.go, which reads the positions of riders, and
+// verify.go, in whose place the tests of upgrades build nextepoch.go.
 //
 // The files of this package, in reading order:
 //
 //	domain.go  Event, Command, and what every event carries
 //	actor.go   who issues a command
 //	errors.go  Refusal
+//	forms.go   versions of the data of events
 //	values.go  Money, ids and times
 //	point.go   positions on the earth
 //	json.go    writing JSON without reflection

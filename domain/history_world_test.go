@@ -129,7 +129,7 @@ func newWorld(t *rapid.T) *world {
 
 // step decides one command and holds what is true of every command and event.
 func step[S any, E domain.Event](w *world, s *S, c domain.Command, decide func(*S, domain.Command, time.Time) (E, error),
-	evolve func(S, E, time.Time) S, decode func(string, []byte) (E, error), version func(*S) int64) (E, error) {
+	evolve func(S, E, time.Time) S, decode func(string, int, []byte) (E, error), version func(*S) int64) (E, error) {
 	w.now = w.now.Add(time.Second)
 	old := *s
 	var deepCopy S
@@ -151,7 +151,7 @@ func step[S any, E domain.Event](w *world, s *S, c domain.Command, decide func(*
 	if bytes.Contains(data, []byte("null")) {
 		w.Fatalf("null on the wire: %s", data)
 	}
-	read, err := decode(e.EventType(), data)
+	read, err := decode(e.EventType(), 1, data)
 	if err != nil || !reflect.DeepEqual(read, e) {
 		w.Fatalf("through the wire (%v):\n%#v\nwant\n%#v", err, read, e)
 	}

@@ -27,6 +27,7 @@ type Event struct {
 	ID            string    // ce_id
 	Source        string    // ce_source
 	Type          string    // ce_type
+	Schema        int       // version of the data of its type, in ce_dataschema; 0 and 1: the first version, without that header
 	Time          time.Time // ce_time, UTC
 	Subject       string    // ce_subject and record key: the aggregate id; "" for claims
 	Version       int64     // of the aggregate, after this event; 0 for claims
@@ -60,6 +61,7 @@ const (
 	HeaderType     = "ce_type"
 	hdrTime        = "ce_time"
 	hdrSubject     = "ce_subject"
+	hdrSchema      = "ce_dataschema"
 	hdrContentType = "content-type"
 	hdrVersion     = "version"
 	hdrTerm        = "term"
@@ -116,6 +118,9 @@ func (e *Event) RecordIn(buffer *RecordBuffer, topic string, partition int32) *k
 		key = h[len(h)-1].Value
 	}
 	h = append(h, kgo.RecordHeader{Key: hdrContentType, Value: contentType})
+	if e.Schema > 1 {
+		h, b = textHeader(h, b, hdrSchema, schemaURI(e.Type, e.Schema))
+	}
 	if e.Version > 0 {
 		h, b = numberHeader(h, b, hdrVersion, e.Version)
 	}
@@ -173,7 +178,7 @@ func ParseRecord(r *kgo.Record) (Event, error) {
 // reads, whatever else is wrong with the record.
 func (e *Event) Parse(r *kgo.Record) {
 	*e = Event{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Timestamp: r.Timestamp, Data: r.Value, Record: r}
-	var id, subject, at, version, term, seq []byte
+	var id, subject, at, version, term, seq, schema []byte
 	for i := range r.Headers {
 		v := r.Headers[i].Value
 		switch r.Headers[i].Key {
@@ -187,6 +192,8 @@ func (e *Event) Parse(r *kgo.Record) {
 			at = v
 		case hdrSubject:
 			subject = v
+		case hdrSchema:
+			schema = v
 		case hdrVersion:
 			version = v
 		case hdrTerm:
@@ -204,6 +211,9 @@ func (e *Event) Parse(r *kgo.Record) {
 		case hdrActor:
 			e.Actor = bounded(v)
 		}
+	}
+	if schema != nil {
+		e.Schema = schemaVersion(e.Type, string(schema))
 	}
 	var err error
 	number := func(name string, text []byte) int64 {
@@ -249,6 +259,29 @@ func (e *Event) Parse(r *kgo.Record) {
 		e.Fault = fmt.Errorf("record %s/%d@%d is not a complete event: %w", r.Topic, r.Partition, r.Offset, err)
 	}
 }
+
+// schemaURI returns the value of ce_dataschema, by which a record says that its data is
+// of the given version, 2 or higher. CloudEvents asks for an absolute URI.
+func schemaURI(eventType string, version int) string {
+	return "tomato:/schemas/" + eventType + "/" + strconv.Itoa(version)
+}
+
+// UnknownSchema is the Schema of a record whose ce_dataschema is not one of its type. No
+// build knows this version, so the event is treated like one of an unknown type.
+const UnknownSchema = 1 << 30
+
+// schemaVersion returns the version that a ce_dataschema names, or UnknownSchema.
+func schemaVersion(eventType, uri string) int {
+	_, number, _ := strings.Cut(uri, "tomato:/schemas/"+eventType+"/")
+	n, err := strconv.Atoi(number)
+	if err != nil || n < 2 || n >= UnknownSchema || schemaURI(eventType, n) != uri {
+		return UnknownSchema
+	}
+	return n
+}
+
+// DataVersion returns the version of the data of the event's type: 1 or higher.
+func (e *Event) DataVersion() int { return max(1, e.Schema) }
 
 // bounded returns the value of an optional attribute, or "" if it is too long.
 func bounded(v []byte) string {

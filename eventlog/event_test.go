@@ -23,7 +23,7 @@ func TestEventIsTheSameAfterALifeAsRecord(t *testing.T) {
 			ID: text.Draw(t, "id"), Source: text.Draw(t, "source"), Type: "T" + text.Draw(t, "type"),
 			Time:    time.Unix(rapid.Int64Range(0, 4e9).Draw(t, "s"), rapid.Int64Range(0, 999_999_999).Draw(t, "ns")).UTC(),
 			Subject: text.Draw(t, "subject"), Version: rapid.Int64Range(0, 1<<40).Draw(t, "version"),
-			CausationID: text.Draw(t, "causation"), CorrelationID: text.Draw(t, "correlation"),
+			Schema: rapid.SampledFrom([]int{0, 2, 3, 1 << 20}).Draw(t, "schema"), CausationID: text.Draw(t, "causation"), CorrelationID: text.Draw(t, "correlation"),
 			Traceparent: text.Draw(t, "trace"), Idempotency: text.Draw(t, "idempotency"), Actor: text.Draw(t, "actor"),
 			Data: []byte(text.Draw(t, "data")),
 		}
@@ -64,10 +64,40 @@ func TestRecordOnTheWire(t *testing.T) {
 	if got, want := headers(e.NewRecord("orders", 0)), "ce_specversion=1.0 ce_id=e1 ce_source=/tomato ce_type=ORDER_PAID ce_time=2026-01-02T02:04:05.0000006Z ce_subject=o1 content-type=application/json version=2 term=3 seq=4 "; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
+	// A later version of the type's data. The first one has no such header.
+	e.Schema = 2
+	if got, want := headers(e.NewRecord("orders", 0)), "ce_specversion=1.0 ce_id=e1 ce_source=/tomato ce_type=ORDER_PAID ce_time=2026-01-02T02:04:05.0000006Z ce_subject=o1 content-type=application/json ce_dataschema=tomato:/schemas/ORDER_PAID/2 version=2 term=3 seq=4 "; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
 	claim := eventlog.Event{ID: "c1", Source: "/tomato", Type: eventlog.ShardClaimed, Time: time.Unix(0, 0), Term: 1}
 	r := claim.NewRecord("orders", 0)
 	if got, want := headers(r), "ce_specversion=1.0 ce_id=c1 ce_source=/tomato ce_type=SHARD_CLAIMED ce_time=1970-01-01T00:00:00Z content-type=application/json term=1 seq=0 "; got != want || r.Key != nil {
 		t.Errorf("got  %s\nwant %s, key %q", got, want, r.Key)
+	}
+}
+
+// A ce_dataschema that is not one of the event's type names a version that nobody knows.
+// It makes the record no less valid: the reader rule goes on behind it.
+func TestDataSchemaOnTheWire(t *testing.T) {
+	t.Parallel()
+	for value, want := range map[string]int{
+		"tomato:/schemas/ORDER_PAID/2": 2, "tomato:/schemas/ORDER_PAID/17": 17,
+		"": eventlog.UnknownSchema, "2": eventlog.UnknownSchema, "/schemas/ORDER_PAID/2": eventlog.UnknownSchema, "tomato:/schemas/ORDER_PLACED/2": eventlog.UnknownSchema,
+		"tomato:/schemas/ORDER_PAID/1": eventlog.UnknownSchema, "tomato:/schemas/ORDER_PAID/02": eventlog.UnknownSchema, "tomato:/schemas/ORDER_PAID/-2": eventlog.UnknownSchema,
+		"tomato:/schemas/ORDER_PAID/2/": eventlog.UnknownSchema, "tomato:/schemas/ORDER_PAID/99999999999999999999": eventlog.UnknownSchema,
+		"tomato:/schemas/ORDER_PAID/1073741825": eventlog.UnknownSchema, "xtomato:/schemas/ORDER_PAID/2": eventlog.UnknownSchema,
+	} {
+		e := eventlog.Event{ID: "e1", Source: "/tomato", Type: "ORDER_PAID", Time: time.Unix(0, 0), Subject: "o1", Version: 1, Term: 1, Seq: 1}
+		r := e.NewRecord("orders", 0)
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: "ce_dataschema", Value: []byte(value)})
+		got, err := eventlog.ParseRecord(r)
+		rule := eventlog.Rule{Term: 1}
+		if take, _ := rule.Take(&got); err != nil || got.Schema != want || got.DataVersion() != want || !take {
+			t.Errorf("%q is version %d, %v, taken %v; want %d", value, got.Schema, err, take, want)
+		}
+	}
+	if e := (eventlog.Event{}); e.DataVersion() != 1 {
+		t.Errorf("without the header it is version %d", e.DataVersion())
 	}
 }
 

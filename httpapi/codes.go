@@ -25,6 +25,7 @@ var descriptions = map[string]string{
 	"internal":                    "500. A fault on our side. It has been logged.",
 	"unavailable":                 "503. Wait for the seconds in Retry-After and repeat; a command is safe to repeat with the same Idempotency-Key.",
 	"unknown_event":               "503. The log of this order, payment, rider or restaurant holds an event that this build does not know, such as one of a newer build; the detail names its type. Nothing is decided on it before a build that knows the event serves it. Others are not concerned.",
+	"upgrade_in_progress":         "503. The command makes an event that some instances cannot read yet, because they run an older build; the detail names them. Nothing was changed. Wait for the seconds in Retry-After and repeat, or upgrade these instances.",
 	"deadline_exceeded":           "503. The answer did not come in time, and the outcome is unknown. A repeat with the same Idempotency-Key is safe.",
 	"idempotency_key_reused":      "422. This Idempotency-Key was used for the same operation with another body.",
 	"idempotency_in_progress":     "409. The first request with this Idempotency-Key is still running. Wait for the seconds in Retry-After.",

@@ -9,7 +9,8 @@ import (
 
 type shardsOutput struct {
 	Body struct {
-		Items []shard.Status `json:"items"`
+		Items      []shard.Status    `json:"items"`
+		EventEpoch shard.EpochStatus `json:"eventEpoch" doc:"Up to which epoch this instance writes events."`
 	}
 }
 
@@ -19,6 +20,6 @@ func (o *Operations) getShards(ctx context.Context, _ *struct{}) (*shardsOutput,
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	out := &shardsOutput{}
-	out.Body.Items = o.Shards.Status(ctx)
+	out.Body.Items, out.Body.EventEpoch = o.Shards.Status(ctx), o.Shards.Epoch()
 	return out, nil
 }

@@ -50,6 +50,7 @@
 //	rider_positions.go  what the riders have beside a fold: positions and free riders
 //	table.go            how a batch of events becomes rows
 //	text.go             values as text, for statements and COPY
+//	foldversion.go      generated: the versions of the folds that make the rows
 //	readmodels.go       generations in use: Ensure, Follow, Read, Project
 //	rebuild.go          a rebuild, from the fill to the switch
 //	fill.go             how a rebuild folds a partition in memory

@@ -5,8 +5,8 @@ package projections
 // foldVersions are the versions of the folds by read model: hashes of the source that
 // the rows depend on, without its comments. See FoldVersion.
 var foldVersions = map[string]string{
-	"orders":      "d514a26c5fe79c64",
-	"payments":    "8fa323e4d8049b76",
-	"restaurants": "7ecb3c893cf17fcb",
-	"riders":      "6d9b80e7480137fb",
+	"orders":      "1464c185a5cadd67",
+	"payments":    "8ea569049eba3896",
+	"restaurants": "2613f0a95786ba75",
+	"riders":      "3be17c669609940a",
 }

@@ -69,7 +69,7 @@ type foldedTable interface {
 // made from the state.
 type aggregates[S, E any] struct {
 	table   string
-	decode  func(eventType string, data []byte) (E, error)
+	decode  func(eventType string, version int, data []byte) (E, error)
 	evolve  func(S, E, time.Time) S
 	columns []column[S] // those beside id, version and state
 	history history     // zero: none
@@ -111,7 +111,7 @@ func (a *aggregates[S, E]) step(f *folded[S], e *eventlog.Event) error {
 		return eventlog.Poison(fmt.Errorf("%s %s is at version %d, the event %s/%d@%d has version %d: not the next one",
 			a.table, f.id, f.version, e.Topic, e.Partition, e.Offset, e.Version))
 	}
-	event, err := a.decode(e.Type, e.Data)
+	event, err := a.decode(e.Type, e.DataVersion(), e.Data)
 	if err != nil {
 		return eventlog.Poison(fmt.Errorf("%s/%d@%d: %w", e.Topic, e.Partition, e.Offset, err))
 	}

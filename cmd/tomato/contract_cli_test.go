@@ -48,6 +48,7 @@ func TestContractCommandLine(t *testing.T) {
 		{"", "serve --payment-ttl 0s", 2, "", "must be more than 0"},
 		{"", "serve --archive-after 1h", 2, "", "TOMATO_ARCHIVE_AFTER"},
 		{"TOMATO_ARCHIVE_AFTER=1h", "serve", 2, "", "TOMATO_ARCHIVE_AFTER"},
+		{"", "serve --event-epoch 2", 2, "", "TOMATO_EVENT_EPOCH must be 0 to 1"},
 		{"TOMATO_OFFER_RADII=9000,5000", "serve", 2, "", "TOMATO_OFFER_RADII"},
 		{"TOMATO_OFFER_LIMIT=0", "serve", 2, "", "TOMATO_OFFER_LIMIT"},
 		{"TOMATO_LOG_LEVEL=loud", "serve", 2, "", "log-level"},

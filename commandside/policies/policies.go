@@ -106,7 +106,9 @@ func (p *Policies) execute(ctx context.Context, why cause, topic, id string, c d
 	defer cancel()
 	res, err := p.Commands.Execute(ctx, shard.Request{Topic: topic, ID: id, Actor: domain.SystemActor, Command: c,
 		CausationID: why.ID, CorrelationID: why.CorrelationID, Traceparent: why.Traceparent})
-	if errors.Is(err, shard.ErrUnavailable) {
+	if upgrade := (*shard.UpgradeInProgress)(nil); errors.As(err, &upgrade) { // the other commands of the shard need not wait
+		err = eventlog.UnavailableFrom(fmt.Sprint("event-schema epoch ", upgrade.Epoch), err)
+	} else if errors.Is(err, shard.ErrUnavailable) {
 		err = eventlog.UnavailableFrom(fmt.Sprint("shard ", eventlog.PartitionFor(id, p.Partitions)), err)
 	}
 	if unknown := (*shard.UnknownEvent)(nil); errors.As(err, &unknown) {
@@ -138,10 +140,11 @@ func PaymentState(ctx context.Context, orderID string, execute func(ctx context.
 }
 
 // decode returns the event as a T. read is the Decode of the domain's package. An
-// event that is no T is poison: no repeat can help it.
-func decode[T, E any](e *eventlog.Event, read func(eventType string, data []byte) (E, error)) (T, error) {
+// event that is no T is poison, because no repeat can help it. So is a version of a type
+// that this build does not know: it is a dead letter until a build that does replays it.
+func decode[T, E any](e *eventlog.Event, read func(eventType string, version int, data []byte) (E, error)) (T, error) {
 	var none T
-	ev, err := read(e.Type, e.Data)
+	ev, err := read(e.Type, e.DataVersion(), e.Data)
 	if err != nil {
 		return none, eventlog.Poison(err)
 	}

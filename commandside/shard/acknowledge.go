@@ -158,8 +158,8 @@ func (s *shard) isOwn(e *eventlog.Event, p *pending) bool {
 	if c.answered { // its caller got ErrUnavailable when another log was fenced; the result is gone
 		return true
 	}
-	data, err := encode(nil, c.res.Event)
-	return err == nil && e.Type == c.res.Event.EventType() && e.Actor == actorText(c.req.Actor) && e.Version == c.res.version(p.log) && bytes.Equal(e.Data, data)
+	data, err := encode(nil, inVersion(c.res.Event, c.res.schema))
+	return err == nil && e.DataVersion() == max(1, c.res.schema) && e.Type == c.res.Event.EventType() && e.Actor == actorText(c.req.Actor) && e.Version == c.res.version(p.log) && bytes.Equal(e.Data, data)
 }
 
 // countInvalid counts an invalid record that was read and skipped.

@@ -16,14 +16,20 @@ import (
 // makes the record and gives it to the producer.
 
 // append applies a decided event to the state in memory and gives the event to the
-// producer. It does not wait for the acknowledgement. It writes the answer into c;
+// producer, in the version of its data that choose has returned: as older, unless that is
+// nil. It does not wait for the acknowledgement. It writes the answer into c;
 // the caller gets it once the append is acknowledged (acknowledge.go).
-func (s *shard) append(c *call, kind int, e *entry, ev domain.Event, scope keyScope, keyed bool, now time.Time) {
+func (s *shard) append(c *call, kind int, e *entry, ev domain.Event, schema int, older any, scope keyScope, keyed bool, now time.Time) {
 	at := domain.Time(now)
 	buffer := recordBuffers.Get().(*eventlog.RecordBuffer)
 	var err error
-	if buffer.Data, err = encode(buffer.Data[:0], ev); err != nil {
-		c.reply(Result{}, fmt.Errorf("encoding %s: %w", ev.EventType(), err))
+	if older == nil {
+		buffer.Data, err = encode(buffer.Data[:0], ev)
+	} else if buffer.Data, err = encode(buffer.Data[:0], older); err == nil { // the state must be what readers will make of the data
+		ev, err = decodeEvent(s.logs[kind].topic, ev.EventType(), schema, buffer.Data)
+	}
+	if err != nil {
+		c.reply(Result{}, fmt.Errorf("encoding version %d of %s: %w", schema, ev.EventType(), err))
 		return
 	}
 	l := &s.logs[kind]
@@ -36,12 +42,13 @@ func (s *shard) append(c *call, kind int, e *entry, ev domain.Event, scope keySc
 	version := s.agg.evolve(kind, e, ev, at, l.ordinal)
 	record := eventlog.Event{
 		ID:     l.eventID(s.partition),
-		Source: s.owner.source, Type: ev.EventType(), Time: at, Subject: c.req.ID,
+		Source: s.owner.source, Type: ev.EventType(), Schema: schema, Time: at, Subject: c.req.ID,
 		Version: version, Term: l.rule.Term, Seq: l.seq, Data: buffer.Data,
 		CausationID: c.req.CausationID, CorrelationID: c.req.CorrelationID, Traceparent: c.req.Traceparent,
 		Actor: actorText(c.req.Actor),
 	}
 	res := resultOf(e, ev)
+	res.schema = schema
 	if creates {
 		res.Status = 201
 	}

@@ -44,6 +44,7 @@
 //	queue.go             the bounded queue from callers to a shard's loop
 //	shard.go             the shard's loop: takes commands and handles them one by one
 //	decide.go            rights, preconditions and the decision, as functions over the state
+//	epoch.go             which versions of which events may be written yet
 //	append.go            moves the state on and gives the event to the producer
 //	outbox.go            collects the appends of all shards into fewer produce requests
 //	compress.go          compresses large batches

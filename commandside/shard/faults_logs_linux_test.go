@@ -65,7 +65,7 @@ func readLogs(t testing.TB, cfg eventlog.Config) *logs {
 			l.own = append(l.own, &r.e)
 		}
 		if r.valid && e.Subject != "" && e.Topic == eventlog.Orders {
-			ev, err := order.Decode(e.Type, e.Data)
+			ev, err := order.Decode(e.Type, e.DataVersion(), e.Data)
 			if err != nil {
 				return err
 			}
@@ -100,7 +100,7 @@ func (l *logs) deadlines(t testing.TB, ops []*operation) (own []*operation) {
 		}
 	}
 	for _, e := range l.own {
-		ev, err := decodeEvent(e.Topic, e.Type, e.Data)
+		ev, err := decodeEvent(e.Topic, e.Type, e.DataVersion(), e.Data)
 		ended, ok := ev.(order.OffersExpired)
 		if err != nil || !ok {
 			t.Errorf("a valid event without a command: %s of %s, %v", e.Type, e.Subject, err)

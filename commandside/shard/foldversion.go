@@ -5,8 +5,8 @@ package shard
 // The versions of the folds: hashes of the source that a state in memory depends on,
 // without its comments. See readFold.
 const (
-	orderFold      = "5665a6866870c5d6"
-	paymentFold    = "1f1e278fa448da82"
-	restaurantFold = "ae749eb7431f1343"
-	riderFold      = "86df904bea5e8aa3"
+	orderFold      = "2deeceb2b9d35905"
+	paymentFold    = "6ca65fd52180da94"
+	restaurantFold = "606727b09e478f9c"
+	riderFold      = "bf1e74c4b8975440"
 )

@@ -77,6 +77,11 @@ func (s *Shards) forward(ctx context.Context, to Owner, r Request) (Result, erro
 		return res, err
 	case http.StatusMisdirectedRequest:
 		return Result{}, misdirected{b}
+	case http.StatusServiceUnavailable:
+		var answer upgradeAnswer
+		if json.Unmarshal(b, &answer) == nil && answer.Upgrade != nil {
+			return Result{}, answer.Upgrade
+		}
 	}
 	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusBadRequest {
 		if s.loggedThere.allow() {
@@ -118,6 +123,10 @@ func (s *Shards) Handler() http.Handler {
 			s.misdirect(w, p)
 			return
 		}
+		if upgrade := (*UpgradeInProgress)(nil); errors.As(err, &upgrade) {
+			writeAnswer(w, http.StatusServiceUnavailable, upgradeAnswer{upgrade})
+			return
+		}
 		answer, err := encodeAnswer(res, err)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
@@ -128,18 +137,29 @@ func (s *Shards) Handler() http.Handler {
 	})
 }
 
+// upgradeAnswer is the body of a 503 that is an *UpgradeInProgress. It is no field of
+// wireAnswer, because a build from before epochs would take such an answer for a success.
+type upgradeAnswer struct {
+	Upgrade *UpgradeInProgress `json:"upgradeInProgress"`
+}
+
 // misdirect answers 421 with the known owner.
 func (s *Shards) misdirect(w http.ResponseWriter, p int32) {
 	known, ok, _ := s.owners.owner(p)
 	if !ok || known.Owner == s.Instance {
 		known = Owner{}
 	}
-	b, err := json.Marshal(known)
+	writeAnswer(w, http.StatusMisdirectedRequest, known)
+}
+
+// writeAnswer answers another instance with JSON.
+func writeAnswer(w http.ResponseWriter, status int, body any) {
+	b, err := json.Marshal(body)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusMisdirectedRequest)
+	w.WriteHeader(status)
 	_, _ = w.Write(b)
 }

@@ -22,6 +22,7 @@ type claimData struct {
 	Term  int64  `json:"term"`
 	Owner string `json:"owner"`
 	Build string `json:"build,omitempty"`
+	Epoch int    `json:"epoch,omitempty"` // event-schema epoch of the build; absent for the first
 }
 
 const (
@@ -231,7 +232,7 @@ func (s *shard) claim(ctx context.Context) error {
 	for i := range s.logs {
 		l := &s.logs[i]
 		term := l.rule.Term + 1
-		data, err := json.Marshal(claimData{Term: term, Owner: s.owner.Instance, Build: s.owner.Build})
+		data, err := json.Marshal(claimData{Term: term, Owner: s.owner.Instance, Build: s.owner.Build, Epoch: epochOnWire(s.owner.epoch)})
 		if err != nil {
 			return err
 		}

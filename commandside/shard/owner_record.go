@@ -29,6 +29,10 @@ type Owner struct {
 	Owner     string `json:"owner"`     // name of the instance
 	URL       string `json:"url"`       // where the instance takes forwarded commands
 	Signature string `json:"signature"` // see signed
+	// Epoch is the event-schema epoch of the instance's build; absent, and 0, for the
+	// first. The signature does not cover it, so that builds from before epochs can check
+	// the signature. It is believed because the claim in the log has the same.
+	Epoch int `json:"epoch,omitempty"`
 }
 
 // signed returns the owner with its signature, in lower-case hex: the HMAC-SHA256,
@@ -61,7 +65,7 @@ const (
 func readOwner(b []byte, shard int32, key string) (o Owner, reason string) {
 	// Unknown fields are accepted, because a newer build may write more. The signature
 	// covers the fields that are read here.
-	if len(b) > maxOwnerRecord || json.Unmarshal(b, &o) != nil || o.Shard != shard || o.Term < 1 || o.Claim < 0 || !visible(o.Owner, maxCause) || checkInstanceURL(o.URL) != nil {
+	if len(b) > maxOwnerRecord || json.Unmarshal(b, &o) != nil || o.Shard != shard || o.Term < 1 || o.Claim < 0 || o.Epoch < 0 || !visible(o.Owner, maxCause) || checkInstanceURL(o.URL) != nil {
 		return Owner{}, ignoredMalformed
 	}
 	if !same(o.Signature, o.signed(key).Signature) {
@@ -120,7 +124,7 @@ func findClaim(ctx context.Context, cfg eventlog.Config, o Owner) error {
 	found := false
 	err = eventlog.Read(ctx, cfg, map[eventlog.TopicPartition]eventlog.Range{tp: {From: o.Claim, To: o.Claim + 1}}, func(e *eventlog.Event) error {
 		var c claimData
-		found = e.Offset == o.Claim && e.Type == eventlog.ShardClaimed && e.Term == o.Term && json.Unmarshal(e.Data, &c) == nil && c.Owner == o.Owner
+		found = e.Offset == o.Claim && e.Type == eventlog.ShardClaimed && e.Term == o.Term && json.Unmarshal(e.Data, &c) == nil && c.Owner == o.Owner && max(1, c.Epoch) == o.epoch()
 		return nil
 	})
 	if err == nil && !found {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,16 +22,21 @@ import (
 // owners knows for each shard the owner with the highest term whose claim is in the
 // log. Safe for concurrent use.
 type owners struct {
-	cfg     eventlog.Config
-	key     string // cluster key
-	log     *slog.Logger
-	ignored *prometheus.CounterVec // records that are ignored, by reason
-	logged  logLimit               // of ignored records and failed look-ups
-	running context.Context        // ends when run ends
-	stop    context.CancelFunc
-	lookups chan struct{} // has one element for each claim that is being looked up
+	cfg        eventlog.Config
+	key        string // cluster key
+	log        *slog.Logger
+	ignored    *prometheus.CounterVec // records that are ignored, by reason
+	logged     logLimit               // of ignored records and failed look-ups
+	running    context.Context        // ends when run ends
+	stop       context.CancelFunc
+	partitions int32
+	lowest     atomic.Int64  // see setLowest
+	lookups    chan struct{} // has one element for each claim that is being looked up
 
 	mu         sync.Mutex
+	next       map[int32]int64 // offset after the last record that was read
+	unread     map[int32]int64 // ends of the topic's partitions when run began, of those that are not read up to there; nil before
+	complete   bool            // unread is known, and nothing is left in it
 	known      map[int32]Owner
 	changed    chan struct{}     // closed and replaced whenever known changes
 	candidates map[int32][]Owner // signed owners other than the known one, whose claims are being looked up
@@ -49,10 +55,12 @@ const (
 	claimPause     = 200 * time.Millisecond // after the first failed look-up; later ones are longer
 )
 
-func newOwners(cfg eventlog.Config, key string, log *slog.Logger) *owners {
+func newOwners(cfg eventlog.Config, partitions int32, key string, log *slog.Logger) *owners {
 	running, stop := context.WithCancel(context.Background())
-	return &owners{cfg: cfg, running: running, stop: stop, key: key, log: log, lookups: make(chan struct{}, claimsAtOnce), known: map[int32]Owner{}, changed: make(chan struct{}),
-		candidates: map[int32][]Owner{}, last: map[int32]string{}}
+	o := &owners{cfg: cfg, partitions: partitions, running: running, stop: stop, key: key, log: log, lookups: make(chan struct{}, claimsAtOnce), known: map[int32]Owner{}, changed: make(chan struct{}),
+		candidates: map[int32][]Owner{}, last: map[int32]string{}, next: map[int32]int64{}}
+	o.lowest.Store(1)
+	return o
 }
 
 // learn makes n the known owner of its shard, unless one with the same or a higher
@@ -64,6 +72,7 @@ func (o *owners) learn(n Owner) {
 		return
 	}
 	o.known[n.Shard] = n
+	o.setLowest()
 	close(o.changed)
 	o.changed = make(chan struct{})
 }
@@ -95,6 +104,7 @@ func (o *owners) consider(n Owner) {
 		all = all[:maxCandidates]
 	}
 	o.candidates[n.Shard] = all
+	o.setLowest()
 	if !running {
 		go o.lookUp(n.Shard)
 	}
@@ -110,6 +120,7 @@ func (o *owners) lookUp(shard int32) {
 		all, known := o.candidates[shard], o.known[shard]
 		if len(all) == 0 || ctx.Err() != nil {
 			delete(o.candidates, shard)
+			o.setLowest()
 			o.mu.Unlock()
 			return
 		}
@@ -154,6 +165,7 @@ func (o *owners) drop(shard int32, which func(Owner) bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.candidates[shard] = slices.DeleteFunc(slices.Clone(o.candidates[shard]), which)
+	o.setLowest()
 }
 
 // forget removes a known owner whose claim is no longer in the log.
@@ -163,6 +175,7 @@ func (o *owners) forget(n Owner) {
 	if o.known[n.Shard] == n {
 		o.log.Warn("the claim of a shard's owner is not in the log any more: the log has lost records", "shard", n.Shard, "term", n.Term)
 		delete(o.known, n.Shard)
+		o.setLowest()
 		close(o.changed)
 		o.changed = make(chan struct{})
 	}
@@ -209,6 +222,7 @@ func (o *owners) run(ctx context.Context) error {
 	}
 	defer client.Close()
 	defer o.stop()
+	go o.awaitEnds(client)
 	for {
 		fetches := client.PollFetches(ctx)
 		if ctx.Err() != nil {
@@ -223,8 +237,51 @@ func (o *owners) run(ctx context.Context) error {
 	}
 }
 
+// awaitEnds asks for the ends of the topic until it has them. Owners that are announced
+// later are read as they come.
+func (o *owners) awaitEnds(client *kgo.Client) {
+	for o.running.Err() == nil {
+		ctx, cancel := context.WithTimeout(o.running, claimReadLimit)
+		ends, err := eventlog.EndOffsets(ctx, client, eventlog.ShardOwners)
+		cancel()
+		if err == nil {
+			o.mu.Lock()
+			o.unread = map[int32]int64{}
+			for tp, end := range ends {
+				if end > o.next[tp.Partition] {
+					o.unread[tp.Partition] = end
+				}
+			}
+			o.complete = len(o.unread) == 0
+			o.setLowest()
+			o.mu.Unlock()
+			return
+		}
+		if o.logged.allow() {
+			o.log.Warn("the end of the topic of shard owners cannot be read yet; events are written in their oldest version", "err", err)
+		}
+		select {
+		case <-time.After(claimPause):
+		case <-o.running.Done():
+		}
+	}
+}
+
+// passed notes that a record was read.
+func (o *owners) passed(r *kgo.Record) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.next[r.Partition] = r.Offset + 1
+	if end, ok := o.unread[r.Partition]; ok && r.Offset+1 >= end {
+		delete(o.unread, r.Partition)
+		o.complete = len(o.unread) == 0
+		o.setLowest()
+	}
+}
+
 // takeRecord handles one record of the topic.
 func (o *owners) takeRecord(r *kgo.Record) {
+	defer o.passed(r) // after it is a candidate, so that an older epoch is not missed
 	n, reason := readOwner(r.Value, r.Partition, o.key)
 	keyed := string(r.Key) == strconv.Itoa(int(r.Partition))
 	if reason == "" && !keyed {

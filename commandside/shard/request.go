@@ -37,6 +37,7 @@ type Request struct {
 type Result struct {
 	Event    domain.Event // what was appended; nil if the state was already as the command wants it
 	Repeated bool         // the idempotency key was used before; Status is that of the first answer
+	schema   int          // version of the event's data in the log
 	Status   int          // HTTP status of the (first) answer: 201 if a resource was created, otherwise 200
 
 	Order      *order.State // of commands on the topics orders and payments; nil if the order is not in memory
@@ -76,7 +77,8 @@ func (r *Result) ConsistencyToken() string {
 
 // Executor executes commands on the instance that owns their shard. Execute returns
 // when the outcome is on Kafka and known to be valid. The error is a
-// *domain.Refusal, an *UnknownEvent, or ErrUnavailable. Safe for concurrent use.
+// *domain.Refusal, an *UnknownEvent, or ErrUnavailable, which may be an
+// *UpgradeInProgress. Safe for concurrent use.
 type Executor interface {
 	Execute(ctx context.Context, r Request) (Result, error)
 }

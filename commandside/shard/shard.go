@@ -261,7 +261,15 @@ func (s *shard) handle(c *call) {
 	case ev == nil:
 		s.confirm(c, kind, e, resultOf(e, nil), err)
 	default:
-		s.append(c, kind, e, ev, scope, keyed, now)
+		version, older, err := s.owner.choose(ev)
+		switch {
+		case err == nil:
+			s.append(c, kind, e, ev, version, older, scope, keyed, now)
+		case c.hasCaller():
+			c.reply(Result{}, err)
+		default:
+			s.decideAgain(c)
+		}
 	}
 }
 

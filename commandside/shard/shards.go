@@ -36,6 +36,9 @@ type Config struct {
 	PaymentGrace time.Duration  // how long after its deadline an order may wait for InboxPassed before it expires
 	ArchiveAfter time.Duration  // time after which closed orders are evicted; commands on unknown ids that are older are refused as archived
 	Menus        *Menus
+	// EventEpoch is up to which event-schema epoch this instance writes events, whatever
+	// the other instances can read; 0 means the lowest epoch of all owners of shards.
+	EventEpoch int
 	// SnapshotEvery is the time from one snapshot to the next while the shard
 	// changes; 0 means 10 s. With a longer time a take-over reads more of the logs.
 	SnapshotEvery time.Duration
@@ -88,6 +91,7 @@ func (s *Shards) at(step Step, partition int32) {
 // Shards are the shards of one instance. Safe for concurrent use.
 type Shards struct {
 	Config
+	epoch       int    // event-schema epoch of this build
 	source      string // CloudEvents source of the records of all instances: the installation and the kind of writer
 	metrics     *metrics
 	owners      *owners
@@ -160,9 +164,12 @@ func NewShards(cfg Config) (*Shards, error) {
 		cfg.Registry.MustRegister(c)
 		return c
 	}
+	if cfg.EventEpoch < 0 || cfg.EventEpoch > BuildEpoch {
+		return nil, fmt.Errorf("events of epoch %d cannot be written: this build knows epochs up to %d", cfg.EventEpoch, BuildEpoch)
+	}
 	s := &Shards{
-		Config: cfg, source: "/tomato/" + cfg.LogID.String() + "/shards",
-		owners: newOwners(cfg.Kafka, cfg.ClusterKey, cfg.Log),
+		Config: cfg, epoch: BuildEpoch, source: "/tomato/" + cfg.LogID.String() + "/shards",
+		owners: newOwners(cfg.Kafka, cfg.Partitions, cfg.ClusterKey, cfg.Log),
 		http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 512, IdleConnTimeout: time.Minute, DialContext: (&net.Dialer{Timeout: time.Second}).DialContext},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}, // a redirect is not followed: the body is for the owner alone
 		serving: map[int32]*shard{}, assigned: map[int32]*assignment{}, again: map[int32]bool{}, changed: make(chan struct{}),
@@ -184,7 +191,11 @@ func NewShards(cfg Config) (*Shards, error) {
 		Help: "Time to write a snapshot; commands go on meanwhile.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 14)})
 	all := prometheus.NewGauge(prometheus.GaugeOpts{Name: "tomato_shards", Help: "Shards that there are: partitions."})
 	all.Set(float64(cfg.Partitions))
-	cfg.Registry.MustRegister(s, all, s.metrics.serving, s.metrics.openSeconds, s.metrics.snapshotSeconds)
+	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "tomato_event_epoch_build", Help: "Event-schema epoch of this build."})
+	build.Set(float64(s.epoch))
+	written := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "tomato_event_epoch_written", Help: "Highest epoch of the events that this instance writes: the lowest of all owners of shards, unless TOMATO_EVENT_EPOCH is set."},
+		func() float64 { return float64(s.writtenEpoch()) })
+	cfg.Registry.MustRegister(build, written, s, all, s.metrics.serving, s.metrics.openSeconds, s.metrics.snapshotSeconds)
 	s.owners.onDisplaced = s.announceAgain
 	s.owners.ignored = counters("tomato_shard_owner_records_ignored_total", "Records about shards' owners that are not believed, by reason.", "reason")
 	var err error

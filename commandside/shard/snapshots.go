@@ -108,14 +108,15 @@ type checkpoint struct {
 	// Kept is the number of aggregates in the topic. A snapshot with fewer is not
 	// used, because somebody has removed one, or compaction has lost one.
 	Kept int `json:"kept"`
-	// Types are the event types that the writing build can read. A build that cannot
-	// read one of them, after a roll-back, does not use the snapshot, because the states
+	// Types are the event types, and their versions, that the writing build can read. A
+	// build that cannot read one of them, after a roll-back, does not use the snapshot, because the states
 	// may have the effect of such an event. It reads the logs instead.
 	Types []string `json:"types"`
 }
 
-// readTypes are the event types that this build can read.
-var readTypes = slices.Concat(order.Types, payment.Types, rider.Types, restaurant.Types)
+// readTypes are the event types that this build can read, and the later versions of their
+// data as TYPE/2 and so on.
+var readTypes = slices.Concat(order.Forms.Readable(order.Types), payment.Forms.Readable(payment.Types), rider.Forms.Readable(rider.Types), restaurant.Forms.Readable(restaurant.Types))
 
 // noteSaved notes that the topic has the aggregate, or no longer has it if is is false.
 func (a *aggregates) noteSaved(kind int, e *entry, is bool) {

@@ -20,6 +20,7 @@ type Status struct {
 	Owner          string           `json:"owner,omitempty"` // name of the instance
 	URL            string           `json:"url,omitempty"`
 	Term           int64            `json:"term,omitempty"`            // of its claim on orders
+	Epoch          int              `json:"epoch,omitempty"`           // event-schema epoch of the owner's build
 	Terms          map[string]int64 `json:"terms,omitempty"`           // by topic; this and all fields but Error only if the shard is served here
 	Offsets        map[string]int64 `json:"offsets,omitempty"`         // by topic: the expected offset of the next append
 	Queue          int              `json:"queue"`                     // commands that wait
@@ -65,7 +66,7 @@ func (s *Shards) statusOf(ctx context.Context, p int32) Status {
 	}
 	st := Status{Shard: p, State: "unknown"}
 	if o, ok, _ := s.owners.owner(p); ok {
-		st.Owner, st.URL, st.Term = o.Owner, o.URL, o.Term
+		st.Owner, st.URL, st.Term, st.Epoch = o.Owner, o.URL, o.Term, o.epoch()
 		if o.Owner != s.Instance {
 			st.State = "elsewhere"
 		}
@@ -81,7 +82,7 @@ func (s *Shards) statusOf(ctx context.Context, p int32) Status {
 
 // status returns the status of a shard that is served. Only the loop calls it.
 func (s *shard) status() Status {
-	st := Status{Shard: s.partition, State: "serving", Owner: s.owner.Instance, URL: s.owner.URL, Term: s.term,
+	st := Status{Shard: s.partition, State: "serving", Owner: s.owner.Instance, URL: s.owner.URL, Term: s.term, Epoch: s.owner.epoch,
 		Terms: map[string]int64{}, Offsets: map[string]int64{}, Queue: len(s.todo) + s.queue.len(), InFlight: s.unacked(),
 		Aggregates: s.agg.size(), Unsaved: len(s.agg.unsaved), Saving: s.writing != nil, SavedAt: s.savedAt,
 		InvalidRecords: s.invalidRecords, Replayed: s.replayed, TakenOverAt: s.openedAt, TookSeconds: s.took.Seconds()}

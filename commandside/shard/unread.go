@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"tomato/domain"
 	"tomato/eventlog"
@@ -22,7 +23,7 @@ import (
 type UnknownEvent struct {
 	Topic string `json:"topic"` // of the aggregate
 	ID    string `json:"id"`
-	Type  string `json:"type"` // of the event
+	Type  string `json:"type"` // of the event; TYPE/2 for version 2 of its data
 }
 
 func (u *UnknownEvent) Error() string { return "unknown_event: " + u.Detail() }
@@ -48,11 +49,16 @@ type unreadable struct {
 	// data. A build that can decode it does not use a snapshot with this mark.
 	Data      []byte `json:"data,omitempty"`
 	Undecoded bool   `json:"undecoded,omitempty"`
+	Version   int    `json:"version,omitempty"` // of Data; 0 for the first
 }
 
 // answer returns the error of a command on the marked aggregate.
 func (u *unreadable) answer(kind int, id string) error {
-	return &UnknownEvent{Topic: eventlog.AggregateTopics[kind], ID: id, Type: eventlog.LogText(u.Type)}
+	text := eventlog.LogText(u.Type)
+	if u.Version > 1 && u.Version < eventlog.UnknownSchema {
+		text += "/" + strconv.Itoa(u.Version)
+	}
+	return &UnknownEvent{Topic: eventlog.AggregateTopics[kind], ID: id, Type: text}
 }
 
 // readable reports whether this build can decode the event that caused the mark.
@@ -60,7 +66,7 @@ func (u *unreadable) readable(kind int) bool {
 	if !u.Undecoded {
 		return false
 	}
-	_, err := decodeEvent(eventlog.AggregateTopics[kind], u.Type, u.Data)
+	_, err := decodeEvent(eventlog.AggregateTopics[kind], u.Type, max(1, u.Version), u.Data)
 	return err == nil
 }
 
@@ -82,9 +88,9 @@ func foldNext(e *eventlog.Event, version int64, evolve func(domain.Event)) (mark
 	case e.Version != version+1:
 		return &unreadable{Type: e.Type, Why: fmt.Sprintf("%v: %d where %d must follow", errGap, e.Version, version+1)}
 	}
-	ev, err := decodeEvent(e.Topic, e.Type, e.Data)
+	ev, err := decodeEvent(e.Topic, e.Type, e.DataVersion(), e.Data)
 	if err != nil {
-		return &unreadable{Type: e.Type, Why: err.Error(), Data: bytes.Clone(e.Data), Undecoded: true}
+		return &unreadable{Type: e.Type, Why: err.Error(), Data: bytes.Clone(e.Data), Undecoded: true, Version: e.Schema}
 	}
 	evolve(ev)
 	return nil

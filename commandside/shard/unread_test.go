@@ -159,7 +159,7 @@ func TestAnUnknownEventStopsItsAggregateAlone(t *testing.T) {
 			t.Error("a deadline of a marked aggregate asks about the inbox")
 			return false, nil
 		}
-		for _, id := range []string{"type", "body", "gap", "back", "time", "other"} {
+		for _, id := range []string{"type", "body", "gap", "back", "time", "version", "other"} {
 			a.must(eventlog.Riders, id, "", rider.Put{RiderID: id, Name: id})
 		}
 		a.snapshotNow()
@@ -171,6 +171,9 @@ func TestAnUnknownEventStopsItsAggregateAlone(t *testing.T) {
 			func() { a.forge(eventlog.Riders, "first", "RIDER_IMAGINED", 1, `{}`, nil) },
 			func() {
 				a.forge(eventlog.Riders, "time", "RIDER_VERIFIED", 2, `{"riderId":"time"}`, func(e *eventlog.Event) { e.Time = time.Date(12000, 1, 1, 0, 0, 0, 0, time.UTC) })
+			},
+			func() {
+				a.forge(eventlog.Riders, "version", "RIDER_VERIFIED", 2, `{"rider":"version"}`, func(e *eventlog.Event) { e.Schema = 2 })
 			},
 			func() { a.forge(eventlog.Riders, "type", "RIDER_VERIFIED", 3, `{"riderId":"type"}`, nil) },
 			func() { a.forge(eventlog.Orders, odd, "ORDER_GIFTED", 2, `{}`, nil) },
@@ -194,6 +197,7 @@ func TestAnUnknownEventStopsItsAggregateAlone(t *testing.T) {
 				{eventlog.Riders, "gap", "RIDER_VERIFIED", rider.Verify{}},
 				{eventlog.Riders, "back", "RIDER_VERIFIED", rider.Verify{}},
 				{eventlog.Riders, "time", "RIDER_VERIFIED", rider.Verify{}},
+				{eventlog.Riders, "version", "RIDER_VERIFIED/2", rider.Verify{}},
 				{eventlog.Riders, "first", "RIDER_IMAGINED", rider.Put{RiderID: "first", Name: "n"}},
 				{eventlog.Orders, odd, "ORDER_GIFTED", order.AcceptOrder{}},
 				{eventlog.Payments, odd, "ORDER_GIFTED", payment.RequestPayment{OrderID: odd, Provider: "simulated"}},
@@ -434,6 +438,7 @@ func TestAnAppendIsKnownByItsEffect(t *testing.T) {
 		"type":    func(e *eventlog.Event) { e.Type = "RIDER_REGISTERED" },
 		"subject": func(e *eventlog.Event) { e.Subject = "y" },
 		"version": func(e *eventlog.Event) { e.Version = 3 },
+		"schema":  func(e *eventlog.Event) { e.Schema = 2 },
 		"time":    func(e *eventlog.Event) { e.Time = e.Time.Add(time.Second) },
 		"data":    func(e *eventlog.Event) { e.Data = []byte(`{}`) },
 		"actor":   func(e *eventlog.Event) { e.Actor = "ops:o1" },

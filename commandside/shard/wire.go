@@ -27,18 +27,21 @@ type wireRequest struct {
 
 // wireAnswer is the JSON of a Result, a refusal or an UnknownEvent.
 type wireAnswer struct {
-	EventType  string            `json:"eventType,omitempty"`
-	EventData  json.RawMessage   `json:"eventData,omitempty"`
-	Repeated   bool              `json:"repeated,omitempty"`
-	Status     int               `json:"status,omitempty"`
-	Order      *order.State      `json:"order,omitempty"`
-	Payment    *payment.State    `json:"payment,omitempty"`
-	Rider      *rider.State      `json:"rider,omitempty"`
-	Restaurant *restaurant.State `json:"restaurant,omitempty"`
-	Known      []bool            `json:"known,omitempty"`
-	Token      string            `json:"token,omitempty"`
-	Refusal    *domain.Refusal   `json:"refusal,omitempty"`
-	Unknown    *UnknownEvent     `json:"unknownEvent,omitempty"`
+	EventType string          `json:"eventType,omitempty"`
+	EventData json.RawMessage `json:"eventData,omitempty"`
+	// EventVersion is the version of EventData, 0 for the first. It is the version that
+	// the log has, so that an older build can read what it could read there.
+	EventVersion int               `json:"eventVersion,omitempty"`
+	Repeated     bool              `json:"repeated,omitempty"`
+	Status       int               `json:"status,omitempty"`
+	Order        *order.State      `json:"order,omitempty"`
+	Payment      *payment.State    `json:"payment,omitempty"`
+	Rider        *rider.State      `json:"rider,omitempty"`
+	Restaurant   *restaurant.State `json:"restaurant,omitempty"`
+	Known        []bool            `json:"known,omitempty"`
+	Token        string            `json:"token,omitempty"`
+	Refusal      *domain.Refusal   `json:"refusal,omitempty"`
+	Unknown      *UnknownEvent     `json:"unknownEvent,omitempty"`
 }
 
 // commandRule says how a forwarded command is decoded, on which topics it is valid,
@@ -167,7 +170,10 @@ func encodeAnswer(res Result, err error) ([]byte, error) {
 	}
 	if res.Event != nil {
 		w.EventType = res.Event.EventType()
-		if w.EventData, err = json.Marshal(res.Event); err != nil {
+		if res.schema > 1 {
+			w.EventVersion = res.schema
+		}
+		if w.EventData, err = json.Marshal(inVersion(res.Event, res.schema)); err != nil {
 			return nil, err
 		}
 	}
@@ -183,7 +189,8 @@ func decodeAnswer(topic string, b []byte) (Result, error) {
 	res := Result{Repeated: w.Repeated, Status: w.Status, Order: w.Order, Payment: w.Payment, Rider: w.Rider, Restaurant: w.Restaurant, Known: w.Known}
 	var err error
 	if w.EventType != "" {
-		if res.Event, err = decodeEvent(topic, w.EventType, w.EventData); err != nil {
+		res.schema = max(1, w.EventVersion)
+		if res.Event, err = decodeEvent(topic, w.EventType, max(1, w.EventVersion), w.EventData); err != nil {
 			return Result{}, err
 		}
 	}
@@ -205,17 +212,17 @@ func decodeAnswer(topic string, b []byte) (Result, error) {
 	return res, nil
 }
 
-// decodeEvent decodes an event of an aggregate topic.
-func decodeEvent(topic, eventType string, data []byte) (domain.Event, error) {
+// decodeEvent decodes an event of an aggregate topic. version is that of its data.
+func decodeEvent(topic, eventType string, version int, data []byte) (domain.Event, error) {
 	switch logOf(topic) {
 	case orders:
-		return order.Decode(eventType, data)
+		return order.Decode(eventType, version, data)
 	case payments:
-		return payment.Decode(eventType, data)
+		return payment.Decode(eventType, version, data)
 	case riders:
-		return rider.Decode(eventType, data)
+		return rider.Decode(eventType, version, data)
 	case restaurants:
-		return restaurant.Decode(eventType, data)
+		return restaurant.Decode(eventType, version, data)
 	}
 	return nil, fmt.Errorf("%q is no aggregate topic", topic)
 }

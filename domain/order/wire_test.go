@@ -20,7 +20,7 @@ func TestWire(t *testing.T) {
 		return domain.Ctx{CustomerID: "cust-9", RestaurantID: "res-17", Status: string(status)}
 	}
 	with := func(status order.Status) domain.Ctx { c := ctx(status); c.RiderID = "rider-5"; return c }
-	domaintest.Golden[order.Event](t, order.Decode, order.Types,
+	domaintest.Golden[order.Event](t, order.Decode, order.Forms, order.Types,
 		order.OrderPlaced{OrderID: id, CustomerID: "cust-9", RestaurantID: "res-17", Items: items, Amount: 45000, Currency: "INR",
 			PickUp: pickUp, DeliverTo: deliverTo, ExternalReference: "till-3", PaymentDueAt: t0.Add(15 * time.Minute), Ctx: ctx(order.StatusPlaced)},
 		order.OrderPaid{OrderID: id, PaymentID: "pay_Nx2", AcceptBy: t0.Add(10 * time.Minute),

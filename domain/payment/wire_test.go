@@ -16,7 +16,7 @@ func TestWire(t *testing.T) {
 	)
 	ctx := domain.Ctx{CustomerID: "cust-9", RestaurantID: "res-17"}
 	shown := func(status string) domain.Ctx { c := ctx; c.PaymentStatus = status; return c }
-	domaintest.Golden[payment.Event](t, payment.Decode, payment.Types,
+	domaintest.Golden[payment.Event](t, payment.Decode, payment.Forms, payment.Types,
 		payment.PaymentRequested{OrderID: orderID, Provider: "razorpay", GatewayOrderID: "order_Nx1", Amount: 45000, Currency: "INR", Ctx: ctx},
 		payment.PaymentSuccess{OrderID: orderID, PaymentID: "pay_Nx2", Amount: 45000, Currency: "INR", GatewayOrderID: "order_Nx1", Booked: true, Ctx: ctx},
 		payment.PaymentFailed{OrderID: orderID, PaymentID: "pay_Nx3", Amount: 45000, Currency: "INR", GatewayOrderID: "order_Nx1", Reason: "BAD_REQUEST_ERROR", Ctx: shown("failed")},

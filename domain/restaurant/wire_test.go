@@ -9,7 +9,7 @@ import (
 
 func TestWire(t *testing.T) {
 	t.Parallel()
-	domaintest.Golden[restaurant.Event](t, restaurant.Decode, restaurant.Types,
+	domaintest.Golden[restaurant.Event](t, restaurant.Decode, restaurant.Forms, restaurant.Types,
 		restaurant.RestaurantRegistered{RestaurantID: "res-17", Name: "Udupi Hut", Location: at, Address: "12 MG Road"},
 		restaurant.RestaurantUpdated{RestaurantID: "res-17", Name: "Udupi House", Location: at, Address: "14 MG Road"},
 		restaurant.RestaurantOpened{RestaurantID: "res-17"},

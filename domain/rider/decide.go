@@ -24,10 +24,7 @@ func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 	}
 	switch c := c.(type) {
 	case Verify:
-		if s.Verification == Verified {
-			return nil, nil
-		}
-		return RiderVerified{RiderID: s.ID, Ctx: s.ctx()}, nil
+		return verify(s), nil
 	case Suspend:
 		if s.Verification == Suspended {
 			return nil, nil

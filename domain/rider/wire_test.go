@@ -12,7 +12,7 @@ func TestWire(t *testing.T) {
 	t.Parallel()
 	free := domain.Ctx{RiderID: "rider-5"}
 	with := domain.Ctx{CustomerID: "cust-9", RestaurantID: "res-17", RiderID: "rider-5"}
-	domaintest.Golden[rider.Event](t, rider.Decode, rider.Types,
+	domaintest.Golden[rider.Event](t, rider.Decode, rider.Forms, rider.Types,
 		rider.RiderRegistered{RiderID: "rider-5", Name: "Una Rao", Vehicle: "scooter", Ctx: free},
 		rider.RiderUpdated{RiderID: "rider-5", Name: "Una Rao", Vehicle: "bicycle", Ctx: free},
 		rider.RiderVerified{RiderID: "rider-5", Ctx: free},

@@ -74,7 +74,7 @@ func (a *assignments) order(e *eventlog.Event) ([]rooms.Message, error) {
 	default:
 		return nil, nil
 	}
-	decoded, err := order.Decode(e.Type, e.Data)
+	decoded, err := order.Decode(e.Type, e.DataVersion(), e.Data)
 	if err != nil {
 		return nil, err
 	}

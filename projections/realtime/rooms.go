@@ -64,7 +64,7 @@ func Rooms(e *eventlog.Event) ([]rooms.Message, error) {
 }
 
 func orderRooms(e *eventlog.Event) ([]rooms.Message, error) {
-	decoded, err := order.Decode(e.Type, e.Data)
+	decoded, err := order.Decode(e.Type, e.DataVersion(), e.Data)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +116,7 @@ func orderRooms(e *eventlog.Event) ([]rooms.Message, error) {
 }
 
 func paymentRooms(e *eventlog.Event) ([]rooms.Message, error) {
-	decoded, err := payment.Decode(e.Type, e.Data)
+	decoded, err := payment.Decode(e.Type, e.DataVersion(), e.Data)
 	if err != nil {
 		return nil, err
 	}

@@ -86,10 +86,10 @@ func TestAsyncAPIHasEveryEvent(t *testing.T) {
 	t.Parallel()
 	doc := servedAsyncAPI(t)
 	decoders := map[string]func(string, []byte) (domain.Event, error){
-		"order":      func(n string, b []byte) (domain.Event, error) { return order.Decode(n, b) },
-		"payment":    func(n string, b []byte) (domain.Event, error) { return payment.Decode(n, b) },
-		"rider":      func(n string, b []byte) (domain.Event, error) { return rider.Decode(n, b) },
-		"restaurant": func(n string, b []byte) (domain.Event, error) { return restaurant.Decode(n, b) },
+		"order":      func(n string, b []byte) (domain.Event, error) { return order.Decode(n, 1, b) },
+		"payment":    func(n string, b []byte) (domain.Event, error) { return payment.Decode(n, 1, b) },
+		"rider":      func(n string, b []byte) (domain.Event, error) { return rider.Decode(n, 1, b) },
+		"restaurant": func(n string, b []byte) (domain.Event, error) { return restaurant.Decode(n, 1, b) },
 	}
 	for aggregate, decode := range decoders {
 		topic := aggregate + "s"

@@ -7,6 +7,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"tomato/cmd/tomato/settings"
+	"tomato/commandside/shard"
 )
 
 // The roles.
@@ -41,6 +42,7 @@ type Config struct {
 	PositionAge  settings.Duration `name:"position-max-age" env:"TOMATO_POSITION_MAX_AGE" default:"5m" help:"Riders with an older position get no offers."`
 	SearchWait   settings.Duration `name:"search-wait" env:"TOMATO_SEARCH_WAIT" default:"500ms" help:"A search for riders waits at most this long for the read models, then searches what is there; at most 10s."`
 	ArchiveAfter settings.Duration `name:"archive-after" env:"TOMATO_ARCHIVE_AFTER" default:"720h" help:"Closed orders leave the write side after this; at least 24h."`
+	EventEpoch   int               `name:"event-epoch" env:"TOMATO_EVENT_EPOCH" default:"0" help:"Write events up to this event-schema epoch, whatever other instances can read. 0: the lowest epoch of all owners of shards."`
 	Origins      []string          `name:"allowed-origins" env:"TOMATO_ALLOWED_ORIGINS" help:"For CORS and websockets."`
 }
 
@@ -70,6 +72,8 @@ func (c Config) Check() error {
 		return settings.Usage("TOMATO_OFFER_LIMIT must be 1 to 1000")
 	case time.Duration(c.SearchWait) > 10*time.Second:
 		return settings.Usage("TOMATO_SEARCH_WAIT must be at most 10s: orders wait for their riders meanwhile")
+	case c.EventEpoch < 0 || c.EventEpoch > shard.BuildEpoch:
+		return settings.Usage("TOMATO_EVENT_EPOCH must be 0 to %d, which is the epoch of this build", shard.BuildEpoch)
 	case c.Partitions < 1 || c.Partitions > 1024:
 		return settings.Usage("--partitions must be 1 to 1024")
 	case (c.KeyID == "") != (c.KeySecret == ""):

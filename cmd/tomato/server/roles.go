@@ -67,7 +67,7 @@ func (s *Server) startCommandSide(context.Context) error {
 	s.menus.Ends = s.ends
 	s.shards, err = shard.NewShards(shard.Config{Kafka: s.kafka, LogID: s.logID, Partitions: c.Partitions, Build: settings.Build(), Menus: s.menus,
 		URL: c.Advertised, ClusterKey: c.ClusterKey,
-		PaymentGrace: time.Duration(c.PaymentGrace), ArchiveAfter: time.Duration(c.ArchiveAfter), InboxPassed: s.policies.InboxPassed, Registry: s.registry, Log: s.log})
+		PaymentGrace: time.Duration(c.PaymentGrace), ArchiveAfter: time.Duration(c.ArchiveAfter), EventEpoch: c.EventEpoch, InboxPassed: s.policies.InboxPassed, Registry: s.registry, Log: s.log})
 	if err != nil {
 		return err
 	}
