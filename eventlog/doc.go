@@ -10,6 +10,7 @@
 //	token.go      positions and consistency tokens
 //	logid.go      which logs a client's token is for
 //	ends.go       whether the positions of a token exist
+//	endreader.go  the ends of topics, for many callers at a time
 //	read.go       reading a range of a log; start and end offsets
 //	sizes.go      the bytes of logs, and of the records of each type
 //	beginning.go  logs whose first records have been deleted

@@ -47,7 +47,7 @@ func (riderPositions) apply(ctx context.Context, tx pgx.Tx, schema string, event
 		lngs[i], lats[i], times[i] = p.Location.Lng, p.Location.Lat, p.RecordedAt
 	}
 	batch := &pgx.Batch{}
-	lockFreeRiders(batch, schema, events[0].Partition)
+	lockFreeRiders(batch, schema, partitionsOf(events))
 	batch.Queue(`INSERT INTO `+schema+`.rider_positions AS p (rider_id, location, recorded_at)
 		SELECT u.id, ST_MakePoint(u.lng, u.lat)::geography, u.at
 		FROM unnest($1::text[], $2::float8[], $3::float8[], $4::timestamptz[]) AS u(id, lng, lat, at)
@@ -57,13 +57,15 @@ func (riderPositions) apply(ctx context.Context, tx pgx.Tx, schema string, event
 	return tx.SendBatch(ctx, batch).Close()
 }
 
-// lockFreeRiders takes the lock of a partition of free_riders until the
-// transaction ends. A rider has the same partition in riders and in
+// lockFreeRiders takes the locks of the given partitions of free_riders, which are
+// sorted, until the transaction ends. A rider has the same partition in riders and in
 // rider-locations, and the workers of both topics write the rider's row in
-// free_riders from both tables. The lock makes each of the two see what the other
+// free_riders from both tables. The locks make each of the two see what the other
 // wrote last.
-func lockFreeRiders(batch *pgx.Batch, schema string, partition int32) {
-	batch.Queue(`SELECT pg_advisory_xact_lock(hashtext($1), $2)`, schema, partition)
+func lockFreeRiders(batch *pgx.Batch, schema string, partitions []int32) {
+	for _, p := range partitions {
+		batch.Queue(`SELECT pg_advisory_xact_lock(hashtext($1), $2)`, schema, p)
+	}
 }
 
 // joinFreeRiders returns the statement that puts the eligible riders who have a
@@ -81,8 +83,8 @@ const replaceFreeRiders = ` ON CONFLICT (rider_id) DO UPDATE SET name = EXCLUDED
 // keepFreeRiders is the hook around of the table riders. When the rows of ids
 // have been written, it takes riders who are not eligible any more out of
 // free_riders and puts in those who are.
-func keepFreeRiders(batch *pgx.Batch, schema string, partition int32, ids []string, write func()) {
-	lockFreeRiders(batch, schema, partition)
+func keepFreeRiders(batch *pgx.Batch, schema string, partitions []int32, ids []string, write func()) {
+	lockFreeRiders(batch, schema, partitions)
 	write()
 	batch.Queue(`DELETE FROM `+schema+`.free_riders f USING `+schema+`.riders r WHERE r.id = f.rider_id AND NOT r.eligible AND f.rider_id = ANY ($1)`, ids)
 	batch.Queue(joinFreeRiders(schema)+` AND p.rider_id = ANY ($1) ORDER BY p.rider_id`+replaceFreeRiders, ids)

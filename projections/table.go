@@ -22,8 +22,8 @@ type rowWriter struct {
 	schema string           // the generation's schema as a statement needs it
 }
 
-// write writes events of one partition, in offset order, to the generation's tables
-// within tx. It fails with eventlog.ErrUnavailable if the generation was dropped and
+// write writes events, those of each partition in offset order, to the generation's
+// tables within tx. It fails with eventlog.ErrUnavailable if the generation was dropped and
 // its consumer has not noticed yet: nothing is wrong with the events then.
 func (w *rowWriter) write(ctx context.Context, tx pgx.Tx, events []eventlog.Event) error {
 	for len(events) > 0 {
@@ -48,8 +48,8 @@ func (w *rowWriter) write(ctx context.Context, tx pgx.Tx, events []eventlog.Even
 
 // A table writes the events of one topic to rows. It is safe for concurrent use.
 type table interface {
-	// apply writes events of one partition, in offset order, within tx. schema is
-	// the generation's schema as a statement needs it.
+	// apply writes events, those of each partition in offset order, within tx. schema
+	// is the generation's schema as a statement needs it.
 	apply(ctx context.Context, tx pgx.Tx, schema string, events []eventlog.Event) error
 }
 
@@ -75,8 +75,8 @@ type aggregates[S, E any] struct {
 	history history     // zero: none
 	// around, if set, replaces the call of write, which queues the statement that
 	// writes the rows of ids. It must call write once, and may queue statements
-	// before and after it. ids are sorted, and all of one partition.
-	around func(batch *pgx.Batch, schema string, partition int32, ids []string, write func())
+	// before and after it. partitions, which are those of ids, and ids are sorted.
+	around func(batch *pgx.Batch, schema string, partitions []int32, ids []string, write func())
 }
 
 // history is a second table of the aggregates, which has every event as it came.
@@ -152,12 +152,23 @@ func (a *aggregates[S, E]) apply(ctx context.Context, tx pgx.Tx, schema string, 
 	write := func() { a.queueUpsert(batch, schema, rows) }
 	if a.around != nil {
 		slices.Sort(ids)
-		a.around(batch, schema, events[0].Partition, ids, write)
+		a.around(batch, schema, partitionsOf(events), ids, write)
 	} else {
 		write()
 	}
 	a.queueHistory(batch, schema, events)
 	return tx.SendBatch(ctx, batch).Close()
+}
+
+// partitionsOf returns the partitions of events, sorted.
+func partitionsOf(events []eventlog.Event) (ps []int32) {
+	for i := range events {
+		if n := len(ps); n == 0 || ps[n-1] != events[i].Partition {
+			ps = append(ps, events[i].Partition)
+		}
+	}
+	slices.Sort(ps)
+	return slices.Compact(ps)
 }
 
 // load puts the aggregates of ids into rows. An aggregate that has no row in the

@@ -71,12 +71,14 @@ type RiderSearch interface {
 // What dispatch knows may be old. order.Decide decides on the present state: an
 // offer names its round and wave, and is dropped if the order has moved on.
 func (p *Policies) Dispatch() consumer.Consumer {
-	d := &dispatch{Policies: p, seen: map[string]time.Time{}}
-	return consumer.Consumer{Name: dispatchPolicy, Topics: []string{eventlog.Orders, eventlog.Riders, eventlog.RiderLocations}, Batch: d.handle, MaxBatch: 500}
+	topics := []string{eventlog.Orders, eventlog.Riders, eventlog.RiderLocations}
+	d := &dispatch{Policies: p, log: eventlog.NewEndReader(p.Client, topics...), seen: map[string]time.Time{}}
+	return consumer.Consumer{Name: dispatchPolicy, Topics: topics, Batch: d.handle, MaxBatch: 500}
 }
 
 type dispatch struct {
 	*Policies
+	log   *eventlog.EndReader
 	mu    sync.Mutex
 	seen  map[string]time.Time // rider id → recordedAt of their last position
 	swept time.Time
@@ -146,7 +148,7 @@ func (d *dispatch) handle(ctx context.Context, events []eventlog.Event) error {
 
 // ends returns the token of everything that is on the topics now.
 func (d *dispatch) ends(ctx context.Context, topics ...string) (eventlog.Token, error) {
-	after, err := eventlog.EndToken(ctx, d.Client, topics...)
+	after, err := d.log.Token(ctx, topics...)
 	if err != nil {
 		return nil, eventlog.Unavailable(err)
 	}

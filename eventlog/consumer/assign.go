@@ -71,6 +71,7 @@ func (s *session) assigned(ctx context.Context, offsets map[string]map[int32]kgo
 	}
 	for _, w := range workers {
 		w.log.Info("partition taken", "position", w.read.Next, "epoch", w.cp.Epoch, "parked", w.parked.Len())
+		g.r.Positions.took(w.cp.Consumer, w.cp.Generation, w.cp.TopicPartition, w.pos.Next)
 		go w.run()
 	}
 	return out, nil

@@ -48,6 +48,7 @@ func (w *worker) runBatches() error {
 				if err := w.apply(b, w.read); err != nil {
 					return err
 				}
+				w.alone = false
 			}
 			w.reached(w.read)
 			w.setOldestInWork(time.Time{})
@@ -171,12 +172,34 @@ func (w *worker) blocked(i *item) bool {
 }
 
 // commit moves the checkpoint to end, and writes parked rows and a read model's rows
-// in the same transaction. The checkpoint is moved first: if two instances believe
-// that they own the partition, the second waits there and changes nothing else.
+// in the same transaction.
 func (w *worker) commit(end Mark, rows []*parked.Event, apply func(context.Context, pgx.Tx, []eventlog.Event) error, events []eventlog.Event) error {
 	w.commitMu.Lock()
 	defer w.commitMu.Unlock()
-	err := w.call(func(ctx context.Context) error {
+	alone := func() error {
+		err := w.commitAlone(end, rows, apply, events)
+		w.alone = w.alone || err != nil
+		return err
+	}
+	var err error
+	if apply == nil || len(rows) > 0 || len(events) > combineLimit || w.telemetry || w.alone {
+		err = alone()
+	} else {
+		err = w.commitWithOthers(end, events, alone)
+	}
+	if err != nil {
+		return err
+	}
+	w.checkpointMoved(end)
+	w.addParked(rows)
+	return nil
+}
+
+// commitAlone is commit in a transaction of this worker only. The checkpoint is moved
+// first: if two instances believe that they own the partition, the second waits there
+// and changes nothing else.
+func (w *worker) commitAlone(end Mark, rows []*parked.Event, apply func(context.Context, pgx.Tx, []eventlog.Event) error, events []eventlog.Event) error {
+	return w.call(func(ctx context.Context) error {
 		return w.handlerTx(ctx, func(tx pgx.Tx) error {
 			if err := w.cp.Move(ctx, tx, end); err != nil {
 				return ownError(err)
@@ -190,10 +213,4 @@ func (w *worker) commit(end Mark, rows []*parked.Event, apply func(context.Conte
 			return nil
 		})
 	})
-	if err != nil {
-		return err
-	}
-	w.checkpointMoved(end)
-	w.addParked(rows)
-	return nil
 }

@@ -91,21 +91,35 @@ type Execer interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
-// Move moves the checkpoint in the database to m, or fails with ErrFenced. It does not
-// change c: the caller assigns m to c.Mark when the transaction has committed.
-func (c *Checkpoint) Move(ctx context.Context, db Execer, m Mark) error {
-	tag, err := db.Exec(ctx, `
-		UPDATE tomato.checkpoints SET next_offset = $7, term = $8, seq = $9, event_time = $10, updated_at = now()
-		WHERE consumer = $1 AND generation = $2 AND topic = $3 AND partition = $4 AND epoch = $5 AND next_offset = $6`,
-		c.Consumer, c.Generation, c.Topic, c.Partition, c.Epoch, c.Next,
-		m.Next, m.Rule.Term, m.Rule.Seq, nullTime(m.Time))
-	if err != nil {
-		return fmt.Errorf("move checkpoint: %w", err)
-	}
+// moveSQL moves one checkpoint. It changes no row if the checkpoint was taken over.
+const moveSQL = `
+	UPDATE tomato.checkpoints SET next_offset = $7, term = $8, seq = $9, event_time = $10, updated_at = now()
+	WHERE consumer = $1 AND generation = $2 AND topic = $3 AND partition = $4 AND epoch = $5 AND next_offset = $6`
+
+func (c *Checkpoint) moveArgs(m Mark) []any {
+	return []any{c.Consumer, c.Generation, c.Topic, c.Partition, c.Epoch, c.Next, m.Next, m.Rule.Term, m.Rule.Seq, nullTime(m.Time)}
+}
+
+func (c *Checkpoint) moved(tag pgconn.CommandTag) error {
 	if tag.RowsAffected() != 1 {
 		return fmt.Errorf("%s, generation %d, %s/%d@%d: %w", c.Consumer, c.Generation, c.Topic, c.Partition, c.Next, ErrFenced)
 	}
 	return nil
+}
+
+// Move moves the checkpoint in the database to m, or fails with ErrFenced. It does not
+// change c: the caller assigns m to c.Mark when the transaction has committed.
+func (c *Checkpoint) Move(ctx context.Context, db Execer, m Mark) error {
+	tag, err := db.Exec(ctx, moveSQL, c.moveArgs(m)...)
+	if err != nil {
+		return fmt.Errorf("move checkpoint: %w", err)
+	}
+	return c.moved(tag)
+}
+
+// queueMove is Move as a part of a batch, whose Close fails with ErrFenced.
+func (c *Checkpoint) queueMove(batch *pgx.Batch, m Mark) {
+	batch.Queue(moveSQL, c.moveArgs(m)...).Exec(c.moved)
 }
 
 // lock locks the checkpoint, so that nobody else can take it before tx ends. It fails

@@ -33,8 +33,9 @@ type Consumer struct {
 	// is used again after the handler has returned, so the handler must neither
 	// change nor keep it; it may copy the events. The same is true of Rows.
 	Batch func(ctx context.Context, events []eventlog.Event) error
-	// Rows applies many events of one partition to a read model, in the
-	// transaction that also moves the checkpoint. It only writes rows.
+	// Rows applies events of one or several partitions to a read model, in the
+	// transaction that also moves the checkpoints. The events of each partition
+	// are in offset order. It only writes rows.
 	Rows func(ctx context.Context, tx pgx.Tx, events []eventlog.Event) error
 
 	// InPlaceTries is how often a failing event is tried, with pauses of some

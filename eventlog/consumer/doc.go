@@ -13,6 +13,7 @@
 //	worker_position.go  how far the worker is, and what its checkpoint should say
 //	scan.go             from records to events: the reader rule
 //	batches.go          the worker's loop for Rows and Batch
+//	combine.go          small transactions of several workers become one
 //	keys.go             the worker's loop for Each, with its key queues
 //	call.go             calls of handlers, transactions
 //	failing.go          what the worker does with an event that failed, and with parked ones
@@ -52,11 +53,12 @@
 // # Handling
 //
 // Rows: one transaction has the handler's rows, the parked rows and the new
-// checkpoint, so each event takes effect once.
+// checkpoint, so each event takes effect once. While a transaction is under way, the
+// small commits of other partitions wait, and then share the next one.
 //
 // Batch: the effect comes first. Then the parked rows and the checkpoint are
 // written in one transaction. If nothing was parked, the checkpoint is written
-// some tens of milliseconds later, in one statement for all partitions.
+// a fraction of a second later, in one statement for all partitions.
 //
 // Each: several keys are handled at the same time, the events of one key one after
 // the other. A parked row is written before its record counts as done. The

@@ -16,10 +16,12 @@ import (
 // The pauses between two reads of the checkpoints while somebody waits for one.
 const (
 	positionsPoll       = 3 * time.Millisecond
+	positionsPollLocal  = 200 * time.Millisecond // while all that is waited for is handled in this process
 	positionsPollFailed = 100 * time.Millisecond // after a read that failed
 )
 
-// Positions knows how far consumers are, from their checkpoints. All callers that wait
+// Positions knows how far consumers are. Workers of this process tell it, and it reads
+// the checkpoints of partitions that other processes handle. All callers that wait
 // share one query, and while nobody waits there are no queries. Made by NewPositions.
 // Safe for concurrent use.
 type Positions struct {
@@ -31,8 +33,16 @@ type Positions struct {
 
 	mu      sync.Mutex                                   // guards what follows
 	known   map[reader]map[eventlog.TopicPartition]int64 // next offsets; they only grow
+	local   map[held]int                                 // how many workers of this process have the partition
 	waiters map[*positionWaiter]struct{}
 	polling bool
+	hurry   chan struct{} // has something in it when a poll that waits for positionsPollLocal should not wait any longer
+}
+
+// held is a partition of a consumer that a worker of this process has.
+type held struct {
+	reader
+	eventlog.TopicPartition
 }
 
 type reader struct {
@@ -48,7 +58,8 @@ type positionWaiter struct {
 
 // NewPositions returns Positions on db. It starts nothing.
 func NewPositions(db *pgxpool.Pool) *Positions {
-	return &Positions{db: db, known: map[reader]map[eventlog.TopicPartition]int64{}, waiters: map[*positionWaiter]struct{}{}}
+	return &Positions{db: db, known: map[reader]map[eventlog.TopicPartition]int64{}, local: map[held]int{},
+		waiters: map[*positionWaiter]struct{}{}, hurry: make(chan struct{}, 1)}
 }
 
 // WaitFor waits until the consumer has passed the token's positions in the given
@@ -71,9 +82,12 @@ func (p *Positions) WaitFor(ctx context.Context, consumer string, generation int
 		return nil
 	}
 	p.waiters[w] = struct{}{}
-	if !p.polling {
+	switch {
+	case !p.polling:
 		p.polling = true
 		go p.poll()
+	case !p.handledHere(w):
+		p.hurryUp()
 	}
 	p.mu.Unlock()
 	ctx, stop := p.Ends.Watch(ctx, w.need)
@@ -86,6 +100,51 @@ func (p *Positions) WaitFor(ctx context.Context, consumer string, generation int
 		delete(p.waiters, w)
 		p.mu.Unlock()
 		return context.Cause(ctx)
+	}
+}
+
+// took notes that a worker of this process has the partition from now on, which has
+// reached next. The worker calls reached for each further position.
+func (p *Positions) took(consumer string, generation int, tp eventlog.TopicPartition, next int64) {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	p.local[held{reader{consumer, generation}, tp}]++
+	p.mu.Unlock()
+	p.reached(consumer, generation, tp, next)
+}
+
+// released is called when a worker that took the partition has ended. Those who wait
+// for it must look for the checkpoints of another process.
+func (p *Positions) released(consumer string, generation int, tp eventlog.TopicPartition) {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h := held{reader{consumer, generation}, tp}
+	if p.local[h]--; p.local[h] <= 0 {
+		delete(p.local, h)
+	}
+	p.hurryUp()
+}
+
+// handledHere reports whether workers of this process have all partitions that w waits
+// for. The caller holds mu.
+func (p *Positions) handledHere(w *positionWaiter) bool {
+	for tp := range w.need {
+		if p.local[held{w.reader, tp}] == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (p *Positions) hurryUp() {
+	select {
+	case p.hurry <- struct{}{}:
+	default:
 	}
 }
 
@@ -121,10 +180,13 @@ func (p *Positions) passed(w *positionWaiter) bool {
 }
 
 // poll reads the checkpoints of those consumers that somebody waits for, until nobody
-// waits any more.
+// waits any more. If workers of this process have all partitions, they tell of each
+// position at once. Then it reads seldom, for the case that another process has taken a
+// partition and the worker here does not know it yet.
 func (p *Positions) poll() {
-	timer := time.NewTimer(positionsPoll)
+	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var lastRead time.Time
 	for {
 		p.mu.Lock()
 		if len(p.waiters) == 0 {
@@ -132,21 +194,33 @@ func (p *Positions) poll() {
 			p.mu.Unlock()
 			return
 		}
+		pause := positionsPollLocal
 		wanted := map[reader]struct{}{}
 		for w := range p.waiters {
 			wanted[w.reader] = struct{}{}
+			if !p.handledHere(w) {
+				pause = positionsPoll
+			}
 		}
 		p.mu.Unlock()
-		consumers, generations := make([]string, 0, len(wanted)), make([]int, 0, len(wanted))
-		for r := range wanted {
-			consumers, generations = append(consumers, r.consumer), append(generations, r.generation)
+		if lastRead.IsZero() && pause == positionsPollLocal {
+			lastRead = time.Now()
 		}
-		pause := positionsPoll
-		if err := p.read(consumers, generations); err != nil {
-			pause = positionsPollFailed // those who wait have deadlines of their own
+		if time.Since(lastRead) >= pause {
+			consumers, generations := make([]string, 0, len(wanted)), make([]int, 0, len(wanted))
+			for r := range wanted {
+				consumers, generations = append(consumers, r.consumer), append(generations, r.generation)
+			}
+			if err := p.read(consumers, generations); err != nil {
+				pause = positionsPollFailed // those who wait have deadlines of their own
+			}
+			lastRead = time.Now()
 		}
 		timer.Reset(pause)
-		<-timer.C
+		select {
+		case <-timer.C:
+		case <-p.hurry:
+		}
 	}
 }
 

@@ -125,6 +125,8 @@ type group struct {
 	aux *kgo.Client // appends copies of failed records; shared by the consumers of one Run
 	adm *kadm.Client
 
+	combiner combiner // of a Rows consumer's small transactions
+
 	heartbeat atomic.Int64 // when the poll loop last went round, in Unix nanoseconds
 
 	mu      sync.Mutex // guards what follows

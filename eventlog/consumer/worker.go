@@ -66,6 +66,7 @@ type worker struct {
 	read   Mark // everything before it was dequeued
 	parked *parked.Set
 	buf    scanBuffer // of runBatches
+	alone  bool       // a commit of the present batch has failed: the next ones are not made together with other workers
 }
 
 func newWorker(s *session, cp *Checkpoint, set *parked.Set) *worker {
@@ -89,6 +90,7 @@ func (w *worker) beat() { w.heartbeat.Store(time.Now().UnixNano()) }
 
 func (w *worker) run() {
 	defer close(w.done)
+	defer w.g.r.Positions.released(w.cp.Consumer, w.cp.Generation, w.cp.TopicPartition)
 	err := w.copyAllFollowers()
 	switch {
 	case err != nil:

@@ -1,0 +1,147 @@
+package consumer
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	"github.com/jackc/pgx/v5"
+
+	"tomato/eventlog"
+)
+
+// This file merges the small transactions of a Rows consumer's workers. While one of
+// them is under way, the commits of other partitions wait, and the next transaction
+// takes all of them. This is the group commit of databases: a consumer that keeps up
+// commits each event at once, and one that is busy commits many events of many
+// partitions for the price of one transaction.
+
+// combineLimit is the largest number of events of one worker that are committed
+// together with those of others. A worker with more events, which is catching up, is
+// better off with a transaction of its own, because those run in parallel.
+const combineLimit = 64
+
+// combiner decides which worker of a group makes the next common transaction. Safe for
+// concurrent use.
+type combiner struct {
+	mu      sync.Mutex
+	busy    bool          // a common transaction is under way
+	waiting []*rowsCommit // for the end of it, in the order in which they came
+}
+
+// rowsCommit is what one worker wants to commit: the rows of its events, and the move of
+// its checkpoint to end.
+type rowsCommit struct {
+	w      *worker
+	end    Mark
+	events []eventlog.Event
+	turn   chan turn // has a buffer of one
+}
+
+// turn tells a waiting worker what to do.
+type turn struct {
+	lead []*rowsCommit // not nil: make the transaction for these, the first of which is its own
+	err  error         // if lead is nil: what came of the transaction, which another worker has made
+}
+
+// commitWithOthers moves the checkpoint to end and writes the rows of events. It does
+// both in one transaction with other workers of the group if they have something to
+// commit, too. Otherwise, or if that transaction fails, it calls alone, which does it
+// for this worker only. The caller holds commitMu, and notes that its checkpoint has
+// moved.
+func (w *worker) commitWithOthers(end Mark, events []eventlog.Event, alone func() error) error {
+	k, c := &w.g.combiner, &rowsCommit{w: w, end: end, events: events, turn: make(chan turn, 1)}
+	k.mu.Lock()
+	if k.busy {
+		k.waiting = append(k.waiting, c)
+	} else {
+		k.busy = true
+		c.turn <- turn{lead: []*rowsCommit{c}}
+	}
+	k.mu.Unlock()
+	var t turn
+	select {
+	case t = <-c.turn:
+	case <-w.ctx.Done():
+		if k.leave(c) {
+			return w.ctx.Err()
+		}
+		t = <-c.turn // another worker has taken it into its transaction, which ends soon, because this context has ended
+	}
+	if len(t.lead) == 1 {
+		defer k.next(w.g.c.MaxBatch)
+		return alone()
+	}
+	if t.lead != nil {
+		t.err = w.g.commitTogether(t.lead)
+		for _, m := range t.lead[1:] {
+			m.turn <- turn{err: t.err}
+		}
+		k.next(w.g.c.MaxBatch)
+	}
+	if t.err != nil { // alone shows whether this worker was the cause
+		return alone()
+	}
+	return nil
+}
+
+// leave takes c out of those that wait. It returns false if c does not wait any more.
+func (k *combiner) leave(c *rowsCommit) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	i := slices.Index(k.waiting, c)
+	if i >= 0 {
+		k.waiting = slices.Delete(k.waiting, i, i+1)
+	}
+	return i >= 0
+}
+
+// next hands the lead to the worker that has waited longest. That worker takes as many
+// of the others as fit into maxEvents.
+func (k *combiner) next(maxEvents int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.waiting) == 0 {
+		k.busy = false
+		return
+	}
+	n, events := 1, len(k.waiting[0].events)
+	for n < len(k.waiting) && events+len(k.waiting[n].events) <= maxEvents {
+		events += len(k.waiting[n].events)
+		n++
+	}
+	lead := slices.Clone(k.waiting[:n])
+	k.waiting = slices.Delete(k.waiting, 0, n)
+	lead[0].turn <- turn{lead: lead}
+}
+
+// commitTogether moves the checkpoints of all members, and writes the rows of their
+// events, in one transaction. It ends early if the context of one
+// member ends. If it fails, nothing of it has taken effect, apart from a commit whose
+// answer was lost; then the checkpoints have moved, and each member finds that out on
+// its own.
+func (g *group) commitTogether(members []*rowsCommit) error {
+	lead := members[0].w
+	ctx, cancel := context.WithCancel(lead.ctx)
+	defer cancel()
+	for _, m := range members[1:] {
+		defer context.AfterFunc(m.w.ctx, cancel)()
+	}
+	// Everybody who locks several checkpoints locks them in the same order.
+	ordered := slices.Clone(members)
+	slices.SortFunc(ordered, func(a, b *rowsCommit) int {
+		return eventlog.CompareTopicPartitions(a.w.cp.TopicPartition, b.w.cp.TopicPartition)
+	})
+	return lead.handlerTx(ctx, func(tx pgx.Tx) error {
+		moves := &pgx.Batch{}
+		var events []eventlog.Event
+		for _, m := range ordered {
+			m.w.cp.queueMove(moves, m.end)
+			events = append(events, m.events...)
+		}
+		if err := tx.SendBatch(ctx, moves).Close(); err != nil {
+			return err
+		}
+		return g.c.Rows(ctx, tx, events)
+	})
+}
