@@ -145,7 +145,7 @@ func (g *group) takePartitions(ctx context.Context, s *session, tps []eventlog.T
 		w := newWorker(s, cp, parked.NewSet(events[tp], g.c.KeyBudget))
 		if expired := first[tp] - cp.Next; expired > 0 {
 			g.log.Error("records expired before they were read", "topic", tp.Topic, "partition", tp.Partition, "records", expired)
-			w.read.Next = first[tp]
+			w.read.Next, w.fetched = first[tp], first[tp]
 			w.pos = w.read // nobody who waits for a position should wait for records that are gone
 		}
 		workers = append(workers, w)

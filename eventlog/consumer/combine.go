@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
 
@@ -27,6 +28,8 @@ type combiner struct {
 	mu      sync.Mutex
 	busy    bool          // a common transaction is under way
 	waiting []*rowsCommit // for the end of it, in the order in which they came
+
+	combined atomic.Int64 // commits that another worker's transaction has made, for tests
 }
 
 // rowsCommit is what one worker wants to commit: the rows of its events, and the move of
@@ -74,6 +77,9 @@ func (w *worker) commitWithOthers(end Mark, events []eventlog.Event, alone func(
 	}
 	if t.lead != nil {
 		t.err = w.g.commitTogether(t.lead)
+		if t.err == nil {
+			k.combined.Add(int64(len(t.lead) - 1))
+		}
 		for _, m := range t.lead[1:] {
 			m.turn <- turn{err: t.err}
 		}

@@ -23,3 +23,40 @@ func (r *Runtime) Abandon() func() {
 	r.state.abandon = ch
 	return func() { close(ch) }
 }
+
+// Shared returns how many partitions of the runtime's consumers are read by the tail.
+func (r *Runtime) Shared() (n int) {
+	for _, g := range r.groupsNow() {
+		g.mu.Lock()
+		for _, w := range g.workers {
+			w.mu.Lock()
+			if w.shared {
+				n++
+			}
+			w.mu.Unlock()
+		}
+		g.mu.Unlock()
+	}
+	return n
+}
+
+// BreakTail makes the runtime's tail bring nothing any more, as if it hung.
+func (r *Runtime) BreakTail() {
+	r.state.mu.Lock()
+	defer r.state.mu.Unlock()
+	r.state.tail.client.PauseFetchTopics(r.state.groups[0].c.Topics...)
+}
+
+func (r *Runtime) groupsNow() []*group {
+	r.state.mu.Lock()
+	defer r.state.mu.Unlock()
+	return append([]*group(nil), r.state.groups...)
+}
+
+// Combined returns how many commits were made by the transactions of other workers.
+func (r *Runtime) Combined() (n int64) {
+	for _, g := range r.groupsNow() {
+		n += g.combiner.combined.Load()
+	}
+	return n
+}

@@ -30,8 +30,10 @@ const (
 
 // runtimeState is what a Runtime keeps between and across calls of Run.
 type runtimeState struct {
-	mu       sync.Mutex // guards groups
+	mu       sync.Mutex // guards groups, tail and tailUses
 	groups   []*group
+	tail     *tail // nil while nothing runs
+	tailUses int   // calls of Run that use it
 	metrics  *runtimeMetrics
 	breakers *breakers
 	once     sync.Once
@@ -92,6 +94,11 @@ func (r *Runtime) Run(ctx context.Context, consumers ...Consumer) error {
 	}
 	defer aux.Close()
 
+	tail, err := r.useTail(clientLogger{log})
+	if err != nil {
+		return err
+	}
+	defer r.releaseTail()
 	s.mu.Lock()
 	s.groups = append(s.groups, groups...)
 	s.mu.Unlock()
@@ -110,7 +117,7 @@ func (r *Runtime) Run(ctx context.Context, consumers ...Consumer) error {
 
 	var eg errgroup.Group
 	for _, g := range groups {
-		g.aux, g.adm = aux, kadm.NewClient(aux)
+		g.aux, g.adm, g.tail = aux, kadm.NewClient(aux), tail
 		eg.Go(func() error { g.run(ctx); return nil })
 	}
 	return eg.Wait()
@@ -124,6 +131,8 @@ type group struct {
 	log *slog.Logger
 	aux *kgo.Client // appends copies of failed records; shared by the consumers of one Run
 	adm *kadm.Client
+	// tail reads what is appended for all consumers of the runtime.
+	tail *tail
 
 	combiner combiner // of a Rows consumer's small transactions
 
@@ -131,6 +140,8 @@ type group struct {
 
 	mu      sync.Mutex // guards what follows
 	client  *kgo.Client
+	wake    context.CancelFunc // ends the poll that is under way
+	resumes []*worker          // whose partitions client is to fetch again
 	workers map[eventlog.TopicPartition]*worker
 	err     error                                               // why the last session ended or lost its membership; nil while a session runs well
 	errAt   time.Time                                           // when err was set

@@ -52,7 +52,7 @@ func (g *group) session(ctx context.Context) error {
 		return err
 	}
 	g.mu.Lock()
-	g.client, g.lost = cl, map[eventlog.TopicPartition]*eventlog.LostBeginning{}
+	g.client, g.resumes, g.lost = cl, nil, map[eventlog.TopicPartition]*eventlog.LostBeginning{}
 	g.mu.Unlock()
 
 	var wg sync.WaitGroup
@@ -69,11 +69,17 @@ func (g *group) session(ctx context.Context) error {
 	for ctx.Err() == nil {
 		g.heartbeat.Store(time.Now().UnixNano())
 		pctx, done := context.WithTimeout(ctx, time.Second)
+		g.mu.Lock()
+		if g.wake = done; len(g.resumes) > 0 {
+			done()
+		}
+		g.mu.Unlock()
 		fetches := cl.PollRecords(pctx, 0)
 		done()
 		fetches.EachTopic(func(t kgo.FetchTopic) {
 			t.EachPartition(func(p kgo.FetchPartition) { s.fetched(t.Topic, p) })
 		})
+		s.resumeFetching()
 		cl.AllowRebalance()
 		g.clearErrorOnceJoined(cl)
 	}
@@ -109,6 +115,9 @@ func (s *session) fetched(topic string, p kgo.FetchPartition) {
 	s.g.mu.Unlock()
 	if w != nil {
 		w.enqueue(p.Records, p.HighWatermark)
+		if len(p.Records) > 0 {
+			w.share(p.HighWatermark)
+		}
 	}
 }
 

@@ -63,6 +63,7 @@ func (s *session) upkeep(ctx context.Context) {
 				for _, w := range ws {
 					if o, ok := list.Lookup(w.cp.Topic, w.cp.Partition); ok && o.Err == nil {
 						w.sawEnd(o.Offset)
+						w.noticeStall(o.Offset, now)
 					}
 				}
 			}

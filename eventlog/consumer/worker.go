@@ -44,7 +44,13 @@ type worker struct {
 	mu            sync.Mutex // guards what follows
 	queue         []*kgo.Record
 	queueBytes    int
-	fetchPaused   bool
+	fetched       int64                          // the offset after the last record that was put into the queue
+	fetchPaused   bool                           // until the queue is short again
+	shared        bool                           // the tail reads the partition, and the session's client does not
+	offCursor     bool                           // the session's client would go on elsewhere than at fetched
+	left          bool                           // the worker has ended and joins the tail no more
+	stalledAt     time.Time                      // since when the tail has brought nothing although the log has grown; zero: it brings what there is
+	stalledNext   int64                          // fetched at stalledAt
 	pos           Mark                           // everything before it is done or parked; the checkpoint follows
 	dirtySince    time.Time                      // since when pos is ahead of the checkpoint; zero: it is not
 	oldestInWork  time.Time                      // timestamp of the oldest record that was dequeued and is not done; zero: there is none
@@ -78,7 +84,7 @@ func newWorker(s *session, cp *Checkpoint, set *parked.Set) *worker {
 		waits: map[*dependencyWait]*waitState{}, extraSlots: make(chan struct{}, s.g.c.ConcurrentKeys),
 		telemetry: IsTelemetry(cp.Topic),
 		retryRule: parked.RetryRule{InPlaceTries: s.g.c.InPlaceTries, Delays: s.g.delays(), Skip: IsTelemetry(cp.Topic)},
-		pos:       cp.Mark, end: cp.Next, read: cp.Mark, parked: set,
+		pos:       cp.Mark, end: cp.Next, read: cp.Mark, fetched: cp.Next, parked: set,
 	}
 	w.ctx = context.WithValue(w.ctx, workerKey{}, w)
 	w.hasParked.Store(set.Len() > 0)
@@ -90,6 +96,7 @@ func (w *worker) beat() { w.heartbeat.Store(time.Now().UnixNano()) }
 
 func (w *worker) run() {
 	defer close(w.done)
+	defer w.leaveTail()
 	defer w.g.r.Positions.released(w.cp.Consumer, w.cp.Generation, w.cp.TopicPartition)
 	err := w.copyAllFollowers()
 	switch {

@@ -2,42 +2,86 @@ package consumer
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 const maxQueueBytes = 4 << 20 // of one partition's fetched records, before fetching pauses
 
-// enqueue adds fetched records to the worker's queue. end is the end of the log.
+// enqueue adds records that the session's client has fetched to the worker's queue. end
+// is the end of the log.
 func (w *worker) enqueue(recs []*kgo.Record, end int64) {
 	w.mu.Lock()
-	w.queue = append(w.queue, recs...)
-	for _, r := range recs {
-		w.queueBytes += len(r.Value)
-	}
-	w.end = max(w.end, end)
-	if !w.fetchPaused && (len(w.queue) > 2*w.g.c.MaxBatch || w.queueBytes > maxQueueBytes) {
+	w.add(recs, end)
+	if !w.fetchPaused && w.full() {
 		w.fetchPaused = true
-		w.pauseFetching(true)
+		w.pauseFetching()
 	}
 	w.mu.Unlock()
 	w.wakeUp()
 }
 
-// pauseFetching makes the client pause or resume fetching the partition. The caller
-// holds mu, so that a pause and a resume cannot overtake each other.
-func (w *worker) pauseFetching(pause bool) {
+// add adds records to the queue. The caller holds mu.
+func (w *worker) add(recs []*kgo.Record, end int64) {
+	w.queue = append(w.queue, recs...)
+	for _, r := range recs {
+		w.queueBytes += len(r.Value)
+	}
+	if n := len(recs); n > 0 {
+		w.fetched = recs[n-1].Offset + 1
+	}
+	w.end = max(w.end, end)
+}
+
+// full reports whether no more should be fetched for now. The caller holds mu.
+func (w *worker) full() bool {
+	return len(w.queue) > 2*w.g.c.MaxBatch || w.queueBytes > maxQueueBytes
+}
+
+// pauseFetching makes the session's client pause the partition. The caller holds mu.
+func (w *worker) pauseFetching() {
 	w.g.mu.Lock()
 	cl := w.g.client
 	w.g.mu.Unlock()
-	if cl == nil {
-		return
+	if cl != nil {
+		cl.PauseFetchPartitions(map[string][]int32{w.cp.Topic: {w.cp.Partition}})
 	}
-	m := map[string][]int32{w.cp.Topic: {w.cp.Partition}}
-	if pause {
-		cl.PauseFetchPartitions(m)
-	} else {
-		cl.ResumeFetchPartitions(m)
+}
+
+// resume makes the session's client fetch the worker's partition again, from the record
+// after the last one that the worker has. The session does it in its poll loop.
+func (g *group) resume(w *worker) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.resumes = append(g.resumes, w)
+	if g.wake != nil {
+		g.wake()
+	}
+}
+
+// resumeFetching resumes the partitions of workers that have asked for it. It is called
+// between a poll and AllowRebalance, so that no partition is revoked meanwhile.
+func (s *session) resumeFetching() {
+	g := s.g
+	g.mu.Lock()
+	cl, asked := g.client, g.resumes
+	g.resumes = nil
+	asked = slices.DeleteFunc(asked, func(w *worker) bool { return g.workers[w.cp.TopicPartition] != w })
+	g.mu.Unlock()
+	for _, w := range asked {
+		// Only this goroutine lets the client fetch the partition, so nothing changes
+		// after mu is unlocked.
+		w.mu.Lock()
+		resume, off, next := !w.shared && !w.fetchPaused, w.offCursor, w.fetched
+		w.offCursor = off && !resume
+		w.mu.Unlock()
+		if resume && off {
+			cl.SetOffsets(map[string]map[int32]kgo.EpochOffset{w.cp.Topic: {w.cp.Partition: {Epoch: -1, Offset: next}}})
+		}
+		if resume {
+			cl.ResumeFetchPartitions(map[string][]int32{w.cp.Topic: {w.cp.Partition}})
+		}
 	}
 }
 
@@ -80,7 +124,7 @@ func (w *worker) dequeue(n int) []*kgo.Record {
 	}
 	if w.fetchPaused && len(w.queue) < w.g.c.MaxBatch/2+1 && w.queueBytes < maxQueueBytes/2 {
 		w.fetchPaused = false
-		w.pauseFetching(false)
+		w.g.resume(w)
 	}
 	return out
 }

@@ -1,0 +1,271 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/eventlog"
+)
+
+// This file lets the consumers of one runtime share the reading of what is appended.
+// Most of the time all of them are at the ends of the same logs. If each read for
+// itself, every record would be fetched as often as there are consumers, and a fetch
+// costs the broker about as much as an append.
+//
+// A worker begins with its session's own client. When it has reached the end of its
+// partition, and the tail follows the partition and is not further than the worker, it
+// joins the tail and its own fetching pauses. It leaves the tail, and reads for itself
+// again from where it is, if it cannot keep up, if the tail has an error, or if the
+// tail brings it nothing although the log has grown. So no consumer holds up another,
+// and the tail need not be trusted with more than speed.
+
+const (
+	tailIdle  = time.Minute     // after which a partition that no worker has joined is no longer followed
+	tailStall = 2 * time.Second // after which a worker does not wait for the tail any longer
+)
+
+// tail reads the ends of partitions for the workers that have joined. Safe for
+// concurrent use.
+type tail struct {
+	client *kgo.Client
+	stop   context.CancelFunc
+	done   chan struct{}
+
+	mu       sync.Mutex // guards followed. It may be locked while a worker's mu is held, never the other way round
+	followed map[eventlog.TopicPartition]*followed
+}
+
+// followed is a partition that the tail reads.
+type followed struct {
+	live    bool  // a record has arrived
+	next    int64 // the offset after the last record that was given to the workers
+	workers []*worker
+	usedAt  time.Time // when the last worker left or tried to join
+}
+
+func newTail(cfg eventlog.Config, log clientLogger) (*tail, error) {
+	client, err := cfg.NewClient(
+		kgo.FetchMaxBytes(8<<20),
+		kgo.FetchMaxPartitionBytes(1<<20),
+		kgo.FetchMaxWait(500*time.Millisecond),
+		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
+		kgo.WithLogger(log),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("shared reader: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	t := &tail{client: client, stop: cancel, done: make(chan struct{}), followed: map[eventlog.TopicPartition]*followed{}}
+	go t.run(ctx)
+	return t, nil
+}
+
+// close ends the reading. No worker may have joined any more.
+func (t *tail) close() {
+	t.stop()
+	<-t.done
+	t.client.Close()
+}
+
+// useTail returns the runtime's tail for one call of Run, which must call releaseTail in
+// the end.
+func (r *Runtime) useTail(log clientLogger) (*tail, error) {
+	s := &r.state
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tail == nil {
+		t, err := newTail(r.Kafka, log)
+		if err != nil {
+			return nil, err
+		}
+		s.tail = t
+	}
+	s.tailUses++
+	return s.tail, nil
+}
+
+func (r *Runtime) releaseTail() {
+	s := &r.state
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tailUses--; s.tailUses == 0 {
+		s.tail.close()
+		s.tail = nil
+	}
+}
+
+// join makes the tail give w the records of its partition from now on. It returns false
+// if the tail could not give it the record at offset next, because it does not follow
+// the partition yet, or is further. The caller holds w.mu.
+func (t *tail) join(w *worker, next int64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tp := w.cp.TopicPartition
+	f := t.followed[tp]
+	if f == nil {
+		f = &followed{next: next}
+		t.followed[tp] = f
+		t.client.AddConsumePartitions(map[string]map[int32]kgo.Offset{tp.Topic: {tp.Partition: kgo.NewOffset().At(next).WithEpoch(-1)}})
+	}
+	f.usedAt = time.Now()
+	if !f.live || f.next > next {
+		return false
+	}
+	f.workers = append(f.workers, w)
+	return true
+}
+
+// leave takes w out. A record that is just being given may still reach it.
+func (t *tail) leave(w *worker) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if f := t.followed[w.cp.TopicPartition]; f != nil {
+		f.workers = slices.DeleteFunc(slices.Clone(f.workers), func(o *worker) bool { return o == w })
+		f.usedAt = time.Now()
+	}
+}
+
+func (t *tail) run(ctx context.Context) {
+	defer close(t.done)
+	swept := time.Now()
+	for ctx.Err() == nil {
+		pctx, done := context.WithTimeout(ctx, time.Second)
+		fetches := t.client.PollRecords(pctx, 0)
+		done()
+		fetches.EachPartition(func(p kgo.FetchTopicPartition) {
+			t.fetched(eventlog.TopicPartition{Topic: p.Topic, Partition: p.Partition}, p.FetchPartition)
+		})
+		if time.Since(swept) > time.Second {
+			swept = time.Now()
+			t.sweep(swept)
+		}
+	}
+}
+
+// fetched gives the records of one partition to its workers. It never waits for them.
+func (t *tail) fetched(tp eventlog.TopicPartition, p kgo.FetchPartition) {
+	t.mu.Lock()
+	f := t.followed[tp]
+	if f == nil {
+		t.mu.Unlock()
+		return
+	}
+	if p.Err != nil && !errors.Is(p.Err, context.Canceled) && !errors.Is(p.Err, context.DeadlineExceeded) {
+		// Each worker's own client meets the error, too, and handles it.
+		t.drop(tp)
+		t.mu.Unlock()
+		for _, w := range f.workers {
+			w.readAlone()
+		}
+		return
+	}
+	if len(p.Records) == 0 {
+		t.mu.Unlock()
+		return
+	}
+	f.live, f.next = true, p.Records[len(p.Records)-1].Offset+1
+	workers := f.workers
+	t.mu.Unlock()
+	for _, w := range workers {
+		w.enqueueShared(p.Records, p.HighWatermark)
+	}
+}
+
+// sweep drops the partitions that no worker has used for tailIdle.
+func (t *tail) sweep(now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for tp, f := range t.followed {
+		if len(f.workers) == 0 && now.Sub(f.usedAt) > tailIdle {
+			t.drop(tp)
+		}
+	}
+}
+
+// drop ends the reading of a partition. The caller holds mu.
+func (t *tail) drop(tp eventlog.TopicPartition) {
+	delete(t.followed, tp)
+	t.client.RemoveConsumePartitions(map[string][]int32{tp.Topic: {tp.Partition}})
+}
+
+// share lets the tail read for the worker, if the worker is at the end of the log and the
+// tail is not further. The session calls it after it has fetched records.
+func (w *worker) share(end int64) {
+	t := w.g.tail
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.fetched < end || w.shared || w.fetchPaused || w.left || !t.join(w, w.fetched) {
+		return
+	}
+	w.shared, w.offCursor = true, true
+	w.pauseFetching()
+}
+
+// enqueueShared is enqueue for records that the tail has read.
+func (w *worker) enqueueShared(recs []*kgo.Record, end int64) {
+	w.mu.Lock()
+	if !w.shared {
+		w.mu.Unlock()
+		return
+	}
+	for len(recs) > 0 && recs[0].Offset < w.fetched { // the worker has them from its own client
+		recs = recs[1:]
+	}
+	w.add(recs, end)
+	if w.full() { // it reads on from here when the queue is short again
+		w.shared, w.fetchPaused = false, true
+		w.g.tail.leave(w)
+	}
+	w.mu.Unlock()
+	w.wakeUp()
+}
+
+// readAlone makes the worker's own client read the partition again, if the tail has read
+// it until now.
+func (w *worker) readAlone() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.shared {
+		return
+	}
+	w.shared = false
+	w.g.tail.leave(w)
+	w.g.resume(w)
+}
+
+// noticeStall makes the worker read for itself if the tail has brought nothing for
+// tailStall although the log has grown to end.
+func (w *worker) noticeStall(end int64, now time.Time) {
+	w.mu.Lock()
+	stalled := false
+	switch {
+	case !w.shared || w.fetched >= end:
+		w.stalledAt = time.Time{}
+	case w.stalledAt.IsZero() || w.stalledNext != w.fetched:
+		w.stalledAt, w.stalledNext = now, w.fetched
+	default:
+		stalled = now.Sub(w.stalledAt) >= tailStall
+	}
+	w.mu.Unlock()
+	if stalled {
+		w.log.Warn("the shared reader brings no records; the partition is read separately")
+		w.readAlone()
+	}
+}
+
+// leaveTail is called when the worker ends.
+func (w *worker) leaveTail() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.left = true
+	if w.shared {
+		w.shared = false
+		w.g.tail.leave(w)
+	}
+}
