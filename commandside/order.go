@@ -10,6 +10,7 @@ import (
 	"tomato/domain/restaurant"
 	"tomato/domain/rider"
 	"tomato/eventlog"
+	"tomato/eventlog/subjectkeys"
 	"tomato/httpapi"
 )
 
@@ -33,6 +34,14 @@ type placeInput struct {
 		DeliverTo         deliverTo    `json:"deliverTo"`
 		ExternalReference httpapi.Text `json:"externalReference,omitempty"`
 	}
+}
+
+// placedBody is the body of placeInput with what is personal sealed.
+type placedBody struct {
+	RestaurantID      httpapi.ID    `json:"restaurantId"`
+	Items             []orderLine   `json:"items"`
+	DeliverTo         domain.Sealed `json:"deliverTo"`
+	ExternalReference httpapi.Text  `json:"externalReference,omitempty"`
 }
 
 type orderLine struct {
@@ -111,24 +120,34 @@ func (s *Side) orderCommand(ctx context.Context, in orderInput, body any, c doma
 	if err != nil {
 		return nil, err
 	}
-	return s.orderAnswer(res, httpapi.Actor(ctx)), nil
+	return s.orderAnswer(ctx, res)
 }
 
 func (s *Side) placeOrder(ctx context.Context, in *placeInput) (*orderOutput, error) {
-	b := in.Body
+	b, customerID := in.Body, httpapi.Actor(ctx).Sub
+	to, err := subjectkeys.SealDeliverTo(ctx, s.Keys, customerID,
+		order.DeliverTo{Location: &b.DeliverTo.Location, Address: string(b.DeliverTo.Address), Instructions: string(b.DeliverTo.Instructions)})
+	if err != nil {
+		return nil, problem(eventlog.Orders, err)
+	}
 	c := shard.Place{
-		CustomerID: httpapi.Actor(ctx).Sub, RestaurantID: string(b.RestaurantID), ExternalReference: string(b.ExternalReference),
-		DeliverTo:  order.DeliverTo{Location: b.DeliverTo.Location, Address: string(b.DeliverTo.Address), Instructions: string(b.DeliverTo.Instructions)},
-		PaymentTTL: s.PaymentTTL,
+		CustomerID: customerID, RestaurantID: string(b.RestaurantID), ExternalReference: string(b.ExternalReference),
+		DeliverTo: to, PaymentTTL: s.PaymentTTL,
 	}
 	for _, i := range b.Items {
 		c.Lines = append(c.Lines, restaurant.Line{ItemID: string(i.ItemID), Quantity: i.Quantity})
 	}
-	res, err := s.execute(ctx, in.commandInput, b, shard.Request{Topic: eventlog.Orders, Command: c})
+	// The body of an idempotency key is compared in sealed form: not even a hash of what is
+	// personal is kept in the clear.
+	sealed := placedBody{b.RestaurantID, b.Items, to, b.ExternalReference}
+	res, err := s.execute(ctx, in.commandInput, sealed, shard.Request{Topic: eventlog.Orders, Command: c})
 	if err != nil {
 		return nil, err
 	}
-	out := s.orderAnswer(res, httpapi.Actor(ctx))
+	out, err := s.orderAnswer(ctx, res)
+	if err != nil {
+		return nil, err
+	}
 	out.Location = "/v1/orders/" + res.Order.ID
 	return out, nil
 }
@@ -155,7 +174,7 @@ func (s *Side) endingCommand(ctx context.Context, in orderInput, body any, c dom
 			return nil, problem(eventlog.Riders, err)
 		}
 	}
-	return s.orderAnswer(res, httpapi.Actor(ctx)), nil
+	return s.orderAnswer(ctx, res)
 }
 
 // acceptTries is how many unfinished claims of the rider one accept finishes at most.
@@ -176,7 +195,7 @@ func (s *Side) acceptOffer(ctx context.Context, in *orderInput) (*orderOutput, e
 		}
 		o := open.Order
 		if o.Status != order.StatusReadyForRider {
-			return s.orderAnswer(open, actor), nil // the order is this rider's already
+			return s.orderAnswer(ctx, open) // the order is this rider's already
 		}
 		claimed, err := s.system(ctx, eventlog.Riders, actor.Sub, rider.ClaimFor{OrderID: o.ID, Round: o.Round, Wave: o.Wave,
 			CustomerID: o.CustomerID, RestaurantID: o.RestaurantID})
@@ -199,7 +218,7 @@ func (s *Side) acceptOffer(ctx context.Context, in *orderInput) (*orderOutput, e
 		assigned, err := s.system(ctx, eventlog.Orders, o.ID, order.Assign{RiderID: actor.Sub, RiderName: claimed.Rider.Name,
 			ClaimID: claimed.Rider.Claim.ID, Round: o.Round, Wave: o.Wave})
 		if err == nil {
-			return s.orderAnswer(assigned, actor), nil
+			return s.orderAnswer(ctx, assigned)
 		}
 		if domain.RefusedWith(err) == "" {
 			return nil, problem(eventlog.Orders, err) // the outcome is not known: the claims policy repeats this step
@@ -216,7 +235,7 @@ func (s *Side) acceptOffer(ctx context.Context, in *orderInput) (*orderOutput, e
 // repeatAssign repeats the assign that belongs to a claim, and reports whether the
 // claim holds. It holds if the order takes the assign, now or before. If the order
 // refuses it, it will never take it, and the rider is released from the claim.
-func (s *Side) repeatAssign(ctx context.Context, riderID, riderName string, c rider.Claim) (holds bool, err error) {
+func (s *Side) repeatAssign(ctx context.Context, riderID string, riderName domain.Sealed, c rider.Claim) (holds bool, err error) {
 	_, err = s.system(ctx, eventlog.Orders, c.OrderID, order.Assign{RiderID: riderID, RiderName: riderName, ClaimID: c.ID, Round: c.Round, Wave: c.Wave})
 	if err == nil {
 		return true, nil

@@ -15,6 +15,7 @@ import (
 	"tomato/domain"
 	"tomato/domain/order"
 	"tomato/eventlog"
+	"tomato/eventlog/subjectkeys"
 	"tomato/httpapi"
 )
 
@@ -99,7 +100,7 @@ func problem(topic string, err error) error {
 	if errors.As(err, &upgrade) {
 		return httpapi.Unavailable("upgrade_in_progress", upgrade.Detail(), upgradeRetryAfter)
 	}
-	if errors.Is(err, shard.ErrUnavailable) {
+	if errors.Is(err, eventlog.ErrUnavailable) { // shard.ErrUnavailable is one
 		return httpapi.Unavailable("unavailable", "The command could not be decided now, or its outcome is not known. A repeat is safe, best with an Idempotency-Key.", time.Second)
 	}
 	var unknown *shard.UnknownEvent
@@ -153,8 +154,14 @@ type orderOutput struct {
 	Body     order.View
 }
 
-func (s *Side) orderAnswer(res shard.Result, actor domain.Actor) *orderOutput {
-	return &orderOutput{Status: res.Status, ETag: httpapi.ETag(res.Order.Version), Token: s.token(&res), Body: viewOf(res).For(actor)}
+// orderAnswer returns the answer to the request's caller, with the personal fields that
+// the caller may see opened. The error is an *httpapi.Problem.
+func (s *Side) orderAnswer(ctx context.Context, res shard.Result) (*orderOutput, error) {
+	view := viewOf(res).For(httpapi.Actor(ctx))
+	if err := subjectkeys.OpenOrder(ctx, s.Keys, &view); err != nil {
+		return nil, problem(eventlog.Orders, err)
+	}
+	return &orderOutput{Status: res.Status, ETag: httpapi.ETag(res.Order.Version), Token: s.token(&res), Body: view}, nil
 }
 
 // token returns the Consistency-Token of an answer.

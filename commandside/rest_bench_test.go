@@ -11,6 +11,7 @@ import (
 	"tomato/commandside/shard"
 	"tomato/domain"
 	"tomato/domain/order"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 	"tomato/httpapi"
 )
 
@@ -32,9 +33,9 @@ func BenchmarkHTTPCommand(b *testing.B) {
 	o := &order.State{ID: "019b7c1e-8e3c-7b1a-9d55-0a1b2c3d4e5f", Version: 3, Status: order.StatusAccepted, CustomerID: "c1", RestaurantID: "r1",
 		Items:  []order.Item{{ItemID: "dosa", Name: "Masala Dosa", UnitPrice: 12000, Quantity: 2}, {ItemID: "lassi", Name: "Sweet Lassi", UnitPrice: 6000, Quantity: 1}},
 		Amount: 30000, Currency: "INR", PickUp: order.PickUp{Name: "Dosa Corner", Location: domain.Point{Lng: 77.59, Lat: 12.97}},
-		DeliverTo: order.DeliverTo{Location: domain.Point{Lng: 77.6, Lat: 12.97}, Address: "14 Church Street, Bengaluru"},
+		DeliverTo: subjectkeystest.DeliverTo("c1", `{"location":{"type":"Point","coordinates":[77.6,12.97]},"address":"14 Church Street, Bengaluru"}`),
 		PaymentID: "pay_1", ReadyAt: at.Add(20 * time.Minute), CreatedAt: at, UpdatedAt: at}
-	s := &Side{Config: Config{CommandDeadline: 5 * time.Second, PaymentTTL: time.Minute},
+	s := &Side{Config: Config{CommandDeadline: 5 * time.Second, PaymentTTL: time.Minute}, Keys: &subjectkeystest.Keys{},
 		Commands: answers{shard.Result{Status: 200, Order: o}}}
 	api := httpapi.New(httpapi.Options{Auth: auth})
 	s.orderRoutes(api)

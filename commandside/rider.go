@@ -7,6 +7,7 @@ import (
 	"tomato/domain"
 	"tomato/domain/rider"
 	"tomato/eventlog"
+	"tomato/eventlog/subjectkeys"
 	"tomato/httpapi"
 )
 
@@ -33,7 +34,7 @@ type riderOutput struct {
 func (s *Side) riderRoutes(api *httpapi.API) {
 	put := putOperation("/v1/riders/{id}", "putRider", "Register a rider, or change what is known of them")
 	httpapi.Register(api, put, []domain.Role{domain.Ops, domain.Rider}, func(ctx context.Context, in *putRiderInput) (*riderOutput, error) {
-		return s.riderCommand(ctx, in.riderInput, in.Body, rider.Put{RiderID: string(in.ID), Name: string(in.Body.Name), Vehicle: string(in.Body.Vehicle)})
+		return s.putRider(ctx, in)
 	})
 	for _, c := range []struct {
 		name, id, summary string
@@ -52,10 +53,33 @@ func (s *Side) riderRoutes(api *httpapi.API) {
 	}
 }
 
+// putBody is the body of putRiderInput with what is personal sealed.
+type putBody struct {
+	Name    domain.Sealed `json:"name"`
+	Vehicle httpapi.Line  `json:"vehicle,omitempty"`
+}
+
+func (s *Side) putRider(ctx context.Context, in *putRiderInput) (*riderOutput, error) {
+	// The shard checks this again. Without the check here, a rider could make keys for
+	// anybody.
+	if actor := httpapi.Actor(ctx); actor.Role == domain.Rider && actor.Sub != string(in.ID) {
+		return nil, problem(eventlog.Riders, domain.Refuse(domain.Forbidden, "the caller may do this only for itself"))
+	}
+	name, err := subjectkeys.SealName(ctx, s.Keys, string(in.ID), string(in.Body.Name))
+	if err != nil {
+		return nil, problem(eventlog.Riders, err)
+	}
+	return s.riderCommand(ctx, in.riderInput, putBody{name, in.Body.Vehicle}, rider.Put{RiderID: string(in.ID), Name: name, Vehicle: string(in.Body.Vehicle)})
+}
+
 func (s *Side) riderCommand(ctx context.Context, in riderInput, body any, c domain.Command) (*riderOutput, error) {
 	res, err := s.execute(ctx, in.commandInput, body, shard.Request{Topic: eventlog.Riders, ID: string(in.ID), Command: c})
 	if err != nil {
 		return nil, err
 	}
-	return &riderOutput{Status: res.Status, ETag: httpapi.ETag(res.Rider.Version), Token: s.token(&res), Body: rider.NewView(res.Rider)}, nil
+	view := rider.NewView(res.Rider)
+	if err := subjectkeys.OpenRider(ctx, s.Keys, &view); err != nil {
+		return nil, problem(eventlog.Riders, err)
+	}
+	return &riderOutput{Status: res.Status, ETag: httpapi.ETag(res.Rider.Version), Token: s.token(&res), Body: view}, nil
 }

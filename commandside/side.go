@@ -29,6 +29,7 @@ import (
 	"tomato/commandside/policies"
 	"tomato/commandside/shard"
 	"tomato/eventlog"
+	"tomato/eventlog/subjectkeys"
 )
 
 // Config are the limits and secrets of the REST commands.
@@ -48,6 +49,7 @@ type Side struct {
 	Orders     *policies.OrderFinder
 	Producer   *kgo.Client // appends to the topics of the inbox, the positions and the feed
 	Partitions int32
-	LogID      eventlog.LogID // identifies the logs that the consistency tokens of clients belong to
+	Keys       subjectkeys.Keys // seals what is personal before it goes to a shard, and opens it for answers
+	LogID      eventlog.LogID   // identifies the logs that the consistency tokens of clients belong to
 	Log        *slog.Logger
 }

@@ -1,6 +1,7 @@
 package domain_test
 
 import (
+	"context"
 	"encoding/json"
 	"reflect"
 	"slices"
@@ -12,6 +13,8 @@ import (
 	"tomato/domain"
 	"tomato/domain/order"
 	"tomato/domain/payment"
+	"tomato/eventlog/subjectkeys"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // TestHistories plays random histories of a few orders, their payments and
@@ -159,7 +162,7 @@ func (w *world) viewShape(o *anOrder) {
 	v := order.NewView(&o.order, "pending")
 	v.RiderID = "its-rider"
 	for _, role := range []domain.Role{domain.Customer, domain.Restaurant, domain.Rider, domain.Ops} {
-		keys := w.keys(v.For(domain.Actor{Role: role, Sub: "its-rider"}))
+		keys := w.keys(w.opened(v.For(domain.Actor{Role: role, Sub: "its-rider"})))
 		for _, k := range must {
 			if !slices.Contains(keys, k) {
 				w.Fatalf("%s is missing in %v", k, keys)
@@ -175,11 +178,19 @@ func (w *world) viewShape(o *anOrder) {
 			w.Fatalf("%s in round %d sees %v", role, o.order.Round, keys)
 		}
 	}
-	for _, k := range w.keys(v.WithoutParties()) {
+	for _, k := range w.keys(w.opened(v.WithoutParties())) {
 		if k == "customerId" || k == "items" || k == "deliverTo" {
 			w.Fatalf("%s is shown to who gave the order back", k)
 		}
 	}
+}
+
+// opened returns the view with what is personal opened.
+func (w *world) opened(v order.View) order.View {
+	if err := subjectkeys.OpenOrder(context.Background(), &subjectkeystest.Keys{}, &v); err != nil {
+		w.Fatal(err)
+	}
+	return v
 }
 
 func (w *world) keys(v any) (keys []string) {

@@ -15,6 +15,7 @@ import (
 	"tomato/domain/order"
 	"tomato/domain/payment"
 	"tomato/domain/rider"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // The world of TestHistories and TestAccepts: what may happen in it, and the
@@ -114,13 +115,13 @@ func newWorld(t *rapid.T) *world {
 		w.order(o, order.Place{OrderID: fmt.Sprintf("o%d", i), CustomerID: "c1", RestaurantID: "res1", Currency: "INR",
 			Items:      []order.Item{{ItemID: "i1", Name: "Dosa", UnitPrice: 150, Quantity: 3}},
 			PickUp:     order.PickUp{Name: "Hut", Location: domain.Point{Lng: 77.5, Lat: 12.9}},
-			DeliverTo:  order.DeliverTo{Location: domain.Point{Lng: 77.6, Lat: 13}, Address: "1 Main Road"},
+			DeliverTo:  subjectkeystest.DeliverTo("c1", `{"location":{"type":"Point","coordinates":[77.6,13]},"address":"1 Main Road"}`),
 			PaymentTTL: 15 * time.Minute})
 	}
 	for i := range 3 {
 		r := &rider.State{}
 		w.riders = append(w.riders, r)
-		w.rider(r, rider.Put{RiderID: fmt.Sprintf("r%d", i), Name: "Una"})
+		w.rider(r, rider.Put{RiderID: fmt.Sprintf("r%d", i), Name: subjectkeystest.Name(fmt.Sprintf("r%d", i), "Una")})
 		w.rider(r, rider.Verify{})
 		w.rider(r, rider.GoOnline{})
 	}

@@ -13,6 +13,7 @@ import (
 	"tomato/domain/order"
 	"tomato/domain/payment"
 	"tomato/domain/rider"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // TestJSON holds what writes its JSON by hand against encoding/json, with
@@ -22,7 +23,7 @@ func TestJSON(t *testing.T) {
 	t.Parallel()
 	for _, w := range []domain.JSONWriter{
 		&domain.Point{}, &domain.Ctx{},
-		&order.View{}, &order.State{}, &order.OrderPlaced{}, &order.OrderPaid{}, &order.OrderAccepted{}, &order.OrderPreparing{}, &order.OrderReadyForRider{},
+		&order.DeliverTo{}, &order.View{}, &order.State{}, &order.OrderPlaced{}, &order.OrderPaid{}, &order.OrderAccepted{}, &order.OrderPreparing{}, &order.OrderReadyForRider{},
 		&order.OrderOffered{}, &order.RiderAssigned{}, &order.OrderPickedUp{}, &order.OrderDelivered{}, &order.OrderCancelled{},
 		&payment.PaymentRequested{}, &payment.PaymentSuccess{}, &rider.RiderClaimed{}, &rider.RiderReleased{},
 	} {
@@ -110,7 +111,7 @@ func BenchmarkEncodeJSON(b *testing.B) {
 		order.OrderPlaced{OrderID: id, CustomerID: "customer-17", RestaurantID: "restaurant-3",
 			Items:  []order.Item{{ItemID: "dosa", Name: "Masala Dosa", UnitPrice: 12000, Quantity: 2}, {ItemID: "lassi", Name: "Sweet Lassi", UnitPrice: 6000, Quantity: 1}},
 			Amount: 30000, Currency: "INR", PickUp: order.PickUp{Name: "Dosa Corner", Location: domain.Point{Lng: 77.59, Lat: 12.97}},
-			DeliverTo: order.DeliverTo{Location: domain.Point{Lng: 77.6, Lat: 12.97}, Address: "14 Church Street, Bengaluru"}, PaymentDueAt: at, Ctx: ctx},
+			DeliverTo: subjectkeystest.DeliverTo("customer-17", `{"location":{"type":"Point","coordinates":[77.6,12.97]},"address":"14 Church Street, Bengaluru"}`), PaymentDueAt: at, Ctx: ctx},
 		order.OrderAccepted{OrderID: id, PrepMinutes: 20, ReadyAt: at, Ctx: ctx},
 	} {
 		b.Run(e.EventType()+"/reflection", func(b *testing.B) {

@@ -58,6 +58,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"tomato/domain"
+	"tomato/domain/order"
 )
 
 // Options of an API.
@@ -108,6 +109,7 @@ func New(o Options) *API {
 	a := &API{Router: chi.NewRouter(), auth: o.Auth, log: o.Log, strangers: newBudget(strangersBytes), refusals: newRefusals(), literals: map[string][]string{}}
 	registry := huma.NewMapRegistry("#/components/schemas/", schemaNames())
 	registry.RegisterTypeAlias(reflect.TypeFor[domain.Point](), reflect.TypeFor[Point]())
+	registry.RegisterTypeAlias(reflect.TypeFor[order.DeliverTo](), reflect.TypeFor[deliverTo]())
 	a.OpenAPI = &huma.OpenAPI{
 		OpenAPI: "3.1.0",
 		Info:    &huma.Info{Title: o.Title, Version: o.Version},

@@ -9,6 +9,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"tomato/domain"
+	"tomato/domain/order"
 )
 
 // The formats that validation knows beside those of huma.
@@ -134,6 +135,21 @@ func (Point) Schema(huma.Registry) *huma.Schema {
 					map[string]any{"type": "number"},
 				}}},
 		},
+	}
+}
+
+// deliverTo describes order.DeliverTo.
+type deliverTo struct{ order.DeliverTo }
+
+// Schema describes where an order goes, in an answer.
+func (deliverTo) Schema(r huma.Registry) *huma.Schema {
+	text := &huma.Schema{Type: huma.TypeString}
+	return &huma.Schema{
+		Type:                 huma.TypeObject,
+		Description:          "Location, address, and perhaps instructions. If the customer was erased, it is {\"erased\":true} and nothing else.",
+		AdditionalProperties: false,
+		Properties: map[string]*huma.Schema{"location": Point{}.Schema(r), "address": text, "instructions": text,
+			"erased": {Type: huma.TypeBoolean, Enum: []any{true}}},
 	}
 }
 

@@ -5,8 +5,8 @@ package projections
 // foldVersions are the versions of the folds by read model: hashes of the source that
 // the rows depend on, without its comments. See FoldVersion.
 var foldVersions = map[string]string{
-	"orders":      "1464c185a5cadd67",
-	"payments":    "8ea569049eba3896",
-	"restaurants": "2613f0a95786ba75",
-	"riders":      "3be17c669609940a",
+	"orders":      "a8d1d73dddea71a2",
+	"payments":    "1901082c27c426c1",
+	"restaurants": "e718f05e3d51dd5b",
+	"riders":      "bd0b9a7f10046390",
 }

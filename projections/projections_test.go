@@ -24,6 +24,7 @@ import (
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 	"tomato/migrations"
 	"tomato/migrations/postgrestest"
 	"tomato/projections"
@@ -141,20 +142,20 @@ func life(n int) []domain.Event {
 		order.OrderPlaced{OrderID: id, CustomerID: ctx.CustomerID, RestaurantID: ctx.RestaurantID,
 			Items:  []order.Item{{ItemID: "i", Name: "Dosa \\ \"masala\"\t\n\r", UnitPrice: 100, Quantity: 2}},
 			Amount: 200, Currency: "INR", PickUp: order.PickUp{Name: "R", Location: centre},
-			DeliverTo: order.DeliverTo{Location: near(centre, 1000), Address: "12, ರಸ್ತೆ"}, PaymentDueAt: at, Ctx: ctx},
+			DeliverTo: subjectkeystest.DeliverTo(ctx.CustomerID, `{"address":"12, ರಸ್ತೆ"}`), PaymentDueAt: at, Ctx: ctx},
 		order.OrderPaid{OrderID: id, PaymentID: "pay_" + id, AcceptBy: at, Ctx: ctx},
 		order.OrderAccepted{OrderID: id, PrepMinutes: 5, ReadyAt: at, Ctx: ctx},
 		order.OrderPreparing{OrderID: id, Ctx: ctx},
 		order.OrderReadyForRider{OrderID: id, RestaurantID: ctx.RestaurantID, Location: centre, Round: 1, Ctx: ctx},
 		order.OrderOffered{OrderID: id, Round: 1, Wave: 1, Riders: []order.OfferedRider{{RiderID: riderID, DistanceMeters: 12}, {RiderID: "other", DistanceMeters: 13}}, Location: centre, ExpiresAt: at, Ctx: ctx},
-		order.RiderAssigned{OrderID: id, RiderID: riderID, RiderName: "A", ClaimID: 4, Round: 1, Wave: 1, Riders: []string{"other"}, Ctx: ctx},
+		order.RiderAssigned{OrderID: id, RiderID: riderID, RiderName: subjectkeystest.Name(riderID, "A"), ClaimID: 4, Round: 1, Wave: 1, Riders: []string{"other"}, Ctx: ctx},
 		order.OrderPickedUp{OrderID: id, RiderID: riderID, Ctx: ctx},
 		order.OrderDelivered{OrderID: id, RiderID: riderID, ClaimID: 4, Ctx: ctx},
 	}
 }
 
 func ready(id string) []domain.Event {
-	return []domain.Event{rider.RiderRegistered{RiderID: id, Name: "Name of " + id}, rider.RiderVerified{RiderID: id}, rider.RiderOnline{RiderID: id}}
+	return []domain.Event{rider.RiderRegistered{RiderID: id, Name: subjectkeystest.Name(id, "Name of "+id)}, rider.RiderVerified{RiderID: id}, rider.RiderOnline{RiderID: id}}
 }
 
 func (b *bench) position(id string, p domain.Point, at time.Time) eventlog.Token {

@@ -17,14 +17,21 @@ import (
 
 // riderPositions is the table rider_positions: the latest position of each rider.
 // Positions are telemetry, so the table is not a fold. A position that was
-// recorded before the one in the table changes nothing. A record that is not a
-// valid position is skipped and counted.
+// recorded before the one in the table changes nothing. A tombstone takes the
+// position out, as when a rider is erased. A record that is not a valid position
+// is skipped and counted.
 type riderPositions struct{}
 
 func (riderPositions) apply(ctx context.Context, tx pgx.Tx, schema string, events []eventlog.Event) error {
 	latest, now := make(map[string]rider.Position, len(events)), time.Now()
+	var gone []string // riders with a tombstone; latest has what came after it
 	for i := range events {
 		e := &events[i]
+		if consumer.IsTombstone(e) {
+			gone = append(gone, e.Subject)
+			delete(latest, e.Subject)
+			continue
+		}
 		p, err := rider.ReadPosition(e.Type, e.Subject, e.Data, now)
 		if err != nil {
 			consumer.Skip(ctx, e, err)
@@ -35,7 +42,7 @@ func (riderPositions) apply(ctx context.Context, tx pgx.Tx, schema string, event
 		}
 	}
 	n := len(latest)
-	if n == 0 {
+	if n == 0 && len(gone) == 0 {
 		return nil
 	}
 	// The rows are written by rider id, because writers that lock the same rows in
@@ -48,6 +55,13 @@ func (riderPositions) apply(ctx context.Context, tx pgx.Tx, schema string, event
 	}
 	batch := &pgx.Batch{}
 	lockFreeRiders(batch, schema, partitionsOf(events))
+	if len(gone) > 0 {
+		slices.Sort(gone)
+		gone = slices.Compact(gone)
+		for _, table := range []string{"rider_positions", "free_riders"} {
+			batch.Queue(`DELETE FROM `+schema+`.`+table+` WHERE rider_id = ANY ($1)`, gone)
+		}
+	}
 	batch.Queue(`INSERT INTO `+schema+`.rider_positions AS p (rider_id, location, recorded_at)
 		SELECT u.id, ST_MakePoint(u.lng, u.lat)::geography, u.at
 		FROM unnest($1::text[], $2::float8[], $3::float8[], $4::timestamptz[]) AS u(id, lng, lat, at)

@@ -21,7 +21,7 @@ var _ = register(readModel{
 var riders = &aggregates[rider.State, rider.Event]{
 	table: "riders", decode: rider.Decode, evolve: rider.Evolve, around: keepFreeRiders,
 	columns: []column[rider.State]{
-		{"name", "text", func(s *rider.State) string { return s.Name }},
+		{"name", "text", func(s *rider.State) string { return string(s.Name) }},
 		{"eligible", "boolean", func(s *rider.State) string {
 			return boolText(s.Verification == rider.Verified && s.Status() == rider.StatusAvailable)
 		}},

@@ -86,7 +86,7 @@ type history struct {
 }
 
 // columns returns the columns in the order in which they are written.
-func (h history) columns() string { return h.idColumn + `, version, type, at, data` }
+func (h history) columns() string { return h.idColumn + `, version, type, at, actor, data` }
 
 // A column has a value that is made from the state. The value is written as text
 // and cast to the column's type.
@@ -259,13 +259,14 @@ func (a *aggregates[S, E]) queueHistory(batch *pgx.Batch, schema string, events 
 		return
 	}
 	n := len(events)
-	ids, versions, types, times, data := make([]string, n), make([]int64, n), make([]string, n), make([]time.Time, n), make([]string, n)
+	ids, versions, types, times := make([]string, n), make([]int64, n), make([]string, n), make([]time.Time, n)
+	actors, data := make([]string, n), make([]string, n)
 	for i := range events {
 		e := &events[i]
-		ids[i], versions[i], types[i], times[i], data[i] = e.Subject, e.Version, e.Type, e.Time, string(e.Data)
+		ids[i], versions[i], types[i], times[i], actors[i], data[i] = e.Subject, e.Version, e.Type, e.Time, actorText(e.Actor), string(e.Data)
 	}
 	batch.Queue(`INSERT INTO `+schema+`.`+a.history.table+` (`+a.history.columns()+`)
-		SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::timestamptz[], $5::text[])`, ids, versions, types, times, data)
+		SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::timestamptz[], $5::text[], $6::text[])`, ids, versions, types, times, actors, data)
 }
 
 func (a *aggregates[S, E]) names() []string {

@@ -28,6 +28,16 @@ func boolText(b bool) string { return strconv.FormatBool(b) }
 
 func timeText(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
+// actorText returns who made an event, <role>:<sub>, or "" if it was nobody or if the text
+// has another form: other programs may have written anything.
+func actorText(actor string) string {
+	role, sub, ok := strings.Cut(actor, ":")
+	if !ok || !domain.ValidID(role) || !domain.ValidID(sub) {
+		return ""
+	}
+	return actor
+}
+
 // pointText returns a point as WKT.
 func pointText(p domain.Point) string {
 	b := make([]byte, 0, 48)

@@ -16,6 +16,7 @@ import (
 
 	"tomato/domain"
 	"tomato/domain/order"
+	"tomato/eventlog/subjectkeys"
 	"tomato/httpapi"
 )
 
@@ -65,7 +66,13 @@ type orderEvent struct {
 	Type      string          `json:"type"`
 	Version   int64           `json:"version"`
 	Timestamp time.Time       `json:"timestamp"`
-	Data      json.RawMessage `json:"data"`
+	Actor     *eventActor     `json:"actor,omitempty" doc:"Who made the event. Absent if it was nobody: a deadline, or Tomato itself."`
+	Data      json.RawMessage `json:"data" doc:"As on the topic orders, with personal fields opened. What the caller may not see is left out."`
+}
+
+type eventActor struct {
+	Role domain.Role `json:"role" enum:"customer,restaurant,rider,ops"`
+	Sub  string      `json:"sub,omitempty" doc:"Absent if the caller may not see who it was."`
 }
 
 type orderEventsOutput struct {
@@ -133,7 +140,11 @@ func (s *Side) getOrder(ctx context.Context, in *orderInput) (*orderOutput, erro
 	if recordedAt != nil {
 		view.RiderLocation = &order.RiderLocation{RiderID: state.RiderID, Location: domain.Point{Lng: *lng, Lat: *lat}, RecordedAt: recordedAt.UTC()}
 	}
-	return &orderOutput{ETag: httpapi.ETag(view.Version), Body: view.For(actor)}, nil
+	view = view.For(actor)
+	if err := subjectkeys.OpenOrder(ctx, s.Keys, &view); err != nil {
+		return nil, Problem(err)
+	}
+	return &orderOutput{ETag: httpapi.ETag(view.Version), Body: view}, nil
 }
 
 // own restricts the list to the caller's own orders. It fails if the parameters ask
@@ -202,7 +213,11 @@ func (s *Side) listOrders(ctx context.Context, in *listOrdersInput) (*listOrders
 		if err != nil {
 			return nil, err
 		}
-		out.Body.Items = append(out.Body.Items, view.For(actor))
+		view = view.For(actor)
+		if err := subjectkeys.OpenOrder(ctx, s.Keys, &view); err != nil {
+			return nil, Problem(err)
+		}
+		out.Body.Items = append(out.Body.Items, view)
 		ends = append(ends, pageEnd{rows[i].createdAt, view.OrderID})
 	}
 	if ends, next := cut(ends, in.Limit, func(e *pageEnd) pageEnd { return *e }); next != "" {
@@ -282,7 +297,7 @@ func (s *Side) getOrderEvents(ctx context.Context, in *orderInput) (*orderEvents
 	err := s.read(ctx, in.After, []string{orderModel}, func(ctx context.Context, schemas []string) error {
 		// One statement reads the order and its events, so both are as of the same
 		// moment. The state comes with the first event only.
-		rows, err := s.DB.Query(ctx, `SELECT e.type, e.version, e.at, e.data, CASE WHEN e.version = 1 THEN o.state END
+		rows, err := s.DB.Query(ctx, `SELECT e.type, e.version, e.at, e.actor, e.data, CASE WHEN e.version = 1 THEN o.state END
 			FROM `+schemas[0]+`.orders o JOIN `+schemas[0]+`.order_events e ON e.order_id = o.id
 			WHERE o.id = $1 ORDER BY e.version`, string(in.ID))
 		if err != nil {
@@ -291,8 +306,9 @@ func (s *Side) getOrderEvents(ctx context.Context, in *orderInput) (*orderEvents
 		out.Body.Items = []orderEvent{}
 		var e orderEvent
 		var data, text []byte
+		var made string // <role>:<sub>
 		var state *order.State
-		_, err = pgx.ForEachRow(rows, []any{&e.Type, &e.Version, &e.Timestamp, &data, (*pgtype.DriverBytes)(&text)}, func() error {
+		_, err = pgx.ForEachRow(rows, []any{&e.Type, &e.Version, &e.Timestamp, &made, &data, (*pgtype.DriverBytes)(&text)}, func() error {
 			if text != nil {
 				if state, err = readState[order.State](text); err != nil {
 					return err
@@ -308,7 +324,13 @@ func (s *Side) getOrderEvents(ctx context.Context, in *orderInput) (*orderEvents
 			if err != nil {
 				return fmt.Errorf("event %d of order %s: %w", e.Version, in.ID, err)
 			}
-			e.Timestamp, e.Data = e.Timestamp.UTC(), slices.Clone(seen)
+			if seen, err = subjectkeys.OpenEvent(ctx, s.Keys, state.CustomerID, seen); err != nil {
+				return fmt.Errorf("event %d of order %s: %w", e.Version, in.ID, err)
+			}
+			e.Timestamp, e.Data, e.Actor = e.Timestamp.UTC(), slices.Clone(seen), nil
+			if by, ok := state.EventActor(made, actor); ok {
+				e.Actor = &eventActor{by.Role, by.Sub}
+			}
 			out.Body.Items = append(out.Body.Items, e)
 			return nil
 		})

@@ -7,6 +7,7 @@ import (
 
 	"tomato/domain"
 	"tomato/domain/order"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // TestWhoSeesWhatOfAnOrder asks every endpoint that shows an order, as every
@@ -18,28 +19,29 @@ func TestWhoSeesWhatOfAnOrder(t *testing.T) {
 	put := func(n int, change func(*order.State)) {
 		s := assigned(n)
 		s.Version, s.RiderID, s.RiderName, s.ExternalReference = events, "", "", "till-3"
-		s.DeliverTo.Instructions = "ring twice"
 		change(&s)
 		q.order(s)
 		ctx := `"ctx":{"customerId":"c1","restaurantId":"r1","riderId":"rider1"}`
 		for v, e := range []string{
-			`{"orderId":"o","customerId":"c1","items":[{"name":"Dosa"}],"deliverTo":{"address":"12","instructions":"ring twice"},"externalReference":"till-3",` + ctx + `}`,
+			`{"orderId":"o","customerId":"c1","items":[{"name":"Dosa"}],"deliverTo":"` + string(s.DeliverTo) + `","externalReference":"till-3",` + ctx + `}`,
 			`{"orderId":"o","order":{"customerId":"c1","items":[{"name":"Dosa"}],"deliverTo":{"address":"12","instructions":"ring twice"},"externalReference":"till-3"},` + ctx + `}`,
 			`{"orderId":"o","riders":[{"riderId":"rider1","distanceMeters":11},{"riderId":"rider2","distanceMeters":22},{"riderId":"rider3","distanceMeters":33}],` + ctx + `}`,
 			`{"orderId":"o","riderId":"rider2","wave":1,` + ctx + `}`,
-			`{"orderId":"o","riderId":"rider3","riderName":"Name of rider3","claimId":4,"riders":["rider1","rider2"],` + ctx + `}`,
+			`{"orderId":"o","riderId":"rider3","riderName":"` + string(subjectkeystest.Name("rider3", "Name of rider3")) + `","claimId":4,"riders":["rider1","rider2"],` + ctx + `}`,
 			`{"orderId":"o","riderId":"rider3","claimId":4,"reason":"flat tyre",` + ctx + `}`,
 		} {
 			q.exec(`UPDATE orders_g1.order_events SET data = $3 WHERE order_id = $1 AND version = $2`, s.ID, v+1, e)
 		}
 	}
 	put(1, func(s *order.State) { s.Status = order.StatusReadyForRider })
-	put(2, func(s *order.State) { s.RiderID, s.RiderName = "rider1", "Name of rider1" })
+	put(2, func(s *order.State) {
+		s.RiderID, s.RiderName = "rider1", subjectkeystest.Name("rider1", "Name of rider1")
+	})
 	put(3, func(s *order.State) {
-		s.Status, s.RiderID, s.RiderName = order.StatusDelivered, "rider1", "Name of rider1"
+		s.Status, s.RiderID, s.RiderName = order.StatusDelivered, "rider1", subjectkeystest.Name("rider1", "Name of rider1")
 	})
 	put(4, func(s *order.State) {
-		s.Status, s.RiderID, s.RiderName = order.StatusCancelled, "rider1", "Name of rider1"
+		s.Status, s.RiderID, s.RiderName = order.StatusCancelled, "rider1", subjectkeystest.Name("rider1", "Name of rider1")
 	})
 	everything := "c1 Dosa ring till-3 rider1 rider2 rider3"
 	for _, c := range []struct {

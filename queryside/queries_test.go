@@ -23,6 +23,7 @@ import (
 	"tomato/domain/restaurant"
 	"tomato/domain/rider"
 	"tomato/eventlog"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 	"tomato/httpapi"
 	"tomato/migrations"
 	"tomato/migrations/postgrestest"
@@ -37,6 +38,7 @@ const secret = "0123456789abcdef0123456789abcdef"
 type queries struct {
 	t     *testing.T
 	db    *pgxpool.Pool
+	keys  *subjectkeystest.Keys
 	api   *httpapi.API
 	fails error // the error of the wait for the token
 	seen  eventlog.Token
@@ -76,8 +78,8 @@ func newQueries(t *testing.T) *queries {
 		t.Fatal(err)
 	}
 	t.Cleanup(auth.Close)
-	q := &queries{t: t, db: db, api: httpapi.New(httpapi.Options{Auth: auth, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})}
-	side := &queryside.Side{DB: db, Models: q, PositionMaxAge: 5 * time.Minute}
+	q := &queries{t: t, db: db, keys: &subjectkeystest.Keys{}, api: httpapi.New(httpapi.Options{Auth: auth, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})}
+	side := &queryside.Side{DB: db, Models: q, Keys: q.keys, PositionMaxAge: 5 * time.Minute}
 	side.Routes(q.api)
 	return q
 }
@@ -118,7 +120,7 @@ func (q *queries) order(s order.State) {
 		s.ID, s.Version, string(s.Status), closed, s.CustomerID, s.RestaurantID, s.RiderID, s.Exhausted, point(s.PickUp.Location),
 		s.Round, s.Wave, s.Status == order.StatusReadyForRider && !s.Exhausted, s.WaveOpen, asked, s.CreatedAt, text(s))
 	for v := range s.Version {
-		q.exec(`INSERT INTO orders_g1.order_events VALUES ($1, $2, 'ORDER_PLACED', $3, $4)`, s.ID, v+1, s.CreatedAt, fmt.Sprintf(`{"n":%d}`, v+1))
+		q.exec(`INSERT INTO orders_g1.order_events VALUES ($1, $2, 'ORDER_PLACED', $3, '', $4)`, s.ID, v+1, s.CreatedAt, fmt.Sprintf(`{"n":%d}`, v+1))
 	}
 }
 
@@ -230,9 +232,9 @@ func near(meters float64) domain.Point {
 func orderID(n int) string { return fmt.Sprintf("01980000-0000-7000-8000-%012d", n) }
 
 func assigned(n int) order.State {
-	return order.State{ID: orderID(n), Version: 3, Status: order.StatusRiderAssigned, CustomerID: "c1", RestaurantID: "r1", RiderID: "rider1", RiderName: "A",
+	return order.State{ID: orderID(n), Version: 3, Status: order.StatusRiderAssigned, CustomerID: "c1", RestaurantID: "r1", RiderID: "rider1", RiderName: subjectkeystest.Name("rider1", "A"),
 		Items: []order.Item{{ItemID: "i", Name: "Dosa", UnitPrice: 100, Quantity: 2}}, Amount: 200, Currency: "INR", PaymentID: "pay1",
-		PickUp: order.PickUp{Name: "R", Location: centre}, DeliverTo: order.DeliverTo{Location: near(900), Address: "12"},
+		PickUp: order.PickUp{Name: "R", Location: centre}, DeliverTo: subjectkeystest.DeliverTo("c1", `{"location":{"type":"Point","coordinates":[77.5946,12.98]},"address":"12","instructions":"ring twice"}`),
 		Round: 2, Wave: 1, Offers: []order.Offer{{RiderID: "rider2", Wave: 1, State: order.OfferStateEnded}}, Drops: []order.Drop{{RiderID: "rider3", Round: 2}},
 		CreatedAt: noon, UpdatedAt: noon.Add(time.Minute)}
 }
@@ -243,7 +245,7 @@ func TestWhoMaySeeWhat(t *testing.T) {
 	q.order(assigned(1))
 	q.payment(payment.State{ID: orderID(1), OrderID: orderID(1), Version: 2, Status: payment.StatusPaid, CustomerID: "c1", RestaurantID: "r1", Booked: "pay1",
 		Attempts: []payment.Attempt{{PaymentID: "pay1", Amount: 200, Currency: "INR", State: payment.AttemptStateBooked, GatewayStatus: "captured"}}, CreatedAt: noon})
-	q.rider(rider.State{ID: "rider1", Version: 4, Name: "A", Verification: rider.Verified, Online: true, Claim: &rider.Claim{OrderID: orderID(1)}}, &centre, time.Now())
+	q.rider(rider.State{ID: "rider1", Version: 4, Name: subjectkeystest.Name("rider1", "A"), Verification: rider.Verified, Online: true, Claim: &rider.Claim{OrderID: orderID(1)}}, &centre, time.Now())
 	q.rider(rider.State{ID: "rider9", Version: 1, Name: "B"}, nil, time.Time{})
 	q.restaurant(restaurant.State{ID: "r1", Version: 2, Name: "R", Location: centre})
 	actors := []domain.Actor{customer, otherCustomer, kitchen, otherKitchen, courier, offered, dropped, otherCourier, ops}
@@ -299,7 +301,7 @@ func TestOrderShowsWhatItsReaderMaySee(t *testing.T) {
 	delivered := assigned(2)
 	delivered.Status = order.StatusDelivered
 	q.order(delivered)
-	q.rider(rider.State{ID: "rider1", Version: 4, Name: "A"}, &centre, noon)
+	q.rider(rider.State{ID: "rider1", Version: 4, Name: subjectkeystest.Name("rider1", "A")}, &centre, noon)
 	for _, c := range []struct {
 		actor    domain.Actor
 		dispatch bool
@@ -489,7 +491,7 @@ func TestNearbyIsNearestFirstAndOnlyWhoCanCome(t *testing.T) {
 	q := newQueries(t)
 	now := time.Now()
 	free := func(id string) rider.State {
-		return rider.State{ID: id, Version: 3, Name: "Name " + id, Verification: rider.Verified, Online: true}
+		return rider.State{ID: id, Version: 3, Name: subjectkeystest.Name(id, "Name "+id), Verification: rider.Verified, Online: true}
 	}
 	put := func(s rider.State, meters float64, at time.Time) {
 		p := near(meters)

@@ -12,6 +12,7 @@ import (
 	"tomato/domain"
 	"tomato/domain/order"
 	"tomato/domain/rider"
+	"tomato/eventlog/subjectkeys"
 	"tomato/httpapi"
 )
 
@@ -83,9 +84,13 @@ func (s *Side) nearbyRiders(ctx context.Context, in *nearbyRidersInput) (*nearby
 			}
 			out.Body.Items = []nearbyRider{}
 			var r nearbyRider
+			var name domain.Sealed
 			var meters float64
-			_, err = pgx.ForEachRow(rows, []any{&r.RiderID, &r.Name, &r.Location.Lng, &r.Location.Lat, &meters, &r.UpdatedAt}, func() error {
+			_, err = pgx.ForEachRow(rows, []any{&r.RiderID, &name, &r.Location.Lng, &r.Location.Lat, &meters, &r.UpdatedAt}, func() error {
 				r.DistanceMeters, r.UpdatedAt = int(math.Round(meters)), r.UpdatedAt.UTC()
+				if r.Name, err = subjectkeys.OpenName(ctx, s.Keys, r.RiderID, name); err != nil {
+					return err
+				}
 				out.Body.Items = append(out.Body.Items, r)
 				return nil
 			})
@@ -130,6 +135,9 @@ func (s *Side) getRider(ctx context.Context, in *riderInput) (*riderOutput, erro
 		return nil, err
 	}
 	view := rider.NewView(state)
+	if err := subjectkeys.OpenRider(ctx, s.Keys, &view); err != nil {
+		return nil, Problem(err)
+	}
 	if lng != nil {
 		view.Location = &domain.Point{Lng: *lng, Lat: *lat}
 	}

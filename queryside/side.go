@@ -29,6 +29,7 @@ import (
 	"tomato/domain"
 	"tomato/eventlog"
 	"tomato/eventlog/pgerr"
+	"tomato/eventlog/subjectkeys"
 	"tomato/httpapi"
 )
 
@@ -49,8 +50,9 @@ const retryAfter = time.Second
 type Side struct {
 	DB             *pgxpool.Pool
 	Models         ReadModels
-	LogID          eventlog.LogID // of the logs that the read models are made of
-	PositionMaxAge time.Duration  // a rider whose position is older is not found nearby
+	Keys           subjectkeys.Opener // open what is personal in answers
+	LogID          eventlog.LogID     // of the logs that the read models are made of
+	PositionMaxAge time.Duration      // a rider whose position is older is not found nearby
 }
 
 // Routes registers all queries.
@@ -105,6 +107,8 @@ func Problem(err error) error {
 		return httpapi.UnknownToken()
 	case errors.Is(err, eventlog.ErrBehind):
 		return httpapi.Unavailable("read_model_behind", "The read model has not reached the Consistency-Token in time.", retryAfter)
+	case errors.Is(err, eventlog.ErrUnavailable):
+		return httpapi.Unavailable("unavailable", "The keys of personal data cannot be read now.", retryAfter)
 	case unavailable(err):
 		return httpapi.Unavailable("unavailable", "The read models cannot be reached now.", retryAfter)
 	}

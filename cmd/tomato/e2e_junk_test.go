@@ -25,6 +25,7 @@ func TestJunkOnEveryTopicStopsNothing(t *testing.T) {
 	a.AddRider("k1", servertest.Lng, servertest.Lat)
 	for round := range 2 {
 		eventlogtest.AppendJunk(t, a.Kafka, servertest.Partitions, everyTopic...)
+		eventlogtest.AppendJunk(t, a.Kafka, 1, eventlog.SubjectKeys)
 		cust, room := fmt.Sprint("c", round), fmt.Sprint("user:c", round)
 		feed := a.Feed(servertest.Customer(cust))
 		id := a.ReadyOrder(cust, "r1")
@@ -56,6 +57,7 @@ func TestJunkOnEveryTopicStopsNothing(t *testing.T) {
 		if round == 0 {
 			a.Stop()
 			eventlogtest.AppendJunk(t, a.Kafka, servertest.Partitions, everyTopic...)
+			eventlogtest.AppendJunk(t, a.Kafka, 1, eventlog.SubjectKeys)
 			a.Start()
 		}
 	}

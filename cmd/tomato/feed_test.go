@@ -16,6 +16,7 @@ import (
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
 	"tomato/eventlog/eventlogtest"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 	"tomato/httpapi"
 	"tomato/projections/realtime"
 	"tomato/queryside/feed"
@@ -41,7 +42,7 @@ func startFeeds(t *testing.T, cfg eventlog.Config, start realtime.Start) (url st
 		t.Fatal(err)
 	}
 	api := httpapi.New(httpapi.Options{Auth: auth, Log: log})
-	p := &realtime.Projector{Kafka: cfg, Loader: noModels{start}, Sink: hub, Log: log}
+	p := &realtime.Projector{Kafka: cfg, Keys: &subjectkeystest.Keys{}, Loader: noModels{start}, Sink: hub, Log: log}
 	(&feed.Feed{Hub: hub, Auth: auth, Orders: noModels{}, CatchUp: p, Log: log}).Routes(api)
 	srv := httptest.NewServer(api)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -113,7 +114,7 @@ func TestFeedFromTheLogToTheSockets(t *testing.T) {
 		// The window knows the order's customer before any read model does.
 		customer.Send(`{"op":"join","room":"order:` + id + `"}`)
 		expectFeed(t, customer, "feed:joined", "order:"+id)
-		w.Append(eventlog.Orders, id, order.RiderAssigned{OrderID: id, RiderID: "k1", RiderName: "Una", ClaimID: 4, Riders: []string{"k2"}, Ctx: status("k1", "rider_assigned")})
+		w.Append(eventlog.Orders, id, order.RiderAssigned{OrderID: id, RiderID: "k1", RiderName: subjectkeystest.Name("k1", "Una"), ClaimID: 4, Riders: []string{"k2"}, Ctx: status("k1", "rider_assigned")})
 		expectFeed(t, customer, "order:update", "user:u1")
 		expectFeed(t, customer, "order:rider_assigned", "user:u1")
 		expectFeed(t, winner, "order:update", "user:k1")

@@ -30,6 +30,7 @@ import (
 	"tomato/domain/restaurant"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 	"tomato/httpapi"
 	"tomato/migrations"
 	"tomato/migrations/postgrestest"
@@ -151,7 +152,7 @@ func (w *World) openRestaurant() {
 func (w *World) Place(id string) {
 	w.t.Helper()
 	w.must(eventlog.Orders, id, shard.Place{CustomerID: "c-1", RestaurantID: "r-1", Lines: []restaurant.Line{{ItemID: "i-1", Quantity: 1}},
-		DeliverTo: order.DeliverTo{Address: "1 Road"}, PaymentTTL: time.Hour}, w.menu)
+		DeliverTo: subjectkeystest.DeliverTo("c-1", `{"address":"1 Road"}`), PaymentTTL: time.Hour}, w.menu)
 }
 
 // Order runs a command of the system on an order.

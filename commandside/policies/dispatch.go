@@ -102,6 +102,10 @@ func (d *dispatch) handle(ctx context.Context, events []eventlog.Event) error {
 	woken := map[string]eventlog.Event{}  // riders who became eligible
 	last := map[string]time.Time{}        // riders' last positions; remembered only after the batch, so that a repeat sees the same ones
 	for _, e := range events {
+		if consumer.IsTombstone(&e) { // the rider's next position is their first one again
+			last[e.Subject] = time.Time{}
+			continue
+		}
 		if e.Topic == eventlog.RiderLocations { // whatever type a foreign record there has
 			p, err := rider.ReadPosition(e.Type, e.Subject, e.Data, time.Now())
 			if err != nil {
@@ -176,7 +180,10 @@ func (d *dispatch) remember(last map[string]time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for id, at := range last {
-		if at.After(d.seen[id]) {
+		switch {
+		case at.IsZero():
+			delete(d.seen, id)
+		case at.After(d.seen[id]):
 			d.seen[id] = at
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // The record of an event names the person who made it, and nobody if it was the system.
@@ -22,7 +23,7 @@ func TestEventsOfPeopleNameThem(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	do(domain.Actor{Sub: "x", Role: domain.Rider}, rider.Put{RiderID: "x", Name: "Una Rao"})
+	do(domain.Actor{Sub: "x", Role: domain.Rider}, rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "Una Rao")})
 	do(domain.Actor{Sub: "ops:1", Role: domain.Ops}, rider.Verify{})
 	do(domain.SystemActor, rider.Suspend{})
 	ends, _ := a.ends()

@@ -15,6 +15,7 @@ import (
 	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // openError opens shard 0 and returns the error, which it requires.
@@ -121,7 +122,7 @@ func TestOtherShardsServeBesideOneWhoseLogIsNotWhole(t *testing.T) {
 	for eventlog.PartitionFor(id, partitions) != 2 {
 		id += "x"
 	}
-	if _, err := s.Execute(t.Context(), Request{Topic: eventlog.Riders, ID: id, Command: rider.Put{RiderID: id, Name: "R"}}); err != nil {
+	if _, err := s.Execute(t.Context(), Request{Topic: eventlog.Riders, ID: id, Command: rider.Put{RiderID: id, Name: subjectkeystest.Name(id, "R")}}); err != nil {
 		t.Error(err)
 	}
 }

@@ -127,8 +127,8 @@ func (r *Request) checkCommand() string {
 	switch c := r.Command.(type) {
 	case Place:
 		fault := first(unless(other, c.CustomerID == r.Actor.Sub), unless(ids, r.ID[14] == '7' && domain.ValidID(c.RestaurantID)), // a UUIDv7
-			unless(bounds, len(c.Lines) >= 1 && len(c.Lines) <= 100 && c.PaymentTTL > 0 && c.DeliverTo.Location.Valid()),
-			unless(text, validText(c.DeliverTo.Address) && optionalText(c.DeliverTo.Instructions) && optionalText(c.ExternalReference)))
+			unless(bounds, len(c.Lines) >= 1 && len(c.Lines) <= 100 && c.PaymentTTL > 0),
+			unless(text, c.DeliverTo.Valid() && optionalText(c.ExternalReference)))
 		for _, l := range c.Lines {
 			fault = first(fault, unless(ids, domain.ValidID(l.ItemID)), unless(bounds, l.Quantity >= 1 && l.Quantity <= 100))
 		}
@@ -156,7 +156,7 @@ func (r *Request) checkCommand() string {
 	case order.CheckOffer:
 		return unless(other, c.RiderID == r.Actor.Sub)
 	case order.Assign:
-		return first(unless(ids, domain.ValidID(c.RiderID)), unless(text, optionalText(c.RiderName)), unless(bounds, c.ClaimID >= 1 && c.Round >= 0 && c.Wave >= 0))
+		return first(unless(ids, domain.ValidID(c.RiderID)), unless(text, c.RiderName == "" || c.RiderName.Valid()), unless(bounds, c.ClaimID >= 1 && c.Round >= 0 && c.Wave >= 0))
 	case order.Decline:
 		return unless(other, c.RiderID == r.Actor.Sub)
 	case order.DropOrder:
@@ -183,7 +183,7 @@ func (r *Request) checkCommand() string {
 	case payment.Resolve:
 		return first(unless(other, c.By == r.Actor.Sub), unless(ids, domain.ValidID(c.PaymentID)), unless(text, validText(c.Reason)))
 	case rider.Put:
-		return first(unless(other, c.RiderID == r.ID), unless(text, validText(c.Name) && optionalText(c.Vehicle)))
+		return first(unless(other, c.RiderID == r.ID), unless(text, c.Name.Valid() && optionalText(c.Vehicle)))
 	case rider.ClaimFor:
 		return first(unless(ids, validOrderID(c.OrderID) && domain.ValidID(c.CustomerID) && domain.ValidID(c.RestaurantID)), unless(bounds, c.Round >= 0 && c.Wave >= 0))
 	case rider.Release:

@@ -10,6 +10,7 @@ import (
 	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // Two instances that have read the same logs claim the same terms at the same time. One
@@ -57,7 +58,7 @@ func TestOfTwoThatClaimTheSameTermOneOpensAtMost(t *testing.T) {
 				sctx, stop := context.WithCancel(t.Context())
 				o := &owned{shard: sh, t: t, stop: stop, ended: make(chan error, 1)}
 				go func() { o.ended <- sh.serve(sctx) }()
-				o.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: time.Now().String()})
+				o.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", time.Now().String())})
 				o.kill() // it cannot write a last snapshot, because the other one has fenced it
 			}
 			opened += open

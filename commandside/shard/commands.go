@@ -17,7 +17,7 @@ type Place struct {
 	CustomerID        string            `json:"customerId"`
 	RestaurantID      string            `json:"restaurantId"`
 	Lines             []restaurant.Line `json:"lines"`
-	DeliverTo         order.DeliverTo   `json:"deliverTo"`
+	DeliverTo         domain.Sealed     `json:"deliverTo"`
 	ExternalReference string            `json:"externalReference,omitempty"`
 	PaymentTTL        time.Duration     `json:"paymentTTL"`
 }

@@ -11,6 +11,7 @@ import (
 	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 func TestLargeBatchesAreCompressed(t *testing.T) {
@@ -44,7 +45,7 @@ func TestCompressedAppendsAreRead(t *testing.T) {
 		calls := make([]*call, n)
 		for i := range calls {
 			id := fmt.Sprint("r", i)
-			calls[i] = newCall(Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: rider.Put{RiderID: id, Name: "Una Rao"}})
+			calls[i] = newCall(Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: rider.Put{RiderID: id, Name: subjectkeystest.Name(id, "Una Rao")}})
 			calls[i].ctx = t.Context()
 			if err := a.queue.put(calls[i]); err != nil {
 				t.Fatal(err)

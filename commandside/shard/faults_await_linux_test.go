@@ -12,6 +12,7 @@ import (
 	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // awaitServing waits until each instance gets an answer from every shard.
@@ -27,7 +28,7 @@ func (w *world) awaitServing() {
 				for n := 0; id == "" || eventlog.PartitionFor(id, faultPartitions) != p; n++ {
 					id = fmt.Sprintf("probe-%d-%d", w.probes, n)
 				}
-				r := Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: rider.Put{RiderID: id, Name: fmt.Sprint("asked at ", i)}}
+				r := Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: rider.Put{RiderID: id, Name: subjectkeystest.Name(id, fmt.Sprint("asked at ", i))}}
 				for {
 					op := w.d.do(i, id, r)
 					if op == nil || op.outcome.known {

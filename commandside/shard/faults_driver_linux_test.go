@@ -20,6 +20,7 @@ import (
 	"tomato/domain/restaurant"
 	"tomato/domain/rider"
 	"tomato/eventlog"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // driver sends commands from concurrent clients to the instances, and records the
@@ -270,7 +271,7 @@ func oneOf[T any](rng *rand.Rand, all ...T) T { return all[rng.IntN(len(all))] }
 func nextOfRider(rng *rand.Rand, th *thing) Request {
 	r := Request{Topic: eventlog.Riders, ID: th.id, Actor: domain.SystemActor}
 	self := domain.Actor{Sub: th.id, Role: domain.Rider}
-	put := rider.Put{RiderID: th.id, Name: oneOf(rng, "Una", "Uma", "Ula")}
+	put := rider.Put{RiderID: th.id, Name: subjectkeystest.Name(th.id, oneOf(rng, "Una", "Uma", "Ula"))}
 	claim := rider.ClaimFor{OrderID: oneOf(rng, anOrder, otherOrder), Round: 1 + rng.IntN(2), Wave: 1, CustomerID: "c", RestaurantID: "shop"}
 	release := rider.Release{ClaimID: int64(1 + rng.IntN(7)), OrderID: anOrder}
 	s := th.rider
@@ -323,7 +324,7 @@ func (d *driver) nextOfOrder(rng *rand.Rand, th *thing) Request {
 		if th.place == nil || rng.IntN(8) == 0 {
 			th.place = &Request{Topic: eventlog.Orders, Actor: customer, IdempotencyKey: "place", BodyHash: "body",
 				Command: Place{CustomerID: customer.Sub, RestaurantID: "shop", Lines: []restaurant.Line{{ItemID: oneOf(rng, "dosa", "dosa", "dosa", "dosa", "none"), Quantity: 1 + rng.IntN(3)}},
-					DeliverTo: order.DeliverTo{Address: "1 Road"}, PaymentTTL: time.Hour}, After: d.shop}
+					DeliverTo: subjectkeystest.DeliverTo(customer.Sub, `{"address":"1 Road"}`), PaymentTTL: time.Hour}, After: d.shop}
 		}
 		r := *th.place
 		r.ID = d.orderID(&r)
@@ -353,7 +354,7 @@ func (d *driver) nextOfOrder(rng *rand.Rand, th *thing) Request {
 	who := oneOf(rng, "r1", "r2", "r3", "r4")
 	offer := on(domain.SystemActor, order.OfferWave{Round: max(1, s.Round), Wave: s.Wave + rng.IntN(2), TTL: oneOf(rng, 100*time.Millisecond, time.Second, time.Hour), Limit: 3,
 		Riders: []order.OfferedRider{{RiderID: who, DistanceMeters: 100}, {RiderID: oneOf(rng, "r1", "r2"), DistanceMeters: 200}}})
-	assign := on(domain.SystemActor, order.Assign{RiderID: who, RiderName: "Una", ClaimID: int64(1 + rng.IntN(3)), Round: s.Round, Wave: s.Wave})
+	assign := on(domain.SystemActor, order.Assign{RiderID: who, RiderName: subjectkeystest.Name(who, "Una"), ClaimID: int64(1 + rng.IntN(3)), Round: s.Round, Wave: s.Wave})
 	by := func(a domain.Actor) Request { return on(a, order.Cancel{By: a, Reason: "changed my mind"}) }
 	dropBy := oneOf(rng, ops, domain.Actor{Sub: who, Role: domain.Rider})
 	if s.RiderID != "" && rng.IntN(3) > 0 {

@@ -26,6 +26,7 @@ import (
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
 	"tomato/eventlog/kafkaprocess"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // These tests check the promises of the write side under faults: no acknowledged
@@ -609,7 +610,7 @@ func TestABrokerIsKilledInTheMiddleOfASnapshot(t *testing.T) {
 			t.Parallel()
 			broker, cfg := startBroker(t, kind, nil)
 			before := newLone(t, cfg).serve()
-			before.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "Una"})
+			before.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "Una")})
 			before.snapshotNow()
 			before.kill()
 			killed := eventlogtest.Client(t, cfg, kgo.TransactionalID("snapshots-0"), kgo.RecordPartitioner(kgo.ManualPartitioner()))
@@ -634,7 +635,7 @@ func TestABrokerIsKilledInTheMiddleOfASnapshot(t *testing.T) {
 				sctx, stop := context.WithCancel(t.Context())
 				after := &owned{shard: sh, t: t, stop: stop, ended: make(chan error, 1)}
 				go func() { after.ended <- sh.serve(sctx) }()
-				if res := after.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: fmt.Sprint("Uma ", n)}); res.Rider.Version != int64(2+n) {
+				if res := after.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", fmt.Sprint("Uma ", n))}); res.Rider.Version != int64(2+n) {
 					t.Errorf("the next owner: %+v", res.Rider)
 				}
 				after.snapshotNow()

@@ -9,6 +9,7 @@ import (
 	"tomato/domain"
 	"tomato/domain/rider"
 	"tomato/eventlog"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // This test is about the check itself: it must accept a correct history, and reject
@@ -25,7 +26,7 @@ func TestTheSpecificationSeesALie(t *testing.T) {
 			ops = append(ops, op)
 		}
 		ask("", rider.GoOnline{}) // the rider does not exist
-		ask("", rider.Put{RiderID: "x", Name: "Una"})
+		ask("", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "Una")})
 		ask("", rider.GoOnline{}) // the rider is not verified
 		ask("k", rider.Verify{})
 		ask("k", rider.Verify{}) // a repeat

@@ -10,6 +10,7 @@ import (
 	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // ends returns the end offsets of the shard's four logs and of its fence log.
@@ -41,7 +42,7 @@ func TestARefusalLeavesNothingBehind(t *testing.T) {
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
 		snapshotTopics(t, cfg)
 		a := newLone(t, cfg).serve()
-		a.must(eventlog.Riders, "x", "key", rider.Put{RiderID: "x", Name: "X"})
+		a.must(eventlog.Riders, "x", "key", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "X")})
 		before, fence := a.ends()
 		const callers, each = 50, 20
 		var all sync.WaitGroup
@@ -52,7 +53,7 @@ func TestARefusalLeavesNothingBehind(t *testing.T) {
 						t.Error(err)
 						return
 					}
-					if res := a.must(eventlog.Riders, "x", "key", rider.Put{RiderID: "x", Name: "X"}); !res.Repeated {
+					if res := a.must(eventlog.Riders, "x", "key", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "X")}); !res.Repeated {
 						t.Error("the repeat was decided again")
 					}
 				}

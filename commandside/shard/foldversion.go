@@ -5,8 +5,8 @@ package shard
 // The versions of the folds: hashes of the source that a state in memory depends on,
 // without its comments. See readFold.
 const (
-	orderFold      = "2deeceb2b9d35905"
-	paymentFold    = "6ca65fd52180da94"
-	restaurantFold = "606727b09e478f9c"
-	riderFold      = "bf1e74c4b8975440"
+	orderFold      = "b98b95aa94eba41b"
+	paymentFold    = "f649f2728510e1c2"
+	restaurantFold = "7b95a21daff0c64e"
+	riderFold      = "0f8cd4983ba06efc"
 )

@@ -24,6 +24,7 @@ import (
 	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // Ids of orders.
@@ -58,7 +59,7 @@ func validCommands() map[string]Request {
 	}
 	o, p := eventlog.Orders, eventlog.Payments
 	add(o, anOrder, customer, Place{CustomerID: "c1", RestaurantID: "r1", Lines: []restaurant.Line{{ItemID: "dosa", Quantity: 100}},
-		DeliverTo: order.DeliverTo{Location: at, Address: strings.Repeat("ä", 500), Instructions: "ring"}, ExternalReference: "e", PaymentTTL: time.Minute})
+		DeliverTo: subjectkeystest.DeliverTo("c1", `{"address":"`+strings.Repeat("\t", 500)+`","instructions":"`+strings.Repeat("\U0001f345", 500)+`"}`), ExternalReference: "e", PaymentTTL: time.Minute})
 	add(eventlog.Riders, "x1", system, Known{RiderIDs: []string{"x1", "x2"}})
 	add(o, anOrder, system, Look{})
 	add(o, anOrder, system, order.MarkPaid{PaymentID: "pay_1", AcceptTTL: time.Minute})
@@ -70,7 +71,7 @@ func validCommands() map[string]Request {
 	add(o, anOrder, system, order.Exhaust{Round: 1, LastWave: 3})
 	add(o, anOrder, ops, order.RequestDispatch{})
 	add(o, anOrder, courier, order.CheckOffer{RiderID: "x1"})
-	add(o, anOrder, system, order.Assign{RiderID: "x1", RiderName: "Una", ClaimID: 3, Round: 1, Wave: 1})
+	add(o, anOrder, system, order.Assign{RiderID: "x1", RiderName: subjectkeystest.Name("x1", "Una"), ClaimID: 3, Round: 1, Wave: 1})
 	add(o, anOrder, courier, order.Decline{RiderID: "x1"})
 	add(o, anOrder, courier, order.DropOrder{By: courier, Reason: "flat tyre"})
 	add(o, anOrder, courier, order.PickUpOrder{})
@@ -84,7 +85,7 @@ func validCommands() map[string]Request {
 	add(p, anOrder, system, payment.RecordRefund{RefundID: anOrder, Succeeded: true})
 	add(p, "pay_1", ops, payment.Resolve{PaymentID: "pay_1", Reason: "paid back", By: "ops1"})
 	x, r := eventlog.Riders, eventlog.Restaurants
-	add(x, "x1", ops, rider.Put{RiderID: "x1", Name: "Una", Vehicle: "bicycle"})
+	add(x, "x1", ops, rider.Put{RiderID: "x1", Name: subjectkeystest.Name("x1", "Una"), Vehicle: "bicycle"})
 	add(x, "x1", ops, rider.Verify{})
 	add(x, "x1", ops, rider.Suspend{})
 	add(x, "x1", courier, rider.GoOnline{})
@@ -143,7 +144,6 @@ func badCommands(t testing.TB) map[string][]byte {
 		all[command+": "+what] = encode(r)
 	}
 	stranger := domain.Actor{Sub: "mallory", Role: domain.Customer}
-	long := strings.Repeat("x", 501)
 	for name, r := range valid {
 		if commands[name].roles[0] == domain.System && len(commands[name].roles) == 1 {
 			add("by a customer", name, func(r *Request) { r.Actor = stranger })
@@ -193,9 +193,9 @@ func badCommands(t testing.TB) map[string][]byte {
 	place("101 of an item", func(c *Place) { c.Lines = []restaurant.Line{{ItemID: "dosa", Quantity: 101}} })
 	place("fewer than none", func(c *Place) { c.Lines = []restaurant.Line{{ItemID: "dosa", Quantity: -1}} })
 	place("an item that is none", func(c *Place) { c.Lines = []restaurant.Line{{ItemID: "a b", Quantity: 1}} })
-	place("no address", func(c *Place) { c.DeliverTo.Address = " " })
-	place("a long address", func(c *Place) { c.DeliverTo.Address = long })
-	place("NUL", func(c *Place) { c.DeliverTo.Instructions = "\x00" })
+	place("no address", func(c *Place) { c.DeliverTo = "" })
+	place("a long address", func(c *Place) { c.DeliverTo += domain.Sealed(strings.Repeat("A", 16<<10)) })
+	place("an address in the clear", func(c *Place) { c.DeliverTo = `{"address":"4 Church Street"}` })
 	place("no time to pay", func(c *Place) { c.PaymentTTL = -1 })
 	place("no restaurant", func(c *Place) { c.RestaurantID = "" })
 	add("an id that has no time", "place", func(r *Request) { r.ID = "0199f3a2-7c1e-4cc0-8000-5a1f0e6a4b11" })
@@ -282,7 +282,7 @@ func startForwarding(t *testing.T) forwarding {
 	})
 	// Each shard serves once it has answered.
 	for _, id := range []string{"x1", "x2", "x3", "x4", "x5", "x6"} {
-		if _, err := s.Execute(t.Context(), Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: rider.Put{RiderID: id, Name: "Una"}}); err != nil {
+		if _, err := s.Execute(t.Context(), Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: rider.Put{RiderID: id, Name: subjectkeystest.Name(id, "Una")}}); err != nil {
 			t.Fatal(err)
 		}
 	}

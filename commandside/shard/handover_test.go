@@ -11,6 +11,7 @@ import (
 	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // TestAShardIsServedUntilTheNextOwnerClaims checks that a revoked shard goes on serving.
@@ -26,7 +27,7 @@ func TestAShardIsServedUntilTheNextOwnerClaims(t *testing.T) {
 			t.Helper()
 			for n := range 12 { // riders of every shard
 				id := fmt.Sprint("x", n)
-				if res := i.must(t, domain.SystemActor, eventlog.Riders, id, rider.Put{RiderID: id, Name: name}); res.Event == nil {
+				if res := i.must(t, domain.SystemActor, eventlog.Riders, id, rider.Put{RiderID: id, Name: subjectkeystest.Name(id, name)}); res.Event == nil {
 					t.Fatalf("%s of %s appended nothing", name, id)
 				}
 			}

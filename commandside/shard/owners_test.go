@@ -23,6 +23,7 @@ import (
 	"tomato/domain"
 	"tomato/domain/rider"
 	"tomato/eventlog"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // The format of an owner record must not change, because instances of two builds run
@@ -132,9 +133,9 @@ func (f forwarding) all(t *testing.T, through *Shards, name string) {
 	for n := 1; n <= 6; n++ {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		id := fmt.Sprint("x", n)
-		res, err := through.Execute(ctx, Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: rider.Put{RiderID: id, Name: name}})
+		res, err := through.Execute(ctx, Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: rider.Put{RiderID: id, Name: subjectkeystest.Name(id, name)}})
 		cancel()
-		if err != nil || res.Rider.Name != name {
+		if err != nil || res.Rider.Name != subjectkeystest.Name(id, name) {
 			t.Fatalf("%s of %s: %v", name, id, err)
 		}
 	}

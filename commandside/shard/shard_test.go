@@ -23,6 +23,7 @@ import (
 	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 const partitions = 3
@@ -118,7 +119,7 @@ func (i *instance) openRestaurant(t testing.TB) eventlog.Token {
 func placeRequest(after eventlog.Token, key string) shard.Request {
 	return shard.Request{Topic: eventlog.Orders, Actor: customer, IdempotencyKey: key, BodyHash: "b", After: after,
 		Command: shard.Place{CustomerID: "c1", RestaurantID: "r1", Lines: []restaurant.Line{{ItemID: "dosa", Quantity: 2}},
-			DeliverTo: order.DeliverTo{Address: "1 Road"}, PaymentTTL: 15 * time.Minute}}
+			DeliverTo: subjectkeystest.DeliverTo("c1", `{"address":"1 Road"}`), PaymentTTL: 15 * time.Minute}}
 }
 
 func TestAnOrderGoesItsWayAndSurvivesARestart(t *testing.T) {
@@ -198,7 +199,7 @@ func TestATokenBeyondTheMenusEndIsRefused(t *testing.T) {
 	eventually(t, func() bool { n, _ := b.Serving(); m, _ := a.Serving(); return n > 0 && m > 0 })
 	seen := a.openRestaurant(t)
 	for n := range 8 {
-		r := shard.Request{Actor: domain.SystemActor, Topic: eventlog.Riders, ID: fmt.Sprint("z", n), Command: rider.Put{RiderID: fmt.Sprint("z", n), Name: "A"}, After: seen}
+		r := shard.Request{Actor: domain.SystemActor, Topic: eventlog.Riders, ID: fmt.Sprint("z", n), Command: rider.Put{RiderID: fmt.Sprint("z", n), Name: subjectkeystest.Name(fmt.Sprint("z", n), "A")}, After: seen}
 		if _, err := a.exec(t, r); err != nil {
 			t.Fatal("after what was appended:", err)
 		}
@@ -216,11 +217,11 @@ func TestShardsMoveBetweenInstances(t *testing.T) {
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
 		ensureTopics(t, cfg)
 		a := startInstance(t, cfg)
-		a.must(t, domain.SystemActor, eventlog.Riders, "x1", rider.Put{RiderID: "x1", Name: "A"})
+		a.must(t, domain.SystemActor, eventlog.Riders, "x1", rider.Put{RiderID: "x1", Name: subjectkeystest.Name("x1", "A")})
 		b := startInstance(t, cfg)
 		eventually(t, func() bool { n, _ := b.Serving(); return n > 0 })
 		for n := range 12 { // each instance answers for all shards, and forwards commands on those of the other
-			a.must(t, domain.SystemActor, eventlog.Riders, fmt.Sprint("y", n), rider.Put{RiderID: fmt.Sprint("y", n), Name: "A"})
+			a.must(t, domain.SystemActor, eventlog.Riders, fmt.Sprint("y", n), rider.Put{RiderID: fmt.Sprint("y", n), Name: subjectkeystest.Name(fmt.Sprint("y", n), "A")})
 			if res := b.must(t, domain.SystemActor, eventlog.Riders, fmt.Sprint("y", n), rider.Verify{}); res.Rider.Version != 2 || res.Event == nil {
 				t.Fatalf("on the other instance: %+v", res)
 			}
@@ -242,7 +243,7 @@ func TestShardsMoveBetweenInstances(t *testing.T) {
 		eventually(t, func() bool { n, _ := b.Serving(); return n == partitions })
 		for n := range 30 {
 			id := fmt.Sprintf("x%d", n)
-			res := b.must(t, domain.SystemActor, eventlog.Riders, id, rider.Put{RiderID: id, Name: "B"})
+			res := b.must(t, domain.SystemActor, eventlog.Riders, id, rider.Put{RiderID: id, Name: subjectkeystest.Name(id, "B")})
 			if want := map[bool]int64{true: 2, false: 1}[n == 1]; res.Rider.Version != want {
 				t.Fatalf("%s has version %d", id, res.Rider.Version)
 			}
@@ -257,7 +258,7 @@ func TestADeposedOwnerAcknowledgesNothing(t *testing.T) {
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
 		ensureTopics(t, cfg)
 		a := startInstance(t, cfg)
-		a.must(t, domain.SystemActor, eventlog.Riders, "x1", rider.Put{RiderID: "x1", Name: "A"})
+		a.must(t, domain.SystemActor, eventlog.Riders, "x1", rider.Put{RiderID: "x1", Name: subjectkeystest.Name("x1", "A")})
 		p := eventlog.PartitionFor("x1", partitions)
 		client, err := cfg.NewClient(kgo.RecordPartitioner(kgo.ManualPartitioner()))
 		if err != nil {
@@ -268,8 +269,8 @@ func TestADeposedOwnerAcknowledgesNothing(t *testing.T) {
 		if err := client.ProduceSync(t.Context(), claim.NewRecord(eventlog.Riders, p)).FirstErr(); err != nil {
 			t.Fatal(err)
 		}
-		res := a.must(t, domain.SystemActor, eventlog.Riders, "x1", rider.Put{RiderID: "x1", Name: "B"})
-		if res.Rider.Version != 2 || res.Rider.Name != "B" {
+		res := a.must(t, domain.SystemActor, eventlog.Riders, "x1", rider.Put{RiderID: "x1", Name: subjectkeystest.Name("x1", "B")})
+		if res.Rider.Version != 2 || res.Rider.Name != subjectkeystest.Name("x1", "B") {
 			t.Fatalf("after the new claim: %+v", res.Rider)
 		}
 		var terms []int64 // of the records with the second version of x1: the first is fenced, the second is under the third claim
@@ -321,7 +322,7 @@ func BenchmarkAppend(b *testing.B) {
 			b.SetParallelism(callers / 2)
 			if callers == 1 {
 				for n := 0; b.Loop(); n++ {
-					a.must(b, domain.SystemActor, eventlog.Riders, fmt.Sprint("r", n%1000), rider.Put{RiderID: fmt.Sprint("r", n%1000), Name: fmt.Sprint(n)})
+					a.must(b, domain.SystemActor, eventlog.Riders, fmt.Sprint("r", n%1000), rider.Put{RiderID: fmt.Sprint("r", n%1000), Name: subjectkeystest.Name(fmt.Sprint("r", n%1000), fmt.Sprint(n))})
 				}
 				return
 			}
@@ -333,7 +334,7 @@ func BenchmarkAppend(b *testing.B) {
 				id := fmt.Sprint("p", next)
 				mu.Unlock()
 				for n := 0; pb.Next(); n++ {
-					a.must(b, domain.SystemActor, eventlog.Riders, id, rider.Put{RiderID: id, Name: fmt.Sprint(b.N, n)})
+					a.must(b, domain.SystemActor, eventlog.Riders, id, rider.Put{RiderID: id, Name: subjectkeystest.Name(id, fmt.Sprint(b.N, n))})
 				}
 			})
 		})

@@ -11,6 +11,7 @@ import (
 	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // A snapshot with fewer aggregates than its checkpoint says has lost some of them. It
@@ -22,7 +23,7 @@ func TestASnapshotThatLacksAnAggregateIsNotBelieved(t *testing.T) {
 	l := newLone(t, cfg)
 	a := l.serve()
 	for _, id := range []string{"x", "y"} {
-		a.must(eventlog.Riders, id, "", rider.Put{RiderID: id, Name: "X"})
+		a.must(eventlog.Riders, id, "", rider.Put{RiderID: id, Name: subjectkeystest.Name(id, "X")})
 	}
 	a.leave()
 	w, err := l.openSnapshots(t.Context(), 0)
@@ -52,7 +53,7 @@ func TestASnapshotOfANewerBuildIsNotBelieved(t *testing.T) {
 	snapshotTopics(t, cfg)
 	l := newLone(t, cfg)
 	a := l.serve()
-	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "X"})
+	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "X")})
 	a.leave()
 	w, err := l.openSnapshots(t.Context(), 0)
 	if err != nil {
@@ -77,7 +78,7 @@ func TestASnapshotOfANewerBuildIsNotBelieved(t *testing.T) {
 	}
 	w.close()
 	b := l.serve()
-	if res := b.must(eventlog.Riders, "x", "", Look{}); res.Rider.Version != 1 || res.Rider.Name != "X" {
+	if res := b.must(eventlog.Riders, "x", "", Look{}); res.Rider.Version != 1 || res.Rider.Name != subjectkeystest.Name("x", "X") {
 		t.Errorf("%+v", res.Rider)
 	}
 	b.leave()
@@ -111,7 +112,7 @@ func TestAnOpenTransactionOfAStrangerStopsNoTakeOver(t *testing.T) {
 	snapshotTopics(t, cfg)
 	l := newLone(t, cfg)
 	a := l.serve()
-	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "X"})
+	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "X")})
 	a.leave()
 	stranger := eventlogtest.Client(t, cfg, kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.TransactionalID("stranger"), kgo.TransactionTimeout(10*time.Minute))
 	if err := stranger.BeginTransaction(); err != nil {

@@ -26,6 +26,7 @@ import (
 	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // lone is an instance that joins no group. The test opens its shards.
@@ -179,7 +180,7 @@ func (o *owned) town(n int) {
 func (o *owned) life(name string, steps int) {
 	o.t.Helper()
 	id := o.must(eventlog.Orders, "", name, Place{CustomerID: "c1", RestaurantID: "r1", PaymentTTL: time.Hour, Lines: []restaurant.Line{{ItemID: "dosa", Quantity: 1 + steps}},
-		DeliverTo: order.DeliverTo{Address: "4 Church Street", Location: domain.Point{Lng: 77.61, Lat: 12.93}}}).Order.ID
+		DeliverTo: subjectkeystest.DeliverTo("c1", `{"address":"4 Church Street"}`)}).Order.ID
 	riderID, pay := "rider-"+name, "pay_"+name
 	for i, step := range []func(){
 		func() {
@@ -195,12 +196,14 @@ func (o *owned) life(name string, steps int) {
 		func() {
 			o.must(eventlog.Orders, id, "", order.OfferWave{Round: 1, Wave: 1, Riders: []order.OfferedRider{{RiderID: riderID, DistanceMeters: 120}}, Limit: 10, TTL: time.Hour})
 		},
-		func() { o.must(eventlog.Riders, riderID, "", rider.Put{RiderID: riderID, Name: "R"}) },
+		func() {
+			o.must(eventlog.Riders, riderID, "", rider.Put{RiderID: riderID, Name: subjectkeystest.Name(riderID, "R")})
+		},
 		func() { o.must(eventlog.Riders, riderID, "", rider.Verify{}) },
 		func() { o.must(eventlog.Riders, riderID, "", rider.GoOnline{}) },
 		func() { o.must(eventlog.Riders, riderID, "", rider.ClaimFor{OrderID: id, Round: 1, Wave: 1}) },
 		func() {
-			o.must(eventlog.Orders, id, "", order.Assign{RiderID: riderID, RiderName: "R", ClaimID: 4, Round: 1, Wave: 1})
+			o.must(eventlog.Orders, id, "", order.Assign{RiderID: riderID, RiderName: subjectkeystest.Name(riderID, "R"), ClaimID: 4, Round: 1, Wave: 1})
 		},
 		func() {
 			o.must(eventlog.Orders, id, "x"+name, order.Cancel{Reason: "no", By: domain.Actor{Sub: "o", Role: domain.Ops}})
@@ -298,18 +301,18 @@ func TestADeposedOwnersSnapshotIsNotKept(t *testing.T) {
 		a := newLone(t, cfg).serve()
 		a.town(2)
 		a.snapshotNow()
-		a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "of A"})
+		a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "of A")})
 		b := newLone(t, cfg).serve()
-		b.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "of B"})
+		b.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "of B")})
 		b.snapshotNow()
 		a.post(func(now time.Time) { a.snapshotAt = now })
 		a.endsWith(errSnapshot)
 		b.kill()
-		if got := string(savedKeys(t, cfg)["riders/x"].Value); !strings.Contains(got, "of B") {
+		if got := string(savedKeys(t, cfg)["riders/x"].Value); !strings.Contains(got, string(subjectkeystest.Name("x", "of B"))) {
 			t.Errorf("the topic has %s", got)
 		}
 		c := newLone(t, cfg).serve()
-		if res := c.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "of C"}); res.Rider.Version != 3 {
+		if res := c.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "of C")}); res.Rider.Version != 3 {
 			t.Errorf("the next owner: %+v", res.Rider)
 		}
 	})
@@ -324,13 +327,13 @@ func TestAFencedOwnerTakesOverAnew(t *testing.T) {
 	snapshotTopics(t, cfg)
 	l := newLone(t, cfg)
 	a := l.serve()
-	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "A"})
+	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "A")})
 	savedKeys(t, cfg) // calls InitProducerID, but does not claim
-	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "B"})
+	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "B")})
 	a.post(func(now time.Time) { a.snapshotAt = now })
 	a.endsWith(errSnapshot)
 	again := l.serve()
-	if res := again.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "C"}); res.Rider.Version != 3 {
+	if res := again.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "C")}); res.Rider.Version != 3 {
 		t.Errorf("taken over anew: %+v", res.Rider)
 	}
 	again.leave()
@@ -416,7 +419,7 @@ func TestACutHasConfirmedStateOnly(t *testing.T) {
 	l := &s.logs[riders]
 	l.next, l.ordinal, l.seq, l.rule.Term = 10, 1, 1, 1
 	e := s.agg.begin(riders, "x")
-	s.agg.evolve(riders, e, rider.RiderRegistered{RiderID: "x", Name: "X"}, time.Now(), 1)
+	s.agg.evolve(riders, e, rider.RiderRegistered{RiderID: "x", Name: subjectkeystest.Name("x", "X")}, time.Now(), 1)
 	l.inFlight = []*pending{{ordinal: 1, seq: 1, at: time.Now(), own: waiter{call: newCall(Request{Topic: eventlog.Orders}), left: 1}}}
 	due := time.Now()
 	s.snapshotAt = due
@@ -631,7 +634,7 @@ func TestClosedOrdersShrinkThenLeave(t *testing.T) {
 	}
 	check := func(s *owned) {
 		t.Helper()
-		s.must(eventlog.Riders, "tick", "", rider.Put{RiderID: "tick", Name: uuid.NewString()}) // after this answer the loop has done what was due
+		s.must(eventlog.Riders, "tick", "", rider.Put{RiderID: "tick", Name: subjectkeystest.Name("tick", uuid.NewString())}) // after this answer the loop has done what was due
 		for name, want := range map[string]struct {
 			code  domain.Code // of a customer's cancel
 			whole bool

@@ -19,6 +19,7 @@ import (
 	"tomato/domain/rider"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // forge appends a record with the id, term and seq of the owner's next append, as
@@ -67,16 +68,16 @@ func TestJunkStopsNoShard(t *testing.T) {
 		junk()
 		l := newLone(t, cfg)
 		a := l.serve()
-		a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "1"})
+		a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "1")})
 		for i, name := range []string{"2", "3", "4"} {
 			junk()
-			if res := a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: name}); res.Rider.Version != int64(i+2) {
+			if res := a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", name)}); res.Rider.Version != int64(i+2) {
 				t.Fatalf("version %d after %d", res.Rider.Version, i+2)
 			}
 		}
 		a.town(2)
 		junk()
-		if res := a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "4"}); res.Event != nil { // the answer is confirmed after the junk
+		if res := a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "4")}); res.Event != nil { // the answer is confirmed after the junk
 			t.Fatalf("appended %v", res.Event)
 		}
 		for round, end := range []func(*owned){(*owned).kill, (*owned).leave, (*owned).kill} {
@@ -117,9 +118,9 @@ func TestAForgedRecordIsNotTakenForTheOwners(t *testing.T) {
 			"of another source":           func(e *eventlog.Event) { e.Source = "/forged" },
 		} {
 			a := l.serve()
-			before := a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: name}).Rider
+			before := a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", name)}).Rider
 			a.forge(eventlog.Riders, "x", "RIDER_UPDATED", before.Version+1, `{"riderId":"x","name":"forged","ctx":{}}`, change)
-			if res, err := a.do(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "own"}); !errors.Is(err, ErrUnavailable) {
+			if res, err := a.do(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "own")}); !errors.Is(err, ErrUnavailable) {
 				t.Fatalf("%s: acknowledged %+v, %v", name, res, err)
 			}
 			a.endsWith(errBroken)
@@ -127,7 +128,7 @@ func TestAForgedRecordIsNotTakenForTheOwners(t *testing.T) {
 			if res := b.must(eventlog.Riders, "x", "", Look{}); res.Rider.Name != "forged" {
 				t.Errorf("%s: the log says forged, the next owner %s", name, res.Rider.Name)
 			}
-			b.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "on it goes"})
+			b.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "on it goes")})
 			b.leave()
 		}
 	})
@@ -160,7 +161,7 @@ func TestAnUnknownEventStopsItsAggregateAlone(t *testing.T) {
 			return false, nil
 		}
 		for _, id := range []string{"type", "body", "gap", "back", "time", "version", "other"} {
-			a.must(eventlog.Riders, id, "", rider.Put{RiderID: id, Name: id})
+			a.must(eventlog.Riders, id, "", rider.Put{RiderID: id, Name: subjectkeystest.Name(id, id)})
 		}
 		a.snapshotNow()
 		a.forgeAll(
@@ -193,12 +194,12 @@ func TestAnUnknownEventStopsItsAggregateAlone(t *testing.T) {
 			}{
 				{eventlog.Riders, "type", "RIDER_PROMOTED", rider.Verify{}},
 				{eventlog.Riders, "type", "RIDER_PROMOTED", Look{}},
-				{eventlog.Riders, "body", "RIDER_VERIFIED", rider.Put{RiderID: "body", Name: "n"}},
+				{eventlog.Riders, "body", "RIDER_VERIFIED", rider.Put{RiderID: "body", Name: subjectkeystest.Name("body", "n")}},
 				{eventlog.Riders, "gap", "RIDER_VERIFIED", rider.Verify{}},
 				{eventlog.Riders, "back", "RIDER_VERIFIED", rider.Verify{}},
 				{eventlog.Riders, "time", "RIDER_VERIFIED", rider.Verify{}},
 				{eventlog.Riders, "version", "RIDER_VERIFIED/2", rider.Verify{}},
-				{eventlog.Riders, "first", "RIDER_IMAGINED", rider.Put{RiderID: "first", Name: "n"}},
+				{eventlog.Riders, "first", "RIDER_IMAGINED", rider.Put{RiderID: "first", Name: subjectkeystest.Name("first", "n")}},
 				{eventlog.Orders, odd, "ORDER_GIFTED", order.AcceptOrder{}},
 				{eventlog.Payments, odd, "ORDER_GIFTED", payment.RequestPayment{OrderID: odd, Provider: "simulated"}},
 				{eventlog.Payments, paid, "PAYMENT_SPLIT", payment.RequestRefund{}},
@@ -215,7 +216,7 @@ func TestAnUnknownEventStopsItsAggregateAlone(t *testing.T) {
 			if res := a.must(eventlog.Orders, paid, "", order.AcceptOrder{PrepMinutes: 5}); res.Order.Status != order.StatusAccepted {
 				t.Errorf("round %d: the order is %s", round, res.Order.Status)
 			}
-			a.must(eventlog.Riders, "other", "", rider.Put{RiderID: "other", Name: time.Now().String()})
+			a.must(eventlog.Riders, "other", "", rider.Put{RiderID: "other", Name: subjectkeystest.Name("other", time.Now().String())})
 			a.must(eventlog.Orders, other, "", order.AcceptOrder{PrepMinutes: 5})
 			due := make(chan bool, 1)
 			a.post(func(now time.Time) {
@@ -286,12 +287,12 @@ func TestABuildThatKnowsTheEventFoldsIt(t *testing.T) {
 	snapshotTopics(t, cfg)
 	l := newLone(t, cfg)
 	a := l.serve()
-	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "X"})
+	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "X")})
 	a.must(eventlog.Riders, "x", "", rider.Verify{})
 	done := make(chan struct{})
 	a.post(func(time.Time) { // the state of an older build that cannot read RIDER_VERIFIED
 		e := a.agg.held[riders]["x"]
-		old := rider.Evolve(rider.State{}, rider.RiderRegistered{RiderID: "x", Name: "X"}, time.Now())
+		old := rider.Evolve(rider.State{}, rider.RiderRegistered{RiderID: "x", Name: subjectkeystest.Name("x", "X")}, time.Now())
 		e.rider = &old
 		e.setMark(riders, &unreadable{Type: "RIDER_VERIFIED", Why: "unknown", Data: []byte(`{"riderId":"x","ctx":{}}`), Undecoded: true})
 		a.agg.changed(riders, e)
@@ -318,7 +319,7 @@ func TestAVersionThatDoesNotFollowASnapshotIsLookedUpInTheLog(t *testing.T) {
 	l := newLone(t, cfg)
 	a := l.serve()
 	for _, name := range []string{"1", "2", "3"} {
-		a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: name})
+		a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", name)})
 	}
 	a.snapshotNow()
 	w, err := l.openSnapshots(t.Context(), 0)
@@ -334,10 +335,10 @@ func TestAVersionThatDoesNotFollowASnapshotIsLookedUpInTheLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.close()
-	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "4"})
+	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "4")})
 	a.kill()
 	b := l.serve()
-	if res := b.must(eventlog.Riders, "x", "", Look{}); res.Rider.Version != 4 || res.Rider.Name != "4" {
+	if res := b.must(eventlog.Riders, "x", "", Look{}); res.Rider.Version != 4 || res.Rider.Name != subjectkeystest.Name("x", "4") {
 		t.Errorf("%+v", res.Rider)
 	}
 	b.leave()
@@ -396,7 +397,7 @@ func TestUnknownEventTravels(t *testing.T) {
 	snapshotTopics(t, cfg)
 	l := newLone(t, cfg)
 	a := l.serve()
-	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: "X"})
+	a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "X")})
 	a.forge(eventlog.Riders, "x", "RIDER_PROMOTED", 2, `{}`, nil)
 	a.kill()
 	a = l.serve()

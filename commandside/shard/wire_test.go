@@ -13,6 +13,7 @@ import (
 	"tomato/domain"
 	"tomato/domain/order"
 	"tomato/eventlog"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // stays are the commands that are never forwarded, because only the shard itself
@@ -70,7 +71,7 @@ func TestEveryCommandTravels(t *testing.T) {
 func TestARequestSurvivesTheWay(t *testing.T) {
 	t.Parallel()
 	in := Request{Topic: eventlog.Orders, ID: anOrder, Actor: domain.SystemActor,
-		Command:        order.Assign{RiderID: "x", RiderName: "Una", ClaimID: 3, Round: 1, Wave: 2},
+		Command:        order.Assign{RiderID: "x", RiderName: subjectkeystest.Name("x", "Una"), ClaimID: 3, Round: 1, Wave: 2},
 		IdempotencyKey: "k", BodyHash: "b", IfMatch: 4, OrMatch: []int64{7, 9}, CausationID: "c", CorrelationID: "d",
 		Traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
 		After:       eventlog.Token{{Topic: eventlog.Restaurants, Partition: 2}: 7}}

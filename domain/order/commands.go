@@ -17,7 +17,7 @@ type (
 		Items             []Item        `json:"items"`
 		Currency          string        `json:"currency"`
 		PickUp            PickUp        `json:"pickUp"`
-		DeliverTo         DeliverTo     `json:"deliverTo"`
+		DeliverTo         domain.Sealed `json:"deliverTo"`
 		ExternalReference string        `json:"externalReference,omitempty"`
 		PaymentTTL        time.Duration `json:"paymentTTL"`
 	}
@@ -75,11 +75,11 @@ type (
 	// Assign gives the order to a rider who was claimed for it. It succeeds only
 	// in the round and wave that the claim names.
 	Assign struct {
-		RiderID   string `json:"riderId"`
-		RiderName string `json:"riderName"`
-		ClaimID   int64  `json:"claimId"`
-		Round     int    `json:"round"`
-		Wave      int    `json:"wave"`
+		RiderID   string        `json:"riderId"`
+		RiderName domain.Sealed `json:"riderName"`
+		ClaimID   int64         `json:"claimId"`
+		Round     int           `json:"round"`
+		Wave      int           `json:"wave"`
 	}
 	// Decline is the refusal of an offer by its rider.
 	Decline struct {

@@ -49,32 +49,32 @@ type OfferedRider struct {
 // event is never changed. If another form is needed, Decode converts the old one.
 type (
 	OrderPlaced struct {
-		OrderID           string     `json:"orderId"`
-		CustomerID        string     `json:"customerId"`
-		RestaurantID      string     `json:"restaurantId"`
-		Items             []Item     `json:"items"`
-		Amount            int64      `json:"amount"`
-		Currency          string     `json:"currency"`
-		PickUp            PickUp     `json:"pickUp"`
-		DeliverTo         DeliverTo  `json:"deliverTo"`
-		ExternalReference string     `json:"externalReference,omitempty"`
-		PaymentDueAt      time.Time  `json:"paymentDueAt"`
-		Ctx               domain.Ctx `json:"ctx"`
+		OrderID           string        `json:"orderId"`
+		CustomerID        string        `json:"customerId"`
+		RestaurantID      string        `json:"restaurantId"`
+		Items             []Item        `json:"items"`
+		Amount            int64         `json:"amount"`
+		Currency          string        `json:"currency"`
+		PickUp            PickUp        `json:"pickUp"`
+		DeliverTo         domain.Sealed `json:"deliverTo"` // DeliverTo as JSON, under the customer's key
+		ExternalReference string        `json:"externalReference,omitempty"`
+		PaymentDueAt      time.Time     `json:"paymentDueAt"`
+		Ctx               domain.Ctx    `json:"ctx"`
 	}
 	// OrderPaid has what the restaurant is shown of the order, because it hears of
 	// the order with this event.
 	OrderPaid struct {
-		OrderID           string     `json:"orderId"`
-		PaymentID         string     `json:"paymentId"`
-		AcceptBy          time.Time  `json:"acceptBy"`
-		Items             []Item     `json:"items"`
-		Amount            int64      `json:"amount"`
-		Currency          string     `json:"currency"`
-		PickUp            PickUp     `json:"pickUp"`
-		DeliverTo         DeliverTo  `json:"deliverTo"`
-		ExternalReference string     `json:"externalReference,omitempty"`
-		PlacedAt          time.Time  `json:"placedAt"`
-		Ctx               domain.Ctx `json:"ctx"`
+		OrderID           string        `json:"orderId"`
+		PaymentID         string        `json:"paymentId"`
+		AcceptBy          time.Time     `json:"acceptBy"`
+		Items             []Item        `json:"items"`
+		Amount            int64         `json:"amount"`
+		Currency          string        `json:"currency"`
+		PickUp            PickUp        `json:"pickUp"`
+		DeliverTo         domain.Sealed `json:"deliverTo"` // DeliverTo as JSON, under the customer's key
+		ExternalReference string        `json:"externalReference,omitempty"`
+		PlacedAt          time.Time     `json:"placedAt"`
+		Ctx               domain.Ctx    `json:"ctx"`
 	}
 	OrderExpired struct {
 		OrderID string     `json:"orderId"`
@@ -131,14 +131,14 @@ type (
 		Ctx      domain.Ctx   `json:"ctx"`
 	}
 	RiderAssigned struct {
-		OrderID   string     `json:"orderId"`
-		RiderID   string     `json:"riderId"`
-		RiderName string     `json:"riderName"`
-		ClaimID   int64      `json:"claimId"`
-		Round     int        `json:"round"`
-		Wave      int        `json:"wave"`
-		Riders    []string   `json:"riders"` // the others, whose open offers end
-		Ctx       domain.Ctx `json:"ctx"`
+		OrderID   string        `json:"orderId"`
+		RiderID   string        `json:"riderId"`
+		RiderName domain.Sealed `json:"riderName"` // under the rider's key
+		ClaimID   int64         `json:"claimId"`
+		Round     int           `json:"round"`
+		Wave      int           `json:"wave"`
+		Riders    []string      `json:"riders"` // the others, whose open offers end
+		Ctx       domain.Ctx    `json:"ctx"`
 	}
 	RiderUnassigned struct {
 		OrderID  string       `json:"orderId"`

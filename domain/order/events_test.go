@@ -10,6 +10,7 @@ import (
 	"tomato/domain"
 	"tomato/domain/domaintest"
 	"tomato/domain/order"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // TestEvents is what the events carry, and the decisions that depend on more of the
@@ -186,9 +187,9 @@ func TestEvents(t *testing.T) {
 		{
 			Name:  "assigned: the others' offers end",
 			Given: readyForRider,
-			When:  order.Assign{RiderID: "r1", RiderName: "Una", ClaimID: 7, Round: 2, Wave: 2},
+			When:  order.Assign{RiderID: "r1", RiderName: subjectkeystest.Name("r1", "Una"), ClaimID: 7, Round: 2, Wave: 2},
 			Then: order.RiderAssigned{
-				OrderID: "o1", RiderID: "r1", RiderName: "Una", ClaimID: 7, Round: 2, Wave: 2, Riders: []string{"r4"},
+				OrderID: "o1", RiderID: "r1", RiderName: subjectkeystest.Name("r1", "Una"), ClaimID: 7, Round: 2, Wave: 2, Riders: []string{"r4"},
 				Ctx: ctx(order.StatusRiderAssigned, "r1"),
 			},
 		},

@@ -29,10 +29,15 @@ func (p PickUp) WriteJSON(j *domain.JSON) {
 // WriteJSON implements domain.JSONWriter.
 func (d DeliverTo) WriteJSON(j *domain.JSON) {
 	j.Open()
-	j.Name("location")
-	d.Location.WriteJSON(j)
-	j.String("address", d.Address)
+	if d.Location != nil {
+		j.Name("location")
+		d.Location.WriteJSON(j)
+	}
+	j.SomeString("address", d.Address)
 	j.SomeString("instructions", d.Instructions)
+	if d.Erased {
+		j.Bool("erased", true)
+	}
 	j.Close()
 }
 
@@ -129,8 +134,7 @@ func (s *State) WriteJSON(j *domain.JSON) {
 	j.String("currency", s.Currency)
 	j.Name("pickUp")
 	s.PickUp.WriteJSON(j)
-	j.Name("deliverTo")
-	s.DeliverTo.WriteJSON(j)
+	j.String("deliverTo", string(s.DeliverTo))
 	j.SomeString("externalReference", s.ExternalReference)
 	j.SomeString("paymentId", s.PaymentID)
 	j.SomeTime("paymentDueAt", s.PaymentDueAt)
@@ -152,7 +156,7 @@ func (s *State) WriteJSON(j *domain.JSON) {
 		j.Bool("exhausted", true)
 	}
 	j.SomeString("riderId", s.RiderID)
-	j.SomeString("riderName", s.RiderName)
+	j.SomeString("riderName", string(s.RiderName))
 	j.SomeInt("claimId", s.ClaimID)
 	j.SomeString("reason", s.Reason)
 	j.SomeString("by", string(s.By))
@@ -173,8 +177,7 @@ func (e OrderPlaced) WriteJSON(j *domain.JSON) {
 	j.String("currency", e.Currency)
 	j.Name("pickUp")
 	e.PickUp.WriteJSON(j)
-	j.Name("deliverTo")
-	e.DeliverTo.WriteJSON(j)
+	j.String("deliverTo", string(e.DeliverTo))
 	j.SomeString("externalReference", e.ExternalReference)
 	j.Time("paymentDueAt", e.PaymentDueAt)
 	j.Name("ctx")
@@ -193,8 +196,7 @@ func (e OrderPaid) WriteJSON(j *domain.JSON) {
 	j.String("currency", e.Currency)
 	j.Name("pickUp")
 	e.PickUp.WriteJSON(j)
-	j.Name("deliverTo")
-	e.DeliverTo.WriteJSON(j)
+	j.String("deliverTo", string(e.DeliverTo))
 	j.SomeString("externalReference", e.ExternalReference)
 	j.Time("placedAt", e.PlacedAt)
 	j.Name("ctx")
@@ -263,7 +265,7 @@ func (e RiderAssigned) WriteJSON(j *domain.JSON) {
 	j.Open()
 	j.String("orderId", e.OrderID)
 	j.String("riderId", e.RiderID)
-	j.String("riderName", e.RiderName)
+	j.String("riderName", string(e.RiderName))
 	j.Int("claimId", e.ClaimID)
 	j.Int("round", int64(e.Round))
 	j.Int("wave", int64(e.Wave))

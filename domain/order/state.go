@@ -63,11 +63,13 @@ type PickUp struct {
 	Address  string       `json:"address,omitempty"`
 }
 
-// DeliverTo is where the order goes.
+// DeliverTo is where the order goes, as clients see it. Events and states have it in
+// sealed form only.
 type DeliverTo struct {
-	Location     domain.Point `json:"location"`
-	Address      string       `json:"address"`
-	Instructions string       `json:"instructions,omitempty"`
+	Location     *domain.Point `json:"location,omitempty"`
+	Address      string        `json:"address,omitempty"`
+	Instructions string        `json:"instructions,omitempty"`
+	Erased       bool          `json:"erased,omitempty"` // the customer was erased, and the other fields are empty
 }
 
 // OfferState is what became of an offer to one rider in the current round.
@@ -99,21 +101,21 @@ type Drop struct {
 // State is an order as its events have made it. Evolve never changes a slice in
 // place, so a copy may be read concurrently.
 type State struct {
-	ID                string    `json:"orderId"`
-	Version           int64     `json:"version"`
-	Status            Status    `json:"status"`
-	CustomerID        string    `json:"customerId"`
-	RestaurantID      string    `json:"restaurantId"`
-	Items             []Item    `json:"items"`
-	Amount            int64     `json:"amount"` // minor units
-	Currency          string    `json:"currency"`
-	PickUp            PickUp    `json:"pickUp"`
-	DeliverTo         DeliverTo `json:"deliverTo"`
-	ExternalReference string    `json:"externalReference,omitempty"`
-	PaymentID         string    `json:"paymentId,omitempty"` // the payment that paid it; "" while unpaid
-	PaymentDueAt      time.Time `json:"paymentDueAt,omitzero"`
-	AcceptBy          time.Time `json:"acceptBy,omitzero"`
-	ReadyAt           time.Time `json:"readyAt,omitzero"` // expected from the preparation time, then actual
+	ID                string        `json:"orderId"`
+	Version           int64         `json:"version"`
+	Status            Status        `json:"status"`
+	CustomerID        string        `json:"customerId"`
+	RestaurantID      string        `json:"restaurantId"`
+	Items             []Item        `json:"items"`
+	Amount            int64         `json:"amount"` // minor units
+	Currency          string        `json:"currency"`
+	PickUp            PickUp        `json:"pickUp"`
+	DeliverTo         domain.Sealed `json:"deliverTo"` // DeliverTo as JSON, under the customer's key
+	ExternalReference string        `json:"externalReference,omitempty"`
+	PaymentID         string        `json:"paymentId,omitempty"` // the payment that paid it; "" while unpaid
+	PaymentDueAt      time.Time     `json:"paymentDueAt,omitzero"`
+	AcceptBy          time.Time     `json:"acceptBy,omitzero"`
+	ReadyAt           time.Time     `json:"readyAt,omitzero"` // expected from the preparation time, then actual
 
 	Round      int       `json:"round,omitempty"` // of dispatch, 1 from ready_for_rider on
 	Wave       int       `json:"wave,omitempty"`  // last wave offered in the round
@@ -123,9 +125,9 @@ type State struct {
 	Drops      []Drop    `json:"drops,omitempty"`
 	Exhausted  bool      `json:"exhausted,omitempty"`
 
-	RiderID   string `json:"riderId,omitempty"`
-	RiderName string `json:"riderName,omitempty"`
-	ClaimID   int64  `json:"claimId,omitempty"` // of the assigned rider; kept when the order closes
+	RiderID   string        `json:"riderId,omitempty"`
+	RiderName domain.Sealed `json:"riderName,omitempty"` // under the rider's key
+	ClaimID   int64         `json:"claimId,omitempty"`   // of the assigned rider; kept when the order closes
 
 	Reason    string      `json:"reason,omitempty"`
 	By        domain.Role `json:"by,omitempty"`

@@ -8,6 +8,7 @@ import (
 	"tomato/domain/domaintest"
 	"tomato/domain/order"
 	"tomato/domain/payment"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 var t0 = domaintest.T0
@@ -55,7 +56,7 @@ var (
 	placed = []order.Event{order.OrderPlaced{OrderID: "o1", CustomerID: "c1", RestaurantID: "res1",
 		Items: []order.Item{{ItemID: "i1", Name: "Dosa", UnitPrice: 150, Quantity: 3}}, Amount: 450, Currency: "INR",
 		PickUp:       order.PickUp{Name: "Hut", Location: domain.Point{Lng: 77.5, Lat: 12.9}},
-		DeliverTo:    order.DeliverTo{Location: domain.Point{Lng: 77.6, Lat: 13}, Address: "1 Main Road"},
+		DeliverTo:    subjectkeystest.DeliverTo("c1", `{"location":{"type":"Point","coordinates":[77.6,13]},"address":"1 Main Road"}`),
 		PaymentDueAt: t0.Add(15 * time.Minute)}}
 	paid      = then(placed, order.OrderPaid{OrderID: "o1", PaymentID: "p1", AcceptBy: t0.Add(10 * time.Minute)})
 	accepted  = then(paid, order.OrderAccepted{OrderID: "o1"})
@@ -63,7 +64,7 @@ var (
 	justReady = then(preparing, order.OrderReadyForRider{OrderID: "o1", RestaurantID: "res1", Round: 1})
 	hadByR0   = then(justReady,
 		order.OrderOffered{OrderID: "o1", Round: 1, Wave: 1, Riders: riders("r0"), ExpiresAt: t0.Add(time.Minute)},
-		order.RiderAssigned{OrderID: "o1", RiderID: "r0", RiderName: "Nil", ClaimID: 3, Round: 1, Wave: 1})
+		order.RiderAssigned{OrderID: "o1", RiderID: "r0", RiderName: subjectkeystest.Name("r0", "Nil"), ClaimID: 3, Round: 1, Wave: 1})
 	droppedByR0 = then(hadByR0,
 		order.RiderUnassigned{OrderID: "o1", RiderID: "r0", ClaimID: 3, By: domain.Rider, Round: 2})
 	droppedByOps = then(hadByR0,
@@ -78,7 +79,7 @@ var (
 		order.OffersExpired{OrderID: "o1", Round: 2, Wave: 2, Riders: []string{"r1", "r4"}})
 	exhausted     = then(lastWaveOver, order.DispatchExhausted{OrderID: "o1", Round: 2, Waves: 2})
 	riderAssigned = then(readyForRider,
-		order.RiderAssigned{OrderID: "o1", RiderID: "r1", RiderName: "Una", ClaimID: 7, Round: 2, Wave: 2, Riders: []string{"r4"}})
+		order.RiderAssigned{OrderID: "o1", RiderID: "r1", RiderName: subjectkeystest.Name("r1", "Una"), ClaimID: 7, Round: 2, Wave: 2, Riders: []string{"r4"}})
 	pickedUp  = then(riderAssigned, order.OrderPickedUp{OrderID: "o1", RiderID: "r1"})
 	delivered = then(pickedUp, order.OrderDelivered{OrderID: "o1", RiderID: "r1", ClaimID: 7})
 	cancelled = then(riderAssigned,
@@ -108,7 +109,7 @@ func TestTransitions(t *testing.T) {
 	t.Parallel()
 	nextWave := order.OfferWave{Round: 2, Wave: 3, Riders: riders("r1", "r3"), TTL: time.Minute, Limit: 50}
 	moreRiders := order.OfferWave{Round: 2, Wave: 2, Riders: riders("r5"), TTL: time.Minute, Limit: 50}
-	r1Takes := order.Assign{RiderID: "r1", RiderName: "Una", ClaimID: 7, Round: 2, Wave: 2}
+	r1Takes := order.Assign{RiderID: "r1", RiderName: subjectkeystest.Name("r1", "Una"), ClaimID: 7, Round: 2, Wave: 2}
 	drop := func(by domain.Actor) order.DropOrder { return order.DropOrder{By: by, Reason: "flat tyre"} }
 	cancel := func(by domain.Actor) order.Cancel { return order.Cancel{By: by, Reason: "no"} }
 	aggregate.Transitions(t, states, []domaintest.Transition{

@@ -82,17 +82,29 @@ type View struct {
 	RiderLocation     *RiderLocation `json:"riderLocation,omitempty"` // queries only
 	CreatedAt         time.Time      `json:"createdAt"`
 	UpdatedAt         time.Time      `json:"updatedAt"`
+
+	// Sealed has what DeliverTo and RiderName are made of. Whoever makes an answer opens it.
+	Sealed SealedFields `json:"-"`
 }
 
-// NewView makes the full view of an order.
+// SealedFields are the personal fields of a view before they are opened. Those that the
+// viewer may not see are empty.
+type SealedFields struct {
+	DeliverTo  domain.Sealed
+	CustomerID string // under whose key DeliverTo is
+	RiderName  domain.Sealed
+	RiderID    string // under whose key RiderName is
+}
+
+// NewView makes the full view of an order. Its personal fields are still sealed.
 func NewView(s *State, payment PaymentStatus) View {
-	deliverTo := s.DeliverTo
 	v := View{
 		OrderID: s.ID, Version: s.Version, Status: s.Status, PaymentStatus: payment,
-		CustomerID: s.CustomerID, RestaurantID: s.RestaurantID, RiderID: s.RiderID, RiderName: s.RiderName,
-		Items: s.Items, Amount: s.Amount, Currency: s.Currency, PickUp: s.PickUp, DeliverTo: &deliverTo,
+		CustomerID: s.CustomerID, RestaurantID: s.RestaurantID, RiderID: s.RiderID,
+		Items: s.Items, Amount: s.Amount, Currency: s.Currency, PickUp: s.PickUp,
 		ExternalReference: s.ExternalReference, Reason: s.Reason, By: s.By,
 		CreatedAt: s.CreatedAt, UpdatedAt: s.UpdatedAt, ReadyAt: s.ReadyAt,
+		Sealed: SealedFields{s.DeliverTo, s.CustomerID, s.RiderName, s.RiderID},
 	}
 	if s.Payable() {
 		v.PaymentDueAt = s.PaymentDueAt
@@ -107,13 +119,14 @@ func NewView(s *State, payment PaymentStatus) View {
 }
 
 // View returns the order as it is after this event, from the event alone. version and at
-// are those of the event.
+// are those of the event. Its personal fields are still sealed.
 func (e OrderPaid) View(version int64, at time.Time) View {
 	return View{
 		OrderID: e.OrderID, Version: version, Status: StatusPlaced, PaymentStatus: PaymentPaid,
 		CustomerID: e.Ctx.CustomerID, RestaurantID: e.Ctx.RestaurantID,
-		Items: e.Items, Amount: e.Amount, Currency: e.Currency, PickUp: e.PickUp, DeliverTo: &e.DeliverTo,
+		Items: e.Items, Amount: e.Amount, Currency: e.Currency, PickUp: e.PickUp,
 		ExternalReference: e.ExternalReference, AcceptBy: e.AcceptBy, CreatedAt: e.PlacedAt, UpdatedAt: at,
+		Sealed: SealedFields{DeliverTo: e.DeliverTo, CustomerID: e.Ctx.CustomerID},
 	}
 }
 
@@ -129,6 +142,7 @@ func (v View) For(a domain.Actor) View {
 	default:
 		v = v.WithoutParties()
 		v.RiderID, v.RiderName, v.RiderLocation = "", "", nil
+		v.Sealed.RiderName = ""
 	}
 	v.Dispatch = nil
 	return v
@@ -138,5 +152,6 @@ func (v View) For(a domain.Actor) View {
 // see this, and so does a rider in the answer to the command that gives the order up.
 func (v View) WithoutParties() View {
 	v.CustomerID, v.Items, v.DeliverTo, v.ExternalReference = "", nil, nil, ""
+	v.Sealed.DeliverTo = ""
 	return v
 }

@@ -3,6 +3,7 @@ package order
 import (
 	"bytes"
 	"encoding/json"
+	"strings"
 
 	"tomato/domain"
 )
@@ -32,16 +33,9 @@ var (
 // a customer sees the rider who has the order but nobody who had it before. Riders always
 // see themselves. EventData fails if data is not a JSON object.
 func (s *State) EventData(data []byte, a domain.Actor) ([]byte, error) {
-	v := viewer{personal: true, riders: seesRiders(a.Role)}
-	switch {
-	case v.riders:
+	v := s.viewer(a)
+	if v.riders {
 		return data, nil
-	case a.Role == domain.Customer:
-		v.riderID = s.RiderID
-	case a.Role == domain.Rider:
-		v.personal, v.riderID = a.Sub == s.RiderID, a.Sub
-	default:
-		v.personal = false
 	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.UseNumber() // numbers stay as they are
@@ -51,6 +45,46 @@ func (s *State) EventData(data []byte, a domain.Actor) ([]byte, error) {
 	}
 	v.object(fields)
 	return json.Marshal(fields)
+}
+
+// viewer returns what this party may see in the order's events.
+func (s *State) viewer(a domain.Actor) viewer {
+	v := viewer{personal: true, riders: seesRiders(a.Role)}
+	switch {
+	case v.riders:
+	case a.Role == domain.Customer:
+		v.riderID = s.RiderID
+	case a.Role == domain.Rider:
+		v.personal, v.riderID = a.Sub == s.RiderID, a.Sub
+	default:
+		v.personal = false
+	}
+	return v
+}
+
+// EventActor returns who made an event, as this party may see it. made is the attribute
+// actor of the event, <role>:<sub>. The sub is empty if the party may not see it, by the
+// rule of EventData. ok is false if nobody made the event, or if made has another form.
+func (s *State) EventActor(made string, a domain.Actor) (by domain.Actor, ok bool) {
+	role, sub, ok := strings.Cut(made, ":")
+	if by = (domain.Actor{Role: domain.Role(role), Sub: sub}); !ok || !domain.ValidID(sub) {
+		return domain.Actor{}, false
+	}
+	v := s.viewer(a)
+	switch by.Role {
+	case domain.Rider:
+		if !v.riders && !v.sees(sub) {
+			by.Sub = ""
+		}
+	case domain.Customer:
+		if !v.personal {
+			by.Sub = ""
+		}
+	case domain.Restaurant, domain.Ops:
+	default:
+		return domain.Actor{}, false
+	}
+	return by, true
 }
 
 // object removes from an object, and from all objects in it, the fields that the viewer

@@ -10,6 +10,8 @@ import (
 
 	"tomato/domain"
 	"tomato/domain/order"
+	"tomato/eventlog/subjectkeys"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // What the golden events tell of whom, by words that occur nowhere else.
@@ -26,6 +28,14 @@ func TestWhoSeesWhat(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.json")
 	if err != nil || len(files) < 17 {
 		t.Fatal("the golden events are missing", err)
+	}
+	keys := &subjectkeystest.Keys{}
+	opened := func(data []byte) string {
+		b, err := subjectkeys.OpenEvent(t.Context(), keys, "cust-9", data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
 	}
 	type sight struct {
 		personal bool
@@ -47,14 +57,14 @@ func TestWhoSeesWhat(t *testing.T) {
 	}{
 		{"nobody's", order.State{Status: order.StatusReadyForRider},
 			[]sight{{true, nil}, {true, all}, {true, all}, {false, []string{"rider-5"}}, {false, []string{"rider-6"}}, {false, nil}, {false, nil}}},
-		{"rider-5's", order.State{Status: order.StatusRiderAssigned, RiderID: "rider-5", RiderName: "Una Rao"},
+		{"rider-5's", order.State{Status: order.StatusRiderAssigned, RiderID: "rider-5", RiderName: subjectkeystest.Name("rider-5", "Una Rao")},
 			[]sight{{true, []string{"rider-5"}}, {true, all}, {true, all}, {true, []string{"rider-5"}}, {false, []string{"rider-6"}}, {false, nil}, {false, nil}}},
 		{"rider-6's, dropped by rider-5", order.State{Status: order.StatusDelivered, RiderID: "rider-6", Drops: []order.Drop{{RiderID: "rider-5"}}},
 			[]sight{{true, []string{"rider-6"}}, {true, all}, {true, all}, {false, []string{"rider-5"}}, {true, []string{"rider-6"}}, {false, nil}, {false, nil}}},
 	} {
 		s := c.state
 		s.CustomerID, s.RestaurantID, s.Items = "cust-9", "res-17", []order.Item{{Name: "Masala Dosa"}}
-		s.DeliverTo, s.ExternalReference, s.Round = order.DeliverTo{Address: "4 Church Street", Instructions: "ring twice"}, "till-3", 1
+		s.DeliverTo, s.ExternalReference, s.Round = subjectkeystest.DeliverTo("cust-9", `{"address":"4 Church Street","instructions":"ring twice"}`), "till-3", 1
 		for i, viewer := range viewers {
 			check := func(what, full, shown string) {
 				t.Helper()
@@ -87,20 +97,23 @@ func TestWhoSeesWhat(t *testing.T) {
 				if err != nil {
 					t.Fatal(f, err)
 				}
-				check(filepath.Base(f), string(data), string(shown))
+				check(filepath.Base(f), opened(data), opened(shown))
 			}
 			v := order.NewView(&s, order.PaymentPaid)
 			if s.RiderID != "" {
 				v.RiderLocation = &order.RiderLocation{RiderID: s.RiderID}
 			}
-			full, err := json.Marshal(v)
-			if err != nil {
-				t.Fatal(err)
+			show := func(v order.View) []byte {
+				if err := subjectkeys.OpenOrder(t.Context(), keys, &v); err != nil {
+					t.Fatal(err)
+				}
+				b, err := json.Marshal(v)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return b
 			}
-			shown, err := json.Marshal(v.For(viewer))
-			if err != nil {
-				t.Fatal(err)
-			}
+			full, shown := show(v), show(v.For(viewer))
 			check("view", string(full), string(shown))
 			if want := viewer.Role == domain.Restaurant || viewer.Role == domain.Ops; strings.Contains(string(shown), `"dispatch"`) != want {
 				t.Errorf("%s sees dispatch: %v", viewer.Role, !want)

@@ -6,6 +6,8 @@ import (
 
 	"tomato/domain"
 	"tomato/domain/order"
+	"tomato/eventlog/subjectkeys"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // TestPaymentStatus has a case for each payment status and each way to reach it.
@@ -44,7 +46,11 @@ func TestView(t *testing.T) {
 	t.Parallel()
 	show := func(history []order.Event, p order.PaymentStatus, change func(order.View) order.View) string {
 		s := given(history)
-		b, err := json.Marshal(change(order.NewView(&s, p)))
+		v := change(order.NewView(&s, p))
+		if err := subjectkeys.OpenOrder(t.Context(), &subjectkeystest.Keys{}, &v); err != nil {
+			t.Fatal(err)
+		}
+		b, err := json.Marshal(v)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -123,7 +129,7 @@ func BenchmarkDispatch(b *testing.B) {
 		order.Ready{},
 		order.OfferWave{Round: 1, Wave: 1, Riders: riders("r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8"), TTL: 30e9, Limit: 50},
 		order.CheckOffer{RiderID: "r5"},
-		order.Assign{RiderID: "r5", RiderName: "Una", ClaimID: 7, Round: 1, Wave: 1},
+		order.Assign{RiderID: "r5", RiderName: subjectkeystest.Name("r5", "Una"), ClaimID: 7, Round: 1, Wave: 1},
 	}
 	b.ReportAllocs()
 	for b.Loop() {

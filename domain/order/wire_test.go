@@ -7,6 +7,7 @@ import (
 	"tomato/domain"
 	"tomato/domain/domaintest"
 	"tomato/domain/order"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 func TestWire(t *testing.T) {
@@ -15,7 +16,7 @@ func TestWire(t *testing.T) {
 	at := domain.Point{Lng: 77.5946, Lat: 12.9716}
 	items := []order.Item{{ItemID: "dosa", Name: "Masala Dosa", UnitPrice: 15000, Quantity: 3}}
 	pickUp := order.PickUp{Name: "Udupi Hut", Location: at, Address: "12 MG Road"}
-	deliverTo := order.DeliverTo{Location: domain.Point{Lng: 77.6101, Lat: 12.9352}, Address: "4 Church Street", Instructions: "ring twice"}
+	deliverTo := subjectkeystest.DeliverTo("cust-9", `{"location":{"type":"Point","coordinates":[77.6101,12.9352]},"address":"4 Church Street","instructions":"ring twice"}`)
 	ctx := func(status order.Status) domain.Ctx {
 		return domain.Ctx{CustomerID: "cust-9", RestaurantID: "res-17", Status: string(status)}
 	}
@@ -35,7 +36,7 @@ func TestWire(t *testing.T) {
 			Location: at, ExpiresAt: t0.Add(30 * time.Second), Ctx: ctx(order.StatusReadyForRider)},
 		order.OfferDeclined{OrderID: id, RiderID: "rider-6", Round: 1, Wave: 1, Location: at, Ctx: ctx(order.StatusReadyForRider)},
 		order.OffersExpired{OrderID: id, Round: 1, Wave: 1, Riders: []string{"rider-5"}, Location: at, Ctx: ctx(order.StatusReadyForRider)},
-		order.RiderAssigned{OrderID: id, RiderID: "rider-5", RiderName: "Una Rao", ClaimID: 4, Round: 1, Wave: 2, Riders: []string{"rider-6"}, Ctx: with(order.StatusRiderAssigned)},
+		order.RiderAssigned{OrderID: id, RiderID: "rider-5", RiderName: subjectkeystest.Name("rider-5", "Una Rao"), ClaimID: 4, Round: 1, Wave: 2, Riders: []string{"rider-6"}, Ctx: with(order.StatusRiderAssigned)},
 		order.RiderUnassigned{OrderID: id, RiderID: "rider-5", ClaimID: 4, Reason: "flat tyre", By: domain.Rider, Round: 2, Location: at, Ctx: with(order.StatusReadyForRider)},
 		order.DispatchExhausted{OrderID: id, Round: 1, Waves: 3, Ctx: ctx(order.StatusReadyForRider)},
 		order.DispatchRequested{OrderID: id, Round: 2, Location: at, Ctx: ctx(order.StatusReadyForRider)},

@@ -1,12 +1,14 @@
 package rider
 
+import "tomato/domain"
+
 // The commands.
 type (
 	// Put registers the rider or changes what is known of them.
 	Put struct {
-		RiderID string `json:"riderId"`
-		Name    string `json:"name"`
-		Vehicle string `json:"vehicle,omitempty"`
+		RiderID string        `json:"riderId"`
+		Name    domain.Sealed `json:"name"`
+		Vehicle string        `json:"vehicle,omitempty"`
 	}
 	// Verify allows the rider to work.
 	Verify struct{}

@@ -31,16 +31,16 @@ var Types = []string{
 // event is never changed. If another form is needed, Decode converts the old one.
 type (
 	RiderRegistered struct {
-		RiderID string     `json:"riderId"`
-		Name    string     `json:"name"`
-		Vehicle string     `json:"vehicle,omitempty"`
-		Ctx     domain.Ctx `json:"ctx"`
+		RiderID string        `json:"riderId"`
+		Name    domain.Sealed `json:"name"` // under the rider's key
+		Vehicle string        `json:"vehicle,omitempty"`
+		Ctx     domain.Ctx    `json:"ctx"`
 	}
 	RiderUpdated struct {
-		RiderID string     `json:"riderId"`
-		Name    string     `json:"name"`
-		Vehicle string     `json:"vehicle,omitempty"`
-		Ctx     domain.Ctx `json:"ctx"`
+		RiderID string        `json:"riderId"`
+		Name    domain.Sealed `json:"name"` // under the rider's key
+		Vehicle string        `json:"vehicle,omitempty"`
+		Ctx     domain.Ctx    `json:"ctx"`
 	}
 	RiderSuspended struct {
 		RiderID string     `json:"riderId"`
@@ -55,13 +55,13 @@ type (
 		Ctx     domain.Ctx `json:"ctx"`
 	}
 	RiderClaimed struct {
-		RiderID   string     `json:"riderId"`
-		RiderName string     `json:"riderName"`
-		ClaimID   int64      `json:"claimId"`
-		OrderID   string     `json:"orderId"`
-		Round     int        `json:"round"`
-		Wave      int        `json:"wave"`
-		Ctx       domain.Ctx `json:"ctx"`
+		RiderID   string        `json:"riderId"`
+		RiderName domain.Sealed `json:"riderName"`
+		ClaimID   int64         `json:"claimId"`
+		OrderID   string        `json:"orderId"`
+		Round     int           `json:"round"`
+		Wave      int           `json:"wave"`
+		Ctx       domain.Ctx    `json:"ctx"`
 	}
 	RiderReleased struct {
 		RiderID string     `json:"riderId"`

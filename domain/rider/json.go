@@ -10,7 +10,7 @@ import "tomato/domain"
 func (e RiderClaimed) WriteJSON(j *domain.JSON) {
 	j.Open()
 	j.String("riderId", e.RiderID)
-	j.String("riderName", e.RiderName)
+	j.String("riderName", string(e.RiderName))
 	j.Int("claimId", e.ClaimID)
 	j.String("orderId", e.OrderID)
 	j.Int("round", int64(e.Round))

@@ -4,7 +4,11 @@
 // The comment of package domain lists the files.
 package rider
 
-import "time"
+import (
+	"time"
+
+	"tomato/domain"
+)
 
 // Verification is the decision of ops about whether the rider may work. A new rider is
 // unverified.
@@ -40,15 +44,15 @@ type Claim struct {
 
 // State is a rider as its events have made it.
 type State struct {
-	ID           string       `json:"riderId"`
-	Version      int64        `json:"version"`
-	Name         string       `json:"name"`
-	Vehicle      string       `json:"vehicle,omitempty"`
-	Verification Verification `json:"verification"`
-	Online       bool         `json:"online,omitempty"`
-	Claim        *Claim       `json:"claim,omitempty"` // never changed in place
-	CreatedAt    time.Time    `json:"createdAt,omitzero"`
-	UpdatedAt    time.Time    `json:"updatedAt,omitzero"`
+	ID           string        `json:"riderId"`
+	Version      int64         `json:"version"`
+	Name         domain.Sealed `json:"name"` // under the rider's key
+	Vehicle      string        `json:"vehicle,omitempty"`
+	Verification Verification  `json:"verification"`
+	Online       bool          `json:"online,omitempty"`
+	Claim        *Claim        `json:"claim,omitempty"` // never changed in place
+	CreatedAt    time.Time     `json:"createdAt,omitzero"`
+	UpdatedAt    time.Time     `json:"updatedAt,omitzero"`
 }
 
 // Exists reports whether the rider is registered.

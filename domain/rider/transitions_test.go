@@ -178,7 +178,7 @@ func TestClaim(t *testing.T) {
 	if back.Status() != rider.StatusAvailable || back.Verification != rider.Verified {
 		t.Errorf("after suspension, verification and release: %s, %s", back.Status(), back.Verification)
 	}
-	view := rider.View{RiderID: "r1", Version: 4, Name: "Una", Verification: rider.Verified, Status: rider.StatusBusy, OrderID: "X"}
+	view := rider.View{RiderID: "r1", Version: 4, Sealed: "Una", Verification: rider.Verified, Status: rider.StatusBusy, OrderID: "X"}
 	if got := rider.NewView(&s); got != view {
 		t.Errorf("view %+v, want %+v", got, view)
 	}

@@ -12,11 +12,13 @@ type View struct {
 	Status       Status        `json:"status"`
 	OrderID      string        `json:"orderId,omitempty"`
 	Location     *domain.Point `json:"location,omitempty"` // the latest, in queries only
+
+	Sealed domain.Sealed `json:"-"` // what Name is made of; whoever makes an answer opens it
 }
 
-// NewView makes the view of a rider, without a location.
+// NewView makes the view of a rider, without a location. The name is still sealed.
 func NewView(s *State) View {
-	v := View{RiderID: s.ID, Version: s.Version, Name: s.Name, Vehicle: s.Vehicle, Verification: s.Verification, Status: s.Status()}
+	v := View{RiderID: s.ID, Version: s.Version, Sealed: s.Name, Vehicle: s.Vehicle, Verification: s.Verification, Status: s.Status()}
 	if s.Claim != nil {
 		v.OrderID = s.Claim.OrderID
 	}

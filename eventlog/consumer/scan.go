@@ -5,6 +5,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"tomato/domain"
 	"tomato/eventlog"
 	"tomato/eventlog/consumer/parked"
 )
@@ -92,7 +93,10 @@ func (w *worker) scan(recs []*kgo.Record, buf *scanBuffer) (batch, error) {
 		if w.parked.At(r.Offset) != nil {
 			continue // it was parked before a crash, and the checkpoint had not passed it
 		}
-		if w.telemetry && (e.Fault != nil || r.Value == nil) {
+		if w.telemetry && r.Value == nil && domain.ValidID(string(r.Key)) { // a tombstone, which needs no headers
+			e.Subject, e.Fault = string(r.Key), nil
+		}
+		if w.telemetry && e.Fault != nil {
 			if r.Value != nil {
 				w.skip(r.Offset, e.Fault)
 			}

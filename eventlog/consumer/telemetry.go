@@ -12,8 +12,12 @@ import (
 // one of its key replaces it. The records of such a topic may come from anybody. A
 // record that cannot be read, or that a handler fails on, is skipped and counted. It
 // is never parked: later records of its key would wait for it, and with too many of
-// them the partition would pause. A record without a value says that its key is gone.
+// them the partition would pause. A record without a value is a tombstone: IsTombstone.
 func IsTelemetry(topic string) bool { return topic == eventlog.RiderLocations }
+
+// IsTombstone reports whether an event of a telemetry topic says that its key is gone. Its
+// Subject is the record's key.
+func IsTombstone(e *eventlog.Event) bool { return IsTelemetry(e.Topic) && e.Data == nil }
 
 // Skip counts an event of a telemetry topic that a handler skips, and logs why now and
 // then. The handler calls it with its context. A batch that is repeated counts its

@@ -14,10 +14,10 @@ const (
 // zero value is ready to use. Safe for concurrent use.
 type cipherCache struct {
 	mu         sync.Mutex // guards the fields below
-	young, old map[KeyID]*subjectCipher
+	young, old map[KeyID]*Cipher
 }
 
-func (c *cipherCache) get(id KeyID) *subjectCipher {
+func (c *cipherCache) get(id KeyID) *Cipher {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if found := c.young[id]; found != nil {
@@ -30,15 +30,15 @@ func (c *cipherCache) get(id KeyID) *subjectCipher {
 	return found
 }
 
-func (c *cipherCache) put(x *subjectCipher) {
+func (c *cipherCache) put(x *Cipher) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.add(x)
 }
 
-func (c *cipherCache) add(x *subjectCipher) {
+func (c *cipherCache) add(x *Cipher) {
 	if c.young == nil || len(c.young) >= ciphersKept {
-		c.young, c.old = make(map[KeyID]*subjectCipher), c.young
+		c.young, c.old = make(map[KeyID]*Cipher), c.young
 	}
 	c.young[x.id] = x
 }

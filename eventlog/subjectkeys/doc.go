@@ -31,7 +31,9 @@
 //	cache.go     the ciphers that were used lately
 //	keyring.go   the Keyring: start, seal, open
 //	follow.go    reads the topic, and reads it to its end
+//	metrics.go   what is counted
 //	make.go      makes the key of a subject
 //	erase.go     destroys the keys of a subject; the audit
+//	personal.go  which fields of orders and riders are sealed, and opening them for answers
 //	rewrap.go    wraps all keys under the newest master key
 package subjectkeys

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/singleflight"
 
@@ -57,8 +58,9 @@ type Config struct {
 	Masters []*Master
 	// Marks lets the keyring append a mark when a destroyed key would otherwise stay on
 	// the brokers' disks, because nothing else is appended. Servers set it.
-	Marks bool
-	Log   *slog.Logger // nil: slog.Default()
+	Marks    bool
+	Registry prometheus.Registerer // nil: no metrics
+	Log      *slog.Logger          // nil: slog.Default()
 }
 
 // Keyring has the keys of all subjects. Safe for concurrent use.
@@ -85,6 +87,7 @@ type Keyring struct {
 	lastRecord   time.Time          // of the newest record
 
 	ciphers cipherCache
+	metrics metrics
 }
 
 // Start returns a keyring that has read the topic to its present end, and follows it
@@ -94,6 +97,9 @@ func Start(ctx context.Context, config Config) (*Keyring, error) {
 	k := &Keyring{config: config, log: config.Log, done: make(chan struct{}), ring: newRing(), erasures: map[string]Erasure{}, moved: make(chan struct{})}
 	if k.log == nil {
 		k.log = slog.Default()
+	}
+	if err := k.metrics.register(config.Registry, k.Held); err != nil {
+		return nil, err
 	}
 	for _, m := range config.Masters {
 		k.fingerprints = append(k.fingerprints, m.fingerprint)
@@ -151,11 +157,11 @@ func (k *Keyring) Seal(ctx context.Context, subject Subject, field string, plain
 	if err != nil {
 		return "", err
 	}
-	return c.seal(field, plain), nil
+	return c.Seal(field, plain), nil
 }
 
 // sealing returns the cipher under which texts of the subject are sealed.
-func (k *Keyring) sealing(ctx context.Context, subject Subject) (*subjectCipher, error) {
+func (k *Keyring) sealing(ctx context.Context, subject Subject) (*Cipher, error) {
 	hash := subject.hash()
 	for {
 		k.mu.RLock()
@@ -175,8 +181,20 @@ func (k *Keyring) sealing(ctx context.Context, subject Subject) (*subjectCipher,
 	}
 }
 
-// Open implements Opener.
+// Open implements Opener. A text that is unreadable is counted and logged, because nobody
+// has destroyed its key: it was damaged, or another program has written it.
 func (k *Keyring) Open(ctx context.Context, subject Subject, field string, s domain.Sealed) ([]byte, error) {
+	plain, err := k.open(ctx, subject, field, s)
+	if errors.Is(err, ErrUnreadable) {
+		if n, now := k.metrics.unreadableText(); now {
+			k.log.Error("personal fields cannot be opened, and are shown as erased: they are damaged, or another program has written them",
+				"count", n, "subject", subject.String(), "field", field)
+		}
+	}
+	return plain, err
+}
+
+func (k *Keyring) open(ctx context.Context, subject Subject, field string, s domain.Sealed) ([]byte, error) {
 	t, err := parse(s)
 	if err != nil {
 		return nil, err
@@ -213,7 +231,7 @@ func (k *Keyring) Open(ctx context.Context, subject Subject, field string, s dom
 // held returns the cipher of a key that the keyring holds, or nil if it holds no such
 // key. It fails if the key belongs to another subject, or if this instance lacks the
 // master key.
-func (k *Keyring) held(subject Subject, id KeyID) (*subjectCipher, error) {
+func (k *Keyring) held(subject Subject, id KeyID) (*Cipher, error) {
 	if c := k.ciphers.get(id); c != nil {
 		if c.subject != subject {
 			return nil, ErrUnreadable
@@ -235,7 +253,7 @@ func (k *Keyring) held(subject Subject, id KeyID) (*subjectCipher, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := newCipher(subject, id, key)
+	c, err := NewCipher(subject, id, key)
 	if err != nil {
 		return nil, err
 	}

@@ -60,6 +60,7 @@ func (k *Keyring) makeOne(ctx context.Context, subject Subject) error {
 	if err != nil {
 		return err
 	}
+	k.metrics.made.Inc()
 	if err := k.await(ctx, offset+1); err != nil {
 		return err
 	}

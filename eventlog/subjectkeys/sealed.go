@@ -37,17 +37,17 @@ const (
 	prefix      = "s1."
 )
 
-// A subjectCipher seals and opens the texts of one subject with one key. It is safe for
+// A Cipher seals and opens the texts of one subject with one key. It is safe for
 // concurrent use.
-type subjectCipher struct {
+type Cipher struct {
 	id       KeyID
 	subject  Subject
 	aead     cipher.AEAD
 	nonceKey []byte
 }
 
-// newCipher returns the cipher of a key.
-func newCipher(subject Subject, id KeyID, key []byte) (*subjectCipher, error) {
+// NewCipher returns the cipher of a key, which has 32 bytes.
+func NewCipher(subject Subject, id KeyID, key []byte) (*Cipher, error) {
 	derive := func(purpose string) ([]byte, error) {
 		return hkdf.Key(sha256.New, key, nil, "tomato subject key 1: "+purpose, keyBytes)
 	}
@@ -63,7 +63,7 @@ func newCipher(subject Subject, id KeyID, key []byte) (*subjectCipher, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &subjectCipher{id: id, subject: subject, aead: aead, nonceKey: nonce}, nil
+	return &Cipher{id: id, subject: subject, aead: aead, nonceKey: nonce}, nil
 }
 
 func newAEAD(key []byte) (cipher.AEAD, error) {
@@ -75,7 +75,7 @@ func newAEAD(key []byte) (cipher.AEAD, error) {
 }
 
 // bound returns the associated data of a text: whose it is, and which field.
-func (c *subjectCipher) bound(b []byte, field string) []byte {
+func (c *Cipher) bound(b []byte, field string) []byte {
 	b = append(b, c.subject.kind...)
 	b = append(b, '/')
 	b = append(b, c.subject.id...)
@@ -83,9 +83,9 @@ func (c *subjectCipher) bound(b []byte, field string) []byte {
 	return append(b, field...)
 }
 
-// seal seals a text. The same text always gives the same result: its nonce is derived
+// Seal seals a text. The same text always gives the same result: its nonce is derived
 // from it. So two texts have the same nonce only if they are equal.
-func (c *subjectCipher) seal(field string, plain []byte) domain.Sealed {
+func (c *Cipher) Seal(field string, plain []byte) domain.Sealed {
 	mac := hmac.New(sha256.New, c.nonceKey)
 	mac.Write([]byte(field))
 	mac.Write([]byte{'|'})
@@ -101,9 +101,21 @@ func (c *subjectCipher) seal(field string, plain []byte) domain.Sealed {
 	return domain.Sealed(base64.RawURLEncoding.AppendEncode(text, raw))
 }
 
-// open opens what parse has split. It fails if the text was not sealed with this key for
-// this subject and field.
-func (c *subjectCipher) open(field string, t sealedText) ([]byte, error) {
+// Open opens a text. It fails with ErrUnreadable if the text was not sealed with this key
+// for this subject and field.
+func (c *Cipher) Open(field string, s domain.Sealed) ([]byte, error) {
+	t, err := parse(s)
+	if err != nil {
+		return nil, err
+	}
+	if t.key != c.id {
+		return nil, ErrUnreadable
+	}
+	return c.open(field, t)
+}
+
+// open is Open for a text that parse has split.
+func (c *Cipher) open(field string, t sealedText) ([]byte, error) {
 	var aad [128]byte
 	plain, err := c.aead.Open(t.rest[nonceBytes:nonceBytes], t.rest[:nonceBytes], t.rest[nonceBytes:], c.bound(aad[:0], field))
 	if err != nil {

@@ -39,6 +39,7 @@ CREATE TABLE order_events (
     version  bigint      NOT NULL,
     type     text        NOT NULL,
     at       timestamptz NOT NULL,
+    actor    text        NOT NULL, -- who made it, <role>:<sub>; '' for a deadline or a policy
     data     text        NOT NULL,
     PRIMARY KEY (order_id, version)
 );

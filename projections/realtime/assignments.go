@@ -112,6 +112,9 @@ func (a *assignments) position(e *eventlog.Event) ([]rooms.Message, error) {
 	return nil, nil
 }
 
+// forget takes out the last position of a rider, which was deleted.
+func (a *assignments) forget(riderID string) { delete(a.last, riderID) }
+
 func (a *assignments) message(n Assignment, p rider.Position, at time.Time) ([]rooms.Message, error) {
 	m := messages{at: at}
 	m.add("rider:location", domain.Ctx{CustomerID: n.CustomerID, RestaurantID: n.RestaurantID, RiderID: n.RiderID}, p, to(rooms.Order(n.OrderID)))

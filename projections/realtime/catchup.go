@@ -2,6 +2,7 @@ package realtime
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"time"
@@ -72,7 +73,10 @@ func (p *Projector) CatchUp(ctx context.Context, from, to map[eventlog.TopicPart
 		if e.Fault != nil {
 			return nil // the projector skips such a record too
 		}
-		all, err := Rooms(e)
+		all, err := Rooms(ctx, p.Keys, e)
+		if errors.Is(err, eventlog.ErrUnavailable) {
+			return err
+		}
 		if err != nil {
 			return nil // the same
 		}

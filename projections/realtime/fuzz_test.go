@@ -12,6 +12,7 @@ import (
 	"tomato/domain/rooms"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 // Whatever a record contains, the feed makes messages of it or skips it, and goes on.
@@ -51,20 +52,20 @@ func fuzzFeed(f *testing.F, topic, golden string) {
 	}
 	log := slog.New(slog.DiscardHandler)
 	eventlogtest.FuzzRecords(f, topic, golden, func(t *testing.T, r *kgo.Record) {
-		p := &Projector{Sink: sink{t}}
+		p := &Projector{Sink: sink{t}, Keys: &subjectkeystest.Keys{}}
 		riders := newAssignments([]Assignment{{RiderID: "rider-5", ClaimID: 1, OrderID: "o", CustomerID: "c", RestaurantID: "r"}})
 		var rule *eventlog.Rule
 		if eventlog.IsAggregate(topic) {
 			rule = &eventlog.Rule{Term: 1}
 		}
-		p.record(eventlog.TopicPartition{Topic: topic}, r, rule, riders, log, m)
+		p.record(t.Context(), eventlog.TopicPartition{Topic: topic}, r, rule, riders, log, m)
 		for id := range riders.byRider { // the rider sends a position after the assignment
 			data, err := json.Marshal(rider.Position{RiderID: id, RecordedAt: time.Unix(1, 0)})
 			if err != nil {
 				t.Fatal(err)
 			}
 			e := eventlog.Event{Type: rider.PositionType, Time: time.Unix(1, 0), Data: data}
-			p.record(eventlog.TopicPartition{Topic: eventlog.RiderLocations}, e.NewRecord(eventlog.RiderLocations, 0), nil, riders, log, m)
+			p.record(t.Context(), eventlog.TopicPartition{Topic: eventlog.RiderLocations}, e.NewRecord(eventlog.RiderLocations, 0), nil, riders, log, m)
 		}
 	})
 }

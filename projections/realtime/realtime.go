@@ -45,6 +45,7 @@ import (
 	"tomato/domain/rooms"
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
+	"tomato/eventlog/subjectkeys"
 )
 
 // Topics are the topics that a Projector reads. Topic riders is not among them,
@@ -81,11 +82,12 @@ type Sink interface {
 	Ready()
 }
 
-// Projector reads the logs for one sink. Kafka, Loader and Sink must be set.
+// Projector reads the logs for one sink. Kafka, Loader, Sink and Keys must be set.
 type Projector struct {
 	Kafka    eventlog.Config
 	Loader   Loader
 	Sink     Sink
+	Keys     subjectkeys.Opener    // open what is personal in messages
 	Backlog  time.Duration         // how far back rider positions and emitted messages are read at the start; 0: 5 minutes
 	Registry prometheus.Registerer // nil: no metrics
 	Log      *slog.Logger          // nil: slog.Default()
@@ -95,6 +97,9 @@ type Projector struct {
 }
 
 const defaultBacklog = 5 * time.Minute
+
+// keysPause is the pause between two tries to open what is personal in a message.
+const keysPause = 200 * time.Millisecond
 
 // Run reads until ctx ends, and then returns nil. It returns an error if it cannot
 // start, or if to go on could leave a message out. One Run at a time.
@@ -178,7 +183,7 @@ func (p *Projector) run(ctx context.Context, log *slog.Logger, m *metrics) error
 		fetches.EachPartition(func(ft kgo.FetchTopicPartition) {
 			tp := eventlog.TopicPartition{Topic: ft.Topic, Partition: ft.Partition}
 			for _, r := range ft.Records {
-				p.record(tp, r, rules[tp], riders, log, m)
+				p.record(ctx, tp, r, rules[tp], riders, log, m)
 			}
 			if end, ok := behind[tp]; ok && len(ft.Records) > 0 && ft.Records[len(ft.Records)-1].Offset >= end-1 {
 				delete(behind, tp)
@@ -193,13 +198,14 @@ func (p *Projector) run(ctx context.Context, log *slog.Logger, m *metrics) error
 
 // record applies the reader rule to one record and publishes it if it is valid. rule
 // is nil for a topic that is not an aggregate topic.
-func (p *Projector) record(tp eventlog.TopicPartition, r *kgo.Record, rule *eventlog.Rule, riders *assignments, log *slog.Logger, m *metrics) {
+func (p *Projector) record(ctx context.Context, tp eventlog.TopicPartition, r *kgo.Record, rule *eventlog.Rule, riders *assignments, log *slog.Logger, m *metrics) {
 	e, _ := eventlog.ParseRecord(r) // e.Fault has the error
 	take, skipped := true, ""
 	if rule != nil {
 		take, skipped = rule.Take(&e)
 	} else if consumer.IsTelemetry(tp.Topic) && r.Value == nil {
 		take = false // a tombstone: the position was deleted, which means no message
+		riders.forget(string(r.Key))
 	} else if e.Fault != nil {
 		take, skipped = false, eventlog.SkipNoEvent
 	}
@@ -214,7 +220,10 @@ func (p *Projector) record(tp eventlog.TopicPartition, r *kgo.Record, rule *even
 		}
 		return
 	}
-	all, err := p.messages(&e, riders)
+	all, err := p.messages(ctx, &e, riders, log)
+	if ctx.Err() != nil {
+		return
+	}
 	if err != nil {
 		m.undecodable.Inc()
 		log.Error("the feed passes over an event that it cannot decode", "topic", tp.Topic, "partition", tp.Partition, "offset", r.Offset, "type", eventlog.LogText(e.Type), "err", err)
@@ -224,14 +233,27 @@ func (p *Projector) record(tp eventlog.TopicPartition, r *kgo.Record, rule *even
 	m.records.Inc()
 }
 
-func (p *Projector) messages(e *eventlog.Event, riders *assignments) ([]rooms.Message, error) {
+// messages makes the messages of an event. While it is not known whether a key exists, it
+// waits: a feed leaves nothing out.
+func (p *Projector) messages(ctx context.Context, e *eventlog.Event, riders *assignments, log *slog.Logger) ([]rooms.Message, error) {
 	if e.Fault != nil {
 		return nil, e.Fault
 	}
 	if e.Topic == eventlog.RiderLocations {
 		return riders.position(e)
 	}
-	all, err := Rooms(e)
+	all, err := Rooms(ctx, p.Keys, e)
+	for tries := 0; errors.Is(err, eventlog.ErrUnavailable); tries++ {
+		if tries == 0 {
+			log.Warn("the feed waits for the keys of personal fields", "err", err)
+		}
+		select {
+		case <-time.After(keysPause):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		all, err = Rooms(ctx, p.Keys, e)
+	}
 	if err != nil || e.Topic != eventlog.Orders {
 		return all, err
 	}

@@ -12,6 +12,7 @@ import (
 	"tomato/domain/rooms"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 type published struct{ offsets []string }
@@ -53,10 +54,10 @@ func TestTheFeedGoesOnBehindJunkAndFaults(t *testing.T) {
 	n := len(log)
 	want = append(want, "0:1", fmt.Sprint(n-4, ":0"), fmt.Sprint(n-3, ":0"), fmt.Sprint(n-1, ":1"))
 	var told published
-	p := &Projector{Sink: &told}
+	p := &Projector{Sink: &told, Keys: &subjectkeystest.Keys{}}
 	rule := &eventlog.Rule{Term: 1}
 	for _, r := range log {
-		p.record(eventlog.TopicPartition{Topic: eventlog.Orders}, r, rule, newAssignments(nil), slog.New(slog.DiscardHandler), m)
+		p.record(t.Context(), eventlog.TopicPartition{Topic: eventlog.Orders}, r, rule, newAssignments(nil), slog.New(slog.DiscardHandler), m)
 	}
 	if !slices.Equal(told.offsets, want) || rule.Seq != seq {
 		t.Errorf("told %v, want %v; the rule is at %+v", told.offsets, want, *rule)

@@ -2,6 +2,7 @@ package realtime
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"tomato/domain/payment"
 	"tomato/domain/rooms"
 	"tomato/eventlog"
+	"tomato/eventlog/subjectkeys"
 )
 
 // The payloads of the messages. queryside/feed/asyncapi.json describes them.
@@ -46,15 +48,17 @@ type (
 
 // Rooms returns the messages that one event means, each with the rooms that it goes
 // to. The order of the messages and of the rooms is fixed, and is part of what
-// clients see. Rooms is pure, so every instance makes the same messages of the same
-// log. The message rider:location is not made here, because it needs more than the
+// clients see. Beside the event, Rooms looks only at whether the key of a personal field
+// still exists. So every instance makes the same messages of the same log, until somebody
+// is erased. The message rider:location is not made here, because it needs more than the
 // event; see assignments.
 //
-// It fails if the event cannot be decoded.
-func Rooms(e *eventlog.Event) ([]rooms.Message, error) {
+// It fails if the event cannot be decoded, and with eventlog.ErrUnavailable if a personal
+// field cannot be opened now.
+func Rooms(ctx context.Context, keys subjectkeys.Opener, e *eventlog.Event) ([]rooms.Message, error) {
 	switch e.Topic {
 	case eventlog.Orders:
-		return orderRooms(e)
+		return orderRooms(ctx, keys, e)
 	case eventlog.Payments:
 		return paymentRooms(e)
 	case eventlog.Feed:
@@ -63,7 +67,7 @@ func Rooms(e *eventlog.Event) ([]rooms.Message, error) {
 	return nil, nil
 }
 
-func orderRooms(e *eventlog.Event) ([]rooms.Message, error) {
+func orderRooms(ctx context.Context, keys subjectkeys.Opener, e *eventlog.Event) ([]rooms.Message, error) {
 	decoded, err := order.Decode(e.Type, e.DataVersion(), e.Data)
 	if err != nil {
 		return nil, err
@@ -73,7 +77,11 @@ func orderRooms(e *eventlog.Event) ([]rooms.Message, error) {
 	case order.OrderPlaced:
 		m.update(e, o.OrderID, o.Ctx, "", false)
 	case order.OrderPaid:
-		m.add("order:new", o.Ctx, o.View(e.Version, e.Time), to(rooms.Restaurant(o.Ctx.RestaurantID)))
+		view := o.View(e.Version, e.Time)
+		if err := subjectkeys.OpenOrder(ctx, keys, &view); err != nil {
+			return nil, err
+		}
+		m.add("order:new", o.Ctx, view, to(rooms.Restaurant(o.Ctx.RestaurantID)))
 		m.update(e, o.OrderID, o.Ctx, string(order.PaymentPaid), false)
 	case order.OrderExpired:
 		m.update(e, o.OrderID, o.Ctx, "", false)
@@ -94,7 +102,11 @@ func orderRooms(e *eventlog.Event) ([]rooms.Message, error) {
 	case order.RiderAssigned:
 		m.update(e, o.OrderID, o.Ctx, "", false)
 		m.taken(o.OrderID, o.Ctx, "assigned", o.Riders)
-		m.add("order:rider_assigned", o.Ctx, assignedPayload{o.OrderID, o.RiderID, o.RiderName},
+		name, err := subjectkeys.OpenName(ctx, keys, o.RiderID, o.RiderName)
+		if err != nil {
+			return nil, err
+		}
+		m.add("order:rider_assigned", o.Ctx, assignedPayload{o.OrderID, o.RiderID, name},
 			toCustomer(o.Ctx.CustomerID), to(rooms.Restaurant(o.Ctx.RestaurantID)), to(rooms.Order(o.OrderID)))
 	case order.RiderUnassigned:
 		m.update(e, o.OrderID, o.Ctx, "", true)

@@ -13,6 +13,7 @@ import (
 	"tomato/domain"
 	"tomato/domain/rooms"
 	"tomato/eventlog"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
 
 const (
@@ -126,7 +127,7 @@ func TestMessagesToUsersSayForWhichRole(t *testing.T) {
 	for _, aggregate := range []string{"order", "payment"} {
 		topic := map[string]string{"order": eventlog.Orders, "payment": eventlog.Payments}[aggregate]
 		for _, eventType := range golden(t, aggregate) {
-			all, err := Rooms(&eventlog.Event{Topic: topic, Type: eventType, Version: 7, Time: at, Data: wire(t, aggregate, eventType)})
+			all, err := Rooms(t.Context(), &subjectkeystest.Keys{}, &eventlog.Event{Topic: topic, Type: eventType, Version: 7, Time: at, Data: wire(t, aggregate, eventType)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -153,7 +154,7 @@ func TestMessagesToUsersSayForWhichRole(t *testing.T) {
 		}
 	}
 	both := strings.ReplaceAll(string(wire(t, "order", "ORDER_PICKED_UP")), "rider-5", "cust-9")
-	all, err := Rooms(&eventlog.Event{Topic: eventlog.Orders, Type: "ORDER_PICKED_UP", Version: 7, Time: at, Data: []byte(both)})
+	all, err := Rooms(t.Context(), &subjectkeystest.Keys{}, &eventlog.Event{Topic: eventlog.Orders, Type: "ORDER_PICKED_UP", Version: 7, Time: at, Data: []byte(both)})
 	if err != nil || strings.Join(all[0].Rooms, " ") != parties || all[0].Roles[0] != "" {
 		t.Errorf("%v %v, %v", all[0].Rooms, all[0].Roles, err)
 	}
@@ -178,12 +179,12 @@ func TestRoomsOfEmitted(t *testing.T) {
 	if d := cmp.Diff([]string{`promo:new [user:u1] {"a":1}`}, got); d != "" {
 		t.Error(d)
 	}
-	m, err := Rooms(&eventlog.Event{Topic: eventlog.Feed, Type: rooms.Emitted, Data: []byte(`{"event":"x","room":"user:u1","payload":1,"role":"rider"}`)})
+	m, err := Rooms(t.Context(), &subjectkeystest.Keys{}, &eventlog.Event{Topic: eventlog.Feed, Type: rooms.Emitted, Data: []byte(`{"event":"x","room":"user:u1","payload":1,"role":"rider"}`)})
 	if err != nil || len(m) != 1 || len(m[0].Roles) != 1 || m[0].Roles[0] != domain.Rider {
 		t.Errorf("with a role: %+v, %v", m, err)
 	}
 	for _, bad := range []string{`{`, `{"event":"feed:reset","room":"user:u1","payload":1}`, `{"event":"x","room":"nowhere","payload":1}`, `{"event":"x","room":"ops"}`} {
-		if m, err := Rooms(&eventlog.Event{Topic: eventlog.Feed, Type: rooms.Emitted, Data: []byte(bad)}); err == nil {
+		if m, err := Rooms(t.Context(), &subjectkeystest.Keys{}, &eventlog.Event{Topic: eventlog.Feed, Type: rooms.Emitted, Data: []byte(bad)}); err == nil {
 			t.Errorf("%s means %v", bad, m)
 		}
 	}
@@ -192,7 +193,7 @@ func TestRoomsOfEmitted(t *testing.T) {
 func TestRoomsOfOtherTopics(t *testing.T) {
 	t.Parallel()
 	for _, topic := range []string{eventlog.Riders, eventlog.Restaurants, eventlog.PaymentWebhooks} {
-		if m, err := Rooms(&eventlog.Event{Topic: topic, Type: "ANY"}); err != nil || m != nil {
+		if m, err := Rooms(t.Context(), &subjectkeystest.Keys{}, &eventlog.Event{Topic: topic, Type: "ANY"}); err != nil || m != nil {
 			t.Errorf("%s: %v, %v", topic, m, err)
 		}
 	}
@@ -200,7 +201,7 @@ func TestRoomsOfOtherTopics(t *testing.T) {
 
 func said(t *testing.T, topic, eventType string, data []byte) []string {
 	t.Helper()
-	all, err := Rooms(&eventlog.Event{Topic: topic, Type: eventType, Version: 7, Time: at, Data: data})
+	all, err := Rooms(t.Context(), &subjectkeystest.Keys{}, &eventlog.Event{Topic: topic, Type: eventType, Version: 7, Time: at, Data: data})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,7 @@ import (
 	"tomato/domain/rider"
 	"tomato/domain/rooms"
 	"tomato/eventlog"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 	"tomato/httpapi"
 	"tomato/projections/realtime"
 	"tomato/queryside/feed"
@@ -137,7 +138,7 @@ func TestAsyncAPIHasEveryFeedMessage(t *testing.T) {
 	for topic, aggregate := range map[string]string{eventlog.Orders: "order", eventlog.Payments: "payment"} {
 		for name, versions := range goldenEvents(t, aggregate) {
 			for _, data := range versions {
-				made, err := realtime.Rooms(&eventlog.Event{Topic: topic, Type: name, Data: data, Version: 3, Time: time.Unix(1, 0).UTC()})
+				made, err := realtime.Rooms(t.Context(), &subjectkeystest.Keys{}, &eventlog.Event{Topic: topic, Type: name, Data: data, Version: 3, Time: time.Unix(1, 0).UTC()})
 				if err != nil {
 					t.Fatalf("%s: %v", name, err)
 				}

@@ -17,6 +17,7 @@
 //	commands.go      the bench commands; orders that go through their life
 //	orders_ready.go  the bench orders-ready
 //	town_setup.go    sets up the towns of orders-ready and town
+//	sealed.go        seals what is personal in what benches hand to shards
 //	live.go          writes live orders into the logs, for takeover and shards
 //	takeover.go      the bench takeover
 //	shards.go        the bench shards

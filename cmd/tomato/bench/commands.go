@@ -67,7 +67,7 @@ func (l *life) next(ctx context.Context) error {
 	case 0:
 		r.Actor, r.Command = benchCustomer, shard.Place{CustomerID: benchCustomer.Sub, RestaurantID: l.restaurant,
 			Lines: []restaurant.Line{{ItemID: "dosa", Quantity: 2}, {ItemID: "lassi", Quantity: 1}}, PaymentTTL: 12 * time.Hour,
-			DeliverTo: order.DeliverTo{Location: domain.Point{Lng: 77.6, Lat: 12.97}, Address: "14 Church Street, Bengaluru"}}
+			DeliverTo: sealedAddress(domain.Point{Lng: 77.6, Lat: 12.97}, "14 Church Street, Bengaluru")}
 	case 1:
 		r.Actor, r.Command = domain.SystemActor, order.MarkPaid{PaymentID: "pay_" + l.order.ID, AcceptTTL: 12 * time.Hour}
 	case 2:

@@ -159,7 +159,7 @@ func (w *liveWriter) order(ctx context.Context, n int, partitions int32) error {
 	if err := onOrder(order.Place{OrderID: id, CustomerID: fmt.Sprint("customer-", n%10_000), RestaurantID: fmt.Sprint("bench-restaurant-", k), Currency: "INR",
 		Items:     []order.Item{{ItemID: "dosa", Name: "Masala Dosa", UnitPrice: 12000, Quantity: 2}, {ItemID: "lassi", Name: "Sweet Lassi", UnitPrice: 6000, Quantity: 1}},
 		PickUp:    order.PickUp{Name: fmt.Sprint("Dosa Corner ", k), Location: domain.Point{Lng: 77.59, Lat: 12.97}, Address: "80 Feet Road, Koramangala, Bengaluru"},
-		DeliverTo: order.DeliverTo{Location: domain.Point{Lng: 77.6, Lat: 12.97}, Address: fmt.Sprint(n%400, " Church Street, Bengaluru")}, PaymentTTL: 12 * time.Hour}, idempotencyKey(201)); err != nil {
+		DeliverTo: sealedAddress(domain.Point{Lng: 77.6, Lat: 12.97}, fmt.Sprint(n%400, " Church Street, Bengaluru")), PaymentTTL: 12 * time.Hour}, idempotencyKey(201)); err != nil {
 		return err
 	}
 	if err := onPayment(payment.RequestPayment{OrderID: id, Provider: "simulated", GatewayOrderID: gatewayOrder}, idempotencyKey(200)); err != nil {

@@ -104,7 +104,7 @@ func goOnline(ctx context.Context, s *server.Server, n int) ([][]string, eventlo
 		p := eventlog.PartitionFor(id, s.Runtime().Partitions)
 		ids[p] = append(ids[p], id)
 		g.Go(func() error {
-			for _, c := range []domain.Command{rider.Put{RiderID: id, Name: "Asha"}, rider.Verify{}, rider.GoOnline{}} {
+			for _, c := range []domain.Command{rider.Put{RiderID: id, Name: sealedName("Asha")}, rider.Verify{}, rider.GoOnline{}} {
 				res, err := s.Shards().Execute(gctx, shard.Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor, Command: c})
 				if err != nil {
 					return err

@@ -139,7 +139,7 @@ func (b *run) takeoverOnce(ctx context.Context, s *server.Server, riders []strin
 				asked := time.Now()
 				for {
 					_, err := s.Shards().Execute(gctx, shard.Request{Topic: eventlog.Riders, ID: id, Actor: domain.SystemActor,
-						Command: rider.Put{RiderID: id, Name: fmt.Sprint(name, " ", n)}})
+						Command: rider.Put{RiderID: id, Name: sealedName(fmt.Sprint(name, " ", n))}})
 					if err == nil {
 						break
 					}

@@ -26,6 +26,7 @@ import (
 	"tomato/domain/restaurant"
 	"tomato/domain/rider"
 	"tomato/eventlog"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
 	"tomato/httpapi"
 )
 
@@ -134,9 +135,9 @@ func TestCommandsDeclareWhatTheyAnswer(t *testing.T) {
 	away := errors.New("away")
 	c := &contract{}
 	answers := 0
-	for _, outside := range []struct{ gateway, index error }{{nil, nil}, {gateway.ErrRefused, nil}, {gateway.ErrUnknown, nil}, {away, nil}, {nil, away}} {
+	for _, outside := range []struct{ gateway, index, keys error }{{}, {gateway: gateway.ErrRefused}, {gateway: gateway.ErrUnknown}, {gateway: away}, {index: away}, {keys: eventlog.Unavailable(away)}} {
 		shards := &playedShards{}
-		side := &commandside.Side{Config: commandside.Config{CommandDeadline: time.Minute}, Commands: shards, Gateway: playedGateway{err: outside.gateway},
+		side := &commandside.Side{Config: commandside.Config{CommandDeadline: time.Minute}, Commands: shards, Keys: &subjectkeystest.Keys{Err: outside.keys}, Gateway: playedGateway{err: outside.gateway},
 			Orders: &policies.OrderFinder{ReadModel: playedOrders{outside.index}, Gateway: playedGateway{err: outside.gateway}}, Partitions: 1, Log: slog.New(slog.DiscardHandler)}
 		api := httpapi.New(httpapi.Options{Auth: auth, Log: side.Log})
 		side.Routes(api)

@@ -536,7 +536,8 @@ func (c *contract) placing(t *testing.T) {
 	if x := c.do(t, s.customer, "GET", fmt.Sprintf("/v1/restaurants/nearby?lat=%v&lng=%v&open=true", s.lat, s.lng), nil).want(t, 200); len(x.items()) != 1 {
 		t.Errorf("restaurants nearby: %s", x.Body)
 	}
-	if e := c.do(t, s.customer, "GET", "/v1/orders/"+first.Str("orderId")+"/events", nil).want(t, 200).items(); len(e) != 1 || e[0].(map[string]any)["type"] != "ORDER_PLACED" || e[0].(map[string]any)["version"] != 1.0 || len(e[0].(map[string]any)) != 4 {
+	if e := c.do(t, s.customer, "GET", "/v1/orders/"+first.Str("orderId")+"/events", nil).want(t, 200).items(); len(e) != 1 || e[0].(map[string]any)["type"] != "ORDER_PLACED" || e[0].(map[string]any)["version"] != 1.0 || len(e[0].(map[string]any)) != 5 ||
+		fmt.Sprint(e[0].(map[string]any)["actor"]) != "map[role:customer sub:"+s.cust+"]" {
 		t.Errorf("events: %v", e)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"tomato/commandside/policies"
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
+	"tomato/eventlog/subjectkeys"
 	"tomato/migrations"
 	"tomato/migrations/cluster"
 	"tomato/projections"
@@ -144,6 +145,30 @@ func (s *Server) followReadModels(ctx context.Context) error {
 	}
 	s.background("following the read models", func(ctx context.Context) error { s.models.Follow(ctx); return nil })
 	s.runtime = &consumer.Runtime{Kafka: s.kafka, Positions: s.positions, Partitions: s.config.Partitions, DB: s.db, Registry: s.registry, Log: s.log}
+	return nil
+}
+
+// followSubjectKeys reads the keys under which personal fields are sealed, and follows
+// them. The role project does not need them, because rows stay sealed.
+func (s *Server) followSubjectKeys(ctx context.Context) error {
+	if !s.config.has(RoleCommand, RoleQuery, RoleFeed, RoleReact) {
+		return nil
+	}
+	if !s.config.HasMaster() {
+		s.log.Warn("TOMATO_MASTER_KEY is not set, so the keys of customers and riders are wrapped under a key that is derived from TOMATO_CLUSTER_KEY: " +
+			"set TOMATO_MASTER_KEY to a key of its own, the same on every instance (`openssl rand -hex 32` makes one), then run `tomato keys rewrap`")
+	}
+	masters, err := s.config.Masters()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	s.keys, err = subjectkeys.Start(ctx, subjectkeys.Config{Kafka: s.kafka, Masters: masters, Marks: true, Registry: s.registry, Log: s.log})
+	if err != nil {
+		return err
+	}
+	s.onStop(func(context.Context) error { s.keys.Close(); return nil })
 	return nil
 }
 

@@ -49,7 +49,7 @@ func (s *Server) startCommandSide(context.Context) error {
 	s.side = &commandside.Side{
 		Config: commandside.Config{PaymentTTL: time.Duration(c.PaymentTTL), InternalKey: c.InternalKey, WebhookSecrets: c.WebhookSecrets,
 			CommandDeadline: commandDeadline},
-		Gateway: paymentGateway, Orders: orders, Producer: producer, Partitions: c.Partitions, LogID: s.logID, Log: s.log,
+		Gateway: paymentGateway, Orders: orders, Producer: producer, Partitions: c.Partitions, Keys: s.keys, LogID: s.logID, Log: s.log,
 	}
 	s.policies = &policies.Policies{
 		Config: policies.Config{
@@ -128,7 +128,7 @@ func (s *Server) startQueries(context.Context) error {
 	}
 	s.onStop(func(context.Context) error { client.Close(); return nil })
 	adm := kadm.NewClient(client)
-	q := &queryside.Side{DB: s.db, Models: s.models, LogID: s.logID, PositionMaxAge: time.Duration(s.config.PositionAge)}
+	q := &queryside.Side{DB: s.db, Models: s.models, Keys: s.keys, LogID: s.logID, PositionMaxAge: time.Duration(s.config.PositionAge)}
 	q.Routes(s.api)
 	s.operations.DeadLetters = &parked.DeadLetters{DB: s.db, Kafka: s.kafka}
 	s.operations.ReadModels = s.models
@@ -154,7 +154,7 @@ func (s *Server) startFeed(context.Context) error {
 	}
 	feed := &feed.Feed{Hub: hub, Auth: s.auth, Orders: s.models, LogID: s.logID, Locations: s.side, AllowedOrigins: s.config.Origins, Log: s.log}
 	feed.Routes(s.api)
-	projector := &realtime.Projector{Kafka: s.kafka, Loader: s.models, Sink: hub, Registry: s.registry, Log: s.log}
+	projector := &realtime.Projector{Kafka: s.kafka, Loader: s.models, Sink: hub, Keys: s.keys, Registry: s.registry, Log: s.log}
 	feed.CatchUp = projector
 	s.background("feed", func(ctx context.Context) error {
 		for { // after an error the feed begins anew and its clients reconnect; other parts keep running

@@ -35,6 +35,7 @@ import (
 	"tomato/commandside/shard"
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
+	"tomato/eventlog/subjectkeys"
 	"tomato/httpapi"
 	"tomato/operations"
 	"tomato/projections"
@@ -78,6 +79,7 @@ type Server struct {
 	ends       *eventlog.Ends
 	positions  *consumer.Positions
 	models     *projections.ReadModels
+	keys       *subjectkeys.Keyring // nil in a process that has the role project alone
 	runtime    *consumer.Runtime
 	auth       *httpapi.Authenticator
 	api        *httpapi.API
@@ -120,6 +122,7 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 		s.newAPI,
 		s.identifyLogs,
 		s.followReadModels,
+		s.followSubjectKeys,
 		s.startCommandSide, // for the roles that issue commands: command, react and feed
 		s.startCommands,
 		s.startProjections,

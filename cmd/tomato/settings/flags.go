@@ -6,6 +6,7 @@
 //
 //	flags.go     groups of flags: data directory, Kafka, database
 //	secrets.go   the flags of secrets, and development secrets
+//	master.go    the master keys
 //	address.go   the addresses at which an instance listens and is reached
 //	running.go   what a running serve tells the tools beside it
 //	usage.go     the error of a wrong call

@@ -18,6 +18,7 @@ type Secrets struct {
 	JWTSecret      string   `env:"TOMATO_JWT_SECRET" help:"HS256 secret of the tokens, at least 32 bytes."`
 	JWKSURL        string   `name:"jwks-url" env:"TOMATO_JWKS_URL" help:"Keys of RS256 or ES256 tokens, instead of a secret."`
 	ClusterKey     string   `env:"TOMATO_CLUSTER_KEY" help:"Signs the calls between instances, at least 32 bytes. For instances alone."`
+	MasterKeys     []string `name:"master-key" env:"TOMATO_MASTER_KEY" help:"Wraps the keys of customers and riders, at least 32 bytes in hex or base64. A list, newest first; the others still unwrap. Unset: derived from TOMATO_CLUSTER_KEY."`
 	InternalKey    string   `env:"TOMATO_INTERNAL_KEY" help:"Of POST /api/v1/internal/emit, at least 32 bytes. For services that push messages into rooms."`
 	WebhookSecrets []string `name:"razorpay-webhook-secrets" env:"TOMATO_RAZORPAY_WEBHOOK_SECRETS" help:"Newest first; older ones stay valid while the gateway retries."`
 }
@@ -53,6 +54,9 @@ func (f *Secrets) Check() error {
 	if f.ClusterKey != "" && (f.ClusterKey == f.InternalKey || f.ClusterKey == f.JWTSecret) {
 		return Usage("TOMATO_CLUSTER_KEY must differ from TOMATO_INTERNAL_KEY and TOMATO_JWT_SECRET: it is for the instances alone. Make one with `openssl rand -hex 32`")
 	}
+	if _, err := f.Masters(); err != nil {
+		return err
+	}
 	for i, s := range f.WebhookSecrets {
 		if strings.TrimSpace(s) == "" {
 			return Usage("TOMATO_RAZORPAY_WEBHOOK_SECRETS: secret %d of %d is empty, and anybody could sign with it. Separate the secrets with single commas", i+1, len(f.WebhookSecrets))
@@ -65,6 +69,7 @@ func (f *Secrets) Check() error {
 type secrets struct {
 	JWTSecret     string `json:"jwtSecret"`
 	ClusterKey    string `json:"clusterKey"`
+	MasterKey     string `json:"masterKey"`
 	InternalKey   string `json:"internalKey"`
 	WebhookSecret string `json:"webhookSecret"`
 }
@@ -99,7 +104,7 @@ func makeSecrets(dir string) (s secrets, err error) {
 		return s, err
 	}
 	before := s
-	for _, secret := range []*string{&s.JWTSecret, &s.ClusterKey, &s.InternalKey, &s.WebhookSecret} {
+	for _, secret := range []*string{&s.JWTSecret, &s.ClusterKey, &s.MasterKey, &s.InternalKey, &s.WebhookSecret} {
 		if *secret == "" {
 			*secret = random()
 		}
@@ -153,6 +158,9 @@ func (f *Secrets) Develop(dir string, allowed bool) (made MadeUp, err error) {
 	}
 	if f.ClusterKey == "" {
 		f.ClusterKey = s.ClusterKey
+		if !f.HasMaster() { // with a chosen cluster key, other instances derive theirs from it
+			f.MasterKeys = []string{s.MasterKey}
+		}
 	}
 	if f.InternalKey == "" {
 		f.InternalKey = s.InternalKey
