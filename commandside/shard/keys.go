@@ -2,7 +2,7 @@ package shard
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
+	"encoding/base64"
 	"fmt"
 	"slices"
 	"strconv"
@@ -19,7 +19,7 @@ const keyTTL = 24 * time.Hour
 
 // keyScope is the hash of what an idempotency key is unique in: the caller, the
 // command, the aggregate, and the key itself.
-type keyScope [16]byte
+type keyScope [12]byte
 
 // keyUse is the first successful use of a key.
 type keyUse struct {
@@ -102,25 +102,24 @@ func (m *keyMemory) textOf(e *entry) string {
 	return b.String()
 }
 
-// text returns the use as an event's header has it: scope, body and status.
+// text returns the use as an event's header has it: scope and body together as
+// base64url (RFC 4648, without padding), a dot, and the status.
 func (u keyUse) text(scope keyScope) string {
-	return hex.EncodeToString(scope[:]) + "." + hex.EncodeToString(u.body[:]) + "." + strconv.Itoa(int(u.status))
+	return base64.RawURLEncoding.EncodeToString(append(scope[:], u.body[:]...)) + "." + strconv.Itoa(int(u.status))
 }
 
 // parseKeyUse parses what text has written. It ignores what follows a further dot,
 // such as the time in a snapshot header.
 func parseKeyUse(s string) (scope keyScope, u keyUse, ok bool) {
-	parts := strings.Split(s, ".")
-	if len(parts) < 3 {
+	hashes, rest, _ := strings.Cut(s, ".")
+	b, err := base64.RawURLEncoding.DecodeString(hashes)
+	if err != nil || len(b) != len(scope)+len(u.body) {
 		return scope, u, false
 	}
-	if n, err := hex.Decode(scope[:], []byte(parts[0])); err != nil || n != len(scope) {
-		return scope, u, false
-	}
-	if n, err := hex.Decode(u.body[:], []byte(parts[1])); err != nil || n != len(u.body) {
-		return scope, u, false
-	}
-	status, err := strconv.ParseInt(parts[2], 10, 32)
+	copy(scope[:], b)
+	copy(u.body[:], b[len(scope):])
+	text, _, _ := strings.Cut(rest, ".")
+	status, err := strconv.ParseInt(text, 10, 32)
 	u.status = int32(status)
 	return scope, u, err == nil
 }
@@ -136,7 +135,7 @@ func scopeOf(r *Request) keyScope {
 		h.Write([]byte(s))
 		h.Write([]byte{0})
 	}
-	return keyScope(h.Sum(nil)[:16])
+	return keyScope(h.Sum(nil)[:len(keyScope{})])
 }
 
 // bodyOf returns the hash of the request's body.
