@@ -86,6 +86,7 @@ type instance struct {
 	*servertest.Installation
 	dir, addr, url string
 	args           []string // more of serve
+	program        string   // "" for this test binary
 	process        *servertest.Process
 }
 
@@ -97,7 +98,11 @@ func newInstance(a *servertest.Installation, n int) *instance {
 func (i *instance) start() {
 	i.T.Helper()
 	_ = os.Remove(settings.RunningFile(i.dir)) // of one that was killed
-	i.process = i.Spawn(append([]string{"serve", "--role", "command", "--database-url", i.Config.DatabaseURL, "--kafka-brokers", strings.Join(i.Kafka.Brokers, ","),
+	spawn := i.Spawn
+	if i.program != "" {
+		spawn = func(args ...string) *servertest.Process { return i.SpawnProgram(i.program, args...) }
+	}
+	i.process = spawn(append([]string{"serve", "--role", "command", "--database-url", i.Config.DatabaseURL, "--kafka-brokers", strings.Join(i.Kafka.Brokers, ","),
 		"--data-dir", i.dir, "--http-addr", i.addr, "--partitions", fmt.Sprint(i.Config.Partitions), "--log-level", servertest.LogLevel()}, i.args...)...)
 	i.Await(filepath.Base(i.dir)+" is ready", func() error {
 		select {
@@ -183,7 +188,9 @@ type load struct {
 	client     *http.Client
 	commands   sync.WaitGroup
 	underWay   atomic.Int64
-	heldBack   int // commands that did not begin when they were due
+	perSecond  int  // commands that begin in a second
+	rollsBack  bool // an older build may answer 503 unknown_event until a newer one is back
+	heldBack   int  // commands that did not begin when they were due
 
 	mu       sync.Mutex
 	issued   map[string][]*loadStep // by topic/id; orders by their reference
@@ -201,8 +208,16 @@ type loadStep struct {
 }
 
 func beginLoad(a *servertest.Installation, fleet []*instance) *load {
+	perSecond := rollingPerSecond
+	if raceDetector {
+		perSecond = rollingPerSecondRace
+	}
+	return beginLoadOf(a, fleet, perSecond, false)
+}
+
+func beginLoadOf(a *servertest.Installation, fleet []*instance, perSecond int, rollsBack bool) *load {
 	transport := &http.Transport{MaxIdleConnsPerHost: 256}
-	l := &load{Installation: a, fleet: fleet, stop: make(chan struct{}), paced: make(chan struct{}), issued: map[string][]*loadStep{}, repeated: map[string]int{},
+	l := &load{Installation: a, fleet: fleet, stop: make(chan struct{}), paced: make(chan struct{}), issued: map[string][]*loadStep{}, repeated: map[string]int{}, perSecond: perSecond, rollsBack: rollsBack,
 		client: &http.Client{Transport: transport, Timeout: 30 * time.Second}}
 	a.T.Cleanup(func() {
 		l.end()
@@ -216,11 +231,7 @@ func beginLoad(a *servertest.Installation, fleet []*instance) *load {
 // rider, verify an earlier one, and let a yet earlier one go online.
 func (l *load) pace() {
 	defer close(l.paced)
-	perSecond := rollingPerSecond
-	if raceDetector {
-		perSecond = rollingPerSecondRace
-	}
-	interval := time.Second / time.Duration(perSecond)
+	interval := time.Second / time.Duration(l.perSecond)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	begun := time.Now()
@@ -288,13 +299,15 @@ func (l *load) command(n int, due time.Time, who domain.Actor, call string, body
 			at := l.fleet[(n+try)%len(l.fleet)]
 			stopping := l.restarting.Load() == at
 			got, problem, err := l.send(at, who, call, body, fmt.Sprint("key", n))
-			kind := ""
+			kind, pause := "", time.Duration(0)
 			switch {
 			case err == nil && got == status:
 				l.acknowledged(step, time.Since(due), call)
 				return
-			case err == nil && got == http.StatusServiceUnavailable:
+			case err == nil && got == http.StatusServiceUnavailable && !strings.Contains(problem, `"unknown_event"`):
 				kind = "503"
+			case err == nil && got == http.StatusServiceUnavailable && l.rollsBack:
+				kind, pause = "unknown_event", 2*time.Second
 			case err != nil && (stopping || l.restarting.Load() == at): // it may have begun to stop meanwhile
 				kind = "no answer"
 			default:
@@ -309,6 +322,9 @@ func (l *load) command(n int, due time.Time, who domain.Actor, call string, body
 				return
 			}
 			<-again.C
+			if pause > 0 {
+				<-time.After(pause)
+			}
 		}
 	})
 }

@@ -16,5 +16,7 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	servertest.RunMoreAtOnce()
-	os.Exit(m.Run())
+	code := m.Run()
+	servertest.RemoveBuilds()
+	os.Exit(code)
 }

@@ -174,18 +174,7 @@ func TestTheEpochCanBeSet(t *testing.T) {
 func TestAnUpgradeInProgressTravels(t *testing.T) {
 	t.Parallel()
 	want := &UpgradeInProgress{Type: "RIDER_REVIEWED", Epoch: 2, Behind: []string{"instance a has epoch 1"}}
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body)
-		writeAnswer(w, http.StatusServiceUnavailable, upgradeAnswer{want})
-	}))
-	t.Cleanup(server.Close)
-	s, err := NewShards(Config{Kafka: eventlog.Config{Brokers: []string{"127.0.0.1:1"}}, Partitions: 1, Menus: NewMenus(), ClusterKey: testClusterKey,
-		Registry: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.closeProducer)
-	_, err = s.forward(t.Context(), Owner{URL: server.URL}, Request{Topic: eventlog.Riders, ID: "k1", Actor: domain.SystemActor, Command: rider.Verify{}})
+	_, err := forwardTo(t, func(w http.ResponseWriter) { writeAnswer(w, http.StatusServiceUnavailable, upgradeAnswer{want}) })
 	var got *UpgradeInProgress
 	if !errors.As(err, &got) || got.Detail() != want.Detail() || !errors.Is(err, ErrUnavailable) {
 		t.Errorf("it is %v", err)
@@ -199,4 +188,52 @@ func TestAnUpgradeInProgressTravels(t *testing.T) {
 	if d := want.Detail(); !strings.Contains(d, "5, and 2 more.") || strings.Contains(d, "6,") {
 		t.Errorf("a long list is shown as: %s", d)
 	}
+}
+
+// The owner's answer that it cannot read an event of the aggregate reaches the caller,
+// too. There was a defect: the caller was told that the shard is unavailable.
+func TestAnUnknownEventIsForwarded(t *testing.T) {
+	t.Parallel()
+	want := &UnknownEvent{Topic: eventlog.Riders, ID: "k1", Type: "RIDER_VERIFIED/2"}
+	_, err := forwardTo(t, func(w http.ResponseWriter) {
+		b, err := encodeAnswer(Result{}, want)
+		if err != nil {
+			t.Error(err)
+		}
+		_, _ = w.Write(b)
+	})
+	if !isUnknown(err, "RIDER_VERIFIED/2") || errors.Is(err, ErrUnavailable) {
+		t.Errorf("it is %v", err)
+	}
+}
+
+// A command that an owner of a newer build has decided has succeeded, although this build
+// does not know the event.
+func TestTheAnswerOfANewerOwnerIsASuccess(t *testing.T) {
+	t.Parallel()
+	for _, event := range []string{`"eventType":"RIDER_REVIEWED","eventData":{}`, `"eventType":"RIDER_VERIFIED","eventVersion":2,"eventData":{"rider":"k1"}`} {
+		res, err := forwardTo(t, func(w http.ResponseWriter) {
+			_, _ = io.WriteString(w, `{"status":200,"rider":{"riderId":"k1","version":3},`+event+`}`)
+		})
+		if err != nil || res.Event != nil || res.Rider == nil || res.Rider.Version != 3 {
+			t.Errorf("%s: %+v, %v", event, res, err)
+		}
+	}
+}
+
+// forwardTo forwards a command to an owner that gives this answer.
+func forwardTo(t *testing.T, answer func(w http.ResponseWriter)) (Result, error) {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		answer(w)
+	}))
+	t.Cleanup(server.Close)
+	s, err := NewShards(Config{Kafka: eventlog.Config{Brokers: []string{"127.0.0.1:1"}}, Partitions: 1, Menus: NewMenus(), ClusterKey: testClusterKey,
+		Registry: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.closeProducer)
+	return s.forward(t.Context(), Owner{URL: server.URL}, Request{Topic: eventlog.Riders, ID: "k1", Actor: domain.SystemActor, Command: rider.Verify{}})
 }

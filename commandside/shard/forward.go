@@ -71,7 +71,7 @@ func (s *Shards) forward(ctx context.Context, to Owner, r Request) (Result, erro
 	switch resp.StatusCode {
 	case http.StatusOK:
 		res, err := decodeAnswer(r.Topic, b)
-		if err != nil && domain.RefusedWith(err) == "" { // the command may have been decided
+		if err != nil && domain.RefusedWith(err) == "" && !errors.As(err, new(*UnknownEvent)) { // the command may have been decided
 			err = fmt.Errorf("%w: the owner's answer cannot be read: %w", ErrUnavailable, err)
 		}
 		return res, err

@@ -98,6 +98,15 @@ func (s *Shards) HandOver(ctx context.Context) {
 	}
 }
 
+// HasOthers reports whether other instances are there to take the shards over. It returns
+// true if that cannot be found out.
+func (s *Shards) HasOthers(ctx context.Context) bool {
+	s.mu.Lock()
+	group := s.group
+	s.mu.Unlock()
+	return group != nil && s.hasOtherMembers(ctx, group)
+}
+
 // hasOtherMembers reports whether the group has other members. It returns true if that
 // cannot be found out.
 func (s *Shards) hasOtherMembers(ctx context.Context, group *kgo.Client) bool {

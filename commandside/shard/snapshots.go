@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -117,6 +118,14 @@ type checkpoint struct {
 // readTypes are the event types that this build can read, and the later versions of their
 // data as TYPE/2 and so on.
 var readTypes = slices.Concat(order.Forms.Readable(order.Types), payment.Forms.Readable(payment.Types), rider.Forms.Readable(rider.Types), restaurant.Forms.Readable(restaurant.Types))
+
+// canRead reports whether this build knows the version of the event type's data.
+func canRead(eventType string, version int) bool {
+	if version > 1 {
+		eventType += "/" + strconv.Itoa(version)
+	}
+	return slices.Contains(readTypes, eventType)
+}
 
 // noteSaved notes that the topic has the aggregate, or no longer has it if is is false.
 func (a *aggregates) noteSaved(kind int, e *entry, is bool) {

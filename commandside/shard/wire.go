@@ -180,7 +180,9 @@ func encodeAnswer(res Result, err error) ([]byte, error) {
 	return json.Marshal(w)
 }
 
-// decodeAnswer decodes what encodeAnswer has encoded.
+// decodeAnswer decodes what encodeAnswer has encoded. An event that this build does not
+// know, because the owner runs a newer one, is left out of the result. The command has
+// succeeded all the same.
 func decodeAnswer(topic string, b []byte) (Result, error) {
 	var w wireAnswer
 	if err := json.Unmarshal(b, &w); err != nil {
@@ -188,7 +190,7 @@ func decodeAnswer(topic string, b []byte) (Result, error) {
 	}
 	res := Result{Repeated: w.Repeated, Status: w.Status, Order: w.Order, Payment: w.Payment, Rider: w.Rider, Restaurant: w.Restaurant, Known: w.Known}
 	var err error
-	if w.EventType != "" {
+	if w.EventType != "" && canRead(w.EventType, w.EventVersion) {
 		res.schema = max(1, w.EventVersion)
 		if res.Event, err = decodeEvent(topic, w.EventType, max(1, w.EventVersion), w.EventData); err != nil {
 			return Result{}, err

@@ -117,6 +117,35 @@ func (s *Server) handOverAtStop(context.Context) error {
 	return nil
 }
 
+// stopReadersAtStop registers that this instance stops its read models, its policies and
+// its feed before it hands its shards over, if other instances take its place. When the
+// last owner of an older build has handed its shards over, the owners begin to write
+// events that an older build cannot read (docs/write-side.md): it must not be reading
+// then.
+func (s *Server) stopReadersAtStop(context.Context) error {
+	if !s.config.has(RoleCommand) {
+		return nil
+	}
+	s.onStop(func(ctx context.Context) error {
+		if !s.shards.HasOthers(ctx) {
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(ctx, readersLimit)
+		defer cancel()
+		for _, stop := range s.readers {
+			if err := stop(ctx); err != nil { // they are stopped again later, and the error is returned then
+				s.log.Warn("a part that reads the logs still runs while the shards are handed over", "err", err)
+			}
+		}
+		return nil
+	})
+	return nil
+}
+
+// readersLimit is the time in which read models, policies and feed stop before the shards
+// are handed over.
+const readersLimit = 4 * time.Second
+
 // notReadyAtStop registers that /readyz answers, when the server stops, that it is not
 // ready.
 func (s *Server) notReadyAtStop(context.Context) error {

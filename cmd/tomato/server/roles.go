@@ -101,7 +101,7 @@ func (s *Server) startCommands(ctx context.Context) error {
 // startProjections starts the role project, which writes the read models.
 func (s *Server) startProjections(context.Context) error {
 	if s.config.has(RoleProject) {
-		s.background("projections", func(ctx context.Context) error { return s.models.Project(ctx, s.runtime) })
+		s.readers = append(s.readers, s.background("projections", func(ctx context.Context) error { return s.models.Project(ctx, s.runtime) }))
 	}
 	return nil
 }
@@ -110,7 +110,7 @@ func (s *Server) startProjections(context.Context) error {
 // commands.
 func (s *Server) startPolicies(context.Context) error {
 	if s.config.has(RoleReact) {
-		s.background("policies", func(ctx context.Context) error { return s.runtime.Run(ctx, s.policies.All()...) })
+		s.readers = append(s.readers, s.background("policies", func(ctx context.Context) error { return s.runtime.Run(ctx, s.policies.All()...) }))
 		s.background("timers", s.policies.RunTimers)
 	}
 	return nil
@@ -156,7 +156,7 @@ func (s *Server) startFeed(context.Context) error {
 	feed.Routes(s.api)
 	projector := &realtime.Projector{Kafka: s.kafka, Loader: s.models, Sink: hub, Keys: s.keys, Registry: s.registry, Log: s.log}
 	feed.CatchUp = projector
-	s.background("feed", func(ctx context.Context) error {
+	stop := s.background("feed", func(ctx context.Context) error {
 		for { // after an error the feed begins anew and its clients reconnect; other parts keep running
 			err := projector.Run(ctx)
 			if ctx.Err() != nil {
@@ -170,6 +170,7 @@ func (s *Server) startFeed(context.Context) error {
 			}
 		}
 	})
+	s.readers = append(s.readers, hub.Drain, stop) // the streams end first
 	s.hub = hub
 	return nil
 }

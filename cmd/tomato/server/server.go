@@ -67,6 +67,7 @@ type Server struct {
 	url      string
 	failed   chan error // gets the error of a part that cannot go on; Run then ends
 	stops    []func(context.Context) error
+	readers  []func(context.Context) error // stop the read models, the policies and the feed
 	stopping atomic.Bool
 	registry *prometheus.Registry
 
@@ -134,11 +135,12 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 
 		// These steps only register what happens first when the server stops, in the
 		// reverse order of this list. The server removes running.json. Then it answers
-		// that it is not ready. Then it hands its shards over while other instances can
-		// still reach it. Then it ends the feeds' streams, because the HTTP server would
-		// wait for them.
+		// that it is not ready. Then it stops what reads the logs, if other instances take
+		// that over. Then it hands its shards over while other instances can still reach it.
+		// Then it ends the feeds' streams, because the HTTP server would wait for them.
 		s.drainFeedsAtStop,
 		s.handOverAtStop,
+		s.stopReadersAtStop,
 		s.notReadyAtStop,
 		s.writeRunning,
 	} {
@@ -176,8 +178,9 @@ func (s *Server) Close() error {
 func (s *Server) onStop(f func(context.Context) error) { s.stops = append(s.stops, f) }
 
 // background runs a part of the server in a goroutine until the server stops. If the
-// part returns an error before that, Run ends with it.
-func (s *Server) background(name string, run func(context.Context) error) {
+// part returns an error before that, Run ends with it. The function that background
+// returns stops the part earlier.
+func (s *Server) background(name string, run func(context.Context) error) (stop func(context.Context) error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -189,7 +192,7 @@ func (s *Server) background(name string, run func(context.Context) error) {
 			}
 		}
 	}()
-	s.onStop(func(ctx context.Context) error {
+	stop = func(ctx context.Context) error {
 		cancel()
 		select {
 		case <-done:
@@ -197,7 +200,9 @@ func (s *Server) background(name string, run func(context.Context) error) {
 		case <-ctx.Done():
 			return fmt.Errorf("%s did not stop in time", name)
 		}
-	})
+	}
+	s.onStop(stop)
+	return stop
 }
 
 // URL returns the URL at which the server is reached on this machine, such as

@@ -18,8 +18,8 @@ import (
 	"tomato/migrations/cluster"
 )
 
-// Process is the test binary as a process of its own that runs a command of tomato,
-// to be killed. TestMain makes it do so where AsTomato is set.
+// Process is a process of its own that runs a command of tomato, to be killed. It is the
+// test binary, which TestMain makes do so where AsTomato is set, or another program.
 type Process struct {
 	Cmd   *exec.Cmd
 	Ended chan struct{}
@@ -51,7 +51,13 @@ func (a *Installation) Spawn(args ...string) *Process {
 	if err != nil {
 		a.T.Fatal(err)
 	}
-	c := &Process{Cmd: exec.Command(self, args...), Ended: make(chan struct{}), out: &output{}}
+	return a.SpawnProgram(self, args...)
+}
+
+// SpawnProgram runs another build of tomato with args beside the test.
+func (a *Installation) SpawnProgram(program string, args ...string) *Process {
+	a.T.Helper()
+	c := &Process{Cmd: exec.Command(program, args...), Ended: make(chan struct{}), out: &output{}}
 	c.Cmd.Env = append(os.Environ(), AsTomato+"=1", "TOMATO_JWT_SECRET="+JWTSecret, "TOMATO_CLUSTER_KEY="+ClusterKey, "TOMATO_INTERNAL_KEY="+InternalKey,
 		"TOMATO_RAZORPAY_WEBHOOK_SECRETS="+WebhookSecret)
 	c.Cmd.Stdout, c.Cmd.Stderr = c.out, c.out

@@ -4,7 +4,7 @@
 //
 // start.go starts and stops, client.go sends requests, feed.go reads feeds, waits.go
 // waits, chronicle.go reads the topics, process.go runs servers as processes of their
-// own, and given.go has what a test is given.
+// own, builds.go builds other programs for that, and given.go has what a test is given.
 package servertest
 
 import (
