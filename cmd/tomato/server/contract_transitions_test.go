@@ -392,11 +392,11 @@ func (c *contract) riderTable(t *testing.T) {
 	// A rider is busy, and is suspended while they are busy.
 	s := c.reach(t, "rider_assigned")
 	w := "/v1/riders/" + s.winner
-	if x := c.do(t, s.won, "GET", w, nil).want(t, 200); x.Str("status") != "busy" || x.Str("orderId") != s.order {
+	c.do(t, s.won, "POST", w+"/offline", nil).want(t, 409, "rider_busy")
+	online := c.command(t, s.won, "POST", w+"/online", nil)
+	if x := c.do(t, s.won, "GET", w, nil, "Consistency-Token", online.Token()).want(t, 200); x.Str("status") != "busy" || x.Str("orderId") != s.order {
 		t.Errorf("busy: %s", x.Body)
 	}
-	c.do(t, s.won, "POST", w+"/offline", nil).want(t, 409, "rider_busy")
-	c.command(t, s.won, "POST", w+"/online", nil)
 	if x := c.command(t, anOps, "POST", w+"/suspend", nil); x.Str("status") != "busy" || x.Str("verification") != "suspended" {
 		t.Errorf("suspended while busy: %s", x.Body)
 	}
@@ -506,7 +506,7 @@ func (c *contract) placing(t *testing.T) {
 	c.do(t, s.restaurant, "POST", "/v1/restaurants/"+s.rest+"/open", nil, "If-Match", `"0"`).want(t, 412, "precondition_failed")
 	c.do(t, s.restaurant, "POST", "/v1/restaurants/"+s.rest+"/open", nil, "If-Match", `W/"`+fmt.Sprint(v+1)+`"`).want(t, 412)
 	c.do(t, anOps, "PUT", "/v1/riders/"+c.name("new"), `{"name":"N"}`, "If-Match", "*").want(t, 412, "precondition_failed")
-	c.do(t, s.restaurant, "POST", "/v1/restaurants/"+s.rest+"/open", nil, "If-Match", "*").want(t, 200)
+	opened := c.do(t, s.restaurant, "POST", "/v1/restaurants/"+s.rest+"/open", nil, "If-Match", "*").want(t, 200)
 
 	// Lists.
 	seen := map[string]bool{}
@@ -529,14 +529,14 @@ func (c *contract) placing(t *testing.T) {
 	if x := c.do(t, s.restaurant, "GET", "/v1/orders?status=delivered", nil).want(t, 200); len(x.items()) != 0 || x.body["items"] == nil {
 		t.Errorf("an empty list: %s", x.Body)
 	}
-	x := c.do(t, customerActor("x"), "GET", "/v1/restaurants/"+s.rest, nil).want(t, 200)
+	x := c.do(t, customerActor("x"), "GET", "/v1/restaurants/"+s.rest, nil, "Consistency-Token", opened.Token()).want(t, 200)
 	if x.body["menu"] == nil || x.body["open"] != true || x.Header.Get("ETag") == "" || x.Token() != "" {
 		t.Errorf("a restaurant: %v %s", x.Header, x.Body)
 	}
 	if x := c.do(t, s.customer, "GET", fmt.Sprintf("/v1/restaurants/nearby?lat=%v&lng=%v&open=true", s.lat, s.lng), nil).want(t, 200); len(x.items()) != 1 {
 		t.Errorf("restaurants nearby: %s", x.Body)
 	}
-	if e := c.do(t, s.customer, "GET", "/v1/orders/"+first.Str("orderId")+"/events", nil).want(t, 200).items(); len(e) != 1 || e[0].(map[string]any)["type"] != "ORDER_PLACED" || e[0].(map[string]any)["version"] != 1.0 || len(e[0].(map[string]any)) != 5 ||
+	if e := c.do(t, s.customer, "GET", "/v1/orders/"+first.Str("orderId")+"/events", nil, "Consistency-Token", first.Token()).want(t, 200).items(); len(e) != 1 || e[0].(map[string]any)["type"] != "ORDER_PLACED" || e[0].(map[string]any)["version"] != 1.0 || len(e[0].(map[string]any)) != 5 ||
 		fmt.Sprint(e[0].(map[string]any)["actor"]) != "map[role:customer sub:"+s.cust+"]" {
 		t.Errorf("events: %v", e)
 	}
