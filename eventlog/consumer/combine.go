@@ -122,13 +122,13 @@ func (k *combiner) next(maxEvents int) {
 }
 
 // commitTogether moves the checkpoints of all members, and writes the rows of their
-// events, in one transaction. It ends early if the context of one
+// events, in one transaction, within handlerTimeout. It ends early if the context of one
 // member ends. If it fails, nothing of it has taken effect, apart from a commit whose
 // answer was lost; then the checkpoints have moved, and each member finds that out on
 // its own.
 func (g *group) commitTogether(members []*rowsCommit) error {
 	lead := members[0].w
-	ctx, cancel := context.WithCancel(lead.ctx)
+	ctx, cancel := context.WithTimeout(lead.ctx, handlerTimeout)
 	defer cancel()
 	for _, m := range members[1:] {
 		defer context.AfterFunc(m.w.ctx, cancel)()

@@ -20,8 +20,11 @@ func TestSmallTransactionsAreCombined(t *testing.T) {
 	b := newBench(t, eventlogtest.Embedded(t), eventlog.Subscription{Name: "combined", Topics: []string{eventlog.Orders, eventlog.Payments}})
 	b.exec(`CREATE TABLE applied (key text, version bigint, PRIMARY KEY (key, version))`)
 	r := b.runtime()
-	var poisoned atomic.Bool
+	var poisoned, endless atomic.Bool
 	start(t, r, consumer.Consumer{Name: "combined", Topics: []string{eventlog.Orders, eventlog.Payments}, Rows: func(ctx context.Context, tx pgx.Tx, es []eventlog.Event) error {
+		if _, ok := ctx.Deadline(); !ok {
+			endless.Store(true)
+		}
 		for _, e := range es {
 			if poisoned.Load() && e.Subject == "k0" {
 				return eventlog.Poison(errors.New("no"))
@@ -57,6 +60,10 @@ func TestSmallTransactionsAreCombined(t *testing.T) {
 	}
 	eventually(t, "transactions are combined", func() bool { more(); return r.Combined() > 20 })
 	eventually(t, "every event has its row", allApplied(-1))
+
+	if endless.Load() {
+		t.Error("a handler was called without a time limit")
+	}
 
 	// An event that fails in a common transaction fails alone in the end.
 	before := int64(len(applied(0)))

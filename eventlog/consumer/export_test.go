@@ -1,6 +1,14 @@
 package consumer
 
-import "time"
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"tomato/eventlog"
+)
 
 // Hasten makes parked events due sooner than in production, and makes changes of
 // operators noticed sooner.
@@ -28,14 +36,15 @@ func (r *Runtime) Abandon() func() {
 func (r *Runtime) Shared() (n int) {
 	for _, g := range r.groupsNow() {
 		g.mu.Lock()
-		for _, w := range g.workers {
+		ws := slices.Collect(maps.Values(g.workers))
+		g.mu.Unlock() // a worker locks g.mu while it holds its own mu
+		for _, w := range ws {
 			w.mu.Lock()
 			if w.shared {
 				n++
 			}
 			w.mu.Unlock()
 		}
-		g.mu.Unlock()
 	}
 	return n
 }
@@ -59,4 +68,18 @@ func (r *Runtime) Combined() (n int64) {
 		n += g.combiner.combined.Load()
 	}
 	return n
+}
+
+// TailFetched gives records at offsets to a tail that begins to read their partition at
+// start. It returns the offset of the next record, and whether workers may join.
+func TailFetched(start int64, offsets ...int64) (next int64, live bool) {
+	tp := eventlog.TopicPartition{Topic: eventlog.Orders}
+	f := &followed{next: start}
+	t := &tail{followed: map[eventlog.TopicPartition]*followed{tp: f}}
+	var p kgo.FetchPartition
+	for _, o := range offsets {
+		p.Records = append(p.Records, &kgo.Record{Topic: tp.Topic, Offset: o})
+	}
+	t.fetched(tp, p)
+	return f.next, f.live
 }

@@ -44,7 +44,7 @@ type tail struct {
 // followed is a partition that the tail reads.
 type followed struct {
 	live    bool  // a record has arrived
-	next    int64 // the offset after the last record that was given to the workers
+	next    int64 // the offset after the last record that was given to the workers, or where reading begins
 	workers []*worker
 	usedAt  time.Time // when the last worker left or tried to join
 }
@@ -157,23 +157,47 @@ func (t *tail) fetched(tp eventlog.TopicPartition, p kgo.FetchPartition) {
 		return
 	}
 	if p.Err != nil && !errors.Is(p.Err, context.Canceled) && !errors.Is(p.Err, context.DeadlineExceeded) {
-		// Each worker's own client meets the error, too, and handles it.
-		t.drop(tp)
 		t.mu.Unlock()
-		for _, w := range f.workers {
-			w.readAlone()
-		}
+		t.giveUp(tp) // each worker's own client meets the error, too, and handles it
 		return
 	}
-	if len(p.Records) == 0 {
+	// Records before next were polled before the partition was dropped and followed
+	// again. If they counted, a worker could join before the place where reading began.
+	recs := from(p.Records, f.next)
+	if len(recs) == 0 {
 		t.mu.Unlock()
 		return
 	}
-	f.live, f.next = true, p.Records[len(p.Records)-1].Offset+1
+	f.live, f.next = true, recs[len(recs)-1].Offset+1
 	workers := f.workers
 	t.mu.Unlock()
 	for _, w := range workers {
-		w.enqueueShared(p.Records, p.HighWatermark)
+		w.enqueueShared(recs, p.HighWatermark)
+	}
+}
+
+// from returns the records at offset next and after it.
+func from(recs []*kgo.Record, next int64) []*kgo.Record {
+	for len(recs) > 0 && recs[0].Offset < next {
+		recs = recs[1:]
+	}
+	return recs
+}
+
+// giveUp makes all workers of a partition read for themselves. They join again only when
+// the tail has brought a record that was appended later.
+func (t *tail) giveUp(tp eventlog.TopicPartition) {
+	t.mu.Lock()
+	f := t.followed[tp]
+	if f == nil {
+		t.mu.Unlock()
+		return
+	}
+	t.drop(tp)
+	workers := f.workers
+	t.mu.Unlock()
+	for _, w := range workers {
+		w.readAlone()
 	}
 }
 
@@ -214,11 +238,9 @@ func (w *worker) enqueueShared(recs []*kgo.Record, end int64) {
 		w.mu.Unlock()
 		return
 	}
-	for len(recs) > 0 && recs[0].Offset < w.fetched { // the worker has them from its own client
-		recs = recs[1:]
-	}
-	w.add(recs, end)
-	if w.full() { // it reads on from here when the queue is short again
+	w.add(from(recs, w.fetched), end) // the worker has those before from its own client
+	// A worker that is full reads on from here when its queue is short again.
+	if w.full() {
 		w.shared, w.fetchPaused = false, true
 		w.g.tail.leave(w)
 	}
@@ -239,8 +261,8 @@ func (w *worker) readAlone() {
 	w.g.resume(w)
 }
 
-// noticeStall makes the worker read for itself if the tail has brought nothing for
-// tailStall although the log has grown to end.
+// noticeStall makes the tail give the partition up if it has brought the worker nothing
+// for tailStall although the log has grown to end.
 func (w *worker) noticeStall(end int64, now time.Time) {
 	w.mu.Lock()
 	stalled := false
@@ -255,7 +277,7 @@ func (w *worker) noticeStall(end int64, now time.Time) {
 	w.mu.Unlock()
 	if stalled {
 		w.log.Warn("the shared reader brings no records; the partition is read separately")
-		w.readAlone()
+		w.g.tail.giveUp(w.cp.TopicPartition)
 	}
 }
 

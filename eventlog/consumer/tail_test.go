@@ -72,6 +72,14 @@ func TestConsumersShareOneReader(t *testing.T) {
 			more()
 		}
 		eventually(t, "each consumer goes on without the reader", handled)
+		eventually(t, "nobody waits for the reader", func() bool { return r.Shared() == 0 })
+		for range 5 {
+			more()
+			eventually(t, "each consumer still goes on", handled)
+			if got := r.Shared(); got != 0 {
+				t.Fatalf("%d partitions are shared again, although the reader hangs", got)
+			}
+		}
 	})
 }
 
@@ -141,4 +149,16 @@ func TestASlowConsumerLeavesTheSharedReader(t *testing.T) {
 		}
 		eventually(t, "the slow one is at the end", has(&slow))
 	})
+}
+
+// A partition that was dropped and is followed again may get records that were polled
+// before. They say nothing about what the reader brings from now on.
+func TestTheSharedReaderIgnoresRecordsBeforeItsBeginning(t *testing.T) {
+	t.Parallel()
+	if next, live := consumer.TailFetched(10, 5, 6, 7); next != 10 || live {
+		t.Errorf("after older records: next %d, live %v", next, live)
+	}
+	if next, live := consumer.TailFetched(10, 8, 9, 10, 11); next != 12 || !live {
+		t.Errorf("after records before and after: next %d, live %v", next, live)
+	}
 }

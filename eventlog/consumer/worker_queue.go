@@ -69,6 +69,7 @@ func (s *session) resumeFetching() {
 	g.resumes = nil
 	asked = slices.DeleteFunc(asked, func(w *worker) bool { return g.workers[w.cp.TopicPartition] != w })
 	g.mu.Unlock()
+	offsets, partitions := map[string]map[int32]kgo.EpochOffset{}, map[string][]int32{}
 	for _, w := range asked {
 		// Only this goroutine lets the client fetch the partition, so nothing changes
 		// after mu is unlocked.
@@ -77,11 +78,20 @@ func (s *session) resumeFetching() {
 		w.offCursor = off && !resume
 		w.mu.Unlock()
 		if resume && off {
-			cl.SetOffsets(map[string]map[int32]kgo.EpochOffset{w.cp.Topic: {w.cp.Partition: {Epoch: -1, Offset: next}}})
+			if offsets[w.cp.Topic] == nil {
+				offsets[w.cp.Topic] = map[int32]kgo.EpochOffset{}
+			}
+			offsets[w.cp.Topic][w.cp.Partition] = kgo.EpochOffset{Epoch: -1, Offset: next}
 		}
 		if resume {
-			cl.ResumeFetchPartitions(map[string][]int32{w.cp.Topic: {w.cp.Partition}})
+			partitions[w.cp.Topic] = append(partitions[w.cp.Topic], w.cp.Partition)
 		}
+	}
+	// One call for all of them, because each call of SetOffsets ends the fetches that
+	// are under way, and drops what they have brought.
+	cl.SetOffsets(offsets)
+	if len(partitions) > 0 {
+		cl.ResumeFetchPartitions(partitions)
 	}
 }
 
