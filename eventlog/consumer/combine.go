@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -22,11 +23,17 @@ import (
 // better off with a transaction of its own, because those run in parallel.
 const combineLimit = 64
 
+// combineWait is how long a worker waits for a common transaction to begin. If the
+// transaction that is under way takes longer, something holds up one of its
+// partitions, and that must not hold up the others.
+const combineWait = time.Second
+
 // combiner decides which worker of a group makes the next common transaction. Safe for
 // concurrent use.
 type combiner struct {
 	mu      sync.Mutex
 	busy    bool          // a common transaction is under way
+	began   time.Time     // when that transaction began
 	waiting []*rowsCommit // for the end of it, in the order in which they came
 
 	combined atomic.Int64 // commits that another worker's transaction has made, for tests
@@ -49,22 +56,33 @@ type turn struct {
 
 // commitWithOthers moves the checkpoint to end and writes the rows of events. It does
 // both in one transaction with other workers of the group if they have something to
-// commit, too. Otherwise, or if that transaction fails, it calls alone, which does it
-// for this worker only. The caller holds commitMu, and notes that its checkpoint has
+// commit, too. Otherwise, or if that transaction fails or does not begin soon, it calls
+// alone, which does it for this worker only. The caller holds commitMu, and notes that its checkpoint has
 // moved.
 func (w *worker) commitWithOthers(end Mark, events []eventlog.Event, alone func() error) error {
 	k, c := &w.g.combiner, &rowsCommit{w: w, end: end, events: events, turn: make(chan turn, 1)}
 	k.mu.Lock()
-	if k.busy {
-		k.waiting = append(k.waiting, c)
-	} else {
-		k.busy = true
+	switch {
+	case !k.busy:
+		k.busy, k.began = true, time.Now()
 		c.turn <- turn{lead: []*rowsCommit{c}}
+	case time.Since(k.began) >= combineWait:
+		k.mu.Unlock()
+		return alone()
+	default:
+		k.waiting = append(k.waiting, c)
 	}
 	k.mu.Unlock()
+	timer := time.NewTimer(combineWait)
+	defer timer.Stop()
 	var t turn
 	select {
 	case t = <-c.turn:
+	case <-timer.C:
+		if k.leave(c) {
+			return alone()
+		}
+		t = <-c.turn
 	case <-w.ctx.Done():
 		if k.leave(c) {
 			return w.ctx.Err()
@@ -116,6 +134,7 @@ func (k *combiner) next(maxEvents int) {
 		events += len(k.waiting[n].events)
 		n++
 	}
+	k.began = time.Now()
 	lead := slices.Clone(k.waiting[:n])
 	k.waiting = slices.Delete(k.waiting, 0, n)
 	lead[0].turn <- turn{lead: lead}

@@ -77,3 +77,45 @@ func TestSmallTransactionsAreCombined(t *testing.T) {
 		t.Errorf("rows of the key that fails: %v, want %d", got, before)
 	}
 }
+
+func TestATransactionThatHangsDoesNotHoldUpTheOthers(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, eventlogtest.Embedded(t), eventlog.Subscription{Name: "hanging", Topics: []string{eventlog.Orders, eventlog.Payments}})
+	r := b.runtime()
+	var l ledger
+	gate, hangs := make(chan struct{}), make(chan struct{}, 1)
+	start(t, r, consumer.Consumer{Name: "hanging", Topics: []string{eventlog.Orders, eventlog.Payments}, Rows: func(ctx context.Context, _ pgx.Tx, es []eventlog.Event) error {
+		for _, e := range es {
+			if e.Subject == "hangs" {
+				hangs <- struct{}{}
+				select {
+				case <-gate:
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+			l.add(e)
+		}
+		return nil
+	}})
+	b.produceOne("hangs")
+	<-hangs
+	for n := int64(1); n <= 3; n++ {
+		for _, k := range []string{"a", "b", "c", "d"} {
+			b.produce(b.event(eventlog.Payments, k, "T")...)
+		}
+		eventually(t, "the others go on", func() bool {
+			for _, k := range []string{"a", "b", "c", "d"} {
+				if !slices.Equal(l.of(k), upTo(n)) {
+					return false
+				}
+			}
+			return true
+		})
+		if len(hangs) > 0 {
+			t.Fatal("the others have waited until the transaction that hung was given up")
+		}
+	}
+	close(gate)
+	eventually(t, "the one that hung is done", func() bool { return slices.Equal(l.of("hangs"), upTo(1)) })
+}

@@ -55,7 +55,8 @@
 //
 // Rows: one transaction has the handler's rows, the parked rows and the new
 // checkpoint, so each event takes effect once. While a transaction is under way, the
-// small commits of other partitions wait, and then share the next one.
+// small commits of other partitions wait for it, a second at most, and then share the
+// next one.
 //
 // Batch: the effect comes first. Then the parked rows and the checkpoint are
 // written in one transaction. If nothing was parked, the checkpoint is written
