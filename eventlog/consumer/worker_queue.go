@@ -29,7 +29,7 @@ func (w *worker) add(recs []*kgo.Record, end int64) {
 		w.queueBytes += len(r.Value)
 	}
 	if n := len(recs); n > 0 {
-		w.fetched = recs[n-1].Offset + 1
+		w.fetched = max(w.fetched, recs[n-1].Offset+1) // one poll may return a partition twice
 	}
 	w.end = max(w.end, end)
 }
