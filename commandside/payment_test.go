@@ -163,7 +163,7 @@ func TestInbox(t *testing.T) {
 		if !slices.ContainsFunc(e.Record.Headers, func(h kgo.RecordHeader) bool { return h.Key == "x-razorpay-event-id" && string(h.Value) == "evt_1" }) {
 			t.Errorf("no event id: %v", e.Record.Headers)
 		}
-		if bytes.Contains(e.Data, []byte("pay_1")) && (e.Subject != g || string(e.Data) != commandsidetest.Captured(g, "pay_1", 45000, "INR")) {
+		if bytes.Contains(e.Data, []byte("pay_1")) && (e.Subject != g || !bytes.Contains(e.Data, []byte(`"event":"payment.captured"`))) {
 			t.Errorf("%s %s", e.Subject, e.Data)
 		}
 		switch err := w.Policies.RecordPayment().Each(t.Context(), e); {

@@ -2,6 +2,7 @@ package commandside
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"tomato/commandside/gateway"
 	"tomato/domain"
 	"tomato/eventlog"
+	"tomato/eventlog/subjectkeys"
 	"tomato/httpapi"
 )
 
@@ -55,9 +57,9 @@ type webhookInput struct {
 }
 
 // takeWebhook keeps a webhook in the inbox, keyed so that all webhooks of one gateway
-// order stay in sequence. It decides nothing: the policy record-payment does. A body
-// that is not a webhook is kept, too. It has a key of its own, and becomes a dead
-// letter of that policy.
+// order stay in sequence. It decides nothing: the policy record-payment does. What
+// Tomato does not use of it is not kept. A body that is not a webhook is kept as a whole,
+// in sealed form. It has a key of its own, and becomes a dead letter of that policy.
 func (s *Side) takeWebhook(ctx context.Context, in *webhookInput) (*struct{}, error) {
 	if !gateway.Verify(s.WebhookSecrets, in.RawBody, in.Signature) {
 		return nil, wrongSignature()
@@ -69,7 +71,7 @@ func (s *Side) takeWebhook(ctx context.Context, in *webhookInput) (*struct{}, er
 		return nil, err
 	}
 	key := id.String()
-	w, err := gateway.ParseWebhook(in.RawBody)
+	w, kept, err := gateway.Kept(in.RawBody)
 	if k := w.InboxKey(); err == nil && k != "" {
 		key = k
 	}
@@ -81,7 +83,12 @@ func (s *Side) takeWebhook(ctx context.Context, in *webhookInput) (*struct{}, er
 		}
 	}
 	now := time.Now().UTC()
-	e := eventlog.Event{ID: id.String(), Source: inboxSource, Type: gateway.TypeWebhookReceived, Time: domain.Time(now), Subject: key, Data: in.RawBody}
+	if err != nil {
+		if kept, err = s.sealBody(ctx, now, in.RawBody, err); err != nil {
+			return nil, s.notKept(err)
+		}
+	}
+	e := eventlog.Event{ID: id.String(), Source: inboxSource, Type: gateway.TypeWebhookReceived, Time: domain.Time(now), Subject: key, Data: kept}
 	rec := e.NewRecord(eventlog.PaymentWebhooks, eventlog.PartitionFor(key, s.Partitions))
 	if in.EventID != "" && len(in.EventID) <= maxEventID {
 		rec.Headers = append(rec.Headers, kgo.RecordHeader{Key: "x-razorpay-event-id", Value: []byte(in.EventID)})
@@ -93,6 +100,17 @@ func (s *Side) takeWebhook(ctx context.Context, in *webhookInput) (*struct{}, er
 		return nil, s.notKept(err)
 	}
 	return nil, nil
+}
+
+// sealBody returns the data of a body that could not be decoded because of fault. It is
+// sealed under the key of its month, because nobody knows whose data it is.
+func (s *Side) sealBody(ctx context.Context, now time.Time, body []byte, fault error) ([]byte, error) {
+	subject := subjectkeys.WebhooksOf(now)
+	sealed, err := s.Keys.Seal(ctx, subject, subjectkeys.FieldBody, body)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(gateway.SealedBody{Sealed: string(sealed), Subject: subject.String(), Fault: fault.Error()})
 }
 
 func (s *Side) notKept(err error) error {

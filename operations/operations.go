@@ -1,6 +1,6 @@
 // Package operations is what operators see and do: who owns which shard, how the
-// read models and the consumers are doing, and the dead letters, which are
-// listed, replayed and discarded here.
+// read models and the consumers are doing, the dead letters, which are listed,
+// replayed and discarded here, and people, who are erased here.
 //
 // It stands above the three sides, because operators look into all of them. The
 // payments that wait for an operator are not here: listing them is a query like
@@ -35,6 +35,7 @@ type Operations struct {
 		// Status returns how every generation of every read model is doing.
 		Status(context.Context) ([]projections.Status, error)
 	}
+	Keys Keys // nil as well in a process without keys
 	// Consumers returns how every consumer is doing, by partition.
 	Consumers func(context.Context) ([]consumer.ConsumerStatus, error)
 }
@@ -54,6 +55,9 @@ func (o *Operations) Routes(api *httpapi.API) {
 	}
 	if o.DeadLetters != nil {
 		o.deadLetterRoutes(api)
+	}
+	if o.Keys != nil {
+		o.erasureRoutes(api)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/domain/nearby"
 	"tomato/domain/payment"
@@ -20,6 +21,7 @@ import (
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
 	"tomato/eventlog/consumer/parked"
+	"tomato/eventlog/eventlogtest"
 	"tomato/projections"
 )
 
@@ -314,6 +316,57 @@ func TestRidersRebuildKeepsPositionsAndTheirCheckpoint(t *testing.T) {
 	want = "[[{rider0 0} {rider9 50} {rider1 100} {rider2 200} {rider3 300} {rider4 400}]]"
 	if got := find(); got != want {
 		t.Errorf("after a further position %s", got)
+	}
+}
+
+// A tombstone takes a rider's position out, whatever came before and comes after it in
+// the same batch, and a rebuild gives the same.
+func TestATombstoneTakesThePositionOut(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	client := eventlogtest.Client(t, b.cfg, kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	now := time.Now()
+	token := eventlog.Token{}
+	gone := func(id string) {
+		t.Helper()
+		r := &kgo.Record{Topic: eventlog.RiderLocations, Partition: eventlog.PartitionFor(id, partitions), Key: []byte(id)}
+		if err := client.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		token.Add(r.Topic, r.Partition, r.Offset)
+	}
+	for n := range 4 {
+		id := fmt.Sprintf("rider%d", n)
+		token.Merge(b.w.Append(eventlog.Riders, id, ready(id)...))
+		token.Merge(b.position(id, near(centre, float64(n*100)), now))
+	}
+	gone("rider1")
+	gone("rider2")
+	token.Merge(b.position("rider2", near(centre, 250), now.Add(-time.Second))) // older than the one that was taken out
+	gone("nobody")
+	b.project(b.m)
+	find := func(want string) {
+		t.Helper()
+		found, _, err := b.m.Nearest(t.Context(), []nearby.Search{{Point: centre, RadiusMeters: 450, Limit: 10}}, 5*time.Minute, token, time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(found); got != want {
+			t.Errorf("found %s, want %s", got, want)
+		}
+	}
+	find("[[{rider0 0} {rider2 250} {rider3 300}]]")
+	gone("rider3") // in a batch of its own
+	find("[[{rider0 0} {rider2 250}]]")
+	if _, err := b.m.Rebuild(t.Context(), projections.Riders, projections.RebuildOptions{Runtime: b.runtime()}); err != nil {
+		t.Fatal(err)
+	}
+	find("[[{rider0 0} {rider2 250}]]")
+	for _, g := range []string{"riders_g1", "riders_g2"} {
+		var positions int
+		if err := b.db.QueryRow(t.Context(), `SELECT count(*) FROM `+g+`.rider_positions`).Scan(&positions); err != nil || positions != 2 {
+			t.Errorf("%s has %d positions, %v", g, positions, err)
+		}
 	}
 }
 

@@ -70,7 +70,7 @@ var parts = map[string][]string{
 // imports says what each package imports of the module, itself left out: no more, and
 // no less. Packages for tests, whose names end in "test", are not listed.
 var imports = map[string]string{
-	"cmd/tomato":               "cmd/tomato/bench cmd/tomato/server cmd/tomato/settings cmd/tomato/simulate domain domain/order eventlog eventlog/consumer eventlog/consumer/parked httpapi migrations projections",
+	"cmd/tomato":               "cmd/tomato/bench cmd/tomato/server cmd/tomato/settings cmd/tomato/simulate domain domain/order eventlog eventlog/consumer eventlog/consumer/parked eventlog/subjectkeys httpapi migrations operations projections",
 	"cmd/tomato/bench":         "cmd/tomato/server cmd/tomato/settings commandside/shard domain domain/nearby domain/order domain/payment domain/restaurant domain/rider eventlog eventlog/consumer eventlog/kafkaprocess eventlog/subjectkeys httpapi migrations migrations/cluster projections",
 	"cmd/tomato/server":        "cmd/tomato/settings commandside commandside/gateway commandside/policies commandside/shard domain eventlog eventlog/consumer eventlog/consumer/parked eventlog/subjectkeys httpapi migrations migrations/cluster operations projections projections/realtime queryside queryside/feed",
 	"cmd/tomato/settings":      "eventlog eventlog/subjectkeys",
@@ -78,7 +78,7 @@ var imports = map[string]string{
 	"commandside":              "commandside/gateway commandside/policies commandside/shard domain domain/order domain/payment domain/restaurant domain/rider domain/rooms eventlog eventlog/subjectkeys httpapi",
 	"commandside/gateway":      "commandside/lease eventlog eventlog/pgerr",
 	"commandside/lease":        "",
-	"commandside/policies":     "commandside/gateway commandside/lease commandside/shard domain domain/nearby domain/order domain/payment domain/rider eventlog eventlog/consumer eventlog/pgerr",
+	"commandside/policies":     "commandside/gateway commandside/lease commandside/shard domain domain/nearby domain/order domain/payment domain/rider eventlog eventlog/consumer eventlog/pgerr eventlog/subjectkeys",
 	"commandside/shard":        "domain domain/order domain/payment domain/restaurant domain/rider eventlog httpapi",
 	"commandside/shard/model":  "",
 	"domain":                   "",
@@ -99,7 +99,7 @@ var imports = map[string]string{
 	"httpapi":                  "domain domain/order domain/restaurant",
 	"migrations":               "",
 	"migrations/cluster":       "eventlog/childprocess eventlog/filelock",
-	"operations":               "commandside/shard domain eventlog/consumer eventlog/consumer/parked httpapi projections queryside",
+	"operations":               "commandside/shard domain eventlog eventlog/consumer eventlog/consumer/parked eventlog/subjectkeys httpapi projections queryside",
 	"projections":              "domain domain/nearby domain/order domain/payment domain/restaurant domain/rider eventlog eventlog/consumer eventlog/pgerr migrations projections/realtime",
 	"projections/realtime":     "domain domain/order domain/payment domain/rider domain/rooms eventlog eventlog/consumer eventlog/subjectkeys",
 	"queryside":                "domain domain/order domain/payment domain/restaurant domain/rider eventlog eventlog/pgerr eventlog/subjectkeys httpapi",

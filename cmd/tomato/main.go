@@ -30,6 +30,8 @@ type cli struct {
 	Simulate simulateCmd `cmd:"" help:"Play customers, restaurants, riders and the gateway against a running serve."`
 	Rebuild  rebuildCmd  `cmd:"" help:"Fill a new generation of a read model beside the serving one, and switch to it."`
 	DLQ      dlqCmd      `cmd:"" name:"dlq" help:"Look at records that a consumer could not handle, replay or discard them."`
+	Erase    eraseCmd    `cmd:"" help:"Forget a customer or a rider: destroy the keys of what is personal."`
+	Keys     keysCmd     `cmd:"" help:"Look after the keys of what is personal."`
 	Topics   topicsCmd   `cmd:"" help:"Create and verify the topics."`
 	Token    tokenCmd    `cmd:"" help:"Print a token for development."`
 	Bench    bench.Cmd   `cmd:"" help:"Measure, beside the physical limit of the same run."`

@@ -102,10 +102,11 @@ func New(t *testing.T) *World {
 	w.Shards = startShards(t, cfg, w.ReadModel)
 	producer := eventlogtest.Client(t, cfg, kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0), kgo.ProducerBatchMaxBytes(2<<20))
 	finder := &policies.OrderFinder{ReadModel: w.ReadModel, Client: producer}
+	keys := &subjectkeystest.Keys{}
 	w.Side = &commandside.Side{Config: commandside.Config{PaymentTTL: time.Hour, WebhookSecrets: WebhookSecrets, CommandDeadline: commandDeadline},
-		Commands: w.Shards, Orders: finder, Producer: producer, Partitions: Partitions, Log: quiet}
+		Commands: w.Shards, Orders: finder, Producer: producer, Partitions: Partitions, Keys: keys, Log: quiet}
 	w.Policies = &policies.Policies{Config: policies.Config{AcceptTTL: 10 * time.Minute, ArchiveAfter: archiveAfter, CommandDeadline: commandDeadline},
-		Commands: w.Shards, Orders: finder, Client: producer, Partitions: Partitions, DB: db, Inbox: &InboxProgress{}, Log: quiet}
+		Commands: w.Shards, Orders: finder, Client: producer, Partitions: Partitions, DB: db, Inbox: &InboxProgress{}, Keys: keys, Log: quiet}
 	api := httpapi.New(httpapi.Options{Auth: auth, Log: quiet})
 	w.Side.Routes(api)
 	w.http = httptest.NewServer(api)

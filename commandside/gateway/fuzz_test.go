@@ -1,6 +1,10 @@
 package gateway
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
 
 // FuzzWebhook checks that ParseWebhook reads or refuses any body, and that the ids of a
 // webhook that it reads may become keys and parts of paths.
@@ -15,6 +19,17 @@ func FuzzWebhook(f *testing.F) {
 		key := w.InboxKey()
 		if err == nil && key != "" && w.Payment != nil && !gatewayID.MatchString(key) {
 			t.Errorf("key %q of %s", key, body)
+		}
+		kept, data, kerr := Kept(body)
+		if (kerr == nil) != (err == nil) {
+			t.Fatalf("parsed with %v, kept with %v: %s", err, kerr, body)
+		}
+		if err != nil {
+			return
+		}
+		again, err := ParseWebhook(data)
+		if d := cmp.Diff(w, again); err != nil || d != "" || !cmp.Equal(w, kept) {
+			t.Errorf("%s is kept as %s, which reads otherwise (%v): %s", body, data, err, d)
 		}
 	})
 }

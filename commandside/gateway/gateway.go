@@ -6,6 +6,7 @@
 //	gateway.go             the interface of a gateway
 //	razorpay.go            Razorpay, over its REST API
 //	webhook.go             reads webhooks; the wire formats
+//	kept.go                what is kept of a webhook
 //	signature.go           the signatures of webhooks
 //	simulated.go           the simulated gateway and its orders
 //	simulated_pay.go       makes simulated payments, with faults

@@ -19,8 +19,8 @@ const (
 )
 
 // TypeWebhookReceived is the type of the records in the inbox, the topic
-// payment-webhooks. The data of such a record is the raw body of a webhook with a valid
-// signature. ParseWebhook reads it.
+// payment-webhooks. The data of such a record is what Kept keeps of a webhook with a valid
+// signature, which ParseWebhook reads, or a SealedBody.
 const TypeWebhookReceived = "WEBHOOK_RECEIVED"
 
 // Webhook is the content of a webhook. Payment is set for the payment events and for
@@ -148,10 +148,13 @@ func ParseWebhook(body []byte) (Webhook, error) {
 		Payload json.RawMessage `json:"payload"`
 	}
 	if err := json.Unmarshal(body, &head); err != nil {
-		return Webhook{}, fmt.Errorf("webhook: %w", err)
+		return Webhook{}, fmt.Errorf("webhook: %w", withoutValue(err))
 	}
 	if head.Event == "" {
 		return Webhook{}, errors.New("webhook: no event")
+	}
+	if !word.MatchString(head.Event) {
+		head.Event = "unknown"
 	}
 	w := Webhook{Event: head.Event}
 	var p wirePayload
@@ -161,7 +164,7 @@ func ParseWebhook(body []byte) (Webhook, error) {
 			return w, fmt.Errorf("webhook %s: no payload", w.Event)
 		}
 		if err := json.Unmarshal(head.Payload, &p); err != nil {
-			return w, fmt.Errorf("webhook %s: %w", w.Event, err)
+			return w, fmt.Errorf("webhook %s: %w", w.Event, withoutValue(err))
 		}
 	default:
 		return w, nil
@@ -175,13 +178,14 @@ func ParseWebhook(body []byte) (Webhook, error) {
 		if !gatewayID.MatchString(r.PaymentID) {
 			return w, fmt.Errorf("webhook %s: the payment id is none", w.Event)
 		}
-		w.Refund = &RefundNotice{GatewayRefundID: r.ID, PaymentID: r.PaymentID, Amount: r.Amount,
-			RefundID: r.Notes[noteRefund], AggregateID: r.Notes[noteOrder]}
-		if w.Refund.RefundID == "" && r.Receipt != nil {
-			w.Refund.RefundID = *r.Receipt
+		ours := ourNotes(r.Notes)
+		w.Refund = &RefundNotice{GatewayRefundID: keptWord(r.ID), PaymentID: r.PaymentID, Amount: r.Amount,
+			RefundID: ours[noteRefund], AggregateID: ours[noteOrder]}
+		if w.Refund.RefundID == "" {
+			w.Refund.RefundID = keptWord(deref(r.Receipt))
 		}
 		if p.Payment != nil {
-			w.Refund.GatewayOrderID = deref(p.Payment.Entity.OrderID)
+			w.Refund.GatewayOrderID = keptWord(deref(p.Payment.Entity.OrderID))
 			w.Refund.Reason = text(deref(p.Payment.Entity.ErrorDescription))
 		}
 	default:
@@ -222,7 +226,7 @@ func (w *Webhook) InboxKey() string {
 
 func (p *wirePayment) payment() *Payment {
 	return &Payment{PaymentID: p.ID, GatewayOrderID: deref(p.OrderID), Amount: p.Amount, Currency: p.Currency,
-		Status: p.Status, Reason: text(deref(p.ErrorDescription))}
+		Status: keptStatus(p.Status), Reason: text(deref(p.ErrorDescription))}
 }
 
 var currencyCode = regexp.MustCompile(`^[A-Za-z]{3}$`)

@@ -32,6 +32,7 @@ import (
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
 	"tomato/eventlog/pgerr"
+	"tomato/eventlog/subjectkeys"
 )
 
 // Config has the times and limits that policies apply. docs/operations.md lists the
@@ -59,6 +60,7 @@ type Policies struct {
 	DB         *pgxpool.Pool // keeps the timers
 	Search     RiderSearch
 	Inbox      InboxProgress
+	Keys       subjectkeys.Opener // opens webhooks that could not be decoded when they came
 	Log        *slog.Logger
 
 	// WebhooksHandled counts the webhooks of the inbox by event and outcome; nil: not counted.

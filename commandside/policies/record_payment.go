@@ -11,6 +11,7 @@ import (
 	"tomato/domain/payment"
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
+	"tomato/eventlog/subjectkeys"
 )
 
 // RecordPayment turns the webhooks of the inbox into events of payments. A repeat
@@ -24,9 +25,9 @@ func (p *Policies) recordPayment(ctx context.Context, e eventlog.Event) error {
 		p.countWebhook("other", "skipped")
 		return nil
 	}
-	w, err := gateway.ParseWebhook(e.Data)
+	w, err := p.webhook(ctx, e.Data)
 	if err != nil {
-		return eventlog.Poison(err)
+		return err
 	}
 	why := causeOf(&e)
 	switch w.Event {
@@ -49,6 +50,29 @@ func (p *Policies) recordPayment(ctx context.Context, e eventlog.Event) error {
 		p.countWebhook(w.Event, "handled")
 	}
 	return err
+}
+
+// webhook reads the data of a record in the inbox. The body of a webhook that could not be
+// decoded when it came is opened and read again, because this build may know more. The
+// error is eventlog.ErrPoison, or eventlog.ErrUnavailable while the key cannot be read.
+func (p *Policies) webhook(ctx context.Context, data []byte) (gateway.Webhook, error) {
+	if s, ok := gateway.ReadSealedBody(data); ok {
+		subject, err := subjectkeys.ParseSubject(s.Subject)
+		if err != nil {
+			return gateway.Webhook{}, eventlog.Poison(err)
+		}
+		data, err = p.Keys.Open(ctx, subject, subjectkeys.FieldBody, domain.Sealed(s.Sealed))
+		switch {
+		case errors.Is(err, subjectkeys.ErrErased):
+			return gateway.Webhook{}, eventlog.Poison(errors.New("webhook: its body was erased; discard it"))
+		case errors.Is(err, subjectkeys.ErrUnreadable):
+			return gateway.Webhook{}, eventlog.Poison(fmt.Errorf("webhook: its sealed body: %w", err))
+		case err != nil:
+			return gateway.Webhook{}, err
+		}
+	}
+	w, err := gateway.ParseWebhook(data)
+	return w, eventlog.Poison(err)
 }
 
 func (p *Policies) countWebhook(event, outcome string) {

@@ -74,6 +74,8 @@ var contractRows = []contractRow{
 	{"GET", "/v1/ops/dead-letters/999999", "ops", "", nil, "dead_letter_not_found", ""},
 	{"POST", "/v1/ops/dead-letters/999999/replay", "ops", "", nil, "dead_letter_not_found", ""},
 	{"POST", "/v1/ops/dead-letters/999999/discard", "ops", aReason, []string{"reason"}, "dead_letter_not_found", ""},
+	{"GET", "/v1/ops/erasures", "ops", "", nil, "", "p"},
+	{"POST", "/v1/ops/erasures", "ops", `{"customerId":"nobody","reason":"asked by letter"}`, []string{"reason"}, "", ""},
 	{"POST", "/v1/ops/dead-letters/replay", "ops", `{"consumer":"orders","all":true,"dryRun":true}`, []string{"consumer"}, "", ""},
 }
 
@@ -334,6 +336,9 @@ func (c *contract) refusedFields(t *testing.T) {
 		{anOps, "GET", "/v1/orders?dispatch=yes", "", "query.dispatch"},
 		{anOps, "GET", "/v1/ops/payments?state=lost", "", "query.state"},
 		{anOps, "GET", "/v1/ops/dead-letters/x", "", "path.id"},
+		{anOps, "POST", "/v1/ops/erasures", `{"reason":"r"}`, "body"},
+		{anOps, "POST", "/v1/ops/erasures", `{"customerId":"c","riderId":"r","reason":"r"}`, "body"},
+		{anOps, "POST", "/v1/ops/erasures", `{"customerId":"a b","reason":"r"}`, "body.customerId"},
 		{anOps, "POST", "/v1/ops/dead-letters/replay", `{"consumer":"orders"}`, "body"},
 		{anOps, "POST", "/v1/ops/dead-letters/replay", `{"consumer":"orders","all":true,"key":"k"}`, "body"},
 		{anOps, "POST", "/v1/simulated-gateway/orders/x/pay", `{"outcome":"captured","delay":"-1s"}`, "body.delay"},

@@ -57,7 +57,7 @@ func (s *Server) startCommandSide(context.Context) error {
 			PositionMaxAge: time.Duration(c.PositionAge), SearchWait: time.Duration(c.SearchWait), ArchiveAfter: time.Duration(c.ArchiveAfter),
 			CommandDeadline: commandDeadline,
 		},
-		Gateway: paymentGateway, Orders: orders, Client: producer, Partitions: c.Partitions, DB: s.db, Search: s.models, Inbox: s.positions, Log: s.log,
+		Gateway: paymentGateway, Orders: orders, Client: producer, Partitions: c.Partitions, DB: s.db, Search: s.models, Inbox: s.positions, Keys: s.keys, Log: s.log,
 		WebhooksHandled: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_webhooks_handled_total", Help: "Webhooks of the inbox, by event and outcome."}, []string{"event", "outcome"}),
 		IncompleteSearches: prometheus.NewCounter(prometheus.CounterOpts{Name: "tomato_dispatch_incomplete_searches_total",
 			Help: "Searches for riders that did not wait any longer for the riders read model."}),
@@ -132,6 +132,7 @@ func (s *Server) startQueries(context.Context) error {
 	q.Routes(s.api)
 	s.operations.DeadLetters = &parked.DeadLetters{DB: s.db, Kafka: s.kafka}
 	s.operations.ReadModels = s.models
+	s.operations.Keys = s.keys
 	s.operations.Consumers = func(ctx context.Context) ([]consumer.ConsumerStatus, error) {
 		return consumer.ReadConsumers(ctx, s.db, adm)
 	}

@@ -1,0 +1,86 @@
+package commandside
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"tomato/commandside/shard"
+	"tomato/domain"
+	"tomato/domain/order"
+	"tomato/domain/rider"
+	"tomato/eventlog/subjectkeys/subjectkeystest"
+	"tomato/httpapi"
+)
+
+// asked is an Executor that keeps what it is asked.
+type asked struct{ requests []shard.Request }
+
+func (a *asked) Execute(_ context.Context, r shard.Request) (shard.Result, error) {
+	a.requests = append(a.requests, r)
+	return shard.Result{Status: 201, Order: &order.State{Version: 1}, Rider: &rider.State{Version: 1}}, nil
+}
+
+// TestNothingPersonalReachesAShard: neither the command nor what its idempotency key is
+// compared by has what is personal, and a repeat with the same body is the same.
+func TestNothingPersonalReachesAShard(t *testing.T) {
+	t.Parallel()
+	const secret = "a secret of this test, 32 bytes."
+	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: secret})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer auth.Close()
+	shards := &asked{}
+	s := &Side{Config: Config{CommandDeadline: time.Minute, PaymentTTL: time.Minute}, Commands: shards, Keys: &subjectkeystest.Keys{}}
+	api := httpapi.New(httpapi.Options{Auth: auth})
+	s.orderRoutes(api)
+	s.riderRoutes(api)
+	call := func(method, path, body string, actor domain.Actor) int {
+		t.Helper()
+		token, err := httpapi.MintToken(secret, actor, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := httptest.NewRequest(method, path, strings.NewReader(body))
+		r.Header.Set("Authorization", "Bearer "+token)
+		r.Header.Set("Content-Type", "application/json")
+		r.Header.Set("Idempotency-Key", "k")
+		w := httptest.NewRecorder()
+		api.ServeHTTP(w, r)
+		return w.Code
+	}
+	customer, una := domain.Actor{Sub: "c1", Role: domain.Customer}, domain.Actor{Sub: "una", Role: domain.Rider}
+	place := `{"restaurantId":"r1","items":[{"itemId":"dosa","quantity":2}],"deliverTo":{"location":{"type":"Point","coordinates":[77.123456,12.654321]},"address":"4 Church Street","instructions":"ring twice"}}`
+	for range 2 {
+		if status := call(http.MethodPost, "/v1/orders", place, customer); status != http.StatusCreated {
+			t.Fatal(status)
+		}
+		if status := call(http.MethodPut, "/v1/riders/una", `{"name":"Una Rao"}`, una); status != http.StatusCreated {
+			t.Fatal(status)
+		}
+	}
+	for _, r := range shards.requests {
+		command, err := json.Marshal(r.Command)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, word := range []string{"Church", "ring twice", "77.123456", "12.654321", "Una Rao"} {
+			if all := string(command) + r.BodyHash; strings.Contains(all, word) || !strings.Contains(string(command), `"s1.`) || !strings.Contains(r.BodyHash, `"s1.`) {
+				t.Errorf("%s reaches the shard: %s", word, all)
+			}
+		}
+	}
+	if n := len(shards.requests); n != 4 || shards.requests[0].BodyHash != shards.requests[2].BodyHash || shards.requests[1].BodyHash != shards.requests[3].BodyHash {
+		t.Errorf("%d requests; a repeat has another body: %s", n, fmt.Sprint(shards.requests))
+	}
+	// A rider makes no keys for others.
+	if status := call(http.MethodPut, "/v1/riders/other", `{"name":"x"}`, una); status != http.StatusForbidden || len(shards.requests) != 4 {
+		t.Errorf("another rider: %d", status)
+	}
+}
