@@ -16,6 +16,11 @@ import (
 // such a record has neither key nor version.
 const ShardClaimed = "SHARD_CLAIMED"
 
+// PositionErased is the type of a tombstone on rider-locations that takes the rider's
+// position out of everything that keeps it. Other tombstones there mean nothing, because
+// anybody may have written them.
+const PositionErased = "RIDER_LOCATION_ERASED"
+
 // shardSeen is a record that no version writes any more. It takes a seq, and nothing else
 // follows from it.
 const shardSeen = "SHARD_SEEN"

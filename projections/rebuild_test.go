@@ -319,27 +319,32 @@ func TestRidersRebuildKeepsPositionsAndTheirCheckpoint(t *testing.T) {
 	}
 }
 
-// A tombstone takes a rider's position out, whatever came before and comes after it in
-// the same batch, and a rebuild gives the same.
+// The tombstone of an erasure takes a rider's position out, whatever came before and comes
+// after it in the same batch, and a rebuild gives the same. Other tombstones do not.
 func TestATombstoneTakesThePositionOut(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	client := eventlogtest.Client(t, b.cfg, kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	now := time.Now()
 	token := eventlog.Token{}
-	gone := func(id string) {
+	tombstone := func(id string, headers ...kgo.RecordHeader) {
 		t.Helper()
-		r := &kgo.Record{Topic: eventlog.RiderLocations, Partition: eventlog.PartitionFor(id, partitions), Key: []byte(id)}
+		r := &kgo.Record{Topic: eventlog.RiderLocations, Partition: eventlog.PartitionFor(id, partitions), Key: []byte(id), Headers: headers}
 		if err := client.ProduceSync(t.Context(), r).FirstErr(); err != nil {
 			t.Fatal(err)
 		}
 		token.Add(r.Topic, r.Partition, r.Offset)
+	}
+	gone := func(id string) {
+		t.Helper()
+		tombstone(id, kgo.RecordHeader{Key: eventlog.HeaderType, Value: []byte(eventlog.PositionErased)})
 	}
 	for n := range 4 {
 		id := fmt.Sprintf("rider%d", n)
 		token.Merge(b.w.Append(eventlog.Riders, id, ready(id)...))
 		token.Merge(b.position(id, near(centre, float64(n*100)), now))
 	}
+	tombstone("rider0")
 	gone("rider1")
 	gone("rider2")
 	token.Merge(b.position("rider2", near(centre, 250), now.Add(-time.Second))) // older than the one that was taken out

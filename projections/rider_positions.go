@@ -27,7 +27,7 @@ func (riderPositions) apply(ctx context.Context, tx pgx.Tx, schema string, event
 	var gone []string // riders with a tombstone; latest has what came after it
 	for i := range events {
 		e := &events[i]
-		if consumer.IsTombstone(e) {
+		if consumer.IsErasure(e) {
 			gone = append(gone, e.Subject)
 			delete(latest, e.Subject)
 			continue

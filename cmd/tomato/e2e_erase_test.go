@@ -212,7 +212,6 @@ func gcm(t *testing.T, secret []byte, info string) cipher.AEAD {
 // disk in the clear, at no time; after an erasure and a compaction the keys are gone, and
 // everything shows the people as erased, while everybody else's data and the money stay.
 func TestErasedPeopleAreGone(t *testing.T) {
-	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	options := eventlogtest.Options

@@ -23,6 +23,9 @@ import (
 	"tomato/eventlog/eventlogtest"
 )
 
+// The tests of this file build programs, and run three instances with all roles each.
+// They are not parallel, so that they and the other tests leave each other time.
+
 // upgradePerSecond is how many commands begin in a second of an upgrade. All roles of
 // three instances, a broker and a Postgres share the machine with them.
 const upgradePerSecond = 60
@@ -214,7 +217,6 @@ func (u *upgrade) alive() {
 // which is how an upgrade is done that may be rolled back. No new form is written, so the
 // older build meets nothing that it cannot read.
 func TestUpgradesLoseNothing(t *testing.T) {
-	t.Parallel()
 	this, next := thisBuild(t), nextBuild(t)
 	u := startUpgrade(t, eventlogtest.Embedded(t), this, false)
 	for n := range u.fleet {
@@ -239,7 +241,6 @@ func TestUpgradesLoseNothing(t *testing.T) {
 // have new forms, its read models park their events, and all else works. After the next
 // upgrade the parked events are replayed, and nothing is lost.
 func TestARollBackAfterANewEpochLosesNothing(t *testing.T) {
-	t.Parallel()
 	this, next := thisBuild(t), nextBuild(t)
 	eventlogtest.Each(t, func(t *testing.T, kafka eventlog.Config) {
 		u := startUpgrade(t, kafka, this, true)
@@ -354,7 +355,6 @@ func TestARollBackAfterANewEpochLosesNothing(t *testing.T) {
 // of this commit under load, and one instance goes back, unless the commit adds a
 // migration, which the one before refuses to run with.
 func TestTheCommitBeforeRunsBesideThisOne(t *testing.T) {
-	t.Parallel()
 	source := t.TempDir()
 	archive := exec.Command("sh", "-c", `git archive HEAD~1 | tar -x -C "$0"`, source)
 	archive.Dir = "../.."

@@ -102,7 +102,7 @@ func (d *dispatch) handle(ctx context.Context, events []eventlog.Event) error {
 	woken := map[string]eventlog.Event{}  // riders who became eligible
 	last := map[string]time.Time{}        // riders' last positions; remembered only after the batch, so that a repeat sees the same ones
 	for _, e := range events {
-		if consumer.IsTombstone(&e) { // the rider's next position is their first one again
+		if consumer.IsErasure(&e) { // the rider's next position is their first one again
 			last[e.Subject] = time.Time{}
 			continue
 		}

@@ -93,13 +93,14 @@ func (w *worker) scan(recs []*kgo.Record, buf *scanBuffer) (batch, error) {
 		if w.parked.At(r.Offset) != nil {
 			continue // it was parked before a crash, and the checkpoint had not passed it
 		}
-		if w.telemetry && r.Value == nil && domain.ValidID(string(r.Key)) { // a tombstone, which needs no headers
+		if w.telemetry && r.Value == nil {
+			if !IsErasure(e) || !domain.ValidID(string(r.Key)) {
+				continue
+			}
 			e.Subject, e.Fault = string(r.Key), nil
 		}
 		if w.telemetry && e.Fault != nil {
-			if r.Value != nil {
-				w.skip(r.Offset, e.Fault)
-			}
+			w.skip(r.Offset, e.Fault)
 			continue
 		}
 		it := &buf.items[len(items)]

@@ -12,12 +12,14 @@ import (
 // one of its key replaces it. The records of such a topic may come from anybody. A
 // record that cannot be read, or that a handler fails on, is skipped and counted. It
 // is never parked: later records of its key would wait for it, and with too many of
-// them the partition would pause. A record without a value is a tombstone: IsTombstone.
+// them the partition would pause. A record without a value is ignored, unless IsErasure.
 func IsTelemetry(topic string) bool { return topic == eventlog.RiderLocations }
 
-// IsTombstone reports whether an event of a telemetry topic says that its key is gone. Its
-// Subject is the record's key.
-func IsTombstone(e *eventlog.Event) bool { return IsTelemetry(e.Topic) && e.Data == nil }
+// IsErasure reports whether an event of a telemetry topic says that its key was erased.
+// Its Subject is the record's key.
+func IsErasure(e *eventlog.Event) bool {
+	return IsTelemetry(e.Topic) && e.Data == nil && e.Type == eventlog.PositionErased
+}
 
 // Skip counts an event of a telemetry topic that a handler skips, and logs why now and
 // then. The handler calls it with its context. A batch that is repeated counts its

@@ -65,7 +65,8 @@ func (k *Keyring) erasePosition(ctx context.Context, riderID string) error {
 	if err != nil {
 		return err
 	}
-	_, err = appendTo(ctx, k.client, eventlog.RiderLocations, eventlog.PartitionFor(riderID, int32(len(starts))), &kgo.Record{Key: []byte(riderID)})
+	_, err = appendTo(ctx, k.client, eventlog.RiderLocations, eventlog.PartitionFor(riderID, int32(len(starts))),
+		&kgo.Record{Key: []byte(riderID), Headers: []kgo.RecordHeader{{Key: eventlog.HeaderType, Value: []byte(eventlog.PositionErased)}}})
 	return err
 }
 

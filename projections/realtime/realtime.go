@@ -204,8 +204,10 @@ func (p *Projector) record(ctx context.Context, tp eventlog.TopicPartition, r *k
 	if rule != nil {
 		take, skipped = rule.Take(&e)
 	} else if consumer.IsTelemetry(tp.Topic) && r.Value == nil {
-		take = false // a tombstone: the position was deleted, which means no message
-		riders.forget(string(r.Key))
+		take = false // a tombstone means no message
+		if consumer.IsErasure(&e) {
+			riders.forget(string(r.Key))
+		}
 	} else if e.Fault != nil {
 		take, skipped = false, eventlog.SkipNoEvent
 	}

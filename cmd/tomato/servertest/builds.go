@@ -34,7 +34,11 @@ func Build(t testing.TB, name, module string, flags ...string) string {
 		builds.dir = dir
 	}
 	path := filepath.Join(builds.dir, name)
-	build := exec.Command("go", append(append([]string{"build", "-buildvcs=false", "-o", path}, flags...), "./cmd/tomato")...)
+	args := append(append([]string{"go", "build", "-p", "1", "-buildvcs=false", "-o", path}, flags...), "./cmd/tomato")
+	if nice, err := exec.LookPath("nice"); err == nil { // servers of other tests have deadlines
+		args = append([]string{nice}, args...)
+	}
+	build := exec.Command(args[0], args[1:]...)
 	build.Dir = module
 	start := time.Now()
 	if out, err := build.CombinedOutput(); err != nil {

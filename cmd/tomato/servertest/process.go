@@ -57,10 +57,16 @@ func (a *Installation) Spawn(args ...string) *Process {
 // SpawnProgram runs another build of tomato with args beside the test.
 func (a *Installation) SpawnProgram(program string, args ...string) *Process {
 	a.T.Helper()
+	return a.spawn(program, "", args)
+}
+
+// spawn runs a program with stdin beside the test.
+func (a *Installation) spawn(program, stdin string, args []string) *Process {
+	a.T.Helper()
 	c := &Process{Cmd: exec.Command(program, args...), Ended: make(chan struct{}), out: &output{}}
 	c.Cmd.Env = append(os.Environ(), AsTomato+"=1", "TOMATO_JWT_SECRET="+JWTSecret, "TOMATO_CLUSTER_KEY="+ClusterKey, "TOMATO_INTERNAL_KEY="+InternalKey,
 		"TOMATO_RAZORPAY_WEBHOOK_SECRETS="+WebhookSecret)
-	c.Cmd.Stdout, c.Cmd.Stderr = c.out, c.out
+	c.Cmd.Stdin, c.Cmd.Stdout, c.Cmd.Stderr = strings.NewReader(stdin), c.out, c.out
 	if err := c.Cmd.Start(); err != nil {
 		a.T.Fatal(err)
 	}
@@ -111,7 +117,17 @@ func (a *Installation) SpawnServer(args ...string) *Process {
 // printed.
 func (a *Installation) Tool(args ...string) string {
 	a.T.Helper()
-	c := a.Spawn(append(args, a.toolArgs()...)...)
+	return a.ToolWith("", args...)
+}
+
+// ToolWith is Tool for a command that reads stdin.
+func (a *Installation) ToolWith(stdin string, args ...string) string {
+	a.T.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		a.T.Fatal(err)
+	}
+	c := a.spawn(self, stdin, append(args, a.toolArgs()...))
 	<-c.Ended
 	if !c.Cmd.ProcessState.Success() {
 		a.T.Fatalf("tomato %v: %v\n%s", args, c.Cmd.ProcessState, c.out)
