@@ -15,8 +15,9 @@
 //     up to it. Then it uses the first key of the subject in the log. If two instances
 //     make keys at once, both use the same one, and the other key is taken back.
 //   - Open: a text names its key. A key that the keyring does not hold may be one that it
-//     has not read yet, so it reads the topic to its present end. Only then is the key
-//     known to be destroyed.
+//     has not read yet, so it reads the topic to its present end. If the key is not
+//     there, it was destroyed if there is its tombstone or an erasure of the subject.
+//     Otherwise it is lost, which is counted and logged.
 //   - Erase: a tombstone for each key of the subject, and then a record for the audit.
 //   - Failure: if the topic cannot be read, sealing with a new key and opening with an
 //     unknown one fail with eventlog.ErrUnavailable. Keys that are held go on working.

@@ -125,6 +125,7 @@ func (k *Keyring) takeOne(r *kgo.Record) error {
 			return err
 		}
 		k.erasures[e.ID] = e
+		k.erased[e.Subject.hash()] = struct{}{}
 		return nil
 	}
 	subject, id, ok := parseRecordKey(key)

@@ -2,9 +2,11 @@ package subjectkeys
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/domain"
@@ -56,6 +58,77 @@ func TestNeedsMark(t *testing.T) {
 	if in(2 * time.Hour) {
 		t.Error("a second mark for one tombstone")
 	}
+}
+
+// TestALostKeyIsNotErased: a key that is not on the topic, or that only a newer build can
+// read, was not destroyed by anybody. After an erasure it was, whether or not there still
+// is a tombstone.
+func TestALostKeyIsNotErased(t *testing.T) {
+	t.Parallel()
+	cfg := eventlogtest.Embedded(t)
+	eventlogtest.Topics(t, cfg, eventlog.Layout{Partitions: 1})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	m, err := NewMaster(make([]byte, MinMasterBytes))
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics := prometheus.NewRegistry()
+	k, err := Start(ctx, Config{Kafka: cfg, Masters: []*Master{m}, Registry: metrics})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	lost, newer := testCipher(t, Rider("lost")), testCipher(t, Rider("newer"))
+	newer.id++
+	if _, err := k.append(ctx, &kgo.Record{Key: []byte(recordKey(newer.subject, newer.id)), Value: []byte(`{"v":2,"key":"in another form"}`)}); err != nil {
+		t.Fatal(err)
+	}
+	open := func(c *Cipher, want error, when string) {
+		t.Helper()
+		for range 2 { // the second one from memory
+			if got, err := k.Open(ctx, c.subject, FieldName, c.Seal(FieldName, []byte("Una"))); !errors.Is(err, want) {
+				t.Errorf("%s: the text of %s opens as %q, %v, want %v", when, c.subject, got, err, want)
+			}
+		}
+	}
+	open(lost, ErrLost, "at first")
+	open(newer, ErrLost, "at first")
+	if errors.Is(ErrLost, ErrErased) || !errors.Is(ErrLost, ErrUnreadable) {
+		t.Error("ErrLost is no ErrUnreadable, or an ErrErased")
+	}
+	families, err := metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	counted := 0.0
+	for _, f := range families {
+		if f.GetName() == "tomato_unreadable_texts_total" {
+			counted = f.GetMetric()[0].GetCounter().GetValue()
+		}
+	}
+	if counted != 4 {
+		t.Errorf("%v unreadable texts are counted, want 4", counted)
+	}
+	sealed, err := k.Seal(ctx, Rider("destroyed"), FieldName, []byte("Una"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.mu.RLock()
+	id := k.ring.firstOf(Rider("destroyed").hash())
+	k.mu.RUnlock()
+	// An erasure that failed behind its tombstones has destroyed the key all the same.
+	if offset, err := k.append(ctx, &kgo.Record{Key: []byte(recordKey(Rider("destroyed"), id))}); err != nil || k.await(ctx, offset+1) != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Open(ctx, Rider("destroyed"), FieldName, sealed); !errors.Is(err, ErrErased) {
+		t.Errorf("a key with a tombstone: %v", err)
+	}
+	if _, err := k.Erase(ctx, lost.subject, "ops:o", "x"); err != nil {
+		t.Fatal(err)
+	}
+	open(lost, ErrErased, "after an erasure")
+	open(newer, ErrLost, "after the erasure of another one")
 }
 
 // TestOpenEventChangesNothingElse: the data of an event keeps every byte beside the

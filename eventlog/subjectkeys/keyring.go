@@ -19,8 +19,9 @@ import (
 // Opener opens sealed texts. A Keyring is one. Safe for concurrent use.
 type Opener interface {
 	// Open returns the plain text. It fails with ErrErased if the key was destroyed,
-	// with ErrUnreadable if the text was not sealed for this subject and field, and with
-	// eventlog.ErrUnavailable if it is not known now whether the key exists.
+	// with ErrUnreadable if the text was not sealed for this subject and field, or if its
+	// key is lost (ErrLost), and with eventlog.ErrUnavailable if it is not known now
+	// whether the key exists.
 	Open(ctx context.Context, subject Subject, field string, s domain.Sealed) ([]byte, error)
 }
 
@@ -40,6 +41,10 @@ type Keys interface {
 
 // ErrErased means that the key of a text was destroyed: the subject was erased.
 var ErrErased = errors.New("the key was destroyed")
+
+// ErrLost means that the key of a text is not on the topic, or in a form that this build
+// cannot read, although nobody has erased the subject. It is an ErrUnreadable.
+var ErrLost = fmt.Errorf("%w: its key is not on the topic in a form that this build reads, and nobody has erased the subject", ErrUnreadable)
 
 // dependency is the keyring's name in errors that say that it is unavailable.
 const dependency = "subject keys"
@@ -76,15 +81,16 @@ type Keyring struct {
 
 	mu           sync.RWMutex // guards the fields below
 	ring         ring
-	fingerprints []string           // of master keys: those of config.Masters, then those that are missing
-	erasures     map[string]Erasure // by id
-	gone         recentKeys         // keys that are known to be destroyed
-	buried       recentKeys         // keys whose tombstone was read
-	unearthed    []string           // records of keys that were wrapped anew after their tombstone
-	passed       int64              // the offset up to which the topic was read
-	moved        chan struct{}      // closed and replaced when passed grows
-	lastGone     time.Time          // of the newest tombstone
-	lastRecord   time.Time          // of the newest record
+	fingerprints []string                 // of master keys: those of config.Masters, then those that are missing
+	erasures     map[string]Erasure       // by id
+	erased       map[subjectHash]struct{} // the subjects of erasures
+	gone         recentKeys               // keys that are known not to be on the topic
+	buried       recentKeys               // keys whose tombstone was read
+	unearthed    []string                 // records of keys that were wrapped anew after their tombstone
+	passed       int64                    // the offset up to which the topic was read
+	moved        chan struct{}            // closed and replaced when passed grows
+	lastGone     time.Time                // of the newest tombstone
+	lastRecord   time.Time                // of the newest record
 
 	ciphers cipherCache
 	metrics metrics
@@ -94,7 +100,7 @@ type Keyring struct {
 // until Close. It fails with a *MissingMasterError if keys on the topic are wrapped under
 // a master key that it does not have.
 func Start(ctx context.Context, config Config) (*Keyring, error) {
-	k := &Keyring{config: config, log: config.Log, done: make(chan struct{}), ring: newRing(), erasures: map[string]Erasure{}, moved: make(chan struct{})}
+	k := &Keyring{config: config, log: config.Log, done: make(chan struct{}), ring: newRing(), erasures: map[string]Erasure{}, erased: map[subjectHash]struct{}{}, moved: make(chan struct{})}
 	if k.log == nil {
 		k.log = slog.Default()
 	}
@@ -182,13 +188,14 @@ func (k *Keyring) sealing(ctx context.Context, subject Subject) (*Cipher, error)
 }
 
 // Open implements Opener. A text that is unreadable is counted and logged, because nobody
-// has destroyed its key: it was damaged, or another program has written it.
+// has destroyed its key: the text was damaged, another program has written it, or the key
+// is lost.
 func (k *Keyring) Open(ctx context.Context, subject Subject, field string, s domain.Sealed) ([]byte, error) {
 	plain, err := k.open(ctx, subject, field, s)
 	if errors.Is(err, ErrUnreadable) {
 		if n, now := k.metrics.unreadableText(); now {
-			k.log.Error("personal fields cannot be opened, and are shown as erased: they are damaged, or another program has written them",
-				"count", n, "subject", subject.String(), "field", field)
+			k.log.Error("personal fields cannot be opened, and are shown as erased although nobody was erased: they are damaged, another program has written them, or their keys are lost",
+				"count", n, "subject", subject.String(), "field", field, "err", err)
 		}
 	}
 	return plain, err
@@ -205,10 +212,10 @@ func (k *Keyring) open(ctx context.Context, subject Subject, field string, s dom
 	}
 	if c == nil {
 		k.mu.RLock()
-		gone := k.gone.has(t.key)
+		gone, why := k.gone.has(t.key), k.whyGone(subject, t.key)
 		k.mu.RUnlock()
 		if gone {
-			return nil, ErrErased
+			return nil, why
 		}
 		if err := k.readToEnd(ctx); err != nil {
 			return nil, err
@@ -218,14 +225,24 @@ func (k *Keyring) open(ctx context.Context, subject Subject, field string, s dom
 		}
 		if c == nil {
 			k.mu.Lock()
+			defer k.mu.Unlock()
 			if _, ok := k.ring.get(t.key); !ok {
 				k.gone.add(t.key)
 			}
-			k.mu.Unlock()
-			return nil, ErrErased
+			return nil, k.whyGone(subject, t.key)
 		}
 	}
 	return c.open(field, t)
+}
+
+// whyGone returns ErrErased if somebody has destroyed the key, and ErrLost if not. The key
+// is not on the topic. Compaction removes tombstones after a day, but never what says that
+// the subject was erased. The caller must hold mu.
+func (k *Keyring) whyGone(subject Subject, id KeyID) error {
+	if _, erased := k.erased[subject.hash()]; erased || k.buried.has(id) {
+		return ErrErased
+	}
+	return ErrLost
 }
 
 // held returns the cipher of a key that the keyring holds, or nil if it holds no such

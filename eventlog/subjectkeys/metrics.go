@@ -24,7 +24,7 @@ type metrics struct {
 func (m *metrics) register(r prometheus.Registerer, held func() int) error {
 	m.made = prometheus.NewCounter(prometheus.CounterOpts{Name: "tomato_subject_keys_made_total", Help: "Keys of customers, riders and webhooks that this instance has made."})
 	m.unreadable = prometheus.NewCounter(prometheus.CounterOpts{Name: "tomato_unreadable_texts_total",
-		Help: "Personal fields that could not be opened although their key exists: damaged, or written by another program."})
+		Help: "Personal fields that could not be opened although nobody was erased: damaged, written by another program, or sealed under a key that is lost."})
 	if r == nil {
 		return nil
 	}
