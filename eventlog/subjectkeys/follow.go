@@ -157,12 +157,26 @@ func (k *Keyring) takeOne(r *kgo.Record) error {
 		if _, err := k.config.Masters[held.master].unwrap(key, &wrapped); err != nil {
 			return err
 		}
+	} else {
+		k.lacks(v.Master)
 	}
 	if !k.ring.put(held) {
 		return errors.New("another subject has a key with this id")
 	}
 	k.gone.drop(id)
 	return nil
+}
+
+// lacks logs now and then that a key came whose master key this instance does not have.
+// While Start reads the topic, it says nothing: a later record may have another wrapping,
+// and checkMasters looks at the last ones. The caller must hold mu.
+func (k *Keyring) lacks(fingerprint string) {
+	if !k.started || time.Since(k.lackLogged) < unreadableLogEvery {
+		return
+	}
+	k.lackLogged = time.Now()
+	k.log.Error("a key of a customer or rider is wrapped under a master key that this instance does not have: calls about such people are 503, and feeds wait. "+
+		"Restart it with that master key in TOMATO_MASTER_KEY, behind the newest one", "fingerprint", eventlog.LogText(fingerprint))
 }
 
 // masterIndex returns the index of a master key in fingerprints. The caller must hold mu.

@@ -91,6 +91,8 @@ type Keyring struct {
 	moved        chan struct{}            // closed and replaced when passed grows
 	lastGone     time.Time                // of the newest tombstone
 	lastRecord   time.Time                // of the newest record
+	started      bool                     // checkMasters has found nothing
+	lackLogged   time.Time                // when lacks has logged last
 
 	ciphers cipherCache
 	metrics metrics
@@ -141,10 +143,10 @@ func (k *Keyring) Close() {
 }
 
 // checkMasters returns a *MissingMasterError if a key on the topic is wrapped under a
-// master key that is not configured.
+// master key that is not configured. From then on, lacks logs such keys.
 func (k *Keyring) checkMasters() error {
-	k.mu.RLock()
-	defer k.mu.RUnlock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	missing := map[string]int{}
 	for held := range k.ring.all() {
 		if int(held.master) >= len(k.config.Masters) {
@@ -152,6 +154,7 @@ func (k *Keyring) checkMasters() error {
 		}
 	}
 	if len(missing) == 0 {
+		k.started = true
 		return nil
 	}
 	return &MissingMasterError{missing, k.fingerprints[:len(k.config.Masters)]}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -197,6 +198,24 @@ func each(t *testing.T, cfg eventlog.Config, topic string, fn func(*kgo.Record))
 	}
 }
 
+// logText keeps what is logged.
+type logText struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logText) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logText) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
 // TestMasterKeys: an instance that lacks a master key does not start, and says which one
 // is missing. Rewrap makes the old one superfluous, and what was sealed stays readable.
 func TestMasterKeys(t *testing.T) {
@@ -204,7 +223,12 @@ func TestMasterKeys(t *testing.T) {
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
 		eventlogtest.Topics(t, cfg, layout)
 		old, newest := master(t, 1), master(t, 2)
-		a := start(t, cfg, old)
+		var logged logText
+		a, err := subjectkeys.Start(deadline(t), subjectkeys.Config{Kafka: cfg, Masters: []*subjectkeys.Master{old}, Marks: true, Log: slog.New(slog.NewTextHandler(&logged, nil))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(a.Close)
 		una, gone := subjectkeys.Rider("una"), subjectkeys.Rider("gone")
 		sealed, lost := seal(t, a, una, "Una"), seal(t, a, gone, "Gil")
 		for i := range 20 {
@@ -231,6 +255,9 @@ func TestMasterKeys(t *testing.T) {
 		until(t, "the old instance has read the new key", func() bool { return a.Held() == b.Held() })
 		if _, err := a.Open(deadline(t), subjectkeys.Rider("fresh"), subjectkeys.FieldName, fresh); !errors.Is(err, eventlog.ErrUnavailable) {
 			t.Errorf("opened without the master key: %v", err)
+		}
+		if said := logged.String(); !strings.Contains(said, "level=ERROR") || !strings.Contains(said, newest.Fingerprint()) {
+			t.Errorf("logged without the master key: %s", said)
 		}
 		refused()
 		done, err := b.Rewrap(deadline(t), nil)
