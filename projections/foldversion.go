@@ -8,5 +8,5 @@ var foldVersions = map[string]string{
 	"orders":      "a8d1d73dddea71a2",
 	"payments":    "1901082c27c426c1",
 	"restaurants": "e718f05e3d51dd5b",
-	"riders":      "bd0b9a7f10046390",
+	"riders":      "cd3c1dee85369349",
 }
