@@ -40,7 +40,7 @@ type owners struct {
 	known      map[int32]Owner
 	changed    chan struct{}     // closed and replaced whenever known changes
 	candidates map[int32][]Owner // signed owners other than the known one, whose claims are being looked up
-	last       map[int32]string  // signature of the last record under the shard's key; "" if it is not valid
+	last       map[int32]Owner   // the last record under the shard's key; zero if it is not valid
 	// onDisplaced is called, without locks, when the last record under a shard's key is
 	// not that of the known owner. Compaction would keep that last record only.
 	onDisplaced func(shard int32)
@@ -58,7 +58,7 @@ const (
 func newOwners(cfg eventlog.Config, partitions int32, key string, log *slog.Logger) *owners {
 	running, stop := context.WithCancel(context.Background())
 	o := &owners{cfg: cfg, partitions: partitions, running: running, stop: stop, key: key, log: log, lookups: make(chan struct{}, claimsAtOnce), known: map[int32]Owner{}, changed: make(chan struct{}),
-		candidates: map[int32][]Owner{}, last: map[int32]string{}, next: map[int32]int64{}}
+		candidates: map[int32][]Owner{}, last: map[int32]Owner{}, next: map[int32]int64{}}
 	o.lowest.Store(1)
 	return o
 }
@@ -289,8 +289,8 @@ func (o *owners) takeRecord(r *kgo.Record) {
 	}
 	if keyed {
 		o.mu.Lock()
-		o.last[r.Partition] = n.Signature
-		displaced := n.Signature != o.known[r.Partition].Signature
+		o.last[r.Partition] = n
+		displaced := n != o.known[r.Partition] // the signature alone would not do, because it does not cover the epoch
 		o.mu.Unlock()
 		if displaced {
 			o.onDisplaced(r.Partition)
@@ -309,5 +309,5 @@ func (o *owners) displaced(shard int32) (known Owner, displaced bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	known = o.known[shard]
-	return known, o.last[shard] != known.Signature
+	return known, o.last[shard] != known
 }

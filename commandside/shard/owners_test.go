@@ -189,7 +189,17 @@ func TestForgedOwnersChangeNothing(t *testing.T) {
 			}
 			written++
 		}
-		for _, b := range [][]byte{nil, []byte("junk")} { // compaction would keep only the last record
+		// Compaction would keep only the last record. The signature does not cover the epoch,
+		// so the last one here has a true signature. There was a defect: the owner took it for
+		// its own record and did not repeat that, and an instance that came later, and read
+		// this record alone, did not find the shard.
+		later := known
+		later.Epoch = BuildEpoch + 7
+		changed, err := json.Marshal(later)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range [][]byte{nil, []byte("junk"), changed} {
 			if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: eventlog.ShardOwners, Partition: p, Key: []byte(strconv.Itoa(int(p))), Value: b}).FirstErr(); err != nil {
 				t.Fatal(err)
 			}
@@ -220,14 +230,14 @@ func TestForgedOwnersChangeNothing(t *testing.T) {
 			fetches.EachRecord(func(r *kgo.Record) {
 				read++
 				o, _ := readOwner(r.Value, r.Partition, testClusterKey)
-				if lasts[r.Partition] = o; o.Owner == f.Instance && o.URL == f.URL {
+				if lasts[r.Partition] = o; o.Owner == f.Instance && o.URL == f.URL && o.epoch() == BuildEpoch {
 					n++
 				}
 			})
 		}
 		ok = true
 		for p := range f.Partitions {
-			ok = ok && lasts[p].Owner == f.Instance && lasts[p].URL == f.URL
+			ok = ok && lasts[p].Owner == f.Instance && lasts[p].URL == f.URL && lasts[p].epoch() == BuildEpoch
 		}
 		return n, ok
 	}
