@@ -53,8 +53,12 @@ func echoLength(_ context.Context, in *rawInput) (*struct{ Body int }, error) {
 
 func awaitHeld(t *testing.T, b *budget, want int64) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); b.held.Load() != want; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
+	tick, deadline := time.NewTicker(time.Millisecond), time.After(time.Minute)
+	defer tick.Stop()
+	for b.held.Load() != want {
+		select {
+		case <-tick.C:
+		case <-deadline:
 			t.Fatalf("%d bytes are held, want %d", b.held.Load(), want)
 		}
 	}

@@ -19,7 +19,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -47,24 +46,6 @@ const (
 )
 
 var secretWords = []string{secretAddress, secretInstructions, "77.123456789", "12.987654321", secretRider, secretEmail, secretContact, secretDead}
-
-// logText keeps what a server logs.
-type logText struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logText) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logText) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
 
 // onDisk returns which of the words are in the files of the directories.
 func onDisk(t *testing.T, words map[string][]byte, dirs ...string) map[string]string {
@@ -229,7 +210,7 @@ func TestErasedPeopleAreGone(t *testing.T) {
 	pg := servertest.Postgres(t, ctx, pgDir)
 	master := bytes.Repeat([]byte{0xa7}, 32)
 	a := servertest.NewOn(t, eventlog.Config{Brokers: []string{kafka.Addr()}, ClientID: t.Name()}, pg.URL(), "--master-key", hex.EncodeToString(master))
-	var logged logText
+	var logged eventlogtest.LogText
 	a.Options.Log = slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	a.Start()
 

@@ -158,7 +158,7 @@ func (t *tail) fetched(tp eventlog.TopicPartition, p kgo.FetchPartition) {
 	}
 	if p.Err != nil && !errors.Is(p.Err, context.Canceled) && !errors.Is(p.Err, context.DeadlineExceeded) {
 		t.mu.Unlock()
-		t.giveUp(tp) // each worker's own client meets the error, too, and handles it
+		t.giveUp(tp) // each worker reads on with its own client, and handles the error if it meets it, too
 		return
 	}
 	// Records before next were polled before the partition was dropped and followed

@@ -61,7 +61,8 @@ func (g *group) resume(w *worker) {
 }
 
 // resumeFetching resumes the partitions of workers that have asked for it. It is called
-// between a poll and AllowRebalance, so that no partition is revoked meanwhile.
+// between a poll and AllowRebalance, when the client nearly always holds rebalances back.
+// If one happens all the same, the next worker of the partition sets its own position.
 func (s *session) resumeFetching() {
 	g := s.g
 	g.mu.Lock()

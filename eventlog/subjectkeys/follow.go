@@ -197,7 +197,7 @@ func (k *Keyring) masterIndex(fingerprint string) uint8 {
 func (k *Keyring) readToEnd(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readLimit)
 	defer cancel()
-	end, err := k.ends.read(ctx)
+	end, err := k.end(ctx)
 	if err == nil {
 		err = k.await(ctx, end)
 	}
@@ -222,60 +222,18 @@ func (k *Keyring) await(ctx context.Context, offset int64) error {
 	}
 }
 
-// An endReader asks the brokers for the end of the topic. One request at a time is
-// shared by all callers that came before it was sent. Safe for concurrent use.
-type endReader struct {
-	client *kgo.Client
-
-	mu      sync.Mutex // guards the fields below
-	next    *endAnswer // of the request that has not been sent yet; nil if nobody waits for one
-	running bool
-}
-
-// endAnswer is the answer to one request. The fields are set before done is closed.
-type endAnswer struct {
-	done chan struct{}
-	end  int64
-	err  error
-}
-
-// read returns an end offset that the topic had after the call began.
-func (r *endReader) read(ctx context.Context) (int64, error) {
-	r.mu.Lock()
-	if r.next == nil {
-		r.next = &endAnswer{done: make(chan struct{})}
+// end returns an end offset that the topic had after the call began. Callers share
+// requests.
+func (k *Keyring) end(ctx context.Context) (int64, error) {
+	token, err := k.ends.Token(ctx, eventlog.SubjectKeys)
+	if err != nil {
+		return 0, err
 	}
-	answer := r.next
-	if !r.running {
-		r.running = true
-		go r.ask()
+	last, ok := token[eventlog.TopicPartition{Topic: eventlog.SubjectKeys, Partition: partition}]
+	if !ok {
+		return 0, nil // the topic has no record
 	}
-	r.mu.Unlock()
-	select {
-	case <-answer.done:
-		return answer.end, answer.err
-	case <-ctx.Done():
-		return 0, ctx.Err()
-	}
-}
-
-// ask sends one request after the other as long as somebody waits for an answer.
-func (r *endReader) ask() {
-	for {
-		r.mu.Lock()
-		answer := r.next
-		r.next = nil
-		r.running = answer != nil
-		r.mu.Unlock()
-		if answer == nil {
-			return
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), readLimit)
-		ends, err := eventlog.EndOffsets(ctx, r.client, eventlog.SubjectKeys)
-		cancel()
-		answer.end, answer.err = ends[eventlog.TopicPartition{Topic: eventlog.SubjectKeys, Partition: partition}], err
-		close(answer.done)
-	}
+	return last + 1, nil
 }
 
 // When a mark is appended. A segment of the topic is closed, so that compaction may

@@ -77,7 +77,7 @@ type Keyring struct {
 	done   chan struct{} // closed when following has ended
 
 	makes singleflight.Group // of keys, by subject
-	ends  endReader
+	ends  *eventlog.EndReader
 
 	mu           sync.RWMutex // guards the fields below
 	ring         ring
@@ -117,11 +117,11 @@ func Start(ctx context.Context, config Config) (*Keyring, error) {
 		kgo.FetchMaxWait(time.Second), kgo.RequiredAcks(kgo.AllISRAcks()), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0)); err != nil {
 		return nil, err
 	}
-	k.ends.client = k.client
+	k.ends = eventlog.NewEndReader(k.client, eventlog.SubjectKeys)
 	following, stop := context.WithCancel(context.Background())
 	k.stop = stop
 	go k.follow(following)
-	end, err := k.ends.read(ctx)
+	end, err := k.end(ctx)
 	if err == nil {
 		err = k.await(ctx, end)
 	}

@@ -198,24 +198,6 @@ func each(t *testing.T, cfg eventlog.Config, topic string, fn func(*kgo.Record))
 	}
 }
 
-// logText keeps what is logged.
-type logText struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logText) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logText) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // TestMasterKeys: an instance that lacks a master key does not start, and says which one
 // is missing. Rewrap makes the old one superfluous, and what was sealed stays readable.
 func TestMasterKeys(t *testing.T) {
@@ -223,7 +205,7 @@ func TestMasterKeys(t *testing.T) {
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
 		eventlogtest.Topics(t, cfg, layout)
 		old, newest := master(t, 1), master(t, 2)
-		var logged logText
+		var logged eventlogtest.LogText
 		a, err := subjectkeys.Start(deadline(t), subjectkeys.Config{Kafka: cfg, Masters: []*subjectkeys.Master{old}, Marks: true, Log: slog.New(slog.NewTextHandler(&logged, nil))})
 		if err != nil {
 			t.Fatal(err)
@@ -367,9 +349,6 @@ func TestUnknownIsNotErasedWithoutTheBrokers(t *testing.T) {
 // TestBytesPerKey bounds the memory of a key. BenchmarkMillionKeys has the figure of
 // docs/privacy.md.
 func TestBytesPerKey(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes seconds and some hundred MiB")
-	}
 	const n = 100_000
 	before, after := subjectkeys.RingMemory(n)
 	per := float64(after-before) / float64(n)

@@ -32,7 +32,7 @@ func (k *Keyring) Rewrap(ctx context.Context, progress func(done, all int)) (Rew
 	}
 	newest := k.config.Masters[0]
 	out := Rewrapped{Master: newest.fingerprint}
-	end, err := k.ends.read(ctx)
+	end, err := k.end(ctx)
 	if err != nil {
 		return out, eventlog.UnavailableFrom(dependency, err)
 	}
@@ -105,7 +105,7 @@ func (k *Keyring) buryRewrapped(ctx context.Context, from int64, written []strin
 	for _, name := range written {
 		mine[name] = true
 	}
-	end, err := k.ends.read(ctx)
+	end, err := k.end(ctx)
 	if err != nil {
 		return eventlog.UnavailableFrom(dependency, err)
 	}
