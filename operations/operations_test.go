@@ -180,6 +180,7 @@ func TestACallOfAnotherProcessDoesNotExist(t *testing.T) {
 func TestDeadLettersAreReplayedAndDiscarded(t *testing.T) {
 	t.Parallel()
 	c := newCalls(t)
+	c.exec(`INSERT INTO tomato.generations (model, generation, state) VALUES ('orders', 1, 'standby')`)
 	for i := range 3 {
 		c.exec(`INSERT INTO tomato.parked (consumer, generation, topic, partition, source_offset, source_time, key, state, class)
 			VALUES ('orders', 1, 'orders', 0, $1, now(), $2, 'dead', 'poison')`, i, []byte{byte('a' + i)})

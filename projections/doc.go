@@ -12,19 +12,34 @@
 //
 // A process holds a copy of the last two, which Follow refreshes every
 // pollInterval. An outdated copy does no harm: the generation that served before is
-// kept up to date until it is dropped, and a query that meets a dropped generation
-// refreshes the copy and runs again.
+// kept up to date until it has gone, it is dropped only after all processes have had the
+// time to notice, and a query that meets a dropped generation refreshes the copy and runs
+// again. A query that waits for its Consistency-Token goes on waiting at the generation
+// that takes the place of its own.
 //
 // # States of a generation
 //
-//	(none) ──Ensure──▶ live      the first one: filled by its consumer from the first record on
-//	(none) ──Rebuild─▶ filling   written by the one rebuild that holds the read model's lock
-//	filling ──────────▶ live      filled up to its targets: every process that projects keeps it up to date
-//	live ─────────────▶ serving   its number is in read_models; the generation before stays live
-//	live, filling ──Drop──▶ (none)
+//	(none) ──Ensure──▶ serving              the first one: filled by its consumer from the first record on
+//	(none) ──Rebuild─▶ filling              written by the one rebuild that holds the read model's lock
+//	filling ─────────▶ catching_up          filled up to its targets, with all indexes
+//	catching_up ─────▶ verified             every process of its fold that projects keeps it up to date
+//	verified, standby ─switch─▶ serving     its number is in read_models
+//	serving ──switch─▶ standby              kept up to date for a way back; an older standby goes
+//	all but serving ─▶ gone ──▶ (none)      nobody uses it; then its schema, row and consumer group are removed
 //
-// A rebuild that is killed leaves a filling generation. Nobody reads it, and the
-// next rebuild of the read model drops it.
+// The checkpoints and the parked events of a generation refer to its row in
+// tomato.generations. They go with it, and a consumer that has not noticed cannot write
+// them again. A schema is made once, when its generation is made, and never migrated.
+//
+// # Folds
+//
+// Each generation names the version of the fold that made it (FoldVersion), which also
+// covers its tables. A process writes to generations of its own fold only. It answers
+// from the serving generation if that has its fold, otherwise from one of its own fold
+// that is kept up to date, and if there is none from the serving one as it is. So two
+// builds with different folds run side by side, each with a generation of its own, and
+// either may switch. A process that has no generation of its fold says that a rebuild is
+// due (RebuildDue).
 //
 // # Writing
 //
@@ -51,10 +66,13 @@
 //	table.go            how a batch of events becomes rows
 //	text.go             values as text, for statements and COPY
 //	foldversion.go      generated: the versions of the folds that make the rows
-//	readmodels.go       generations in use: Ensure, Follow, Read, Project
+//	readmodels.go       ReadModels: the first generations, the consumers of generations
+//	generations.go      the states of generations, and which one answers
+//	reading.go          queries, and their wait for a token
+//	lock.go             the lock of a read model
+//	switch.go           switch and drop
 //	rebuild.go          a rebuild, from the fill to the switch
 //	fill.go             how a rebuild folds a partition in memory
-//	generations.go      switch and drop
 //	search.go           the questions of the command side
 //	feed.go             what the feeds ask
 //	status.go           how far each generation is

@@ -5,8 +5,8 @@ package projections
 // foldVersions are the versions of the folds by read model: hashes of the source that
 // the rows depend on, without its comments. See FoldVersion.
 var foldVersions = map[string]string{
-	"orders":      "a8d1d73dddea71a2",
-	"payments":    "1901082c27c426c1",
-	"restaurants": "e718f05e3d51dd5b",
-	"riders":      "cd3c1dee85369349",
+	"orders":      "63eb1ba3f6dc5bb9",
+	"payments":    "e7e0d5b51b72e49d",
+	"restaurants": "50303d2dcb20ab79",
+	"riders":      "e0062123cde2d459",
 }

@@ -1,80 +1,254 @@
 package projections
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
 
-// Switch makes a live generation the one that answers queries. To go back to the
-// generation that served before, switch to that one. It fails if g is not live.
-func (m *ReadModels) Switch(ctx context.Context, g Generation) error {
-	tag, err := m.DB.Exec(ctx, `UPDATE tomato.read_models SET serving = $2 WHERE model = $1
-		AND EXISTS (SELECT FROM tomato.generations WHERE model = $1 AND generation = $2 AND state = 'live')`, g.Model, g.Number)
-	if err != nil {
-		return fmt.Errorf("switching to %s: %w", g, err)
-	}
-	if tag.RowsAffected() != 1 {
-		return fmt.Errorf("%s is not live", g)
-	}
-	return m.Refresh(ctx)
+// Generation names one complete set of tables of a read model.
+type Generation struct {
+	Model  string
+	Number int
 }
 
-// Drop removes a generation and its tables. It fails if g serves, and with ErrRunning
-// if a rebuild of the read model is running.
-func (m *ReadModels) Drop(ctx context.Context, g Generation) error {
-	unlock, err := m.lock(ctx, g.Model, false)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	return m.drop(ctx, g)
+func (g Generation) String() string { return fmt.Sprintf("%s_g%d", g.Model, g.Number) }
+
+// Schema returns the name of the schema that has the generation's tables. It is a
+// valid SQL name and needs no quotes.
+func (g Generation) Schema() string { return g.String() }
+
+// State is the state of a generation, as the column state has it. The package comment
+// says which state follows which.
+type State string
+
+// The states of a generation.
+const (
+	StateFilling    State = "filling"     // a rebuild fills the tables and creates their indexes
+	StateCatchingUp State = "catching_up" // a rebuild folds the events that came meanwhile, and compares the rows with those that serve
+	StateVerified   State = "verified"    // compared: the processes of its fold keep it up to date, and it is about to serve
+	StateServing    State = "serving"     // it answers queries
+	StateStandby    State = "standby"     // it served before, and is kept up to date for a way back
+	StateGone       State = "gone"        // nobody uses it any more, and its tables are being dropped
+)
+
+// keptUp reports whether the processes that project keep a generation in this state up
+// to date.
+func (s State) keptUp() bool {
+	return s == StateVerified || s == StateServing || s == StateStandby
 }
 
-func (m *ReadModels) drop(ctx context.Context, g Generation) error {
-	// A foreign key from read_models makes this fail if the generation serves.
-	if _, err := m.DB.Exec(ctx, `DELETE FROM tomato.generations WHERE model = $1 AND generation = $2`, g.Model, g.Number); err != nil {
-		return fmt.Errorf("dropping %s: %w", g, err)
-	}
-	if err := m.Refresh(ctx); err != nil {
-		return err
-	}
-	// Consumers and queries of other processes notice at their next poll.
-	if err := pause(ctx, 2*pollInterval); err != nil {
-		return err
-	}
-	return m.remove(ctx, g)
+// Unfinished reports whether a generation in this state belongs to a rebuild that has
+// not switched to it yet.
+func (s State) Unfinished() bool {
+	return s == StateFilling || s == StateCatchingUp || s == StateVerified
 }
 
-// removeUnfinished removes the generations that killed rebuilds have left in state
-// filling. The caller holds the read model's lock, so nobody fills one, and nobody
-// reads a filling generation.
-func (m *ReadModels) removeUnfinished(ctx context.Context, model string) error {
-	rows, err := m.DB.Query(ctx, `DELETE FROM tomato.generations WHERE model = $1 AND state = 'filling' RETURNING generation`, model)
-	if err != nil {
-		return err
+// generation is what the database says of a generation.
+type generation struct {
+	state State
+	fold  string // the version of the fold that makes its rows
+}
+
+// generations is what the database had at one moment. It is never changed.
+type generations struct {
+	serving map[string]int // the number of the serving generation, by read model
+	all     map[Generation]generation
+}
+
+// fold returns the version of the fold by which this process makes the rows of the
+// read model.
+func (m *ReadModels) fold(model string) string {
+	if f, ok := m.otherFolds[model]; ok {
+		return f
 	}
-	numbers, err := pgx.CollectRows(rows, pgx.RowTo[int])
-	if err != nil {
-		return err
+	return FoldVersion(model)
+}
+
+// answering returns the generation of the read model from which this process answers
+// queries. This is the serving one, if the process has the fold that made it. Otherwise
+// it is a generation of the process's own fold that is kept up to date, if there is one:
+// two builds that run side by side answer from one generation each. If there is none,
+// it is the serving one all the same, as it is. ok is false if the read model has no
+// generation.
+func (m *ReadModels) answering(now *generations, model string) (g Generation, ok bool) {
+	n, ok := now.serving[model]
+	if !ok {
+		return Generation{}, false
 	}
-	for _, n := range numbers {
-		if err := m.remove(ctx, Generation{model, n}); err != nil {
-			return err
+	serving, fold := Generation{model, n}, m.fold(model)
+	if now.all[serving].fold == fold {
+		return serving, true
+	}
+	own := Generation{}
+	rank := func(g Generation) int { // a standby was verified long ago, a verified one just now
+		if now.all[g].state == StateStandby {
+			return 1
+		}
+		return 0
+	}
+	for g, is := range now.all {
+		if g.Model == model && is.fold == fold && is.state.keptUp() &&
+			(own.Number == 0 || cmp.Or(cmp.Compare(rank(g), rank(own)), cmp.Compare(g.Number, own.Number)) > 0) {
+			own = g
+		}
+	}
+	if own.Number > 0 {
+		return own, true
+	}
+	return serving, true
+}
+
+// hasGone reports whether a generation of the read model has gone and is not removed yet.
+func (now *generations) hasGone(model string) bool {
+	for g, is := range now.all {
+		if g.Model == model && is.state == StateGone {
+			return true
+		}
+	}
+	return false
+}
+
+// projects reports whether this process keeps the generation up to date if it has the
+// role: the generation must be made by the fold of this process.
+func (m *ReadModels) projects(g Generation, is generation) bool {
+	return is.state.keptUp() && is.fold == m.fold(g.Model)
+}
+
+// RebuildDue returns the read models that have no generation of this process's fold,
+// sorted. Their rows are still served as another build has made them, but this process
+// does not bring them up to date before `tomato rebuild` has made a generation.
+func (m *ReadModels) RebuildDue() []string {
+	now := m.seen.Load()
+	if now == nil {
+		return nil
+	}
+	var due []string
+	for model := range now.serving {
+		if _, known := registry[model]; !known {
+			continue // of another build
+		}
+		if g, ok := m.answering(now, model); ok && now.all[g].fold != m.fold(model) {
+			due = append(due, model)
+		}
+	}
+	slices.Sort(due)
+	return due
+}
+
+// RebuildAdvice says in a sentence which rebuilds are due, and what to type. It is "" if
+// none is due.
+func (m *ReadModels) RebuildAdvice() string {
+	due := m.RebuildDue()
+	if len(due) == 0 {
+		return ""
+	}
+	commands := make([]string, len(due))
+	for i, model := range due {
+		commands[i] = "`tomato rebuild " + model + "`"
+	}
+	return "another version of this program has made the rows of the read models " + strings.Join(due, ", ") +
+		", so this one serves them as they are and does not bring them up to date: run " + strings.Join(commands, ", ") + " with this version"
+}
+
+// Refresh reads the generations from the database. Its errors are those of the
+// database.
+func (m *ReadModels) Refresh(ctx context.Context) error {
+	now := &generations{serving: map[string]int{}, all: map[Generation]generation{}}
+	rows, err := m.DB.Query(ctx, `
+		SELECT g.model, g.generation, g.state, g.fold, r.serving IS NOT NULL
+		FROM tomato.generations g LEFT JOIN tomato.read_models r ON r.model = g.model AND r.serving = g.generation`)
+	if err != nil {
+		return fmt.Errorf("read the generations: %w", err)
+	}
+	var g Generation
+	var is generation
+	var serving bool
+	_, err = pgx.ForEachRow(rows, []any{&g.Model, &g.Number, &is.state, &is.fold, &serving}, func() error {
+		now.all[g] = is
+		if serving {
+			now.serving[g.Model] = g.Number
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read the generations: %w", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if old := m.seen.Load(); old != nil && maps.Equal(old.serving, now.serving) && maps.Equal(old.all, now.all) {
+		return nil
+	}
+	m.seen.Store(now)
+	if m.change != nil {
+		close(m.change)
+		m.change = nil
+	}
+	if advice := m.RebuildAdvice(); advice != m.advised {
+		m.advised = advice
+		if advice != "" {
+			m.log().Warn("a rebuild is due: " + advice)
 		}
 	}
 	return nil
 }
 
-// remove removes the generation's tables, its checkpoints and its parked rows.
-func (m *ReadModels) remove(ctx context.Context, g Generation) error {
-	batch := &pgx.Batch{}
-	batch.Queue(`DROP SCHEMA IF EXISTS ` + g.Schema() + ` CASCADE`)
-	batch.Queue(`DELETE FROM tomato.checkpoints WHERE consumer = $1 AND generation = $2`, g.Model, g.Number)
-	batch.Queue(`DELETE FROM tomato.parked WHERE consumer = $1 AND generation = $2`, g.Model, g.Number)
-	if err := m.DB.SendBatch(ctx, batch).Close(); err != nil {
-		return fmt.Errorf("removing %s: %w", g, err)
+// changed returns the present copy of the generations, and a channel that is closed
+// when the copy changes. It reads the generations if that was never done.
+func (m *ReadModels) changed(ctx context.Context) (*generations, <-chan struct{}, error) {
+	if m.seen.Load() == nil {
+		if err := m.Refresh(ctx); err != nil {
+			return nil, nil, err
+		}
 	}
-	return nil
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.change == nil {
+		m.change = make(chan struct{})
+	}
+	return m.seen.Load(), m.change, nil
+}
+
+// Follow refreshes the copy of the generations until ctx ends. Every process that
+// queries or projects runs it once. It logs the first of several failures in a row.
+func (m *ReadModels) Follow(ctx context.Context) {
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	failing := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := m.Refresh(ctx)
+		if err == nil {
+			err = m.sample(ctx)
+		}
+		if err != nil && !failing && ctx.Err() == nil {
+			m.log().Warn("the generations of the read models cannot be read", "err", err)
+		}
+		failing = err != nil
+	}
+}
+
+// Serving returns the generation of the read model from which this process answers
+// queries: the one that serves, or one of the process's own fold beside it. It fails if
+// the read model has none, or if the generations were never read and cannot be read now.
+func (m *ReadModels) Serving(ctx context.Context, model string) (Generation, error) {
+	now, _, err := m.changed(ctx)
+	if err != nil {
+		return Generation{}, err
+	}
+	g, ok := m.answering(now, model)
+	if !ok {
+		return Generation{}, fmt.Errorf("read model %s has no generation: it was never made", model)
+	}
+	return g, nil
 }

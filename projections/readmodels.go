@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,17 +15,8 @@ import (
 
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
-	"tomato/eventlog/pgerr"
 	"tomato/migrations"
 )
-
-// ErrRunning means that another process is rebuilding the read model or dropping
-// one of its generations.
-var ErrRunning = errors.New("a rebuild of this read model is running")
-
-// live is the state of a generation that consumers keep up to date. The only other
-// state in the database is filling.
-const live = "live"
 
 const (
 	// pollInterval is how often a process reads the generations again.
@@ -45,28 +34,13 @@ type ReadModels struct {
 	Log         *slog.Logger        // default slog.Default()
 	MaxWait     time.Duration       // how long a query waits for its token; default 5 s
 
-	seen   atomic.Pointer[generations] // the copy of the generations
-	rates  rates
-	mu     sync.Mutex    // guards change, and changes of seen
-	change chan struct{} // closed when seen changes; nil if nobody waits
-}
+	seen    atomic.Pointer[generations] // the copy of the generations
+	rates   rates
+	mu      sync.Mutex    // guards change, advised, and changes of seen
+	change  chan struct{} // closed when seen changes; nil if nobody waits
+	advised string        // the RebuildAdvice that was logged last
 
-// Generation names one complete set of tables of a read model.
-type Generation struct {
-	Model  string
-	Number int
-}
-
-func (g Generation) String() string { return fmt.Sprintf("%s_g%d", g.Model, g.Number) }
-
-// Schema returns the name of the schema that has the generation's tables. It is a
-// valid SQL name and needs no quotes.
-func (g Generation) Schema() string { return g.String() }
-
-// generations is what the database had at one moment. It is never changed.
-type generations struct {
-	serving map[string]int        // the number of the serving generation, by read model
-	state   map[Generation]string // filling or live
+	otherFolds map[string]string // tests set it: folds of another build, by read model
 }
 
 func (m *ReadModels) log() *slog.Logger {
@@ -76,37 +50,71 @@ func (m *ReadModels) log() *slog.Logger {
 	return slog.Default()
 }
 
-// Ensure applies the migrations to every live generation, and makes the first
-// generation of a read model that has none. The schema tomato must exist. Several
-// processes may call it at once. It fails with *eventlog.LostBeginning if a
-// generation would begin to read a log whose first records have been deleted,
-// because the rows would be made of half a history.
+// Ensure makes the first generation of each read model that has none. It does not change
+// the tables of those that exist: another fold needs a rebuild. The schema tomato must
+// exist. Several processes may call it at once. It also removes what dropped generations
+// have left, unless a rebuild is running. It fails with *eventlog.LostBeginning if a
+// generation would begin to read a log whose first records have been deleted, because
+// the rows would be made of half a history.
 func (m *ReadModels) Ensure(ctx context.Context) error {
 	client, err := m.Kafka.NewClient()
 	if err != nil {
 		return err
 	}
 	defer client.Close()
+	if err := m.adoptUnnamed(ctx); err != nil {
+		return err
+	}
+	if err := m.Refresh(ctx); err != nil {
+		return err
+	}
+	known := m.seen.Load()
 	for _, model := range Models() {
-		numbers, err := m.liveNumbers(ctx, model)
-		if err == nil && len(numbers) == 0 {
-			if err = m.checkBeginning(ctx, client, Generation{model, 1}); err == nil {
-				err = m.first(ctx, model)
-			}
-		}
-		if err != nil {
+		if err := m.ensure(ctx, client, known, model); err != nil {
 			return fmt.Errorf("read model %s: %w", model, err)
 		}
-		for _, n := range numbers {
-			if err := m.checkBeginning(ctx, client, Generation{model, n}); err != nil {
-				return fmt.Errorf("read model %s: %w", model, err)
-			}
-			if err := m.migrate(ctx, Generation{model, n}); err != nil {
+	}
+	return m.Refresh(ctx)
+}
+
+func (m *ReadModels) ensure(ctx context.Context, client *kgo.Client, known *generations, model string) error {
+	if _, ok := known.serving[model]; !ok {
+		if err := m.checkBeginning(ctx, client, Generation{model, 1}); err != nil {
+			return err
+		}
+		return m.first(ctx, model)
+	}
+	for g, is := range known.all {
+		if g.Model == model && m.projects(g, is) {
+			if err := m.checkBeginning(ctx, client, g); err != nil {
 				return err
 			}
 		}
 	}
-	return m.Refresh(ctx)
+	if !known.hasGone(model) {
+		return nil
+	}
+	l, err := m.lock(ctx, model, false)
+	if errors.Is(err, ErrRunning) {
+		return nil // who has the lock removes what is gone
+	}
+	if err != nil {
+		return err
+	}
+	defer l.unlock()
+	return m.removeGone(ctx, model)
+}
+
+// adoptUnnamed names this process's folds as those that made the generations of builds
+// which did not say their folds. Such a build continued the generations of another fold
+// as well, so nothing is known against it.
+func (m *ReadModels) adoptUnnamed(ctx context.Context) error {
+	for _, model := range Models() {
+		if _, err := m.DB.Exec(ctx, `UPDATE tomato.generations SET fold = $2 WHERE model = $1 AND fold = ''`, model, m.fold(model)); err != nil {
+			return fmt.Errorf("read model %s: %w", model, err)
+		}
+	}
+	return nil
 }
 
 // checkBeginning checks the beginnings of the partitions that the generation has
@@ -136,29 +144,27 @@ func (m *ReadModels) checkBeginning(ctx context.Context, client *kgo.Client, g G
 	return eventlog.CheckBeginnings(ctx, client, need)
 }
 
-func (m *ReadModels) liveNumbers(ctx context.Context, model string) ([]int, error) {
-	rows, err := m.DB.Query(ctx, `SELECT generation FROM tomato.generations WHERE model = $1 AND state = 'live' ORDER BY generation`, model)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowTo[int])
-}
-
 // first makes generation 1, unless another process has made it already.
 func (m *ReadModels) first(ctx context.Context, model string) error {
-	unlock, err := m.lock(ctx, model, true)
+	l, err := m.lock(ctx, model, true)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	if numbers, err := m.liveNumbers(ctx, model); err != nil || len(numbers) > 0 {
+	defer l.unlock()
+	var exists bool
+	if err := m.DB.QueryRow(ctx, `SELECT EXISTS (SELECT FROM tomato.read_models WHERE model = $1)`, model).Scan(&exists); err != nil || exists {
 		return err
 	}
-	if err := m.migrate(ctx, Generation{model, 1}); err != nil {
+	g := Generation{model, 1}
+	// A process of another build may have ended in the middle of this.
+	if _, err := m.DB.Exec(ctx, `DROP SCHEMA IF EXISTS `+g.Schema()+` CASCADE`); err != nil {
+		return err
+	}
+	if err := m.makeTables(ctx, g); err != nil {
 		return err
 	}
 	return pgx.BeginFunc(ctx, m.DB, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `INSERT INTO tomato.generations (model, generation, state) VALUES ($1, 1, 'live')`, model); err != nil {
+		if _, err := tx.Exec(ctx, `INSERT INTO tomato.generations (model, generation, state, fold) VALUES ($1, 1, $2, $3)`, model, StateServing, m.fold(model)); err != nil {
 			return err
 		}
 		_, err := tx.Exec(ctx, `INSERT INTO tomato.read_models (model, serving, last) VALUES ($1, 1, 1)`, model)
@@ -166,209 +172,9 @@ func (m *ReadModels) first(ctx context.Context, model string) error {
 	})
 }
 
-func (m *ReadModels) migrate(ctx context.Context, g Generation) error {
+// makeTables makes the empty tables of a generation. To repeat it is harmless.
+func (m *ReadModels) makeTables(ctx context.Context, g Generation) error {
 	return migrations.ReadModel(ctx, m.DatabaseURL, g.Schema(), g.Model)
-}
-
-// lock takes the lock of the read model, under which one process at a time makes
-// and drops generations. Without wait it fails with ErrRunning if another process
-// has the lock. The lock ends when unlock is called or this process ends.
-func (m *ReadModels) lock(ctx context.Context, model string, wait bool) (unlock func(), err error) {
-	// The lock has a connection of its own. If it took one of the pool, a rebuild
-	// would hold that one while its own workers wait for connections.
-	conn, err := pgx.ConnectConfig(ctx, m.DB.Config().ConnConfig)
-	if err != nil {
-		return nil, err
-	}
-	unlock = func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		_ = conn.Close(ctx) // the lock goes with the session
-	}
-	name, got := "tomato read model "+model, true
-	if wait {
-		_, err = conn.Exec(ctx, `SELECT pg_advisory_lock(hashtextextended($1, 0))`, name)
-	} else {
-		err = conn.QueryRow(ctx, `SELECT pg_try_advisory_lock(hashtextextended($1, 0))`, name).Scan(&got)
-	}
-	if err == nil && !got {
-		err = ErrRunning
-	}
-	if err != nil {
-		unlock()
-		return nil, err
-	}
-	return unlock, nil
-}
-
-// Refresh reads the generations from the database. Its errors are those of the
-// database.
-func (m *ReadModels) Refresh(ctx context.Context) error {
-	now := &generations{serving: map[string]int{}, state: map[Generation]string{}}
-	rows, err := m.DB.Query(ctx, `
-		SELECT g.model, g.generation, g.state, r.serving IS NOT NULL
-		FROM tomato.generations g LEFT JOIN tomato.read_models r ON r.model = g.model AND r.serving = g.generation`)
-	if err != nil {
-		return fmt.Errorf("read the generations: %w", err)
-	}
-	var g Generation
-	var state string
-	var serving bool
-	_, err = pgx.ForEachRow(rows, []any{&g.Model, &g.Number, &state, &serving}, func() error {
-		now.state[g] = state
-		if serving {
-			now.serving[g.Model] = g.Number
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("read the generations: %w", err)
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if old := m.seen.Load(); old != nil && maps.Equal(old.serving, now.serving) && maps.Equal(old.state, now.state) {
-		return nil
-	}
-	m.seen.Store(now)
-	if m.change != nil {
-		close(m.change)
-		m.change = nil
-	}
-	return nil
-}
-
-// changed returns the present copy of the generations, and a channel that is closed
-// when the copy changes.
-func (m *ReadModels) changed() (*generations, <-chan struct{}) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.change == nil {
-		m.change = make(chan struct{})
-	}
-	return m.seen.Load(), m.change
-}
-
-// Follow refreshes the copy of the generations until ctx ends. Every process that
-// queries or projects runs it once. It logs the first of several failures in a row.
-func (m *ReadModels) Follow(ctx context.Context) {
-	tick := time.NewTicker(pollInterval)
-	defer tick.Stop()
-	failing := false
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		err := m.Refresh(ctx)
-		if err == nil {
-			err = m.sample(ctx)
-		}
-		if err != nil && !failing && ctx.Err() == nil {
-			m.log().Warn("the generations of the read models cannot be read", "err", err)
-		}
-		failing = err != nil
-	}
-}
-
-// Serving returns the generation of the read model that answers queries. It fails
-// if the read model has none, or if the generations were never read and cannot be
-// read now.
-func (m *ReadModels) Serving(ctx context.Context, model string) (Generation, error) {
-	if m.seen.Load() == nil {
-		if err := m.Refresh(ctx); err != nil {
-			return Generation{}, err
-		}
-	}
-	n, ok := m.seen.Load().serving[model]
-	if !ok {
-		return Generation{}, fmt.Errorf("read model %s has no generation: it was never made", model)
-	}
-	return Generation{model, n}, nil
-}
-
-// Read waits until the serving generation of each of models has passed after in
-// the topics that it is made of. Then it calls query with the schemas of these
-// generations, in the order of models. It fails with eventlog.ErrBehind if the wait
-// takes longer than MaxWait. All other errors are those of query or the database.
-//
-// The statements of query name the schema, so a query finishes on the generation
-// that it began with, and the next Read notices a switch. If the generation is
-// dropped meanwhile, Read calls query a second time; query must allow for that.
-func (m *ReadModels) Read(ctx context.Context, after eventlog.Token, models []string, query func(schemas []string) error) error {
-	return m.read(ctx, models, query, func(g Generation) error { return m.wait(ctx, g, after, m.maxWait()) })
-}
-
-// readWithin is Read for callers who prefer an incomplete answer to a long wait: it
-// waits for most at the longest, and then calls query anyway. passed reports whether
-// the generations had passed after when query was called.
-func (m *ReadModels) readWithin(ctx context.Context, most time.Duration, after eventlog.Token, models []string, query func(schemas []string) error) (passed bool, err error) {
-	until := time.Now().Add(most)
-	passed = true
-	err = m.read(ctx, models, query, func(g Generation) error {
-		err := m.wait(ctx, g, after, time.Until(until))
-		if errors.Is(err, eventlog.ErrBehind) {
-			passed, err = false, nil
-		}
-		return err
-	})
-	return passed, err
-}
-
-func (m *ReadModels) read(ctx context.Context, models []string, query func(schemas []string) error, wait func(Generation) error) error {
-	for again := false; ; again = true {
-		schemas := make([]string, len(models))
-		for i, model := range models {
-			g, err := m.Serving(ctx, model)
-			if err != nil {
-				return err
-			}
-			if err := wait(g); err != nil {
-				return err
-			}
-			schemas[i] = g.Schema()
-		}
-		err := query(schemas)
-		if again || !undefined(err) {
-			return err
-		}
-		if err := m.Refresh(ctx); err != nil {
-			return err
-		}
-	}
-}
-
-// undefined reports whether Postgres says that a table or schema does not exist.
-// Its generation was dropped then.
-func undefined(err error) bool {
-	return slices.Contains([]string{"42P01", "3F000"}, pgerr.Code(err))
-}
-
-func (m *ReadModels) maxWait() time.Duration {
-	if m.MaxWait == 0 {
-		return defaultMaxWait
-	}
-	return m.MaxWait
-}
-
-// wait waits until g has passed after, for most at the longest. Then it fails with
-// eventlog.ErrBehind.
-func (m *ReadModels) wait(ctx context.Context, g Generation, after eventlog.Token, most time.Duration) error {
-	topics := Topics(g.Model)
-	touched := false
-	for tp := range after {
-		touched = touched || slices.Contains(topics, tp.Topic)
-	}
-	if !touched {
-		return nil
-	}
-	bounded, cancel := context.WithTimeoutCause(ctx, most, eventlog.ErrBehind)
-	defer cancel()
-	err := m.Positions.WaitFor(bounded, g.Model, g.Number, topics, after)
-	if err != nil && ctx.Err() == nil && bounded.Err() != nil {
-		return fmt.Errorf("%s: %w", g, eventlog.ErrBehind)
-	}
-	return err
 }
 
 // Consumer returns the consumer that keeps a generation up to date.
@@ -377,11 +183,11 @@ func (g Generation) Consumer() consumer.Consumer {
 	return consumer.Consumer{Name: g.Model, Generation: g.Number, Topics: Topics(g.Model), Rows: w.write}
 }
 
-// Project keeps every live generation up to date until ctx ends: the serving
-// generation, those that a rebuild has filled, and those that served before. It
-// starts a consumer when a generation becomes live and stops it when the generation
-// is dropped. Follow must be running. It returns nil when ctx ends, or the first
-// error of a consumer.
+// Project keeps generations up to date until ctx ends: those of this process's folds that
+// serve, that a rebuild has verified, and that served before. It starts a consumer when a
+// generation becomes one of these, and stops it when the generation is dropped. It does
+// not write to generations of other folds; see RebuildDue. Follow must be running. It
+// returns nil when ctx ends, or the first error of a consumer.
 func (m *ReadModels) Project(ctx context.Context, runtime *consumer.Runtime) error {
 	running := map[Generation]func(){}
 	var all sync.WaitGroup
@@ -393,15 +199,18 @@ func (m *ReadModels) Project(ctx context.Context, runtime *consumer.Runtime) err
 		return err
 	}
 	for {
-		now, changed := m.changed()
+		now, changed, err := m.changed(ctx)
+		if err != nil {
+			return err
+		}
 		for g, stop := range running {
-			if now.state[g] != live {
+			if is, ok := now.all[g]; !ok || !m.projects(g, is) {
 				stop()
 				delete(running, g)
 			}
 		}
-		for g, state := range now.state {
-			if state != live || running[g] != nil {
+		for g, is := range now.all {
+			if _, known := registry[g.Model]; !known || running[g] != nil || !m.projects(g, is) {
 				continue
 			}
 			own, stop := context.WithCancel(ctx)

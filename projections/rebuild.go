@@ -74,18 +74,19 @@ func (m *ReadModels) Rebuild(ctx context.Context, model string, o RebuildOptions
 	if _, ok := registry[model]; !ok {
 		return Generation{}, fmt.Errorf("there is no read model %q; there are %v", model, Models())
 	}
-	unlock, err := m.lock(ctx, model, false)
+	l, err := m.lock(ctx, model, false)
 	if err != nil {
 		return Generation{}, err
 	}
-	defer unlock()
+	defer l.unlock()
 	if err := m.Refresh(ctx); err != nil {
 		return Generation{}, err
 	}
-	before, err := m.Serving(ctx, model)
-	if err != nil {
-		return Generation{}, err
+	number, ok := m.seen.Load().serving[model]
+	if !ok {
+		return Generation{}, fmt.Errorf("read model %s has no generation: it was never made", model)
 	}
+	before := Generation{model, number}
 	client, err := m.Kafka.NewClient()
 	if err != nil {
 		return Generation{}, err
@@ -103,7 +104,10 @@ func (m *ReadModels) Rebuild(ctx context.Context, model string, o RebuildOptions
 	if err := eventlog.CheckBeginnings(ctx, client, need); err != nil {
 		return Generation{}, fmt.Errorf("nothing has been changed, %s serves as before: %w", before, err)
 	}
-	if err := m.removeUnfinished(ctx, model); err != nil {
+	if _, err := m.DB.Exec(ctx, `UPDATE tomato.generations SET state = 'gone' WHERE model = $1 AND state IN ('filling', 'catching_up', 'verified')`, model); err != nil {
+		return Generation{}, err
+	}
+	if err := m.removeGone(ctx, model); err != nil {
 		return Generation{}, err
 	}
 	g, err := m.create(ctx, model, targets)
@@ -135,7 +139,7 @@ func (m *ReadModels) Rebuild(ctx context.Context, model string, o RebuildOptions
 	// From now on the generation has its ordinary consumer. It runs in this process
 	// until the switch, and in every process that projects. They take over the
 	// partitions when this process leaves the consumer group.
-	if _, err := m.DB.Exec(ctx, `UPDATE tomato.generations SET state = 'live' WHERE model = $1 AND generation = $2`, g.Model, g.Number); err != nil {
+	if _, err := m.DB.Exec(ctx, `UPDATE tomato.generations SET state = 'verified' WHERE model = $1 AND generation = $2`, g.Model, g.Number); err != nil {
 		return g, err
 	}
 	announced := time.Now()
@@ -143,12 +147,10 @@ func (m *ReadModels) Rebuild(ctx context.Context, model string, o RebuildOptions
 	if err := m.catchUpAndSwitch(ctx, g, o, announced); err != nil {
 		return g, err
 	}
-	if o.DropOld {
-		if err := m.drop(ctx, before); err != nil {
-			return g, fmt.Errorf("%s serves, but dropping %s failed: %w", g, before, err)
-		}
+	if err := m.finishDrops(ctx, model); err != nil {
+		return g, fmt.Errorf("%s serves, but a generation that served before is not removed yet: %w", g, err)
 	}
-	return g, m.Refresh(ctx)
+	return g, nil
 }
 
 func report(progress func(Progress), p Progress) {
@@ -168,13 +170,14 @@ func (m *ReadModels) create(ctx context.Context, model string, targets map[event
 		if err := tx.QueryRow(ctx, `UPDATE tomato.read_models SET last = last + 1 WHERE model = $1 RETURNING last`, model).Scan(&g.Number); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `INSERT INTO tomato.generations (model, generation, state, targets) VALUES ($1, $2, 'filling', $3)`, model, g.Number, at)
+		_, err := tx.Exec(ctx, `INSERT INTO tomato.generations (model, generation, state, fold, targets) VALUES ($1, $2, $3, $4, $5)`,
+			model, g.Number, StateFilling, m.fold(model), at)
 		return err
 	})
 	if err != nil {
 		return g, fmt.Errorf("next generation of %s: %w", model, err)
 	}
-	return g, m.migrate(ctx, g)
+	return g, m.makeTables(ctx, g)
 }
 
 // takeIndexes drops the indexes that a fill does not need, which are all but the
@@ -361,7 +364,7 @@ func (m *ReadModels) catchUpAndSwitch(ctx context.Context, g Generation, o Rebui
 	if err := m.Positions.WaitFor(ctx, g.Model, g.Number, topics, token); err != nil {
 		return fmt.Errorf("%s catching up: %w", g, err)
 	}
-	if err := m.Switch(ctx, g); err != nil {
+	if err := m.switchTo(ctx, g, o.DropOld); err != nil {
 		return err
 	}
 	report(o.Progress, Progress{Generation: g, Phase: Switched})
@@ -394,18 +397,4 @@ func (m *ReadModels) Compare(ctx context.Context, a, b Generation) (differences 
 // one id.
 func refusesData(err error) bool {
 	return slices.Contains([]string{"22", "23", "54"}, pgerr.Class(err))
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return ctx.Err()
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

@@ -16,7 +16,9 @@ import (
 // Status is how far one generation of a read model is, whichever process fills it.
 type Status struct {
 	Generation
-	State     string // serving, live or filling
+	State     State
+	Fold      string // the version of the fold that made it
+	Due       bool   // it serves, and this process has no generation of its own fold: see RebuildDue
 	LagEvents int64  // the number of records in the log that it has not passed
 	// LagSeconds is 0 for a generation that has passed everything. Otherwise it is the
 	// age of the last record that a partition has passed, of the partition that is
@@ -118,12 +120,11 @@ func (m *ReadModels) Status(ctx context.Context) ([]Status, error) {
 	m.rates.mu.Lock()
 	perSecond := m.rates.perSecond
 	m.rates.mu.Unlock()
-	out := make([]Status, 0, len(known.state))
-	for g, state := range known.state {
-		s := Status{Generation: g, State: state, EventsPerSecond: perSecond[g]}
-		if known.serving[g.Model] == g.Number {
-			s.State = "serving"
-		}
+	due := m.RebuildDue()
+	out := make([]Status, 0, len(known.all))
+	for g, is := range known.all {
+		s := Status{Generation: g, State: is.state, Fold: is.fold, EventsPerSecond: perSecond[g]}
+		s.Due = is.state == StateServing && slices.Contains(due, g.Model)
 		own := Topics(g.Model)
 		for tp, end := range ends {
 			if !slices.Contains(own, tp.Topic) {

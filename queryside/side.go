@@ -109,6 +109,8 @@ func Problem(err error) error {
 		return httpapi.Unavailable("read_model_behind", "The read model has not reached the Consistency-Token in time.", retryAfter)
 	case errors.Is(err, eventlog.ErrUnavailable):
 		return httpapi.Unavailable("unavailable", "The keys of personal data cannot be read now.", retryAfter)
+	case pgerr.Code(err) == "42703": // no such column: another build has made the tables, and a rebuild is due
+		return httpapi.Unavailable("unavailable", "The read model was made by another version of this program and has to be rebuilt.", retryAfter)
 	case unavailable(err):
 		return httpapi.Unavailable("unavailable", "The read models cannot be reached now.", retryAfter)
 	}

@@ -57,6 +57,7 @@ func TestAConsumerDoesNotBeginBehindAHole(t *testing.T) {
 		subs := []eventlog.Subscription{{Name: "covered", Topics: []string{eventlog.Orders}}, {Name: "behind", Topics: []string{eventlog.Orders}},
 			{Name: "policy", Topics: []string{eventlog.Orders}}, {Name: "rows", Topics: []string{eventlog.Orders}}}
 		b := newBench(t, cfg, subs...)
+		b.generation("rows", 1)
 		cut, whole := "a", "b"
 		for eventlog.PartitionFor(whole, testPartitions) == eventlog.PartitionFor(cut, testPartitions) {
 			whole += "b"

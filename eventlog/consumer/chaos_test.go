@@ -328,6 +328,7 @@ func TestFailuresAndKillsLeaveTheFold(t *testing.T) {
 
 		scratch := consumer.Consumer{Name: "chaosRows", Generation: 2, Topics: []string{eventlog.Orders},
 			Rows: foldRows("scratch", func(*eventlog.Event) error { return nil }, isWrong)}
+		b.generation("chaosRows", 2)
 		start(t, b.runtime(), scratch)
 		long(t, total, "a fold from scratch", func() bool {
 			return query[int](b, `SELECT coalesce(sum(next_offset), 0)::bigint FROM tomato.checkpoints WHERE generation = 2`) == len(recs)

@@ -40,7 +40,8 @@ type Mark struct {
 // TakeCheckpoints takes the partitions of start over for the caller and returns their
 // checkpoints. It raises the epoch of each, so that its former holder can no longer
 // move it. A partition without checkpoint gets one at its offset in start, with since.
-// It waits for transactions that are moving one of the checkpoints.
+// It waits for transactions that are moving one of the checkpoints. It fails if
+// tomato.generations does not have the generation, which was dropped then.
 func TakeCheckpoints(ctx context.Context, db *pgxpool.Pool, consumer string, generation int, start map[eventlog.TopicPartition]int64, since time.Time) (map[eventlog.TopicPartition]*Checkpoint, error) {
 	tps := make([]eventlog.TopicPartition, 0, len(start))
 	for tp := range start {
@@ -166,17 +167,6 @@ func moveAll(ctx context.Context, db *pgxpool.Pool, consumer string, generation 
 		return nil
 	})
 	return moved, err
-}
-
-// Forget deletes the checkpoints and the parked events of one generation of a
-// consumer, whose tables are dropped.
-func Forget(ctx context.Context, tx pgx.Tx, consumer string, generation int) error {
-	for _, table := range []string{"parked", "checkpoints"} {
-		if _, err := tx.Exec(ctx, `DELETE FROM tomato.`+table+` WHERE consumer = $1 AND generation = $2`, consumer, generation); err != nil {
-			return fmt.Errorf("forget %s generation %d: %w", consumer, generation, err)
-		}
-	}
-	return nil
 }
 
 func nullTime(t time.Time) *time.Time {

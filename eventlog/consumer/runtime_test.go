@@ -100,6 +100,7 @@ func TestRowsTakeEffectOnceAcrossKillAndRebalance(t *testing.T) {
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
 		b := newBench(t, cfg, eventlog.Subscription{Name: "once", Topics: []string{eventlog.Orders}})
 		b.exec(appliedTable)
+		b.generation("once", 3)
 		const keys, each = 40, 50
 		c := kinds("", func(eventlog.Event) error { return nil })["Rows"]
 		c.Name, c.Topics, c.Generation, c.MaxBatch = "once", []string{eventlog.Orders}, 3, 8

@@ -73,6 +73,13 @@ func (b *bench) exec(sql string, args ...any) {
 	}
 }
 
+// generation makes a generation for a consumer of a read model: without it, its
+// checkpoints cannot be written.
+func (b *bench) generation(consumer string, n int) {
+	b.t.Helper()
+	b.exec(`INSERT INTO tomato.generations (model, generation, state) VALUES ($1, $2, 'standby')`, consumer, n)
+}
+
 func query[T any](b *bench, sql string, args ...any) T {
 	b.t.Helper()
 	var v T

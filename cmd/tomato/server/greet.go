@@ -11,10 +11,14 @@ import (
 	"tomato/httpapi"
 )
 
-// Greet prints where the server is reached, and tokens to try it out. It prints tokens
+// Greet prints where the server is reached, whether a read model has to be rebuilt, and
+// tokens to try it out. It prints tokens
 // only if the secret that signs them was made up, so that nobody else knows it.
 func (s *Server) Greet(out io.Writer) {
 	fmt.Fprintf(out, "tomato %s serves %s at %s\n", settings.Build(), strings.Join(s.config.Role, ", "), s.url)
+	if advice := s.models.RebuildAdvice(); advice != "" {
+		fmt.Fprintln(out, "a rebuild is due:", advice)
+	}
 	if !s.made.JWT { // a token that a chosen secret has signed must never be printed
 		return
 	}

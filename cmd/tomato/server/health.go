@@ -240,6 +240,12 @@ func (s *Server) newHealth() *health {
 		}
 		return nil
 	})
+	add("read-models", false, "Read models have to be rebuilt.", func(context.Context) error {
+		if advice := s.models.RebuildAdvice(); advice != "" {
+			return errors.New(advice)
+		}
+		return nil
+	})
 	s.registry.MustRegister(h)
 	return h
 }

@@ -1,0 +1,10 @@
+package projections
+
+// SetFold makes m a process of another build, whose fold of the read model has this
+// version.
+func (m *ReadModels) SetFold(model, fold string) {
+	if m.otherFolds == nil {
+		m.otherFolds = map[string]string{}
+	}
+	m.otherFolds[model] = fold
+}

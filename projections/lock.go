@@ -1,0 +1,59 @@
+package projections
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// ErrRunning means that another process is rebuilding the read model or dropping
+// one of its generations.
+var ErrRunning = errors.New("a rebuild of this read model is running")
+
+// lock is the lock of a read model, under which one process at a time makes and drops
+// generations. It ends with the process, and with its session in the database. It is
+// not safe for concurrent use.
+type lock struct {
+	m     *ReadModels
+	model string
+	conn  *pgx.Conn
+}
+
+// lock takes the lock of the read model. Without wait it fails with ErrRunning if
+// another process has the lock.
+func (m *ReadModels) lock(ctx context.Context, model string, wait bool) (*lock, error) {
+	l := &lock{m: m, model: model}
+	return l, l.take(ctx, wait)
+}
+
+func (l *lock) take(ctx context.Context, wait bool) error {
+	// The lock has a connection of its own. If it took one of the pool, a rebuild
+	// would hold that one while its own workers wait for connections.
+	conn, err := pgx.ConnectConfig(ctx, l.m.DB.Config().ConnConfig)
+	if err != nil {
+		return err
+	}
+	l.conn = conn
+	name, got := "tomato read model "+l.model, true
+	if wait {
+		_, err = conn.Exec(ctx, `SELECT pg_advisory_lock(hashtextextended($1, 0))`, name)
+	} else {
+		err = conn.QueryRow(ctx, `SELECT pg_try_advisory_lock(hashtextextended($1, 0))`, name).Scan(&got)
+	}
+	if err == nil && !got {
+		err = ErrRunning
+	}
+	if err != nil {
+		l.unlock()
+	}
+	return err
+}
+
+// unlock releases the lock.
+func (l *lock) unlock() {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	_ = l.conn.Close(ctx) // the lock goes with the session
+}
