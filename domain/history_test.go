@@ -113,6 +113,11 @@ func (w *world) always() {
 			}
 		}
 	}
+	for _, e := range w.effects {
+		if !e.stays() {
+			w.Fatalf("%#v took effect for good, and now it has not", e.c)
+		}
+	}
 	for a := range w.refused {
 		if e, err := order.Decide(&a.o.order, a.c, w.now); err == nil {
 			w.Fatalf("%#v was refused and now gives %#v", a.c, e)

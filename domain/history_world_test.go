@@ -95,8 +95,15 @@ type world struct {
 	strays  map[string]*payment.State  // by payment id: money without an order
 	taken   map[string]capture         // by payment id: what the gateway captured
 	refused map[refusedAssign]struct{} // must stay refused
+	effects []effect                   // must stay
 	todo    []task
 	ids     int
+}
+
+// effect is a command that took effect for good, and whether it still has.
+type effect struct {
+	c     domain.Command
+	stays func() bool
 }
 
 type capture struct {
@@ -130,12 +137,18 @@ func newWorld(t *rapid.T) *world {
 
 // step decides one command and holds what is true of every command and event.
 func step[S any, E domain.Event](w *world, s *S, c domain.Command, decide func(*S, domain.Command, time.Time) (E, error),
-	evolve func(S, E, time.Time) S, decode func(string, int, []byte) (E, error), version func(*S) int64) (E, error) {
+	evolve func(S, E, time.Time) S, decode func(string, int, []byte) (E, error), version func(*S) int64, tookEffect func(*S, domain.Command) bool) (E, error) {
 	w.now = w.now.Add(time.Second)
 	old := *s
 	var deepCopy S
 	w.through(old, &deepCopy)
 	e, err := decide(s, c, w.now)
+	if tookEffect(s, c) {
+		if any(e) != nil {
+			w.Fatalf("%#v took effect before, and now gives %#v", c, e)
+		}
+		w.effects = append(w.effects, effect{c, func() bool { return tookEffect(s, c) }})
+	}
 	if any(e) == nil {
 		if r := (*domain.Refusal)(nil); err != nil && !errors.As(err, &r) {
 			w.Fatalf("%T: an error that is no refusal: %v", c, err)
@@ -199,7 +212,7 @@ func (w *world) order(o *anOrder, c domain.Command) (order.Event, error) {
 			return order.Decide(s, p, now)
 		}
 	}
-	e, err := step(w, s, c, decide, order.Evolve, order.Decode, func(s *order.State) int64 { return s.Version })
+	e, err := step(w, s, c, decide, order.Evolve, order.Decode, func(s *order.State) int64 { return s.Version }, order.TookEffect)
 	if e == nil {
 		return nil, err
 	}
@@ -236,7 +249,7 @@ func (w *world) order(o *anOrder, c domain.Command) (order.Event, error) {
 
 // rider decides a command on a rider and queues what the claims policy does.
 func (w *world) rider(r *rider.State, c domain.Command) (rider.Event, error) {
-	e, err := step(w, r, c, rider.Decide, rider.Evolve, rider.Decode, func(s *rider.State) int64 { return s.Version })
+	e, err := step(w, r, c, rider.Decide, rider.Evolve, rider.Decode, func(s *rider.State) int64 { return s.Version }, rider.TookEffect)
 	if e, ok := e.(rider.RiderClaimed); ok {
 		w.queue("claims: settle "+e.RiderID, true, func() { w.assign(r, e, true) })
 	}
@@ -284,7 +297,7 @@ func (w *world) pay(o *anOrder, c domain.Command) (payment.Event, error) {
 	before := order.PaymentStatusOf(&o.order, o.payment.Facts())
 	c = payment.WithOrder(c, payment.OrderFacts{Payable: o.order.Payable(), Ended: o.order.Status.Ended(), Status: string(o.order.Status),
 		Amount: o.order.Amount, Currency: o.order.Currency, CustomerID: o.order.CustomerID, RestaurantID: o.order.RestaurantID})
-	e, err := step(w, &o.payment, c, payment.Decide, payment.Evolve, payment.Decode, func(s *payment.State) int64 { return s.Version })
+	e, err := step(w, &o.payment, c, payment.Decide, payment.Evolve, payment.Decode, func(s *payment.State) int64 { return s.Version }, payment.TookEffect)
 	if e == nil {
 		return nil, err
 	}
@@ -340,7 +353,7 @@ func (w *world) webhook(o *anOrder, id string, captured bool) {
 				w.strays[id] = s
 			}
 			step(w, s, payment.RecordUnmatched{PaymentID: id, Amount: got.amount, Currency: got.currency, Reason: payment.ReasonNotRequested},
-				payment.Decide, payment.Evolve, payment.Decode, func(s *payment.State) int64 { return s.Version })
+				payment.Decide, payment.Evolve, payment.Decode, func(s *payment.State) int64 { return s.Version }, payment.TookEffect)
 		}
 		got := w.taken[id]
 		got.told = true

@@ -20,16 +20,16 @@ import (
 // nil. It does not wait for the acknowledgement. It writes the answer into c;
 // the caller gets it once the append is acknowledged (acknowledge.go).
 func (s *shard) append(c *call, kind int, e *entry, ev domain.Event, schema int, older any, scope keyScope, keyed bool, now time.Time) {
-	at := domain.Time(now)
+	at, eventType := domain.Time(now), ev.EventType()
 	buffer := recordBuffers.Get().(*eventlog.RecordBuffer)
 	var err error
 	if older == nil {
 		buffer.Data, err = encode(buffer.Data[:0], ev)
 	} else if buffer.Data, err = encode(buffer.Data[:0], older); err == nil { // the state must be what readers will make of the data
-		ev, err = decodeEvent(s.logs[kind].topic, ev.EventType(), schema, buffer.Data)
+		ev, err = decodeEvent(s.logs[kind].topic, eventType, schema, buffer.Data)
 	}
 	if err != nil {
-		c.reply(Result{}, fmt.Errorf("encoding version %d of %s: %w", schema, ev.EventType(), err))
+		c.reply(Result{}, fmt.Errorf("encoding version %d of %s: %w", schema, eventType, err))
 		return
 	}
 	l := &s.logs[kind]
@@ -42,7 +42,7 @@ func (s *shard) append(c *call, kind int, e *entry, ev domain.Event, schema int,
 	version := s.agg.evolve(kind, e, ev, at, l.ordinal)
 	record := eventlog.Event{
 		ID:     l.eventID(s.partition),
-		Source: s.owner.source, Type: ev.EventType(), Schema: schema, Time: at, Subject: c.req.ID,
+		Source: s.owner.source, Type: eventType, Schema: schema, Time: at, Subject: c.req.ID,
 		Version: version, Term: l.rule.Term, Seq: l.seq, Data: buffer.Data,
 		CausationID: c.req.CausationID, CorrelationID: c.req.CorrelationID, Traceparent: c.req.Traceparent,
 		Actor: actorText(c.req.Actor),

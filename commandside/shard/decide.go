@@ -142,6 +142,26 @@ func isOpenOffer(e *entry, r *Request) bool {
 	return ok && e.orderState().Status == order.StatusReadyForRider
 }
 
+// onlyEffectCounts reports whether the caller needs to know of a command without an event
+// only that it took effect, and nothing about the present state. That is true of the
+// commands that policies repeat (tookEffect): a policy names the event that made it act.
+func onlyEffectCounts(r *Request) bool {
+	return r.Actor.Role == domain.System && r.CausationID != "" && r.IdempotencyKey == "" && r.IfMatch == 0
+}
+
+// tookEffect reports whether the command has taken effect in the past, for good.
+func tookEffect(kind int, e *entry, c domain.Command) bool {
+	switch kind {
+	case orders:
+		return order.TookEffect(e.orderState(), c)
+	case payments:
+		return payment.TookEffect(e.paymentState(), c)
+	case riders:
+		return rider.TookEffect(e.riderState(), c)
+	}
+	return false
+}
+
 // matches reports whether a resource of this version meets the request's If-Match.
 func matches(r *Request, version int64) bool {
 	return r.IfMatch == 0 || r.IfMatch == version || r.IfMatch == Exists && version > 0 || slices.Contains(r.OrMatch, version)

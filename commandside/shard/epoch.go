@@ -139,10 +139,18 @@ func inVersion(ev domain.Event, version int) any {
 	return ev
 }
 
-// decideAgain handles the command of a deadline again later, because its event may not
-// be written yet and nobody else would repeat it.
-func (s *shard) decideAgain(c *call) {
-	time.AfterFunc(epochAgain, func() { s.post(func(time.Time) { s.handle(c) }) })
+// decideAgain looks at the deadline of an order again later, because its event may not be
+// written yet. It asks all that it asked the first time: a payment may have arrived since.
+func (s *shard) decideAgain(orderID string) {
+	time.AfterFunc(epochAgain, func() {
+		s.post(func(now time.Time) {
+			if e, err := s.agg.find(orders, orderID); err == nil && e != nil && e.order != nil {
+				if at, _ := e.order.NextDeadline(); !at.After(now) {
+					s.deadlineReached(deadline{at, orderID}, now)
+				}
+			}
+		})
+	})
 }
 
 // setLowest computes the lowest epoch of all owners. It is 1 until this instance knows

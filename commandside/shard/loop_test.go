@@ -328,3 +328,37 @@ func TestAFullQueueRefuses(t *testing.T) {
 		t.Fatalf("%d taken, %d left", n, q.len())
 	}
 }
+
+// A deadline whose event may not be written yet is looked at again, and asks again whether
+// money has arrived. There was a defect: the command was only decided again, so an order
+// whose payment was in the inbox by then could expire.
+func TestADeadlineIsDecidedAgainWithAllItsQuestions(t *testing.T) {
+	t.Parallel()
+	s := newLoop(t)
+	s.owner.PaymentGrace = time.Hour
+	asked := make(chan string, 1)
+	s.owner.InboxPassed = func(_ context.Context, gatewayOrderID string) (bool, error) {
+		asked <- gatewayOrderID
+		return false, nil
+	}
+	due := domain.Time(time.Now().Add(-time.Minute))
+	e := s.agg.begin(orders, "o")
+	e.order = &order.State{ID: "o", Version: 1, Status: order.StatusPlaced, PaymentDueAt: due}
+	e.payment = &payment.State{OrderID: "o", Version: 1, Status: payment.StatusRequested, GatewayOrderID: "g"}
+	s.decideAgain("o")
+	select {
+	case task := <-s.tasks:
+		task(time.Now())
+	case <-time.After(10 * time.Second):
+		t.Fatal("the deadline is not looked at again")
+	}
+	select {
+	case g := <-asked:
+		if g != "g" || len(s.logs[orders].inFlight) > 0 {
+			t.Errorf("asked for %q, %d appends", g, len(s.logs[orders].inFlight))
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the inbox is not asked")
+	}
+	close(s.closed)
+}

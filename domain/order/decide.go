@@ -123,6 +123,20 @@ func Decide(s *State, c domain.Command, now time.Time) (Event, error) {
 	return nil, fmt.Errorf("order: unknown command %T", c)
 }
 
+// TookEffect reports whether the command has taken effect in the past, and whether that
+// can never change: once it is true, it is true after all later events. It is false for
+// all commands but those that a policy repeats.
+func TookEffect(s *State, c domain.Command) bool {
+	switch c := c.(type) {
+	case MarkPaid:
+		return s.PaymentID != "" && s.PaymentID == c.PaymentID
+	case Assign:
+		return c.ClaimID > 0 && (s.RiderID == c.RiderID && s.ClaimID == c.ClaimID ||
+			slices.ContainsFunc(s.Drops, func(d Drop) bool { return d.RiderID == c.RiderID && d.ClaimID == c.ClaimID }))
+	}
+	return false
+}
+
 func place(s *State, c Place, now time.Time) (Event, error) {
 	if s.Exists() {
 		return nil, fmt.Errorf("order %s is placed already", s.ID)

@@ -41,6 +41,17 @@ func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 	return nil, fmt.Errorf("payment: unknown command %T", c)
 }
 
+// TookEffect reports whether the command has taken effect in the past, and whether that
+// can never change: once it is true, it is true after all later events. It is false for
+// all commands but the one that a policy repeats.
+func TookEffect(s *State, c domain.Command) bool {
+	if c, ok := c.(RecordCaptured); ok {
+		a, known := s.Attempt(c.PaymentID)
+		return known && a.State != AttemptStateFailed
+	}
+	return false
+}
+
 func requestPayment(s *State, c RequestPayment) (Event, error) {
 	switch {
 	case c.Order.Ended || s.Status == StatusRefunded:

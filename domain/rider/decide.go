@@ -59,6 +59,17 @@ func Decide(s *State, c domain.Command, _ time.Time) (Event, error) {
 	return nil, fmt.Errorf("rider: unknown command %T", c)
 }
 
+// TookEffect reports whether the command has taken effect in the past, and whether that
+// can never change: once it is true, it is true after all later events. It is false for
+// all commands but the one that a policy repeats. A claim's id is the version that the
+// rider got with it, so a rider with a lower version may not have been claimed yet.
+func TookEffect(s *State, c domain.Command) bool {
+	if c, ok := c.(Release); ok {
+		return s.Version >= c.ClaimID && (s.Claim == nil || s.Claim.ID != c.ClaimID)
+	}
+	return false
+}
+
 func claim(s *State, c ClaimFor) (Event, error) {
 	switch {
 	case s.Claim != nil && s.Claim.OrderID == c.OrderID && s.Claim.Round == c.Round && s.Claim.Wave == c.Wave:
