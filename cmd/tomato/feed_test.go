@@ -42,7 +42,7 @@ func startFeeds(t *testing.T, cfg eventlog.Config, start realtime.Start) (url st
 		t.Fatal(err)
 	}
 	api := httpapi.New(httpapi.Options{Auth: auth, Log: log})
-	p := &realtime.Projector{Kafka: cfg, Keys: &subjectkeystest.Keys{}, Loader: noModels{start}, Sink: hub, Log: log}
+	p := &realtime.Projector{Kafka: cfg, Runtime: &consumer.Runtime{Kafka: cfg}, Keys: &subjectkeystest.Keys{}, Loader: noModels{start}, Sink: hub, Log: log}
 	(&feed.Feed{Hub: hub, Auth: auth, Orders: noModels{}, CatchUp: p, Log: log}).Routes(api)
 	srv := httptest.NewServer(api)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -13,7 +13,8 @@
 //	worker_position.go  how far the worker is, and what its checkpoint should say
 //	scan.go             from records to events: the reader rule
 //	batches.go          the worker's loop for Rows and Batch
-//	tail.go             one reader of what is appended, for all consumers
+//	tail.go             one reader of what is appended, for all consumers and for Follow
+//	follow.go           Follow, for what reads partitions and is no consumer
 //	combine.go          small transactions of several workers become one
 //	keys.go             the worker's loop for Each, with its key queues
 //	call.go             calls of handlers, transactions

@@ -49,12 +49,31 @@ func (r *Runtime) Shared() (n int) {
 	return n
 }
 
-// BreakTail makes the runtime's tail bring nothing any more, as if it hung.
-func (r *Runtime) BreakTail() {
+// BreakTail makes the runtime's tail bring nothing of these topics any more, as if it hung.
+func (r *Runtime) BreakTail(topics ...string) {
 	r.state.mu.Lock()
 	defer r.state.mu.Unlock()
-	r.state.tail.client.PauseFetchTopics(r.state.groups[0].c.Topics...)
+	r.state.tail.client.PauseFetchTopics(topics...)
 }
+
+// TailReaders returns how many readers the runtime's tail has, over all partitions.
+func (r *Runtime) TailReaders() (n int) {
+	r.state.mu.Lock()
+	t := r.state.tail
+	r.state.mu.Unlock()
+	if t == nil {
+		return 0
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, f := range t.followed {
+		n += len(f.readers)
+	}
+	return n
+}
+
+// FollowedBytes sets how much waits for the handler of Follow at most.
+func (r *Runtime) FollowedBytes(n int) { r.state.followedBytes = n }
 
 func (r *Runtime) groupsNow() []*group {
 	r.state.mu.Lock()

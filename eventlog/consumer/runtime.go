@@ -33,17 +33,18 @@ type runtimeState struct {
 	mu       sync.Mutex // guards groups, tail and tailUses
 	groups   []*group
 	tail     *tail // nil while nothing runs
-	tailUses int   // calls of Run that use it
+	tailUses int   // calls of Run and Follow that use it
 	metrics  *runtimeMetrics
 	breakers *breakers
 	once     sync.Once
 
 	// Tests set these; the zero values mean those of production.
-	delays       [2]time.Duration
-	idleTx       time.Duration
-	lookInterval time.Duration
-	abandon      chan struct{} // when closed, Run ends as if the process were killed
-	stoppedAfter time.Duration // replaces every time after which something counts as stopped
+	delays        [2]time.Duration
+	idleTx        time.Duration
+	lookInterval  time.Duration
+	abandon       chan struct{} // when closed, Run ends as if the process were killed
+	followedBytes int           // that wait in Follow
+	stoppedAfter  time.Duration // replaces every time after which something counts as stopped
 }
 
 // stoppedAfter returns d, or what a test has set instead.

@@ -26,27 +26,36 @@ import (
 // and the tail need not be trusted with more than speed.
 
 const (
-	tailIdle  = time.Minute     // after which a partition that no worker has joined is no longer followed
-	tailStall = 2 * time.Second // after which a worker does not wait for the tail any longer
+	tailIdle  = time.Minute     // after which a partition that no reader has joined is no longer followed
+	tailStall = 2 * time.Second // after which a reader does not wait for the tail any longer
 )
 
-// tail reads the ends of partitions for the workers that have joined. Safe for
+// tailReader takes the records of a partition that the tail reads: a worker, or a partition
+// that is followed without a consumer (follow.go).
+type tailReader interface {
+	// enqueueShared takes records that the tail has read. It returns at once.
+	enqueueShared(recs []*kgo.Record, end int64)
+	// readAlone says that the tail brings no more records of the partition.
+	readAlone()
+}
+
+// tail reads the ends of partitions for the readers that have joined. Safe for
 // concurrent use.
 type tail struct {
 	client *kgo.Client
 	stop   context.CancelFunc
 	done   chan struct{}
 
-	mu       sync.Mutex // guards followed. It may be locked while a worker's mu is held, never the other way round
+	mu       sync.Mutex // guards followed. It may be locked while a reader's mu is held, never the other way round
 	followed map[eventlog.TopicPartition]*followed
 }
 
 // followed is a partition that the tail reads.
 type followed struct {
 	live    bool  // a record has arrived
-	next    int64 // the offset after the last record that was given to the workers, or where reading begins
-	workers []*worker
-	usedAt  time.Time // when the last worker left or tried to join
+	next    int64 // the offset after the last record that was given to the readers, or where reading begins
+	readers []tailReader
+	usedAt  time.Time // when the last reader left or tried to join
 }
 
 func newTail(cfg eventlog.Config, log clientLogger) (*tail, error) {
@@ -66,15 +75,15 @@ func newTail(cfg eventlog.Config, log clientLogger) (*tail, error) {
 	return t, nil
 }
 
-// close ends the reading. No worker may have joined any more.
+// close ends the reading. No reader may have joined any more.
 func (t *tail) close() {
 	t.stop()
 	<-t.done
 	t.client.Close()
 }
 
-// useTail returns the runtime's tail for one call of Run, which must call releaseTail in
-// the end.
+// useTail returns the runtime's tail for one call of Run or Follow, which must call
+// releaseTail in the end.
 func (r *Runtime) useTail(log clientLogger) (*tail, error) {
 	s := &r.state
 	s.mu.Lock()
@@ -100,13 +109,12 @@ func (r *Runtime) releaseTail() {
 	}
 }
 
-// join makes the tail give w the records of its partition from now on. It returns false
+// join makes the tail give r the records of the partition from now on. It returns false
 // if the tail could not give it the record at offset next, because it does not follow
-// the partition yet, or is further. The caller holds w.mu.
-func (t *tail) join(w *worker, next int64) bool {
+// the partition yet, or is further. The caller holds r's mu.
+func (t *tail) join(r tailReader, tp eventlog.TopicPartition, next int64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tp := w.cp.TopicPartition
 	f := t.followed[tp]
 	if f == nil {
 		f = &followed{next: next}
@@ -117,16 +125,16 @@ func (t *tail) join(w *worker, next int64) bool {
 	if !f.live || f.next > next {
 		return false
 	}
-	f.workers = append(f.workers, w)
+	f.readers = append(f.readers, r)
 	return true
 }
 
-// leave takes w out. A record that is just being given may still reach it.
-func (t *tail) leave(w *worker) {
+// leave takes r out. A record that is just being given may still reach it.
+func (t *tail) leave(r tailReader, tp eventlog.TopicPartition) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if f := t.followed[w.cp.TopicPartition]; f != nil {
-		f.workers = slices.DeleteFunc(slices.Clone(f.workers), func(o *worker) bool { return o == w })
+	if f := t.followed[tp]; f != nil {
+		f.readers = slices.DeleteFunc(slices.Clone(f.readers), func(o tailReader) bool { return o == r })
 		f.usedAt = time.Now()
 	}
 }
@@ -148,7 +156,7 @@ func (t *tail) run(ctx context.Context) {
 	}
 }
 
-// fetched gives the records of one partition to its workers. It never waits for them.
+// fetched gives the records of one partition to its readers. It never waits for them.
 func (t *tail) fetched(tp eventlog.TopicPartition, p kgo.FetchPartition) {
 	t.mu.Lock()
 	f := t.followed[tp]
@@ -169,10 +177,10 @@ func (t *tail) fetched(tp eventlog.TopicPartition, p kgo.FetchPartition) {
 		return
 	}
 	f.live, f.next = true, recs[len(recs)-1].Offset+1
-	workers := f.workers
+	readers := f.readers
 	t.mu.Unlock()
-	for _, w := range workers {
-		w.enqueueShared(recs, p.HighWatermark)
+	for _, r := range readers {
+		r.enqueueShared(recs, p.HighWatermark)
 	}
 }
 
@@ -184,7 +192,7 @@ func from(recs []*kgo.Record, next int64) []*kgo.Record {
 	return recs
 }
 
-// giveUp makes all workers of a partition read for themselves. They join again only when
+// giveUp makes all readers of a partition read for themselves. They join again only when
 // the tail has brought a record that was appended later.
 func (t *tail) giveUp(tp eventlog.TopicPartition) {
 	t.mu.Lock()
@@ -194,19 +202,19 @@ func (t *tail) giveUp(tp eventlog.TopicPartition) {
 		return
 	}
 	t.drop(tp)
-	workers := f.workers
+	readers := f.readers
 	t.mu.Unlock()
-	for _, w := range workers {
-		w.readAlone()
+	for _, r := range readers {
+		r.readAlone()
 	}
 }
 
-// sweep drops the partitions that no worker has used for tailIdle.
+// sweep drops the partitions that no reader has used for tailIdle.
 func (t *tail) sweep(now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for tp, f := range t.followed {
-		if len(f.workers) == 0 && now.Sub(f.usedAt) > tailIdle {
+		if len(f.readers) == 0 && now.Sub(f.usedAt) > tailIdle {
 			t.drop(tp)
 		}
 	}
@@ -224,7 +232,7 @@ func (w *worker) share(end int64) {
 	t := w.g.tail
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.fetched < end || w.shared || w.fetchPaused || w.left || !t.join(w, w.fetched) {
+	if w.fetched < end || w.shared || w.fetchPaused || w.left || !t.join(w, w.cp.TopicPartition, w.fetched) {
 		return
 	}
 	w.shared, w.offCursor = true, true
@@ -242,7 +250,7 @@ func (w *worker) enqueueShared(recs []*kgo.Record, end int64) {
 	// A worker that is full reads on from here when its queue is short again.
 	if w.full() {
 		w.shared, w.fetchPaused = false, true
-		w.g.tail.leave(w)
+		w.g.tail.leave(w, w.cp.TopicPartition)
 	}
 	w.mu.Unlock()
 	w.wakeUp()
@@ -257,7 +265,7 @@ func (w *worker) readAlone() {
 		return
 	}
 	w.shared = false
-	w.g.tail.leave(w)
+	w.g.tail.leave(w, w.cp.TopicPartition)
 	w.g.resume(w)
 }
 
@@ -288,6 +296,6 @@ func (w *worker) leaveTail() {
 	w.left = true
 	if w.shared {
 		w.shared = false
-		w.g.tail.leave(w)
+		w.g.tail.leave(w, w.cp.TopicPartition)
 	}
 }

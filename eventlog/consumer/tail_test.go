@@ -67,7 +67,7 @@ func TestConsumersShareOneReader(t *testing.T) {
 		}
 
 		// A reader that hangs costs two seconds, and nothing else.
-		r.BreakTail()
+		r.BreakTail(eventlog.Orders)
 		for range 10 {
 			more()
 		}

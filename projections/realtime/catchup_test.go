@@ -33,7 +33,7 @@ func TestCatchUpReadsWhatCameBeforeTheStart(t *testing.T) {
 	mark := consumer.Mark{Next: 7, Rule: eventlog.Rule{Term: 2, Seq: 1}}
 
 	r := newRecorder()
-	p := &realtime.Projector{Kafka: cfg, Keys: &subjectkeystest.Keys{}, Loader: loader{realtime.Start{Marks: map[eventlog.TopicPartition]consumer.Mark{orders: mark}}}, Sink: r, Log: slog.New(slog.DiscardHandler)}
+	p := &realtime.Projector{Kafka: cfg, Runtime: &consumer.Runtime{Kafka: cfg}, Keys: &subjectkeystest.Keys{}, Loader: loader{realtime.Start{Marks: map[eventlog.TopicPartition]consumer.Mark{orders: mark}}}, Sink: r, Log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- p.Run(ctx) }()

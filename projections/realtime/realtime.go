@@ -39,7 +39,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/domain/rooms"
@@ -82,9 +81,10 @@ type Sink interface {
 	Ready()
 }
 
-// Projector reads the logs for one sink. Kafka, Loader, Sink and Keys must be set.
+// Projector reads the logs for one sink. Kafka, Runtime, Loader, Sink and Keys must be set.
 type Projector struct {
 	Kafka    eventlog.Config
+	Runtime  *consumer.Runtime // reads the logs, together with the process's consumers
 	Loader   Loader
 	Sink     Sink
 	Keys     subjectkeys.Opener    // open what is personal in messages
@@ -124,35 +124,24 @@ func (p *Projector) run(ctx context.Context, log *slog.Logger, m *metrics) error
 	if err != nil {
 		return fmt.Errorf("feed start: %w", err)
 	}
-	client, err := p.Kafka.NewClient(
-		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
-		// Brokers answer as soon as there is one record. The time is how long they
-		// hold a fetch for which there is none.
-		kgo.FetchMaxWait(time.Second),
-		kgo.FetchMinBytes(1),
-	)
+	client, err := p.Kafka.NewClient()
 	if err != nil {
 		return fmt.Errorf("feed: %w", err)
 	}
-	defer client.Close()
 	next, ends, err := p.offsets(ctx, client, start)
+	client.Close()
 	if err != nil {
 		return fmt.Errorf("feed start: %w", err)
 	}
 
 	rules := map[eventlog.TopicPartition]*eventlog.Rule{}
 	passed := make(map[eventlog.TopicPartition]int64, len(next))
-	consume := map[string]map[int32]kgo.Offset{}
 	for tp, o := range next {
 		if eventlog.IsAggregate(tp.Topic) {
 			rule := start.Marks[tp].Rule
 			rules[tp] = &rule
 		}
 		passed[tp] = o - 1
-		if consume[tp.Topic] == nil {
-			consume[tp.Topic] = map[int32]kgo.Offset{}
-		}
-		consume[tp.Topic][tp.Partition] = kgo.NewOffset().At(o)
 	}
 	riders := newAssignments(start.Assigned)
 	p.begin(passed, start)
@@ -168,32 +157,18 @@ func (p *Projector) run(ctx context.Context, log *slog.Logger, m *metrics) error
 	if ready {
 		p.Sink.Ready()
 	}
-	client.AddConsumePartitions(consume)
-	for {
-		fetches := client.PollFetches(ctx)
-		if err := ctx.Err(); err != nil {
-			return err
+	return p.Runtime.Follow(ctx, next, func(f consumer.FollowedRecords) {
+		for _, r := range f.Records {
+			p.record(ctx, f.TopicPartition, r, rules[f.TopicPartition], riders, log, m)
 		}
-		for _, fe := range fetches.Errors() {
-			if errors.Is(fe.Err, kerr.OffsetOutOfRange) || errors.Is(fe.Err, kgo.ErrClientClosed) || dataLoss(fe.Err) {
-				return fmt.Errorf("reading %s/%d: %w", fe.Topic, fe.Partition, fe.Err)
-			}
-			log.Warn("the feed cannot read now", "topic", fe.Topic, "partition", fe.Partition, "err", fe.Err)
+		if end, ok := behind[f.TopicPartition]; ok && f.Records[len(f.Records)-1].Offset >= end-1 {
+			delete(behind, f.TopicPartition)
 		}
-		fetches.EachPartition(func(ft kgo.FetchTopicPartition) {
-			tp := eventlog.TopicPartition{Topic: ft.Topic, Partition: ft.Partition}
-			for _, r := range ft.Records {
-				p.record(ctx, tp, r, rules[tp], riders, log, m)
-			}
-			if end, ok := behind[tp]; ok && len(ft.Records) > 0 && ft.Records[len(ft.Records)-1].Offset >= end-1 {
-				delete(behind, tp)
-			}
-		})
 		if !ready && len(behind) == 0 {
 			ready = true
 			p.Sink.Ready()
 		}
-	}
+	})
 }
 
 // record applies the reader rule to one record and publishes it if it is valid. rule
@@ -301,11 +276,6 @@ func (p *Projector) offsets(ctx context.Context, client *kgo.Client, start Start
 		}
 	}
 	return next, ends, nil
-}
-
-func dataLoss(err error) bool {
-	var lost *kgo.ErrDataLoss
-	return errors.As(err, &lost)
 }
 
 type metrics struct {

@@ -106,7 +106,7 @@ func follow(t *testing.T, cfg eventlog.Config, start realtime.Start) *recorder {
 	r := newRecorder()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	p := &realtime.Projector{Kafka: cfg, Keys: &subjectkeystest.Keys{}, Loader: loader{start}, Sink: r, Log: slog.New(slog.DiscardHandler)}
+	p := &realtime.Projector{Kafka: cfg, Runtime: &consumer.Runtime{Kafka: cfg}, Keys: &subjectkeystest.Keys{}, Loader: loader{start}, Sink: r, Log: slog.New(slog.DiscardHandler)}
 	go func() { done <- p.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
@@ -260,7 +260,7 @@ func TestALogThatIsShorterThanItWasStopsIt(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)
 	eventlogtest.Topics(t, cfg, eventlog.Layout{Partitions: partitions})
-	p := &realtime.Projector{Kafka: cfg, Keys: &subjectkeystest.Keys{}, Sink: newRecorder(), Loader: loader{realtime.Start{Marks: map[eventlog.TopicPartition]consumer.Mark{
+	p := &realtime.Projector{Kafka: cfg, Runtime: &consumer.Runtime{Kafka: cfg}, Keys: &subjectkeystest.Keys{}, Sink: newRecorder(), Loader: loader{realtime.Start{Marks: map[eventlog.TopicPartition]consumer.Mark{
 		{Topic: eventlog.Orders, Partition: 0}: {Next: 5}}}}}
 	if err := p.Run(t.Context()); err == nil {
 		t.Error("it began beyond the end of the log")
@@ -278,7 +278,7 @@ func TestAFeedDoesNotBeginBehindAHole(t *testing.T) {
 	w := eventlogtest.NewWriter(t, cfg, partitions)
 	w.Claim(eventlog.Orders)
 	eventlogtest.DeleteBefore(t, cfg, eventlog.Orders, 1, 1)
-	p := &realtime.Projector{Kafka: cfg, Keys: &subjectkeystest.Keys{}, Loader: loader{realtime.Start{}}, Sink: &recorder{}, Log: slog.New(slog.DiscardHandler)}
+	p := &realtime.Projector{Kafka: cfg, Runtime: &consumer.Runtime{Kafka: cfg}, Keys: &subjectkeystest.Keys{}, Loader: loader{realtime.Start{}}, Sink: &recorder{}, Log: slog.New(slog.DiscardHandler)}
 	if err := p.Run(t.Context()); !errors.As(err, new(*eventlog.LostBeginning)) {
 		t.Errorf("it ended with %v", err)
 	}

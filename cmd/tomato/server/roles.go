@@ -155,7 +155,7 @@ func (s *Server) startFeed(context.Context) error {
 	}
 	feed := &feed.Feed{Hub: hub, Auth: s.auth, Orders: s.models, LogID: s.logID, Locations: s.side, AllowedOrigins: s.config.Origins, Log: s.log}
 	feed.Routes(s.api)
-	projector := &realtime.Projector{Kafka: s.kafka, Loader: s.models, Sink: hub, Keys: s.keys, Registry: s.registry, Log: s.log}
+	projector := &realtime.Projector{Kafka: s.kafka, Runtime: s.runtime, Loader: s.models, Sink: hub, Keys: s.keys, Registry: s.registry, Log: s.log}
 	feed.CatchUp = projector
 	stop := s.background("feed", func(ctx context.Context) error {
 		for { // after an error the feed begins anew and its clients reconnect; other parts keep running
