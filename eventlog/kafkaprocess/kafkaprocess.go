@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -382,16 +383,27 @@ func writeProperties(dir string, opts Options, n node) error {
 	return os.WriteFile(filepath.Join(dir, "server.properties"), []byte(b.String()), 0o600)
 }
 
-// freePorts returns n ports that nobody listened on a moment ago.
+// freePorts returns n ports that nobody listened on a moment ago. They are below those
+// that the system gives to connections and to listeners on port 0 (from 32768 on, on
+// Linux), because a Kafka takes seconds to start, and one of those would often be taken
+// by then.
 func freePorts(n int) ([]int, error) {
-	ports := make([]int, n)
-	for i := range ports {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	const lowest, highest, tries = 15000, 32767, 1000
+	ports := make([]int, 0, n)
+	for range tries {
+		if len(ports) == n {
+			break
+		}
+		port := lowest + rand.IntN(highest-lowest+1)
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if err != nil {
-			return nil, err
+			continue
 		}
 		defer l.Close() // at the end of the function, so that the ports differ
-		ports[i] = l.Addr().(*net.TCPAddr).Port
+		ports = append(ports, port)
+	}
+	if len(ports) < n {
+		return nil, fmt.Errorf("no %d free ports between %d and %d", n, lowest, highest)
 	}
 	return ports, nil
 }
