@@ -1,6 +1,9 @@
 package domain
 
-import "strings"
+import (
+	"fmt"
+	"strings"
+)
 
 // Sealed is a personal text in encrypted form, as events, states and rows hold it:
 // s1.<base64url>. Package eventlog/subjectkeys seals and opens it. The domain never sees
@@ -29,4 +32,14 @@ func (s Sealed) Valid() bool {
 		}
 	}
 	return true
+}
+
+// Check returns an error if s is neither empty nor Valid: then the field of an event is in
+// plain text, as builds before the sealing have written it, and must not be taken for a
+// text that nobody can read. The error does not quote the text.
+func (s Sealed) Check(field string) error {
+	if s == "" || s.Valid() {
+		return nil
+	}
+	return fmt.Errorf("%s is no sealed text: a build from before personal fields were sealed has written the event, or another program", field)
 }

@@ -5,8 +5,8 @@ package projections
 // foldVersions are the versions of the folds by read model: hashes of the source that
 // the rows depend on, without its comments. See FoldVersion.
 var foldVersions = map[string]string{
-	"orders":      "63eb1ba3f6dc5bb9",
-	"payments":    "e7e0d5b51b72e49d",
-	"restaurants": "50303d2dcb20ab79",
-	"riders":      "e0062123cde2d459",
+	"orders":      "25cf6ac9ab0d2426",
+	"payments":    "2232756af9d63bdb",
+	"restaurants": "1dadc3fc2e9f7eed",
+	"riders":      "413241f811459d8f",
 }

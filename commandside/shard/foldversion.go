@@ -5,8 +5,8 @@ package shard
 // The versions of the folds: hashes of the source that a state in memory depends on,
 // without its comments. See readFold.
 const (
-	orderFold      = "b98b95aa94eba41b"
-	paymentFold    = "f649f2728510e1c2"
-	restaurantFold = "7b95a21daff0c64e"
-	riderFold      = "0f8cd4983ba06efc"
+	orderFold      = "a00745d9cff6c18b"
+	paymentFold    = "a0cf78a61505a279"
+	restaurantFold = "641ecbd108afa1ed"
+	riderFold      = "56f4dc4346470465"
 )

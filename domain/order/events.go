@@ -280,6 +280,16 @@ func Decode(eventType string, version int, data []byte) (Event, error) {
 
 func decode[E Event](data []byte) (Event, error) {
 	var e E
-	err := json.Unmarshal(data, &e)
-	return e, err
+	if err := json.Unmarshal(data, &e); err != nil {
+		return e, err
+	}
+	switch e := any(e).(type) {
+	case OrderPlaced:
+		return e, e.DeliverTo.Check("deliverTo")
+	case OrderPaid:
+		return e, e.DeliverTo.Check("deliverTo")
+	case RiderAssigned:
+		return e, e.RiderName.Check("riderName")
+	}
+	return e, nil
 }

@@ -1,6 +1,7 @@
 package order_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -9,6 +10,22 @@ import (
 	"tomato/domain/order"
 	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
+
+// TestPlainPersonalFieldsAreRefused: builds before the sealing wrote addresses and names in
+// plain text. A name was once taken for a sealed text that nobody can read.
+func TestPlainPersonalFieldsAreRefused(t *testing.T) {
+	t.Parallel()
+	for data, eventType := range map[string]string{
+		`{"orderId":"o","deliverTo":"4 Church Street","ctx":{}}`:             order.TypeOrderPlaced,
+		`{"orderId":"o","deliverTo":{"address":"4 Church Street"},"ctx":{}}`: order.TypeOrderPlaced,
+		`{"orderId":"o","deliverTo":"4 Church Street","ctx":{} }`:            order.TypeOrderPaid,
+		`{"orderId":"o","riderId":"r","riderName":"Una","ctx":{}}`:           order.TypeRiderAssigned,
+	} {
+		if e, err := order.Decode(eventType, 1, []byte(data)); err == nil || strings.Contains(err.Error(), "Church") || strings.Contains(err.Error(), "Una") {
+			t.Errorf("%s is %+v, %v", data, e, err)
+		}
+	}
+}
 
 func TestWire(t *testing.T) {
 	t.Parallel()

@@ -130,6 +130,16 @@ func Decode(eventType string, version int, data []byte) (Event, error) {
 
 func decode[E Event](data []byte) (Event, error) {
 	var e E
-	err := json.Unmarshal(data, &e)
-	return e, err
+	if err := json.Unmarshal(data, &e); err != nil {
+		return e, err
+	}
+	switch e := any(e).(type) {
+	case RiderRegistered:
+		return e, e.Name.Check("name")
+	case RiderUpdated:
+		return e, e.Name.Check("name")
+	case RiderClaimed:
+		return e, e.RiderName.Check("riderName")
+	}
+	return e, nil
 }

@@ -1,6 +1,7 @@
 package rider_test
 
 import (
+	"strings"
 	"testing"
 
 	"tomato/domain"
@@ -8,6 +9,21 @@ import (
 	"tomato/domain/rider"
 	"tomato/eventlog/subjectkeys/subjectkeystest"
 )
+
+// TestPlainNamesAreRefused: builds before the sealing wrote names in plain text. They were
+// once taken for sealed texts that nobody can read.
+func TestPlainNamesAreRefused(t *testing.T) {
+	t.Parallel()
+	for eventType, data := range map[string]string{
+		rider.TypeRiderRegistered: `{"riderId":"rider-5","name":"Una Rao","ctx":{}}`,
+		rider.TypeRiderUpdated:    `{"riderId":"rider-5","name":"s1.Una","ctx":{}}`,
+		rider.TypeRiderClaimed:    `{"riderId":"rider-5","riderName":"Una Rao","ctx":{}}`,
+	} {
+		if e, err := rider.Decode(eventType, 1, []byte(data)); err == nil || !strings.Contains(err.Error(), "no sealed text") || strings.Contains(err.Error(), "Una") {
+			t.Errorf("%s is %+v, %v", data, e, err)
+		}
+	}
+}
 
 func TestWire(t *testing.T) {
 	t.Parallel()
