@@ -26,6 +26,12 @@ type reasonInput struct {
 	}
 }
 
+// sealedReason is the body of reasonInput with the reason sealed, if a customer or a rider
+// gives it.
+type sealedReason struct {
+	Reason string `json:"reason"`
+}
+
 type placeInput struct {
 	commandInput
 	Body struct {
@@ -95,7 +101,11 @@ func (s *Side) orderRoutes(api *httpapi.API) {
 		})
 	httpapi.Register(api, operation("POST", "/v1/orders/{id}/drop", "dropOrder", "The rider gives it back before pick-up"), []domain.Role{domain.Rider, domain.Ops},
 		func(ctx context.Context, in *reasonInput) (*orderOutput, error) {
-			out, err := s.endingCommand(ctx, in.orderInput, in.Body, order.DropOrder{By: httpapi.Actor(ctx), Reason: string(in.Body.Reason)})
+			reason, err := s.sealReason(ctx, in)
+			if err != nil {
+				return nil, err
+			}
+			out, err := s.endingCommand(ctx, in.orderInput, reason, order.DropOrder{By: httpapi.Actor(ctx), Reason: reason.Reason})
 			if err == nil {
 				out.Body = out.Body.WithoutParties()
 			}
@@ -103,8 +113,22 @@ func (s *Side) orderRoutes(api *httpapi.API) {
 		})
 	httpapi.Register(api, operation("POST", "/v1/orders/{id}/cancel", "cancelOrder", "End the order; booked money goes back"), []domain.Role{domain.Customer, domain.Restaurant, domain.Ops},
 		func(ctx context.Context, in *reasonInput) (*orderOutput, error) {
-			return s.endingCommand(ctx, in.orderInput, in.Body, order.Cancel{By: httpapi.Actor(ctx), Reason: string(in.Body.Reason)})
+			reason, err := s.sealReason(ctx, in)
+			if err != nil {
+				return nil, err
+			}
+			return s.endingCommand(ctx, in.orderInput, reason, order.Cancel{By: httpapi.Actor(ctx), Reason: reason.Reason})
 		})
+}
+
+// sealReason returns the body with the caller's reason sealed, if the caller is a customer
+// or a rider. The error is an *httpapi.Problem.
+func (s *Side) sealReason(ctx context.Context, in *reasonInput) (sealedReason, error) {
+	reason, err := subjectkeys.SealReason(ctx, s.Keys, httpapi.Actor(ctx), string(in.Body.Reason))
+	if err != nil {
+		return sealedReason{}, problem(eventlog.Orders, err)
+	}
+	return sealedReason{reason}, nil
 }
 
 // step registers a command without a body.

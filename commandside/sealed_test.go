@@ -56,6 +56,7 @@ func TestNothingPersonalReachesAShard(t *testing.T) {
 		return w.Code
 	}
 	customer, una := domain.Actor{Sub: "c1", Role: domain.Customer}, domain.Actor{Sub: "una", Role: domain.Rider}
+	const anOrder = "019b7c1e-8e3c-7b1a-9d55-0a1b2c3d4e5f"
 	place := `{"restaurantId":"r1","items":[{"itemId":"dosa","quantity":2}],"deliverTo":{"location":{"type":"Point","coordinates":[77.123456,12.654321]},"address":"4 Church Street","instructions":"ring twice"}}`
 	for range 2 {
 		if status := call(http.MethodPost, "/v1/orders", place, customer); status != http.StatusCreated {
@@ -64,23 +65,41 @@ func TestNothingPersonalReachesAShard(t *testing.T) {
 		if status := call(http.MethodPut, "/v1/riders/una", `{"name":"Una Rao"}`, una); status != http.StatusCreated {
 			t.Fatal(status)
 		}
+		for path, actor := range map[string]domain.Actor{"cancel": customer, "drop": una} {
+			if status := call(http.MethodPost, "/v1/orders/"+anOrder+"/"+path, `{"reason":"my neighbour Ottilie is ill"}`, actor); status != http.StatusCreated {
+				t.Fatal(status)
+			}
+		}
 	}
 	for _, r := range shards.requests {
 		command, err := json.Marshal(r.Command)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, word := range []string{"Church", "ring twice", "77.123456", "12.654321", "Una Rao"} {
+		for _, word := range []string{"Church", "ring twice", "77.123456", "12.654321", "Una Rao", "Ottilie"} {
 			if all := string(command) + r.BodyHash; strings.Contains(all, word) || !strings.Contains(string(command), `"s1.`) || !strings.Contains(r.BodyHash, `"s1.`) {
 				t.Errorf("%s reaches the shard: %s", word, all)
 			}
 		}
 	}
-	if n := len(shards.requests); n != 4 || shards.requests[0].BodyHash != shards.requests[2].BodyHash || shards.requests[1].BodyHash != shards.requests[3].BodyHash {
+	bodies := map[string]int{}
+	for _, r := range shards.requests {
+		bodies[r.Command.CommandName()+r.BodyHash]++
+	}
+	if n := len(shards.requests); n != 8 || len(bodies) != 4 {
 		t.Errorf("%d requests; a repeat has another body: %s", n, fmt.Sprint(shards.requests))
 	}
+	// What a restaurant gives as a reason is no customer's text, and stays as it is.
+	kitchen := domain.Actor{Sub: "staff1", Role: domain.Restaurant, RestaurantID: "r1"}
+	if status := call(http.MethodPost, "/v1/orders/"+anOrder+"/cancel", `{"reason":"kitchen fire"}`, kitchen); status != http.StatusCreated {
+		t.Fatal(status)
+	}
+	last := shards.requests[len(shards.requests)-1]
+	if c, ok := last.Command.(order.Cancel); !ok || c.Reason != "kitchen fire" {
+		t.Errorf("the restaurant's reason reaches the shard as %+v", last.Command)
+	}
 	// A rider makes no keys for others.
-	if status := call(http.MethodPut, "/v1/riders/other", `{"name":"x"}`, una); status != http.StatusForbidden || len(shards.requests) != 4 {
+	if status := call(http.MethodPut, "/v1/riders/other", `{"name":"x"}`, una); status != http.StatusForbidden || len(shards.requests) != 9 {
 		t.Errorf("another rider: %d", status)
 	}
 }

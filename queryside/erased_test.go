@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"tomato/domain"
 	"tomato/domain/order"
 	"tomato/domain/rider"
 	"tomato/eventlog"
@@ -77,6 +78,50 @@ func TestErasedPeople(t *testing.T) {
 			t.Errorf("%s without keys: %d %v", path, a.status, a.body)
 		}
 	}
+}
+
+// TestReasonsArePersonal: what a customer or a rider has given as a reason is sealed, and
+// shown until they are erased, also to those who may not see the rider. What others have
+// given stays as it is.
+func TestReasonsArePersonal(t *testing.T) {
+	t.Parallel()
+	q := newQueries(t)
+	theirs := string(subjectkeystest.Seal(subjectkeys.Customer("c1"), subjectkeys.FieldReason, "I am ill"))
+	riders := string(subjectkeystest.Seal(subjectkeys.Rider("rider3"), subjectkeys.FieldReason, "flat tyre"))
+	mine := assigned(1)
+	mine.Status, mine.By, mine.Reason = order.StatusCancelled, domain.Customer, theirs
+	q.order(mine)
+	kitchens, old := assigned(2), assigned(3)
+	kitchens.Status, kitchens.By, kitchens.Reason = order.StatusCancelled, domain.Restaurant, "kitchen fire"
+	old.Status, old.By, old.Reason = order.StatusCancelled, domain.Customer, "written before reasons were sealed"
+	q.order(kitchens)
+	q.order(old)
+	for v, data := range []string{`{"orderId":"o"}`, `{"riderId":"rider3","by":"rider","reason":"` + riders + `"}`, `{"riderId":"rider1","by":"customer","reason":"` + theirs + `"}`} {
+		q.exec(`UPDATE orders_g1.order_events SET data = $3 WHERE order_id = $1 AND version = $2`, mine.ID, v+1, data)
+	}
+	shows := func(reasons ...string) {
+		t.Helper()
+		for _, who := range []domain.Actor{ops, customer, offered} {
+			var got []any
+			for n := range 3 {
+				got = append(got, q.get(who, "/v1/orders/"+orderID(n+1)).body["reason"])
+			}
+			for _, e := range q.get(who, "/v1/orders/"+mine.ID+"/events").items()[1:] {
+				data, _ := e["data"].(map[string]any)
+				got = append(got, data["reason"])
+			}
+			for i, want := range reasons {
+				if got[i] != want {
+					t.Errorf("%s is shown %q, want %q", who.Role, got, reasons)
+				}
+			}
+		}
+	}
+	shows("I am ill", "kitchen fire", old.Reason, "flat tyre", "I am ill")
+	q.keys.Erase(subjectkeys.Customer("c1"))
+	shows("erased", "kitchen fire", old.Reason, "flat tyre", "erased")
+	q.keys.Erase(subjectkeys.Rider("rider3"))
+	shows("erased", "kitchen fire", old.Reason, "erased", "erased")
 }
 
 // TestEventsSayWhoMadeThem: the actor of each event, as the caller may see it.

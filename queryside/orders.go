@@ -320,11 +320,12 @@ func (s *Side) getOrderEvents(ctx context.Context, in *orderInput) (*orderEvents
 			if state == nil {
 				return notFound("order") // the history lacks the first event
 			}
-			seen, err := state.EventData(data, actor)
+			opened, err := subjectkeys.OpenEvent(ctx, s.Keys, state.CustomerID, data)
 			if err != nil {
 				return fmt.Errorf("event %d of order %s: %w", e.Version, in.ID, err)
 			}
-			if seen, err = subjectkeys.OpenEvent(ctx, s.Keys, state.CustomerID, seen); err != nil {
+			seen, err := state.EventData(opened, actor)
+			if err != nil {
 				return fmt.Errorf("event %d of order %s: %w", e.Version, in.ID, err)
 			}
 			e.Timestamp, e.Data, e.Actor = e.Timestamp.UTC(), slices.Clone(seen), nil

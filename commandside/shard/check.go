@@ -160,9 +160,9 @@ func (r *Request) checkCommand() string {
 	case order.Decline:
 		return unless(other, c.RiderID == r.Actor.Sub)
 	case order.DropOrder:
-		return first(unless(other, c.By == r.Actor), unless(text, validText(c.Reason)))
+		return first(unless(other, c.By == r.Actor), unless(text, validReason(c.Reason)))
 	case order.Cancel:
-		return first(unless(other, c.By == r.Actor), unless(text, validText(c.Reason)))
+		return first(unless(other, c.By == r.Actor), unless(text, validReason(c.Reason)))
 	case payment.RequestPayment:
 		return first(unless(other, c.OrderID == r.ID && c.Order == payment.OrderFacts{}), unless(ids, validOrderID(r.ID)),
 			unless(text, visible(c.Provider, 64)), unless(ids, c.GatewayOrderID == "" || domain.ValidID(c.GatewayOrderID)))
@@ -214,6 +214,11 @@ func first(faults ...string) string {
 func validText(s string) bool {
 	return strings.TrimSpace(s) != "" && optionalText(s)
 }
+
+// validReason reports whether s is a reason for which an order is cancelled or dropped.
+// That of a customer or a rider is sealed, and longer than a text, unless an instance of
+// an earlier build has forwarded it.
+func validReason(s string) bool { return domain.Sealed(s).Valid() || validText(s) }
 
 // optionalText reports whether s is empty or a text of at most 500 characters.
 func optionalText(s string) bool {

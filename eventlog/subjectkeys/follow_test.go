@@ -137,6 +137,7 @@ func TestOpenEventChangesNothingElse(t *testing.T) {
 	t.Parallel()
 	c := testCipher(t, Customer("c1"))
 	sealed := string(c.Seal(FieldDeliverTo, []byte(`{"address":"<4> & Church"}`)))
+	reason := string(c.Seal(FieldReason, []byte("I am ill")))
 	keys := oneCipher{c}
 	for data, want := range map[string]string{
 		`{"n":1.50, "deliverTo" : "` + sealed + `","x":"` + sealed + `" }`: `{"n":1.50, "deliverTo" : {"address":"\u003c4\u003e \u0026 Church"},"x":"` + sealed + `" }`,
@@ -144,6 +145,10 @@ func TestOpenEventChangesNothingElse(t *testing.T) {
 		`{"riderId":"r1","riderName":"s1.damaged","a":[{"deliverTo":1}]}`:  `{"riderId":"r1","riderName":"erased","a":[{"deliverTo":1}]}`,
 		`{"deliverTo":{"address":"s1.x"}}`:                                 `{"deliverTo":{"address":"s1.x"}}`,
 		`{"a":"b"}`:                                                        `{"a":"b"}`,
+		`{"by":"customer","reason":"` + reason + `"}`:                      `{"by":"customer","reason":"I am ill"}`,
+		`{"reason":"` + reason + `","by":"restaurant"}`:                    `{"reason":"` + reason + `","by":"restaurant"}`,
+		`{"riderId":"r1","by":"rider","reason":"` + reason + `"}`:          `{"riderId":"r1","by":"rider","reason":"erased"}`,
+		`{"by":"customer","reason":"s1. is what I typed"}`:                 `{"by":"customer","reason":"s1. is what I typed"}`,
 	} {
 		if got, err := OpenEvent(t.Context(), keys, "c1", []byte(data)); err != nil || string(got) != want {
 			t.Errorf("%s\nis opened as %s, %v\nwant %s", data, got, err, want)

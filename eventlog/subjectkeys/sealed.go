@@ -19,6 +19,7 @@ import (
 const (
 	FieldDeliverTo = "deliverTo" // of an order, under its customer's key: the object as JSON
 	FieldName      = "name"      // of a rider, under the rider's key
+	FieldReason    = "reason"    // for which a customer cancels or a rider drops an order, under their own key
 	FieldBody      = "body"      // of a webhook that could not be decoded, under the key of its month
 )
 
