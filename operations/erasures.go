@@ -20,21 +20,26 @@ type Keys interface {
 	Erasures(before string, limit int) (page []subjectkeys.Erasure, more, ok bool)
 }
 
-// Erasure says that somebody was erased.
+// Erasure says that somebody was erased, or that somebody has begun to erase them.
 type Erasure struct {
 	ErasureID  string    `json:"erasureId"`
 	CustomerID string    `json:"customerId,omitempty"`
 	RiderID    string    `json:"riderId,omitempty"`
 	Webhooks   string    `json:"webhooks,omitempty" doc:"The month, as 2026-11: the webhooks of that month that could not be decoded."`
+	State      string    `json:"state" enum:"begun,completed" doc:"begun: it was asked for, and not everything is known to be done. A server finishes it within minutes."`
 	Keys       int       `json:"keys" doc:"How many keys were destroyed. 0: there was nothing to erase, or it was erased before."`
-	At         time.Time `json:"at"`
+	At         time.Time `json:"at" doc:"When it was asked for."`
+	Completed  time.Time `json:"completedAt,omitzero" doc:"When everything was done."`
 	By         string    `json:"by" doc:"ops:<sub>, or cli:<user>."`
 	Reason     string    `json:"reason"`
 }
 
 // NewErasure returns the erasure as answers show it.
 func NewErasure(e subjectkeys.Erasure) Erasure {
-	shown := Erasure{ErasureID: e.ID, Keys: e.Keys, At: e.At, By: e.By, Reason: e.Reason}
+	shown := Erasure{ErasureID: e.ID, State: "completed", Keys: e.Keys, At: e.At, Completed: e.CompletedAt, By: e.By, Reason: e.Reason}
+	if e.CompletedAt.IsZero() {
+		shown.State = "begun"
+	}
 	switch e.Subject.Kind() {
 	case "customer":
 		shown.CustomerID = e.Subject.ID()
@@ -87,7 +92,7 @@ func (o *Operations) erasureRoutes(api *httpapi.API) {
 	erase.Method = http.MethodPost
 	erase.Description = "Destroys the keys under which the person's address or name is sealed, in every event, row and backup. It cannot be undone. A repeat destroys what there is by then."
 	httpapi.Register(api, erase, operators, o.erase)
-	httpapi.Register(api, operation("/v1/ops/erasures", "listErasures", "Who was erased, newest first"), operators, o.listErasures)
+	httpapi.Register(api, operation("/v1/ops/erasures", "listErasures", "Who was erased or is being erased, newest first"), operators, o.listErasures)
 }
 
 func (o *Operations) erase(ctx context.Context, in *eraseInput) (*erasureOutput, error) {
@@ -99,7 +104,7 @@ func (o *Operations) erase(ctx context.Context, in *eraseInput) (*erasureOutput,
 	}
 	e, err := o.Keys.Erase(ctx, subject, "ops:"+httpapi.Actor(ctx).Sub, string(in.Body.Reason))
 	if errors.Is(err, eventlog.ErrUnavailable) {
-		return nil, httpapi.Unavailable("unavailable", "The keys could not be destroyed now, or it is not known whether all were. A repeat is safe.", time.Second)
+		return nil, httpapi.Unavailable("unavailable", "The keys could not be destroyed now, or it is not known whether all were. A repeat is safe, and a server finishes what was begun.", time.Second)
 	}
 	if err != nil {
 		return nil, err

@@ -43,9 +43,10 @@ const (
 	secretEmail        = "quark.plover@example.org"
 	secretContact      = "+919988776655"
 	secretDead         = "walrus.gazette@example.org" // in a webhook that cannot be decoded
+	secretReason       = "my aunt Wilhelmina Quince is ill"
 )
 
-var secretWords = []string{secretAddress, secretInstructions, "77.123456789", "12.987654321", secretRider, secretEmail, secretContact, secretDead}
+var secretWords = []string{secretAddress, secretInstructions, "77.123456789", "12.987654321", secretRider, secretEmail, secretContact, secretDead, secretReason}
 
 // onDisk returns which of the words are in the files of the directories.
 func onDisk(t *testing.T, words map[string][]byte, dirs ...string) map[string]string {
@@ -252,6 +253,10 @@ func TestErasedPeopleAreGone(t *testing.T) {
 	const otherAddress = "3 Ordinary Street"
 	mine, _ := deliver("cust1", "rider1", secretRider, secretAddress, secretInstructions, secretLng, secretLat)
 	theirs, _ := deliver("cust2", "rider2", "Bo", otherAddress, "ring", 77.6, 12.97)
+	cancelled := a.Must(servertest.Customer("cust1"), "POST /v1/orders", servertest.Basket("r1")).Str("orderId")
+	if x := a.Must(servertest.Customer("cust1"), "POST /v1/orders/"+cancelled+"/cancel", map[string]any{"reason": secretReason}); x.Str("reason") != secretReason {
+		t.Errorf("%s", x.Body)
+	}
 	a.Webhook([]byte(`{"event":"payment.captured","email":"` + secretDead + `"`)).Then(http.StatusOK)
 	a.Await("the webhook is a dead letter", func() error {
 		if n := a.Metric("tomato_consumer_dead", `consumer="record-payment"`); n != 1 {
@@ -306,6 +311,7 @@ func TestErasedPeopleAreGone(t *testing.T) {
 	for subject, key := range keys {
 		secrets["the key of "+subject] = key
 	}
+	sealed := []byte(servertest.Data(placed, "deliverTo").(string))
 	nothing := func(when string) {
 		t.Helper()
 		db := a.DB()
@@ -322,9 +328,12 @@ func TestErasedPeopleAreGone(t *testing.T) {
 				t.Errorf("%s: %s is in %s", when, name, where)
 			}
 		}
-		control := map[string][]byte{"ref": []byte("ref-of-cust1")}
-		if len(inRecords(t, control, a.Kafka)) == 0 || len(inRows(t, control, a)) == 0 {
+		control := map[string][]byte{"ref": []byte("ref-of-cust1"), "the address, which is sealed": sealed}
+		if len(inRecords(t, control, a.Kafka)) != len(control) || len(inRows(t, control, a)) != len(control) {
 			t.Errorf("%s: what is not personal is not found in records or rows, so the search finds nothing", when)
+		}
+		if !strings.Contains(logged.String(), "the keys of customers and riders are read") {
+			t.Errorf("%s: the log is not searched", when)
 		}
 		for name, word := range secrets {
 			if strings.Contains(logged.String(), string(word)) {
@@ -336,6 +345,22 @@ func TestErasedPeopleAreGone(t *testing.T) {
 		}
 	}
 	nothing("before erasing")
+	gone := map[string][]byte{}
+	for _, subject := range []string{"customer/cust1", "rider/rider1", "webhooks/" + time.Now().UTC().Format("2006-01")} {
+		gone[subject] = wrapped[subject]
+	}
+	if records, disk := inRecords(t, gone, a.Kafka), onDisk(t, gone, kafka.Dir()); len(records) != len(gone) || len(disk) != len(gone) {
+		t.Errorf("before erasing, the keys are found in records %v and on the disk %v, want all three", records, disk)
+	}
+	everything := func(who string) string {
+		t.Helper()
+		id := map[string]string{"cust1": mine, "cust2": theirs}[who]
+		return string(a.Must(servertest.Customer(who), "GET /v1/orders/"+id, nil).Body) + string(a.Must(servertest.Ops, "GET /v1/orders/"+id+"/events", nil).Body)
+	}
+	if shows := everything("cust1"); strings.Count(shows, secretAddress) != 3 || strings.Count(shows, `"riderName":"`+secretRider+`"`) != 2 {
+		t.Errorf("before erasing: %s", shows)
+	}
+	a.AwaitQuery(servertest.Customer("cust1"), "/v1/orders/"+cancelled, "reason", secretReason)
 
 	// Erase: the customer by the call, the rider and the webhooks by the command.
 	x := a.Must(servertest.Ops, "POST /v1/ops/erasures", map[string]any{"customerId": "cust1", "reason": "asked by letter"})
@@ -356,6 +381,11 @@ func TestErasedPeopleAreGone(t *testing.T) {
 		if len(items) != 4 {
 			return fmt.Errorf("%d", len(items))
 		}
+		for _, x := range items {
+			if x, _ := x.(map[string]any); x["state"] != "completed" || x["completedAt"] == nil {
+				return fmt.Errorf("%v", x)
+			}
+		}
 		return nil
 	})
 
@@ -371,10 +401,6 @@ func TestErasedPeopleAreGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	marks := eventlogtest.Client(t, a.Kafka, kgo.RecordPartitioner(kgo.ManualPartitioner()))
-	gone := map[string][]byte{}
-	for _, subject := range []string{"customer/cust1", "rider/rider1", "webhooks/" + time.Now().UTC().Format("2006-01")} {
-		gone[subject] = wrapped[subject]
-	}
 	a.Await("the destroyed keys have left the disk", func() error {
 		if err := marks.ProduceSync(ctx, &kgo.Record{Topic: eventlog.SubjectKeys, Key: []byte("mark"), Value: []byte(`{"v":1}`)}).FirstErr(); err != nil {
 			return err
@@ -394,9 +420,7 @@ func TestErasedPeopleAreGone(t *testing.T) {
 	shownErased := func(when string) {
 		t.Helper()
 		for _, who := range []string{"cust1", "cust2"} {
-			id := map[string]string{"cust1": mine, "cust2": theirs}[who]
-			order, events := a.Must(servertest.Customer(who), "GET /v1/orders/"+id, nil), a.Must(servertest.Ops, "GET /v1/orders/"+id+"/events", nil)
-			shows := string(order.Body) + string(events.Body)
+			shows := everything(who)
 			switch who {
 			case "cust1":
 				if strings.Count(shows, `"deliverTo":{"erased":true}`) != 3 || strings.Count(shows, `"riderName":"erased"`) != 2 || strings.Contains(shows, "s1.") {
@@ -407,6 +431,9 @@ func TestErasedPeopleAreGone(t *testing.T) {
 					t.Errorf("%s: %s", when, shows)
 				}
 			}
+		}
+		if x := a.Must(servertest.Customer("cust1"), "GET /v1/orders/"+cancelled, nil); x.Str("reason") != "erased" {
+			t.Errorf("%s: %s", when, x.Body)
 		}
 		if x := a.Must(servertest.Ops, "GET /v1/riders/rider1", nil); x.Str("name") != "erased" || x.Get("location") != nil {
 			t.Errorf("%s: %s", when, x.Body)
@@ -442,7 +469,18 @@ func TestErasedPeopleAreGone(t *testing.T) {
 
 	// Rotation: a new master key, which a restarted server needs no old one beside.
 	newer := hex.EncodeToString(bytes.Repeat([]byte{0xb8}, 32))
-	if said := a.Tool("keys", "rewrap", "--master-key", newer+","+hex.EncodeToString(master)); !strings.Contains(said, "are wrapped under the master key") {
+	rewrap := []string{"keys", "rewrap", "--master-key", newer + "," + hex.EncodeToString(master)}
+	for _, typed := range []string{"", "yes\n", "0123456789abcdef\n"} { // no server has it so far, so it may be mistyped
+		if said := a.ToolRefused(typed, rewrap...); !strings.Contains(said, "nothing was changed") || !strings.Contains(said, "Every server must have it in TOMATO_MASTER_KEY first") {
+			t.Errorf("%q: %s", typed, said)
+		}
+	}
+	_, said, _ := strings.Cut(a.ToolRefused("", rewrap...), "has the fingerprint ")
+	fingerprint, _, _ := strings.Cut(said, ".")
+	if said := a.ToolWith(fingerprint+"\n", rewrap...); !strings.Contains(said, "are wrapped under the master key "+fingerprint) || strings.Contains(said, "rewrapped 0") {
+		t.Error(said)
+	}
+	if said := a.Tool(rewrap...); !strings.Contains(said, "rewrapped 0") { // now it is known
 		t.Error(said)
 	}
 	a.Stop()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -13,7 +14,8 @@ import (
 	"tomato/operations"
 )
 
-// toolLimit bounds what a tool does with the subjects' keys, except rewrapping.
+// toolLimit bounds what a tool does with the subjects' keys after it has read them.
+// Rewrapping may take longer, as long as it gets on.
 const toolLimit = time.Minute
 
 type eraseCmd struct {
@@ -58,9 +60,14 @@ func (c eraseCmd) Run(ctx context.Context) error {
 		return settings.Usage("--reason must have 1 to 500 characters")
 	}
 	return withKeyring(ctx, &c.Tool, nil, func(ctx context.Context, k *subjectkeys.Keyring) error {
+		ctx, cancel := context.WithTimeout(ctx, toolLimit)
+		defer cancel()
 		e, err := k.Erase(ctx, subject, operator(), c.Reason)
+		if err == nil {
+			_, err = k.FinishErasures(ctx)
+		}
 		if err != nil {
-			return err
+			return fmt.Errorf("not everything is known to be done: %w. A repeat is safe, and a running server finishes what was begun", err)
 		}
 		switch {
 		case c.JSON:
@@ -81,9 +88,7 @@ func withKeyring(ctx context.Context, f *settings.Tool, masters []*subjectkeys.M
 			return err
 		}
 	}
-	starting, cancel := context.WithTimeout(ctx, toolLimit)
-	defer cancel()
-	k, err := subjectkeys.Start(starting, subjectkeys.Config{Kafka: f.Kafka.Config("tomato-keys"), Masters: masters, Log: f.Logger()})
+	k, err := subjectkeys.Start(ctx, subjectkeys.Config{Kafka: f.Kafka.Config("tomato-keys"), Masters: masters, Log: f.Logger()})
 	if err != nil {
 		return err
 	}
@@ -105,7 +110,30 @@ type masterFlags struct {
 type keysRewrapCmd struct {
 	settings.Tool
 	masterFlags
+	Yes  bool `help:"Go on even if no key was ever wrapped under the newest master key."`
 	JSON bool `name:"json" help:"As JSON."`
+}
+
+// confirm says on stderr what the servers need before the keys are rewrapped. If no key
+// was ever wrapped under the newest master key, it may be mistyped, and rewrapping would
+// lock the servers out: then confirm asks for its fingerprint, unless --yes was given.
+func (c keysRewrapCmd) confirm(plan subjectkeys.RewrapPlan, answer io.Reader) error {
+	others := 0
+	for _, n := range plan.Others {
+		others += n
+	}
+	fmt.Fprintf(os.Stderr, "The newest master key has the fingerprint %s. %d keys are wrapped under it, and %d are to be.\n"+
+		"Every server must have it in TOMATO_MASTER_KEY first: a server without it cannot read these keys, and does not start.\n"+
+		"A server logs the fingerprints of its master keys when it starts.\n", plan.Master, plan.Under, others)
+	if c.Yes || plan.Under > 0 || others == 0 {
+		return nil
+	}
+	fmt.Fprintf(os.Stderr, "No server has wrapped a key under it so far, so it may be mistyped. To go on, type its fingerprint: ")
+	var typed string
+	if _, err := fmt.Fscan(answer, &typed); err == nil && typed == plan.Master {
+		return nil
+	}
+	return settings.Usage("nothing was changed: no key was ever wrapped under the newest master key, %s. If the servers have it, repeat with --yes, or type the fingerprint", plan.Master)
 }
 
 func (c keysRewrapCmd) Run(ctx context.Context) error {
@@ -114,13 +142,30 @@ func (c keysRewrapCmd) Run(ctx context.Context) error {
 		return err
 	}
 	return withKeyring(ctx, &c.Tool, masters, func(ctx context.Context, k *subjectkeys.Keyring) error {
+		plan, err := k.PlanRewrap(ctx)
+		if err != nil {
+			return err
+		}
+		if err := c.confirm(plan, os.Stdin); err != nil {
+			return err
+		}
+		ctx, cancel := context.WithCancelCause(ctx)
+		stalled := time.AfterFunc(toolLimit, func() {
+			cancel(fmt.Errorf("nothing got on for %v: are the brokers reachable? Some keys may be rewrapped; a repeat does the others", toolLimit))
+		})
+		defer stalled.Stop()
+		defer cancel(nil)
 		shown := time.Now()
 		done, err := k.Rewrap(ctx, func(done, all int) {
+			stalled.Reset(toolLimit)
 			if time.Since(shown) > time.Second {
 				shown = time.Now()
 				fmt.Fprintf(os.Stderr, "%d of %d keys\n", done, all)
 			}
 		})
+		if cause := context.Cause(ctx); err != nil && cause != nil {
+			return cause
+		}
 		if err != nil {
 			return err
 		}
@@ -136,7 +181,7 @@ type keysOpenCmd struct {
 	settings.Tool
 	masterFlags
 	Subject string `required:"" placeholder:"KIND/ID" help:"Whose text it is: customer/<id>, rider/<id> or webhooks/<YYYY-MM>."`
-	Field   string `required:"" enum:"deliverTo,name,body" help:"deliverTo, name or body."`
+	Field   string `required:"" enum:"deliverTo,name,reason,body" help:"deliverTo, name, reason or body."`
 }
 
 func (c keysOpenCmd) Run(ctx context.Context) error {
@@ -153,6 +198,8 @@ func (c keysOpenCmd) Run(ctx context.Context) error {
 		return settings.Usage("expected a sealed text on stdin: %v", err)
 	}
 	return withKeyring(ctx, &c.Tool, masters, func(ctx context.Context, k *subjectkeys.Keyring) error {
+		ctx, cancel := context.WithTimeout(ctx, toolLimit)
+		defer cancel()
 		plain, err := k.Open(ctx, subject, c.Field, domain.Sealed(text))
 		if err != nil {
 			return err

@@ -50,24 +50,31 @@ func (c *cipherCache) drop(id KeyID) {
 	delete(c.old, id)
 }
 
-// recentKeys is a set of key ids with the same two generations. It is not safe for
-// concurrent use.
-type recentKeys struct{ young, old map[KeyID]struct{} }
+// subjectKey is a key of a subject. Another program may use the id of a key for another
+// subject.
+type subjectKey struct {
+	subject subjectHash
+	id      KeyID
+}
 
-func (r *recentKeys) has(id KeyID) bool {
+// recent is a set of keys with the same two generations. It is not safe for concurrent
+// use.
+type recent[K comparable] struct{ young, old map[K]struct{} }
+
+func (r *recent[K]) has(id K) bool {
 	_, young := r.young[id]
 	_, old := r.old[id]
 	return young || old
 }
 
-func (r *recentKeys) add(id KeyID) {
+func (r *recent[K]) add(id K) {
 	if r.young == nil || len(r.young) >= goneKept {
-		r.young, r.old = map[KeyID]struct{}{}, r.young
+		r.young, r.old = map[K]struct{}{}, r.young
 	}
 	r.young[id] = struct{}{}
 }
 
-func (r *recentKeys) drop(id KeyID) {
+func (r *recent[K]) drop(id K) {
 	delete(r.young, id)
 	delete(r.old, id)
 }

@@ -18,9 +18,12 @@
 //     has not read yet, so it reads the topic to its present end. If the key is not
 //     there, it was destroyed if there is its tombstone or an erasure of the subject.
 //     Otherwise it is lost, which is counted and logged.
-//   - Erase: a tombstone for each key of the subject, and then a record for the audit.
+//   - Erase: a record for the audit, which names the keys that are destroyed by it; a
+//     tombstone for each of them; and the record again, which says that all is done. A
+//     server finishes an erasure that was begun and not finished.
 //   - Failure: if the topic cannot be read, sealing with a new key and opening with an
-//     unknown one fail with eventlog.ErrUnavailable. Keys that are held go on working.
+//     unknown one fail with eventlog.ErrUnavailable. Keys that are held go on working. A
+//     key whose master key is missing fails in the same way, with a *MissingMasterError.
 //
 // The files, in reading order:
 //

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -25,12 +24,6 @@ func fromTheStart() map[string]map[int32]kgo.Offset {
 
 // follow takes in what is appended to the topic, until ctx ends.
 func (k *Keyring) follow(ctx context.Context) {
-	defer close(k.done)
-	if k.config.Marks {
-		var marking sync.WaitGroup
-		defer marking.Wait()
-		marking.Go(func() { k.keepMoving(ctx) })
-	}
 	for {
 		fetches := k.client.PollFetches(ctx)
 		if ctx.Err() != nil {
@@ -124,19 +117,20 @@ func (k *Keyring) takeOne(r *kgo.Record) error {
 		if err != nil {
 			return err
 		}
-		k.erasures[e.ID] = e
-		k.erased[e.Subject.hash()] = struct{}{}
+		k.takeErasure(e)
 		return nil
 	}
 	subject, id, ok := parseRecordKey(key)
 	if !ok {
 		return fmt.Errorf("its key %q is not known", eventlog.LogText(key))
 	}
+	this := subjectKey{subject.hash(), id}
 	if r.Value == nil {
-		k.ring.remove(subject.hash(), id)
-		k.ciphers.drop(id)
-		k.gone.add(id)
-		k.buried.add(id)
+		if held, ok := k.ring.get(id); ok && held.subject != this.subject {
+			return errors.New("it is a tombstone for a key that another subject has")
+		}
+		k.forget(this.subject, id)
+		k.buried.add(this)
 		if r.Timestamp.After(k.lastGone) {
 			k.lastGone = r.Timestamp
 		}
@@ -146,13 +140,13 @@ func (k *Keyring) takeOne(r *kgo.Record) error {
 	if err != nil {
 		return err
 	}
-	if k.buried.has(id) {
+	if _, destroyed := k.destroyed[this]; destroyed || k.buried.has(this) {
 		// Ids are never used again, so this is a new wrapping of a key that was destroyed
 		// meanwhile.
 		k.unearthed = append(k.unearthed, key)
 		return nil
 	}
-	held := heldKey{id: id, wrapped: wrapped, subject: subject.hash(), master: k.masterIndex(v.Master)}
+	held := heldKey{id: id, wrapped: wrapped, subject: this.subject, master: k.masterIndex(v.Master)}
 	if int(held.master) < len(k.config.Masters) {
 		if _, err := k.config.Masters[held.master].unwrap(key, &wrapped); err != nil {
 			return err
@@ -175,7 +169,7 @@ func (k *Keyring) lacks(fingerprint string) {
 		return
 	}
 	k.lackLogged = time.Now()
-	k.log.Error("a key of a customer or rider is wrapped under a master key that this instance does not have: calls about such people are 503, and feeds wait. "+
+	k.log.Error("a key of a customer or rider is wrapped under a master key that this instance does not have: calls about such people are 503, and feeds show them as erased. "+
 		"Restart it with that master key in TOMATO_MASTER_KEY, behind the newest one", "fingerprint", eventlog.LogText(fingerprint))
 }
 
@@ -202,6 +196,42 @@ func (k *Keyring) readToEnd(ctx context.Context) error {
 		err = k.await(ctx, end)
 	}
 	return eventlog.UnavailableFrom(dependency, err)
+}
+
+// Limits of the start, whose time grows with the number of keys.
+const (
+	startStall    = time.Minute      // without any record
+	startLogEvery = 10 * time.Second // how far it is
+)
+
+// awaitStart is await for the start: it goes on for as long as records come, and fails
+// when none has come for startStall.
+func (k *Keyring) awaitStart(ctx context.Context, offset int64) error {
+	stalled, tick := time.NewTimer(startStall), time.NewTicker(startLogEvery)
+	defer stalled.Stop()
+	defer tick.Stop()
+	last := int64(0)
+	for {
+		k.mu.RLock()
+		passed, moved := k.passed, k.moved
+		k.mu.RUnlock()
+		if passed >= offset {
+			return nil
+		}
+		if passed != last {
+			last = passed
+			stalled.Reset(startStall)
+		}
+		select {
+		case <-moved:
+		case <-tick.C:
+			k.log.Info("reading the keys of customers and riders", "offset", passed, "of", offset)
+		case <-stalled.C:
+			return fmt.Errorf("%s was read up to offset %d of %d, and nothing has come for %v: are the brokers reachable?", eventlog.SubjectKeys, passed, offset, startStall)
+		case <-ctx.Done():
+			return fmt.Errorf("%s was read up to offset %d of %d: %w", eventlog.SubjectKeys, passed, offset, ctx.Err())
+		}
+	}
 }
 
 // await returns when the keyring has taken in everything before the offset, or when ctx
@@ -240,27 +270,30 @@ func (k *Keyring) end(ctx context.Context) (int64, error) {
 // remove what is in it, when a record comes more than an hour after its first one
 // (eventlog/topics.go).
 const (
-	markAfter = time.Hour + 5*time.Minute // after a tombstone
-	markCheck = 10 * time.Minute
+	markAfter   = time.Hour + 5*time.Minute // after a tombstone
+	upkeepEvery = 10 * time.Minute
 )
 
-// keepMoving appends a mark when a tombstone was appended more than an hour ago and
-// nothing after that hour. Without it, a key that was destroyed last of all would stay on
+// upkeep does now and then what nobody asks for: it finishes erasures that were begun,
+// and it appends a mark when a tombstone was appended more than an hour ago and nothing
+// after that hour. Without the mark, a key that was destroyed last of all would stay on
 // disk until somebody else's key is made.
-func (k *Keyring) keepMoving(ctx context.Context) {
-	tick := time.NewTicker(markCheck)
+func (k *Keyring) upkeep(ctx context.Context) {
+	tick := time.NewTicker(upkeepEvery)
 	defer tick.Stop()
 	for {
+		if _, err := k.FinishErasures(ctx); err != nil && ctx.Err() == nil {
+			k.log.Warn("an erasure that was begun cannot be finished now; it is tried again", "err", err)
+		}
+		if k.needsMark(time.Now()) {
+			if err := k.mark(ctx); err != nil && ctx.Err() == nil {
+				k.log.Warn("a destroyed key stays on the brokers' disks until the next record of subject-keys", "err", err)
+			}
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
-		}
-		if !k.needsMark(time.Now()) {
-			continue
-		}
-		if err := k.mark(ctx); err != nil && ctx.Err() == nil {
-			k.log.Warn("a destroyed key stays on the brokers' disks until the next record of subject-keys", "err", err)
 		}
 	}
 }

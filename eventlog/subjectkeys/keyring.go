@@ -21,7 +21,9 @@ type Opener interface {
 	// Open returns the plain text. It fails with ErrErased if the key was destroyed,
 	// with ErrUnreadable if the text was not sealed for this subject and field, or if its
 	// key is lost (ErrLost), and with eventlog.ErrUnavailable if it is not known now
-	// whether the key exists.
+	// whether the key exists. If this instance lacks the master key under which the key is
+	// wrapped, the error is eventlog.ErrUnavailable and a *MissingMasterError: it passes
+	// when the instance is restarted with the master key.
 	Open(ctx context.Context, subject Subject, field string, s domain.Sealed) ([]byte, error)
 }
 
@@ -61,8 +63,10 @@ type Config struct {
 	// Masters are the master keys, newest first. New keys are wrapped under the first.
 	// Without any, the keyring can erase and list erasures, but not seal and open.
 	Masters []*Master
-	// Marks lets the keyring append a mark when a destroyed key would otherwise stay on
-	// the brokers' disks, because nothing else is appended. Servers set it.
+	// Marks lets the keyring append what nobody asks for: it finishes erasures that were
+	// begun, destroys keys again that were wrapped anew meanwhile, and appends a mark when
+	// a destroyed key would otherwise stay on the brokers' disks, because nothing else is
+	// appended. Servers set it.
 	Marks    bool
 	Registry prometheus.Registerer // nil: no metrics
 	Log      *slog.Logger          // nil: slog.Default()
@@ -74,7 +78,7 @@ type Keyring struct {
 	log    *slog.Logger
 	client *kgo.Client
 	stop   context.CancelFunc
-	done   chan struct{} // closed when following has ended
+	tasks  sync.WaitGroup // follow and upkeep
 
 	makes singleflight.Group // of keys, by subject
 	ends  *eventlog.EndReader
@@ -84,8 +88,9 @@ type Keyring struct {
 	fingerprints []string                 // of master keys: those of config.Masters, then those that are missing
 	erasures     map[string]Erasure       // by id
 	erased       map[subjectHash]struct{} // the subjects of erasures
-	gone         recentKeys               // keys that are known not to be on the topic
-	buried       recentKeys               // keys whose tombstone was read
+	destroyed    map[subjectKey]struct{}  // the keys that erasures name
+	gone         recent[KeyID]            // keys that are known not to be on the topic
+	buried       recent[subjectKey]       // keys whose tombstone was read
 	unearthed    []string                 // records of keys that were wrapped anew after their tombstone
 	passed       int64                    // the offset up to which the topic was read
 	moved        chan struct{}            // closed and replaced when passed grows
@@ -100,9 +105,11 @@ type Keyring struct {
 
 // Start returns a keyring that has read the topic to its present end, and follows it
 // until Close. It fails with a *MissingMasterError if keys on the topic are wrapped under
-// a master key that it does not have.
+// a master key that it does not have, and if no record has come for a minute before the
+// end is reached.
 func Start(ctx context.Context, config Config) (*Keyring, error) {
-	k := &Keyring{config: config, log: config.Log, done: make(chan struct{}), ring: newRing(), erasures: map[string]Erasure{}, erased: map[subjectHash]struct{}{}, moved: make(chan struct{})}
+	k := &Keyring{config: config, log: config.Log, ring: newRing(), erasures: map[string]Erasure{}, erased: map[subjectHash]struct{}{},
+		destroyed: map[subjectKey]struct{}{}, moved: make(chan struct{})}
 	if k.log == nil {
 		k.log = slog.Default()
 	}
@@ -118,12 +125,14 @@ func Start(ctx context.Context, config Config) (*Keyring, error) {
 		return nil, err
 	}
 	k.ends = eventlog.NewEndReader(k.client, eventlog.SubjectKeys)
-	following, stop := context.WithCancel(context.Background())
+	running, stop := context.WithCancel(context.Background())
 	k.stop = stop
-	go k.follow(following)
-	end, err := k.end(ctx)
+	k.tasks.Go(func() { k.follow(running) })
+	asking, cancel := context.WithTimeout(ctx, startStall)
+	end, err := k.end(asking)
+	cancel()
 	if err == nil {
-		err = k.await(ctx, end)
+		err = k.awaitStart(ctx, end)
 	}
 	if err == nil && len(config.Masters) > 0 {
 		err = k.checkMasters()
@@ -132,13 +141,16 @@ func Start(ctx context.Context, config Config) (*Keyring, error) {
 		k.Close()
 		return nil, fmt.Errorf("subject keys: %w", err)
 	}
+	if config.Marks {
+		k.tasks.Go(func() { k.upkeep(running) })
+	}
 	return k, nil
 }
 
 // Close ends the keyring. It may be called once, and no other method after it.
 func (k *Keyring) Close() {
 	k.stop()
-	<-k.done
+	k.tasks.Wait()
 	k.client.Close()
 }
 
@@ -157,7 +169,13 @@ func (k *Keyring) checkMasters() error {
 		k.started = true
 		return nil
 	}
-	return &MissingMasterError{missing, k.fingerprints[:len(k.config.Masters)]}
+	return k.missing(missing)
+}
+
+// missing returns the error about missing master keys, by fingerprint. The caller must hold
+// mu.
+func (k *Keyring) missing(keys map[string]int) *MissingMasterError {
+	return &MissingMasterError{keys, k.fingerprints[:len(k.config.Masters)]}
 }
 
 // Seal implements Sealer.
@@ -242,7 +260,8 @@ func (k *Keyring) open(ctx context.Context, subject Subject, field string, s dom
 // is not on the topic. Compaction removes tombstones after a day, but never what says that
 // the subject was erased. The caller must hold mu.
 func (k *Keyring) whyGone(subject Subject, id KeyID) error {
-	if _, erased := k.erased[subject.hash()]; erased || k.buried.has(id) {
+	hash := subject.hash()
+	if _, erased := k.erased[hash]; erased || k.buried.has(subjectKey{hash, id}) {
 		return ErrErased
 	}
 	return ErrLost
@@ -267,7 +286,7 @@ func (k *Keyring) held(subject Subject, id KeyID) (*Cipher, error) {
 	case held.subject != subject.hash():
 		return nil, ErrUnreadable
 	case int(held.master) >= len(k.config.Masters):
-		return nil, eventlog.UnavailableFrom(dependency, fmt.Errorf("this instance has no master key with the fingerprint %s", k.fingerprints[held.master]))
+		return nil, eventlog.UnavailableFrom(dependency, k.missing(map[string]int{k.fingerprints[held.master]: 1}))
 	}
 	key, err := k.config.Masters[held.master].unwrap(recordKey(subject, id), &held.wrapped)
 	if err != nil {

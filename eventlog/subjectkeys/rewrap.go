@@ -16,16 +16,48 @@ type Rewrapped struct {
 	Master    string `json:"master"`    // the fingerprint of the master key that all are wrapped under now
 }
 
+// RewrapPlan says what Rewrap would do.
+type RewrapPlan struct {
+	Master string         // the fingerprint of the newest master key
+	Under  int            // keys that are wrapped under it
+	Others map[string]int // keys that are wrapped under other master keys, by their fingerprints
+}
+
+// PlanRewrap returns what Rewrap would do now. If no key is wrapped under the newest
+// master key, the servers may not know it: it may be mistyped.
+func (k *Keyring) PlanRewrap(ctx context.Context) (RewrapPlan, error) {
+	if err := k.readToEnd(ctx); err != nil {
+		return RewrapPlan{}, err
+	}
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	plan := RewrapPlan{Master: k.config.Masters[0].fingerprint, Others: map[string]int{}}
+	for held := range k.ring.all() {
+		if held.master == 0 {
+			plan.Under++
+		} else {
+			plan.Others[k.fingerprints[held.master]]++
+		}
+	}
+	return plan, nil
+}
+
 // rewrapAtOnce is how many records are under way at most.
 const rewrapAtOnce = 1000
 
 // Rewrap wraps all keys under the first of the master keys. Keys are rewrapped in the
-// order of the log, so that the first key of a subject stays the first one. If it fails,
-// some are rewrapped; a repeat does the others. progress, if it is not nil, is called now
-// and then with the number of keys that are done, and the number of all.
+// order of the log. If a key of a subject is rewrapped, so are the later ones of the same
+// subject, even if they need it not, so that the first one stays the first. If Rewrap
+// fails, some are rewrapped; a repeat does the others. progress, if it is not nil, is
+// called now and then with the number of keys that are done, and the number of all. It
+// fails with a *MissingMasterError if a key is wrapped under a master key that is not
+// configured.
 //
-// A key that is destroyed while Rewrap runs stays destroyed: its new wrapping would be
-// behind the tombstone, so Rewrap looks for tombstones afterwards and repeats them.
+// Rewrap reads the topic to its end first, and skips keys that are destroyed. A key that
+// is destroyed while Rewrap runs stays destroyed, although its new wrapping may come
+// behind the tombstone: the record of the erasure names the key, and nobody takes it in
+// again. Rewrap looks for such tombstones afterwards and repeats them, so that compaction
+// removes the new wrapping.
 func (k *Keyring) Rewrap(ctx context.Context, progress func(done, all int)) (Rewrapped, error) {
 	if err := k.readToEnd(ctx); err != nil {
 		return Rewrapped{}, err
@@ -37,6 +69,7 @@ func (k *Keyring) Rewrap(ctx context.Context, progress func(done, all int)) (Rew
 		return out, eventlog.UnavailableFrom(dependency, err)
 	}
 	var written []string
+	moved := map[subjectHash]bool{} // subjects with several keys, of which one is rewrapped
 	errs := make(chan error, rewrapAtOnce)
 	underWay := 0
 	collect := func(atMost int) error {
@@ -61,7 +94,7 @@ func (k *Keyring) Rewrap(ctx context.Context, progress func(done, all int)) (Rew
 		}
 		k.mu.RLock()
 		held, ok := k.ring.get(id)
-		all := k.ring.len()
+		all, several := k.ring.len(), len(k.ring.of(subject.hash())) > 1
 		k.mu.RUnlock()
 		v, wrapped, err := decodeKey(r.Value)
 		if err != nil || !ok || held.subject != subject.hash() || held.wrapped != wrapped {
@@ -70,8 +103,15 @@ func (k *Keyring) Rewrap(ctx context.Context, progress func(done, all int)) (Rew
 		if out.Keys++; progress != nil && out.Keys%rewrapAtOnce == 0 {
 			progress(out.Keys, all)
 		}
-		if held.master == 0 {
+		switch {
+		case held.master == 0 && !moved[held.subject]:
 			return nil
+		case int(held.master) >= len(k.config.Masters):
+			k.mu.RLock()
+			defer k.mu.RUnlock()
+			return k.missing(map[string]int{k.fingerprints[held.master]: 1})
+		case several:
+			moved[held.subject] = true
 		}
 		key, err := k.config.Masters[held.master].unwrap(name, &wrapped)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -107,14 +108,20 @@ func TestKnownAnswers(t *testing.T) {
 	if _, err := m.unwrap(recordKey(Customer("cust-8"), 0x0102030405060708), &w); err == nil {
 		t.Error("a wrapped key opens for another record")
 	}
-	e := Erasure{ID: "019ad0c1-0000-7000-8000-000000000001", Subject: Customer("cust-9"), At: domain.Time(at), By: "ops:ops1", Reason: "asked by letter", Keys: 1}
-	key, value, err := e.encode()
-	if err != nil {
-		t.Fatal(err)
-	}
-	golden(t, "erasure.json", key+"\n"+string(value))
-	if back, err := decodeErasure(key, value); err != nil || back != e {
-		t.Errorf("%+v, %v", back, err)
+	done := Erasure{ID: "019ad0c1-0000-7000-8000-000000000001", Subject: Customer("cust-9"), At: domain.Time(at), CompletedAt: domain.Time(at), By: "ops:ops1", Reason: "asked by letter", Keys: 1}
+	begun := done // erasure.json is how earlier builds wrote it
+	begun.CompletedAt, begun.ids = time.Time{}, []KeyID{0x0102030405060708}
+	completed := begun
+	completed.CompletedAt = domain.Time(at.Add(time.Second))
+	for file, e := range map[string]Erasure{"erasure.json": done, "erasure-begun.json": begun, "erasure-completed.json": completed} {
+		key, value, err := e.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden(t, file, key+"\n"+string(value))
+		if back, err := decodeErasure(key, value); err != nil || !reflect.DeepEqual(back, e) {
+			t.Errorf("%+v, %v", back, err)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"time"
 
@@ -54,7 +55,16 @@ func (p *Projector) CatchUp(ctx context.Context, from, to map[eventlog.TopicPart
 			rules[tp], starts[tp] = &eventlog.Rule{}, known{offset: -1}
 		}
 	}
-	err := eventlog.Read(ctx, p.Kafka, ranges, func(e *eventlog.Event) error {
+	log := p.Log
+	if log == nil {
+		log = slog.Default()
+	}
+	m, err := newMetrics(p.Registry)
+	if err != nil {
+		return err
+	}
+	keys := shownKeys{p.Keys, log, m}
+	err = eventlog.Read(ctx, p.Kafka, ranges, func(e *eventlog.Event) error {
 		tp := eventlog.TopicPartition{Topic: e.Topic, Partition: e.Partition}
 		rule := rules[tp]
 		if rule == nil { // this is the record at from, or a later one if that was deleted
@@ -73,7 +83,7 @@ func (p *Projector) CatchUp(ctx context.Context, from, to map[eventlog.TopicPart
 		if e.Fault != nil {
 			return nil // the projector skips such a record too
 		}
-		all, err := Rooms(ctx, p.Keys, e)
+		all, err := Rooms(ctx, keys, e)
 		if errors.Is(err, eventlog.ErrUnavailable) {
 			return err
 		}

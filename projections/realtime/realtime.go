@@ -16,7 +16,8 @@
 // models.
 //
 // Failure: while the brokers are unavailable, a Projector waits, and the feeds are
-// silent. It logs, counts and skips a record that cannot be decoded, because a feed
+// silent. A personal field whose master key this instance lacks is shown as erased, which
+// is counted and logged, and holds up nobody. A Projector logs, counts and skips a record that cannot be decoded, because a feed
 // may not wait for an operator. Run ends with an error if to go on could leave a
 // message out, for example if a log is shorter than before. The next Run begins
 // again, and the sink makes its clients reconnect.
@@ -25,6 +26,7 @@
 //
 //	rooms.go        the table of messages: which event means which messages to which rooms
 //	realtime.go     the Projector: start, reading, the reader rule
+//	keys.go         what is shown while a master key is missing
 //	assignments.go  which rider brings which order, for rider:location
 //	catchup.go      records from before the start, for clients that resume
 package realtime
@@ -197,7 +199,7 @@ func (p *Projector) record(ctx context.Context, tp eventlog.TopicPartition, r *k
 		}
 		return
 	}
-	all, err := p.messages(ctx, &e, riders, log)
+	all, err := p.messages(ctx, &e, riders, log, m)
 	if ctx.Err() != nil {
 		return
 	}
@@ -210,16 +212,17 @@ func (p *Projector) record(ctx context.Context, tp eventlog.TopicPartition, r *k
 	m.records.Inc()
 }
 
-// messages makes the messages of an event. While it is not known whether a key exists, it
-// waits: a feed leaves nothing out.
-func (p *Projector) messages(ctx context.Context, e *eventlog.Event, riders *assignments, log *slog.Logger) ([]rooms.Message, error) {
+// messages makes the messages of an event. While the keys cannot be read, it waits: a feed
+// leaves nothing out.
+func (p *Projector) messages(ctx context.Context, e *eventlog.Event, riders *assignments, log *slog.Logger, m *metrics) ([]rooms.Message, error) {
 	if e.Fault != nil {
 		return nil, e.Fault
 	}
 	if e.Topic == eventlog.RiderLocations {
 		return riders.position(e)
 	}
-	all, err := Rooms(ctx, p.Keys, e)
+	keys := shownKeys{p.Keys, log, m}
+	all, err := Rooms(ctx, keys, e)
 	for tries := 0; errors.Is(err, eventlog.ErrUnavailable); tries++ {
 		if tries == 0 {
 			log.Warn("the feed waits for the keys of personal fields", "err", err)
@@ -229,7 +232,7 @@ func (p *Projector) messages(ctx context.Context, e *eventlog.Event, riders *ass
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
-		all, err = Rooms(ctx, p.Keys, e)
+		all, err = Rooms(ctx, keys, e)
 	}
 	if err != nil || e.Topic != eventlog.Orders {
 		return all, err
@@ -279,19 +282,38 @@ func (p *Projector) offsets(ctx context.Context, client *kgo.Client, start Start
 }
 
 type metrics struct {
-	records, undecodable prometheus.Counter
-	invalid              *prometheus.CounterVec
+	records, undecodable, lacking prometheus.Counter
+	invalid                       *prometheus.CounterVec
+
+	mu           sync.Mutex // guards the fields below
+	lackingSince int        // fields that lack a master key, since the last log entry
+	lackLoggedAt time.Time
+}
+
+// lacks counts a field whose master key is missing. If it is time for a log entry, now is
+// true and n is how many there were since the last one.
+func (m *metrics) lacks() (n int, now bool) {
+	m.lacking.Inc()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lackingSince++
+	if time.Since(m.lackLoggedAt) < lackLogEvery {
+		return 0, false
+	}
+	n, m.lackingSince, m.lackLoggedAt = m.lackingSince, 0, time.Now()
+	return n, true
 }
 
 // newMetrics registers the metrics, or returns those that an earlier Run has
 // registered.
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
-	var errs [3]error
+	var errs [4]error
 	counter := func(name, help string) prometheus.CounterOpts { return prometheus.CounterOpts{Name: name, Help: help} }
 	var m metrics
 	m.records, errs[0] = registered(reg, prometheus.NewCounter(counter("tomato_feed_records_total", "Records that the feed's projector has taken in.")))
 	m.invalid, errs[1] = registered(reg, prometheus.NewCounterVec(counter("tomato_feed_void_records_total", "Invalid records that the feed has skipped, by reason."), []string{"topic", "reason"}))
 	m.undecodable, errs[2] = registered(reg, prometheus.NewCounter(counter("tomato_feed_undecodable_total", "Records that the feed has passed over because they could not be decoded.")))
+	m.lacking, errs[3] = registered(reg, prometheus.NewCounter(counter("tomato_feed_lacks_master_key_total", "Personal fields that the feed has shown as erased because this instance lacks a master key.")))
 	return &m, errors.Join(errs[:]...)
 }
 

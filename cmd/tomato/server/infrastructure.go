@@ -156,19 +156,22 @@ func (s *Server) followSubjectKeys(ctx context.Context) error {
 	}
 	if !s.config.HasMaster() {
 		s.log.Warn("TOMATO_MASTER_KEY is not set, so the keys of customers and riders are wrapped under a key that is derived from TOMATO_CLUSTER_KEY: " +
-			"set TOMATO_MASTER_KEY to a key of its own, the same on every instance (`openssl rand -hex 32` makes one), then run `tomato keys rewrap`")
+			"set TOMATO_MASTER_KEY to a key of its own, the same on every instance (`openssl rand -hex 32` makes one). docs/privacy.md has the steps")
 	}
 	masters, err := s.config.Masters()
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
 	s.keys, err = subjectkeys.Start(ctx, subjectkeys.Config{Kafka: s.kafka, Masters: masters, Marks: true, Registry: s.registry, Log: s.log})
 	if err != nil {
 		return err
 	}
 	s.onStop(func(context.Context) error { s.keys.Close(); return nil })
+	fingerprints := make([]string, len(masters))
+	for i, m := range masters {
+		fingerprints[i] = m.Fingerprint()
+	}
+	s.log.Info("the keys of customers and riders are read", "keys", s.keys.Held(), "masterKeyFingerprints", fingerprints)
 	return nil
 }
 

@@ -123,16 +123,33 @@ func (a *Installation) Tool(args ...string) string {
 // ToolWith is Tool for a command that reads stdin.
 func (a *Installation) ToolWith(stdin string, args ...string) string {
 	a.T.Helper()
+	said, ok := a.runTool(stdin, args)
+	if !ok {
+		a.T.Fatalf("tomato %v fails:\n%s", args, said)
+	}
+	return said
+}
+
+// ToolRefused is ToolWith for a command that must fail.
+func (a *Installation) ToolRefused(stdin string, args ...string) string {
+	a.T.Helper()
+	said, ok := a.runTool(stdin, args)
+	if ok {
+		a.T.Fatalf("tomato %v was not refused:\n%s", args, said)
+	}
+	return said
+}
+
+// runTool returns what the command printed, and whether it succeeded.
+func (a *Installation) runTool(stdin string, args []string) (said string, ok bool) {
+	a.T.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		a.T.Fatal(err)
 	}
 	c := a.spawn(self, stdin, append(args, a.toolArgs()...))
 	<-c.Ended
-	if !c.Cmd.ProcessState.Success() {
-		a.T.Fatalf("tomato %v: %v\n%s", args, c.Cmd.ProcessState, c.out)
-	}
-	return c.out.String()
+	return c.out.String(), c.Cmd.ProcessState.Success()
 }
 
 func (a *Installation) toolArgs() []string {

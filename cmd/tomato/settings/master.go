@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"tomato/eventlog/subjectkeys"
@@ -15,15 +16,32 @@ func (f *Secrets) HasMaster() bool {
 	return len(f.MasterKeys) > 1 || len(f.MasterKeys) == 1 && strings.TrimSpace(f.MasterKeys[0]) != ""
 }
 
+// derivedWord stands in the list for the master key that is derived from the cluster key.
+const derivedWord = "derived"
+
 // Masters returns the master keys, newest first: those that are set, and then the one
 // that is derived from the cluster key. The derived one is the only one as long as none is
-// set, and afterwards it unwraps the keys that were wrapped before. The error is a
-// UsageError that quotes no key.
+// set, and afterwards it unwraps the keys that were wrapped before. The word derived in
+// the list gives it another place, so that an installation can change to a key of its own
+// one instance after the other. The error is a UsageError that quotes no key.
 func (f *Secrets) Masters() (masters []*subjectkeys.Master, err error) {
 	if !f.HasMaster() {
 		f = &Secrets{ClusterKey: f.ClusterKey}
 	}
+	var derived *subjectkeys.Master
+	if f.ClusterKey != "" {
+		if derived, err = subjectkeys.DeriveMaster(f.ClusterKey); err != nil {
+			return nil, fmt.Errorf("the master key derived from TOMATO_CLUSTER_KEY: %w", err)
+		}
+	}
 	for i, text := range f.MasterKeys {
+		if strings.TrimSpace(text) == derivedWord {
+			if derived == nil {
+				return nil, Usage("TOMATO_MASTER_KEY: key %d of %d is the word %s, and there is no key to derive it from: set TOMATO_CLUSTER_KEY", i+1, len(f.MasterKeys), derivedWord)
+			}
+			masters = append(masters, derived)
+			continue
+		}
 		key, err := decodeKey(strings.TrimSpace(text))
 		var m *subjectkeys.Master
 		if err == nil {
@@ -34,12 +52,8 @@ func (f *Secrets) Masters() (masters []*subjectkeys.Master, err error) {
 		}
 		masters = append(masters, m)
 	}
-	if f.ClusterKey != "" {
-		m, err := subjectkeys.DeriveMaster(f.ClusterKey)
-		if err != nil {
-			return nil, fmt.Errorf("the master key derived from TOMATO_CLUSTER_KEY: %w", err)
-		}
-		masters = append(masters, m)
+	if derived != nil && !slices.Contains(masters, derived) {
+		masters = append(masters, derived)
 	}
 	return masters, nil
 }

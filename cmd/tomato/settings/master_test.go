@@ -48,6 +48,20 @@ func TestMasterKeys(t *testing.T) {
 	if got := fingerprints(Secrets{ClusterKey: cluster, MasterKeys: []string{other, hex.EncodeToString(raw)}}); len(got) != 3 || got[1] != want[0] || got[2] != derived[0] {
 		t.Errorf("the newest first, the derived one last: %v", got)
 	}
+	// The word derived gives the derived one another place: first while the new one is made
+	// known to all instances, second when it is in use.
+	for _, c := range []struct{ list, want string }{
+		{"derived," + other, derived[0] + " other"}, {other + ", derived ", "other " + derived[0]}, {"derived", derived[0]},
+	} {
+		got := strings.ReplaceAll(strings.Join(fingerprints(Secrets{ClusterKey: cluster, MasterKeys: strings.Split(c.list, ",")}), " "), fingerprints(Secrets{MasterKeys: []string{other}})[0], "other")
+		if got != c.want {
+			t.Errorf("%s: %s, want %s", c.list, got, c.want)
+		}
+	}
+	underived := Secrets{MasterKeys: []string{other, "derived"}}
+	if err := underived.Check(); err == nil || !strings.Contains(err.Error(), "TOMATO_CLUSTER_KEY") || strings.Contains(err.Error(), other) {
+		t.Errorf("derived from nothing: %v", err)
+	}
 	for _, bad := range [][]string{{"x"}, {strings.Repeat("ab", 31)}, {other, ""}, {"", other}, {strings.Repeat("ä", 40)}} {
 		f := Secrets{MasterKeys: bad}
 		var u UsageError

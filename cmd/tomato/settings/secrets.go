@@ -18,7 +18,7 @@ type Secrets struct {
 	JWTSecret      string   `env:"TOMATO_JWT_SECRET" help:"HS256 secret of the tokens, at least 32 bytes."`
 	JWKSURL        string   `name:"jwks-url" env:"TOMATO_JWKS_URL" help:"Keys of RS256 or ES256 tokens, instead of a secret."`
 	ClusterKey     string   `env:"TOMATO_CLUSTER_KEY" help:"Signs the calls between instances, at least 32 bytes. For instances alone."`
-	MasterKeys     []string `name:"master-key" env:"TOMATO_MASTER_KEY" help:"Wraps the keys of customers and riders, at least 32 bytes in hex or base64. A list, newest first; the others still unwrap. Unset: derived from TOMATO_CLUSTER_KEY."`
+	MasterKeys     []string `name:"master-key" env:"TOMATO_MASTER_KEY" help:"Wraps the keys of customers and riders, at least 32 bytes in hex or base64. A list, newest first; the others still unwrap. The word derived stands for the key that is derived from TOMATO_CLUSTER_KEY, which is used if none is set."`
 	InternalKey    string   `env:"TOMATO_INTERNAL_KEY" help:"Of POST /api/v1/internal/emit, at least 32 bytes. For services that push messages into rooms."`
 	WebhookSecrets []string `name:"razorpay-webhook-secrets" env:"TOMATO_RAZORPAY_WEBHOOK_SECRETS" help:"Newest first; older ones stay valid while the gateway retries."`
 }
