@@ -28,6 +28,7 @@ const (
 // fields before use. The methods are safe for concurrent use.
 type ReadModels struct {
 	DB          *pgxpool.Pool
+	SearchDB    *pgxpool.Pool       // of the same database, for the questions of the command side; nil: DB
 	DatabaseURL string              // of the same database, for migrations, which open their own connections
 	Kafka       eventlog.Config     // for Ensure, Rebuild and Status
 	Positions   *consumer.Positions // for waiting until a generation has passed a token
@@ -41,6 +42,13 @@ type ReadModels struct {
 	advised string        // the RebuildAdvice that was logged last
 
 	otherFolds map[string]string // tests set it: folds of another build, by read model
+}
+
+func (m *ReadModels) searchDB() *pgxpool.Pool {
+	if m.SearchDB != nil {
+		return m.SearchDB
+	}
+	return m.DB
 }
 
 func (m *ReadModels) log() *slog.Logger {

@@ -19,7 +19,7 @@ import (
 // model knows no such order.
 func (m *ReadModels) OrderOf(ctx context.Context, gatewayOrderID string, after eventlog.Token) (orderID string, ok bool, err error) {
 	err = m.Read(ctx, after, []string{Payments}, func(schemas []string) error {
-		err := m.DB.QueryRow(ctx, `SELECT order_id FROM `+schemas[0]+`.payments WHERE gateway_order_id = $1 AND order_id <> '' LIMIT 1`,
+		err := m.searchDB().QueryRow(ctx, `SELECT order_id FROM `+schemas[0]+`.payments WHERE gateway_order_id = $1 AND order_id <> '' LIMIT 1`,
 			gatewayOrderID).Scan(&orderID)
 		if errors.Is(err, pgx.ErrNoRows) {
 			orderID, err = "", nil
@@ -79,7 +79,7 @@ func (m *ReadModels) Nearest(ctx context.Context, searches []nearby.Search, maxA
 	var found [][]nearby.Rider
 	search := func(schema string, sorted bool) error {
 		found = make([][]nearby.Rider, n)
-		rows, err := m.DB.Query(ctx, nearest(schema, sorted), index, lngs, lats, radii, without, time.Now().Add(-maxAge), most)
+		rows, err := m.searchDB().Query(ctx, nearest(schema, sorted), index, lngs, lats, radii, without, time.Now().Add(-maxAge), most)
 		if err != nil {
 			return err
 		}
@@ -128,7 +128,7 @@ func (m *ReadModels) Waiting(ctx context.Context, riderIDs []string, radii []int
 	}
 	var found []nearby.WaitingOrder
 	_, err := m.readWithin(ctx, wait, after, []string{Riders, Orders}, func(schemas []string) error {
-		rows, err := m.DB.Query(ctx, `
+		rows, err := m.searchDB().Query(ctx, `
 			SELECT o.id, f.rider_id, o.meters
 			FROM `+schemas[0]+`.free_riders f
 			CROSS JOIN LATERAL (

@@ -10,8 +10,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-
 	"tomato/cmd/tomato/settings"
 	"tomato/eventlog/consumer/parked"
 )
@@ -28,7 +26,7 @@ func withLetters(ctx context.Context, f settings.Tool, do func(*parked.DeadLette
 	if err := f.ResolveDatabase(); err != nil {
 		return err
 	}
-	db, err := pgxpool.New(ctx, f.DatabaseURL)
+	db, err := f.Database.Pool(ctx, "tomato-dlq", 2)
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
 	"golang.org/x/term"
@@ -29,12 +28,16 @@ type rebuildCmd struct {
 	DropOld bool   `help:"Drop the generation that served before; else it stays for a way back."`
 }
 
+// rebuildConns is how many connections a rebuild opens at most, beside one for its lock
+// and one that makes the tables.
+const rebuildConns = 8
+
 func (c rebuildCmd) Run(ctx context.Context) error {
 	if err := c.ResolveDatabase(); err != nil {
 		return err
 	}
 	log := c.Logger()
-	db, err := pgxpool.New(ctx, c.DatabaseURL)
+	db, err := c.Database.Pool(ctx, "tomato-rebuild", rebuildConns)
 	if err != nil {
 		return err
 	}

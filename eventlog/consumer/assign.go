@@ -124,11 +124,11 @@ func (g *group) takePartitions(ctx context.Context, s *session, tps []eventlog.T
 			}
 		}
 	}
-	cps, err := TakeCheckpoints(ctx, g.r.DB, g.c.Name, g.c.Generation, begin, since)
+	cps, err := TakeCheckpoints(ctx, g.db(), g.c.Name, g.c.Generation, begin, since)
 	if err != nil {
 		return nil, nil, err
 	}
-	events, err := parked.Load(ctx, g.r.DB, g.c.Name, g.c.Generation, tps)
+	events, err := parked.Load(ctx, g.db(), g.c.Name, g.c.Generation, tps)
 	if err != nil {
 		return nil, nil, fmt.Errorf("load parked events: %w", err)
 	}

@@ -44,7 +44,7 @@ func (w *worker) handlerTx(ctx context.Context, fn func(tx pgx.Tx) error) error 
 	ctx, cancel := context.WithTimeout(ctx, handlerTimeout)
 	defer cancel()
 	begin := "begin; set local idle_in_transaction_session_timeout = " + strconv.Itoa(int(w.g.r.state.idleTx.Milliseconds()))
-	tx, err := w.g.r.DB.BeginTx(ctx, pgx.TxOptions{BeginQuery: begin})
+	tx, err := w.g.db().BeginTx(ctx, pgx.TxOptions{BeginQuery: begin})
 	if err != nil {
 		return ownError(err)
 	}

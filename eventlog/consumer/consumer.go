@@ -62,6 +62,7 @@ type Runtime struct {
 	Kafka      eventlog.Config
 	Partitions int32
 	DB         *pgxpool.Pool         // with the schema tomato (migrations.Core)
+	RowsDB     *pgxpool.Pool         // the same database, for the consumers with Rows, which need more connections; nil: DB
 	Registry   prometheus.Registerer // nil: no metrics
 	Log        *slog.Logger          // nil: slog.Default
 	Positions  *Positions            // is told of each new position, so that those who wait in this process need not wait for a poll; may be nil

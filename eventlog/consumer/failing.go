@@ -250,7 +250,7 @@ func (w *worker) reloadParked(e parked.Event) (parkedOutcome, error) {
 	err := w.untilAvailable(func() (err error) {
 		ctx, cancel := context.WithTimeout(w.ctx, readTimeout)
 		defer cancel()
-		now, err = parked.LoadOne(ctx, w.g.r.DB, e.ID)
+		now, err = parked.LoadOne(ctx, w.g.db(), e.ID)
 		return ownError(err)
 	})
 	switch {

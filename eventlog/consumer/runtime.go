@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/sony/gobreaker/v2"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -166,6 +167,14 @@ func (g *group) run(ctx context.Context) {
 		}
 		sleep(ctx, wait.NextBackOff())
 	}
+}
+
+// db returns the pool of the consumer.
+func (g *group) db() *pgxpool.Pool {
+	if g.c.Rows != nil && g.r.RowsDB != nil {
+		return g.r.RowsDB
+	}
+	return g.r.DB
 }
 
 func (g *group) setError(err error) {

@@ -104,7 +104,7 @@ func (g *group) flush(ctx context.Context, ws []*worker, now time.Time) error {
 	// not be written. So the statement has a timeout of its own.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readTimeout)
 	defer cancel()
-	moved, err := moveAll(ctx, g.r.DB, g.c.Name, g.c.Generation, cps, to)
+	moved, err := moveAll(ctx, g.db(), g.c.Name, g.c.Generation, cps, to)
 	if err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func (g *group) lookForChanges(ctx context.Context, ws []*worker) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	changed, err := parked.LoadChanged(ctx, g.r.DB, g.c.Name, g.c.Generation)
+	changed, err := parked.LoadChanged(ctx, g.db(), g.c.Name, g.c.Generation)
 	if err != nil {
 		g.log.Debug("read parked rows", "err", err)
 		return

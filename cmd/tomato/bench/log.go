@@ -18,6 +18,10 @@ import (
 	"tomato/eventlog/consumer"
 )
 
+// projectionConns is how many connections to Postgres the consumers have, as in a server
+// by default (TOMATO_DB_PROJECTION_CONNS).
+const projectionConns = 10
+
 // The default number of orders in the log. Each order has lifeSteps events. consume
 // needs more orders, because it reads historyOrders too quickly to measure.
 const (
@@ -125,7 +129,7 @@ func (b *run) consume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cfg.MaxConns = server.DatabaseConns
+	cfg.MaxConns = projectionConns
 	db, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return err

@@ -104,7 +104,7 @@ func (b *run) projectOnce(ctx context.Context, h history) (map[string]float64, e
 	if err != nil {
 		return nil, err
 	}
-	cfg.MaxConns = server.DatabaseConns
+	cfg.MaxConns = projectionConns
 	db, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return nil, err

@@ -24,6 +24,7 @@ type Config struct {
 	settings.Dir
 	settings.Kafka
 	settings.Database
+	settings.Pools
 	settings.Secrets
 	Role         []string          `default:"command,query,feed,project,react" enum:"command,query,feed,project,react" help:"What this process does."`
 	Dev          bool              `help:"Make up secrets although a broker or a database is configured."`
@@ -80,6 +81,9 @@ func (c Config) Check() error {
 		return settings.Usage("TOMATO_RAZORPAY_KEY_ID and TOMATO_RAZORPAY_KEY_SECRET go together")
 	}
 	if err := c.Database.Check(); err != nil {
+		return err
+	}
+	if err := c.Pools.Check(); err != nil {
 		return err
 	}
 	if err := settings.CheckAddresses(c.HTTPAddr, c.Advertised, c.Brokers); err != nil {

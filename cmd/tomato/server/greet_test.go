@@ -62,7 +62,7 @@ func TestARebuildThatIsDueIsSaid(t *testing.T) {
 	if greeting, r := said(); strings.Contains(greeting, "rebuild") || r.Status != healthy {
 		t.Errorf("nothing is due, and it says %q, %+v", greeting, r)
 	}
-	if _, err := s.db.Exec(t.Context(), `UPDATE tomato.generations SET fold = 'another' WHERE model = 'orders'`); err != nil {
+	if _, err := s.db.shared.Exec(t.Context(), `UPDATE tomato.generations SET fold = 'another' WHERE model = 'orders'`); err != nil {
 		t.Fatal(err)
 	}
 	s.registry = prometheus.NewRegistry()

@@ -225,7 +225,7 @@ func (s *Server) newHealth() *health {
 	}
 	// The database is not a serving check of the role command. Commands need only the
 	// log, except /payment with the simulated gateway, which is one operation of many.
-	add("database", query, "The database does not answer.", func(ctx context.Context) error { return s.db.Ping(ctx) })
+	add("database", query, "The database does not answer.", func(ctx context.Context) error { return s.db.shared.Ping(ctx) })
 	if s.hub != nil {
 		add("feed", true, "The feed is catching up.", func(context.Context) error {
 			if !s.hub.IsReady() {

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kadm"
 
 	"tomato/cmd/tomato/settings"
@@ -51,8 +50,7 @@ func (s *Server) startBroker(context.Context) error {
 	return nil
 }
 
-// startDatabase starts a private Postgres, unless a database is configured. Then it makes
-// the pool of connections.
+// startDatabase starts a private Postgres, unless a database is configured.
 func (s *Server) startDatabase(ctx context.Context) error {
 	if s.config.DatabaseURL == "" {
 		pg, err := cluster.Start(ctx, filepath.Join(s.config.DataDir, "postgres"), cluster.Options{})
@@ -63,21 +61,8 @@ func (s *Server) startDatabase(ctx context.Context) error {
 		s.config.DatabaseURL = pg.URL()
 		s.privateDatabaseURL = pg.URL()
 	}
-	cfg, err := pgxpool.ParseConfig(s.config.DatabaseURL)
-	if err != nil {
-		return err
-	}
-	cfg.MaxConns = max(cfg.MaxConns, DatabaseConns)
-	if s.db, err = pgxpool.NewWithConfig(context.WithoutCancel(ctx), cfg); err != nil {
-		return err
-	}
-	s.onStop(func(context.Context) error { s.db.Close(); return nil })
 	return nil
 }
-
-// DatabaseConns is the smallest allowed maximum of connections from one server to
-// Postgres. A server needs many, because each worker of each consumer may hold one.
-const DatabaseConns = 48
 
 // ensureTopics creates the topics that are missing and verifies the others.
 func (s *Server) ensureTopics(ctx context.Context) error {
@@ -137,14 +122,14 @@ func (s *Server) identifyLogs(ctx context.Context) error {
 // followReadModels makes missing tables of the read models. It starts to follow which
 // generation of each read model serves, because all roles read some of the read models.
 func (s *Server) followReadModels(ctx context.Context) error {
-	s.positions = consumer.NewPositions(s.db)
+	s.positions = consumer.NewPositions(s.db.shared)
 	s.positions.Ends = s.ends
-	s.models = &projections.ReadModels{DB: s.db, DatabaseURL: s.config.DatabaseURL, Kafka: s.kafka, Positions: s.positions, Log: s.log}
+	s.models = &projections.ReadModels{DB: s.db.shared, SearchDB: s.db.policy, DatabaseURL: s.config.DatabaseURL, Kafka: s.kafka, Positions: s.positions, Log: s.log}
 	if err := s.models.Ensure(ctx); err != nil {
 		return fmt.Errorf("read models: %w", err)
 	}
 	s.background("following the read models", func(ctx context.Context) error { s.models.Follow(ctx); return nil })
-	s.runtime = &consumer.Runtime{Kafka: s.kafka, Positions: s.positions, Partitions: s.config.Partitions, DB: s.db, Registry: s.registry, Log: s.log}
+	s.runtime = &consumer.Runtime{Kafka: s.kafka, Positions: s.positions, Partitions: s.config.Partitions, DB: s.db.policy, RowsDB: s.db.projection, Registry: s.registry, Log: s.log}
 	return nil
 }
 

@@ -42,7 +42,7 @@ func (s *Server) startCommandSide(context.Context) error {
 		paymentGateway = gateway.NewRazorpay(c.KeyID, c.KeySecret, gateway.RazorpayOptions{BaseURL: s.options.GatewayURL, Log: s.log})
 	} else {
 		s.log.Warn("no Razorpay key is set: payments go to a simulated gateway")
-		paymentGateway = gateway.NewSimulated(s.db, s.url+"/v1/webhooks/razorpay", c.WebhookSecrets, s.log)
+		paymentGateway = gateway.NewSimulated(s.db.policy, s.url+"/v1/webhooks/razorpay", c.WebhookSecrets, s.log)
 	}
 	const commandDeadline = 5 * time.Second
 	orders := &policies.OrderFinder{ReadModel: s.models, Gateway: paymentGateway, Client: producer}
@@ -57,7 +57,7 @@ func (s *Server) startCommandSide(context.Context) error {
 			PositionMaxAge: time.Duration(c.PositionAge), SearchWait: time.Duration(c.SearchWait), ArchiveAfter: time.Duration(c.ArchiveAfter),
 			CommandDeadline: commandDeadline,
 		},
-		Gateway: paymentGateway, Orders: orders, Client: producer, Partitions: c.Partitions, DB: s.db, Search: s.models, Inbox: s.positions, Keys: s.keys, Log: s.log,
+		Gateway: paymentGateway, Orders: orders, Client: producer, Partitions: c.Partitions, DB: s.db.policy, Search: s.models, Inbox: s.positions, Keys: s.keys, Log: s.log,
 		WebhooksHandled: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_webhooks_handled_total", Help: "Webhooks of the inbox, by event and outcome."}, []string{"event", "outcome"}),
 		IncompleteSearches: prometheus.NewCounter(prometheus.CounterOpts{Name: "tomato_dispatch_incomplete_searches_total",
 			Help: "Searches for riders that did not wait any longer for the riders read model."}),
@@ -128,13 +128,13 @@ func (s *Server) startQueries(context.Context) error {
 	}
 	s.onStop(func(context.Context) error { client.Close(); return nil })
 	adm := kadm.NewClient(client)
-	q := &queryside.Side{DB: s.db, Models: s.models, Keys: s.keys, LogID: s.logID, PositionMaxAge: time.Duration(s.config.PositionAge)}
+	q := &queryside.Side{DB: s.db.query, Models: s.models, Keys: s.keys, LogID: s.logID, PositionMaxAge: time.Duration(s.config.PositionAge)}
 	q.Routes(s.api)
-	s.operations.DeadLetters = &parked.DeadLetters{DB: s.db, Kafka: s.kafka}
+	s.operations.DeadLetters = &parked.DeadLetters{DB: s.db.query, Kafka: s.kafka}
 	s.operations.ReadModels = s.models
 	s.operations.Keys = s.keys
 	s.operations.Consumers = func(ctx context.Context) ([]consumer.ConsumerStatus, error) {
-		return consumer.ReadConsumers(ctx, s.db, adm)
+		return consumer.ReadConsumers(ctx, s.db.query, adm)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@
 //	server.go          Start, Run and Close
 //	config.go          the settings of serve
 //	infrastructure.go  what all roles need: broker, database, topics, read models
+//	pools.go           the connections to the database
 //	roles.go           one function for each role
 //	http.go            the HTTP server, and how it stops
 //	health.go          the checks behind /readyz
@@ -25,7 +26,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
@@ -75,7 +75,7 @@ type Server struct {
 
 	// What the roles share. side, shards and menus are nil if no role issues commands.
 	// hub is nil without the role feed.
-	db         *pgxpool.Pool
+	db         pools
 	logID      eventlog.LogID
 	ends       *eventlog.Ends
 	positions  *consumer.Positions
@@ -116,7 +116,8 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 	for _, start := range []func(context.Context) error{
 		s.prepareDataDir, // with the development secrets
 		s.startBroker,    // unless brokers are configured
-		s.startDatabase,  // a private Postgres, unless one is configured; the pool of connections
+		s.startDatabase,  // a private Postgres, unless one is configured
+		s.openPools,
 		s.ensureTopics,
 		s.migrate,
 		s.listen, // requests are not answered before serveHTTP

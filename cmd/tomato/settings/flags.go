@@ -5,6 +5,7 @@
 // The files, in reading order:
 //
 //	flags.go     groups of flags: data directory, Kafka, database
+//	pools.go     the pools of connections to the database
 //	secrets.go   the flags of secrets, and development secrets
 //	master.go    the master keys
 //	address.go   the addresses at which an instance listens and is reached
