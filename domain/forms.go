@@ -36,11 +36,16 @@ func (u *UnknownVersion) Error() string {
 // last returns the number of the present version of a type.
 func (f Forms[E]) last(eventType string) int { return max(1, len(f[eventType])) }
 
+// Knows reports whether this build can read the given version of a type's data.
+func (f Forms[E]) Knows(eventType string, version int) bool {
+	return version >= 1 && version <= f.last(eventType)
+}
+
 // Read reads an event from data of the given version, if the type has a form that reads
 // it. Otherwise read is false, and the data is of the last version. The error is an
 // *UnknownVersion, or that of the form.
 func (f Forms[E]) Read(eventType string, version int, data []byte) (e E, read bool, err error) {
-	if version < 1 || version > f.last(eventType) {
+	if !f.Knows(eventType, version) {
 		return e, true, &UnknownVersion{eventType, version}
 	}
 	forms := f[eventType]

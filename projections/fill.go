@@ -59,7 +59,7 @@ func (f *aggregateFiller[S, E]) fold(ctx context.Context, tx pgx.Tx, e *eventlog
 		return err
 	}
 	if f.history.table != "" {
-		copyLine(&f.historyLines, e.Subject, strconv.FormatInt(e.Version, 10), e.Type, timeText(e.Time), actorText(e.Actor), string(e.Data))
+		copyLine(&f.historyLines, e.Subject, strconv.FormatInt(e.Version, 10), e.Type, strconv.Itoa(e.DataVersion()), timeText(e.Time), actorText(e.Actor), string(e.Data))
 	}
 	return nil
 }

@@ -5,8 +5,8 @@ package projections
 // foldVersions are the versions of the folds by read model: hashes of the source that
 // the rows depend on, without its comments. See FoldVersion.
 var foldVersions = map[string]string{
-	"orders":      "25cf6ac9ab0d2426",
-	"payments":    "2232756af9d63bdb",
-	"restaurants": "1dadc3fc2e9f7eed",
-	"riders":      "413241f811459d8f",
+	"orders":      "7e36e059fd88be9d",
+	"payments":    "2dce4a8e08de0e74",
+	"restaurants": "fd7b42b5554a4274",
+	"riders":      "bb95c0606822fa6c",
 }

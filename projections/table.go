@@ -86,7 +86,9 @@ type history struct {
 }
 
 // columns returns the columns in the order in which they are written.
-func (h history) columns() string { return h.idColumn + `, version, type, at, actor, data` }
+func (h history) columns() string {
+	return h.idColumn + `, version, type, data_version, at, actor, data`
+}
 
 // A column has a value that is made from the state. The value is written as text
 // and cast to the column's type.
@@ -260,13 +262,14 @@ func (a *aggregates[S, E]) queueHistory(batch *pgx.Batch, schema string, events 
 	}
 	n := len(events)
 	ids, versions, types, times := make([]string, n), make([]int64, n), make([]string, n), make([]time.Time, n)
-	actors, data := make([]string, n), make([]string, n)
+	forms, actors, data := make([]int32, n), make([]string, n), make([]string, n)
 	for i := range events {
 		e := &events[i]
-		ids[i], versions[i], types[i], times[i], actors[i], data[i] = e.Subject, e.Version, e.Type, e.Time, actorText(e.Actor), string(e.Data)
+		ids[i], versions[i], types[i], forms[i], times[i] = e.Subject, e.Version, e.Type, int32(e.DataVersion()), e.Time
+		actors[i], data[i] = actorText(e.Actor), string(e.Data)
 	}
 	batch.Queue(`INSERT INTO `+schema+`.`+a.history.table+` (`+a.history.columns()+`)
-		SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::timestamptz[], $5::text[], $6::text[])`, ids, versions, types, times, actors, data)
+		SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::int[], $5::timestamptz[], $6::text[], $7::text[])`, ids, versions, types, forms, times, actors, data)
 }
 
 func (a *aggregates[S, E]) names() []string {

@@ -63,11 +63,12 @@ func (orderStatus) Schema(huma.Registry) *huma.Schema {
 }
 
 type orderEvent struct {
-	Type      string          `json:"type"`
-	Version   int64           `json:"version"`
-	Timestamp time.Time       `json:"timestamp"`
-	Actor     *eventActor     `json:"actor,omitempty" doc:"Who made the event. Absent if it was nobody: a deadline, or Tomato itself."`
-	Data      json.RawMessage `json:"data" doc:"As on the topic orders, with personal fields opened. What the caller may not see is left out."`
+	Type        string          `json:"type"`
+	Version     int64           `json:"version"`
+	DataVersion int             `json:"dataVersion,omitempty" doc:"The version of the type's data. Absent if it is the first one."`
+	Timestamp   time.Time       `json:"timestamp"`
+	Actor       *eventActor     `json:"actor,omitempty" doc:"Who made the event. Absent if it was nobody: a deadline, or Tomato itself."`
+	Data        json.RawMessage `json:"data" doc:"As on the topic orders, with personal fields opened. What the caller may not see is left out. It is empty if this instance does not know the type or its version, and so cannot tell what the caller may see."`
 }
 
 type eventActor struct {
@@ -229,11 +230,12 @@ func (s *Side) listOrders(ctx context.Context, in *listOrdersInput) (*listOrders
 // statement returns the statement that reads a page and one row more. Each list has an
 // index that has its rows in the order of the list.
 //
-// There is no index on status, because status changes too often. The indexes for the
-// lists of a restaurant's orders and of all orders have the column closed instead. It is
-// the final status of an order, and empty until the order has one. For these lists the
-// statement reads the rows once for each value of closed that can have a wanted status,
-// each time in the order of the index, and merges them.
+// There is no index on status, because status changes too often. The indexes have the
+// column closed instead. It is the final status of an order, and empty until the order
+// has one. The statement reads the rows once for each value of closed that can have a
+// wanted status, each time in the order of the index, and merges them. So a list of one
+// final status does not read the orders with another one, of which there may be very
+// many.
 func (in *listOrdersInput) statement(orders, payments string, start pageEnd) (sql string, args []any) {
 	var where strings.Builder
 	arg := func(v any) string {
@@ -252,9 +254,6 @@ func (in *listOrdersInput) statement(orders, payments string, start pageEnd) (sq
 	if in.RiderID != "" {
 		where.WriteString(` AND o.rider_id <> ''`) // the predicate of the index
 	}
-	if in.Dispatch != "" {
-		where.WriteString(` AND o.exhausted`)
-	}
 	statuses := make([]string, len(in.Status))
 	for i, status := range in.Status {
 		statuses[i] = string(status)
@@ -264,8 +263,8 @@ func (in *listOrdersInput) statement(orders, payments string, start pageEnd) (sq
 	}
 	limit := arg(in.Limit + 1)
 	const newest = ` ORDER BY o.created_at DESC, o.id DESC LIMIT `
-	from := `(SELECT * FROM ` + orders + `.orders o WHERE ` + where.String() + newest + limit + `) o`
-	if in.CustomerID == "" && in.RiderID == "" && in.Dispatch == "" {
+	from := `(SELECT * FROM ` + orders + `.orders o WHERE o.exhausted AND ` + where.String() + newest + limit + `) o`
+	if in.Dispatch == "" {
 		from = `unnest(` + arg(closedValues(in.Status)) + `::text[]) AS c(closed) CROSS JOIN LATERAL
 			(SELECT * FROM ` + orders + `.orders o WHERE o.closed = c.closed AND ` + where.String() + newest + limit + `) o`
 	}
@@ -297,7 +296,7 @@ func (s *Side) getOrderEvents(ctx context.Context, in *orderInput) (*orderEvents
 	err := s.read(ctx, in.After, []string{orderModel}, func(ctx context.Context, schemas []string) error {
 		// One statement reads the order and its events, so both are as of the same
 		// moment. The state comes with the first event only.
-		rows, err := s.DB.Query(ctx, `SELECT e.type, e.version, e.at, e.actor, e.data, CASE WHEN e.version = 1 THEN o.state END
+		rows, err := s.DB.Query(ctx, `SELECT e.type, e.version, e.data_version, e.at, e.actor, e.data, CASE WHEN e.version = 1 THEN o.state END
 			FROM `+schemas[0]+`.orders o JOIN `+schemas[0]+`.order_events e ON e.order_id = o.id
 			WHERE o.id = $1 ORDER BY e.version`, string(in.ID))
 		if err != nil {
@@ -308,7 +307,7 @@ func (s *Side) getOrderEvents(ctx context.Context, in *orderInput) (*orderEvents
 		var data, text []byte
 		var made string // <role>:<sub>
 		var state *order.State
-		_, err = pgx.ForEachRow(rows, []any{&e.Type, &e.Version, &e.Timestamp, &made, &data, (*pgtype.DriverBytes)(&text)}, func() error {
+		_, err = pgx.ForEachRow(rows, []any{&e.Type, &e.Version, &e.DataVersion, &e.Timestamp, &made, &data, (*pgtype.DriverBytes)(&text)}, func() error {
 			if text != nil {
 				if state, err = readState[order.State](text); err != nil {
 					return err
@@ -324,11 +323,14 @@ func (s *Side) getOrderEvents(ctx context.Context, in *orderInput) (*orderEvents
 			if err != nil {
 				return fmt.Errorf("event %d of order %s: %w", e.Version, in.ID, err)
 			}
-			seen, err := state.EventData(opened, actor)
+			seen, err := state.EventData(e.Type, e.DataVersion, opened, actor)
 			if err != nil {
 				return fmt.Errorf("event %d of order %s: %w", e.Version, in.ID, err)
 			}
 			e.Timestamp, e.Data, e.Actor = e.Timestamp.UTC(), slices.Clone(seen), nil
+			if e.DataVersion == 1 {
+				e.DataVersion = 0
+			}
 			if by, ok := state.EventActor(made, actor); ok {
 				e.Actor = &eventActor{by.Role, by.Sub}
 			}

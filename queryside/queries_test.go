@@ -57,7 +57,10 @@ func (q *queries) Read(_ context.Context, after eventlog.Token, models []string,
 	return query(schemas)
 }
 
-func newQueries(t *testing.T) *queries {
+func newQueries(t *testing.T) *queries { return newTracedQueries(t, nil) }
+
+// newTracedQueries is newQueries with a tracer, which may be nil, of all statements.
+func newTracedQueries(t *testing.T, tracer pgx.QueryTracer) *queries {
 	t.Helper()
 	url := postgrestest.URL(t)
 	for _, model := range projections.Models() {
@@ -68,7 +71,12 @@ func newQueries(t *testing.T) *queries {
 	if err := migrations.Core(t.Context(), url); err != nil {
 		t.Fatal(err)
 	}
-	db, err := pgxpool.New(t.Context(), url)
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.ConnConfig.Tracer = tracer
+	db, err := pgxpool.NewWithConfig(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +128,7 @@ func (q *queries) order(s order.State) {
 		s.ID, s.Version, string(s.Status), closed, s.CustomerID, s.RestaurantID, s.RiderID, s.Exhausted, point(s.PickUp.Location),
 		s.Round, s.Wave, s.Status == order.StatusReadyForRider && !s.Exhausted, s.WaveOpen, asked, s.CreatedAt, text(s))
 	for v := range s.Version {
-		q.exec(`INSERT INTO orders_g1.order_events VALUES ($1, $2, 'ORDER_PLACED', $3, '', $4)`, s.ID, v+1, s.CreatedAt, fmt.Sprintf(`{"n":%d}`, v+1))
+		q.exec(`INSERT INTO orders_g1.order_events VALUES ($1, $2, 'ORDER_PLACED', 1, $3, '', $4)`, s.ID, v+1, s.CreatedAt, fmt.Sprintf(`{"n":%d}`, v+1))
 	}
 }
 

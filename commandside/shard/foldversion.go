@@ -5,8 +5,8 @@ package shard
 // The versions of the folds: hashes of the source that a state in memory depends on,
 // without its comments. See readFold.
 const (
-	orderFold      = "a00745d9cff6c18b"
-	paymentFold    = "a0cf78a61505a279"
-	restaurantFold = "641ecbd108afa1ed"
-	riderFold      = "56f4dc4346470465"
+	orderFold      = "73e8f78e9efc41d2"
+	paymentFold    = "5d8af2c8d4ad0214"
+	restaurantFold = "ece1124e1b7a615c"
+	riderFold      = "70c9aaf2f913cdc1"
 )

@@ -3,6 +3,7 @@ package order
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strings"
 
 	"tomato/domain"
@@ -31,11 +32,19 @@ var (
 // fields are left out. The rule is that of View.For, and s is the order as it is now. So
 // a rider who has dropped the order no longer sees what they saw while they had it, and
 // a customer sees the rider who has the order but nobody who had it before. Riders always
-// see themselves. EventData fails if data is not a JSON object.
-func (s *State) EventData(data []byte, a domain.Actor) ([]byte, error) {
+// see themselves.
+//
+// If this build does not know the event type or the version of its data, which a newer
+// build has written then, nobody but a restaurant and ops sees anything of it: fields
+// that must be hidden may have other names there. EventData fails if data is not a JSON
+// object.
+func (s *State) EventData(eventType string, version int, data []byte, a domain.Actor) ([]byte, error) {
 	v := s.viewer(a)
 	if v.riders {
 		return data, nil
+	}
+	if !slices.Contains(Types, eventType) || !Forms.Knows(eventType, version) {
+		return []byte(`{}`), nil
 	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.UseNumber() // numbers stay as they are

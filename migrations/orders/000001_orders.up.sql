@@ -4,7 +4,12 @@
 -- an index mentions these columns, so such an update stays on its page and touches
 -- no index (HOT). The fillfactor keeps free space on each page for this. For the
 -- same reason there is no index on status. Queries use the column closed instead,
--- which changes once.
+-- which changes once. Lists begin with it, so that a list of open orders, or of one
+-- final status, reads no others.
+--
+-- One table has all orders, however many there are. With a partition per month, a list
+-- would look into each of them: with 120 partitions and 1,000,000 orders it took 15 to
+-- 20 times as long.
 CREATE TABLE orders (
     id            text                   PRIMARY KEY,
     version       bigint                 NOT NULL,
@@ -23,9 +28,9 @@ CREATE TABLE orders (
     created_at    timestamptz            NOT NULL,
     state         text                   NOT NULL  -- the whole order as JSON
 ) WITH (fillfactor = 60);
-CREATE INDEX orders_by_customer   ON orders (customer_id, created_at DESC, id DESC);
+CREATE INDEX orders_by_customer   ON orders (customer_id, closed, created_at DESC, id DESC);
 CREATE INDEX orders_by_restaurant ON orders (restaurant_id, closed, created_at DESC, id DESC);
-CREATE INDEX orders_by_rider      ON orders (rider_id, created_at DESC, id DESC) WHERE rider_id <> '';
+CREATE INDEX orders_by_rider      ON orders (rider_id, closed, created_at DESC, id DESC) WHERE rider_id <> '';
 CREATE INDEX orders_by_closed     ON orders (closed, created_at DESC, id DESC);
 CREATE INDEX orders_exhausted     ON orders (created_at DESC, id DESC) WHERE exhausted;
 CREATE INDEX orders_waiting       ON orders USING gist (pick_up) WHERE waiting;
@@ -35,11 +40,12 @@ CREATE INDEX orders_asked         ON orders USING gin (asked) WITH (gin_pending_
 -- The events of the orders, as they came. The column data is text and not jsonb,
 -- because Postgres would have to parse jsonb, and nobody searches inside it.
 CREATE TABLE order_events (
-    order_id text        NOT NULL,
-    version  bigint      NOT NULL,
-    type     text        NOT NULL,
-    at       timestamptz NOT NULL,
-    actor    text        NOT NULL, -- who made it, <role>:<sub>; '' for a deadline or a policy
-    data     text        NOT NULL,
+    order_id     text        NOT NULL,
+    version      bigint      NOT NULL,
+    type         text        NOT NULL,
+    data_version integer     NOT NULL, -- the version of the type's data, 1 and up
+    at           timestamptz NOT NULL,
+    actor        text        NOT NULL, -- who made it, <role>:<sub>; '' for a deadline or a policy
+    data         text        NOT NULL,
     PRIMARY KEY (order_id, version)
 );
