@@ -1,5 +1,10 @@
 package projections
 
+import (
+	"context"
+	"time"
+)
+
 // SetFold makes m a process of another build, whose fold of the read model has this
 // version.
 func (m *ReadModels) SetFold(model, fold string) {
@@ -7,4 +12,9 @@ func (m *ReadModels) SetFold(model, fold string) {
 		m.otherFolds = map[string]string{}
 	}
 	m.otherFolds[model] = fold
+}
+
+// HideStale does one round of HideStaleRiders.
+func (m *ReadModels) HideStale(ctx context.Context, before time.Time) error {
+	return m.hideStale(ctx, before)
 }

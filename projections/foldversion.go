@@ -5,8 +5,8 @@ package projections
 // foldVersions are the versions of the folds by read model: hashes of the source that
 // the rows depend on, without its comments. See FoldVersion.
 var foldVersions = map[string]string{
-	"orders":      "7e36e059fd88be9d",
-	"payments":    "2dce4a8e08de0e74",
-	"restaurants": "fd7b42b5554a4274",
-	"riders":      "bb95c0606822fa6c",
+	"orders":      "691bd338b5a45dc6",
+	"payments":    "992086de62490e57",
+	"restaurants": "5d81814e998bc757",
+	"riders":      "693fc32debb04ce1",
 }

@@ -300,7 +300,7 @@ func TestWhatIsNoPositionChangesNoRow(t *testing.T) {
 	b := newBench(t)
 	now := time.Now()
 	// An older build accepted positions with any time. This is a row that it has left.
-	if _, err := b.db.Exec(t.Context(), `INSERT INTO riders_g1.rider_positions VALUES ('ahead', ST_MakePoint(0, 0)::geography, '9999-01-01')`); err != nil {
+	if _, err := b.db.Exec(t.Context(), `INSERT INTO riders_g1.rider_positions (rider_id, location, recorded_at) VALUES ('ahead', ST_MakePoint(0, 0)::geography, '9999-01-01')`); err != nil {
 		t.Fatal(err)
 	}
 	b.project(b.m)

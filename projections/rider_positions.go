@@ -15,11 +15,24 @@ import (
 	"tomato/eventlog/consumer"
 )
 
-// riderPositions is the table rider_positions: the latest position of each rider.
-// Positions are telemetry, so the table is not a fold. A position that was
-// recorded before the one in the table changes nothing. A tombstone takes the
-// position out, as when a rider is erased. A record that is not a valid position
-// is skipped and counted.
+// riderPositions is the table rider_positions: the latest position of each rider, and
+// whether the rider is free. The workers of two topics write it, each of them its own
+// columns. riderPositions writes those of the position; keepFreeRiders writes the others.
+//
+// No update is lost. The value of a column depends on events of one topic only, and one
+// worker at a time writes it, because its transaction moves the checkpoint of the
+// partition. A statement that meets a row which another transaction has changed waits for
+// its end and then changes the row as it is at that time, so the columns of the other
+// topic stay as they are. This also holds for a row that both insert at once: the second
+// one finds the row and updates it.
+//
+// Nobody deadlocks. A transaction has events of only one of the two topics, because
+// positions are never committed together with other partitions (commit in package
+// eventlog/consumer). It locks rows of this table in one statement, sorted by rider id.
+//
+// Positions are telemetry, so these columns are not a fold. A position that was recorded
+// before the one in the table changes nothing. A tombstone takes the position out, as
+// when a rider is erased. A record that is not a valid position is skipped and counted.
 type riderPositions struct{}
 
 func (riderPositions) apply(ctx context.Context, tx pgx.Tx, schema string, events []eventlog.Event) error {
@@ -41,72 +54,47 @@ func (riderPositions) apply(ctx context.Context, tx pgx.Tx, schema string, event
 			latest[p.RiderID] = p
 		}
 	}
-	n := len(latest)
-	if n == 0 && len(gone) == 0 {
+	if len(latest) == 0 && len(gone) == 0 {
 		return nil
 	}
-	// The rows are written by rider id, because writers that lock the same rows in
-	// different orders deadlock.
-	ids := slices.Sorted(maps.Keys(latest))
-	lngs, lats, times := make([]float64, n), make([]float64, n), make([]time.Time, n)
-	for i, id := range ids {
-		p := latest[id]
-		lngs[i], lats[i], times[i] = p.Location.Lng, p.Location.Lat, p.RecordedAt
-	}
-	batch := &pgx.Batch{}
-	lockFreeRiders(batch, schema, partitionsOf(events))
-	if len(gone) > 0 {
-		slices.Sort(gone)
-		gone = slices.Compact(gone)
-		for _, table := range []string{"rider_positions", "free_riders"} {
-			batch.Queue(`DELETE FROM `+schema+`.`+table+` WHERE rider_id = ANY ($1)`, gone)
+	ids := slices.Collect(maps.Keys(latest))
+	for _, id := range gone {
+		if _, ok := latest[id]; !ok {
+			ids = append(ids, id)
 		}
 	}
-	batch.Queue(`INSERT INTO `+schema+`.rider_positions AS p (rider_id, location, recorded_at)
+	slices.Sort(ids)
+	ids = slices.Compact(ids)
+	n := len(ids)
+	lngs, lats, times := make([]*float64, n), make([]*float64, n), make([]*time.Time, n) // nil: no position any more
+	for i, id := range ids {
+		if p, ok := latest[id]; ok {
+			lngs[i], lats[i], times[i] = &p.Location.Lng, &p.Location.Lat, &p.RecordedAt
+		}
+	}
+	_, err := tx.Exec(ctx, `INSERT INTO `+schema+`.rider_positions AS p (rider_id, location, recorded_at)
 		SELECT u.id, ST_MakePoint(u.lng, u.lat)::geography, u.at
 		FROM unnest($1::text[], $2::float8[], $3::float8[], $4::timestamptz[]) AS u(id, lng, lat, at)
-		ON CONFLICT (rider_id) DO UPDATE SET location = EXCLUDED.location, recorded_at = EXCLUDED.recorded_at
-		WHERE p.recorded_at <= EXCLUDED.recorded_at OR p.recorded_at > $5`, ids, lngs, lats, times, now.Add(rider.MaxAhead))
-	batch.Queue(joinFreeRiders(schema)+` AND p.rider_id = ANY ($1) ORDER BY p.rider_id`+replaceFreeRiders, ids)
-	return tx.SendBatch(ctx, batch).Close()
+		WHERE u.at IS NOT NULL OR EXISTS (SELECT FROM `+schema+`.rider_positions old WHERE old.rider_id = u.id)
+		ON CONFLICT (rider_id) DO UPDATE SET location = EXCLUDED.location, recorded_at = EXCLUDED.recorded_at, stale = false
+		WHERE p.recorded_at IS NULL OR p.recorded_at <= EXCLUDED.recorded_at OR p.recorded_at > $5 OR p.rider_id = ANY ($6)`,
+		ids, lngs, lats, times, now.Add(rider.MaxAhead), gone)
+	return err
 }
 
-// lockFreeRiders takes the locks of the given partitions of free_riders, which are
-// sorted, until the transaction ends. A rider has the same partition in riders and in
-// rider-locations, and the workers of both topics write the rider's row in
-// free_riders from both tables. The locks make each of the two see what the other
-// wrote last.
-func lockFreeRiders(batch *pgx.Batch, schema string, partitions []int32) {
-	for _, p := range partitions {
-		batch.Queue(`SELECT pg_advisory_xact_lock(hashtext($1), $2)`, schema, p)
-	}
+// keepFreeRiders is the hook after of the table riders. It copies into rider_positions
+// who is eligible, of the riders whose rows have been written.
+func keepFreeRiders(batch *pgx.Batch, schema string, ids []string) {
+	batch.Queue(`INSERT INTO `+schema+`.rider_positions AS p (rider_id, name, eligible)
+		SELECT r.id, r.name, r.eligible
+		FROM unnest($1::text[]) WITH ORDINALITY AS u(id, n) JOIN `+schema+`.riders r ON r.id = u.id ORDER BY u.n
+		ON CONFLICT (rider_id) DO UPDATE SET name = EXCLUDED.name, eligible = EXCLUDED.eligible
+		WHERE (p.name, p.eligible) IS DISTINCT FROM (EXCLUDED.name, EXCLUDED.eligible)`, ids)
 }
 
-// joinFreeRiders returns the statement that puts the eligible riders who have a
-// position into free_riders. A caller may add a condition on p.rider_id.
-func joinFreeRiders(schema string) string {
-	return `INSERT INTO ` + schema + `.free_riders AS f (rider_id, name, location, recorded_at)
-		SELECT p.rider_id, r.name, p.location, p.recorded_at
-		FROM ` + schema + `.rider_positions p JOIN ` + schema + `.riders r ON r.id = p.rider_id WHERE r.eligible`
-}
-
-// replaceFreeRiders ends a statement of joinFreeRiders for riders who may have a
-// row already.
-const replaceFreeRiders = ` ON CONFLICT (rider_id) DO UPDATE SET name = EXCLUDED.name, location = EXCLUDED.location, recorded_at = EXCLUDED.recorded_at`
-
-// keepFreeRiders is the hook around of the table riders. When the rows of ids
-// have been written, it takes riders who are not eligible any more out of
-// free_riders and puts in those who are.
-func keepFreeRiders(batch *pgx.Batch, schema string, partitions []int32, ids []string, write func()) {
-	lockFreeRiders(batch, schema, partitions)
-	write()
-	batch.Queue(`DELETE FROM `+schema+`.free_riders f USING `+schema+`.riders r WHERE r.id = f.rider_id AND NOT r.eligible AND f.rider_id = ANY ($1)`, ids)
-	batch.Queue(joinFreeRiders(schema)+` AND p.rider_id = ANY ($1) ORDER BY p.rider_id`+replaceFreeRiders, ids)
-}
-
-// copyPositions copies the rider positions together with their checkpoint, both
-// as of one moment, and makes free_riders. A rebuild cannot fold positions again,
-// because the topic rider-locations is compacted.
+// copyPositions copies the rider positions together with their checkpoint, both as of one
+// moment. Who is eligible comes from the new generation's own riders. A rebuild cannot
+// fold positions again, because the topic rider-locations is compacted.
 func copyPositions(ctx context.Context, db *pgxpool.Pool, from, to Generation) error {
 	err := pgx.BeginTxFunc(ctx, db, pgx.TxOptions{IsoLevel: pgx.RepeatableRead}, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `INSERT INTO tomato.checkpoints (consumer, generation, topic, partition, next_offset, term, seq, event_time, since)
@@ -115,12 +103,10 @@ func copyPositions(ctx context.Context, db *pgxpool.Pool, from, to Generation) e
 		if err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, `INSERT INTO `+to.Schema()+`.rider_positions (rider_id, location, recorded_at)
-			SELECT rider_id, location, recorded_at FROM `+from.Schema()+`.rider_positions`)
-		if err != nil {
-			return err
-		}
-		_, err = tx.Exec(ctx, joinFreeRiders(to.Schema()))
+		_, err = tx.Exec(ctx, `INSERT INTO `+to.Schema()+`.rider_positions (rider_id, location, recorded_at, stale, name, eligible)
+			SELECT coalesce(r.id, p.rider_id), p.location, p.recorded_at, coalesce(p.stale, false), r.name, coalesce(r.eligible, false)
+			FROM (SELECT * FROM `+from.Schema()+`.rider_positions WHERE location IS NOT NULL) p
+			FULL JOIN `+to.Schema()+`.riders r ON r.id = p.rider_id`)
 		return err
 	})
 	if err != nil {

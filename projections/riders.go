@@ -8,8 +8,8 @@ import (
 )
 
 // Riders is the read model of the riders (migrations/riders). It is made of two
-// topics and so has a table for each: riders and rider_positions. Its third table,
-// free_riders, is the join of the two (rider_positions.go).
+// topics and so has a table for each: riders and rider_positions. The latter also has a
+// copy of what a search needs of the former (rider_positions.go).
 const Riders = "riders"
 
 var _ = register(readModel{
@@ -19,7 +19,7 @@ var _ = register(readModel{
 })
 
 var riders = &aggregates[rider.State, rider.Event]{
-	table: "riders", decode: rider.Decode, evolve: rider.Evolve, around: keepFreeRiders,
+	table: "riders", decode: rider.Decode, evolve: rider.Evolve, after: keepFreeRiders,
 	columns: []column[rider.State]{
 		{"name", "text", func(s *rider.State) string { return string(s.Name) }},
 		{"eligible", "boolean", func(s *rider.State) string {

@@ -63,13 +63,12 @@ func TestNearestIsWhatLookingAtEveryRiderFinds(t *testing.T) {
 			times = append(times, map[bool]time.Time{true: now, false: now.Add(-time.Hour)}[r.fresh])
 		}
 		batch := &pgx.Batch{}
-		batch.Queue(`TRUNCATE riders_g1.riders, riders_g1.rider_positions, riders_g1.free_riders`)
+		batch.Queue(`TRUNCATE riders_g1.riders, riders_g1.rider_positions`)
 		batch.Queue(`INSERT INTO riders_g1.riders (id, version, name, eligible, order_id, claim_id, state)
 			SELECT id, 1, id, e, '', 0, '{}' FROM unnest($1::text[], $2::bool[]) u(id, e)`, ids, eligible)
-		batch.Queue(`INSERT INTO riders_g1.rider_positions
-			SELECT id, ST_MakePoint(lng, lat)::geography, at FROM unnest($1::text[], $2::float8[], $3::float8[], $4::timestamptz[]) u(id, lng, lat, at)`,
-			ids, lngs, lats, times)
-		batch.Queue(`INSERT INTO riders_g1.free_riders SELECT id, id, location, recorded_at FROM riders_g1.riders r JOIN riders_g1.rider_positions p ON p.rider_id = r.id WHERE eligible`)
+		batch.Queue(`INSERT INTO riders_g1.rider_positions (rider_id, location, recorded_at, name, eligible)
+			SELECT id, ST_MakePoint(lng, lat)::geography, at, id, e FROM unnest($1::text[], $2::float8[], $3::float8[], $4::timestamptz[], $5::bool[]) u(id, lng, lat, at, e)`,
+			ids, lngs, lats, times, eligible)
 		if err := b.db.SendBatch(b.t.Context(), batch).Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -115,9 +114,9 @@ func TestNearestIsWhatLookingAtEveryRiderFinds(t *testing.T) {
 	})
 }
 
-// The workers of two topics write free_riders. Without the lock of lockFreeRiders, a
-// rider who comes online while their position changes has an old position in the table,
-// or is missing.
+// The workers of two topics write rider_positions. If one of them wrote a column of the
+// other, a rider who comes online while their position changes would have an old position,
+// or would be missing.
 func TestFreeRidersAreTheJoinWhateverComesAtOnce(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -175,4 +174,82 @@ func TestFreeRidersAreTheJoinWhateverComesAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("riders_g2")
+}
+
+// Nobody finds a rider whose last position is too old, so the rider must not stay in the
+// index that every search walks. The next position brings the rider back.
+func TestRidersWithOldPositionsLeaveTheIndexOfSearches(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.project(b.m)
+	now, token := time.Now(), eventlog.Token{}
+	put := func(id string, at time.Time) {
+		t.Helper()
+		token.Merge(b.position(id, centre, at))
+	}
+	for _, id := range []string{"away", "here", "back"} {
+		token.Merge(b.w.Append(eventlog.Riders, id, ready(id)...))
+		put(id, now.Add(-time.Hour))
+	}
+	put("here", now)
+	b.passed(projections.Riders, token)
+	free := func(schema, want string) {
+		t.Helper()
+		var got string
+		if err := b.db.QueryRow(t.Context(), `SELECT string_agg(rider_id, ' ' ORDER BY rider_id) FROM `+schema+`.free_riders`).Scan(&got); err != nil || got != want {
+			t.Errorf("%s: free riders are %q, %v; want %q", schema, got, err, want)
+		}
+	}
+	hide := func() {
+		t.Helper()
+		if err := b.m.HideStale(t.Context(), now.Add(-time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	// While another process is at it, this one leaves it alone.
+	other, err := b.db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.Exec(t.Context(), `SELECT pg_advisory_xact_lock(hashtextextended('tomato stale riders_g1', 0))`); err != nil {
+		t.Fatal(err)
+	}
+	hide()
+	free("riders_g1", "away back here")
+	if err := other.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	// A row that is being written is skipped, because it may have a new position soon.
+	other, err = b.db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.Exec(t.Context(), `SELECT FROM riders_g1.rider_positions WHERE rider_id = 'back' FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	hide()
+	free("riders_g1", "back here")
+	if err := other.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	hide()
+	free("riders_g1", "here")
+
+	// Going offline and online is no position. A position is, even if it is old as well.
+	token.Merge(b.w.Append(eventlog.Riders, "away", rider.RiderOffline{RiderID: "away"}, rider.RiderOnline{RiderID: "away"}))
+	put("back", now.Add(-time.Hour+time.Second))
+	b.passed(projections.Riders, token)
+	free("riders_g1", "back here")
+
+	if _, err := b.m.Rebuild(t.Context(), projections.Riders, projections.RebuildOptions{Runtime: b.runtime()}); err != nil {
+		t.Fatal(err)
+	}
+	free("riders_g2", "back here")
+	hide()
+	free("riders_g2", "here")
+	put("away", time.Now())
+	b.passed(projections.Riders, token)
+	free("riders_g2", "away here")
 }

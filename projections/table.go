@@ -73,10 +73,9 @@ type aggregates[S, E any] struct {
 	evolve  func(S, E, time.Time) S
 	columns []column[S] // those beside id, version and state
 	history history     // zero: none
-	// around, if set, replaces the call of write, which queues the statement that
-	// writes the rows of ids. It must call write once, and may queue statements
-	// before and after it. partitions, which are those of ids, and ids are sorted.
-	around func(batch *pgx.Batch, schema string, partitions []int32, ids []string, write func())
+	// after, if set, queues statements that run after the one that writes the rows of
+	// ids, which are sorted.
+	after func(batch *pgx.Batch, schema string, ids []string)
 }
 
 // history is a second table of the aggregates, which has every event as it came.
@@ -151,26 +150,13 @@ func (a *aggregates[S, E]) apply(ctx context.Context, tx pgx.Tx, schema string, 
 		}
 	}
 	batch := &pgx.Batch{}
-	write := func() { a.queueUpsert(batch, schema, rows) }
-	if a.around != nil {
+	a.queueUpsert(batch, schema, rows)
+	if a.after != nil {
 		slices.Sort(ids)
-		a.around(batch, schema, partitionsOf(events), ids, write)
-	} else {
-		write()
+		a.after(batch, schema, ids)
 	}
 	a.queueHistory(batch, schema, events)
 	return tx.SendBatch(ctx, batch).Close()
-}
-
-// partitionsOf returns the partitions of events, sorted.
-func partitionsOf(events []eventlog.Event) (ps []int32) {
-	for i := range events {
-		if n := len(ps); n == 0 || ps[n-1] != events[i].Partition {
-			ps = append(ps, events[i].Partition)
-		}
-	}
-	slices.Sort(ps)
-	return slices.Compact(ps)
 }
 
 // load puts the aggregates of ids into rows. An aggregate that has no row in the

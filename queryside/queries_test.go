@@ -146,9 +146,8 @@ func (q *queries) rider(s rider.State, at *domain.Point, recordedAt time.Time) {
 	q.exec(`INSERT INTO riders_g1.riders (id, version, name, eligible, order_id, claim_id, state) VALUES ($1, $2, $3, $4, '', 0, $5)`,
 		s.ID, s.Version, s.Name, s.Verification == rider.Verified && s.Status() == rider.StatusAvailable, text(s))
 	if at != nil {
-		q.exec(`INSERT INTO riders_g1.rider_positions VALUES ($1, $2::text::geography, $3)`, s.ID, point(*at), recordedAt)
-		q.exec(`INSERT INTO riders_g1.free_riders SELECT r.id, r.name, p.location, p.recorded_at FROM riders_g1.riders r JOIN riders_g1.rider_positions p ON p.rider_id = r.id
-			WHERE r.id = $1 AND r.eligible`, s.ID)
+		q.exec(`INSERT INTO riders_g1.rider_positions (rider_id, location, recorded_at, name, eligible)
+			SELECT id, $2::text::geography, $3, name, eligible FROM riders_g1.riders WHERE id = $1`, s.ID, point(*at), recordedAt)
 	}
 }
 

@@ -181,6 +181,7 @@ var readClock = map[string]string{
 	"projections/realtime/assignments.go": "skips locations from the future; they are telemetry and are not read again",
 	"projections/readmodels.go":           "asks again until a read model has passed a token",
 	"projections/rebuild.go":              "waits for other instances",
+	"projections/stale.go":                "takes riders whose location is too old out of the index of searches, which no rebuild compares",
 	"projections/search.go":               "leaves out riders whose location is too old",
 	"projections/status.go":               "shows how far a read model is behind",
 	"projections/realtime/realtime.go":    "begins with the locations of the last minutes",

@@ -1,3 +1,3 @@
-DROP TABLE free_riders;
+DROP VIEW free_riders;
 DROP TABLE rider_positions;
 DROP TABLE riders;

@@ -9,25 +9,30 @@ CREATE TABLE riders (
     state    text    NOT NULL  -- the whole rider as JSON
 ) WITH (fillfactor = 70);
 
--- The workers of topic rider-locations write this table.
+-- What a search needs of a rider, in one row, so that one partial index has the free
+-- riders and nobody else. With an index on all positions instead, a search would have
+-- to look up and skip every busy rider: 100,000 of them if all riders of a city are
+-- busy.
+--
+-- The row has two halves. Each half is written by the workers of one topic, which
+-- write their own columns and read none of the other's. So neither can undo what the
+-- other has written, and the lock of the row is the only lock.
 CREATE TABLE rider_positions (
     rider_id    text                   PRIMARY KEY,
-    location    geography(Point, 4326) NOT NULL,
-    recorded_at timestamptz            NOT NULL
-) WITH (fillfactor = 70);
+    -- Topic rider-locations. Both are null if there is no position.
+    location    geography(Point, 4326),
+    recorded_at timestamptz,
+    stale       boolean                NOT NULL DEFAULT false, -- too old for every search (projections/stale.go); the next position makes it false
+    -- Topic riders. These are copies of the columns in riders.
+    name        text, -- null before the rider is known
+    eligible    boolean                NOT NULL DEFAULT false
+) WITH (
+    fillfactor = 70
+);
+CREATE INDEX rider_positions_free ON rider_positions USING gist (location)
+    WHERE eligible AND NOT stale AND location IS NOT NULL;
 
--- The eligible riders with their positions. Searches walk this table by distance.
--- With an index on all positions instead, a search would have to look up and skip
--- every busy rider: 100,000 of them if all riders of a city are busy.
---
--- The table is the join of the two tables above, and the workers of both topics
--- write it. Nothing is loaded and folded here, so no update can be lost as long as
--- the two workers of one partition write one after the other. For that, both take
--- an advisory lock.
-CREATE TABLE free_riders (
-    rider_id    text                   PRIMARY KEY,
-    name        text                   NOT NULL,
-    location    geography(Point, 4326) NOT NULL,
-    recorded_at timestamptz            NOT NULL
-) WITH (fillfactor = 70);
-CREATE INDEX free_riders_by_place ON free_riders USING gist (location);
+-- The riders whom a search may find. The condition is that of the index above.
+CREATE VIEW free_riders AS
+    SELECT rider_id, name, location, recorded_at FROM rider_positions
+    WHERE eligible AND NOT stale AND location IS NOT NULL;
