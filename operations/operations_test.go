@@ -64,7 +64,8 @@ func newCalls(t *testing.T) *calls {
 	o := &operations.Operations{
 		DeadLetters: &parked.DeadLetters{DB: db},
 		ReadModels: readModels{{Generation: projections.Generation{Model: "orders", Number: 3}, State: "serving",
-			LagEvents: 5, LagSeconds: 1.5, EventsPerSecond: 20}},
+			LagEvents: 5, LagSeconds: 1.5, EventsPerSecond: 20,
+			Tables: []projections.Table{{Name: "order_events", LiveRows: 7, DeadRows: 2, Bytes: 8192}, {Name: "orders", LiveRows: 1, Bytes: 4096, LastVacuum: time.Unix(0, 0).UTC()}}}},
 		Consumers: func(context.Context) ([]consumer.ConsumerStatus, error) { return nil, nil },
 	}
 	o.Routes(c.api)
@@ -138,7 +139,8 @@ func TestTheCallsAreForOperatorsAlone(t *testing.T) {
 
 func TestReadModelsAreShownByGeneration(t *testing.T) {
 	t.Parallel()
-	want := `[{"eventsPerSecond":20,"generation":3,"lagEvents":5,"lagSeconds":1.5,"readModel":"orders","state":"serving"}]`
+	want := `[{"eventsPerSecond":20,"generation":3,"lagEvents":5,"lagSeconds":1.5,"readModel":"orders","state":"serving",` +
+		`"tables":[{"bytes":8192,"deadRows":2,"liveRows":7,"table":"order_events"},{"bytes":4096,"deadRows":0,"lastVacuum":"1970-01-01T00:00:00Z","liveRows":1,"table":"orders"}]}]`
 	if a := newCalls(t).get(ops, "/v1/ops/projections"); text(a.items()) != want {
 		t.Errorf("%v, want %s", a.body, want)
 	}

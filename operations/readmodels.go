@@ -2,6 +2,7 @@ package operations
 
 import (
 	"context"
+	"time"
 
 	"tomato/queryside"
 )
@@ -16,6 +17,17 @@ type ProjectionStatus struct {
 	LagEvents       int64   `json:"lagEvents"`
 	LagSeconds      float64 `json:"lagSeconds" doc:"Age of the last event taken in, while there is a lag."`
 	EventsPerSecond float64 `json:"eventsPerSecond" doc:"Lately, as this instance sees it."`
+
+	Tables []TableStatus `json:"tables,omitempty" doc:"Its tables, by name."`
+}
+
+// TableStatus is how large a table of a read model is.
+type TableStatus struct {
+	Table      string    `json:"table"`
+	LiveRows   int64     `json:"liveRows" doc:"As Postgres estimates it."`
+	DeadRows   int64     `json:"deadRows" doc:"Rows that nobody can see any more and whose space a vacuum has not freed yet, as Postgres estimates it."`
+	Bytes      int64     `json:"bytes" doc:"On disk, with indexes."`
+	LastVacuum time.Time `json:"lastVacuum,omitzero" doc:"By autovacuum or by hand. Absent: never."`
 }
 
 type projectionsOutput struct {
@@ -36,6 +48,9 @@ func (o *Operations) getProjections(ctx context.Context, _ *struct{}) (*projecti
 	for i, s := range all {
 		out.Body.Items[i] = ProjectionStatus{ReadModel: s.Model, Generation: s.Number, State: string(s.State), Fold: s.Fold, RebuildDue: s.Due,
 			LagEvents: s.LagEvents, LagSeconds: s.LagSeconds, EventsPerSecond: s.EventsPerSecond}
+		for _, t := range s.Tables {
+			out.Body.Items[i].Tables = append(out.Body.Items[i].Tables, TableStatus{Table: t.Name, LiveRows: t.LiveRows, DeadRows: t.DeadRows, Bytes: t.Bytes, LastVacuum: t.LastVacuum})
+		}
 	}
 	return out, nil
 }

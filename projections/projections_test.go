@@ -449,3 +449,46 @@ func TestStatusTellsGenerationsAndLag(t *testing.T) {
 	b.project(b.m)
 	b.eventually("no lag", func() bool { return lag()["orders_g1"].LagEvents == 0 })
 }
+
+// Rows that are deleted or replaced take space until a vacuum frees it. The status shows
+// how many there are.
+func TestStatusShowsDeadRowsAndTheLastVacuum(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	table := func() (found projections.Table) {
+		t.Helper()
+		all, err := b.m.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range all {
+			for _, table := range s.Tables {
+				if s.Model == projections.Restaurants && table.Name == "restaurants" {
+					found = table
+				}
+			}
+		}
+		return found
+	}
+	conn, err := b.db.Acquire(t.Context()) // one session, because each keeps its counts for itself at first
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := table(); got.Bytes == 0 || !got.LastVacuum.IsZero() {
+		t.Errorf("at first %+v", got)
+	}
+	exec(`INSERT INTO restaurants_g1.restaurants SELECT 'r' || i, 1, false, ST_MakePoint(0, 0)::geography, '{}' FROM generate_series(1, 40) i`)
+	exec(`DELETE FROM restaurants_g1.restaurants WHERE id > 'r25'`)
+	exec(`SELECT pg_stat_force_next_flush()`)
+	b.eventually("dead rows are shown", func() bool { got := table(); return got.DeadRows > 0 && got.LiveRows+got.DeadRows == 40 })
+	exec(`VACUUM restaurants_g1.restaurants`)
+	exec(`SELECT pg_stat_force_next_flush()`)
+	b.eventually("the vacuum is shown", func() bool { got := table(); return got.DeadRows == 0 && !got.LastVacuum.IsZero() && got.Bytes > 0 })
+}

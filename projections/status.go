@@ -25,6 +25,15 @@ type Status struct {
 	// furthest behind. The oldest record that it has not passed is younger than that.
 	LagSeconds      float64
 	EventsPerSecond float64 // between the last two samples; 0 in a process without Follow
+	Tables          []Table // sorted by name
+}
+
+// Table is how large a table of a generation is, as Postgres estimates it.
+type Table struct {
+	Name               string
+	LiveRows, DeadRows int64     // a row is dead when nobody can see it any more and its space has not been freed
+	Bytes              int64     // on disk, with indexes
+	LastVacuum         time.Time // by autovacuum or by hand; zero: never
 }
 
 // rates has how far the generations were at the last sample, and how many records
@@ -117,13 +126,17 @@ func (m *ReadModels) Status(ctx context.Context) ([]Status, error) {
 		return nil, fmt.Errorf("read checkpoints: %w", err)
 	}
 
+	tables, err := m.tables(ctx, known)
+	if err != nil {
+		return nil, fmt.Errorf("read the sizes of the tables: %w", err)
+	}
 	m.rates.mu.Lock()
 	perSecond := m.rates.perSecond
 	m.rates.mu.Unlock()
 	due := m.RebuildDue()
 	out := make([]Status, 0, len(known.all))
 	for g, is := range known.all {
-		s := Status{Generation: g, State: is.state, Fold: is.fold, EventsPerSecond: perSecond[g]}
+		s := Status{Generation: g, State: is.state, Fold: is.fold, EventsPerSecond: perSecond[g], Tables: tables[g.Schema()]}
 		s.Due = is.state == StateServing && slices.Contains(due, g.Model)
 		own := Topics(g.Model)
 		for tp, end := range ends {
@@ -145,4 +158,31 @@ func (m *ReadModels) Status(ctx context.Context) ([]Status, error) {
 	}
 	slices.SortFunc(out, func(a, b Status) int { return cmp.Or(cmp.Compare(a.Model, b.Model), cmp.Compare(a.Number, b.Number)) })
 	return out, nil
+}
+
+// tables returns the tables of the known generations by schema. It reads what Postgres
+// has counted and the sizes of the files, and no rows.
+func (m *ReadModels) tables(ctx context.Context, known *generations) (map[string][]Table, error) {
+	var schemas []string
+	for g := range known.all {
+		schemas = append(schemas, g.Schema())
+	}
+	rows, err := m.DB.Query(ctx, `SELECT schemaname, relname, n_live_tup, n_dead_tup, coalesce(pg_total_relation_size(relid), 0), greatest(last_vacuum, last_autovacuum)
+		FROM pg_stat_user_tables WHERE schemaname = ANY ($1) AND relname <> 'schema_migrations' ORDER BY 1, 2`, schemas)
+	if err != nil {
+		return nil, err
+	}
+	all := map[string][]Table{}
+	var schema string
+	var t Table
+	var vacuumed *time.Time
+	_, err = pgx.ForEachRow(rows, []any{&schema, &t.Name, &t.LiveRows, &t.DeadRows, &t.Bytes, &vacuumed}, func() error {
+		t.LastVacuum = time.Time{}
+		if vacuumed != nil {
+			t.LastVacuum = vacuumed.UTC()
+		}
+		all[schema] = append(all[schema], t)
+		return nil
+	})
+	return all, err
 }
