@@ -29,6 +29,7 @@ type Broker struct {
 	cluster *kfake.Cluster
 	addr    string
 	lock    *os.File
+	unmend  func()
 	close   sync.Once
 }
 
@@ -62,7 +63,13 @@ func StartBroker(dir, addr string) (*Broker, error) {
 		lock.Close()
 		return nil, fmt.Errorf("embedded broker in %s on %s: %w", dir, addr, err)
 	}
-	return &Broker{cluster: cluster, addr: cluster.ListenAddrs()[0], lock: lock}, nil
+	b := &Broker{cluster: cluster, addr: cluster.ListenAddrs()[0], lock: lock}
+	if b.unmend, err = mendGroups(b.addr); err != nil {
+		cluster.Close()
+		lock.Close()
+		return nil, fmt.Errorf("embedded broker in %s on %s: %w", dir, addr, err)
+	}
+	return b, nil
 }
 
 // Addr returns the host:port that clients connect to.
@@ -72,6 +79,7 @@ func (b *Broker) Addr() string { return b.addr }
 // The connections of clients are closed. Later calls do nothing.
 func (b *Broker) Close() {
 	b.close.Do(func() {
+		b.unmend()
 		b.cluster.Close()
 		b.lock.Close()
 	})

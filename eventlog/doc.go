@@ -17,5 +17,6 @@
 //	errors.go     how a handler marks the kind of a failure
 //	config.go     how to connect to the brokers
 //	broker.go     the embedded broker
+//	broker_groups.go  ends rebalances that the embedded broker does not finish
 //	murmur2.go    the hash by which Kafka chooses partitions
 package eventlog
