@@ -263,10 +263,11 @@ func (h *historyWriter) await(t *testing.T, what string, now func() error) {
 	}
 }
 
-// checkPositions compares the positions of the read model with the last ones.
+// checkPositions compares the positions of the read model with the last ones, and what the
+// search knows of riders with the riders.
 func (h *historyWriter) checkPositions(t *testing.T, ctx context.Context, a *servertest.Installation) {
 	t.Helper()
-	rows, err := a.DB().Query(ctx, `SELECT rider_id, ST_X(location::geometry), ST_Y(location::geometry) FROM riders_g1.rider_positions`)
+	rows, err := a.DB().Query(ctx, `SELECT rider_id, ST_X(location::geometry), ST_Y(location::geometry) FROM riders_g1.rider_positions WHERE location IS NOT NULL`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,6 +282,11 @@ func (h *historyWriter) checkPositions(t *testing.T, ctx context.Context, a *ser
 	}); err != nil || n != len(h.positions) {
 		t.Errorf("%d of %d positions, %v", n, len(h.positions), err)
 	}
+	var wrong int
+	if err := a.DB().QueryRow(ctx, `SELECT count(*) FROM riders_g1.riders r LEFT JOIN riders_g1.rider_positions p ON p.rider_id = r.id
+		WHERE p.name IS DISTINCT FROM r.name OR p.eligible IS DISTINCT FROM r.eligible`).Scan(&wrong); err != nil || wrong > 0 {
+		t.Errorf("%d riders are not as the search knows them, %v", wrong, err)
+	}
 }
 
 // dump returns all rows of the tables of a generation that are folded from the log, each
@@ -289,7 +295,7 @@ func dump(t *testing.T, ctx context.Context, a *servertest.Installation, schema 
 	t.Helper()
 	db := a.DB()
 	found, err := db.Query(ctx, `SELECT table_name FROM information_schema.tables WHERE table_schema = $1 AND table_type = 'BASE TABLE'
-		AND table_name NOT IN ('schema_migrations', 'rider_positions', 'free_riders') ORDER BY 1`, schema)
+		AND table_name NOT IN ('schema_migrations', 'rider_positions') ORDER BY 1`, schema)
 	if err != nil {
 		t.Fatal(err)
 	}
