@@ -7,11 +7,14 @@ import (
 	"io"
 	"io/fs"
 	"strings"
+	"time"
 
 	"github.com/golang-migrate/migrate/v4/database"
 	"github.com/golang-migrate/migrate/v4/source"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"tomato/eventlog/pgerr"
 )
 
 // versionTable has one row, which has the version of the schema. Its column dirty is
@@ -31,23 +34,28 @@ type driver struct {
 	lock   string // the number of the advisory lock, which is the one that older builds take
 	table  string // quoted
 	source source.Driver
-	tx     pgx.Tx // of the file that is being applied
-	dirty  int    // version of a row that an older build left dirty, or NilVersion
+	wait   time.Duration // how long a statement waits for a lock, for errors
+	tx     pgx.Tx        // of the file that is being applied
+	dirty  int           // version of a row that an older build left dirty, or NilVersion
 }
 
-func newDriver(ctx context.Context, conn *pgx.Conn, src source.Driver, schema string) (*driver, error) {
+func newDriver(ctx context.Context, conn *pgx.Conn, src source.Driver, schema string, wait time.Duration) (*driver, error) {
 	// The URL may lack the database's name, and a proxy may have another name for it.
 	var name string
 	if err := conn.QueryRow(ctx, `SELECT current_database()`).Scan(&name); err != nil {
 		return nil, err
 	}
 	lock, err := database.GenerateAdvisoryLockId(name, schema, versionTable)
-	return &driver{ctx: ctx, conn: conn, lock: lock, table: pgx.Identifier{schema, versionTable}.Sanitize(), source: src, dirty: database.NilVersion}, err
+	return &driver{ctx: ctx, conn: conn, lock: lock, table: pgx.Identifier{schema, versionTable}.Sanitize(), source: src, wait: wait, dirty: database.NilVersion}, err
 }
 
-// Lock waits until no other process migrates this schema.
+// Lock waits until no other process migrates this schema. If that takes too long
+// (limitLockWaits), the error names the session that does.
 func (d *driver) Lock() error {
 	_, err := d.conn.Exec(d.ctx, `SELECT pg_advisory_lock($1::text::bigint)`, d.lock)
+	if lockTimedOut(err) {
+		err = heldUp(d.ctx, d.conn, err, fmt.Sprintf("another session has been migrating this schema for longer than %s", d.wait), advisoryHolders, d.lock)
+	}
 	return err
 }
 
@@ -92,7 +100,7 @@ func (d *driver) Version() (int, bool, error) {
 	}
 	r, _, err := d.source.ReadUp(uint(version))
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, false, fmt.Errorf("the database is at version %d, which this build does not have: start a build that has it", version)
+		return 0, false, foreign(version)
 	}
 	if err != nil {
 		return 0, false, err
@@ -147,9 +155,20 @@ func (d *driver) Run(file io.Reader) error {
 		before := []rune(string(sql))[:pg.Position-1]
 		err = fmt.Errorf("line %d: %w", 1+strings.Count(string(before), "\n"), err)
 	}
+	switch {
+	case lockTimedOut(err):
+		rerr := d.tx.Rollback(d.ctx)
+		d.tx = nil
+		if rerr != nil {
+			return errors.Join(err, rerr)
+		}
+		return heldUp(d.ctx, d.conn, err, fmt.Sprintf("a table was in use for longer than %s, and nothing has been changed", d.wait), tableHolders)
+	case pgerr.Code(err) == "25001":
+		return fmt.Errorf("a file is applied in one transaction, in which such a statement cannot run; CREATE INDEX has to do without CONCURRENTLY: %w", err)
+	}
 	if err != nil && d.dirty != database.NilVersion {
 		return fmt.Errorf(`version %d was marked dirty by an older build, and applying its file again failed: %w. `+
-			`If what the file creates is there in full, only the mark is wrong: run "UPDATE %s SET dirty = false" and start again. `+
+			`If what the file creates is there in full, only the mark is wrong: run "UPDATE %s SET dirty = false" and start again; for the schema tomato, "tomato migrate repair" looks for itself. `+
 			`Otherwise remove what stands in the way and start again`, d.dirty, err, d.table)
 	}
 	if err == nil && d.conn.PgConn().TxStatus() != 'T' {

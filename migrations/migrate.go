@@ -3,6 +3,14 @@
 // checkpoints and parked events. The other folders are for the read models: each
 // generation of a read model has a schema of its own, made from the folder with the
 // read model's name.
+//
+// The files, in reading order:
+//
+//	migrate.go  brings a schema up to date
+//	driver.go   applies a file and its version in one transaction
+//	locks.go    bounds waits for locks, and says who holds one
+//	status.go   how far a schema is, and what is missing
+//	repair.go   a version that does not say what is there
 package migrations
 
 import (
@@ -13,6 +21,8 @@ import (
 	"io/fs"
 	"math"
 	"regexp"
+	"strconv"
+	"time"
 
 	"github.com/golang-migrate/migrate/v4"
 	"github.com/golang-migrate/migrate/v4/source/iofs"
@@ -31,13 +41,19 @@ const setupLock = 0x746f6d61746f
 
 var validName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,62}$`)
 
-// Core brings the schema tomato up to date and creates the extension PostGIS in the
+// Core is CoreWithin with LockWait.
+func Core(ctx context.Context, databaseURL string) error {
+	return CoreWithin(ctx, databaseURL, LockWait)
+}
+
+// CoreWithin brings the schema tomato up to date and creates the extension PostGIS in the
 // schema public. Several processes may call it at once: one migrates and the others
-// wait. ctx bounds the whole call. Each file is applied in one transaction with its
+// wait. It waits at most wait for each lock; the error then names the sessions that hold
+// it. ctx bounds the whole call. Each file is applied in one transaction with its
 // version. A file that failed or was interrupted therefore has no effect, and the
 // next call applies it again.
-func Core(ctx context.Context, databaseURL string) error {
-	return apply(ctx, databaseURL, coreSchema, files, "core")
+func CoreWithin(ctx context.Context, databaseURL string, wait time.Duration) error {
+	return applyWithin(ctx, databaseURL, coreSchema, files, "core", wait)
 }
 
 // ReadModel brings one generation of a read model up to date: it applies the files of
@@ -53,26 +69,40 @@ func ReadModel(ctx context.Context, databaseURL, schema, model string) error {
 }
 
 func apply(ctx context.Context, databaseURL, schema string, files fs.FS, folder string) error {
+	return applyWithin(ctx, databaseURL, schema, files, folder, LockWait)
+}
+
+func applyWithin(ctx context.Context, databaseURL, schema string, files fs.FS, folder string, wait time.Duration) error {
 	if _, err := fs.Stat(files, folder); err != nil {
 		return fmt.Errorf("migrations: no folder %s", folder)
 	}
-	config, err := pgx.ParseConfig(databaseURL)
+	err := within(ctx, databaseURL, schema, wait, func(conn *pgx.Conn) error { return up(ctx, conn, schema, files, folder, wait) })
 	if err != nil {
-		return fmt.Errorf("migrations: %w", err)
-	}
-	config.RuntimeParams["search_path"] = pgx.Identifier{schema}.Sanitize() + ",public"
-	conn, err := pgx.ConnectConfig(ctx, config)
-	if err != nil {
-		return fmt.Errorf("migrations: %w", err)
-	}
-	err = up(ctx, conn, schema, files, folder)
-	if err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))); err != nil {
 		return fmt.Errorf("migrations: %s to schema %s: %w", folder, schema, err)
 	}
 	return nil
 }
 
-func up(ctx context.Context, conn *pgx.Conn, schema string, files fs.FS, folder string) error {
+// within calls do with a connection of its own, in which unqualified names are those of
+// schema and public, and which waits at most wait for each lock.
+func within(ctx context.Context, databaseURL, schema string, wait time.Duration, do func(*pgx.Conn) error) error {
+	config, err := pgx.ParseConfig(databaseURL)
+	if err != nil {
+		return fmt.Errorf("migrations: %w", err)
+	}
+	config.RuntimeParams["application_name"] = "tomato-migrate"
+	config.RuntimeParams["search_path"] = pgx.Identifier{schema}.Sanitize() + ",public"
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return fmt.Errorf("migrations: %w", err)
+	}
+	if err = limitLockWaits(ctx, conn, wait); err == nil {
+		err = do(conn)
+	}
+	return errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
+}
+
+func up(ctx context.Context, conn *pgx.Conn, schema string, files fs.FS, folder string, wait time.Duration) error {
 	if err := prepare(ctx, conn, schema); err != nil {
 		return fmt.Errorf("preparing: %w", err)
 	}
@@ -80,7 +110,7 @@ func up(ctx context.Context, conn *pgx.Conn, schema string, files fs.FS, folder 
 	if err != nil {
 		return err
 	}
-	driver, err := newDriver(ctx, conn, src, schema)
+	driver, err := newDriver(ctx, conn, src, schema, wait)
 	if err != nil {
 		return errors.Join(err, src.Close())
 	}
@@ -88,7 +118,7 @@ func up(ctx context.Context, conn *pgx.Conn, schema string, files fs.FS, folder 
 	if err != nil {
 		return errors.Join(err, src.Close())
 	}
-	m.LockTimeout = math.MaxInt64 // ctx bounds the wait for the lock, see driver.Lock
+	m.LockTimeout = math.MaxInt64 // Postgres bounds the wait for the lock, see limitLockWaits
 	err = m.Up()
 	if errors.Is(err, migrate.ErrNoChange) {
 		err = nil
@@ -99,7 +129,9 @@ func up(ctx context.Context, conn *pgx.Conn, schema string, files fs.FS, folder 
 
 // prepare creates the schema, its table of the version, and the extension.
 func prepare(ctx context.Context, conn *pgx.Conn, schema string) error {
-	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, int64(setupLock)); err != nil {
+	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, int64(setupLock)); lockTimedOut(err) {
+		return heldUp(ctx, conn, err, "the lock for creating schemas was not free in time", advisoryHolders, strconv.Itoa(setupLock))
+	} else if err != nil {
 		return err
 	}
 	_, err := conn.Exec(ctx, `CREATE SCHEMA IF NOT EXISTS `+pgx.Identifier{schema}.Sanitize()+`;

@@ -68,6 +68,7 @@
 //	text.go             values as text, for statements and COPY
 //	foldversion.go      generated: the versions of the folds that make the rows
 //	readmodels.go       ReadModels: the first generations, the consumers of generations
+//	schemas.go          what `tomato migrate` asks: missing and forgotten schemas
 //	generations.go      the states of generations, and which one answers
 //	reading.go          queries, and their wait for a token
 //	lock.go             the lock of a read model

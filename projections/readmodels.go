@@ -31,6 +31,7 @@ type ReadModels struct {
 	SearchDB    *pgxpool.Pool       // of the same database, for the questions of the command side; nil: DB
 	DatabaseURL string              // of the same database, for migrations, which open their own connections
 	Kafka       eventlog.Config     // for Ensure, Rebuild and Status
+	NoDDL       bool                // Ensure creates and drops nothing, and fails with migrations.ErrPending if tables are missing
 	Positions   *consumer.Positions // for waiting until a generation has passed a token
 	Log         *slog.Logger        // default slog.Default()
 	MaxWait     time.Duration       // how long a query waits for its token; default 5 s
@@ -82,11 +83,17 @@ func (m *ReadModels) Ensure(ctx context.Context) error {
 			return fmt.Errorf("read model %s: %w", model, err)
 		}
 	}
+	if m.NoDDL {
+		return m.checkRights(ctx)
+	}
 	return m.Refresh(ctx)
 }
 
 func (m *ReadModels) ensure(ctx context.Context, client *kgo.Client, known *generations, model string) error {
 	if _, ok := known.serving[model]; !ok {
+		if m.NoDDL {
+			return fmt.Errorf("it has no tables: %w", migrations.ErrPending)
+		}
 		if err := m.checkBeginning(ctx, client, Generation{model, 1}); err != nil {
 			return err
 		}
@@ -99,7 +106,7 @@ func (m *ReadModels) ensure(ctx context.Context, client *kgo.Client, known *gene
 			}
 		}
 	}
-	if !known.hasGone(model) {
+	if m.NoDDL || !known.hasGone(model) {
 		return nil
 	}
 	l, err := m.lock(ctx, model, false)

@@ -97,7 +97,7 @@ var imports = map[string]string{
 	"eventlog/pgerr":           "eventlog",
 	"eventlog/subjectkeys":     "domain domain/order domain/rider eventlog",
 	"httpapi":                  "domain domain/order domain/restaurant",
-	"migrations":               "",
+	"migrations":               "eventlog/pgerr",
 	"migrations/cluster":       "eventlog/childprocess eventlog/filelock",
 	"operations":               "commandside/shard domain eventlog eventlog/consumer eventlog/consumer/parked eventlog/subjectkeys httpapi projections queryside",
 	"projections":              "domain domain/nearby domain/order domain/payment domain/restaurant domain/rider eventlog eventlog/consumer eventlog/pgerr migrations projections/realtime",

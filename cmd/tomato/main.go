@@ -20,8 +20,9 @@ import (
 
 // Exit codes.
 const (
-	exitFailed = 1
-	exitUsage  = 2
+	exitFailed  = 1
+	exitUsage   = 2
+	exitPending = 3 // of migrate status: something is pending
 )
 
 type cli struct {
@@ -35,7 +36,7 @@ type cli struct {
 	Topics   topicsCmd   `cmd:"" help:"Create and verify the topics."`
 	Token    tokenCmd    `cmd:"" help:"Print a token for development."`
 	Bench    bench.Cmd   `cmd:"" help:"Measure, beside the physical limit of the same run."`
-	Migrate  migrateCmd  `cmd:"" help:"Bring the database up to date."`
+	Migrate  migrateCmd  `cmd:"" help:"Bring the database up to date, and show whether it is."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 }
 
@@ -88,6 +89,9 @@ func run(ctx context.Context, args []string) int {
 	case errors.As(err, &usage):
 		fmt.Fprintln(os.Stderr, "tomato:", err)
 		return exitUsage
+	case errors.Is(err, errPending):
+		fmt.Fprintln(os.Stderr, "tomato:", err)
+		return exitPending
 	}
 	fmt.Fprintln(os.Stderr, "tomato:", err)
 	return exitFailed

@@ -9,7 +9,6 @@ import (
 	"tomato/domain"
 	"tomato/eventlog"
 	"tomato/httpapi"
-	"tomato/migrations"
 )
 
 type brokerCmd struct {
@@ -60,23 +59,5 @@ func (c tokenCmd) Run() error {
 		return settings.UsageError{Err: err}
 	}
 	fmt.Println(token)
-	return nil
-}
-
-type migrateCmd struct{ settings.Tool }
-
-func (c migrateCmd) Run(ctx context.Context) error {
-	if c.DatabaseURL == "" {
-		if err := c.ResolveDatabase(); err != nil {
-			return err
-		}
-	}
-	if err := c.Database.Check(); err != nil {
-		return err
-	}
-	if err := migrations.Core(ctx, c.DatabaseURL); err != nil {
-		return err
-	}
-	fmt.Println("the database is up to date")
 	return nil
 }

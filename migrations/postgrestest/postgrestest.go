@@ -13,8 +13,11 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -70,6 +73,24 @@ func URL(t testing.TB) string {
 		}
 	})
 	return withDatabase(server, name)
+}
+
+// Dump returns all that pg_dump writes about a database: its tables and their rows.
+func Dump(t testing.TB, url string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "pg_dump", "--dbname", url).Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		t.Fatalf("pg_dump: %s", exit.Stderr)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(string(out), "\n")
+	lines = slices.DeleteFunc(lines, func(l string) bool { // they have a word that differs in each dump
+		return strings.HasPrefix(l, `\restrict`) || strings.HasPrefix(l, `\unrestrict`)
+	})
+	return strings.Join(lines, "\n")
 }
 
 // template is the database that all others are copied from.

@@ -27,6 +27,7 @@ type Config struct {
 	settings.Pools
 	settings.Secrets
 	Role         []string          `default:"command,query,feed,project,react" enum:"command,query,feed,project,react" help:"What this process does."`
+	NoMigrate    bool              `name:"no-migrate" env:"TOMATO_NO_MIGRATE" help:"Create and change no tables; refuse to start if some are missing. Run tomato migrate up before."`
 	Dev          bool              `help:"Make up secrets although a broker or a database is configured."`
 	HTTPAddr     string            `name:"http-addr" env:"TOMATO_HTTP_ADDR" default:"127.0.0.1:8080" help:"Where to listen."`
 	Advertised   string            `name:"advertised-url" env:"TOMATO_ADVERTISED_URL" help:"Where other instances reach this one. Default: the listening address, if it is no wildcard."`
@@ -77,6 +78,8 @@ func (c Config) Check() error {
 		return settings.Usage("TOMATO_EVENT_EPOCH must be 0 to %d, which is the epoch of this build", shard.BuildEpoch)
 	case c.Partitions < 1 || c.Partitions > 1024:
 		return settings.Usage("--partitions must be 1 to 1024")
+	case c.NoMigrate && c.DatabaseURL == "":
+		return settings.Usage("--no-migrate needs DATABASE_URL: nobody else can make the tables of a private Postgres")
 	case (c.KeyID == "") != (c.KeySecret == ""):
 		return settings.Usage("TOMATO_RAZORPAY_KEY_ID and TOMATO_RAZORPAY_KEY_SECRET go together")
 	}

@@ -97,8 +97,14 @@ func Subscriptions() []eventlog.Subscription {
 	return all
 }
 
-// migrate brings the database up to date.
+// migrate brings the database up to date. With NoMigrate it only checks that it is.
 func (s *Server) migrate(ctx context.Context) error {
+	if s.config.NoMigrate {
+		if err := migrations.Check(ctx, s.db.shared); err != nil {
+			return fmt.Errorf("--no-migrate: %w", err)
+		}
+		return nil
+	}
 	if err := migrations.Core(ctx, s.config.DatabaseURL); err != nil {
 		return fmt.Errorf("migrating: %w", err)
 	}
@@ -124,7 +130,7 @@ func (s *Server) identifyLogs(ctx context.Context) error {
 func (s *Server) followReadModels(ctx context.Context) error {
 	s.positions = consumer.NewPositions(s.db.shared)
 	s.positions.Ends = s.ends
-	s.models = &projections.ReadModels{DB: s.db.shared, SearchDB: s.db.policy, DatabaseURL: s.config.DatabaseURL, Kafka: s.kafka, Positions: s.positions, Log: s.log}
+	s.models = &projections.ReadModels{DB: s.db.shared, SearchDB: s.db.policy, DatabaseURL: s.config.DatabaseURL, Kafka: s.kafka, Positions: s.positions, NoDDL: s.config.NoMigrate, Log: s.log}
 	if err := s.models.Ensure(ctx); err != nil {
 		return fmt.Errorf("read models: %w", err)
 	}
