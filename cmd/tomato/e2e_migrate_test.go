@@ -264,3 +264,21 @@ func TestServeWithoutTheRightToCreateTables(t *testing.T) {
 	a.AwaitIdle()
 	a.NothingFailed()
 }
+
+// Four processes migrate an empty database at once.
+func TestSeveralProcessesMigrateAtOnce(t *testing.T) {
+	t.Parallel()
+	database := postgrestest.URL(t)
+	a := servertest.NewOn(t, eventlog.Config{Brokers: []string{"127.0.0.1:1"}}, database)
+	var all []*servertest.Process
+	for range 4 {
+		all = append(all, a.Spawn("migrate", "up", "--database-url", database))
+	}
+	for _, p := range all {
+		<-p.Ended
+		if code := p.Cmd.ProcessState.ExitCode(); code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+	}
+	migrate(t, 0, database, "status")
+}
