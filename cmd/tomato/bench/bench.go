@@ -25,6 +25,7 @@
 //	poison.go        the part of consume that measures poison events
 //	project.go       the benches project and rebuild
 //	riders.go        the bench riders
+//	riders_load.go   the part of riders in which positions and searches come at once
 //	feed.go          the bench feed
 //	town.go          the bench town
 //	town_order.go    one order of town, from its placing to its delivery
@@ -65,6 +66,7 @@ type Cmd struct {
 	Broker      string        `enum:"embedded,kafka," default:"" help:"Which broker to start where KAFKA_BROKERS is unset: embedded (default), or kafka: Apache Kafka, which needs Java."`
 	Rounds      int           `default:"5" help:"How often each figure is taken, after one warm-up; the median is reported. 1 to 50."`
 	Duration    time.Duration `default:"2s" help:"How long one round goes on where it is not a count. 10ms to 5m."`
+	Load        time.Duration `default:"20s" help:"How long positions and searches come at the same time (riders). 0: as long as one round. Up to 1h."`
 	Count       int           `aliases:"orders" help:"Also --orders. Orders (orders-ready: in a burst; town: from placing to delivery; takeover, shards: live ones, with their payments; project, rebuild, consume: in the log, with 6 events each), riders (riders) or connections (feed). Default: that of the bench. 1 to 1,000,000."`
 	Concurrency int           `default:"32" help:"Orders that are under way at the same time (town). 1 to 100."`
 	CPUProfile  string        `name:"cpuprofile" placeholder:"FILE" help:"Write a CPU profile of what is measured. The limit's part has the label part=limit (go tool pprof -tagignore limit)."`
@@ -97,6 +99,8 @@ func (c Cmd) validate() error {
 		return settings.Usage("--rounds must be 1 to 50")
 	case c.Duration < 10*time.Millisecond || c.Duration > 5*time.Minute:
 		return settings.Usage("--duration must be 10ms to 5m")
+	case c.Load < 0 || c.Load > time.Hour:
+		return settings.Usage("--load must be 0 to 1h")
 	case c.Count < 0 || c.Count > 1_000_000:
 		return settings.Usage("--count must be 1 to 1,000,000")
 	case c.Name == "town" && (c.Concurrency < 1 || c.Concurrency > maxTownConcurrency):

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -72,16 +73,10 @@ func (b *run) riders(ctx context.Context) error {
 	defer closeAll(conns)
 	limit, value, err = b.alternating(ctx, "searches",
 		func(ctx context.Context) (map[string]float64, error) {
-			return closedLoop(ctx, searchers, b.Duration, func(ctx context.Context, _ int) error {
-				_, _, err := s.ReadModels().Nearest(ctx, []nearby.Search{{Point: cityPoint(), RadiusMeters: 5000, Limit: 20}}, time.Hour, nil, 0)
-				return err
-			})
+			return closedLoop(ctx, searchers, b.Duration, searchBare(s))
 		},
 		func(ctx context.Context) (map[string]float64, error) {
-			return closedLoop(ctx, searchers, b.Duration, func(_ context.Context, n int) error {
-				p := cityPoint()
-				return conns[n].do("GET", fmt.Sprintf("/v1/riders/nearby?lat=%f&lng=%f&radius=5000&limit=20", p.Lat, p.Lng), ops, nil)
-			})
+			return closedLoop(ctx, searchers, b.Duration, searchOver(conns, ops))
 		})
 	if err != nil {
 		return err
@@ -89,7 +84,23 @@ func (b *run) riders(ctx context.Context) error {
 	b.add("searches_per_s", "searches/s", value["per_s"], limit["per_s"])
 	b.add("search_p50_ms", "ms", value["p50_ms"], limit["p50_ms"])
 	b.add("search_p99_ms", "ms", value["p99_ms"], limit["p99_ms"])
-	return nil
+	return b.ridersUnderLoad(ctx, s, ids, ops)
+}
+
+// searchBare returns a call that searches without HTTP.
+func searchBare(s *server.Server) func(context.Context, int) error {
+	return func(ctx context.Context, _ int) error {
+		_, _, err := s.ReadModels().Nearest(ctx, []nearby.Search{{Point: cityPoint(), RadiusMeters: 5000, Limit: 20}}, time.Hour, nil, 0)
+		return err
+	}
+}
+
+// searchOver returns a call that searches over HTTP. Caller n uses conns[n].
+func searchOver(conns []*httpConn, token string) func(context.Context, int) error {
+	return func(_ context.Context, n int) error {
+		p := cityPoint()
+		return conns[n].do("GET", fmt.Sprintf("/v1/riders/nearby?lat=%f&lng=%f&radius=5000&limit=20", p.Lat, p.Lng), token, nil)
+	}
 }
 
 // goOnline registers n riders and sends them online. It returns their ids, grouped by
@@ -127,14 +138,34 @@ func (b *run) reportPositions(ctx context.Context, s *server.Server, byPartition
 	if err != nil {
 		return nil, err
 	}
-	var ids []string
-	for _, of := range byPartition {
-		ids = append(ids, of...)
-	}
 	conns := newHTTPConns(s.URL(), reporters)
 	defer closeAll(conns)
 	start := time.Now()
-	m, err := closedLoop(ctx, reporters, b.Duration, func(_ context.Context, n int) error {
+	m, err := closedLoop(ctx, reporters, b.Duration, reportOver(conns, ops, byPartition))
+	if err != nil {
+		return nil, err
+	}
+	reported := m["per_s"] * time.Since(start).Seconds() * positionsAtOnce
+	if err := b.positionsPassed(ctx, s); err != nil {
+		return nil, err
+	}
+	return map[string]float64{"per_s": reported / time.Since(start).Seconds()}, nil
+}
+
+// positionsPassed waits until the read model has all positions that were reported.
+func (b *run) positionsPassed(ctx context.Context, s *server.Server) error {
+	ends, err := endsOf(ctx, b.kafka, eventlog.RiderLocations)
+	if err != nil {
+		return err
+	}
+	return passed(ctx, s.ReadModels(), history{ends: ends}.token(), projections.Riders)
+}
+
+// reportOver returns a call that reports positionsAtOnce positions over HTTP. Caller n
+// uses conns[n].
+func reportOver(conns []*httpConn, token string, byPartition [][]string) func(context.Context, int) error {
+	ids := slices.Concat(byPartition...)
+	return func(_ context.Context, n int) error {
 		type position struct {
 			RiderID  string       `json:"riderId"`
 			Location domain.Point `json:"location"`
@@ -149,33 +180,34 @@ func (b *run) reportPositions(ctx context.Context, s *server.Server, byPartition
 		if err != nil {
 			return err
 		}
-		return conns[n].do("POST", "/v1/rider-locations", ops, text)
-	})
-	if err != nil {
-		return nil, err
+		return conns[n].do("POST", "/v1/rider-locations", token, text)
 	}
-	reported := m["per_s"] * time.Since(start).Seconds() * positionsAtOnce
-	ends, err := endsOf(ctx, b.kafka, eventlog.RiderLocations)
-	if err != nil {
-		return nil, err
-	}
-	if err := passed(ctx, s.ReadModels(), history{ends: ends}.token(), projections.Riders); err != nil {
-		return nil, err
-	}
-	return map[string]float64{"per_s": reported / time.Since(start).Seconds()}, nil
 }
 
-// writePositions applies positions to the serving tables with the read model's own
-// handler, so the SQL statements are the same. Each transaction has positions of one
-// partition. HTTP, the log and checkpoints are left out.
+// writePositions does what reportPositions does without HTTP, the log and checkpoints.
 func (b *run) writePositions(ctx context.Context, s *server.Server, byPartition [][]string) (map[string]float64, error) {
+	write, err := writeBare(ctx, s, byPartition)
+	if err != nil {
+		return nil, err
+	}
+	m, err := closedLoop(ctx, reporters, b.Duration, write)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]float64{"per_s": m["per_s"] * positionsAtOnce}, nil
+}
+
+// writeBare returns a call that applies positionsAtOnce positions to the serving tables
+// with the read model's own handler, so the SQL statements are the same. Each transaction
+// has positions of one partition. There may be as many callers as reporters.
+func writeBare(ctx context.Context, s *server.Server, byPartition [][]string) (func(context.Context, int) error, error) {
 	g, err := s.ReadModels().Serving(ctx, projections.Riders)
 	if err != nil {
 		return nil, err
 	}
 	rows := g.Consumer().Rows
 	next := make([]int, reporters)
-	m, err := closedLoop(ctx, reporters, b.Duration, func(ctx context.Context, n int) error {
+	return func(ctx context.Context, n int) error {
 		// Each writer has its own partitions, as the workers of a consumer have.
 		p := next[n]*reporters + n
 		if next[n]++; p >= len(byPartition) {
@@ -204,9 +236,5 @@ func (b *run) writePositions(ctx context.Context, s *server.Server, byPartition 
 			return err
 		}
 		return tx.Commit(ctx)
-	})
-	if err != nil {
-		return nil, err
-	}
-	return map[string]float64{"per_s": m["per_s"] * positionsAtOnce}, nil
+	}, nil
 }
