@@ -98,7 +98,7 @@ func BenchmarkRebuild(b *testing.B) {
 	start := time.Now()
 	b.ResetTimer()
 	if _, err := bench.m.Rebuild(b.Context(), projections.Orders, projections.RebuildOptions{Runtime: bench.runtime(), Progress: func(p projections.Progress) {
-		if p.Phase == projections.CatchingUp {
+		if p.Phase == projections.PhaseHandingOver {
 			filled = time.Since(start)
 		}
 	}}); err != nil {

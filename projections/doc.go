@@ -22,7 +22,7 @@
 //	(none) ──Ensure──▶ serving              the first one: filled by its consumer from the first record on
 //	(none) ──Rebuild─▶ filling              written by the one rebuild that holds the read model's lock
 //	filling ─────────▶ catching_up          filled up to its targets, with all indexes
-//	catching_up ─────▶ verified             every process of its fold that projects keeps it up to date
+//	catching_up ─────▶ verified             equal to the rows that serve; every process of its fold that projects keeps it up to date
 //	verified, standby ─switch─▶ serving     its number is in read_models
 //	serving ──switch─▶ standby              kept up to date for a way back; an older standby goes
 //	all but serving ─▶ gone ──▶ (none)      nobody uses it; then its schema, row and consumer group are removed
@@ -40,6 +40,22 @@
 // builds with different folds run side by side, each with a generation of its own, and
 // either may switch. A process that has no generation of its fold says that a rebuild is
 // due (RebuildDue).
+//
+// # A rebuild
+//
+// It fills the tables up to targets, which are the positions of the serving generation
+// when it begins, so that the new one is never ahead. It folds each partition in memory
+// and writes the rows by COPY, without most indexes, and creates these afterwards. Then it
+// opens a transaction that sees the serving rows as of one moment, folds on to exactly
+// the positions that the serving generation had then, and compares all rows with these.
+// If they are equal, the generation is verified: the processes of its fold that project
+// start its consumer. When they have all partitions and have passed the end of the log,
+// one transaction switches.
+//
+// Each step is a transaction with the note that it was done, so that any later process of
+// the same fold can resume it: the checkpoints say what is filled, tomato.generations which
+// indexes are missing, and the state the rest. The epochs of the checkpoints and the lock
+// of the read model keep a second process out.
 //
 // # Writing
 //
@@ -73,8 +89,14 @@
 //	reading.go          queries, and their wait for a token
 //	lock.go             the lock of a read model
 //	switch.go           switch and drop
-//	rebuild.go          a rebuild, from the fill to the switch
-//	fill.go             how a rebuild folds a partition in memory
+//	rebuild.go          a rebuild: what is begun, resumed, canceled, and in which order it goes
+//	rebuild_steps.go    its steps: folding all partitions, indexes, waiting for a database that does not answer
+//	fold.go             how it folds one partition, and parks what cannot be folded
+//	fill.go             the rows of a partition in memory
+//	verify.go           the comparison with the rows that serve, at the same positions
+//	compare.go          how the rows of two generations are compared
+//	handover.go         how the processes that project take the new generation over
+//	progress.go         how far it is
 //	search.go           the questions of the command side
 //	feed.go             what the feeds ask
 //	status.go           how far each generation is

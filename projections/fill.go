@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"maps"
+	"slices"
 	"strconv"
 
 	"github.com/jackc/pgx/v5"
@@ -15,12 +16,16 @@ import (
 // memory until they are written. Nobody else writes rows of that partition
 // meanwhile. It is not safe for concurrent use.
 type filler interface {
-	// fold folds one event. If it fails with eventlog.ErrPoison, the filler is as
-	// it was before the event.
-	fold(ctx context.Context, tx pgx.Tx, e *eventlog.Event) error
+	// load prepares for folding events: it reads the rows of those aggregates that the
+	// table may have and the filler has not, in one query.
+	load(ctx context.Context, db querier, events []*eventlog.Event) error
+	// fold folds one event, for which load was called. If it fails with
+	// eventlog.ErrPoison, the filler is as it was before the event.
+	fold(e *eventlog.Event) error
 	// full reports whether the filler holds so much that it should be flushed.
 	full() bool
-	// flush writes everything that the filler holds, within tx, and forgets it.
+	// flush writes everything that the filler holds, within tx. The filler must not be
+	// used again if the transaction is not committed.
 	flush(ctx context.Context, tx pgx.Tx) error
 }
 
@@ -36,26 +41,33 @@ type aggregateFiller[S, E any] struct {
 	schema       string
 	rows         map[string]*folded[S]
 	historyLines bytes.Buffer // in the text format of COPY
-	flushed      bool         // after a flush, an aggregate that is not in rows may be in the table
+	flushed      bool         // the table has rows: an aggregate that is not in rows may be there
 }
 
-func (a *aggregates[S, E]) filler(schema string) filler {
-	return &aggregateFiller[S, E]{aggregates: a, schema: schema, rows: map[string]*folded[S]{}}
+func (a *aggregates[S, E]) filler(schema string, begun bool) filler {
+	return &aggregateFiller[S, E]{aggregates: a, schema: schema, rows: map[string]*folded[S]{}, flushed: begun}
 }
 
-func (f *aggregateFiller[S, E]) fold(ctx context.Context, tx pgx.Tx, e *eventlog.Event) error {
-	row := f.rows[e.Subject]
-	if row == nil {
-		if !f.flushed || e.Version == 1 {
-			f.rows[e.Subject] = &folded[S]{id: e.Subject}
-		} else {
-			if err := f.load(ctx, tx, f.schema, f.rows, e.Subject); err != nil {
-				return err
-			}
+func (f *aggregateFiller[S, E]) load(ctx context.Context, db querier, events []*eventlog.Event) error {
+	var ids []string
+	for _, e := range events {
+		if f.rows[e.Subject] != nil {
+			continue
 		}
-		row = f.rows[e.Subject]
+		f.rows[e.Subject] = &folded[S]{id: e.Subject}
+		if f.flushed && e.Version != 1 {
+			ids = append(ids, e.Subject)
+		}
 	}
-	if err := f.step(row, e); err != nil {
+	if len(ids) == 0 {
+		return nil
+	}
+	slices.Sort(ids)
+	return f.aggregates.load(ctx, db, f.schema, f.rows, ids...)
+}
+
+func (f *aggregateFiller[S, E]) fold(e *eventlog.Event) error {
+	if err := f.step(f.rows[e.Subject], e); err != nil {
 		return err
 	}
 	if f.history.table != "" {

@@ -5,8 +5,8 @@ package projections
 // foldVersions are the versions of the folds by read model: hashes of the source that
 // the rows depend on, without its comments. See FoldVersion.
 var foldVersions = map[string]string{
-	"orders":      "691bd338b5a45dc6",
-	"payments":    "992086de62490e57",
-	"restaurants": "5d81814e998bc757",
-	"riders":      "693fc32debb04ce1",
+	"orders":      "5a832d50b436218b",
+	"payments":    "8cc91b503072568a",
+	"restaurants": "15ec3ed0684a66df",
+	"riders":      "e53a8e27ab294ef9",
 }

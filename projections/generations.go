@@ -14,8 +14,8 @@ import (
 
 // Generation names one complete set of tables of a read model.
 type Generation struct {
-	Model  string
-	Number int
+	Model  string `json:"readModel"`
+	Number int    `json:"generation"`
 }
 
 func (g Generation) String() string { return fmt.Sprintf("%s_g%d", g.Model, g.Number) }

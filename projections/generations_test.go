@@ -94,7 +94,7 @@ func TestTwoBuildsAnswerFromOneGenerationEach(t *testing.T) {
 		t.Errorf("the old row is %+v, %v", s, err)
 	}
 
-	if g, err := newer.Rebuild(t.Context(), projections.Orders, projections.RebuildOptions{Runtime: b.runtime()}); err != nil || g != two {
+	if g, err := newer.Rebuild(t.Context(), projections.Orders, projections.RebuildOptions{Runtime: b.runtime()}); err != nil || g.Generation != two {
 		t.Fatal(g, err)
 	}
 	if due := newer.RebuildDue(); len(due) > 0 {

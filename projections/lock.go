@@ -51,9 +51,21 @@ func (l *lock) take(ctx context.Context, wait bool) error {
 	return err
 }
 
+// hold takes the lock again if its session has ended, as when the database was
+// restarted. It fails with ErrRunning if another process has taken the lock meanwhile.
+func (l *lock) hold(ctx context.Context) error {
+	if l.conn.Ping(ctx) == nil {
+		return nil
+	}
+	l.unlock()
+	return l.take(ctx, false)
+}
+
 // unlock releases the lock.
 func (l *lock) unlock() {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	_ = l.conn.Close(ctx) // the lock goes with the session
+	// The lock goes with the session, but the session ends a little after Close.
+	_, _ = l.conn.Exec(ctx, `SELECT pg_advisory_unlock_all()`)
+	_ = l.conn.Close(ctx)
 }

@@ -117,7 +117,10 @@ func (m *ReadModels) ensure(ctx context.Context, client *kgo.Client, known *gene
 		return err
 	}
 	defer l.unlock()
-	return m.removeGone(ctx, model)
+	if err := m.removeGone(ctx, model); err != nil {
+		m.log().Warn("a dropped generation is not removed yet; the next rebuild of the read model removes it", "model", model, "err", err)
+	}
+	return nil
 }
 
 // adoptUnnamed names this process's folds as those that made the generations of builds

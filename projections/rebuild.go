@@ -4,397 +4,405 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"golang.org/x/sync/errgroup"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/time/rate"
 
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
 	"tomato/eventlog/pgerr"
 )
 
-// fillWorkers is how many partitions a rebuild fills at once.
-const fillWorkers = 4
-
-// progressEvery is the number of records between two reports on a partition.
-const progressEvery = 2000
-
 // RebuildOptions say how a rebuild is done.
 type RebuildOptions struct {
-	// Runtime runs the new generation's consumer from the targets to the present.
-	// It must be set.
+	// Runtime runs the new generation's consumer if no process projects it. It must be
+	// set.
 	Runtime *consumer.Runtime
-	// DropOld drops the generation that served before, once no process uses it.
-	// Otherwise that generation stays and is kept up to date, so that Switch can go
-	// back to it.
+	// Resume goes on with the unfinished rebuild of the read model, which another process
+	// has begun, instead of beginning one.
+	Resume bool
+	// DropOld drops the generation that served before. Otherwise it is the standby from
+	// then on, and Switch can go back to it.
 	DropOld bool
-	// Progress, if set, is called with the progress, by one goroutine at a time. The
-	// rebuild waits for each call.
+	// DryRun removes the new generation after the comparison, instead of switching to it.
+	DryRun bool
+	// AcceptDifferences switches although the comparison has found differences.
+	AcceptDifferences bool
+	// EventsPerSecond is how many records are read per second, at most, by all partitions
+	// together; 0: as many as possible.
+	EventsPerSecond float64
+	// Progress, if set, is called with the progress, by one goroutine at a time.
 	Progress func(Progress)
 }
 
-// Phase is a part of a rebuild.
-type Phase string
+// RebuildResult is what a rebuild has done.
+type RebuildResult struct {
+	Generation            // the new one
+	Before     Generation `json:"before"`   // the one that served when the rebuild began
+	Comparison Comparison `json:"compared"` // of the rows of the two
+	Switched   bool       `json:"switched"`
+	// Alone says that no process projects the new generation: the rebuild has brought it
+	// up to date by itself, and nobody keeps it so.
+	Alone bool `json:"alone,omitempty"`
+}
 
-// The phases of a rebuild, in order.
-const (
-	Filling    Phase = "filling"     // folding the log up to the targets
-	CatchingUp Phase = "catching up" // the consumer folds the log up to its present end
-	Switched   Phase = "switched"    // the new generation serves
+// Errors of Rebuild and CancelRebuild.
+var (
+	// ErrCanceled means that another process has canceled the rebuild.
+	ErrCanceled = errors.New("the rebuild was canceled")
+	// ErrNothingUnfinished means that there is no rebuild to resume or to cancel.
+	ErrNothingUnfinished = errors.New("there is no unfinished rebuild of this read model")
 )
 
-// Progress is how far a rebuild is. The targets are the end offsets of the
-// partitions at the start of the rebuild. They do not change during the rebuild, so
-// the share that is done never decreases. In CatchingUp and Switched only Generation
-// and Phase are set.
-type Progress struct {
+// UnfinishedError says that a rebuild was begun before and not finished.
+type UnfinishedError struct {
 	Generation
-	Phase     Phase
-	Topic     string
-	Partition int32
-	Done      int64 // offset reached in the partition
-	Target    int64
+	State State
 }
 
-// Rebuild folds the log into the next generation of the read model, beside the one
-// that serves, and switches to it once it has caught up. Queries are answered
-// meanwhile, from the old generation and then from the new one, which are both
-// current. Tables that cannot be folded from the log are copied from the serving
-// generation (readModel.copyUnfolded).
+func (e *UnfinishedError) Error() string {
+	return fmt.Sprintf("an earlier rebuild has left %s unfinished, in state %s: run `tomato rebuild %s --resume` to go on with it, or `tomato rebuild %s --cancel` to remove it",
+		e.Generation, e.State, e.Model, e.Model)
+}
+
+// DifferencesError says that the rows of the new generation are not those that serve.
+type DifferencesError struct{ Comparison Comparison }
+
+func (e *DifferencesError) Error() string {
+	return fmt.Sprintf("the rows differ from those that serve: %d are missing, %d too many, %d have other values", e.Comparison.Missing, e.Comparison.Extra, e.Comparison.Changed)
+}
+
+// rebuild is one rebuild while it runs. Everything that a later process needs to go on
+// with it is in the database: the generation with its state, its targets and the
+// statements of its missing indexes, and its checkpoints.
+type rebuild struct {
+	m       *ReadModels
+	o       RebuildOptions
+	lock    *lock
+	lockMu  sync.Mutex // held while the lock is taken again
+	client  *kgo.Client
+	limiter *rate.Limiter // nil: no limit
+	meter   *meter
+
+	g       Generation
+	state   State
+	before  Generation // which serves
+	targets map[eventlog.TopicPartition]int64
+	indexes []string // the statements of missing indexes; nil before they are dropped
+	folds   map[eventlog.TopicPartition]*partitionFold
+	leaving atomic.Bool // this process removes the generation itself
+}
+
+// Rebuild folds the log into a new generation of the read model, beside the one that
+// serves, compares the two at one vector of positions, hands the new one over to the
+// processes that project, and switches to it. Queries are answered meanwhile. Tables that
+// cannot be folded from the log are copied from the serving generation
+// (readModel.copyUnfolded).
 //
-// It fails with ErrRunning if another process rebuilds the read model. It fails
-// with *eventlog.LostBeginning, and changes nothing, if the first records of the log
-// have been deleted. If it fails or is killed before the switch, the old generation
-// serves as before, and the next rebuild removes the incomplete one.
-func (m *ReadModels) Rebuild(ctx context.Context, model string, o RebuildOptions) (Generation, error) {
+// If it fails or is killed before the switch, the old generation serves as before, and
+// the rebuild can be resumed or canceled. It fails
+//
+//   - with ErrRunning if another process rebuilds the read model,
+//   - with *UnfinishedError if an earlier rebuild is unfinished, and with
+//     ErrNothingUnfinished if there is none to resume,
+//   - with *eventlog.LostBeginning, and changes nothing, if the first records of the log
+//     have been deleted,
+//   - with *DifferencesError if the rows differ and the options do not accept that,
+//   - with ErrCanceled if another process cancels it.
+//
+// The result has what was done until the error.
+func (m *ReadModels) Rebuild(ctx context.Context, model string, o RebuildOptions) (RebuildResult, error) {
 	if _, ok := registry[model]; !ok {
-		return Generation{}, fmt.Errorf("there is no read model %q; there are %v", model, Models())
+		return RebuildResult{}, fmt.Errorf("there is no read model %q; there are %v", model, Models())
 	}
-	l, err := m.lock(ctx, model, false)
+	r := &rebuild{m: m, o: o, g: Generation{Model: model}}
+	if o.EventsPerSecond > 0 {
+		r.limiter = rate.NewLimiter(rate.Limit(o.EventsPerSecond), int(max(1, o.EventsPerSecond/20)))
+	}
+	var err error
+	if r.lock, err = m.lock(ctx, model, false); err != nil {
+		return RebuildResult{}, err
+	}
+	defer func() { r.lock.unlock() }()
+	r.client, err = m.Kafka.NewClient(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0), kgo.ProducerBatchMaxBytes(2<<20))
 	if err != nil {
-		return Generation{}, err
+		return RebuildResult{}, err
 	}
-	defer l.unlock()
-	if err := m.Refresh(ctx); err != nil {
-		return Generation{}, err
+	defer r.client.Close()
+	if err := r.load(ctx); err != nil {
+		return RebuildResult{}, err
 	}
-	number, ok := m.seen.Load().serving[model]
+	if r.g.Number > 0 && !o.Resume {
+		return RebuildResult{}, &UnfinishedError{r.g, r.state}
+	}
+	if r.g.Number == 0 && o.Resume {
+		return RebuildResult{}, ErrNothingUnfinished
+	}
+	if r.g.Number == 0 {
+		if err := r.begin(ctx); err != nil {
+			return RebuildResult{}, fmt.Errorf("nothing has been changed, %s serves as before: %w", r.before, err)
+		}
+	}
+	r.meter = newMeter(r.g, o.Progress)
+	result := RebuildResult{Generation: r.g, Before: r.before}
+	watched, stop := r.watch(ctx)
+	err = r.run(watched, &result)
+	canceled := errors.Is(context.Cause(watched), ErrCanceled)
+	stop()
+	switch {
+	case err == nil:
+		return result, nil
+	case canceled:
+		return result, ErrCanceled
+	case result.Switched:
+		return result, fmt.Errorf("%s serves, but not everything is done: %w", r.g, err)
+	case o.DryRun && errors.As(err, new(*DifferencesError)): // the generation is removed
+		return result, err
+	case pgerr.Code(err) == diskFull:
+		err = fmt.Errorf("the disk of the database is full; make room: %w", err)
+	}
+	return result, fmt.Errorf("%s serves as before. Run `tomato rebuild %s --resume` to go on, or `tomato rebuild %s --cancel` to remove %s: %w",
+		r.before, model, model, r.g, err)
+}
+
+// load reads which generation serves, and the unfinished one, if there is one.
+func (r *rebuild) load(ctx context.Context) error {
+	model := r.g.Model
+	if err := r.m.Refresh(ctx); err != nil {
+		return err
+	}
+	known := r.m.seen.Load()
+	n, ok := known.serving[model]
 	if !ok {
-		return Generation{}, fmt.Errorf("read model %s has no generation: it was never made", model)
+		return fmt.Errorf("read model %s has no generation yet: run `tomato serve`, which makes the first one", model)
 	}
-	before := Generation{model, number}
-	client, err := m.Kafka.NewClient()
+	r.before = Generation{model, n}
+	var fold string
+	targets := map[string]int64{}
+	err := r.m.DB.QueryRow(ctx, `SELECT generation, state, fold, targets, indexes FROM tomato.generations
+		WHERE model = $1 AND state IN ('filling', 'catching_up', 'verified')`, model).Scan(&r.g.Number, &r.state, &fold, &targets, &r.indexes)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
 	if err != nil {
-		return Generation{}, err
+		return err
 	}
-	defer client.Close()
-	folded := foldedTables(model)
-	targets, err := eventlog.EndOffsets(ctx, client, slices.Collect(maps.Keys(folded))...)
+	if r.o.Resume && fold != r.m.fold(model) {
+		return fmt.Errorf("another version of this program has begun %s: resume it with that one, or run `tomato rebuild %s --cancel`", r.g, model)
+	}
+	r.targets, err = parseTargets(targets)
+	return err
+}
+
+// begin makes the row of the next generation, after it has checked that the log is whole.
+func (r *rebuild) begin(ctx context.Context) error {
+	model := r.g.Model
+	if err := r.m.removeGone(ctx, model); err != nil {
+		return err
+	}
+	ends, err := eventlog.EndOffsets(ctx, r.client, foldedTopics(model)...)
 	if err != nil {
-		return Generation{}, err
+		return err
 	}
-	need := make(map[eventlog.TopicPartition]int64, len(targets))
-	for tp := range targets {
+	need := make(map[eventlog.TopicPartition]int64, len(ends))
+	for tp := range ends {
 		need[tp] = 0
 	}
-	if err := eventlog.CheckBeginnings(ctx, client, need); err != nil {
-		return Generation{}, fmt.Errorf("nothing has been changed, %s serves as before: %w", before, err)
+	if err := eventlog.CheckBeginnings(ctx, r.client, need); err != nil {
+		return err
 	}
-	if _, err := m.DB.Exec(ctx, `UPDATE tomato.generations SET state = 'gone' WHERE model = $1 AND state IN ('filling', 'catching_up', 'verified')`, model); err != nil {
-		return Generation{}, err
-	}
-	if err := m.removeGone(ctx, model); err != nil {
-		return Generation{}, err
-	}
-	g, err := m.create(ctx, model, targets)
+	// The new generation is compared at the positions of the serving one, so it must not
+	// be ahead of it. If that one has passed nothing, there is nothing to compare.
+	passed, err := checkpointsOf(ctx, r.m.DB, r.before)
 	if err != nil {
-		return Generation{}, err
+		return err
 	}
-	indexes, err := m.takeIndexes(ctx, g)
-	if err != nil {
-		return g, fmt.Errorf("preparing %s: %w", g, err)
+	r.targets = map[eventlog.TopicPartition]int64{}
+	var sum int64
+	for tp := range ends {
+		r.targets[tp] = passed[tp]
+		sum += passed[tp]
 	}
-	if err := m.fill(ctx, g, folded, targets, o.Progress); err != nil {
-		return g, fmt.Errorf("filling %s: %w", g, err)
+	if sum == 0 {
+		r.targets = ends
 	}
-	if err := m.makeIndexes(ctx, indexes); err != nil {
-		return g, fmt.Errorf("indexing %s: %w", g, err)
-	}
-	if copyUnfolded := registry[model].copyUnfolded; copyUnfolded != nil {
-		if err := copyUnfolded(ctx, m.DB, before, g); err != nil {
-			return g, err
-		}
-	}
-	for _, name := range foldedNames(model) {
-		// Without statistics, Postgres plans as for empty tables and scans them whole.
-		if _, err := m.DB.Exec(ctx, `ANALYZE `+g.Schema()+`.`+name); err != nil {
-			return g, err
-		}
-	}
-
-	// From now on the generation has its ordinary consumer. It runs in this process
-	// until the switch, and in every process that projects. They take over the
-	// partitions when this process leaves the consumer group.
-	if _, err := m.DB.Exec(ctx, `UPDATE tomato.generations SET state = 'verified' WHERE model = $1 AND generation = $2`, g.Model, g.Number); err != nil {
-		return g, err
-	}
-	announced := time.Now()
-	report(o.Progress, Progress{Generation: g, Phase: CatchingUp})
-	if err := m.catchUpAndSwitch(ctx, g, o, announced); err != nil {
-		return g, err
-	}
-	if err := m.finishDrops(ctx, model); err != nil {
-		return g, fmt.Errorf("%s serves, but a generation that served before is not removed yet: %w", g, err)
-	}
-	return g, nil
-}
-
-func report(progress func(Progress), p Progress) {
-	if progress != nil {
-		progress(p)
-	}
-}
-
-// create makes the next generation, in state filling, with empty tables.
-func (m *ReadModels) create(ctx context.Context, model string, targets map[eventlog.TopicPartition]int64) (Generation, error) {
-	at := make(map[string]int64, len(targets))
-	for tp, o := range targets {
-		at[fmt.Sprintf("%s/%d", tp.Topic, tp.Partition)] = o
-	}
-	g := Generation{Model: model}
-	err := pgx.BeginFunc(ctx, m.DB, func(tx pgx.Tx) error {
-		if err := tx.QueryRow(ctx, `UPDATE tomato.read_models SET last = last + 1 WHERE model = $1 RETURNING last`, model).Scan(&g.Number); err != nil {
+	r.state = StateFilling
+	return pgx.BeginFunc(ctx, r.m.DB, func(tx pgx.Tx) error {
+		if err := tx.QueryRow(ctx, `UPDATE tomato.read_models SET last = last + 1 WHERE model = $1 RETURNING last`, model).Scan(&r.g.Number); err != nil {
 			return err
 		}
 		_, err := tx.Exec(ctx, `INSERT INTO tomato.generations (model, generation, state, fold, targets) VALUES ($1, $2, $3, $4, $5)`,
-			model, g.Number, StateFilling, m.fold(model), at)
+			model, r.g.Number, r.state, r.m.fold(model), targetsText(r.targets))
 		return err
 	})
-	if err != nil {
-		return g, fmt.Errorf("next generation of %s: %w", model, err)
-	}
-	return g, m.makeTables(ctx, g)
 }
 
-// takeIndexes drops the indexes that a fill does not need, which are all but the
-// primary keys by which upserts find their rows (those of tables with a column id).
-// It returns the statements that create them again. To create an index for a full
-// table costs a fraction of what it costs to keep it while the table is filled.
-func (m *ReadModels) takeIndexes(ctx context.Context, g Generation) (statements []string, err error) {
-	rows, err := m.DB.Query(ctx, `
-		SELECT CASE WHEN c.oid IS NULL THEN pg_get_indexdef(i.indexrelid)
-		            ELSE format('ALTER TABLE %s ADD CONSTRAINT %I %s', i.indrelid::regclass, c.conname, pg_get_constraintdef(c.oid)) END,
-		       CASE WHEN c.oid IS NULL THEN format('DROP INDEX %s', i.indexrelid::regclass)
-		            ELSE format('ALTER TABLE %s DROP CONSTRAINT %I', i.indrelid::regclass, c.conname) END
-		FROM pg_index i JOIN pg_class t ON t.oid = i.indrelid
-		LEFT JOIN pg_constraint c ON c.conindid = i.indexrelid
-		WHERE t.relnamespace = $1::regnamespace AND t.relname = ANY ($2)
-		  AND NOT (i.indisprimary AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = t.oid AND a.attname = 'id'))`,
-		g.Schema(), foldedNames(g.Model))
-	if err != nil {
-		return nil, err
+// run goes on from the state of the generation to the switch.
+func (r *rebuild) run(ctx context.Context, result *RebuildResult) (err error) {
+	r.folds = map[eventlog.TopicPartition]*partitionFold{}
+	tables := foldedTables(r.g.Model)
+	for tp := range r.targets {
+		r.folds[tp] = &partitionFold{r: r, tp: tp, table: tables[tp.Topic]}
 	}
-	batch := &pgx.Batch{}
-	var add, drop string
-	if _, err := pgx.ForEachRow(rows, []any{&add, &drop}, func() error {
-		statements = append(statements, add)
-		batch.Queue(drop)
-		return nil
-	}); err != nil {
-		return nil, err
-	}
-	return statements, m.DB.SendBatch(ctx, batch).Close()
-}
-
-// makeIndexes runs the statements of takeIndexes, two at a time.
-func (m *ReadModels) makeIndexes(ctx context.Context, statements []string) error {
-	eg, ctx := errgroup.WithContext(ctx)
-	eg.SetLimit(2)
-	slices.Sort(statements) // ALTER TABLE comes before CREATE INDEX; it locks another table than they do
-	for _, sql := range statements {
-		eg.Go(func() error {
-			_, err := m.DB.Exec(ctx, sql)
-			return err
-		})
-	}
-	return eg.Wait()
-}
-
-// fill folds every partition up to its target, fillWorkers at a time.
-func (m *ReadModels) fill(ctx context.Context, g Generation, folded map[string]foldedTable, targets map[eventlog.TopicPartition]int64, progress func(Progress)) error {
-	var mu sync.Mutex // held during a report
-	eg, ctx := errgroup.WithContext(ctx)
-	eg.SetLimit(fillWorkers)
-	tps := slices.SortedFunc(maps.Keys(targets), func(a, b eventlog.TopicPartition) int { return int(a.Partition - b.Partition) })
-	for _, tp := range tps {
-		p := Progress{Generation: g, Phase: Filling, Topic: tp.Topic, Partition: tp.Partition, Target: targets[tp]}
-		tell := func(done int64) {
-			mu.Lock()
-			defer mu.Unlock()
-			p.Done = done
-			report(progress, p)
-		}
-		eg.Go(func() error {
-			tell(0)
-			return m.fillPartition(ctx, g, tp, folded[tp.Topic].filler(g.Schema()), eventlog.Range{To: targets[tp]}, tell)
-		})
-	}
-	return eg.Wait()
-}
-
-// fillPartition folds one partition in memory and writes the rows by COPY, together
-// with the checkpoint, in one transaction. It takes several such steps if the
-// partition does not fit into f.
-//
-// It stops at an event that cannot be folded, and returns nil: the consumer goes on
-// from there and parks the event. It also stops, before the step, if Postgres
-// refuses a value in the rows of a step: the consumer folds the events in small
-// batches and finds the one whose value is refused.
-func (m *ReadModels) fillPartition(ctx context.Context, g Generation, tp eventlog.TopicPartition, f filler, r eventlog.Range, tell func(done int64)) error {
-	taken, err := consumer.TakeCheckpoints(ctx, m.DB, g.Model, g.Number, map[eventlog.TopicPartition]int64{tp: r.From}, time.Time{})
-	if err != nil {
-		return err
-	}
-	cp := taken[tp]
-	mark := cp.Mark
-	tx, err := m.DB.Begin(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // no effect after Commit
-	commit := func() error {
-		if err := f.flush(ctx, tx); err != nil {
+	defer r.meter.run()()
+	if r.state == StateFilling {
+		if err := r.fillTables(ctx); err != nil {
 			return err
 		}
-		if mark.Next > cp.Next {
-			if err := cp.Move(ctx, tx, mark); err != nil {
+	}
+	if r.state == StateCatchingUp {
+		if result.Comparison, err = r.verify(ctx); err != nil {
+			return err
+		}
+		if err := r.judge(ctx, result.Comparison); err != nil || r.o.DryRun {
+			return err
+		}
+	}
+	if result.Alone, err = r.handOver(ctx); err != nil {
+		return err
+	}
+	if err := r.again(ctx, func(ctx context.Context) error { return r.m.switchTo(ctx, r.g, r.o.DropOld) }); err != nil {
+		return err
+	}
+	result.Switched = true
+	r.meter.begin(PhaseSwitched, nil)
+	return r.m.finishDrops(ctx, r.g.Model)
+}
+
+// judge decides what follows from the comparison: the generation becomes verified, or
+// the rebuild ends here.
+func (r *rebuild) judge(ctx context.Context, c Comparison) error {
+	var differs error
+	if !c.Equal() && !r.o.AcceptDifferences {
+		differs = &DifferencesError{c}
+	}
+	if r.o.DryRun {
+		r.leaving.Store(true)
+		return errors.Join(differs, r.m.drop(ctx, r.g))
+	}
+	if differs != nil {
+		return differs
+	}
+	return r.setState(ctx, StateVerified)
+}
+
+// fillTables makes the tables, fills them up to the targets, and creates their indexes.
+func (r *rebuild) fillTables(ctx context.Context) error {
+	if r.indexes == nil {
+		if err := r.again(ctx, func(ctx context.Context) error { return r.m.makeTables(ctx, r.g) }); err != nil {
+			return fmt.Errorf("making the tables: %w", err)
+		}
+		if err := r.again(ctx, r.takeIndexes); err != nil {
+			return fmt.Errorf("preparing the tables: %w", err)
+		}
+	}
+	if err := r.foldTo(ctx, PhaseFilling, r.targets, true); err != nil {
+		return fmt.Errorf("filling the tables: %w", err)
+	}
+	if err := r.makeIndexes(ctx); err != nil {
+		return fmt.Errorf("creating the indexes: %w", err)
+	}
+	return r.again(ctx, func(ctx context.Context) error {
+		if err := r.copyUnfolded(ctx); err != nil {
+			return err
+		}
+		for _, name := range foldedNames(r.g.Model) {
+			// Without statistics, Postgres plans as for empty tables and scans them whole.
+			if _, err := r.m.DB.Exec(ctx, `ANALYZE `+r.g.Schema()+`.`+name); err != nil {
 				return err
 			}
 		}
-		if err := tx.Commit(ctx); err != nil {
-			return err
-		}
-		cp.Mark = mark
-		return nil
-	}
-	var broken error // an error of the database, which fails the rebuild
-	err = eventlog.Read(ctx, m.Kafka, map[eventlog.TopicPartition]eventlog.Range{tp: r}, func(e *eventlog.Event) error {
-		rule := mark.Rule
-		if take, _ := rule.Take(e); take {
-			err := e.Fault // the consumer parks it
-			if err == nil {
-				err = f.fold(ctx, tx, e)
-			} else {
-				err = eventlog.Poison(err)
-			}
-			if err != nil {
-				if !errors.Is(err, eventlog.ErrPoison) {
-					broken = err
-				}
-				return err
-			}
-		}
-		mark = consumer.Mark{Next: e.Offset + 1, Rule: rule, Time: e.Timestamp}
-		if f.full() {
-			if broken = commit(); broken == nil {
-				var next pgx.Tx // if Begin fails, tx stays the committed one, whose Rollback has no effect
-				if next, broken = m.DB.Begin(ctx); broken == nil {
-					tx = next
-				}
-			}
-			if broken != nil {
-				return broken
-			}
-		}
-		if mark.Next%progressEvery == 0 {
-			tell(mark.Next)
-		}
-		return nil
+		return r.setState(ctx, StateCatchingUp)
 	})
-	left := func(at int64, err error) {
-		m.log().Warn("a rebuild leaves the rest of a partition to the consumer", "generation", g.String(), "topic", tp.Topic, "partition", tp.Partition,
-			"offset", at, "err", err)
-	}
-	switch {
-	case refusesData(broken):
-		left(cp.Next, broken)
-		return nil
-	case broken != nil:
-		return broken
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case err != nil:
-		left(mark.Next, err)
-	}
-	if err := commit(); refusesData(err) {
-		left(cp.Next, err)
-		return nil
-	} else if err != nil {
-		return err
-	}
-	tell(mark.Next)
-	return nil
 }
 
-// catchUpAndSwitch runs the generation's consumer until it has passed the present
-// ends of the logs, and then switches to the generation. announced is when the
-// generation became live.
-func (m *ReadModels) catchUpAndSwitch(ctx context.Context, g Generation, o RebuildOptions, announced time.Time) error {
-	own, stop := context.WithCancel(ctx)
-	ended := make(chan error, 1)
-	go func() { ended <- o.Runtime.Run(own, g.Consumer()) }()
-	defer func() {
-		stop()
-		<-ended
+// copyUnfolded copies the tables that cannot be folded, unless that was done before: then
+// the generation has checkpoints of their topics.
+func (r *rebuild) copyUnfolded(ctx context.Context) error {
+	copyTables := registry[r.g.Model].copyUnfolded
+	if copyTables == nil {
+		return nil
+	}
+	passed, err := checkpointsOf(ctx, r.m.DB, r.g)
+	if err != nil {
+		return err
+	}
+	folded := foldedTopics(r.g.Model)
+	for tp := range passed {
+		if !slices.Contains(folded, tp.Topic) {
+			return nil
+		}
+	}
+	return copyTables(ctx, r.m.DB, r.before, r.g)
+}
+
+// setState notes that the generation has reached the next state.
+func (r *rebuild) setState(ctx context.Context, to State) error {
+	tag, err := r.m.DB.Exec(ctx, `UPDATE tomato.generations SET state = $3 WHERE model = $1 AND generation = $2 AND state IN ($4, $3)`, r.g.Model, r.g.Number, to, r.state)
+	if err == nil && tag.RowsAffected() != 1 {
+		err = ErrCanceled
+	}
+	if err == nil {
+		r.state = to
+		err = r.m.Refresh(ctx)
+	}
+	return err
+}
+
+// watch returns a context that ends with the cause ErrCanceled when another process has
+// canceled the rebuild.
+func (r *rebuild) watch(ctx context.Context) (watched context.Context, stop func()) {
+	watched, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for pause(watched, pollInterval) == nil {
+			var state State
+			err := r.m.DB.QueryRow(watched, `SELECT state FROM tomato.generations WHERE model = $1 AND generation = $2`, r.g.Model, r.g.Number).Scan(&state)
+			if !r.leaving.Load() && (errors.Is(err, pgx.ErrNoRows) || err == nil && state == StateGone) {
+				cancel(ErrCanceled)
+			}
+		}
 	}()
-	client, err := m.Kafka.NewClient()
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	topics := Topics(g.Model)
-	token, err := eventlog.EndToken(ctx, client, topics...)
-	if err != nil {
-		return err
-	}
-	if err := m.Positions.WaitFor(ctx, g.Model, g.Number, topics, token); err != nil {
-		return fmt.Errorf("%s catching up: %w", g, err)
-	}
-	if err := m.switchTo(ctx, g, o.DropOld); err != nil {
-		return err
-	}
-	report(o.Progress, Progress{Generation: g, Phase: Switched})
-	// The consumer of this process stops only after the processes that project have
-	// had the time to notice the generation and join its consumer group.
-	return pause(ctx, time.Until(announced.Add(2*pollInterval)))
+	return watched, func() { cancel(nil); <-done }
 }
 
-// Compare returns the number of rows that only one of the two generations has. It
-// compares the tables that are folded from the log, and not rider positions. If both
-// generations have passed the same events, the result must be 0.
-func (m *ReadModels) Compare(ctx context.Context, a, b Generation) (differences int64, err error) {
-	if a.Model != b.Model {
-		return 0, fmt.Errorf("%s and %s are of different read models", a, b)
+// CancelRebuild ends the unfinished rebuild of the read model and removes its generation,
+// also if another process is at it: that one notices and stops. It fails with
+// ErrNothingUnfinished if there is none, and with ErrRunning if the other process does not
+// stop.
+func (m *ReadModels) CancelRebuild(ctx context.Context, model string) (Generation, error) {
+	g := Generation{Model: model}
+	err := m.DB.QueryRow(ctx, `UPDATE tomato.generations SET state = 'gone' WHERE model = $1 AND state IN ('filling', 'catching_up', 'verified')
+		RETURNING generation`, model).Scan(&g.Number)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return g, ErrNothingUnfinished
 	}
-	for _, name := range foldedNames(a.Model) {
-		x, y := `TABLE `+a.Schema()+`.`+name, `TABLE `+b.Schema()+`.`+name
-		var n int64
-		err := m.DB.QueryRow(ctx, `SELECT count(*) FROM ((`+x+` EXCEPT ALL `+y+`) UNION ALL (`+y+` EXCEPT ALL `+x+`)) AS d`).Scan(&n)
-		if err != nil {
-			return 0, fmt.Errorf("comparing %s and %s: %w", a, b, err)
+	if err != nil {
+		return g, err
+	}
+	for until := time.Now().Add(cancelLimit); ; {
+		l, err := m.lock(ctx, model, false)
+		if err == nil {
+			defer l.unlock()
+			return g, m.finishDrops(ctx, model)
 		}
-		differences += n
+		if !errors.Is(err, ErrRunning) {
+			return g, err
+		}
+		if time.Now().After(until) {
+			return g, fmt.Errorf("%s is canceled, but the process that fills it has not stopped for %v. End that process; the next rebuild or start of `tomato serve` then removes what is left: %w", g, cancelLimit, err)
+		}
+		if err := pause(ctx, pollInterval/5); err != nil {
+			return g, err
+		}
 	}
-	return differences, nil
 }
 
-// refusesData reports whether Postgres takes a statement but refuses a value in
-// it: a text with NUL, a number that is too large for its column, a second row of
-// one id.
-func refusesData(err error) bool {
-	return slices.Contains([]string{"22", "23", "54"}, pgerr.Class(err))
-}
+// cancelLimit is how long CancelRebuild waits for the process that rebuilds.
+const cancelLimit = 30 * time.Second

@@ -60,28 +60,36 @@ func TestRebuildGivesEqualRowsWhileEventsKeepComing(t *testing.T) {
 	})
 	rebuilder := b.models()
 	var phases []projections.Phase
-	done := map[int32]projections.Progress{}
-	g, err := rebuilder.Rebuild(t.Context(), projections.Orders, projections.RebuildOptions{Runtime: b.runtime(), Progress: func(p projections.Progress) {
-		if len(phases) == 0 || phases[len(phases)-1] != p.Phase {
+	var was projections.Progress
+	result, err := rebuilder.Rebuild(t.Context(), projections.Orders, projections.RebuildOptions{Runtime: b.runtime(), Progress: func(p projections.Progress) {
+		if p.Phase != was.Phase {
 			phases = append(phases, p.Phase)
-		}
-		if p.Phase == projections.Filling {
-			if old, ok := done[p.Partition]; ok && (old.Target != p.Target || p.Done < old.Done) {
-				t.Errorf("progress went from %+v to %+v", old, p)
+			if was.Phase != "" && was.Share != 1 {
+				t.Errorf("phase %s ended with %+v", was.Phase, was)
 			}
-			done[p.Partition] = p
+		} else if p.Target != was.Target || p.Done < was.Done || p.Share < was.Share || p.Share > 1 {
+			t.Errorf("progress went from %+v to %+v", was, p)
 		}
+		for i, part := range p.Partitions {
+			if p.Phase == was.Phase && (part.Target != was.Partitions[i].Target || part.Done < was.Partitions[i].Done) {
+				t.Errorf("progress went from %+v to %+v", was, p)
+			}
+		}
+		if p.Phase == projections.PhaseFilling && len(p.Partitions) != partitions {
+			t.Errorf("%d partitions are known: %+v", len(p.Partitions), p)
+		}
+		was = p
 	}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Equal(phases, []projections.Phase{projections.Filling, projections.CatchingUp, projections.Switched}) {
+	if !slices.Equal(phases, []projections.Phase{projections.PhaseFilling, projections.PhaseIndexing, projections.PhaseCatchingUp, projections.PhaseVerifying,
+		projections.PhaseHandingOver, projections.PhaseSwitched}) {
 		t.Errorf("phases %v", phases)
 	}
-	for p, d := range done {
-		if d.Done != d.Target {
-			t.Errorf("partition %d ended at %d of %d", p, d.Done, d.Target)
-		}
+	g := result.Generation
+	if c := result.Comparison; !c.Equal() || c.Skipped != "" || c.Rows < before || result.Alone {
+		t.Errorf("result %+v", result)
 	}
 	if g.Number != 2 {
 		t.Errorf("generation %d", g.Number)
@@ -100,8 +108,8 @@ func TestRebuildGivesEqualRowsWhileEventsKeepComing(t *testing.T) {
 		}
 	}
 	differences, err := b.m.Compare(t.Context(), projections.Generation{Model: projections.Orders, Number: 1}, g)
-	if err != nil || differences != 0 {
-		t.Fatalf("%d differences, %v", differences, err)
+	if err != nil || !differences.Equal() {
+		t.Fatalf("%+v, %v", differences, err)
 	}
 	definitions := func(schema string) (defs []string) {
 		err := b.db.QueryRow(t.Context(), `SELECT array_agg(replace(d, $1 || '.', '') ORDER BY d) FROM (
@@ -165,23 +173,47 @@ func TestRebuildDropsTheOldGenerationAndQueriesGoOn(t *testing.T) {
 	}
 }
 
-func TestARebuildIsDoneByOneProcessAndCleansUpAfterAKilledOne(t *testing.T) {
+// The rest of a rebuild that was killed is resumed or canceled, and nothing else is begun
+// before.
+func TestARebuildIsDoneByOneProcess(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.project(b.m)
-	b.w.Append(eventlog.Restaurants, "r1", restaurant.RestaurantRegistered{RestaurantID: "r1", Name: "R", Location: centre})
-	// A killed rebuild leaves this.
+	token := b.w.Append(eventlog.Restaurants, "r1", restaurant.RestaurantRegistered{RestaurantID: "r1", Name: "R", Location: centre})
+	b.passed(projections.Restaurants, token)
 	ctx, kill := context.WithCancel(t.Context())
 	_, err := b.models().Rebuild(ctx, projections.Restaurants, projections.RebuildOptions{Runtime: b.runtime(), Progress: func(p projections.Progress) {
-		if p.Phase == projections.Filling {
-			if _, err := b.models().Rebuild(t.Context(), projections.Restaurants, projections.RebuildOptions{Runtime: b.runtime()}); err != projections.ErrRunning {
+		if p.Phase == projections.PhaseFilling {
+			if _, err := b.models().Rebuild(t.Context(), projections.Restaurants, projections.RebuildOptions{Runtime: b.runtime(), Resume: true}); err != projections.ErrRunning {
 				t.Errorf("a second rebuild beside the first: %v", err)
+			}
+			if err := b.m.Drop(t.Context(), projections.Generation{Model: projections.Restaurants, Number: 2}); err != projections.ErrRunning {
+				t.Errorf("a drop beside a rebuild: %v", err)
 			}
 			kill()
 		}
 	}})
-	if err == nil {
-		t.Fatal("the killed rebuild succeeded")
+	if err == nil || !strings.Contains(err.Error(), "restaurants_g1 serves as before") || !strings.Contains(err.Error(), "--resume") {
+		t.Fatalf("the killed rebuild: %v", err)
+	}
+	var unfinished *projections.UnfinishedError
+	if _, err := b.models().Rebuild(t.Context(), projections.Restaurants, projections.RebuildOptions{Runtime: b.runtime()}); !errors.As(err, &unfinished) || unfinished.Number != 2 ||
+		!strings.Contains(err.Error(), "`tomato rebuild restaurants --resume`") || !strings.Contains(err.Error(), "`tomato rebuild restaurants --cancel`") {
+		t.Errorf("a rebuild beside an unfinished one: %v", err)
+	}
+	other := b.models()
+	other.SetFold(projections.Restaurants, "another")
+	if _, err := other.Rebuild(t.Context(), projections.Restaurants, projections.RebuildOptions{Runtime: b.runtime(), Resume: true}); err == nil || !strings.Contains(err.Error(), "another version") {
+		t.Errorf("resumed by another fold: %v", err)
+	}
+	if g, err := b.models().CancelRebuild(t.Context(), projections.Restaurants); err != nil || g.Number != 2 {
+		t.Fatal(g, err)
+	}
+	if _, err := b.models().CancelRebuild(t.Context(), projections.Restaurants); !errors.Is(err, projections.ErrNothingUnfinished) {
+		t.Errorf("canceled again: %v", err)
+	}
+	if _, err := b.models().Rebuild(t.Context(), projections.Restaurants, projections.RebuildOptions{Runtime: b.runtime(), Resume: true}); !errors.Is(err, projections.ErrNothingUnfinished) {
+		t.Errorf("resumed nothing: %v", err)
 	}
 	g, err := b.models().Rebuild(t.Context(), projections.Restaurants, projections.RebuildOptions{Runtime: b.runtime()})
 	if err != nil || g.Number != 3 { // no number is used twice
@@ -196,17 +228,6 @@ func TestARebuildIsDoneByOneProcessAndCleansUpAfterAKilledOne(t *testing.T) {
 	}
 	if _, err := b.models().Rebuild(t.Context(), "menus", projections.RebuildOptions{Runtime: b.runtime()}); err == nil || !strings.Contains(err.Error(), "no read model") {
 		t.Errorf("rebuild of an unknown read model: %v", err)
-	}
-	// Go back to the old generation. Only a generation that does not serve can be dropped.
-	old := projections.Generation{Model: projections.Restaurants, Number: 1}
-	if err := b.m.Drop(t.Context(), g); err == nil {
-		t.Error("dropped the serving generation")
-	}
-	if err := b.m.Switch(t.Context(), old); err != nil {
-		t.Error(err)
-	}
-	if err := b.m.Switch(t.Context(), projections.Generation{Model: projections.Restaurants, Number: 2}); err == nil {
-		t.Error("switched to a generation that is not there")
 	}
 }
 
@@ -227,9 +248,9 @@ func TestRebuildLeavesWhatCannotBeFoldedToTheConsumer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	differences, err := b.m.Compare(t.Context(), projections.Generation{Model: projections.Orders, Number: 1}, g)
-	if err != nil || differences != 0 {
-		t.Errorf("%d differences, %v", differences, err)
+	differences, err := b.m.Compare(t.Context(), projections.Generation{Model: projections.Orders, Number: 1}, g.Generation)
+	if err != nil || !differences.Equal() {
+		t.Errorf("%+v, %v", differences, err)
 	}
 	var parked []int
 	if err := b.db.QueryRow(t.Context(), `SELECT array_agg(n ORDER BY generation) FROM (SELECT generation, count(*) n FROM tomato.parked GROUP BY 1) p`).Scan(&parked); err != nil {
@@ -276,11 +297,11 @@ func TestARebuildIsNotStoppedByValuesThatPostgresRefuses(t *testing.T) {
 			err := b.db.QueryRow(t.Context(), `SELECT count(*) FROM tomato.parked WHERE generation = $1`, g.Number).Scan(&dead)
 			return err == nil && dead == parked
 		})
-		differences, err := b.m.Compare(t.Context(), before, g)
-		if err != nil || differences != 0 {
-			t.Errorf("%d differences, %v", differences, err)
+		differences, err := b.m.Compare(t.Context(), before, g.Generation)
+		if err != nil || !differences.Equal() {
+			t.Errorf("%+v, %v", differences, err)
 		}
-		before = g
+		before = g.Generation
 	}
 }
 
@@ -458,8 +479,8 @@ func TestRowsAfterFailuresAreThoseOfARebuild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if differences, err := b.m.Compare(t.Context(), g, rebuilt); err != nil || differences != 0 {
-		t.Errorf("%d differences, %v", differences, err)
+	if differences, err := b.m.Compare(t.Context(), g, rebuilt.Generation); err != nil || !differences.Equal() {
+		t.Errorf("%+v, %v", differences, err)
 	}
 	var events int
 	if err := b.db.QueryRow(t.Context(), `SELECT count(*) FROM `+g.Schema()+`.order_events`).Scan(&events); err != nil || events != n*9 {

@@ -97,6 +97,10 @@ func keepFreeRiders(batch *pgx.Batch, schema string, ids []string) {
 // fold positions again, because the topic rider-locations is compacted.
 func copyPositions(ctx context.Context, db *pgxpool.Pool, from, to Generation) error {
 	err := pgx.BeginTxFunc(ctx, db, pgx.TxOptions{IsoLevel: pgx.RepeatableRead}, func(tx pgx.Tx) error {
+		// The fill may have written rows of some riders.
+		if _, err := tx.Exec(ctx, `DELETE FROM `+to.Schema()+`.rider_positions`); err != nil {
+			return err
+		}
 		_, err := tx.Exec(ctx, `INSERT INTO tomato.checkpoints (consumer, generation, topic, partition, next_offset, term, seq, event_time, since)
 			SELECT consumer, $3, topic, partition, next_offset, term, seq, event_time, since FROM tomato.checkpoints
 			WHERE consumer = $1 AND generation = $2 AND topic = $4`, from.Model, from.Number, to.Number, eventlog.RiderLocations)

@@ -57,8 +57,9 @@ type table interface {
 // fills it. The other tables are copied, see readModel.copyUnfolded.
 type foldedTable interface {
 	table
-	// filler begins the fold of one partition for a rebuild.
-	filler(schema string) filler
+	// filler begins the fold of one partition for a rebuild, or goes on with one that
+	// has begun: then the table may have rows of the partition.
+	filler(schema string, begun bool) filler
 	// names returns the tables in the database that it writes. They are equal in
 	// two generations that have passed the same events.
 	names() []string
@@ -161,11 +162,11 @@ func (a *aggregates[S, E]) apply(ctx context.Context, tx pgx.Tx, schema string, 
 
 // load puts the aggregates of ids into rows. An aggregate that has no row in the
 // table begins at version 0.
-func (a *aggregates[S, E]) load(ctx context.Context, tx pgx.Tx, schema string, rows map[string]*folded[S], ids ...string) error {
+func (a *aggregates[S, E]) load(ctx context.Context, db querier, schema string, rows map[string]*folded[S], ids ...string) error {
 	for _, id := range ids {
 		rows[id] = &folded[S]{id: id}
 	}
-	found, err := tx.Query(ctx, `SELECT id, version, state FROM `+schema+`.`+a.table+` WHERE id = ANY($1)`, ids)
+	found, err := db.Query(ctx, `SELECT id, version, state FROM `+schema+`.`+a.table+` WHERE id = ANY($1)`, ids)
 	if err != nil {
 		return err
 	}
@@ -181,6 +182,11 @@ func (a *aggregates[S, E]) load(ctx context.Context, tx pgx.Tx, schema string, r
 		return nil
 	})
 	return err
+}
+
+// querier runs a query: a pool or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
 // sorted returns the changed rows, sorted by id. All writers lock rows in this

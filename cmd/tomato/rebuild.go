@@ -2,11 +2,12 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -24,15 +25,36 @@ var helpVars = kong.Vars{"readModels": strings.Join(projections.Models(), ",")}
 
 type rebuildCmd struct {
 	settings.Tool
-	Model   string `arg:"" enum:"${readModels}" help:"One of ${enum}."`
-	DropOld bool   `help:"Drop the generation that served before; else it stays for a way back."`
+	Model             string  `arg:"" enum:"${readModels}" help:"One of ${enum}."`
+	Resume            bool    `help:"Go on with a rebuild that was interrupted."`
+	Cancel            bool    `help:"End an unfinished rebuild, wherever it runs, and remove what it has made."`
+	DropOld           bool    `help:"Drop the generation that served before; else it stays as the standby, for a way back."`
+	DryRun            bool    `help:"Fill and compare, report, and remove it again; do not switch."`
+	AcceptDifferences bool    `help:"Switch although the rows differ from those that serve."`
+	Throttle          float64 `placeholder:"EVENTS/S" help:"Read at most so many events a second; 0: as many as possible."`
+	JSON              bool    `name:"json" help:"Progress and result as JSON lines."`
 }
 
-// rebuildConns is how many connections a rebuild opens at most, beside one for its lock
-// and one that makes the tables.
+func (c rebuildCmd) check() error {
+	switch {
+	case c.Cancel && (c.Resume || c.DropOld || c.DryRun || c.AcceptDifferences || c.Throttle != 0):
+		return settings.Usage("--cancel goes with no other flag of rebuild but --json")
+	case c.DryRun && (c.DropOld || c.AcceptDifferences):
+		return settings.Usage("--dry-run does not switch, so it goes neither with --drop-old nor with --accept-differences")
+	case c.Throttle < 0 || c.Throttle != c.Throttle:
+		return settings.Usage("--throttle must be 0 or more events a second")
+	}
+	return nil
+}
+
+// rebuildConns is how many connections a rebuild opens at most, beside one for its lock,
+// one that makes the tables, and two that compare rows.
 const rebuildConns = 8
 
 func (c rebuildCmd) Run(ctx context.Context) error {
+	if err := c.check(); err != nil {
+		return err
+	}
 	if err := c.ResolveDatabase(); err != nil {
 		return err
 	}
@@ -44,79 +66,176 @@ func (c rebuildCmd) Run(ctx context.Context) error {
 	defer db.Close()
 	kafka := c.Kafka.Config("tomato-rebuild")
 	models := &projections.ReadModels{DB: db, DatabaseURL: c.DatabaseURL, Kafka: kafka, Positions: consumer.NewPositions(db), Log: log}
-	runtime := &consumer.Runtime{Kafka: kafka, Partitions: c.Partitions, DB: db, Log: log}
-	show := newProgress(os.Stderr)
+	if c.Cancel {
+		return c.cancel(ctx, models)
+	}
+	var show rebuildDisplay = newRebuildText(os.Stderr)
+	if c.JSON {
+		show = rebuildJSON{json.NewEncoder(os.Stdout)}
+	}
 	start := time.Now()
-	g, err := models.Rebuild(ctx, c.Model, projections.RebuildOptions{Runtime: runtime, DropOld: c.DropOld, Progress: show.tell})
-	show.done()
+	result, err := models.Rebuild(ctx, c.Model, projections.RebuildOptions{
+		Runtime: &consumer.Runtime{Kafka: kafka, Partitions: c.Partitions, DB: db, Log: log},
+		Resume:  c.Resume, DropOld: c.DropOld, DryRun: c.DryRun, AcceptDifferences: c.AcceptDifferences, EventsPerSecond: c.Throttle, Progress: show.progress})
+	show.end(result, time.Since(start), err)
+	var differ *projections.DifferencesError
+	if errors.As(err, &differ) && !c.DryRun {
+		err = fmt.Errorf("%w. To switch all the same, run `tomato rebuild %s --resume --accept-differences`", err, c.Model)
+	}
+	return err
+}
+
+func (c rebuildCmd) cancel(ctx context.Context, models *projections.ReadModels) error {
+	g, err := models.CancelRebuild(ctx, c.Model)
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%s serves; it took %s\n", g, time.Since(start).Round(time.Millisecond))
+	if c.JSON {
+		return json.NewEncoder(os.Stdout).Encode(map[string]any{"canceled": g})
+	}
+	fmt.Printf("%s is removed\n", g)
 	return nil
 }
 
-// rebuildProgress shows a rebuild: a bar on a terminal, plain lines elsewhere.
-// The targets are fixed, so the share cannot lie.
-type rebuildProgress struct {
-	out  io.Writer
-	bars *mpb.Progress
-	bar  *mpb.Bar
+// rebuildDisplay shows a rebuild.
+type rebuildDisplay interface {
+	progress(projections.Progress)
+	end(projections.RebuildResult, time.Duration, error)
+}
 
-	mu       sync.Mutex
-	moved    map[string]int64
-	target   map[string]int64
+// rebuildJSON writes a line {"progress":…} for each report, and at the end a line
+// {"result":…}.
+type rebuildJSON struct{ out *json.Encoder }
+
+func (d rebuildJSON) progress(p projections.Progress) {
+	_ = d.out.Encode(map[string]any{"progress": p})
+}
+
+func (d rebuildJSON) end(r projections.RebuildResult, took time.Duration, err error) {
+	line := map[string]any{"result": r, "seconds": took.Seconds()}
+	if err != nil {
+		line["error"] = err.Error()
+	}
+	_ = d.out.Encode(line)
+}
+
+// rebuildText shows a rebuild to people: a bar for each phase on a terminal, plain lines
+// elsewhere.
+type rebuildText struct {
+	out      io.Writer
+	bars     *mpb.Progress // nil: no terminal
+	bar      *mpb.Bar
 	phase    projections.Phase
 	lastLine time.Time
 }
 
-func newProgress(out *os.File) *rebuildProgress {
-	p := &rebuildProgress{out: out, moved: map[string]int64{}, target: map[string]int64{}}
+const barUnits = 10_000 // of a bar, which shows a share
+
+func newRebuildText(out *os.File) *rebuildText {
+	d := &rebuildText{out: out}
 	if term.IsTerminal(int(out.Fd())) {
-		p.bars = mpb.New(mpb.WithOutput(out))
+		d.bars = mpb.New(mpb.WithOutput(out))
 	}
-	return p
+	return d
 }
 
-func (p *rebuildProgress) tell(pr projections.Progress) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if pr.Phase != projections.Filling {
-		if pr.Phase != p.phase {
-			p.phase = pr.Phase
-			if p.bars == nil {
-				fmt.Fprintf(p.out, "%s: %s\n", pr.Generation, pr.Phase)
-			}
+var phaseNames = map[projections.Phase]string{
+	projections.PhaseFilling: "filling", projections.PhaseIndexing: "indexing", projections.PhaseCatchingUp: "catching up",
+	projections.PhaseVerifying: "comparing", projections.PhaseHandingOver: "handing over", projections.PhaseSwitched: "switched",
+}
+
+// what is counted in each phase.
+var phaseUnits = map[projections.Phase]string{projections.PhaseIndexing: "indexes", projections.PhaseVerifying: "rows"}
+
+func (d *rebuildText) progress(p projections.Progress) {
+	text := describe(p)
+	if d.bars == nil {
+		if now := time.Now(); p.Phase != d.phase || now.Sub(d.lastLine) >= time.Second || p.Done == p.Target && p.Target > 0 {
+			d.phase, d.lastLine = p.Phase, now
+			fmt.Fprintln(d.out, text)
 		}
 		return
 	}
-	key := fmt.Sprint(pr.Topic, "/", pr.Partition)
-	p.moved[key], p.target[key] = pr.Done, pr.Target
-	var done, target int64
-	for k, d := range p.moved {
-		done += d
-		target += p.target[k]
-	}
-	if p.bars != nil {
-		if p.bar == nil {
-			p.bar = p.bars.AddBar(target, mpb.PrependDecorators(decor.Name(pr.Generation.String()), decor.CountersNoUnit(" %d of %d records")),
-				mpb.AppendDecorators(decor.Percentage(), decor.OnComplete(decor.AverageETA(decor.ET_STYLE_GO, decor.WCSyncSpace), " filled")))
+	if p.Phase != d.phase {
+		d.finishBar()
+		d.phase = p.Phase
+		if p.Phase == projections.PhaseSwitched {
+			return
 		}
-		p.bar.SetTotal(target, false)
-		p.bar.SetCurrent(done)
-		return
+		d.bar = d.bars.AddBar(barUnits, mpb.AppendDecorators(decor.Any(func(decor.Statistics) string { return text })))
 	}
-	if now := time.Now(); now.Sub(p.lastLine) >= time.Second || done == target {
-		p.lastLine = now
-		fmt.Fprintf(p.out, "%s: %s, %d of %d records\n", pr.Generation, pr.Phase, done, target)
+	if d.bar != nil {
+		d.bar.SetCurrent(int64(p.Share * barUnits))
 	}
 }
 
-func (p *rebuildProgress) done() {
-	if p.bars != nil {
-		if p.bar != nil {
-			p.bar.SetTotal(-1, true)
-		}
-		p.bars.Wait()
+// describe returns the progress as a line.
+func describe(p projections.Progress) string {
+	s := fmt.Sprintf("%s: %s", p.Generation, phaseNames[p.Phase])
+	if p.Phase == projections.PhaseSwitched {
+		return s
 	}
+	unit := phaseUnits[p.Phase]
+	if unit == "" {
+		unit = "records"
+	}
+	s += fmt.Sprintf(", %d of %d %s (%.1f %%)", p.Done, p.Target, unit, 100*p.Share)
+	if p.PerSecond > 0 && p.Phase != projections.PhaseIndexing {
+		s += fmt.Sprintf(", %.0f/s", p.PerSecond)
+	}
+	if p.SecondsLeft > 0 {
+		s += fmt.Sprintf(", %s left", time.Duration(p.SecondsLeft*float64(time.Second)).Round(time.Second))
+	}
+	return s
+}
+
+func (d *rebuildText) finishBar() {
+	if d.bar != nil {
+		d.bar.SetTotal(-1, true)
+		d.bar = nil
+	}
+}
+
+// end prints what was compared, and what serves. The caller prints the error.
+func (d *rebuildText) end(r projections.RebuildResult, took time.Duration, err error) {
+	if d.bars != nil {
+		d.finishBar()
+		d.bars.Wait()
+	}
+	c := r.Comparison
+	if compared := c.Rows+c.Missing+c.Extra > 0 || c.Skipped != ""; compared {
+		for _, line := range comparisonLines(r) {
+			fmt.Println(line)
+		}
+	}
+	switch {
+	case r.Switched && r.Alone:
+		fmt.Printf("%s serves; it took %s. No process projects it: start `tomato serve` with the role project, of this version\n", r.Generation, took.Round(time.Millisecond))
+	case r.Switched:
+		fmt.Printf("%s serves; it took %s\n", r.Generation, took.Round(time.Millisecond))
+	case err == nil:
+		fmt.Printf("%s would serve; it took %s. It is removed again, because of --dry-run\n", r.Generation, took.Round(time.Millisecond))
+	}
+}
+
+// comparisonLines says what the comparison of a rebuild has found.
+func comparisonLines(r projections.RebuildResult) []string {
+	c := r.Comparison
+	if c.Skipped != "" {
+		return []string{"not compared: " + c.Skipped}
+	}
+	lines := []string{fmt.Sprintf("compared with %s: %d rows in both, %d missing, %d extra, %d changed", r.Before, c.Rows, c.Missing, c.Extra, c.Changed)}
+	if c.ParkedKeys > 0 {
+		lines = append(lines, fmt.Sprintf("left out: %d keys with parked events, see `tomato dlq list`", c.ParkedKeys))
+	}
+	for _, name := range c.Unshared {
+		lines = append(lines, "only there: "+name)
+	}
+	for _, difference := range c.Differences {
+		lines = append(lines, difference.String())
+	}
+	if named, all := len(c.Differences), c.Missing+c.Extra+c.Changed; int64(named) < all {
+		lines = append(lines, fmt.Sprintf("… and %d more", all-int64(named)))
+	}
+	return lines
 }

@@ -236,3 +236,25 @@ func ReadConsumers(ctx context.Context, db *pgxpool.Pool, adm *kadm.Client) ([]C
 	}
 	return out, nil
 }
+
+// OverBudget returns the partitions of a consumer in which so many events are parked that
+// its worker handles nothing new, whichever process runs it. It fails with an error of
+// Postgres.
+func OverBudget(ctx context.Context, db *pgxpool.Pool, c Consumer) (map[eventlog.TopicPartition]bool, error) {
+	c, err := c.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	rows, err := db.Query(ctx, `SELECT topic, partition FROM (
+			SELECT topic, partition, count(*) AS parked FROM tomato.parked WHERE consumer = $1 AND generation = $2 GROUP BY topic, partition, key) k
+		GROUP BY topic, partition HAVING sum(parked) >= $3 OR max(parked) >= $4`, c.Name, c.Generation, c.Budget, c.KeyBudget)
+	if err != nil {
+		return nil, fmt.Errorf("read parked events: %w", err)
+	}
+	over := map[eventlog.TopicPartition]bool{}
+	var tp eventlog.TopicPartition
+	if _, err = pgx.ForEachRow(rows, []any{&tp.Topic, &tp.Partition}, func() error { over[tp] = true; return nil }); err != nil {
+		return nil, fmt.Errorf("read parked events: %w", err)
+	}
+	return over, nil
+}

@@ -250,7 +250,7 @@ func (b *run) rebuild(ctx context.Context) error {
 			var m map[string]float64
 			start := time.Now()
 			_, err := s.ReadModels().Rebuild(ctx, projections.Orders, projections.RebuildOptions{Runtime: s.Runtime(), DropOld: true, Progress: func(p projections.Progress) {
-				if p.Phase == projections.Switched {
+				if p.Phase == projections.PhaseSwitched {
 					m = map[string]float64{"per_s": float64(h.events) / time.Since(start).Seconds()}
 				}
 			}})

@@ -1,0 +1,341 @@
+package projections
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// maxDifferences is how many differences a Comparison names.
+const maxDifferences = 100
+
+// Comparison is what the comparison of the rows of two generations has found. It covers
+// the tables that are folded from the log.
+type Comparison struct {
+	Skipped    string           `json:"skipped,omitempty"`  // why nothing was compared; "" if it was
+	Rows       int64            `json:"rows"`               // that both have
+	Missing    int64            `json:"missing"`            // rows that only the first generation has
+	Extra      int64            `json:"extra"`              // rows that only the second one has
+	Changed    int64            `json:"changed"`            // rows that both have, with other values
+	Columns    map[string]int64 `json:"columns,omitempty"`  // of the changed rows: in how many of them each <table>.<column> differs
+	Unshared   []string         `json:"unshared,omitempty"` // tables and columns that only one has; their values are not compared
+	ParkedKeys int              `json:"parkedKeys"`         // keys with parked events in either; their rows are left out
+	// Differences are the first ones of each table, in the order of the key.
+	Differences []Difference `json:"differences,omitempty"`
+}
+
+// Equal reports whether no difference was found.
+func (c *Comparison) Equal() bool { return c.Missing == 0 && c.Extra == 0 && c.Changed == 0 }
+
+// Difference is a row that differs.
+type Difference struct {
+	Table   string   `json:"table"`
+	Key     string   `json:"key"`
+	Kind    string   `json:"kind"`              // missing, extra or changed, as in Comparison
+	Columns []string `json:"columns,omitempty"` // of kind changed
+}
+
+func (d Difference) String() string {
+	s := d.Kind + ": " + d.Table + " " + d.Key
+	if len(d.Columns) > 0 {
+		s += " (" + strings.Join(d.Columns, ", ") + ")"
+	}
+	return s
+}
+
+// side is one of the two generations of a comparison, in a transaction that sees it as of
+// one moment.
+type side struct {
+	Generation
+	tx pgx.Tx
+}
+
+// comparer compares the rows of two generations. It reads both in the order of their keys
+// and holds one row of each.
+type comparer struct {
+	a, b    side
+	order   querier // answers which of two keys comes first
+	count   func(n int64)
+	parked  map[string]bool // keys that are left out
+	out     *Comparison
+	listed  int // differences of the present table that are named
+	columns []comparedColumn
+	keys    []comparedColumn
+}
+
+// comparedColumn is a column of a table that is compared.
+type comparedColumn struct {
+	name, sqlType string
+	key           int // its place in the primary key, from 1 on; 0: none
+}
+
+// Compare compares the rows of two generations as one moment has them. Rows differ of
+// which one generation has passed events that the other has not, so it tells something
+// only about generations at the same positions. Its errors are those of the database.
+func (m *ReadModels) Compare(ctx context.Context, a, b Generation) (Comparison, error) {
+	if a.Model != b.Model {
+		return Comparison{}, fmt.Errorf("%s and %s are of different read models", a, b)
+	}
+	// Two transactions see the same if one takes over the other's snapshot.
+	var c Comparison
+	err := m.snapshot(ctx, func(first pgx.Tx) error {
+		var snapshot string
+		if err := first.QueryRow(ctx, `SELECT pg_export_snapshot()`).Scan(&snapshot); err != nil {
+			return err
+		}
+		return m.snapshot(ctx, func(second pgx.Tx) (err error) {
+			if _, err := second.Exec(ctx, `SET TRANSACTION SNAPSHOT '`+snapshot+`'`); err != nil {
+				return err
+			}
+			c, err = compare(ctx, side{a, first}, side{b, second}, m.DB, func(int64) {})
+			return err
+		})
+	})
+	if err != nil {
+		return c, fmt.Errorf("comparing %s and %s: %w", a, b, err)
+	}
+	return c, nil
+}
+
+// snapshot runs fn in a transaction that sees the database as of one moment. It has a
+// connection of its own.
+func (m *ReadModels) snapshot(ctx context.Context, fn func(tx pgx.Tx) error) error {
+	conn, err := pgx.ConnectConfig(ctx, m.DB.Config().ConnConfig)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	// The transaction waits while the other generation catches up, so it may be idle.
+	options := pgx.TxOptions{BeginQuery: `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 0`}
+	return pgx.BeginTxFunc(ctx, conn, options, fn)
+}
+
+// compare compares the folded tables of a and b.
+func compare(ctx context.Context, a, b side, order querier, count func(n int64)) (Comparison, error) {
+	c := &comparer{a: a, b: b, order: order, count: count, parked: map[string]bool{}, out: &Comparison{Columns: map[string]int64{}}}
+	for _, s := range []side{a, b} {
+		rows, err := s.tx.Query(ctx, `SELECT DISTINCT key FROM tomato.parked WHERE consumer = $1 AND generation = $2`, s.Model, s.Number)
+		if err != nil {
+			return Comparison{}, err
+		}
+		keys, err := pgx.CollectRows(rows, pgx.RowTo[[]byte])
+		if err != nil {
+			return Comparison{}, err
+		}
+		for _, k := range keys {
+			c.parked[string(k)] = true
+		}
+	}
+	c.out.ParkedKeys = len(c.parked)
+	names := foldedNames(a.Model)
+	slices.Sort(names)
+	for _, name := range names {
+		if err := c.table(ctx, name); err != nil {
+			return Comparison{}, fmt.Errorf("table %s: %w", name, err)
+		}
+	}
+	return *c.out, nil
+}
+
+// shape reads the columns of a table; none if there is no such table.
+func (s side) shape(ctx context.Context, table string) ([]comparedColumn, error) {
+	rows, err := s.tx.Query(ctx, `
+		SELECT a.attname, format_type(a.atttypid, a.atttypmod), coalesce(k.n, 0)::int
+		FROM pg_attribute a
+		LEFT JOIN (SELECT i.indrelid, u.attnum, u.n FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY u(attnum, n) WHERE i.indisprimary) k
+		       ON k.indrelid = a.attrelid AND k.attnum = a.attnum
+		WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum`, s.Schema()+"."+table)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (c comparedColumn, err error) {
+		err = row.Scan(&c.name, &c.sqlType, &c.key)
+		return c, err
+	})
+}
+
+// table compares one table.
+func (c *comparer) table(ctx context.Context, table string) error {
+	shapeA, err := c.a.shape(ctx, table)
+	if err != nil {
+		return err
+	}
+	shapeB, err := c.b.shape(ctx, table)
+	if err != nil {
+		return err
+	}
+	only := func(s side, shape, other []comparedColumn) {
+		for _, col := range shape {
+			if len(other) > 0 && !slices.ContainsFunc(other, func(o comparedColumn) bool { return o.name == col.name }) {
+				c.out.Unshared = append(c.out.Unshared, fmt.Sprintf("%s.%s.%s", s.Generation, table, col.name))
+			}
+		}
+		if len(shape) > 0 && len(other) == 0 {
+			c.out.Unshared = append(c.out.Unshared, fmt.Sprintf("%s.%s", s.Generation, table))
+		}
+	}
+	only(c.a, shapeA, shapeB)
+	only(c.b, shapeB, shapeA)
+	c.keys, c.columns, c.listed = nil, nil, 0
+	for _, col := range shapeB {
+		switch shared := slices.ContainsFunc(shapeA, func(o comparedColumn) bool { return o.name == col.name }); {
+		case col.key > 0 && shared:
+			c.keys = append(c.keys, col)
+		case shared:
+			c.columns = append(c.columns, col)
+		}
+	}
+	slices.SortFunc(c.keys, func(x, y comparedColumn) int { return x.key - y.key })
+	switch {
+	case len(shapeA) == 0 || len(shapeB) == 0:
+		return nil
+	case len(c.keys) == 0:
+		return errors.New("the two have no primary key in common")
+	}
+	return c.merge(ctx, table)
+}
+
+// cursor reads the rows of one generation in the order of their keys.
+type cursor struct {
+	rows pgx.Rows
+	row  [][]byte // the values as text, those of the key first; nil at the end
+}
+
+func (c *comparer) open(ctx context.Context, s side, table string) (*cursor, error) {
+	var values, order []string
+	for _, k := range c.keys {
+		values, order = append(values, quoted(k.name)+`::text`), append(order, quoted(k.name))
+	}
+	for _, col := range c.columns {
+		values = append(values, quoted(col.name)+`::text`)
+	}
+	rows, err := s.tx.Query(ctx, `SELECT `+strings.Join(values, ", ")+` FROM `+s.Schema()+`.`+table+` ORDER BY `+strings.Join(order, ", "),
+		pgx.QueryResultFormats{pgx.TextFormatCode})
+	if err != nil {
+		return nil, err
+	}
+	return &cursor{rows: rows}, nil
+}
+
+func quoted(name string) string { return pgx.Identifier{name}.Sanitize() }
+
+// next goes on to the next row whose key is not left out.
+func (u *cursor) next(leaveOut map[string]bool) error {
+	for u.rows.Next() {
+		if u.row = u.rows.RawValues(); !leaveOut[string(u.row[0])] {
+			return nil
+		}
+	}
+	u.row = nil
+	return u.rows.Err()
+}
+
+// merge reads the table in both generations and compares row by row.
+func (c *comparer) merge(ctx context.Context, table string) error {
+	x, err := c.open(ctx, c.a, table)
+	if err != nil {
+		return err
+	}
+	defer x.rows.Close()
+	y, err := c.open(ctx, c.b, table)
+	if err != nil {
+		return err
+	}
+	defer y.rows.Close()
+	if err := errors.Join(x.next(c.parked), y.next(c.parked)); err != nil {
+		return err
+	}
+	for x.row != nil || y.row != nil {
+		order, err := c.compareKeys(ctx, x.row, y.row)
+		if err != nil {
+			return err
+		}
+		switch {
+		case order < 0:
+			c.out.Missing++
+			c.list(Difference{Table: table, Key: c.key(x.row), Kind: "missing"})
+		case order > 0:
+			c.out.Extra++
+			c.list(Difference{Table: table, Key: c.key(y.row), Kind: "extra"})
+		default:
+			c.out.Rows++
+			c.values(table, x.row, y.row)
+		}
+		if order <= 0 {
+			if err := x.next(c.parked); err != nil {
+				return err
+			}
+		}
+		if order >= 0 {
+			c.count(1)
+			if err := y.next(c.parked); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// compareKeys returns the order of the keys of two rows, one of which may be nil, which
+// is behind all others. Only Postgres knows the order of different texts, so it is asked.
+func (c *comparer) compareKeys(ctx context.Context, x, y [][]byte) (int, error) {
+	switch {
+	case x == nil:
+		return 1, nil
+	case y == nil:
+		return -1, nil
+	}
+	if slices.EqualFunc(x[:len(c.keys)], y[:len(c.keys)], bytes.Equal) {
+		return 0, nil
+	}
+	var left, right []string
+	var args []any
+	for i, k := range c.keys {
+		left = append(left, fmt.Sprintf("$%d::text::%s", 2*i+1, k.sqlType))
+		right = append(right, fmt.Sprintf("$%d::text::%s", 2*i+2, k.sqlType))
+		args = append(args, string(x[i]), string(y[i]))
+	}
+	rows, err := c.order.Query(ctx, `SELECT (`+strings.Join(left, ", ")+`) < (`+strings.Join(right, ", ")+`)`, args...)
+	if err != nil {
+		return 0, err
+	}
+	before, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[bool])
+	if before {
+		return -1, err
+	}
+	return 1, err
+}
+
+// values compares the other columns of two rows with the same key.
+func (c *comparer) values(table string, x, y [][]byte) {
+	var differ []string
+	for i, col := range c.columns {
+		a, b := x[len(c.keys)+i], y[len(c.keys)+i]
+		if !bytes.Equal(a, b) || (a == nil) != (b == nil) {
+			differ = append(differ, col.name)
+			c.out.Columns[table+"."+col.name]++
+		}
+	}
+	if len(differ) > 0 {
+		c.out.Changed++
+		c.list(Difference{Table: table, Key: c.key(x), Kind: "changed", Columns: differ})
+	}
+}
+
+// list names a difference, unless enough of this table are named.
+func (c *comparer) list(d Difference) {
+	if c.listed < maxDifferences/2 && len(c.out.Differences) < maxDifferences {
+		c.listed++
+		c.out.Differences = append(c.out.Differences, d)
+	}
+}
+
+// key returns the key of a row as text.
+func (c *comparer) key(row [][]byte) string {
+	return string(bytes.Join(row[:len(c.keys)], []byte("/")))
+}

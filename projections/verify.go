@@ -1,0 +1,83 @@
+package projections
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"tomato/eventlog"
+)
+
+// verifyPause is the pause before the serving generation is looked at again, while it is
+// behind the one that is compared with it.
+const verifyPause = time.Second
+
+// verifyTries is how often it is looked at, at most.
+const verifyTries = 30
+
+// verify compares the rows of the new generation with those that serve. Both must have
+// passed the same events: it reads the serving rows as of one moment, brings the new
+// generation to exactly the positions that the serving one had then, and compares.
+func (r *rebuild) verify(ctx context.Context) (c Comparison, err error) {
+	for try := 1; ; try++ {
+		behind := false
+		err := r.again(ctx, func(ctx context.Context) error {
+			return r.m.snapshot(ctx, func(serving pgx.Tx) (err error) {
+				c, behind, err = r.verifyAt(ctx, serving)
+				return err
+			})
+		})
+		if err != nil || !behind || try == verifyTries {
+			return c, err
+		}
+		if err := pause(ctx, verifyPause); err != nil {
+			return c, err
+		}
+	}
+}
+
+// verifyAt is verify at the moment that the transaction sees. behind reports that the
+// serving generation is behind the new one, so that nothing can be compared.
+func (r *rebuild) verifyAt(ctx context.Context, serving pgx.Tx) (c Comparison, behind bool, err error) {
+	vector, err := checkpointsOf(ctx, serving, r.before)
+	if err != nil {
+		return c, false, err
+	}
+	passed, err := checkpointsOf(ctx, r.m.DB, r.g)
+	if err != nil {
+		return c, false, err
+	}
+	to, nothing := map[eventlog.TopicPartition]int64{}, true
+	for tp := range r.targets {
+		to[tp] = vector[tp]
+		nothing = nothing && vector[tp] == 0
+		behind = behind || passed[tp] > vector[tp]
+	}
+	switch {
+	case nothing:
+		return Comparison{Skipped: fmt.Sprintf("%s has passed no event, so there is nothing to compare", r.before)}, false, nil
+	case behind:
+		return Comparison{Skipped: fmt.Sprintf("%s had passed no event when the rebuild began, and is still behind it, so there is nothing to compare", r.before)}, true, nil
+	}
+	if err := r.foldTo(ctx, PhaseCatchingUp, to, false); err != nil {
+		return c, false, fmt.Errorf("catching up: %w", err)
+	}
+	err = r.m.snapshot(ctx, func(rebuilt pgx.Tx) error {
+		var rows, n int64
+		for _, name := range foldedNames(r.g.Model) {
+			if err := rebuilt.QueryRow(ctx, `SELECT count(*) FROM `+r.g.Schema()+`.`+name).Scan(&n); err != nil {
+				return err
+			}
+			rows += n
+		}
+		r.meter.beginCount(PhaseVerifying, rows)
+		c, err = compare(ctx, side{r.before, serving}, side{r.g, rebuilt}, r.m.DB, r.meter.count)
+		return err
+	})
+	if err != nil {
+		return c, false, fmt.Errorf("comparing %s with %s: %w", r.g, r.before, err)
+	}
+	return c, false, nil
+}
