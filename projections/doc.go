@@ -79,7 +79,7 @@
 //	models.go           the list of read models
 //	orders.go           a read model; also payments.go, restaurants.go, riders.go
 //	rider_positions.go  what the riders have beside a fold: positions and free riders
-//	stale.go            takes riders with old positions out of the index of searches
+//	riders_upkeep.go    keeps searches for riders fast: old positions, dead rows
 //	table.go            how a batch of events becomes rows
 //	text.go             values as text, for statements and COPY
 //	foldversion.go      generated: the versions of the folds that make the rows

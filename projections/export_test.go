@@ -14,7 +14,7 @@ func (m *ReadModels) SetFold(model, fold string) {
 	m.otherFolds[model] = fold
 }
 
-// HideStale does one round of HideStaleRiders.
-func (m *ReadModels) HideStale(ctx context.Context, before time.Time) error {
-	return m.hideStale(ctx, before)
+// TendOnce does one round of TendRiders.
+func (m *ReadModels) TendOnce(ctx context.Context, before time.Time) error {
+	return m.tendRiders(ctx, before)
 }

@@ -202,7 +202,7 @@ func TestRidersWithOldPositionsLeaveTheIndexOfSearches(t *testing.T) {
 	}
 	hide := func() {
 		t.Helper()
-		if err := b.m.HideStale(t.Context(), now.Add(-time.Minute)); err != nil {
+		if err := b.m.TendOnce(t.Context(), now.Add(-time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -252,4 +252,50 @@ func TestRidersWithOldPositionsLeaveTheIndexOfSearches(t *testing.T) {
 	put("away", time.Now())
 	b.passed(projections.Riders, token)
 	free("riders_g2", "away here")
+}
+
+// The database of the tests has no autovacuum, as one that does not look often enough.
+func TestDeadPositionsAreVacuumed(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	conn, err := b.db.Acquire(t.Context()) // one session, because each keeps its counts for itself at first
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	table := func() (live, dead int, vacuumed bool) {
+		t.Helper()
+		if err := conn.QueryRow(t.Context(), `SELECT n_live_tup, n_dead_tup, last_vacuum IS NOT NULL FROM pg_stat_user_tables
+			WHERE schemaname = 'riders_g1' AND relname = 'rider_positions'`).Scan(&live, &dead, &vacuumed); err != nil {
+			t.Fatal(err)
+		}
+		return live, dead, vacuumed
+	}
+	tend := func() {
+		t.Helper()
+		exec(`SELECT pg_stat_force_next_flush()`)
+		if err := b.m.TendOnce(t.Context(), time.Now().Add(-time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	move := func() {
+		exec(`UPDATE riders_g1.rider_positions SET location = ST_MakePoint(random(), random())::geography`)
+	}
+	exec(`INSERT INTO riders_g1.rider_positions (rider_id, location, recorded_at, name, eligible)
+		SELECT 'r' || i, ST_MakePoint(0, 0)::geography, now(), 'n', true FROM generate_series(1, 1500) i`)
+	move()
+	tend() // as many dead as live rows are left to autovacuum
+	if live, dead, vacuumed := table(); live != 1500 || dead == 0 || vacuumed {
+		t.Errorf("after one move %d live, %d dead, vacuumed %v", live, dead, vacuumed)
+	}
+	move()
+	b.eventually("the dead rows are counted", func() bool { _, dead, _ := table(); return dead > 2500 })
+	tend()
+	b.eventually("they are removed", func() bool { _, dead, vacuumed := table(); return dead == 0 && vacuumed })
 }

@@ -187,7 +187,7 @@ var readClock = map[string]string{
 	"projections/rebuild.go":              "waits for the process that rebuilds",
 	"projections/rebuild_steps.go":        "waits for a database that does not answer",
 	"projections/switch.go":               "waits for other instances",
-	"projections/stale.go":                "takes riders whose location is too old out of the index of searches, which no rebuild compares",
+	"projections/riders_upkeep.go":        "takes riders whose location is too old out of the index of searches, which no rebuild compares",
 	"projections/search.go":               "leaves out riders whose location is too old",
 	"projections/status.go":               "shows how far a read model is behind",
 	"projections/realtime/realtime.go":    "begins with the locations of the last minutes",

@@ -22,7 +22,7 @@ CREATE TABLE rider_positions (
     -- Topic rider-locations. Both are null if there is no position.
     location    geography(Point, 4326),
     recorded_at timestamptz,
-    stale       boolean                NOT NULL DEFAULT false, -- too old for every search (projections/stale.go); the next position makes it false
+    stale       boolean                NOT NULL DEFAULT false, -- too old for every search (projections/riders_upkeep.go); the next position makes it false
     -- Topic riders. These are copies of the columns in riders.
     name        text, -- null before the rider is known
     eligible    boolean                NOT NULL DEFAULT false

@@ -88,7 +88,7 @@ func TestBenchesHaveTheirRows(t *testing.T) {
 		"project":      {"events_per_s", "visible_p50_ms"},
 		"rebuild":      {"events_per_s"},
 		"riders": {"updates_per_s", "searches_per_s", "search_p99_ms", "load_updates_per_s", "load_searches_per_s", "load_catch_up_ms",
-			"load_search_p50_ms_begin", "load_search_p99_ms_begin", "load_search_p50_ms_end", "load_search_p99_ms_end", "load_bytes_begin", "load_bytes_end"},
+			"load_search_p50_ms_begin", "load_search_p99_ms_begin", "load_search_p50_ms_end", "load_search_p99_ms_end", "load_mb_begin", "load_mb_end"},
 		"town": {"delivered_orders_per_s", "orders", "tomato_cpu_ms_per_order", "broker_cpu_ms_per_order", "postgres_cpu_ms_per_order",
 			"kept_records_per_order", "kept_bytes_per_order", "kept_disk_bytes_per_order", "records_orders_ORDER_DELIVERED", "bytes_payments_PAYMENT_REQUESTED", "bytes_riders_RIDER_CLAIMED",
 			"place_p50_ms", "paid_p99_ms", "accept_p50_ms", "offered_p50_ms", "claim_p99_ms", "pick_up_p50_ms", "deliver_p50_ms", "order_p99_ms"},

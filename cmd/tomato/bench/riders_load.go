@@ -48,8 +48,8 @@ func (b *run) ridersUnderLoad(ctx context.Context, s *server.Server, byPartition
 	b.add("load_search_p99_ms_begin", "ms", value.begin["p99_ms"], limit.begin["p99_ms"])
 	b.add("load_search_p50_ms_end", "ms", value.end["p50_ms"], limit.end["p50_ms"])
 	b.add("load_search_p99_ms_end", "ms", value.end["p99_ms"], limit.end["p99_ms"])
-	b.add("load_bytes_begin", "bytes", value.before.bytes, 0)
-	b.add("load_bytes_end", "bytes", value.after.bytes, limit.after.bytes)
+	b.add("load_mb_begin", "MB", value.before.bytes/1e6, 0)
+	b.add("load_mb_end", "MB", value.after.bytes/1e6, limit.after.bytes/1e6)
 	if value.after.deadRows > 0 { // right after a vacuum there is none
 		b.add("load_dead_rows_end", "rows", value.after.deadRows, 0)
 	}

@@ -102,8 +102,8 @@ func (s *Server) startCommands(ctx context.Context) error {
 func (s *Server) startProjections(context.Context) error {
 	if s.config.has(RoleProject) {
 		s.readers = append(s.readers, s.background("projections", func(ctx context.Context) error { return s.models.Project(ctx, s.runtime) }))
-		s.background("hiding stale riders", func(ctx context.Context) error {
-			s.models.HideStaleRiders(ctx, time.Duration(s.config.PositionAge))
+		s.background("tending riders", func(ctx context.Context) error {
+			s.models.TendRiders(ctx, time.Duration(s.config.PositionAge))
 			return nil
 		})
 	}
