@@ -9,7 +9,6 @@ import (
 
 	"tomato/eventlog/consumer/parked"
 	"tomato/httpapi"
-	"tomato/queryside"
 )
 
 type deadLettersInput struct {
@@ -85,7 +84,7 @@ func (o *Operations) deadLetterRoutes(api *httpapi.API) {
 	httpapi.Register(api, operation("/v1/ops/dead-letters", "listDeadLetters", "Records that consumers could not handle, oldest first"), operators, o.listDeadLetters)
 	httpapi.Register(api, operation("/v1/ops/dead-letters/{id}", "getDeadLetter", "One of them, with its record", 404), operators, o.getDeadLetter)
 
-	discard := operation("/v1/ops/dead-letters/{id}/discard", "discardDeadLetter", "Give a record up for good", 404)
+	discard := operation("/v1/ops/dead-letters/{id}/discard", "discardDeadLetter", "Give a record up for good", 404, 409)
 	discard.Method = http.MethodPost
 	httpapi.Register(api, discard, operators, o.discardDeadLetter)
 	one := operation("/v1/ops/dead-letters/{id}/replay", "replayDeadLetter", "Let its consumer try a record again", 404)
@@ -117,6 +116,8 @@ func (o *Operations) getDeadLetter(ctx context.Context, in *deadLetterInput) (*d
 }
 
 func (o *Operations) discardDeadLetter(ctx context.Context, in *discardInput) (*deadLetterOutput, error) {
+	ctx, cancel := context.WithTimeout(ctx, longTimeout)
+	defer cancel()
 	if err := o.DeadLetters.Discard(ctx, in.ID, string(in.Body.Reason), httpapi.Actor(ctx).Sub); err != nil {
 		return nil, letterProblem(err)
 	}
@@ -160,5 +161,5 @@ func letterProblem(err error) error {
 	case errors.As(err, &confirm):
 		return httpapi.NewProblem(http.StatusConflict, "confirmation_required", confirm.Error())
 	}
-	return queryside.Problem(err)
+	return projectionProblem(err)
 }

@@ -1,6 +1,7 @@
 // Package operations is what operators see and do: who owns which shard, how the
-// read models and the consumers are doing, the dead letters, which are listed,
-// replayed and discarded here, and people, who are erased here.
+// read models and the consumers are doing, the generations of read models, which are
+// switched, dropped, compared and mended here, the dead letters, which are listed, replayed
+// and discarded here, and people, who are erased here.
 //
 // It stands above the three sides, because operators look into all of them. The
 // payments that wait for an operator are not here: listing them is a query like
@@ -35,7 +36,8 @@ type Operations struct {
 		// Status returns how every generation of every read model is doing.
 		Status(context.Context) ([]projections.Status, error)
 	}
-	Keys Keys // nil as well in a process without keys
+	Projections *projections.ReadModels // for what changes read models
+	Keys        Keys                    // nil as well in a process without keys
 	// Consumers returns how every consumer is doing, by partition.
 	Consumers func(context.Context) ([]consumer.ConsumerStatus, error)
 }
@@ -49,6 +51,9 @@ func (o *Operations) Routes(api *httpapi.API) {
 	}
 	if o.ReadModels != nil {
 		httpapi.Register(api, operation("/v1/ops/projections", "getProjections", "How the read models are doing"), operators, o.getProjections)
+	}
+	if o.Projections != nil {
+		o.projectionRoutes(api)
 	}
 	if o.Consumers != nil {
 		httpapi.Register(api, operation("/v1/ops/consumers", "getConsumers", "How every consumer is doing, by partition"), operators, o.getConsumers)

@@ -3,10 +3,12 @@ package operations_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"tomato/domain"
+	"tomato/eventlog"
 	"tomato/eventlog/consumer"
 	"tomato/eventlog/consumer/parked"
 	"tomato/httpapi"
@@ -34,9 +37,10 @@ var (
 
 // calls are the operators' calls on a database that the test fills by itself.
 type calls struct {
-	t   *testing.T
-	db  *pgxpool.Pool
-	api *httpapi.API
+	t       *testing.T
+	db      *pgxpool.Pool
+	api     *httpapi.API
+	skipped []string // what the read models were told to skip
 }
 
 // readModels stands in for the read models.
@@ -62,7 +66,11 @@ func newCalls(t *testing.T) *calls {
 	t.Cleanup(auth.Close)
 	c := &calls{t: t, db: db, api: httpapi.New(httpapi.Options{Auth: auth, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})}
 	o := &operations.Operations{
-		DeadLetters: &parked.DeadLetters{DB: db},
+		DeadLetters: &parked.DeadLetters{DB: db, Skip: func(ctx context.Context, model string, at eventlog.Position, reason, who string) error {
+			c.skipped = append(c.skipped, fmt.Sprint(model, " ", at, " ", reason, " ", who))
+			_, err := db.Exec(ctx, `UPDATE tomato.parked SET state = 'discarded' WHERE source_offset = $1`, at.Offset)
+			return err
+		}},
 		ReadModels: readModels{{Generation: projections.Generation{Model: "orders", Number: 3}, State: "serving",
 			LagEvents: 5, LagSeconds: 1.5, EventsPerSecond: 20,
 			Tables: []projections.Table{{Name: "order_events", LiveRows: 7, DeadRows: 2, Bytes: 8192}, {Name: "orders", LiveRows: 1, Bytes: 4096, LastVacuum: time.Unix(0, 0).UTC()}}}},
@@ -210,6 +218,9 @@ func TestDeadLettersAreReplayedAndDiscarded(t *testing.T) {
 		if a.status != call.status || call.want != "" && text(a.body) != call.want {
 			t.Errorf("%s %s: %d %v", call.path, call.body, a.status, a.body)
 		}
+	}
+	if want := []string{"orders {{orders 0} 2} a test o1"}; !slices.Equal(c.skipped, want) {
+		t.Errorf("the read models skip %q, not %q", c.skipped, want)
 	}
 	if a := c.do(customer, http.MethodPost, "/v1/ops/dead-letters/1/replay", ""); a.status != 403 {
 		t.Errorf("a customer: %d", a.status)

@@ -81,25 +81,32 @@ func (m *ReadModels) Compare(ctx context.Context, a, b Generation) (Comparison, 
 	if a.Model != b.Model {
 		return Comparison{}, fmt.Errorf("%s and %s are of different read models", a, b)
 	}
-	// Two transactions see the same if one takes over the other's snapshot.
 	var c Comparison
-	err := m.snapshot(ctx, func(first pgx.Tx) error {
-		var snapshot string
-		if err := first.QueryRow(ctx, `SELECT pg_export_snapshot()`).Scan(&snapshot); err != nil {
-			return err
-		}
-		return m.snapshot(ctx, func(second pgx.Tx) (err error) {
-			if _, err := second.Exec(ctx, `SET TRANSACTION SNAPSHOT '`+snapshot+`'`); err != nil {
-				return err
-			}
-			c, err = compare(ctx, side{a, first}, side{b, second}, m.DB, func(int64) {})
-			return err
-		})
+	err := m.bothAt(ctx, func(first, second pgx.Tx) (err error) {
+		c, err = compare(ctx, side{a, first}, side{b, second}, m.DB, func(int64) {})
+		return err
 	})
 	if err != nil {
 		return c, fmt.Errorf("comparing %s and %s: %w", a, b, err)
 	}
 	return c, nil
+}
+
+// bothAt runs fn with two transactions that see the database as of the same moment: one
+// takes over the other's snapshot.
+func (m *ReadModels) bothAt(ctx context.Context, fn func(first, second pgx.Tx) error) error {
+	return m.snapshot(ctx, func(first pgx.Tx) error {
+		var snapshot string
+		if err := first.QueryRow(ctx, `SELECT pg_export_snapshot()`).Scan(&snapshot); err != nil {
+			return err
+		}
+		return m.snapshot(ctx, func(second pgx.Tx) error {
+			if _, err := second.Exec(ctx, `SET TRANSACTION SNAPSHOT '`+snapshot+`'`); err != nil {
+				return err
+			}
+			return fn(first, second)
+		})
+	})
 }
 
 // snapshot runs fn in a transaction that sees the database as of one moment. It has a

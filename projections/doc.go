@@ -71,7 +71,8 @@
 // An event whose version does not follow its row's version, or that cannot be
 // decoded, is poison: no retry can help. The consumer runtime parks it, and the
 // later events of that aggregate behind it. If Postgres is unavailable, the
-// consumer waits for it. A query fails with eventlog.ErrBehind if its generation
+// consumer waits for it. An event that an operator has discarded is skipped: the row's
+// version moves on without it, in every generation and in every rebuild. A query fails with eventlog.ErrBehind if its generation
 // does not pass the query's Consistency-Token in time.
 //
 // # The files, in reading order
@@ -81,6 +82,7 @@
 //	rider_positions.go  what the riders have beside a fold: positions and free riders
 //	riders_upkeep.go    keeps searches for riders fast: old positions, dead rows
 //	table.go            how a batch of events becomes rows
+//	skipped.go          which events are skipped
 //	text.go             values as text, for statements and COPY
 //	foldversion.go      generated: the versions of the folds that make the rows
 //	readmodels.go       ReadModels: the first generations, the consumers of generations
@@ -89,6 +91,9 @@
 //	reading.go          queries, and their wait for a token
 //	lock.go             the lock of a read model
 //	switch.go           switch and drop
+//	operator.go         what operators do to read models, which is recorded; the comparison with the standby
+//	skip.go             an event is skipped in all generations
+//	refold.go           one aggregate is folded again from the log
 //	rebuild.go          a rebuild: what is begun, resumed, canceled, and in which order it goes
 //	rebuild_steps.go    its steps: folding all partitions, indexes, waiting for a database that does not answer
 //	fold.go             how it folds one partition, and parks what cannot be folded

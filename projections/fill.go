@@ -39,13 +39,14 @@ const (
 type aggregateFiller[S, E any] struct {
 	*aggregates[S, E]
 	schema       string
+	skipped      skips
 	rows         map[string]*folded[S]
 	historyLines bytes.Buffer // in the text format of COPY
 	flushed      bool         // the table has rows: an aggregate that is not in rows may be there
 }
 
-func (a *aggregates[S, E]) filler(schema string, begun bool) filler {
-	return &aggregateFiller[S, E]{aggregates: a, schema: schema, rows: map[string]*folded[S]{}, flushed: begun}
+func (a *aggregates[S, E]) filler(g Generation, begun bool, skipped skips) filler {
+	return &aggregateFiller[S, E]{aggregates: a, schema: g.Schema(), skipped: skipped, rows: map[string]*folded[S]{}, flushed: begun}
 }
 
 func (f *aggregateFiller[S, E]) load(ctx context.Context, db querier, events []*eventlog.Event) error {
@@ -67,10 +68,11 @@ func (f *aggregateFiller[S, E]) load(ctx context.Context, db querier, events []*
 }
 
 func (f *aggregateFiller[S, E]) fold(e *eventlog.Event) error {
-	if err := f.step(f.rows[e.Subject], e); err != nil {
+	took, err := f.take(f.rows[e.Subject], e, &f.skipped)
+	if err != nil {
 		return err
 	}
-	if f.history.table != "" {
+	if took && f.history.table != "" {
 		copyLine(&f.historyLines, e.Subject, strconv.FormatInt(e.Version, 10), e.Type, strconv.Itoa(e.DataVersion()), timeText(e.Time), actorText(e.Actor), string(e.Data))
 	}
 	return nil

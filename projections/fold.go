@@ -35,6 +35,7 @@ type partitionFold struct {
 	table   foldedTable
 	cp      *consumer.Checkpoint
 	blocked map[string]bool // the keys that have parked events
+	skipped skips           // they cannot change while a rebuild has the lock
 }
 
 // errRefused says that Postgres refuses a value of a bulk step, or that a row cannot be
@@ -89,6 +90,9 @@ func (p *partitionFold) take(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if p.skipped, err = loadSkips(ctx, p.r.m.DB, g.Model); err != nil {
+		return err
+	}
 	p.cp, p.blocked = taken[p.tp], map[string]bool{}
 	for _, row := range rows[p.tp] {
 		p.blocked[row.Key] = true
@@ -125,7 +129,7 @@ func (p *partitionFold) read(ctx context.Context, end int64, fn func(e *fresh, a
 // bulk folds up to end in memory. It fails with errRefused if the database refuses what
 // it has folded.
 func (p *partitionFold) bulk(ctx context.Context, end int64) error {
-	f := p.table.filler(p.r.g.Schema(), p.cp.Next > 0)
+	f := p.table.filler(p.r.g, p.cp.Next > 0, p.skipped)
 	var events []*eventlog.Event // valid ones that are not folded yet
 	var rows []*parked.Event
 	mark := p.cp.Mark
@@ -145,7 +149,7 @@ func (p *partitionFold) bulk(ctx context.Context, end int64) error {
 			case p.blocked[e.Subject]:
 				rows = append(rows, parked.NewEvent(e.Record, e.Subject, parked.Waiting))
 				continue
-			case err != nil:
+			case err != nil && !p.skipped.has(e):
 				err = parked.Undecodable(err)
 			default:
 				err = f.fold(e)
@@ -227,7 +231,7 @@ func (p *partitionFold) apply(ctx context.Context, batch []*fresh, end consumer.
 		switch {
 		case p.blocked[e.Subject]:
 			rows = append(rows, parked.NewEvent(e.Record, e.Subject, parked.Waiting))
-		case e.Fault != nil:
+		case e.Fault != nil && !p.skipped.has(e.Event):
 			cause = parked.Undecodable(e.Fault)
 		default:
 			events = append(events, *e.Event)
@@ -238,7 +242,7 @@ func (p *partitionFold) apply(ctx context.Context, batch []*fresh, end consumer.
 			if len(events) == 0 {
 				return nil
 			}
-			return p.table.apply(ctx, tx, p.r.g.Schema(), events)
+			return p.table.apply(ctx, tx, p.r.g, events)
 		})
 	}
 	switch {

@@ -5,8 +5,8 @@ package projections
 // foldVersions are the versions of the folds by read model: hashes of the source that
 // the rows depend on, without its comments. See FoldVersion.
 var foldVersions = map[string]string{
-	"orders":      "5a832d50b436218b",
-	"payments":    "8cc91b503072568a",
-	"restaurants": "15ec3ed0684a66df",
-	"riders":      "e53a8e27ab294ef9",
+	"orders":      "082eae1bd0ae3778",
+	"payments":    "6171c1734f9dad02",
+	"restaurants": "5852f07673c4bdc9",
+	"riders":      "8311a9bf8cb96c1b",
 }

@@ -35,7 +35,8 @@ import (
 // when a rider is erased. A record that is not a valid position is skipped and counted.
 type riderPositions struct{}
 
-func (riderPositions) apply(ctx context.Context, tx pgx.Tx, schema string, events []eventlog.Event) error {
+func (riderPositions) apply(ctx context.Context, tx pgx.Tx, g Generation, events []eventlog.Event) error {
+	schema := g.Schema()
 	latest, now := make(map[string]rider.Position, len(events)), time.Now()
 	var gone []string // riders with a tombstone; latest has what came after it
 	for i := range events {

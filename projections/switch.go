@@ -47,7 +47,7 @@ func (m *ReadModels) switchTo(ctx context.Context, g Generation, dropOld bool) e
 			return err
 		}
 		if tag.RowsAffected() != 1 {
-			return fmt.Errorf("it is neither %s nor %s", StateVerified, StateStandby)
+			return &StateError{g, fmt.Sprintf("is neither %s nor %s, so it cannot serve", StateVerified, StateStandby)}
 		}
 		then := StateStandby
 		if dropOld {
@@ -86,7 +86,7 @@ func (m *ReadModels) drop(ctx context.Context, g Generation) error {
 		return fmt.Errorf("dropping %s: %w", g, err)
 	}
 	if tag.RowsAffected() != 1 {
-		return fmt.Errorf("%s cannot be dropped: it serves, or it does not exist", g)
+		return &StateError{g, "cannot be dropped: it serves, or it does not exist"}
 	}
 	return m.finishDrops(ctx, g.Model)
 }

@@ -19,7 +19,7 @@ import (
 type rowWriter struct {
 	model  string
 	tables map[string]table // by topic
-	schema string           // the generation's schema as a statement needs it
+	g      Generation
 }
 
 // write writes events, those of each partition in offset order, to the generation's
@@ -35,7 +35,7 @@ func (w *rowWriter) write(ctx context.Context, tx pgx.Tx, events []eventlog.Even
 		if t == nil {
 			return eventlog.Poison(fmt.Errorf("%s is no topic of %s", events[0].Topic, w.model))
 		}
-		if err := t.apply(ctx, tx, w.schema, events[:n]); err != nil {
+		if err := t.apply(ctx, tx, w.g, events[:n]); err != nil {
 			if undefined(err) {
 				return eventlog.Unavailable(err)
 			}
@@ -48,9 +48,9 @@ func (w *rowWriter) write(ctx context.Context, tx pgx.Tx, events []eventlog.Even
 
 // A table writes the events of one topic to rows. It is safe for concurrent use.
 type table interface {
-	// apply writes events, those of each partition in offset order, within tx. schema
-	// is the generation's schema as a statement needs it.
-	apply(ctx context.Context, tx pgx.Tx, schema string, events []eventlog.Event) error
+	// apply writes events, those of each partition in offset order, to the generation g
+	// within tx.
+	apply(ctx context.Context, tx pgx.Tx, g Generation, events []eventlog.Event) error
 }
 
 // A foldedTable is a table whose rows can be folded from the log again. A rebuild
@@ -58,8 +58,12 @@ type table interface {
 type foldedTable interface {
 	table
 	// filler begins the fold of one partition for a rebuild, or goes on with one that
-	// has begun: then the table may have rows of the partition.
-	filler(schema string, begun bool) filler
+	// has begun: then the table may have rows of the partition. skipped are the skipped
+	// events of the read model.
+	filler(g Generation, begun bool, skipped skips) filler
+	// replace makes the row and the history of one aggregate again of its events, within
+	// tx, and returns the version that the row has then, or 0 if there is none.
+	replace(ctx context.Context, tx pgx.Tx, g Generation, key string, events []eventlog.Event) (version int64, err error)
 	// names returns the tables in the database that it writes. They are equal in
 	// two generations that have passed the same events.
 	names() []string
@@ -109,6 +113,9 @@ type folded[S any] struct {
 // step folds one event into f. It fails with eventlog.ErrPoison if the event does
 // not follow f's version or cannot be decoded or written; f is then unchanged.
 func (a *aggregates[S, E]) step(f *folded[S], e *eventlog.Event) error {
+	if e.Fault != nil {
+		return eventlog.Poison(fmt.Errorf("%s/%d@%d: %w", e.Topic, e.Partition, e.Offset, e.Fault))
+	}
 	if e.Version != f.version+1 {
 		return eventlog.Poison(fmt.Errorf("%s %s is at version %d, the event %s/%d@%d has version %d: not the next one",
 			a.table, f.id, f.version, e.Topic, e.Partition, e.Offset, e.Version))
@@ -129,10 +136,23 @@ func (a *aggregates[S, E]) step(f *folded[S], e *eventlog.Event) error {
 	return nil
 }
 
+// take folds one event into f as step does, or moves f past it if it is skipped. took
+// reports whether the event has taken effect.
+func (a *aggregates[S, E]) take(f *folded[S], e *eventlog.Event, skipped *skips) (took bool, err error) {
+	if !skipped.has(e) {
+		return true, a.step(f, e)
+	}
+	if f.version > 0 { // otherwise the aggregate's first event is skipped, too, and there is no row
+		f.version, f.dirty = max(f.version+1, e.Version), true
+	}
+	return false, nil
+}
+
 // maxIndexed is how many bytes of text an index of the tables takes at most.
 const maxIndexed = 2000
 
-func (a *aggregates[S, E]) apply(ctx context.Context, tx pgx.Tx, schema string, events []eventlog.Event) error {
+func (a *aggregates[S, E]) apply(ctx context.Context, tx pgx.Tx, g Generation, events []eventlog.Event) error {
+	schema := g.Schema()
 	rows := make(map[string]*folded[S], len(events))
 	ids := make([]string, 0, len(events))
 	for i := range events {
@@ -142,11 +162,15 @@ func (a *aggregates[S, E]) apply(ctx context.Context, tx pgx.Tx, schema string, 
 			ids = append(ids, id)
 		}
 	}
-	if err := a.load(ctx, tx, schema, rows, ids...); err != nil {
+	var skipped skips
+	load := &pgx.Batch{}
+	load.Queue(a.loadSQL(schema), ids).Query(func(found pgx.Rows) error { return a.loaded(found, schema, rows, ids...) })
+	load.Queue(skipsSQL, g.Model, ids).Query(func(found pgx.Rows) error { return skipped.loaded(found) })
+	if err := tx.SendBatch(ctx, load).Close(); err != nil {
 		return err
 	}
 	for i := range events {
-		if err := a.step(rows[events[i].Subject], &events[i]); err != nil {
+		if _, err := a.take(rows[events[i].Subject], &events[i], &skipped); err != nil {
 			return err
 		}
 	}
@@ -156,24 +180,34 @@ func (a *aggregates[S, E]) apply(ctx context.Context, tx pgx.Tx, schema string, 
 		slices.Sort(ids)
 		a.after(batch, schema, ids)
 	}
-	a.queueHistory(batch, schema, events)
+	a.queueHistory(batch, schema, skipped.without(events))
 	return tx.SendBatch(ctx, batch).Close()
 }
 
 // load puts the aggregates of ids into rows. An aggregate that has no row in the
 // table begins at version 0.
 func (a *aggregates[S, E]) load(ctx context.Context, db querier, schema string, rows map[string]*folded[S], ids ...string) error {
-	for _, id := range ids {
-		rows[id] = &folded[S]{id: id}
-	}
-	found, err := db.Query(ctx, `SELECT id, version, state FROM `+schema+`.`+a.table+` WHERE id = ANY($1)`, ids)
+	found, err := db.Query(ctx, a.loadSQL(schema), ids)
 	if err != nil {
 		return err
+	}
+	return a.loaded(found, schema, rows, ids...)
+}
+
+// loadSQL returns the statement whose rows loaded takes. Its argument are the ids.
+func (a *aggregates[S, E]) loadSQL(schema string) string {
+	return `SELECT id, version, state FROM ` + schema + `.` + a.table + ` WHERE id = ANY($1)`
+}
+
+// loaded is load with the rows that were found.
+func (a *aggregates[S, E]) loaded(found pgx.Rows, schema string, rows map[string]*folded[S], ids ...string) error {
+	for _, id := range ids {
+		rows[id] = &folded[S]{id: id}
 	}
 	var id string
 	var version int64
 	var state []byte
-	_, err = pgx.ForEachRow(found, []any{&id, &version, (*pgtype.DriverBytes)(&state)}, func() error {
+	_, err := pgx.ForEachRow(found, []any{&id, &version, (*pgtype.DriverBytes)(&state)}, func() error {
 		f := rows[id]
 		f.version, f.stored = version, true
 		if err := json.Unmarshal(state, &f.state); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"tomato/cmd/tomato/settings"
 	"tomato/eventlog/consumer/parked"
+	"tomato/projections"
 )
 
 type dlqCmd struct {
@@ -31,7 +32,9 @@ func withLetters(ctx context.Context, f settings.Tool, do func(*parked.DeadLette
 		return err
 	}
 	defer db.Close()
-	return do(&parked.DeadLetters{DB: db, Kafka: f.Kafka.Config("tomato-dlq")})
+	kafka := f.Kafka.Config("tomato-dlq")
+	models := &projections.ReadModels{DB: db, DatabaseURL: f.DatabaseURL, Kafka: kafka, Log: f.Logger()}
+	return do(&parked.DeadLetters{DB: db, Kafka: kafka, Skip: models.SkipLetter})
 }
 
 // operator is who did it, for the audit.

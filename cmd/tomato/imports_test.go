@@ -99,7 +99,7 @@ var imports = map[string]string{
 	"httpapi":                  "domain domain/order domain/restaurant",
 	"migrations":               "eventlog/pgerr",
 	"migrations/cluster":       "eventlog/childprocess eventlog/filelock",
-	"operations":               "commandside/shard domain eventlog eventlog/consumer eventlog/consumer/parked eventlog/subjectkeys httpapi projections queryside",
+	"operations":               "commandside/shard domain eventlog eventlog/consumer eventlog/consumer/parked eventlog/pgerr eventlog/subjectkeys httpapi projections queryside",
 	"projections":              "domain domain/nearby domain/order domain/payment domain/restaurant domain/rider eventlog eventlog/consumer eventlog/consumer/parked eventlog/pgerr migrations projections/realtime",
 	"projections/realtime":     "domain domain/order domain/payment domain/rider domain/rooms eventlog eventlog/consumer eventlog/subjectkeys",
 	"queryside":                "domain domain/order domain/payment domain/restaurant domain/rider eventlog eventlog/pgerr eventlog/subjectkeys httpapi",

@@ -26,18 +26,19 @@ const (
 )
 
 type cli struct {
-	Serve    serveCmd    `cmd:"" help:"Run the roles of this process."`
-	Broker   brokerCmd   `cmd:"" help:"Run the embedded broker by itself."`
-	Simulate simulateCmd `cmd:"" help:"Play customers, restaurants, riders and the gateway against a running serve."`
-	Rebuild  rebuildCmd  `cmd:"" help:"Fill a new generation of a read model beside the serving one, and switch to it."`
-	DLQ      dlqCmd      `cmd:"" name:"dlq" help:"Look at records that a consumer could not handle, replay or discard them."`
-	Erase    eraseCmd    `cmd:"" help:"Forget a customer or a rider: destroy the keys of what is personal."`
-	Keys     keysCmd     `cmd:"" help:"Look after the keys of what is personal."`
-	Topics   topicsCmd   `cmd:"" help:"Create and verify the topics."`
-	Token    tokenCmd    `cmd:"" help:"Print a token for development."`
-	Bench    bench.Cmd   `cmd:"" help:"Measure, beside the physical limit of the same run."`
-	Migrate  migrateCmd  `cmd:"" help:"Bring the database up to date, and show whether it is."`
-	Version  versionCmd  `cmd:"" help:"Print the version."`
+	Serve       serveCmd       `cmd:"" help:"Run the roles of this process."`
+	Broker      brokerCmd      `cmd:"" help:"Run the embedded broker by itself."`
+	Simulate    simulateCmd    `cmd:"" help:"Play customers, restaurants, riders and the gateway against a running serve."`
+	Rebuild     rebuildCmd     `cmd:"" help:"Fill a new generation of a read model beside the serving one, and switch to it."`
+	Projections projectionsCmd `cmd:"" help:"Look after the generations of the read models."`
+	DLQ         dlqCmd         `cmd:"" name:"dlq" help:"Look at records that a consumer could not handle, replay or discard them."`
+	Erase       eraseCmd       `cmd:"" help:"Forget a customer or a rider: destroy the keys of what is personal."`
+	Keys        keysCmd        `cmd:"" help:"Look after the keys of what is personal."`
+	Topics      topicsCmd      `cmd:"" help:"Create and verify the topics."`
+	Token       tokenCmd       `cmd:"" help:"Print a token for development."`
+	Bench       bench.Cmd      `cmd:"" help:"Measure, beside the physical limit of the same run."`
+	Migrate     migrateCmd     `cmd:"" help:"Bring the database up to date, and show whether it is."`
+	Version     versionCmd     `cmd:"" help:"Print the version."`
 }
 
 func main() {

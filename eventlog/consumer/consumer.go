@@ -35,7 +35,8 @@ type Consumer struct {
 	Batch func(ctx context.Context, events []eventlog.Event) error
 	// Rows applies events of one or several partitions to a read model, in the
 	// transaction that also moves the checkpoints. The events of each partition
-	// are in offset order. It only writes rows.
+	// are in offset order. It only writes rows. If the consumer has a generation, Rows is
+	// also given an event that an operator has discarded, by itself, and must pass over it.
 	Rows func(ctx context.Context, tx pgx.Tx, events []eventlog.Event) error
 
 	// InPlaceTries is how often a failing event is tried, with pauses of some

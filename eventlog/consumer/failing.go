@@ -175,19 +175,28 @@ func (w *worker) handleParked(e *parked.Event) (rec *kgo.Record, cause, err erro
 		return ownError(err)
 	}
 	deleteAlone := func() error { return w.ownTx(func(tx pgx.Tx) error { return deleteRow(w.ctx, tx) }) }
-	if e.State == parked.Discarded {
+	// A read model is given a discarded event once more, and passes over it: its row has
+	// to know that the next event follows.
+	pass := e.State == parked.Discarded && w.g.c.Rows != nil && w.g.c.Generation > 0 && eventlog.IsAggregate(w.cp.Topic) && e.Class != parked.Folded
+	if e.State == parked.Discarded && !pass {
 		return nil, nil, deleteAlone()
 	}
 	rec, err = w.recordOf(e)
 	if errors.Is(err, parked.ErrGone) {
+		if pass {
+			return nil, nil, deleteAlone()
+		}
 		return nil, err, nil
 	}
 	if err != nil {
 		return nil, nil, eventlog.UnavailableFrom("kafka", fmt.Errorf("read parked event at offset %d: %w", e.Offset, err))
 	}
 	event, err := eventlog.ParseRecord(rec)
-	if err != nil {
+	if err != nil && !pass {
 		return rec, parked.Undecodable(err), nil
+	}
+	if pass {
+		event.Subject = e.Key
 	}
 	if w.g.c.Rows != nil {
 		return rec, w.call(func(ctx context.Context) error {

@@ -134,8 +134,8 @@ func (s *Server) startQueries(context.Context) error {
 	adm := kadm.NewClient(client)
 	q := &queryside.Side{DB: s.db.query, Models: s.models, Keys: s.keys, LogID: s.logID, PositionMaxAge: time.Duration(s.config.PositionAge)}
 	q.Routes(s.api)
-	s.operations.DeadLetters = &parked.DeadLetters{DB: s.db.query, Kafka: s.kafka}
-	s.operations.ReadModels = s.models
+	s.operations.DeadLetters = &parked.DeadLetters{DB: s.db.query, Kafka: s.kafka, Skip: s.models.SkipLetter}
+	s.operations.ReadModels, s.operations.Projections = s.models, s.models
 	s.operations.Keys = s.keys
 	s.operations.Consumers = func(ctx context.Context) ([]consumer.ConsumerStatus, error) {
 		return consumer.ReadConsumers(ctx, s.db.query, adm)

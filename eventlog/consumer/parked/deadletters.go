@@ -24,6 +24,9 @@ import (
 type DeadLetters struct {
 	DB    *pgxpool.Pool
 	Kafka eventlog.Config // to show the record of a dead letter
+	// Skip makes a read model skip an event for good. Discard calls it for a dead letter of
+	// a read model, and fails without it: the event would come back with the next rebuild.
+	Skip func(ctx context.Context, model string, at eventlog.Position, reason, who string) error
 }
 
 // ConfirmAbove is how many dead letters may be replayed without confirming their
@@ -242,9 +245,10 @@ func (l *DeadLetters) Replay(ctx context.Context, r ReplayRequest) (ReplayResult
 	return res, err
 }
 
-// Discard gives up one dead letter for good; later events of its key follow. It
-// fails with ErrNoDeadLetter if id is not a dead letter (any more), and with
-// ErrNoReason if reason is blank.
+// Discard gives up one dead letter for good; later events of its key follow. The dead
+// letter of a read model is skipped in all generations of it, also in those that a rebuild
+// makes later. Discard fails with ErrNoDeadLetter if id is not a dead letter (any more),
+// with ErrNoReason if reason is blank, and with the errors of Skip.
 func (l *DeadLetters) Discard(ctx context.Context, id int64, reason, who string) error {
 	if strings.TrimSpace(reason) == "" {
 		return ErrNoReason
@@ -257,37 +261,63 @@ func (l *DeadLetters) Discard(ctx context.Context, id int64, reason, who string)
 		if len(letters) == 0 {
 			return ErrNoDeadLetter
 		}
+		if letters[0].generation > 0 && eventlog.IsAggregate(letters[0].Topic) {
+			return errOfReadModel{letters[0]}
+		}
 		if _, err := tx.Exec(ctx, `UPDATE tomato.parked SET state = 'discarded', rev = rev + 1 WHERE id = $1`, id); err != nil {
 			return err
 		}
 		return l.audit(ctx, tx, "discard", letters[0].consumer, who, reason, map[string]int64{"id": id}, 1, 1, letters)
 	})
+	if of := (errOfReadModel{}); errors.As(err, &of) {
+		err = l.discardOfReadModel(ctx, of.letter, reason, who)
+	}
 	if err != nil && !errors.Is(err, ErrNoDeadLetter) {
 		err = fmt.Errorf("discard dead letter %d: %w", id, err)
 	}
 	return err
 }
 
+// errOfReadModel says that a dead letter is one of a read model.
+type errOfReadModel struct{ letter lockedLetter }
+
+func (errOfReadModel) Error() string { return "it is a dead letter of a read model" }
+
+// discardOfReadModel skips the event of a dead letter. To skip it twice changes nothing.
+func (l *DeadLetters) discardOfReadModel(ctx context.Context, d lockedLetter, reason, who string) error {
+	if l.Skip == nil {
+		return errOfReadModel{}
+	}
+	at := eventlog.Position{TopicPartition: eventlog.TopicPartition{Topic: d.Topic, Partition: d.Partition}, Offset: d.Offset}
+	if err := l.Skip(ctx, d.consumer, at, reason, plainText(who)); err != nil {
+		return err
+	}
+	return pgx.BeginFunc(ctx, l.DB, func(tx pgx.Tx) error {
+		return l.audit(ctx, tx, "discard", d.consumer, who, reason, map[string]int64{"id": d.ID}, 1, 1, []lockedLetter{d})
+	})
+}
+
 // lockedLetter is what is recorded of a dead letter, whose row may be deleted.
 type lockedLetter struct {
-	ID        int64  `json:"id"`
-	Topic     string `json:"topic"`
-	Partition int32  `json:"partition"`
-	Offset    int64  `json:"offset"`
-	Class     string `json:"class"`
-	consumer  string
+	ID         int64  `json:"id"`
+	Topic      string `json:"topic"`
+	Partition  int32  `json:"partition"`
+	Offset     int64  `json:"offset"`
+	Class      string `json:"class"`
+	consumer   string
+	generation int
 }
 
 // lock selects dead letters and locks their rows in source order. Concurrent calls
 // therefore neither deadlock nor replay a dead letter twice.
 func (l *DeadLetters) lock(ctx context.Context, tx pgx.Tx, where string, args ...any) ([]lockedLetter, error) {
-	rows, err := tx.Query(ctx, `SELECT id, topic, partition, source_offset, class, consumer FROM tomato.parked
+	rows, err := tx.Query(ctx, `SELECT id, topic, partition, source_offset, class, consumer, generation FROM tomato.parked
 		WHERE state = 'dead' AND `+where+` ORDER BY source_time, topic, partition, source_offset, id FOR UPDATE`, args...)
 	if err != nil {
 		return nil, err
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (d lockedLetter, err error) {
-		err = row.Scan(&d.ID, &d.Topic, &d.Partition, &d.Offset, &d.Class, &d.consumer)
+		err = row.Scan(&d.ID, &d.Topic, &d.Partition, &d.Offset, &d.Class, &d.consumer, &d.generation)
 		return d, err
 	})
 }

@@ -5,7 +5,8 @@
 // A failed event becomes a row of tomato.parked, with the time when it is tried
 // again. Later events of its key become rows too, without being tried, so that
 // none of them overtakes it. When the first row of a key is done or discarded,
-// the next one is tried. After the last failed attempt, or at once if no further
+// the next one is tried. A read model is given a discarded event once more, and passes
+// over it, so that its row knows that the next event follows. After the last failed attempt, or at once if no further
 // attempt can help, the row is a dead letter until an operator replays or
 // discards it.
 //
@@ -52,7 +53,7 @@ const (
 	Retry     State = "retry"     // it is tried again when it is due
 	Waiting   State = "waiting"   // it waits behind an earlier parked event of its key
 	Dead      State = "dead"      // a dead letter: it waits until an operator replays or discards it
-	Discarded State = "discarded" // an operator discarded it; the partition's worker deletes the row
+	Discarded State = "discarded" // an operator discarded it; the partition's worker deletes the row, and a read model passes over the event
 )
 
 // Source names a partition of a topic, and the consumer that failed on events of it.

@@ -119,6 +119,37 @@ func (e *Event) Update(ctx context.Context, tx pgx.Tx) (bool, error) {
 	return true, nil
 }
 
+// Folded is the class of a discarded event whose effect the rows of its read model have
+// already. Its row is only to be deleted.
+const Folded = "folded"
+
+// Discard marks the row of one event as discarded in all generations of a read model, and
+// returns the generations that have it parked. The consumer of each gives the event to its
+// handler once more, which passes over it.
+func Discard(ctx context.Context, tx pgx.Tx, model string, at eventlog.Position) (generations map[int]bool, err error) {
+	rows, err := tx.Query(ctx, `UPDATE tomato.parked SET state = CASE WHEN state = 'waiting' THEN state ELSE 'discarded' END,
+			rev = rev + (state <> 'waiting')::int, due_at = CASE WHEN state = 'waiting' THEN due_at END
+		WHERE consumer = $1 AND generation > 0 AND topic = $2 AND partition = $3 AND source_offset = $4 RETURNING generation`,
+		model, at.Topic, at.Partition, at.Offset)
+	if err != nil {
+		return nil, err
+	}
+	generations = map[int]bool{}
+	var g int
+	_, err = pgx.ForEachRow(rows, []any{&g}, func() error { generations[g] = true; return nil })
+	return generations, err
+}
+
+// Fold marks the rows of a key before the offset next as discarded, because the rows of
+// the read model have their effect. It returns how many there are. The worker of the
+// partition deletes them.
+func Fold(ctx context.Context, tx pgx.Tx, source Source, key string, next int64) (rows int, err error) {
+	tag, err := tx.Exec(ctx, `UPDATE tomato.parked SET state = 'discarded', class = $7, rev = rev + 1, due_at = NULL
+		WHERE consumer = $1 AND generation = $2 AND topic = $3 AND partition = $4 AND key = $5 AND source_offset < $6`,
+		source.Consumer, source.Generation, source.Topic, source.Partition, []byte(key), next, Folded)
+	return int(tag.RowsAffected()), err
+}
+
 // Delete deletes the row of e if it is still at e.Rev, and reports whether it was.
 func (e *Event) Delete(ctx context.Context, tx pgx.Tx) (bool, error) {
 	tag, err := tx.Exec(ctx, `DELETE FROM tomato.parked WHERE id = $1 AND rev = $2`, e.ID, e.Rev)

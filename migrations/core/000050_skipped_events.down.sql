@@ -1,0 +1,2 @@
+DROP TABLE read_model_actions;
+DROP TABLE skipped_events;
