@@ -65,6 +65,7 @@ var descriptions = map[string]string{
 	"gateway_order_not_found":     notFoundText,
 	"dead_letter_not_found":       notFoundText,
 	"read_model_not_found":        notFoundText,
+	"history_removed":             "410. Operators have removed the events of orders of that age from the read model. GET /v1/orders/{id} still shows the order.",
 	"generation_state":            "409. The generation of the read model is in a state in which this cannot be done; the detail says which. GET /v1/ops/projections shows the states.",
 	"rebuild_running":             "409. A rebuild of the read model is running or unfinished; the detail says how to go on.",
 	"event_not_foldable":          "409. The read model cannot fold an event of the aggregate, so nothing was changed. The detail names the event. Mend the cause, or skip the event.",

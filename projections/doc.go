@@ -93,6 +93,7 @@
 //	switch.go           switch and drop
 //	operator.go         what operators do to read models, which is recorded; the comparison with the standby
 //	skip.go             an event is skipped in all generations
+//	history.go          old history is removed
 //	refold.go           one aggregate is folded again from the log
 //	rebuild.go          a rebuild: what is begun, resumed, canceled, and in which order it goes
 //	rebuild_steps.go    its steps: folding all partitions, indexes, waiting for a database that does not answer

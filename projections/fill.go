@@ -40,13 +40,14 @@ type aggregateFiller[S, E any] struct {
 	*aggregates[S, E]
 	schema       string
 	skipped      skips
+	historyFrom  string
 	rows         map[string]*folded[S]
 	historyLines bytes.Buffer // in the text format of COPY
 	flushed      bool         // the table has rows: an aggregate that is not in rows may be there
 }
 
-func (a *aggregates[S, E]) filler(g Generation, begun bool, skipped skips) filler {
-	return &aggregateFiller[S, E]{aggregates: a, schema: g.Schema(), skipped: skipped, rows: map[string]*folded[S]{}, flushed: begun}
+func (a *aggregates[S, E]) filler(g Generation, begun bool, skipped skips, historyFrom string) filler {
+	return &aggregateFiller[S, E]{aggregates: a, schema: g.Schema(), skipped: skipped, historyFrom: historyFrom, rows: map[string]*folded[S]{}, flushed: begun}
 }
 
 func (f *aggregateFiller[S, E]) load(ctx context.Context, db querier, events []*eventlog.Event) error {
@@ -72,7 +73,7 @@ func (f *aggregateFiller[S, E]) fold(e *eventlog.Event) error {
 	if err != nil {
 		return err
 	}
-	if took && f.history.table != "" {
+	if took && f.history.table != "" && e.Subject >= f.historyFrom {
 		copyLine(&f.historyLines, e.Subject, strconv.FormatInt(e.Version, 10), e.Type, strconv.Itoa(e.DataVersion()), timeText(e.Time), actorText(e.Actor), string(e.Data))
 	}
 	return nil

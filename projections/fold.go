@@ -30,12 +30,13 @@ const (
 // it: the event as a dead letter, and the later events of its key behind it. The consumer
 // finds these rows when it takes the partition.
 type partitionFold struct {
-	r       *rebuild
-	tp      eventlog.TopicPartition
-	table   foldedTable
-	cp      *consumer.Checkpoint
-	blocked map[string]bool // the keys that have parked events
-	skipped skips           // they cannot change while a rebuild has the lock
+	r           *rebuild
+	tp          eventlog.TopicPartition
+	table       foldedTable
+	cp          *consumer.Checkpoint
+	blocked     map[string]bool // the keys that have parked events
+	skipped     skips           // it cannot change while a rebuild has the lock, and neither can historyFrom
+	historyFrom string
 }
 
 // errRefused says that Postgres refuses a value of a bulk step, or that a row cannot be
@@ -93,6 +94,9 @@ func (p *partitionFold) take(ctx context.Context) error {
 	if p.skipped, err = loadSkips(ctx, p.r.m.DB, g.Model); err != nil {
 		return err
 	}
+	if p.historyFrom, err = historyFrom(ctx, p.r.m.DB, g.Model); err != nil {
+		return err
+	}
 	p.cp, p.blocked = taken[p.tp], map[string]bool{}
 	for _, row := range rows[p.tp] {
 		p.blocked[row.Key] = true
@@ -129,7 +133,7 @@ func (p *partitionFold) read(ctx context.Context, end int64, fn func(e *fresh, a
 // bulk folds up to end in memory. It fails with errRefused if the database refuses what
 // it has folded.
 func (p *partitionFold) bulk(ctx context.Context, end int64) error {
-	f := p.table.filler(p.r.g, p.cp.Next > 0, p.skipped)
+	f := p.table.filler(p.r.g, p.cp.Next > 0, p.skipped, p.historyFrom)
 	var events []*eventlog.Event // valid ones that are not folded yet
 	var rows []*parked.Event
 	mark := p.cp.Mark

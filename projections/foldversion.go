@@ -5,8 +5,8 @@ package projections
 // foldVersions are the versions of the folds by read model: hashes of the source that
 // the rows depend on, without its comments. See FoldVersion.
 var foldVersions = map[string]string{
-	"orders":      "082eae1bd0ae3778",
-	"payments":    "6171c1734f9dad02",
-	"restaurants": "5852f07673c4bdc9",
-	"riders":      "8311a9bf8cb96c1b",
+	"orders":      "fece9fd25be663c3",
+	"payments":    "ca10dafec256cf3e",
+	"restaurants": "8aa1c98cc4aa7332",
+	"riders":      "c2771aef91443f63",
 }

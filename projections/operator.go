@@ -91,6 +91,15 @@ func (o Operator) Unskip(ctx context.Context, model string, at eventlog.Position
 	return done, o.record(ctx, "unskip", model, map[string]any{"event": fmt.Sprintf("%s/%d@%d", at.Topic, at.Partition, at.Offset), "generations": done})
 }
 
+// TrimHistory removes old history.
+func (o Operator) TrimHistory(ctx context.Context, model string, before time.Time, progress func(removed int64)) (removed int64, err error) {
+	removed, err = o.Models.TrimHistory(ctx, model, before, progress)
+	if err != nil {
+		return removed, err
+	}
+	return removed, o.record(ctx, "trim-history", model, map[string]any{"before": before.UTC(), "removed": removed})
+}
+
 func (o Operator) known(model string) error {
 	if _, ok := registry[model]; !ok {
 		return noModel(model)

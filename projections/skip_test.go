@@ -327,3 +327,48 @@ func TestOneRiderIsFoldedAgain(t *testing.T) {
 		t.Errorf("found %v, %v", found, err)
 	}
 }
+
+// The history of old orders is removed: their rows stay, a later event of one of them adds
+// none, a rebuild does not bring it back, and younger orders keep theirs.
+func TestOldHistoryIsRemovedAndStaysAway(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.project(b.m)
+	const old = "0190a1b2-0000-7000-8000-000000000001" // of July 2024
+	placed := life(1)
+	token := b.w.Append(eventlog.Orders, old, placed[:5]...)
+	token.Merge(b.w.Append(eventlog.Orders, orderID(2), life(2)...))
+	b.passed(projections.Orders, token)
+	b.rebuilt()
+	before := b.dump(generation(1), orderID(2))
+	if _, err := b.m.TrimHistory(t.Context(), projections.Orders, time.Now().AddDate(0, 0, -59), func(int64) {}); !errors.Is(err, projections.ErrTooYoung) {
+		t.Errorf("young history is removed: %v", err)
+	}
+	if _, err := b.m.TrimHistory(t.Context(), projections.Riders, time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC), func(int64) {}); err == nil {
+		t.Error("riders have a history")
+	}
+	removed, err := b.m.TrimHistory(t.Context(), projections.Orders, time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC), func(int64) {})
+	if err != nil || removed != 10 {
+		t.Fatalf("%d events are removed, %v", removed, err)
+	}
+	token = b.w.Append(eventlog.Orders, old, placed[5:]...)
+	b.passes(generation(1), token)
+	b.passes(generation(2), token)
+	b.rebuilt()
+	for n := range 2 {
+		g := generation(n + 2)
+		if got := b.dump(g, old); !strings.Contains(got, "delivered") || !strings.HasSuffix(got, "\nno history") {
+			t.Errorf("%s has %s", g, got)
+		}
+		if got := b.dump(g, orderID(2)); got != before {
+			t.Errorf("%s has %s", g, got)
+		}
+	}
+	// With an earlier time, a rebuild brings it back.
+	if removed, err := b.m.TrimHistory(t.Context(), projections.Orders, time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC), func(int64) {}); err != nil || removed != 0 {
+		t.Fatalf("%d events are removed, %v", removed, err)
+	}
+	if result, err := b.rebuild(t.Context(), b.models(), projections.RebuildOptions{AcceptDifferences: true}); err != nil || result.Comparison.Extra != 9 {
+		t.Errorf("%+v, %v", result, err)
+	}
+}

@@ -59,8 +59,10 @@ type foldedTable interface {
 	table
 	// filler begins the fold of one partition for a rebuild, or goes on with one that
 	// has begun: then the table may have rows of the partition. skipped are the skipped
-	// events of the read model.
-	filler(g Generation, begun bool, skipped skips) filler
+	// events of the read model. Aggregates before historyFrom get no history.
+	filler(g Generation, begun bool, skipped skips, historyFrom string) filler
+	// events returns the table of the history; its name is "" if there is none.
+	events() history
 	// replace makes the row and the history of one aggregate again of its events, within
 	// tx, and returns the version that the row has then, or 0 if there is none.
 	replace(ctx context.Context, tx pgx.Tx, g Generation, key string, events []eventlog.Event) (version int64, err error)
@@ -180,7 +182,7 @@ func (a *aggregates[S, E]) apply(ctx context.Context, tx pgx.Tx, g Generation, e
 		slices.Sort(ids)
 		a.after(batch, schema, ids)
 	}
-	a.queueHistory(batch, schema, skipped.without(events))
+	a.queueHistory(batch, g, skipped.without(events))
 	return tx.SendBatch(ctx, batch).Close()
 }
 
@@ -281,8 +283,8 @@ func (a *aggregates[S, E]) queueUpsert(batch *pgx.Batch, schema string, rows map
 }
 
 // queueHistory queues the statement that adds events to the history, if the table
-// has one.
-func (a *aggregates[S, E]) queueHistory(batch *pgx.Batch, schema string, events []eventlog.Event) {
+// has one. Aggregates whose history was removed (TrimHistory) get none.
+func (a *aggregates[S, E]) queueHistory(batch *pgx.Batch, g Generation, events []eventlog.Event) {
 	if a.history.table == "" || len(events) == 0 {
 		return
 	}
@@ -294,8 +296,9 @@ func (a *aggregates[S, E]) queueHistory(batch *pgx.Batch, schema string, events 
 		ids[i], versions[i], types[i], forms[i], times[i] = e.Subject, e.Version, e.Type, int32(e.DataVersion()), e.Time
 		actors[i], data[i] = actorText(e.Actor), string(e.Data)
 	}
-	batch.Queue(`INSERT INTO `+schema+`.`+a.history.table+` (`+a.history.columns()+`)
-		SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::int[], $5::timestamptz[], $6::text[], $7::text[])`, ids, versions, types, forms, times, actors, data)
+	batch.Queue(`INSERT INTO `+g.Schema()+`.`+a.history.table+` (`+a.history.columns()+`)
+		SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::int[], $5::timestamptz[], $6::text[], $7::text[]) AS u(id)
+		WHERE u.id >= coalesce((SELECT history_from FROM tomato.read_models WHERE model = $8), '')`, ids, versions, types, forms, times, actors, data, g.Model)
 }
 
 func (a *aggregates[S, E]) names() []string {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -85,7 +86,7 @@ type orderEventsOutput struct {
 func (s *Side) orderRoutes(api *httpapi.API) {
 	httpapi.Register(api, operation("/v1/orders/{id}", "getOrder", "One order", 404), everyone, s.getOrder)
 	httpapi.Register(api, operation("/v1/orders", "listOrders", "Orders, newest first"), everyone, s.listOrders)
-	httpapi.Register(api, operation("/v1/orders/{id}/events", "getOrderEvents", "Everything that happened to an order, oldest first", 404), everyone, s.getOrderEvents)
+	httpapi.Register(api, operation("/v1/orders/{id}/events", "getOrderEvents", "Everything that happened to an order, oldest first", 404, 410), everyone, s.getOrderEvents)
 }
 
 // orderRow is an order, with the facts from which its payment status is derived.
@@ -296,8 +297,9 @@ func (s *Side) getOrderEvents(ctx context.Context, in *orderInput) (*orderEvents
 	err := s.read(ctx, in.After, []string{orderModel}, func(ctx context.Context, schemas []string) error {
 		// One statement reads the order and its events, so both are as of the same
 		// moment. The state comes with the first event only.
-		rows, err := s.DB.Query(ctx, `SELECT e.type, e.version, e.data_version, e.at, e.actor, e.data, CASE WHEN e.version = 1 THEN o.state END
-			FROM `+schemas[0]+`.orders o JOIN `+schemas[0]+`.order_events e ON e.order_id = o.id
+		rows, err := s.DB.Query(ctx, `SELECT coalesce(e.type, ''), coalesce(e.version, 0), coalesce(e.data_version, 1), coalesce(e.at, o.created_at), coalesce(e.actor, ''), coalesce(e.data, ''),
+				CASE WHEN coalesce(e.version, 1) = 1 THEN o.state END
+			FROM `+schemas[0]+`.orders o LEFT JOIN `+schemas[0]+`.order_events e ON e.order_id = $1
 			WHERE o.id = $1 ORDER BY e.version`, string(in.ID))
 		if err != nil {
 			return err
@@ -316,8 +318,11 @@ func (s *Side) getOrderEvents(ctx context.Context, in *orderInput) (*orderEvents
 					return notFound("order")
 				}
 			}
-			if state == nil {
+			switch {
+			case state == nil:
 				return notFound("order") // the history lacks the first event
+			case e.Version == 0:
+				return httpapi.NewProblem(http.StatusGone, "history_removed", "The events of orders of that age were removed from the read model. The order itself is there.")
 			}
 			opened, err := subjectkeys.OpenEvent(ctx, s.Keys, state.CustomerID, data)
 			if err != nil {

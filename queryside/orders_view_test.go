@@ -1,6 +1,7 @@
 package queryside_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -103,5 +104,22 @@ func TestWhoSeesWhatOfAnOrder(t *testing.T) {
 			continue
 		}
 		says("the list", mine, c.view)
+	}
+}
+
+// The events of an old order were removed from the read model: whoever may see the order
+// is told so, and nobody else learns that it exists.
+func TestEventsThatWereRemovedAreGone(t *testing.T) {
+	t.Parallel()
+	q := newQueries(t)
+	q.order(assigned(1))
+	q.exec(`DELETE FROM orders_g1.order_events`)
+	for _, c := range []struct {
+		actor domain.Actor
+		want  string
+	}{{customer, "410 history_removed"}, {ops, "410 history_removed"}, {otherCustomer, "404 order_not_found"}} {
+		if a := q.get(c.actor, "/v1/orders/"+orderID(1)+"/events"); fmt.Sprint(a.status, " ", a.code()) != c.want {
+			t.Errorf("%s %s: %d %v", c.actor.Role, c.actor.Sub, a.status, a.body)
+		}
 	}
 }

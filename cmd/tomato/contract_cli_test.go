@@ -97,6 +97,7 @@ func TestContractCommandLine(t *testing.T) {
 		{"", "projections skip orders orders/3@1207", 2, "", "--reason"},
 		{"", "projections skip orders orders/3 --reason r", 2, "", "expected TOPIC/PARTITION@OFFSET"},
 		{"", "projections skip orders orders/-3@1 --reason r", 2, "", "expected TOPIC/PARTITION@OFFSET"},
+		{"", "projections trim-history orders --before May", 2, "", "expected YYYY-MM"},
 		{"", "projections unskip orders orders@3/1", 2, "", "expected TOPIC/PARTITION@OFFSET"},
 		{"", "dlq show x", 2, "", "x"},
 		{"", "erase", 2, "", "exactly one of --customer, --rider and --webhooks"},

@@ -27,6 +27,7 @@ type projectionsCmd struct {
 	Skip       skipCmd              `cmd:"" help:"Let an event never take effect in a read model, nor in a rebuild of it."`
 	Unskip     unskipCmd            `cmd:"" help:"Let an event that was skipped take effect."`
 	Skipped    skippedCmd           `cmd:"" help:"The events that are skipped."`
+	Trim       trimHistoryCmd       `cmd:"" name:"trim-history" help:"Remove the events of old orders from the read model. The orders stay, and so does the log."`
 }
 
 // withReadModels runs a tool on the read models of the installation.
@@ -332,5 +333,39 @@ func (c skippedCmd) Run(ctx context.Context) error {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", s.Model, s.Position(), s.Key, s.Version, s.Type, s.At.Format(time.RFC3339), s.Who, s.Reason)
 		}
 		return w.Flush()
+	})
+}
+
+type trimHistoryCmd struct {
+	settings.Tool
+	Model  string `arg:"" enum:"${readModels}" help:"One of ${enum}."`
+	Before string `required:"" placeholder:"YYYY-MM" help:"Remove the events of what was made before this month, or day (YYYY-MM-DD)."`
+	JSON   bool   `name:"json" help:"As JSON."`
+}
+
+func (c trimHistoryCmd) Run(ctx context.Context) error {
+	before, err := projections.ParseMonth(c.Before)
+	if err != nil {
+		return settings.Usage("--before: %v", err)
+	}
+	return withReadModels(ctx, c.Tool, func(o projections.Operator) error {
+		last := time.Now()
+		removed, err := o.TrimHistory(ctx, c.Model, before, func(removed int64) {
+			if now := time.Now(); now.Sub(last) >= time.Second {
+				last = now
+				fmt.Fprintf(os.Stderr, "%d events are removed so far\n", removed)
+			}
+		})
+		if errors.Is(err, projections.ErrTooYoung) {
+			return settings.UsageError{Err: err}
+		}
+		if err != nil {
+			return usage(err)
+		}
+		if c.JSON {
+			return printJSON(map[string]any{"removed": removed, "before": before})
+		}
+		fmt.Printf("%d events of before %s are removed. Postgres uses their space for new rows\n", removed, before.Format(time.DateOnly))
+		return nil
 	})
 }

@@ -24,7 +24,11 @@ CREATE TABLE read_model_actions (
     id      bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at      timestamptz NOT NULL DEFAULT now(),
     who     text        NOT NULL,
-    action  text        NOT NULL CHECK (action IN ('switch', 'drop', 'rebuild-one', 'skip', 'unskip')),
+    action  text        NOT NULL CHECK (action IN ('switch', 'drop', 'rebuild-one', 'skip', 'unskip', 'trim-history')),
     model   text        NOT NULL,
     details jsonb       NOT NULL
 );
+
+-- From which aggregate on, by id, a read model keeps the history of events. An operator
+-- has removed what was before.
+ALTER TABLE read_models ADD COLUMN history_from text COLLATE "C" NOT NULL DEFAULT '';

@@ -40,7 +40,7 @@ CREATE INDEX orders_asked         ON orders USING gin (asked) WITH (gin_pending_
 -- The events of the orders, as they came. The column data is text and not jsonb,
 -- because Postgres would have to parse jsonb, and nobody searches inside it.
 CREATE TABLE order_events (
-    order_id     text        NOT NULL,
+    order_id     text        COLLATE "C" NOT NULL, -- so that the ids of a month are one range of the index
     version      bigint      NOT NULL,
     type         text        NOT NULL,
     data_version integer     NOT NULL, -- the version of the type's data, 1 and up
