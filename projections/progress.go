@@ -28,7 +28,8 @@ type Progress struct {
 	Generation
 	Phase Phase `json:"phase"`
 	// Done and Target count records in PhaseFilling, PhaseCatchingUp and PhaseHandingOver,
-	// indexes in PhaseIndexing, and rows in PhaseVerifying.
+	// indexes in PhaseIndexing, and rows in PhaseVerifying. In PhaseFilling a record counts
+	// when it is folded; its row is written some thousands of records later.
 	Done   int64   `json:"done"`
 	Target int64   `json:"target"`
 	Share  float64 `json:"share"` // 0 to 1; that of the indexes also counts those that are being created

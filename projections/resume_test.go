@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+
 	"tomato/domain/order"
 	"tomato/eventlog"
 	"tomato/eventlog/consumer/parked"
@@ -51,7 +53,7 @@ func TestARebuildIsResumedAfterItsEndInEachPhase(t *testing.T) {
 		for n := range before {
 			token.Merge(b.w.Append(eventlog.Orders, orderID(n), life(n)[:8]...))
 		}
-		token.Merge(b.w.AppendRaw(eventlog.Orders, orderID(7), "ORDER_TELEPORTED", []byte(`{}`)))
+		token.Merge(b.w.AppendRaw(eventlog.Orders, orderID(3), "ORDER_TELEPORTED", []byte(`{}`)))
 		b.passed(projections.Orders, token)
 		more := before
 		follow := func() {
@@ -92,6 +94,11 @@ func TestARebuildIsResumedAfterItsEndInEachPhase(t *testing.T) {
 		c, err := b.m.Compare(t.Context(), one, two)
 		if err != nil || !c.Equal() || c.ParkedKeys != 1 || c.Rows < 9*before {
 			t.Errorf("%+v, %v", c, err)
+		}
+		for generation := 1; generation <= 2; generation++ { // a later event of the key has come
+			if dead, all := b.number(`SELECT count(*) FROM tomato.parked WHERE generation = $1 AND state = 'dead'`, generation), b.number(`SELECT count(*) FROM tomato.parked WHERE generation = $1`, generation); dead != 1 || all != 2 {
+				t.Errorf("generation %d has parked %d events, and %d are dead letters", generation, all, dead)
+			}
 		}
 		if n := b.number(`SELECT count(*) FROM pg_indexes WHERE schemaname = 'orders_g2'`); n != b.number(`SELECT count(*) FROM pg_indexes WHERE schemaname = 'orders_g1'`) {
 			t.Errorf("%d indexes", n)
@@ -199,7 +206,7 @@ func TestARunningRebuildIsCanceled(t *testing.T) {
 	b.passed(projections.Orders, token)
 	var canceling sync.WaitGroup
 	begun := false
-	_, err := b.rebuild(t.Context(), b.models(), projections.RebuildOptions{EventsPerSecond: 20, Progress: func(p projections.Progress) {
+	_, err := b.rebuild(t.Context(), b.models(), projections.RebuildOptions{EventsPerSecond: 4, Progress: func(p projections.Progress) {
 		if !begun {
 			begun = true
 			canceling.Go(func() {
@@ -346,5 +353,75 @@ func TestTheServingGenerationMayBeFarBehind(t *testing.T) {
 	}
 	if n := b.number(`SELECT count(*) FROM orders_g2.orders WHERE version = 9`); n != 80 {
 		t.Errorf("%d orders are complete", n)
+	}
+}
+
+// The switch comes only when the processes that project have all partitions of the new
+// generation.
+func TestTheSwitchWaitsForTheProcessesThatProject(t *testing.T) {
+	t.Parallel()
+	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
+		b := newBenchOn(t, cfg)
+		b.project(b.m)
+		token := eventlog.Token{}
+		for n := range 20 {
+			token.Merge(b.w.Append(eventlog.Orders, orderID(n), life(n)...))
+		}
+		b.passed(projections.Orders, token)
+		adm := kadm.NewClient(eventlogtest.Client(t, cfg))
+		checked := false
+		result, err := b.rebuild(t.Context(), b.models(), projections.RebuildOptions{Progress: func(p projections.Progress) {
+			if p.Phase == projections.PhaseSwitched && !checked {
+				checked = true
+				groups, err := adm.DescribeGroups(t.Context(), "tomato.orders.g2")
+				if err != nil {
+					t.Error(err)
+				}
+				owned := 0
+				for _, m := range groups["tomato.orders.g2"].Members {
+					if assigned, ok := m.Assigned.AsConsumer(); ok {
+						for _, topic := range assigned.Topics {
+							owned += len(topic.Partitions)
+						}
+					}
+				}
+				if owned != partitions {
+					t.Errorf("%d of %d partitions are taken over when the new generation serves", owned, partitions)
+				}
+			}
+		}})
+		if err != nil || !checked || result.Alone {
+			t.Fatalf("%+v, %v", result, err)
+		}
+	})
+}
+
+// A full disk stops a rebuild with an error that says so, and not after a wait. The old
+// rows serve, and the rebuild is resumed when there is room.
+func TestAFullDiskStopsARebuildThatIsResumed(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.project(b.m)
+	token := eventlog.Token{}
+	for n := range 20 {
+		token.Merge(b.w.Append(eventlog.Orders, orderID(n), life(n)...))
+	}
+	b.passed(projections.Orders, token)
+	b.exec(`CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'No space left on device' USING ERRCODE = '53100'; END $$`)
+	b.exec(`CREATE TRIGGER full_disk BEFORE UPDATE ON tomato.checkpoints FOR EACH ROW WHEN (NEW.generation = 2 AND NEW.next_offset > OLD.next_offset) EXECUTE FUNCTION full_disk()`)
+	begun := time.Now()
+	_, err := b.rebuild(t.Context(), b.models(), projections.RebuildOptions{})
+	if err == nil || time.Since(begun) > time.Minute {
+		t.Fatalf("after %v: %v", time.Since(begun), err)
+	}
+	for _, want := range []string{"the disk of the database is full", "orders_g1 serves as before", "`tomato rebuild orders --resume`", "`tomato rebuild orders --cancel`"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is not in %v", want, err)
+		}
+	}
+	b.passed(projections.Orders, b.w.Append(eventlog.Orders, orderID(50), life(50)...))
+	b.exec(`DROP TRIGGER full_disk ON tomato.checkpoints`)
+	if result, err := b.rebuild(t.Context(), b.models(), projections.RebuildOptions{Resume: true}); err != nil || !result.Switched || !result.Comparison.Equal() {
+		t.Errorf("resumed: %+v, %v", result, err)
 	}
 }

@@ -1,9 +1,11 @@
 package main_test
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -95,6 +97,129 @@ func TestRebuildWhileOrdersComeAndGo(t *testing.T) {
 		}
 	}
 	a.NoDeadLetters()
+}
+
+// TestAKilledRebuildIsResumedUnderLoad: `tomato rebuild` is killed while it fills and again
+// later, and another process goes on and drops the old generation. Meanwhile orders are
+// placed and read at once with their tokens: no query fails or is behind.
+func TestAKilledRebuildIsResumedUnderLoad(t *testing.T) {
+	t.Parallel()
+	a := servertest.New(t, eventlogtest.Embedded(t)).Start()
+	a.AddRestaurant("r1", servertest.Lng, servertest.Lat)
+	var stopped atomic.Bool
+	var traffic sync.WaitGroup
+	var queries atomic.Int64
+	end := func() {
+		stopped.Store(true)
+		traffic.Wait()
+	}
+	t.Cleanup(end)
+	for lane := range 4 {
+		traffic.Go(func() {
+			pause := time.NewTicker(10 * time.Millisecond) // leave the machine to the others
+			defer pause.Stop()
+			for !stopped.Load() && !t.Failed() {
+				<-pause.C
+				who := servertest.Customer(fmt.Sprint("c", lane))
+				placed := a.Do(who, "POST /v1/orders", servertest.Basket("r1"))
+				if placed.Status == http.StatusTooManyRequests {
+					continue
+				}
+				id := placed.Str("orderId")
+				x := a.Do(who, "GET /v1/orders/"+id, nil, "Consistency-Token", placed.Token())
+				if x.Status != http.StatusOK || x.Str("orderId") != id {
+					t.Errorf("an order that was just placed: %v", x.Fault())
+				}
+				a.Do(who, "POST /v1/orders/"+id+"/cancel", reason)
+				queries.Add(1)
+			}
+		})
+	}
+	a.Await("orders are there", func() error {
+		if n := queries.Load(); n < 150 {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	})
+	killedAt := func(text string, args ...string) (output string) {
+		t.Helper()
+		p := a.SpawnTool(append([]string{"rebuild", "orders", "--json"}, args...)...)
+		a.Await("the rebuild says "+text, func() error {
+			if out := p.Output(); !strings.Contains(out, text) && !strings.Contains(out, `"result"`) {
+				return fmt.Errorf("it says %s", out)
+			}
+			return nil
+		})
+		p.Kill()
+		return p.Output()
+	}
+	if out := killedAt(`"phase":"filling","done":1`, "--throttle", "150"); strings.Contains(out, `"result"`) {
+		t.Fatalf("the rebuild was not killed: %s", out)
+	}
+	refused := a.SpawnTool("rebuild", "orders")
+	<-refused.Ended
+	if out := refused.Output(); refused.Cmd.ProcessState.ExitCode() != 1 || !strings.Contains(out, "`tomato rebuild orders --resume`") || !strings.Contains(out, "`tomato rebuild orders --cancel`") {
+		t.Errorf("a rebuild beside an unfinished one exits with %d: %s", refused.Cmd.ProcessState.ExitCode(), out)
+	}
+	if out := killedAt(`"phase":"catching_up"`, "--resume", "--throttle", "400"); strings.Contains(out, `"result"`) {
+		t.Fatalf("the rebuild was not killed: %s", out)
+	}
+	said := a.Tool("rebuild", "orders", "--resume", "--drop-old")
+	if !strings.Contains(said, "orders_g2 serves; it took ") || !strings.Contains(said, "0 missing, 0 extra, 0 changed") {
+		t.Errorf("resumed: %s", said)
+	}
+	before := queries.Load()
+	a.Await("orders are read from the new generation", func() error {
+		if queries.Load() < before+20 {
+			return fmt.Errorf("%d", queries.Load()-before)
+		}
+		return nil
+	})
+	end()
+	t.Logf("%d orders were placed, read and canceled", queries.Load())
+	if len(rows(a, "orders_g1")) != 0 || len(rows(a, "orders_g2")) == 0 {
+		t.Error("the old generation is there, or the new one is not")
+	}
+	a.NoDeadLetters()
+}
+
+// Postgres is restarted in the middle of a fill. The rebuild waits for it and goes on.
+func TestARebuildWaitsForAPostgresThatRestarts(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	dir := filepath.Join(t.TempDir(), "postgres")
+	pg := servertest.Postgres(t, ctx, dir)
+	a := servertest.NewOn(t, eventlogtest.Embedded(t), pg.URL()).Start()
+	a.AddRestaurant("r1", servertest.Lng, servertest.Lat)
+	for n := range 60 {
+		a.Place(fmt.Sprint("c", n), "r1")
+	}
+	a.AwaitIdle()
+	p := a.SpawnTool("rebuild", "orders", "--json", "--throttle", "15")
+	a.Await("the rebuild fills", func() error {
+		if out := p.Output(); !strings.Contains(out, `"phase":"filling","done":1`) {
+			return fmt.Errorf("it says %s", out)
+		}
+		return nil
+	})
+	if err := pg.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	a.Wait(6 * time.Second) // until all is read, and the rows cannot be written
+	select {
+	case <-p.Ended:
+		t.Fatalf("the rebuild has not waited: %s", p.Output())
+	default:
+	}
+	servertest.Postgres(t, ctx, dir)
+	<-p.Ended
+	if out := p.Output(); !p.Cmd.ProcessState.Success() || !strings.Contains(out, `"switched":true`) {
+		t.Errorf("%v: %s", p.Cmd.ProcessState, out)
+	}
+	if r := rows(a, "orders_g2"); !strings.HasPrefix(r["orders"], "60 rows") {
+		t.Errorf("%v", r)
+	}
 }
 
 // anOrder is placed and paid, and ends in one of several ways.

@@ -90,6 +90,15 @@ func (c *Process) Kill() {
 	<-c.Ended
 }
 
+// Output returns what the process has printed so far, on both streams.
+func (c *Process) Output() string { return c.out.String() }
+
+// SpawnTool runs a command of the command line beside the test, on this installation.
+func (a *Installation) SpawnTool(args ...string) *Process {
+	a.T.Helper()
+	return a.Spawn(append(args, a.toolArgs()...)...)
+}
+
 // SpawnServer runs serve as a process of its own and returns when it is ready.
 func (a *Installation) SpawnServer(args ...string) *Process {
 	a.T.Helper()
