@@ -182,6 +182,7 @@ var readClock = map[string]string{
 	"projections/fold.go":                 "notes when an event was parked",
 	"projections/generations.go":          "reads the generations again from time to time",
 	"projections/handover.go":             "waits for other instances",
+	"projections/history.go":              "refuses to remove history that is too young",
 	"projections/operator.go":             "waits until two generations have passed the same events",
 	"projections/progress.go":             "shows how fast a rebuild is",
 	"projections/reading.go":              "waits until a read model has passed a token",
