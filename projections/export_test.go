@@ -18,3 +18,7 @@ func (m *ReadModels) SetFold(model, fold string) {
 func (m *ReadModels) TendOnce(ctx context.Context, before time.Time) error {
 	return m.tendRiders(ctx, before)
 }
+
+// SetVerifyWait sets how long Verify waits for a moment at which both generations have
+// passed the same events.
+func (m *ReadModels) SetVerifyWait(d time.Duration) { m.evenWait = d }

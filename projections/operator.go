@@ -1,6 +1,7 @@
 package projections
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -187,7 +188,8 @@ func (m *ReadModels) Verify(ctx context.Context, model string, number int) (v Ve
 	if v.SkippedEvents, err = m.Skipped(ctx, model); err != nil {
 		return v, err
 	}
-	for until := time.Now().Add(verifyWait); ; {
+	wait := cmp.Or(m.evenWait, verifyWait)
+	for until := time.Now().Add(wait); ; {
 		var equal bool
 		equal, v.Comparison, err = m.compareIfEven(ctx, v.Serving, v.Other)
 		if err != nil || equal {
@@ -195,7 +197,7 @@ func (m *ReadModels) Verify(ctx context.Context, model string, number int) (v Ve
 		}
 		if time.Now().After(until) {
 			return v, &StateError{v.Other, fmt.Sprintf("and %s had passed the same events at no moment of %v, so their rows cannot be compared. `tomato rebuild %s --dry-run` compares the rows with the log whatever comes meanwhile",
-				v.Serving, verifyWait, model)}
+				v.Serving, wait, model)}
 		}
 		if err := pause(ctx, pollInterval/25); err != nil {
 			return v, err

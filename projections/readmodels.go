@@ -42,6 +42,7 @@ type ReadModels struct {
 	change  chan struct{} // closed when seen changes; nil if nobody waits
 	advised string        // the RebuildAdvice that was logged last
 
+	evenWait   time.Duration     // tests set it: verifyWait
 	otherFolds map[string]string // tests set it: folds of another build, by read model
 }
 

@@ -1,6 +1,7 @@
 package projections_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -260,6 +261,36 @@ func TestOneOrderIsFoldedAgainWhileEventsCome(t *testing.T) {
 	b.rebuilt()
 }
 
+// One generation is behind the other. Each has the events that it had passed, and goes on
+// from there.
+func TestAnOrderIsFoldedUpToTheCheckpointOfEachGeneration(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	stop := b.project(b.m)
+	id := orderID(1)
+	token := b.w.Append(eventlog.Orders, id, life(1)[:4]...)
+	b.passed(projections.Orders, token)
+	b.rebuilt()
+	b.passes(generation(1), token)
+	stop()
+	token.Merge(b.w.Append(eventlog.Orders, id, life(1)[4:]...))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- b.runtime().Run(ctx, generation(1).Consumer()) }()
+	b.passes(generation(1), token)
+	cancel()
+	<-ended
+	done, err := b.m.RebuildOne(t.Context(), projections.Orders, id)
+	if err != nil || len(done) != 2 || done[0].Version != 9 || done[1].Version != 4 {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	b.project(b.models())
+	b.passes(generation(2), token)
+	if one, two := b.dump(generation(1), id), b.dump(generation(2), id); one != two || b.number(`SELECT count(*) FROM tomato.parked`) != 0 {
+		t.Errorf("%s\nand\n%s", one, two)
+	}
+}
+
 // A dead letter whose cause is gone takes effect when its order is folded again, and the
 // events behind it go on. As long as the cause is there, nothing changes.
 func TestFoldingAgainClearsWhatIsParked(t *testing.T) {
@@ -370,5 +401,54 @@ func TestOldHistoryIsRemovedAndStaysAway(t *testing.T) {
 	}
 	if result, err := b.rebuild(t.Context(), b.models(), projections.RebuildOptions{AcceptDifferences: true}); err != nil || result.Comparison.Extra != 9 {
 		t.Errorf("%+v, %v", result, err)
+	}
+}
+
+// A standby that nobody brings up to date does not serve again, and is not compared: its
+// rows are old.
+func TestAGenerationThatIsBehindNeitherServesNorIsCompared(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	stop := b.project(b.m)
+	token := b.w.Append(eventlog.Orders, orderID(1), life(1)[:4]...)
+	b.passed(projections.Orders, token)
+	b.m.SetVerifyWait(200 * time.Millisecond)
+	if _, err := b.m.Verify(t.Context(), projections.Orders, 0); !errors.Is(err, projections.ErrNothingToVerify) || !strings.Contains(err.Error(), "tomato rebuild orders --dry-run") {
+		t.Errorf("there is one generation: %v", err)
+	}
+	b.rebuilt()
+	b.passes(generation(1), token)
+	if v, err := b.m.Verify(t.Context(), projections.Orders, 0); err != nil || !v.Comparison.Equal() || v.Comparison.Rows != 5 || v.Serving != generation(2) || v.Other != generation(1) {
+		t.Errorf("%+v, %v", v, err)
+	}
+	stop()
+	token.Merge(b.w.Append(eventlog.Orders, orderID(1), life(1)[4:]...))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- b.runtime().Run(ctx, generation(2).Consumer()) }()
+	b.passes(generation(2), token)
+	cancel()
+	<-ended
+	operator := projections.Operator{Models: b.m, Who: "anna"}
+	var state *projections.StateError
+	if err := operator.Switch(t.Context(), generation(1)); !errors.As(err, &state) || !strings.Contains(err.Error(), "is 5 events behind") {
+		t.Errorf("switched: %v", err)
+	}
+	if _, err := b.m.Verify(t.Context(), projections.Orders, 1); !errors.As(err, &state) || !strings.Contains(err.Error(), "at no moment") {
+		t.Errorf("compared: %v", err)
+	}
+	if _, err := b.m.Verify(t.Context(), projections.Orders, 9); !errors.As(err, &state) {
+		t.Errorf("there is no generation 9: %v", err)
+	}
+	if s := b.states(projections.Orders); s[2] != projections.StateServing {
+		t.Errorf("states %v", s)
+	}
+	b.project(b.models())
+	b.passes(generation(1), token)
+	if err := operator.Switch(t.Context(), generation(1)); err != nil {
+		t.Error(err)
+	}
+	if n := b.number(`SELECT count(*) FROM tomato.read_model_actions WHERE who = 'anna' AND action = 'switch' AND model = 'orders'`); n != 1 {
+		t.Errorf("%d actions are recorded", n)
 	}
 }

@@ -116,6 +116,7 @@ func TestContractCommandLine(t *testing.T) {
 		{"", "topics describe", 2, "", "tomato serve"},
 		{"", "migrate", 2, "", "tomato serve"},
 		{"", "bench nonsense", 2, "", "nonsense"},
+		{"", "bench project --existing 10000001", 2, "", "--existing must be 0 to 10,000,000"},
 		{"DATABASE_URL=postgres://127.0.0.1:1/x?connect_timeout=2", "migrate", 1, "", "127.0.0.1"},
 	} {
 		t.Run(r.env+" "+r.args, func(t *testing.T) {

@@ -68,6 +68,7 @@ type Cmd struct {
 	Duration    time.Duration `default:"2s" help:"How long one round goes on where it is not a count. 10ms to 5m."`
 	Load        time.Duration `default:"20s" help:"How long positions and searches come at the same time (riders). 0: as long as one round. Up to 1h."`
 	Count       int           `aliases:"orders" help:"Also --orders. Orders (orders-ready: in a burst; town: from placing to delivery; takeover, shards: live ones, with their payments; project, rebuild, consume: in the log, with 6 events each), riders (riders) or connections (feed). Default: that of the bench. 1 to 1,000,000."`
+	Existing    int           `help:"Orders that the read model has already (project). 0 to 10,000,000."`
 	Concurrency int           `default:"32" help:"Orders that are under way at the same time (town). 1 to 100."`
 	CPUProfile  string        `name:"cpuprofile" placeholder:"FILE" help:"Write a CPU profile of what is measured. The limit's part has the label part=limit (go tool pprof -tagignore limit)."`
 	MemProfile  string        `name:"memprofile" placeholder:"FILE" help:"Write a heap profile of what the shards hold (shards)."`
@@ -103,6 +104,8 @@ func (c Cmd) validate() error {
 		return settings.Usage("--load must be 0 to 1h")
 	case c.Count < 0 || c.Count > 1_000_000:
 		return settings.Usage("--count must be 1 to 1,000,000")
+	case c.Existing < 0 || c.Existing > 10_000_000:
+		return settings.Usage("--existing must be 0 to 10,000,000")
 	case c.Name == "town" && (c.Concurrency < 1 || c.Concurrency > maxTownConcurrency):
 		return settings.Usage("--concurrency must be 1 to %d", maxTownConcurrency)
 	case c.Partitions < 1 || c.Partitions > 1024:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -90,7 +91,28 @@ func (b *run) project(ctx context.Context) error {
 	return b.visible(ctx, s, upsert)
 }
 
-// projectOnce fills the first generation of an empty database.
+// oldOrders fills the tables of a generation with delivered orders of earlier times, with
+// 6 events each, as if they had been projected long ago.
+func oldOrders(ctx context.Context, db *pgxpool.Pool, g projections.Generation, n int) error {
+	for _, sql := range []string{
+		`INSERT INTO ` + g.Schema() + `.orders (id, version, status, closed, customer_id, restaurant_id, rider_id, exhausted, pick_up, round, wave, waiting, wave_open, asked, created_at, state)
+			SELECT '01900000-' || lpad(to_hex(n / 65536), 4, '0') || '-7' || substr(h, 1, 3) || '-8' || substr(h, 4, 3) || '-' || substr(h, 7, 12), 6, 'delivered', 'delivered',
+				'c' || (hashint8(n) & 65535), 'r' || (hashint8(n + 1) & 1023), 'k' || (hashint8(n + 2) & 4095), false, ST_MakePoint(77.5, 12.9)::geography, 1, 1, false, false, '{}',
+				timestamptz '2024-01-01' + n * interval '10 seconds', repeat(h, 20)
+			FROM (SELECT n, md5(n::text) AS h FROM generate_series(1, ` + strconv.Itoa(n) + `) n) o`,
+		`INSERT INTO ` + g.Schema() + `.order_events (order_id, version, type, data_version, at, actor, data)
+			SELECT id, v, 'ORDER_PAID', 1, created_at, '', repeat(right(id, 12), 20) FROM ` + g.Schema() + `.orders, generate_series(1, 6) v`,
+		`VACUUM ANALYZE ` + g.Schema() + `.orders`, `VACUUM ANALYZE ` + g.Schema() + `.order_events`, `CHECKPOINT`,
+	} {
+		if _, err := db.Exec(ctx, sql); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// projectOnce fills the first generation of an empty database, or of one that has b.Rows
+// orders already.
 func (b *run) projectOnce(ctx context.Context, h history) (map[string]float64, error) {
 	url, drop, err := b.newDatabase(ctx)
 	if err != nil {
@@ -117,6 +139,9 @@ func (b *run) projectOnce(ctx context.Context, h history) (map[string]float64, e
 	}
 	g, err := models.Serving(ctx, projections.Orders)
 	if err != nil {
+		return nil, err
+	}
+	if err := oldOrders(ctx, db, g, b.Existing); err != nil {
 		return nil, err
 	}
 	reader := g.Consumer()
