@@ -341,7 +341,7 @@ func TestFoldingAgainClearsWhatIsParked(t *testing.T) {
 }
 
 // A rider has three tables, one of which is no fold.
-func TestOneRiderIsFoldedAgain(t *testing.T) {
+func TestOneRiderIsFoldedAgainOrSkipped(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.project(b.m)
@@ -353,8 +353,27 @@ func TestOneRiderIsFoldedAgain(t *testing.T) {
 	if err != nil || len(result) != 1 || result[0].Version != 3 {
 		t.Fatalf("%+v, %v", result, err)
 	}
-	found, _, err := b.m.Nearest(t.Context(), []nearby.Search{{Point: centre, RadiusMeters: 10, Limit: 10}}, 5*time.Minute, nil, 0)
+	search := []nearby.Search{{Point: centre, RadiusMeters: 10, Limit: 10}}
+	found, _, err := b.m.Nearest(t.Context(), search, 5*time.Minute, nil, 0)
 	if err != nil || len(found[0]) != 1 || found[0][0].RiderID != "rider1" {
+		t.Errorf("found %v, %v", found, err)
+	}
+
+	// If the rider's first event is skipped, the read model does not know the rider.
+	var first eventlog.Position
+	err = eventlog.Read(t.Context(), b.cfg, map[eventlog.TopicPartition]eventlog.Range{{Topic: eventlog.Riders, Partition: eventlog.PartitionFor("rider1", partitions)}: {To: 4}}, func(e *eventlog.Event) error {
+		if e.Type == "RIDER_REGISTERED" {
+			first = eventlog.Position{TopicPartition: eventlog.TopicPartition{Topic: e.Topic, Partition: e.Partition}, Offset: e.Offset}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, done, err := b.m.Skip(t.Context(), projections.Riders, first, "a test", "anna"); err != nil || len(done) != 1 || done[0].Version != 0 {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	if found, _, err := b.m.Nearest(t.Context(), search, 5*time.Minute, nil, 0); err != nil || len(found[0]) != 0 {
 		t.Errorf("found %v, %v", found, err)
 	}
 }
