@@ -24,19 +24,24 @@ type Comparison struct {
 	Changed    int64            `json:"changed"`            // rows that both have, with other values
 	Columns    map[string]int64 `json:"columns,omitempty"`  // of the changed rows: in how many of them each <table>.<column> differs
 	Unshared   []string         `json:"unshared,omitempty"` // tables and columns that only one has; their values are not compared
-	ParkedKeys int              `json:"parkedKeys"`         // keys with parked events in either; their rows are left out
+	ParkedKeys int              `json:"parkedKeys"`         // keys with parked events in the first generation; their rows are left out
+	// NewlyParked are keys with parked events in the second generation alone: it cannot
+	// fold what the first one has folded. Their rows are left out, too.
+	NewlyParked int64 `json:"newlyParked"`
 	// Differences are the first ones of each table, in the order of the key.
 	Differences []Difference `json:"differences,omitempty"`
 }
 
 // Equal reports whether no difference was found.
-func (c *Comparison) Equal() bool { return c.Missing == 0 && c.Extra == 0 && c.Changed == 0 }
+func (c *Comparison) Equal() bool { return c.differences() == 0 }
+
+func (c *Comparison) differences() int64 { return c.Missing + c.Extra + c.Changed + c.NewlyParked }
 
 // Difference is a row that differs.
 type Difference struct {
-	Table   string   `json:"table"`
+	Table   string   `json:"table"` // of kind parked: the topic
 	Key     string   `json:"key"`
-	Kind    string   `json:"kind"`              // missing, extra or changed, as in Comparison
+	Kind    string   `json:"kind"`              // missing, extra, changed or parked, as in Comparison
 	Columns []string `json:"columns,omitempty"` // of kind changed
 }
 
@@ -125,20 +130,9 @@ func (m *ReadModels) snapshot(ctx context.Context, fn func(tx pgx.Tx) error) err
 // compare compares the folded tables of a and b.
 func compare(ctx context.Context, a, b side, order querier, count func(n int64)) (Comparison, error) {
 	c := &comparer{a: a, b: b, order: order, count: count, parked: map[string]bool{}, out: &Comparison{Columns: map[string]int64{}}}
-	for _, s := range []side{a, b} {
-		rows, err := s.tx.Query(ctx, `SELECT DISTINCT key FROM tomato.parked WHERE consumer = $1 AND generation = $2`, s.Model, s.Number)
-		if err != nil {
-			return Comparison{}, err
-		}
-		keys, err := pgx.CollectRows(rows, pgx.RowTo[[]byte])
-		if err != nil {
-			return Comparison{}, err
-		}
-		for _, k := range keys {
-			c.parked[string(k)] = true
-		}
+	if err := c.leaveOutParked(ctx); err != nil {
+		return Comparison{}, err
 	}
-	c.out.ParkedKeys = len(c.parked)
 	names := foldedNames(a.Model)
 	slices.Sort(names)
 	for _, name := range names {
@@ -147,6 +141,35 @@ func compare(ctx context.Context, a, b side, order querier, count func(n int64))
 		}
 	}
 	return *c.out, nil
+}
+
+// leaveOutParked finds the keys whose rows are left out. A key that is parked in b alone
+// is a difference: b cannot fold an event that a has folded.
+func (c *comparer) leaveOutParked(ctx context.Context) error {
+	for _, s := range []side{c.a, c.b} {
+		rows, err := s.tx.Query(ctx, `SELECT DISTINCT topic, key FROM tomato.parked WHERE consumer = $1 AND generation = $2 ORDER BY topic, key`, s.Model, s.Number)
+		if err != nil {
+			return err
+		}
+		var topic string
+		var key []byte
+		if _, err := pgx.ForEachRow(rows, []any{&topic, &key}, func() error {
+			switch {
+			case c.parked[string(key)]:
+				return nil
+			case s.Generation == c.a.Generation:
+				c.out.ParkedKeys++
+			default:
+				c.out.NewlyParked++
+				c.list(Difference{Table: topic, Key: string(key), Kind: "parked"})
+			}
+			c.parked[string(key)] = true
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // shape reads the columns of a table; none if there is no such table.

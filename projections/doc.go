@@ -35,8 +35,8 @@
 //
 // Each generation names the version of the fold that made it (FoldVersion), which also
 // covers its tables. A process writes to generations of its own fold only. It answers
-// from the serving generation if that has its fold, otherwise from one of its own fold
-// that is kept up to date, and if there is none from the serving one as it is. So two
+// from the serving generation if that has its fold, otherwise from the standby if that has
+// it, and otherwise from the serving one as it is. So two
 // builds with different folds run side by side, each with a generation of its own, and
 // either may switch. A process that has no generation of its fold says that a rebuild is
 // due (RebuildDue).

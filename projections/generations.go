@@ -1,7 +1,6 @@
 package projections
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -73,10 +72,10 @@ func (m *ReadModels) fold(model string) string {
 
 // answering returns the generation of the read model from which this process answers
 // queries. This is the serving one, if the process has the fold that made it. Otherwise
-// it is a generation of the process's own fold that is kept up to date, if there is one:
-// two builds that run side by side answer from one generation each. If there is none,
-// it is the serving one all the same, as it is. ok is false if the read model has no
-// generation.
+// it is the standby, if that is of the process's own fold: two builds that run side by
+// side answer from one generation each. If there is none, it is the serving one all the
+// same, as it is. A verified generation does not answer: it may still be behind until it
+// is handed over. ok is false if the read model has no generation.
 func (m *ReadModels) answering(now *generations, model string) (g Generation, ok bool) {
 	n, ok := now.serving[model]
 	if !ok {
@@ -86,21 +85,10 @@ func (m *ReadModels) answering(now *generations, model string) (g Generation, ok
 	if now.all[serving].fold == fold {
 		return serving, true
 	}
-	own := Generation{}
-	rank := func(g Generation) int { // a standby was verified long ago, a verified one just now
-		if now.all[g].state == StateStandby {
-			return 1
-		}
-		return 0
-	}
 	for g, is := range now.all {
-		if g.Model == model && is.fold == fold && is.state.keptUp() &&
-			(own.Number == 0 || cmp.Or(cmp.Compare(rank(g), rank(own)), cmp.Compare(g.Number, own.Number)) > 0) {
-			own = g
+		if g.Model == model && is.fold == fold && is.state == StateStandby {
+			return g, true
 		}
-	}
-	if own.Number > 0 {
-		return own, true
 	}
 	return serving, true
 }
@@ -160,12 +148,22 @@ func (m *ReadModels) RebuildAdvice() string {
 // Refresh reads the generations from the database. Its errors are those of the
 // database.
 func (m *ReadModels) Refresh(ctx context.Context) error {
+	ticket := m.tickets.Add(1)
+	now, err := m.readGenerations(ctx)
+	if err != nil {
+		return fmt.Errorf("read the generations: %w", err)
+	}
+	m.store(now, ticket)
+	return nil
+}
+
+func (m *ReadModels) readGenerations(ctx context.Context) (*generations, error) {
 	now := &generations{serving: map[string]int{}, all: map[Generation]generation{}}
 	rows, err := m.DB.Query(ctx, `
 		SELECT g.model, g.generation, g.state, g.fold, r.serving IS NOT NULL
 		FROM tomato.generations g LEFT JOIN tomato.read_models r ON r.model = g.model AND r.serving = g.generation`)
 	if err != nil {
-		return fmt.Errorf("read the generations: %w", err)
+		return nil, err
 	}
 	var g Generation
 	var is generation
@@ -177,13 +175,20 @@ func (m *ReadModels) Refresh(ctx context.Context) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("read the generations: %w", err)
-	}
+	return now, err
+}
+
+// store makes what was read the present copy, unless what was read later is stored
+// already. ticket is from before the reading.
+func (m *ReadModels) store(now *generations, ticket int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if ticket < m.stored {
+		return
+	}
+	m.stored = ticket
 	if old := m.seen.Load(); old != nil && maps.Equal(old.serving, now.serving) && maps.Equal(old.all, now.all) {
-		return nil
+		return
 	}
 	m.seen.Store(now)
 	if m.change != nil {
@@ -196,7 +201,6 @@ func (m *ReadModels) Refresh(ctx context.Context) error {
 			m.log().Warn("a rebuild is due: " + advice)
 		}
 	}
-	return nil
 }
 
 // changed returns the present copy of the generations, and a channel that is closed
@@ -239,7 +243,7 @@ func (m *ReadModels) Follow(ctx context.Context) {
 }
 
 // Serving returns the generation of the read model from which this process answers
-// queries: the one that serves, or one of the process's own fold beside it. It fails if
+// queries: the one that serves, or the standby of the process's own fold. It fails if
 // the read model has none, or if the generations were never read and cannot be read now.
 func (m *ReadModels) Serving(ctx context.Context, model string) (Generation, error) {
 	now, _, err := m.changed(ctx)

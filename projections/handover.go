@@ -14,7 +14,8 @@ import (
 
 const (
 	// joinWait is how long a hand-over waits for the first process that projects the
-	// generation. A process reads the generations every pollInterval.
+	// generation, and then for the others. A process reads the generations every
+	// pollInterval.
 	joinWait = 5 * time.Second
 	// handOverPause is the pause between two looks at the consumer group.
 	handOverPause = 100 * time.Millisecond
@@ -25,8 +26,10 @@ const (
 )
 
 // handOver waits until the processes that project have all partitions of the generation,
-// which is verified, and have passed the present ends of the logs. If none projects, it
-// runs the generation's consumer itself up to there, and returns true.
+// which is verified, and have passed the present ends of the logs. As many must have joined
+// as project the serving generation, because one that joins after the switch makes the
+// group distribute the partitions anew, and queries with a token wait meanwhile. If none
+// projects, it runs the generation's consumer itself up to the ends, and returns true.
 func (r *rebuild) handOver(ctx context.Context) (alone bool, err error) {
 	topics := Topics(r.g.Model)
 	ends, err := eventlog.EndOffsets(ctx, r.client, topics...)
@@ -37,20 +40,25 @@ func (r *rebuild) handOver(ctx context.Context) (alone bool, err error) {
 	adm := kadm.NewClient(r.client)
 	since := time.Now() // the last progress
 	moves := r.meter.moves.Load()
+	expected, known := r.projecting(ctx, adm)
+	var joined time.Time // when the first member was seen
 	for began := since; ; {
 		has, err := r.owners(ctx, adm, r.g, ends)
 		switch {
 		case err != nil:
 			r.m.log().Debug("the consumer group of a new generation cannot be read", "generation", r.g.String(), "err", err)
-		case !has.members && (time.Since(began) > joinWait || !r.anybodyProjects(ctx, adm)):
+		case has.members == 0 && (time.Since(began) > joinWait || known && expected == 0):
 			return true, r.bringUp(ctx, ends)
-		case has.all:
+		case has.all && (has.members >= expected || time.Since(joined) > joinWait):
 			if passed, err := r.passed(ctx, ends); err != nil || passed {
 				return false, err
 			}
 		}
-		if has.members {
+		if has.members > 0 {
 			began = time.Now()
+			if joined.IsZero() {
+				joined = began
+			}
 		}
 		if now := r.meter.moves.Load(); now != moves {
 			since, moves = time.Now(), now
@@ -66,7 +74,7 @@ func (r *rebuild) handOver(ctx context.Context) (alone bool, err error) {
 
 // owned says who has joined the consumer group of a generation.
 type owned struct {
-	members bool // somebody has
+	members int  // how many have
 	all     bool // they have all partitions
 }
 
@@ -93,29 +101,34 @@ func (r *rebuild) owners(ctx context.Context, adm *kadm.Client, g Generation, en
 			}
 		}
 	}
-	return owned{members: len(is.Members) > 0, all: is.State == "Stable" && missing == 0}, nil
+	return owned{members: len(is.Members), all: is.State == "Stable" && missing == 0}, nil
 }
 
-// anybodyProjects reports whether a process may be about to project the new generation:
-// one projects the generation that serves, if that has the same fold. If it has another
-// one, nobody can tell.
-func (r *rebuild) anybodyProjects(ctx context.Context, adm *kadm.Client) bool {
-	known := r.m.seen.Load()
-	if known.all[r.before].fold != r.m.fold(r.g.Model) {
-		return true
+// projecting returns how many processes will project the new generation: those that
+// project the generation that serves, if that has the same fold. If it has another one,
+// nobody can tell.
+func (r *rebuild) projecting(ctx context.Context, adm *kadm.Client) (n int, known bool) {
+	if r.m.seen.Load().all[r.before].fold != r.m.fold(r.g.Model) {
+		return 0, false
 	}
 	has, err := r.owners(ctx, adm, r.before, nil)
-	return err != nil || has.members
+	return has.members, err == nil
 }
 
 // passed waits for passWait at the longest until the generation has passed ends, and
-// reports whether it has. A partition in which too much is parked is left out: it handles
-// nothing until an operator acts, in the generation that serves as well.
+// reports whether it has. A partition in which too much is parked handles nothing until an
+// operator acts. It is left out if that is so in the generation that serves as well, or if
+// that one has passed nothing of it. Otherwise queries would get older rows than before.
 func (r *rebuild) passed(ctx context.Context, ends map[eventlog.TopicPartition]int64) (bool, error) {
 	token := eventlog.TokenBefore(ends)
 	paused, err := consumer.OverBudget(ctx, r.m.DB, r.g.Consumer())
 	if err != nil {
 		return false, nil
+	}
+	if len(paused) > 0 && !r.o.AcceptDifferences {
+		if err := r.pausedBefore(ctx, paused); err != nil {
+			return false, err
+		}
 	}
 	for tp := range paused {
 		r.m.log().Warn("a partition of a new generation is paused, because too many of its events are parked; it serves as it is", "generation", r.g.String(),
@@ -139,6 +152,26 @@ func (r *rebuild) passed(ctx context.Context, ends map[eventlog.TopicPartition]i
 		return false, nil
 	}
 	return false, err
+}
+
+// pausedBefore fails if one of the partitions, which are paused in the new generation, is
+// not paused in the one that serves.
+func (r *rebuild) pausedBefore(ctx context.Context, paused map[eventlog.TopicPartition]bool) error {
+	old, err := consumer.OverBudget(ctx, r.m.DB, r.before.Consumer())
+	if err != nil {
+		return err
+	}
+	passed, err := checkpointsOf(ctx, r.m.DB, r.before)
+	if err != nil {
+		return err
+	}
+	for tp := range paused {
+		if !old[tp] && passed[tp] > 0 {
+			return fmt.Errorf("partition %d of %s is paused in %s, because too many of its events are parked, but not in %s: look at `tomato dlq list`, or run `tomato rebuild %s --resume --accept-differences` to switch all the same",
+				tp.Partition, tp.Topic, r.g, r.before, r.g.Model)
+		}
+	}
+	return nil
 }
 
 // bringUp runs the generation's consumer in this process until it has passed ends.

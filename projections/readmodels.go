@@ -38,7 +38,9 @@ type ReadModels struct {
 
 	seen    atomic.Pointer[generations] // the copy of the generations
 	rates   rates
-	mu      sync.Mutex    // guards change, advised, and changes of seen
+	tickets atomic.Int64  // one for each Refresh, in the order in which they begin
+	mu      sync.Mutex    // guards change, advised, stored, and changes of seen
+	stored  int64         // the ticket of the Refresh that has read seen
 	change  chan struct{} // closed when seen changes; nil if nobody waits
 	advised string        // the RebuildAdvice that was logged last
 
@@ -72,7 +74,7 @@ func (m *ReadModels) Ensure(ctx context.Context) error {
 		return err
 	}
 	defer client.Close()
-	if err := m.adoptUnnamed(ctx); err != nil {
+	if err := m.nameUnknownFolds(ctx); err != nil {
 		return err
 	}
 	if err := m.Refresh(ctx); err != nil {
@@ -124,14 +126,14 @@ func (m *ReadModels) ensure(ctx context.Context, client *kgo.Client, known *gene
 	return nil
 }
 
-// adoptUnnamed names this process's folds as those that made the generations of builds
-// which did not say their folds. Such a build continued the generations of another fold
-// as well, so nothing is known against it.
-func (m *ReadModels) adoptUnnamed(ctx context.Context) error {
-	for _, model := range Models() {
-		if _, err := m.DB.Exec(ctx, `UPDATE tomato.generations SET fold = $2 WHERE model = $1 AND fold = ''`, model, m.fold(model)); err != nil {
-			return fmt.Errorf("read model %s: %w", model, err)
-		}
+// unknownFold is the fold of generations of builds which did not say their folds. Their
+// tables may be others than those of this build, so it does not write to them: a rebuild
+// is due.
+const unknownFold = "unknown"
+
+func (m *ReadModels) nameUnknownFolds(ctx context.Context) error {
+	if _, err := m.DB.Exec(ctx, `UPDATE tomato.generations SET fold = $1 WHERE fold = ''`, unknownFold); err != nil {
+		return fmt.Errorf("name the unknown folds: %w", err)
 	}
 	return nil
 }

@@ -74,7 +74,11 @@ func (e *UnfinishedError) Error() string {
 type DifferencesError struct{ Comparison Comparison }
 
 func (e *DifferencesError) Error() string {
-	return fmt.Sprintf("the rows differ from those that serve: %d are missing, %d too many, %d have other values", e.Comparison.Missing, e.Comparison.Extra, e.Comparison.Changed)
+	s := fmt.Sprintf("the rows differ from those that serve: %d are missing, %d too many, %d have other values", e.Comparison.Missing, e.Comparison.Extra, e.Comparison.Changed)
+	if n := e.Comparison.NewlyParked; n > 0 {
+		s += fmt.Sprintf(", and %d aggregates have an event that cannot be folded any more", n)
+	}
+	return s
 }
 
 // rebuild is one rebuild while it runs. Everything that a later process needs to go on
@@ -255,6 +259,11 @@ func (r *rebuild) run(ctx context.Context, result *RebuildResult) (err error) {
 			return err
 		}
 	}
+	if r.state == StateVerified && r.o.DryRun {
+		if err := r.backToCatchingUp(ctx); err != nil {
+			return err
+		}
+	}
 	if r.state == StateCatchingUp {
 		if result.Comparison, err = r.verify(ctx); err != nil {
 			return err
@@ -266,12 +275,29 @@ func (r *rebuild) run(ctx context.Context, result *RebuildResult) (err error) {
 	if result.Alone, err = r.handOver(ctx); err != nil {
 		return err
 	}
-	if err := r.again(ctx, func(ctx context.Context) error { return r.m.switchTo(ctx, r.g, r.o.DropOld) }); err != nil {
+	if err := r.again(ctx, func(ctx context.Context) error { return r.m.switchTo(ctx, r.g) }); err != nil {
 		return err
 	}
 	result.Switched = true
 	r.meter.begin(PhaseSwitched, nil)
+	if r.o.DropOld {
+		// Until every process has noticed the switch, queries ask the old generation, and
+		// those with a token need somebody who keeps it up to date.
+		if err := pause(ctx, 2*pollInterval); err != nil {
+			return err
+		}
+		return r.again(ctx, func(ctx context.Context) error { return r.m.drop(ctx, r.before) })
+	}
 	return r.m.finishDrops(ctx, r.g.Model)
+}
+
+// backToCatchingUp takes a generation that was verified out of the hand-over, so that it
+// can be compared again: the processes that have begun to project it stop.
+func (r *rebuild) backToCatchingUp(ctx context.Context) error {
+	if err := r.again(ctx, func(ctx context.Context) error { return r.setState(ctx, StateCatchingUp) }); err != nil {
+		return err
+	}
+	return pause(ctx, 2*pollInterval)
 }
 
 // judge decides what follows from the comparison: the generation becomes verified, or

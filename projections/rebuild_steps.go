@@ -101,9 +101,14 @@ func (r *rebuild) holdLock(ctx context.Context) error {
 // takeIndexes drops the indexes that a fill does not need, which are all but the
 // primary keys by which upserts find their rows (those of tables with a column id). It
 // stores the statements that create them again. To create an index for a full table costs
-// a fraction of what it costs to keep it while the table is filled.
+// a fraction of what it costs to keep it while the table is filled. It does nothing if
+// the statements are stored already, as when the answer of the commit was lost.
 func (r *rebuild) takeIndexes(ctx context.Context) error {
 	return pgx.BeginFunc(ctx, r.m.DB, func(tx pgx.Tx) error {
+		err := tx.QueryRow(ctx, `SELECT indexes FROM tomato.generations WHERE model = $1 AND generation = $2 FOR UPDATE`, r.g.Model, r.g.Number).Scan(&r.indexes)
+		if err != nil || r.indexes != nil {
+			return err
+		}
 		rows, err := tx.Query(ctx, `
 			SELECT CASE WHEN c.oid IS NULL THEN pg_get_indexdef(i.indexrelid)
 			            ELSE format('ALTER TABLE %s ADD CONSTRAINT %I %s', i.indrelid::regclass, c.conname, pg_get_constraintdef(c.oid)) END,

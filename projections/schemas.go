@@ -34,7 +34,7 @@ func (m *ReadModels) Generations(ctx context.Context) ([]Status, error) {
 // a consumer begins to fill a generation, that the logs still have their beginnings.
 // Several processes may call it at once.
 func (m *ReadModels) MakeMissing(ctx context.Context) (made []Generation, err error) {
-	if err := m.adoptUnnamed(ctx); err != nil {
+	if err := m.nameUnknownFolds(ctx); err != nil {
 		return nil, err
 	}
 	if err := m.Refresh(ctx); err != nil {

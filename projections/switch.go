@@ -24,15 +24,15 @@ func (m *ReadModels) Switch(ctx context.Context, g Generation) error {
 		return err
 	}
 	defer l.unlock()
-	if err := m.switchTo(ctx, g, false); err != nil {
+	if err := m.switchTo(ctx, g); err != nil {
 		return err
 	}
 	return m.finishDrops(ctx, g.Model)
 }
 
 // switchTo is Switch for a caller that has the lock. It leaves generations that have gone
-// to finishDrops. With dropOld, the generation that served before goes, too.
-func (m *ReadModels) switchTo(ctx context.Context, g Generation, dropOld bool) error {
+// to finishDrops.
+func (m *ReadModels) switchTo(ctx context.Context, g Generation) error {
 	err := pgx.BeginFunc(ctx, m.DB, func(tx pgx.Tx) error {
 		var old int
 		if err := tx.QueryRow(ctx, `SELECT serving FROM tomato.read_models WHERE model = $1 FOR UPDATE`, g.Model).Scan(&old); err != nil {
@@ -49,13 +49,9 @@ func (m *ReadModels) switchTo(ctx context.Context, g Generation, dropOld bool) e
 		if tag.RowsAffected() != 1 {
 			return &StateError{g, fmt.Sprintf("is neither %s nor %s, so it cannot serve", StateVerified, StateStandby)}
 		}
-		then := StateStandby
-		if dropOld {
-			then = StateGone
-		}
 		batch := &pgx.Batch{}
 		batch.Queue(`UPDATE tomato.generations SET state = $2 WHERE model = $1 AND state = 'standby'`, g.Model, StateGone)
-		batch.Queue(`UPDATE tomato.generations SET state = $3 WHERE model = $1 AND generation = $2`, g.Model, old, then)
+		batch.Queue(`UPDATE tomato.generations SET state = $3 WHERE model = $1 AND generation = $2`, g.Model, old, StateStandby)
 		batch.Queue(`UPDATE tomato.read_models SET serving = $2 WHERE model = $1`, g.Model, g.Number)
 		return tx.SendBatch(ctx, batch).Close()
 	})

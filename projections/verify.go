@@ -19,7 +19,9 @@ const verifyTries = 30
 
 // verify compares the rows of the new generation with those that serve. Both must have
 // passed the same events: it reads the serving rows as of one moment, brings the new
-// generation to exactly the positions that the serving one had then, and compares.
+// generation to exactly the positions that the serving one had then, and compares. If the
+// serving one has passed nothing, nothing is compared. If it stays behind, verify fails,
+// unless differences are accepted.
 func (r *rebuild) verify(ctx context.Context) (c Comparison, err error) {
 	for try := 1; ; try++ {
 		behind := false
@@ -29,8 +31,16 @@ func (r *rebuild) verify(ctx context.Context) (c Comparison, err error) {
 				return err
 			})
 		})
-		if err != nil || !behind || try == verifyTries {
+		if err != nil || !behind {
 			return c, err
+		}
+		if r.o.AcceptDifferences {
+			c.Skipped = fmt.Sprintf("%s has not passed the events that %s has", r.before, r.g)
+			return c, nil
+		}
+		if try == verifyTries {
+			return c, fmt.Errorf("the rows cannot be compared, because %s, which serves, has not passed the events that %s has, and nobody brings it up to date: start `tomato serve` with the role project in the version that made it, or run `tomato rebuild %s --resume --accept-differences` to switch without a comparison",
+				r.before, r.g, r.g.Model)
 		}
 		if err := pause(ctx, verifyPause); err != nil {
 			return c, err
@@ -59,7 +69,7 @@ func (r *rebuild) verifyAt(ctx context.Context, serving pgx.Tx) (c Comparison, b
 	case nothing:
 		return Comparison{Skipped: fmt.Sprintf("%s has passed no event, so there is nothing to compare", r.before)}, false, nil
 	case behind:
-		return Comparison{Skipped: fmt.Sprintf("%s had passed no event when the rebuild began, and is still behind it, so there is nothing to compare", r.before)}, true, nil
+		return Comparison{}, true, nil
 	}
 	if err := r.foldTo(ctx, PhaseCatchingUp, to, false); err != nil {
 		return c, false, fmt.Errorf("catching up: %w", err)

@@ -228,13 +228,16 @@ func comparisonLines(r projections.RebuildResult) []string {
 	if c.ParkedKeys > 0 {
 		lines = append(lines, fmt.Sprintf("left out: %d keys with parked events, see `tomato dlq list`", c.ParkedKeys))
 	}
+	if c.NewlyParked > 0 {
+		lines = append(lines, fmt.Sprintf("cannot be folded any more: %d keys, see `tomato dlq list`", c.NewlyParked))
+	}
 	for _, name := range c.Unshared {
 		lines = append(lines, "only there: "+name)
 	}
 	for _, difference := range c.Differences {
 		lines = append(lines, difference.String())
 	}
-	if named, all := len(c.Differences), c.Missing+c.Extra+c.Changed; int64(named) < all {
+	if named, all := len(c.Differences), c.Missing+c.Extra+c.Changed+c.NewlyParked; int64(named) < all {
 		lines = append(lines, fmt.Sprintf("… and %d more", all-int64(named)))
 	}
 	return lines
