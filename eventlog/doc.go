@@ -12,6 +12,7 @@
 //	ends.go       whether the positions of a token exist
 //	endreader.go  the ends of topics, for many callers at a time
 //	read.go       reading a range of a log; start and end offsets
+//	readat.go     reading single records, anywhere in the logs
 //	sizes.go      the bytes of logs, and of the records of each type
 //	beginning.go  logs whose first records have been deleted
 //	errors.go     how a handler marks the kind of a failure

@@ -44,7 +44,7 @@ func (t Token) Merge(other Token) {
 // succeed.
 var ErrBehind = errors.New("behind the consistency token")
 
-const maxTokenEntries = 64
+const maxTokenEntries = 4 << 10
 
 var errNoToken = errors.New("not a Consistency-Token that this service made")
 

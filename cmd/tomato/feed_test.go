@@ -43,7 +43,8 @@ func startFeeds(t *testing.T, cfg eventlog.Config, start realtime.Start) (url st
 	}
 	api := httpapi.New(httpapi.Options{Auth: auth, Log: log})
 	p := &realtime.Projector{Kafka: cfg, Runtime: &consumer.Runtime{Kafka: cfg}, Keys: &subjectkeystest.Keys{}, Loader: noModels{start}, Sink: hub, Log: log}
-	(&feed.Feed{Hub: hub, Auth: auth, Orders: noModels{}, CatchUp: p, Log: log}).Routes(api)
+	hub.ReadHistory(p)
+	(&feed.Feed{Hub: hub, Auth: auth, Orders: noModels{}, Log: log}).Routes(api)
 	srv := httptest.NewServer(api)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

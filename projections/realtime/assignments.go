@@ -18,6 +18,8 @@ type Assignment struct {
 	OrderID      string
 	CustomerID   string
 	RestaurantID string
+
+	ended bool // the rider does not bring the order any more; a claim that is not later changes nothing
 }
 
 // assignments has each rider's order and latest position. The message
@@ -27,7 +29,8 @@ type Assignment struct {
 //
 // The projector reads the partitions independently of one another. So the end of a
 // rider's order may be read after the assignment of the rider's next order. The
-// higher claim id tells which of the two is later.
+// higher claim id tells which of the two is later. The logs are also read back, part by
+// part, from before the start: what is known of a later claim stays.
 //
 // It is not safe for concurrent use.
 type assignments struct {
@@ -57,10 +60,10 @@ func (a *assignments) assign(n Assignment) bool {
 	return true
 }
 
-// end removes the rider's assignment if it is the one with this claim.
+// end notes that the rider's claim has ended.
 func (a *assignments) end(riderID string, claimID int64) {
-	if old, ok := a.byRider[riderID]; ok && old.ClaimID == claimID {
-		delete(a.byRider, riderID)
+	if old, ok := a.byRider[riderID]; riderID != "" && (!ok || old.ClaimID <= claimID) {
+		a.byRider[riderID] = Assignment{RiderID: riderID, ClaimID: claimID, ended: true}
 	}
 }
 
@@ -106,7 +109,7 @@ func (a *assignments) position(e *eventlog.Event) ([]rooms.Message, error) {
 		return nil, nil
 	}
 	a.last[p.RiderID] = lastPosition{p, e.Time}
-	if n, ok := a.byRider[p.RiderID]; ok {
+	if n, ok := a.byRider[p.RiderID]; ok && !n.ended {
 		return a.message(n, p, e.Time)
 	}
 	return nil, nil

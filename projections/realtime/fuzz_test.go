@@ -35,8 +35,13 @@ func FuzzFeedOfEmitted(f *testing.F) {
 // sink checks that clients can be sent what a projector publishes.
 type sink struct{ t *testing.T }
 
-func (sink) Begin(map[eventlog.TopicPartition]int64) {}
-func (sink) Ready()                                  {}
+func (sink) Begin(int64, map[eventlog.TopicPartition]int64) {}
+func (sink) Base(int64, map[eventlog.TopicPartition]int64)  {}
+func (sink) Ready()                                         {}
+func (sink) NoOlder()                                       {}
+func (sink) Older(map[eventlog.TopicPartition]int64, func(func(eventlog.TopicPartition, int64, time.Time, []rooms.Message)) error) (bool, error) {
+	return false, nil
+}
 func (s sink) Publish(_ eventlog.TopicPartition, _ int64, _ time.Time, all []rooms.Message) {
 	for _, m := range all {
 		if !json.Valid(m.Payload) || len(m.Rooms) == 0 {
@@ -52,20 +57,18 @@ func fuzzFeed(f *testing.F, topic, golden string) {
 	}
 	log := slog.New(slog.DiscardHandler)
 	eventlogtest.FuzzRecords(f, topic, golden, func(t *testing.T, r *kgo.Record) {
-		p := &Projector{Sink: sink{t}, Keys: &subjectkeystest.Keys{}}
-		riders := newAssignments([]Assignment{{RiderID: "rider-5", ClaimID: 1, OrderID: "o", CustomerID: "c", RestaurantID: "r"}})
-		var rule *eventlog.Rule
-		if eventlog.IsAggregate(topic) {
-			rule = &eventlog.Rule{Term: 1}
-		}
-		p.record(t.Context(), eventlog.TopicPartition{Topic: topic}, r, rule, riders, log, m)
-		for id := range riders.byRider { // the rider sends a position after the assignment
+		p := newRunning(&Projector{Sink: sink{t}, Keys: &subjectkeystest.Keys{}}, log, m)
+		p.riders = newAssignments([]Assignment{{RiderID: "rider-5", ClaimID: 1, OrderID: "o", CustomerID: "c", RestaurantID: "r"}})
+		tp := eventlog.TopicPartition{Topic: topic}
+		p.marks[tp] = mark{rule: eventlog.Rule{Term: 1}}
+		p.record(t.Context(), tp, r)
+		for id := range p.riders.byRider { // the rider sends a position after the assignment
 			data, err := json.Marshal(rider.Position{RiderID: id, RecordedAt: time.Unix(1, 0)})
 			if err != nil {
 				t.Fatal(err)
 			}
 			e := eventlog.Event{Type: rider.PositionType, Time: time.Unix(1, 0), Data: data}
-			p.record(t.Context(), eventlog.TopicPartition{Topic: eventlog.RiderLocations}, e.NewRecord(eventlog.RiderLocations, 0), nil, riders, log, m)
+			p.record(t.Context(), eventlog.TopicPartition{Topic: eventlog.RiderLocations}, e.NewRecord(eventlog.RiderLocations, 0))
 		}
 	})
 }

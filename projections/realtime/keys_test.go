@@ -73,7 +73,7 @@ func TestAMissingMasterKeyHoldsUpNobody(t *testing.T) {
 
 	r, registry := newRecorder(), prometheus.NewRegistry()
 	var logged eventlogtest.LogText
-	p := &realtime.Projector{Kafka: cfg, Keys: keys, Loader: loader{realtime.Start{}}, Sink: r, Registry: registry, Log: slog.New(slog.NewTextHandler(&logged, nil))}
+	p := &realtime.Projector{Kafka: cfg, Runtime: &consumer.Runtime{Kafka: cfg}, Keys: keys, Loader: loader{realtime.Start{}}, Sink: r, Registry: registry, Log: slog.New(slog.NewTextHandler(&logged, nil))}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- p.Run(ctx) }()
@@ -127,7 +127,7 @@ func TestAMissingMasterKeyHoldsUpNobody(t *testing.T) {
 }
 
 // The same is true of what a client that resumes has missed.
-func TestCatchUpWithoutAMasterKey(t *testing.T) {
+func TestHistoryWithoutAMasterKey(t *testing.T) {
 	t.Parallel()
 	cfg := eventlogtest.Embedded(t)
 	eventlogtest.Topics(t, cfg, eventlog.Layout{Partitions: 1})
@@ -137,7 +137,7 @@ func TestCatchUpWithoutAMasterKey(t *testing.T) {
 	keys := &failingKeys{asked: make(chan struct{}, 1), fails: map[subjectkeys.Subject]error{
 		subjectkeys.Customer("c-o1"): eventlog.UnavailableFrom("subject keys", &subjectkeys.MissingMasterError{Missing: map[string]int{"0123456789abcdef": 1}})}}
 	r := newRecorder()
-	p := &realtime.Projector{Kafka: cfg, Keys: keys, Sink: r, Log: slog.New(slog.DiscardHandler),
+	p := &realtime.Projector{Kafka: cfg, Runtime: &consumer.Runtime{Kafka: cfg}, Keys: keys, Sink: r, Log: slog.New(slog.DiscardHandler),
 		Loader: loader{realtime.Start{Marks: map[eventlog.TopicPartition]consumer.Mark{orders: {Next: 2, Rule: eventlog.Rule{Term: 1, Seq: 1}}}}}}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -145,12 +145,11 @@ func TestCatchUpWithoutAMasterKey(t *testing.T) {
 	defer func() { cancel(); <-done }()
 	r.wait(t, "ready", func() bool { return r.ready })
 	got := ""
-	err := p.CatchUp(t.Context(), map[eventlog.TopicPartition]int64{orders: -1}, map[eventlog.TopicPartition]int64{orders: 1},
-		func(_ eventlog.TopicPartition, _ int64, _ time.Time, all []rooms.Message) {
-			for _, m := range all {
-				got += string(m.Payload)
-			}
-		})
+	err := p.Read(t.Context(), map[eventlog.TopicPartition][]int64{orders: {1}}, func(_ eventlog.TopicPartition, _ int64, all []rooms.Message) {
+		for _, m := range all {
+			got += string(m.Payload)
+		}
+	})
 	if err != nil || !strings.Contains(got, `"deliverTo":{"erased":true}`) {
 		t.Errorf("%v, %s", err, got)
 	}

@@ -11,9 +11,12 @@
 // again by the next Run. Messages come from one pure function, Rooms, so all
 // instances make the same messages of the same log.
 //
-// A Projector has no checkpoint of its own. It starts at the checkpoints of the read
-// models, or earlier, as its Loader says. Clients read what is older from the read
-// models.
+// A Projector has no group and no checkpoint in Postgres. Every few seconds it appends a
+// base to topic feed: how far it has published each log, with the state of the reader rule
+// there. Cursors of clients are positions relative to a base. A Run starts at the newest
+// base or at the checkpoints of the read models, in each log at whichever is later, and
+// does not read what is older before Ready. After that it reads the logs back from base to
+// base, the newest part first, so that the sink can index which room has which records.
 //
 // Failure: while the brokers are unavailable, a Projector waits, and the feeds are
 // silent. A personal field whose master key this instance lacks is shown as erased, which
@@ -28,7 +31,8 @@
 //	realtime.go     the Projector: start, reading, the reader rule
 //	keys.go         what is shown while a master key is missing
 //	assignments.go  which rider brings which order, for rider:location
-//	catchup.go      records from before the start, for clients that resume
+//	base.go         how far the logs were published, as records on topic feed
+//	history.go      records from before the start, for clients that resume
 package realtime
 
 import (
@@ -36,11 +40,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/domain/rooms"
@@ -53,12 +57,11 @@ import (
 // because no message is made of it: topic orders says which rider brings an order.
 var Topics = []string{eventlog.Orders, eventlog.Payments, eventlog.RiderLocations, eventlog.Feed}
 
-// Start is where a Projector begins.
+// Start is where a Projector may begin if no base is later.
 type Start struct {
 	// Marks are offsets in the logs of orders and payments, with the state of the
 	// reader rule there: those of the read models' checkpoints, or earlier ones. A
-	// log of these topics without a mark is read from its beginning. The earlier the
-	// marks are, the longer a client may have been disconnected and still resume.
+	// log of these topics without a mark and without a base is read from its beginning.
 	Marks map[eventlog.TopicPartition]consumer.Mark
 	// Assigned are the orders that have a rider, as of the marks or of any time later.
 	Assigned []Assignment
@@ -69,18 +72,31 @@ type Loader interface {
 	FeedStart(ctx context.Context) (Start, error)
 }
 
-// Sink receives what a Projector makes. A Run calls it from one goroutine.
+// Sink receives what a Projector makes. A Run calls Begin, Publish and Ready from one
+// goroutine. It calls Base, Older and NoOlder between Begin and its end from others, while
+// it publishes.
 type Sink interface {
 	// Begin is called first. passed has, for each log, the offset of the last record
-	// that will not be published, or -1 if the log is read from its beginning.
-	Begin(passed map[eventlog.TopicPartition]int64)
-	// Publish is called for each valid record, with the messages that it means, of
-	// which there may be none. Records of one log come in offset order. appended is
-	// the record's timestamp.
+	// that will not be published, or -1 if the log is read from its beginning. base is
+	// the id of the base that says the same.
+	Begin(base int64, passed map[eventlog.TopicPartition]int64)
+	// Base is called with each later base of this Run. Everything in it has been published.
+	Base(base int64, passed map[eventlog.TopicPartition]int64)
+	// Publish is called for each record, with the messages that it means. There are none
+	// if it is invalid. Records of one log come in offset order. appended is the record's
+	// timestamp.
 	Publish(tp eventlog.TopicPartition, offset int64, appended time.Time, messages []rooms.Message)
 	// Ready is called once, when the logs have been read up to the ends that they had
 	// at the start.
 	Ready()
+	// Older is called with parts of the logs from before the start, the newest part first.
+	// A part has the records after from, up to where the later part begins. read calls its
+	// argument as a Run calls Publish, for records that mean messages, without the
+	// payloads of the messages. After an error of read the part is worth nothing. Older
+	// reports whether the sink wants older parts.
+	Older(from map[eventlog.TopicPartition]int64, read func(fn func(tp eventlog.TopicPartition, offset int64, appended time.Time, messages []rooms.Message)) error) (more bool, err error)
+	// NoOlder is called when there are no older parts.
+	NoOlder()
 }
 
 // Projector reads the logs for one sink. Kafka, Runtime, Loader, Sink and Keys must be set.
@@ -90,15 +106,15 @@ type Projector struct {
 	Loader   Loader
 	Sink     Sink
 	Keys     subjectkeys.Opener    // open what is personal in messages
-	Backlog  time.Duration         // how far back rider positions and emitted messages are read at the start; 0: 5 minutes
+	History  time.Duration         // how far back the logs are read for Sink.Older; 0: 24 hours
 	Registry prometheus.Registerer // nil: no metrics
 	Log      *slog.Logger          // nil: slog.Default()
 
-	mu    sync.Mutex // guards known
-	known map[eventlog.TopicPartition]known
+	mu    sync.Mutex // guards bases
+	bases *bases     // of the present Run; nil: none
 }
 
-const defaultBacklog = 5 * time.Minute
+const defaultHistory = 24 * time.Hour
 
 // keysPause is the pause between two tries to open what is personal in a message.
 const keysPause = 200 * time.Millisecond
@@ -126,42 +142,47 @@ func (p *Projector) run(ctx context.Context, log *slog.Logger, m *metrics) error
 	if err != nil {
 		return fmt.Errorf("feed start: %w", err)
 	}
-	client, err := p.Kafka.NewClient()
+	client, err := p.Kafka.NewClient(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0), kgo.RecordDeliveryTimeout(appendTimeout),
+		kgo.ProducerBatchCompression(kgo.ZstdCompression(), kgo.NoCompression()))
 	if err != nil {
 		return fmt.Errorf("feed: %w", err)
 	}
-	next, ends, err := p.offsets(ctx, client, start)
-	client.Close()
+	defer client.Close()
+	bases, marks, ends, err := p.start(ctx, client, start)
 	if err != nil {
 		return fmt.Errorf("feed start: %w", err)
 	}
-
-	rules := map[eventlog.TopicPartition]*eventlog.Rule{}
-	passed := make(map[eventlog.TopicPartition]int64, len(next))
-	for tp, o := range next {
-		if eventlog.IsAggregate(tp.Topic) {
-			rule := start.Marks[tp].Rule
-			rules[tp] = &rule
-		}
-		passed[tp] = o - 1
+	first, err := bases.append(ctx, marks)
+	if err != nil {
+		return fmt.Errorf("feed start: %w", err)
 	}
-	riders := newAssignments(start.Assigned)
-	p.begin(passed, start)
-	p.Sink.Begin(passed)
-
-	behind := make(map[eventlog.TopicPartition]int64) // the ends up to which logs must be read before Ready
-	for tp, end := range ends {
-		if next[tp] < end {
-			behind[tp] = end
+	r := newRunning(p, log, m)
+	r.bases, r.marks, r.riders = bases, marks, newAssignments(start.Assigned)
+	next, behind := map[eventlog.TopicPartition]int64{}, map[eventlog.TopicPartition]int64{} // the ends up to which logs must be read before Ready
+	for tp, at := range marks {
+		if next[tp] = at.offset + 1; next[tp] < ends[tp] {
+			behind[tp] = ends[tp]
 		}
 	}
+	began := &base{first, maps.Clone(marks)}
+	p.setBases(bases)
+	defer p.setBases(nil)
+	p.Sink.Begin(first, began.passed())
 	ready := len(behind) == 0
 	if ready {
 		p.Sink.Ready()
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	defer cancel()
+	beside.Go(func() { r.appendBases(ctx) })
+	beside.Go(func() { r.readBack(ctx, began) })
 	return p.Runtime.Follow(ctx, next, func(f consumer.FollowedRecords) {
-		for _, r := range f.Records {
-			p.record(ctx, f.TopicPartition, r, rules[f.TopicPartition], riders, log, m)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, rec := range f.Records {
+			r.record(ctx, f.TopicPartition, rec)
 		}
 		if end, ok := behind[f.TopicPartition]; ok && f.Records[len(f.Records)-1].Offset >= end-1 {
 			delete(behind, f.TopicPartition)
@@ -173,59 +194,80 @@ func (p *Projector) run(ctx context.Context, log *slog.Logger, m *metrics) error
 	})
 }
 
-// record applies the reader rule to one record and publishes it if it is valid. rule
-// is nil for a topic that is not an aggregate topic.
-func (p *Projector) record(ctx context.Context, tp eventlog.TopicPartition, r *kgo.Record, rule *eventlog.Rule, riders *assignments, log *slog.Logger, m *metrics) {
-	e, _ := eventlog.ParseRecord(r) // e.Fault has the error
+// running is one Run.
+type running struct {
+	*Projector
+	log   *slog.Logger
+	m     *metrics
+	bases *bases
+
+	mu     sync.Mutex                       // guards what follows; the sink is told under it
+	marks  map[eventlog.TopicPartition]mark // how far each log was published
+	riders *assignments
+	since  int // records published since the last base
+}
+
+func newRunning(p *Projector, log *slog.Logger, m *metrics) *running {
+	return &running{Projector: p, log: log, m: m, marks: map[eventlog.TopicPartition]mark{}, riders: newAssignments(nil)}
+}
+
+// record applies the reader rule to one record and publishes it if it is valid. The caller
+// holds mu.
+func (r *running) record(ctx context.Context, tp eventlog.TopicPartition, rec *kgo.Record) {
+	e, _ := eventlog.ParseRecord(rec) // e.Fault has the error
 	take, skipped := true, ""
-	if rule != nil {
-		take, skipped = rule.Take(&e)
-	} else if consumer.IsTelemetry(tp.Topic) && r.Value == nil {
+	at := r.marks[tp]
+	if eventlog.IsAggregate(tp.Topic) {
+		take, skipped = at.rule.Take(&e)
+	} else if consumer.IsTelemetry(tp.Topic) && rec.Value == nil {
 		take = false // a tombstone means no message
 		if consumer.IsErasure(&e) {
-			riders.forget(string(r.Key))
+			r.riders.forget(string(rec.Key))
 		}
 	} else if e.Fault != nil {
 		take, skipped = false, eventlog.SkipNoEvent
 	}
+	at.offset = rec.Offset
 	if skipped != "" {
-		m.invalid.WithLabelValues(tp.Topic, skipped).Inc()
-		log.Warn("the feed skips an invalid record", "topic", tp.Topic, "partition", tp.Partition, "offset", r.Offset, "reason", skipped,
+		r.m.invalid.WithLabelValues(tp.Topic, skipped).Inc()
+		r.log.Warn("the feed skips an invalid record", "topic", tp.Topic, "partition", tp.Partition, "offset", rec.Offset, "reason", skipped,
 			"type", eventlog.LogText(e.Type), "term", e.Term, "seq", e.Seq)
 	}
-	if !take {
-		if skipped == "" { // a claim: it is valid, so a cursor may point to it
-			p.Sink.Publish(tp, r.Offset, r.Timestamp, nil)
+	var all []rooms.Message
+	if take {
+		var err error
+		all, err = r.messages(ctx, &e)
+		if ctx.Err() != nil {
+			return
 		}
-		return
+		if err != nil {
+			r.m.undecodable.Inc()
+			r.log.Error("the feed passes over an event that it cannot decode", "topic", tp.Topic, "partition", tp.Partition, "offset", rec.Offset, "type", eventlog.LogText(e.Type), "err", err)
+			all = nil
+		}
+		r.m.records.Inc()
 	}
-	all, err := p.messages(ctx, &e, riders, log, m)
-	if ctx.Err() != nil {
-		return
+	r.Sink.Publish(tp, rec.Offset, rec.Timestamp, all)
+	r.marks[tp] = at
+	if e.Type != BaseType {
+		r.since++
 	}
-	if err != nil {
-		m.undecodable.Inc()
-		log.Error("the feed passes over an event that it cannot decode", "topic", tp.Topic, "partition", tp.Partition, "offset", r.Offset, "type", eventlog.LogText(e.Type), "err", err)
-		all = nil
-	}
-	p.Sink.Publish(tp, r.Offset, r.Timestamp, all)
-	m.records.Inc()
 }
 
 // messages makes the messages of an event. While the keys cannot be read, it waits: a feed
 // leaves nothing out.
-func (p *Projector) messages(ctx context.Context, e *eventlog.Event, riders *assignments, log *slog.Logger, m *metrics) ([]rooms.Message, error) {
+func (r *running) messages(ctx context.Context, e *eventlog.Event) ([]rooms.Message, error) {
 	if e.Fault != nil {
 		return nil, e.Fault
 	}
 	if e.Topic == eventlog.RiderLocations {
-		return riders.position(e)
+		return r.riders.position(e)
 	}
-	keys := shownKeys{p.Keys, log, m}
+	keys := shownKeys{r.Keys, r.log, r.m}
 	all, err := Rooms(ctx, keys, e)
 	for tries := 0; errors.Is(err, eventlog.ErrUnavailable); tries++ {
 		if tries == 0 {
-			log.Warn("the feed waits for the keys of personal fields", "err", err)
+			r.log.Warn("the feed waits for the keys of personal fields", "err", err)
 		}
 		select {
 		case <-time.After(keysPause):
@@ -237,48 +279,101 @@ func (p *Projector) messages(ctx context.Context, e *eventlog.Event, riders *ass
 	if err != nil || e.Topic != eventlog.Orders {
 		return all, err
 	}
-	more, err := riders.order(e)
+	more, err := r.riders.order(e)
 	return append(all, more...), err
 }
 
-// offsets returns the offset from which each log is read, and its present end.
-func (p *Projector) offsets(ctx context.Context, client *kgo.Client, start Start) (next, ends map[eventlog.TopicPartition]int64, err error) {
-	ends, err = eventlog.EndOffsets(ctx, client, Topics...)
+// start returns how far each log counts as published at the start, and its present end.
+// In the logs of orders and payments this is the newest base or the mark of the read
+// models, whichever is later; what is emitted is read from the newest base on, and rider
+// positions from the end on.
+func (p *Projector) start(ctx context.Context, client *kgo.Client, start Start) (b *bases, marks map[eventlog.TopicPartition]mark, ends map[eventlog.TopicPartition]int64, err error) {
+	fail := func(err error) (*bases, map[eventlog.TopicPartition]mark, map[eventlog.TopicPartition]int64, error) {
+		return nil, nil, nil, err
+	}
+	all, err := eventlog.EndOffsets(ctx, client, eventlog.Feed)
 	if err != nil {
-		return nil, nil, err
+		return fail(err)
 	}
-	backlog := p.Backlog
-	if backlog == 0 {
-		backlog = defaultBacklog
-	}
-	from := make(map[eventlog.TopicPartition]int64, len(ends))
-	for tp := range ends {
-		from[tp] = start.Marks[tp].Next
-	}
-	if err := eventlog.CheckBeginnings(ctx, client, from); err != nil {
-		return nil, nil, err
-	}
-	since, err := kadm.NewClient(client).ListOffsetsAfterMilli(ctx, time.Now().Add(-backlog).UnixMilli(), eventlog.RiderLocations, eventlog.Feed)
-	if err == nil {
-		err = since.Error()
-	}
+	b = newBases(client, int32(len(all)))
+	newest, err := b.newest(ctx)
 	if err != nil {
-		return nil, nil, err
+		return fail(err)
 	}
-	next = make(map[eventlog.TopicPartition]int64, len(ends))
+	if ends, err = eventlog.EndOffsets(ctx, client, Topics...); err != nil {
+		return fail(err)
+	}
+	if newest != nil && !newest.sane(ends) {
+		newest = nil // of logs that were longer, as before a restore
+	}
+	marks, need := make(map[eventlog.TopicPartition]mark, len(ends)), map[eventlog.TopicPartition]int64{}
 	for tp, end := range ends {
+		at := mark{offset: end - 1}
 		if eventlog.IsAggregate(tp.Topic) {
-			if next[tp] = start.Marks[tp].Next; next[tp] > end {
-				return nil, nil, fmt.Errorf("%s/%d ends at %d, before the read model's %d: is it the same log?", tp.Topic, tp.Partition, end, next[tp])
+			model := start.Marks[tp]
+			if model.Next > end {
+				return fail(fmt.Errorf("%s/%d ends at %d, before the read model's %d: is it the same log?", tp.Topic, tp.Partition, end, model.Next))
+			}
+			at = mark{model.Next - 1, model.Rule}
+		}
+		if newest != nil {
+			if known := newest.marks[tp]; eventlog.IsAggregate(tp.Topic) && known.offset > at.offset || tp.Topic == eventlog.Feed {
+				at = known
+			}
+		}
+		marks[tp] = at
+		if need[tp] = at.offset + 1; !eventlog.IsAggregate(tp.Topic) {
+			delete(need, tp)
+		}
+	}
+	if err := eventlog.CheckBeginnings(ctx, client, need); err != nil {
+		return fail(err)
+	}
+	starts, err := eventlog.StartOffsets(ctx, client, eventlog.Feed)
+	if err != nil {
+		return fail(err)
+	}
+	for tp, first := range starts { // the topic keeps records for a limited time
+		marks[tp] = mark{offset: max(marks[tp].offset, first-1)}
+	}
+	return b, marks, ends, nil
+}
+
+// appendTimeout bounds the wait for the acknowledgement of a base.
+const appendTimeout = 10 * time.Second
+
+// appendBases appends a base every few seconds while records are published, and one now
+// and then in quiet times, until ctx ends. If one cannot be appended, clients keep cursors
+// that are relative to the last one, and the next try comes with the next tick.
+func (r *running) appendBases(ctx context.Context) {
+	tick := time.NewTicker(baseEvery)
+	defer tick.Stop()
+	for last := time.Now(); ; {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		r.mu.Lock()
+		due := r.since > 0 || time.Since(last) >= baseAtLeast
+		marks, since := maps.Clone(r.marks), r.since
+		r.mu.Unlock()
+		if !due {
+			continue
+		}
+		id, err := r.bases.append(ctx, marks)
+		if err != nil {
+			if ctx.Err() == nil {
+				r.log.Warn("the feed could not record how far it is", "err", err)
 			}
 			continue
 		}
-		next[tp] = end
-		if o, ok := since.Lookup(tp.Topic, tp.Partition); ok && o.Offset >= 0 && o.Offset < end {
-			next[tp] = o.Offset
-		}
+		last = time.Now()
+		r.mu.Lock()
+		r.since -= since
+		r.mu.Unlock()
+		r.Sink.Base(id, (&base{id, marks}).passed())
 	}
-	return next, ends, nil
 }
 
 type metrics struct {

@@ -29,20 +29,37 @@ const partitions = 3
 
 // recorder is a sink that records its calls.
 type recorder struct {
-	mu      sync.Mutex
-	passed  map[eventlog.TopicPartition]int64
-	at      map[eventlog.TopicPartition]int64
-	said    []string
-	ready   bool
-	changed chan struct{}
+	mu        sync.Mutex
+	passed    map[eventlog.TopicPartition]int64
+	at        map[eventlog.TopicPartition]int64
+	said      []string
+	ready     bool
+	began     int64    // the id of the base
+	bases     int      // later ones
+	older     []string // what was read back: partition, offset, event and rooms
+	published []string // the same, of what was published
+	noOlder   bool
+	changed   chan struct{}
 }
 
 func newRecorder() *recorder {
 	return &recorder{at: map[eventlog.TopicPartition]int64{}, changed: make(chan struct{}, 1)}
 }
 
-func (r *recorder) Begin(passed map[eventlog.TopicPartition]int64) {
-	r.change(func() { r.passed = passed })
+func (r *recorder) Begin(id int64, passed map[eventlog.TopicPartition]int64) {
+	r.change(func() { r.began, r.passed = id, passed })
+}
+func (r *recorder) Base(int64, map[eventlog.TopicPartition]int64) { r.change(func() { r.bases++ }) }
+func (r *recorder) NoOlder()                                      { r.change(func() { r.noOlder = true }) }
+func (r *recorder) Older(_ map[eventlog.TopicPartition]int64, read func(func(eventlog.TopicPartition, int64, time.Time, []rooms.Message)) error) (bool, error) {
+	var part []string
+	err := read(func(tp eventlog.TopicPartition, offset int64, _ time.Time, all []rooms.Message) {
+		for _, m := range all {
+			part = append(part, fmt.Sprint(tp.Topic, "/", tp.Partition, "@", offset, " ", m.Event, " ", m.Rooms))
+		}
+	})
+	r.change(func() { r.older = append(part, r.older...) })
+	return true, err
 }
 func (r *recorder) Ready() { r.change(func() { r.ready = true }) }
 func (r *recorder) Publish(tp eventlog.TopicPartition, offset int64, _ time.Time, all []rooms.Message) {
@@ -53,6 +70,7 @@ func (r *recorder) Publish(tp eventlog.TopicPartition, offset int64, _ time.Time
 		r.at[tp] = offset
 		for _, m := range all {
 			r.said = append(r.said, m.Event+" "+m.Rooms[0]+" "+string(m.Payload))
+			r.published = append(r.published, fmt.Sprint(tp.Topic, "/", tp.Partition, "@", offset, " ", m.Event, " ", m.Rooms))
 		}
 	})
 }
@@ -104,9 +122,14 @@ func (l loader) FeedStart(context.Context) (realtime.Start, error) { return l.St
 func follow(t *testing.T, cfg eventlog.Config, start realtime.Start) *recorder {
 	t.Helper()
 	r := newRecorder()
+	run(t, &realtime.Projector{Kafka: cfg, Runtime: &consumer.Runtime{Kafka: cfg}, Keys: &subjectkeystest.Keys{}, Loader: loader{start}, Sink: r, Log: slog.New(slog.DiscardHandler)})
+	return r
+}
+
+func run(t *testing.T, p *realtime.Projector) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	p := &realtime.Projector{Kafka: cfg, Runtime: &consumer.Runtime{Kafka: cfg}, Keys: &subjectkeystest.Keys{}, Loader: loader{start}, Sink: r, Log: slog.New(slog.DiscardHandler)}
 	go func() { done <- p.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
@@ -114,7 +137,6 @@ func follow(t *testing.T, cfg eventlog.Config, start realtime.Start) *recorder {
 			t.Error(err)
 		}
 	})
-	return r
 }
 
 var place = domain.Point{Lng: 77.6, Lat: 12.9}
@@ -244,6 +266,7 @@ func TestAPositionReadBeforeItsAssignmentIsNotLost(t *testing.T) {
 	eventlogtest.Topics(t, cfg, eventlog.Layout{Partitions: partitions})
 	w := eventlogtest.NewWriter(t, cfg, partitions)
 	r := follow(t, cfg, realtime.Start{})
+	r.wait(t, "ready", func() bool { return r.ready })
 	now := time.Now().UTC().Truncate(time.Second)
 	w.At(now.Add(time.Second))
 	r.wait(t, "the position", r.has(w.Telemetry(eventlog.RiderLocations, "k1", rider.PositionType, position("k1", now))))

@@ -1,7 +1,7 @@
 package feed
 
 import (
-	"cmp"
+	"context"
 	"slices"
 
 	"tomato/domain"
@@ -15,16 +15,27 @@ type connecting struct {
 	rooms []string // to join beside those of the token; the actor is allowed to
 	// cursor is what the client came back with; nil: it is new.
 	cursor *cursor
+	// base is that of the cursor, if the cursor is without fault.
+	base *base
+	// after is the token after which a new client begins; nil: it begins at the present.
+	after eventlog.Token
 	// orders are the rooms of orders, those of the cursor included, that a rider
 	// may join because the order is theirs. The value is the version of the order
 	// as of which it is.
 	orders map[string]int64
 }
 
-// connect joins a new connection to its rooms: from then on everything
-// published there is in its queue. With a cursor, the first message is
-// feed:resumed, followed by what it missed, or feed:reset. The cursor returned
-// is the present one. The caller must call disconnect when the connection has ended.
+// Why a client must reload: reasons of feed:reset.
+const (
+	resetExpired = "expired"        // the log or the history that is kept does not reach back to the cursor
+	resetUnknown = "unknown_cursor" // the cursor was not made here for this client, or is one of another log
+)
+
+// connect joins a new connection to its rooms: from then on everything published there is
+// sent to it. With a cursor, the first message is feed:resumed, followed by what it missed,
+// or feed:reset. If what it missed is not in memory, the connection has a replay, which
+// its writer must run. The cursor returned is that of the connection's beginning. The caller
+// must call disconnect when the connection has ended.
 func (h *Hub) connect(c connecting) (*subscriber, string, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -36,13 +47,14 @@ func (h *Hub) connect(c connecting) (*subscriber, string, error) {
 	case len(h.subs) >= h.cfg.MaxConnections:
 		return nil, "", errConnections
 	}
-	s := &subscriber{actor: c.actor, wake: make(chan struct{}, 1), limit: h.cfg.QueueBytes, total: h.metrics.queued, own: rooms.JoinedBy(c.actor)}
+	s := &subscriber{actor: c.actor, wake: make(chan struct{}, 1), limit: h.cfg.QueueBytes, total: h.metrics.queued, own: rooms.JoinedBy(c.actor), cursors: h.cursors}
 	for _, r := range c.rooms {
 		if err := h.addRoom(s, r); err != nil {
 			return nil, "", err
 		}
 	}
 	var why string // feed:reset
+	var from place
 	if c.cursor != nil {
 		if why = c.cursor.fault; why == "" {
 			for _, r := range c.cursor.rooms {
@@ -51,27 +63,119 @@ func (h *Hub) connect(c connecting) (*subscriber, string, error) {
 				}
 			}
 		}
-	}
-	lost := h.notTheirs(s, c.orders)
-	s.suffix = h.cursors.rooms(c.actor, s.joined)
-	if c.cursor != nil {
 		if why == "" {
-			why = h.resume(s, c.cursor.positions, lost)
+			var ok bool
+			if from, ok = c.cursor.at(c.base); !ok || c.base.partitions != h.at.partitions {
+				why = resetUnknown
+			}
 		}
-		if why != "" {
-			s.push(item{head: []byte(`{"event":"feed:reset","reason":"` + why + `","cursor":"`), cursor: h.cursor(), rooms: s.suffix})
-		}
+	}
+	s.suffix = roomsPart(s.joined)
+	switch {
+	case c.cursor != nil && why == "":
+		why = h.resume(s, c, from, false)
+	case c.cursor == nil && c.after != nil:
+		why = h.resume(s, c, h.placeAfter(s, c.after), true)
+	case c.cursor == nil:
+		s.place = h.place(s)
+		h.enter(s, h.notTheirs(s, c.orders))
+	}
+	if why != "" {
+		lost := h.notTheirs(s, c.orders)
+		h.reset(s, why)
+		h.enter(s, lost)
+	}
+	if c.cursor != nil {
 		h.metrics.resume(why == "")
-	}
-	for _, r := range lost {
-		h.withdraw(s, r)
-	}
-	for _, r := range slices.Concat(s.own, s.joined) {
-		h.addMember(s, r)
 	}
 	h.subs[s] = struct{}{}
 	h.metrics.connections.Inc()
-	return s, string(h.cursor()) + string(s.suffix), nil
+	return s, string(h.cursors.append(nil, &s.place, s.actor, s.suffix)), nil
+}
+
+// resume lets a connection go on from a place: at once, or with a replay. If it cannot, it
+// returns the reason of the feed:reset.
+func (h *Hub) resume(s *subscriber, c connecting, from place, silent bool) (why string) {
+	at := from.positions()
+	if !h.at.reached(&at) || !h.index.covers(&at) {
+		return resetExpired // this instance is behind the one that the client comes from, or has no history of that time
+	}
+	s.place = from
+	r := h.newReplay(s, at, c.orders)
+	r.silent = silent
+	if !h.goLive(s, r) {
+		s.replay, s.live = r, make(chan struct{})
+	}
+	return ""
+}
+
+// reset tells a client that it must reload. Its place is the present.
+func (h *Hub) reset(s *subscriber, why string) {
+	s.place = h.place(s)
+	b := []byte(`{"event":"feed:reset","reason":"` + why + `"`)
+	s.push(item{head: h.appendToken(b, ""), cursor: true, rooms: s.suffix})
+}
+
+// place returns the present as the place of a connection in its rooms.
+func (h *Hub) place(s *subscriber) place {
+	p := newPlace(h.base)
+	for _, c := range h.changes(slices.Concat(s.own, s.joined)...) {
+		p.set(c.log, c.offset)
+	}
+	return p
+}
+
+// placeAfter returns the place of a client that has seen what the token names: in the logs
+// that it names this is the token, and in all others the present.
+func (h *Hub) placeAfter(s *subscriber, after eventlog.Token) place {
+	p := h.place(s)
+	for tp, o := range after {
+		if l := h.at.log(tp); l != noLog && o < h.at.done[l] {
+			p.set(l, o)
+		}
+	}
+	return p
+}
+
+// coveredAfter is covered for a client that begins at a token.
+func (h *Hub) coveredAfter(ctx context.Context, after eventlog.Token) bool {
+	h.mu.Lock()
+	if !h.ready || h.draining {
+		h.mu.Unlock()
+		return true
+	}
+	at := h.at.clone()
+	h.mu.Unlock()
+	for tp, o := range after {
+		if l := at.log(tp); l != noLog {
+			at.done[l] = min(at.done[l], o)
+		}
+	}
+	return h.covered(ctx, &at)
+}
+
+// changes returns the logs in which the rooms have had messages since the base, with the
+// offset of the last record.
+func (h *Hub) changes(names ...string) []change {
+	from := h.base.positions
+	var hashes []uint32
+	for _, room := range names {
+		hashes = append(hashes, h.index.hash(room))
+	}
+	records := h.index.head.find(hashes, &from)
+	if !within(h.index.head.begin, from.done) {
+		older, _ := find(h.index.parts, hashes, &from, 1<<62)
+		records = append(older, records...)
+	}
+	last := map[int]int64{}
+	for _, r := range records {
+		last[r.log()] = max(last[r.log()], r.offset())
+	}
+	var all []change
+	for l, o := range last {
+		all = append(all, change{l, o})
+	}
+	return all
 }
 
 // notTheirs returns the joined rooms of orders that a rider may not be in. It
@@ -99,98 +203,4 @@ func (h *Hub) notTheirs(s *subscriber, orders map[string]int64) (lost []string) 
 		s.orders[room] = max(version, 0)
 	}
 	return lost
-}
-
-// Why a client must reload: reasons of feed:reset.
-const (
-	resetExpired = "expired"        // what the client missed is no longer held, or cannot be read now
-	resetUnknown = "unknown_cursor" // the cursor was not made here for this client, or is one of another log
-	resetTooMuch = "too_much"       // the client missed more than may wait for one connection
-)
-
-// resume queues the messages that the rooms of s were sent after from. If it
-// cannot, it returns the reason of the feed:reset. lost are the rooms that s is
-// about to leave.
-func (h *Hub) resume(s *subscriber, from positions, lost []string) (why string) {
-	if from.partitions != h.at.partitions {
-		return resetUnknown
-	}
-	if !h.at.reached(&from) {
-		return resetExpired // this instance is behind the one that the client comes from
-	}
-	for l, floor := range h.floor {
-		if floor > from.done[l] && cursorTopics[l/from.partitions] != eventlog.RiderLocations {
-			return resetExpired
-		}
-	}
-	type missed struct {
-		*entry
-		room string
-	}
-	var all []missed
-	size := 0
-	look := func(e *entry, own []string, present *presence) {
-		if !present.hears(e, &from) || e.queuedFor == s || from.has(e.log, e.offset, e.i) {
-			return
-		}
-		for _, room := range e.Rooms {
-			if slices.Contains(own, room) && e.VisibleTo(s.actor, room) {
-				e.queuedFor = s
-				all = append(all, missed{e, room})
-				size += e.size() + 2*len(h.cursor()) + len(s.suffix)
-				return
-			}
-		}
-	}
-	own := slices.Concat(s.own, s.joined)
-	for _, room := range own {
-		present := h.presence(s, room, &from, !slices.Contains(lost, room))
-		for _, e := range h.byRoom[room] {
-			look(e, own, &present)
-		}
-		if e := h.latest[room]; e != nil {
-			look(e, own, &present)
-		}
-	}
-	for _, m := range all {
-		m.queuedFor = nil
-	}
-	if size > s.limit {
-		return resetTooMuch
-	}
-	slices.SortFunc(all, func(a, b missed) int {
-		// The rest of a record that was sent in part goes first, because the
-		// cursors of the messages behind it say that all of it was sent.
-		aPart, bPart := a.log == from.partial && a.offset == from.offset, b.log == from.partial && b.offset == from.offset
-		switch {
-		case aPart && !bPart:
-			return -1
-		case bPart && !aPart:
-			return 1
-		}
-		return cmp.Compare(a.number, b.number)
-	})
-	s.push(item{head: []byte(`{"event":"feed:resumed"}`)})
-	// The cursor of each message is the client's own positions, moved on by what
-	// it has been sent since. The hub's positions at that time would be wrong: the
-	// client may come from an instance that had read the logs in another order.
-	at := from.clone()
-	for _, m := range all {
-		if at.partial != noLog && (at.partial != m.log || at.offset != m.offset) {
-			at.done[at.partial] = max(at.done[at.partial], at.offset) // the rest of that record is for others
-			at.partial = noLog
-		}
-		if m.i == m.n-1 {
-			at.partial, at.done[m.log] = noLog, m.offset
-		} else {
-			at.partial, at.offset, at.messages = m.log, m.offset, m.i+1
-		}
-		it := item{head: m.head(m.room), cursor: h.cursors.positions(&at), rooms: s.suffix}
-		if m.Latest {
-			it.latest = m.Event + " " + m.room
-		}
-		s.push(it)
-		h.metrics.messages.Inc()
-	}
-	return ""
 }

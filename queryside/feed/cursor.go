@@ -1,165 +1,66 @@
 package feed
 
 import (
-	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
 	"hash"
-	"slices"
+	"sync"
 
 	"github.com/google/uuid"
 
 	"tomato/domain"
 	"tomato/domain/rooms"
-	"tomato/eventlog"
 )
-
-// cursorTopics are the logs that feed messages come from, in the order in which
-// a cursor numbers them. Another order or another topic needs another
-// cursorVersion: old cursors are then answered with feed:reset.
-var cursorTopics = [...]string{eventlog.Orders, eventlog.Payments, eventlog.RiderLocations, eventlog.Feed}
 
 const (
-	cursorVersion  = 1
-	cursorMACBytes = 8 // at least; up to two more, so that the next part begins on a base64 boundary
-	maxCursorChars = 8 << 10
-	maxPartitions  = 1024
-	noLog          = -1
+	cursorVersion  = 2 // 1 had the positions of all logs in it
+	cursorMACBytes = 8
+	cursorHead     = 1 + cursorMACBytes
+	maxCursorChars = 32 << 10
+	maxLogs        = len(cursorTopics) * maxPartitions
+	maxPartitions  = 1 << 14
+	maxCursorRooms = 255
 )
 
-// positions say, for every log, what a client has been sent. One record can mean
-// several messages, so at most one record beyond them may have been sent in part.
-type positions struct {
-	partitions int
-	// done has the offset of the last valid record of each log of which all
-	// messages were sent; -1: none. The logs are in the order of cursorTopics, and
-	// within a topic in that of its partitions.
-	done     []int64
-	partial  int   // the log of the record that was sent in part, or noLog
-	offset   int64 // of that record
-	messages int   // how many of its messages were sent
-}
-
-func newPositions(partitions int) positions {
-	p := positions{partitions: partitions, done: make([]int64, len(cursorTopics)*partitions), partial: noLog}
-	for i := range p.done {
-		p.done[i] = -1
-	}
-	return p
-}
-
-func (p *positions) clone() positions {
-	c := *p
-	c.done = slices.Clone(p.done)
-	return c
-}
-
-// log is the number of a log, or noLog.
-func (p *positions) log(tp eventlog.TopicPartition) int {
-	for i, t := range cursorTopics {
-		if t == tp.Topic && tp.Partition >= 0 && int(tp.Partition) < p.partitions {
-			return i*p.partitions + int(tp.Partition)
-		}
-	}
-	return noLog
-}
-
-// has reports whether the i-th message of a record has been sent.
-func (p *positions) has(log int, offset int64, i int) bool {
-	return offset <= p.done[log] || log == p.partial && offset == p.offset && i < p.messages
-}
-
-// reached reports whether everything in other has been sent here too.
-func (p *positions) reached(other *positions) bool {
-	for i, o := range other.done {
-		if p.done[i] < o {
-			return false
-		}
-	}
-	return other.partial == noLog || p.done[other.partial] >= other.offset
-}
-
-// token returns the positions as a consistency token. A record that was sent in
-// part is included.
-func (p *positions) token() eventlog.Token {
-	t := eventlog.Token{}
-	add := func(log int, offset int64) {
-		if offset >= 0 {
-			t.Add(cursorTopics[log/p.partitions], int32(log%p.partitions), offset)
-		}
-	}
-	for l, o := range p.done {
-		add(l, o)
-	}
-	if p.partial != noLog {
-		add(p.partial, p.offset)
-	}
-	return t
-}
-
-// cursors writes and reads cursors: positions as text for clients, opaque to
-// them, of the characters A-Z a-z 0-9 _ and -.
+// cursors writes and reads cursors: places as text for clients, opaque to them, of the
+// characters A-Z a-z 0-9 _ and -. Safe for concurrent use.
 //
-// A cursor has two parts, each with its own truncated HMAC-SHA256. The first part
-// is the positions. It is the same for all connections of an instance, so it is
-// written once per message, as varints: the version, the number of partitions,
-// for each topic the least offset and every partition's distance from it, and the
-// record that was sent in part. The second part is the rooms that this connection
-// joined beside those of its token; most connections have none, and then the part
-// is absent. Its MAC covers the actor too, so that nobody can resume in the rooms
-// of another.
-//
-// Only one goroutine may write at a time; parse is safe for concurrent use.
+// A cursor is the base64url of the version, a truncated HMAC-SHA256 of all that follows,
+// and that: the number of the rooms which the connection has joined beside those of its
+// token, and these rooms; and as varints the id of the base, the number of logs in which
+// the client is elsewhere, these logs (each as the distance from the one before) with their
+// distance from the base, and the record that was sent in part. If there are rooms, the
+// MAC covers the actor too, so that nobody can resume in the rooms of another.
 type cursors struct {
-	key  []byte
-	mac  hash.Hash
-	body []byte // scratch
+	macs sync.Pool // of hash.Hash
 }
 
 func newCursors(key []byte) *cursors {
-	return &cursors{key: key, mac: hmac.New(sha256.New, key)}
+	return &cursors{macs: sync.Pool{New: func() any { return hmac.New(sha256.New, key) }}}
 }
 
-func sum(mac hash.Hash, kind string, body []byte) []byte {
-	mac.Reset()
-	mac.Write([]byte(kind))
-	mac.Write(body)
-	return mac.Sum(nil)
-}
-
-// macLen makes body and MAC together a multiple of three bytes.
-func macLen(body int) int { return cursorMACBytes + (3-(body+cursorMACBytes)%3)%3 }
-
-// positions writes the first part.
-func (c *cursors) positions(p *positions) []byte {
-	b := append(c.body[:0], cursorVersion)
-	b = binary.AppendUvarint(b, uint64(p.partitions))
-	for t := range cursorTopics {
-		part := p.done[t*p.partitions : (t+1)*p.partitions]
-		least := slices.Min(part)
-		b = binary.AppendUvarint(b, uint64(least+1))
-		for _, o := range part {
-			b = binary.AppendUvarint(b, uint64(o-least))
-		}
+// mac appends the MAC of a cursor's body to b.
+func (c *cursors) mac(b []byte, actor domain.Actor, body []byte) []byte {
+	h := c.macs.Get().(hash.Hash)
+	defer c.macs.Put(h)
+	h.Reset()
+	h.Write([]byte("cursor\x00"))
+	if body[0] > 0 {
+		h.Write([]byte(string(actor.Role) + "\x00" + actor.Sub + "\x00" + actor.RestaurantID + "\x00"))
 	}
-	b = binary.AppendUvarint(b, uint64(p.partial+1))
-	if p.partial != noLog {
-		b = binary.AppendUvarint(b, uint64(p.offset-p.done[p.partial]))
-		b = binary.AppendUvarint(b, uint64(p.messages))
-	}
-	b = append(b, sum(c.mac, "place", b)[:macLen(len(b))]...)
-	c.body = b
-	return base64.RawURLEncoding.AppendEncode(make([]byte, 0, base64.RawURLEncoding.EncodedLen(len(b))), b)
+	h.Write(body)
+	var sum [sha256.Size]byte
+	return append(b, h.Sum(sum[:0])[:cursorMACBytes]...)
 }
 
-// rooms writes the second part. It is empty where there are no rooms.
-func (c *cursors) rooms(actor domain.Actor, joined []string) []byte {
+// roomsPart returns the rooms as they stand in a cursor. nil: none.
+func roomsPart(joined []string) []byte {
 	if len(joined) == 0 {
 		return nil
 	}
-	var b []byte
+	b := []byte{byte(len(joined))}
 	for _, r := range joined {
 		if id, ok := rooms.OrderID(r); ok {
 			if u, err := uuid.Parse(id); err == nil && u.String() == id {
@@ -169,130 +70,169 @@ func (c *cursors) rooms(actor domain.Actor, joined []string) []byte {
 		}
 		b = append(append(b, byte(len(r))), r...) // 3 to 80
 	}
-	b = append(b, sum(c.mac, actorKind(actor), b)[:cursorMACBytes]...)
-	return base64.RawURLEncoding.AppendEncode(nil, b)
+	return b
 }
 
-func actorKind(a domain.Actor) string {
-	return "rooms\x00" + string(a.Role) + "\x00" + a.Sub + "\x00" + a.RestaurantID + "\x00"
+// append appends the cursor of a client that is at p, in the rooms of the rooms part.
+func (c *cursors) append(text []byte, p *place, actor domain.Actor, roomsPart []byte) []byte {
+	var array [512]byte
+	b := append(array[:0], cursorVersion, 0, 0, 0, 0, 0, 0, 0, 0)
+	if roomsPart == nil {
+		b = append(b, 0)
+	}
+	b = append(b, roomsPart...)
+	b = binary.AppendUvarint(b, uint64(p.base.id))
+	b = binary.AppendUvarint(b, uint64(len(p.changes)))
+	last := -1
+	for _, x := range p.changes {
+		b = binary.AppendUvarint(b, uint64(x.log-last-1))
+		b = binary.AppendVarint(b, x.offset-p.base.done[x.log])
+		last = x.log
+	}
+	if p.part.log != noLog {
+		b = binary.AppendUvarint(b, uint64(p.part.log))
+		b = binary.AppendVarint(b, p.part.offset-p.base.done[p.part.log])
+		b = binary.AppendUvarint(b, uint64(p.sent))
+	}
+	c.mac(b[:1], actor, b[cursorHead:])
+	return base64.RawURLEncoding.AppendEncode(text, b)
 }
 
 // A cursor is what a client came back with.
 type cursor struct {
-	positions
-	rooms []string // joined beside those of the token
-	fault string   // "" or why it is of no use: a reason of feed:reset
+	base    int64    // its id
+	changes []change // relative to the base
+	part    change   // the same
+	sent    int
+	rooms   []string // joined beside those of the token
+	fault   string   // "" or why it is of no use: a reason of feed:reset
 }
 
-// parse reads both parts. The fault is resetUnknown unless the text was written
-// with this key, which is of these logs, and for this actor.
+// parse reads a cursor. The fault is resetUnknown unless the text was written with this
+// key, which is of these logs, and for this actor. Nothing is read before the MAC is known
+// to be right.
 func (c *cursors) parse(s string, actor domain.Actor) *cursor {
 	unknown := &cursor{fault: resetUnknown}
 	if len(s) > maxCursorChars {
 		return unknown
 	}
-	b, err := base64.RawURLEncoding.DecodeString(s)
-	if err != nil || len(b) == 0 || b[0] != cursorVersion {
+	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
+	if err != nil || len(b) <= cursorHead || b[0] != cursorVersion {
 		return unknown
 	}
-	// The MAC stands behind the positions, so their length is found first. Nothing
-	// is kept of them before the MAC is known to be right.
-	mac := hmac.New(sha256.New, c.key)
-	body, ok := positionsLen(b)
-	if !ok || body+macLen(body) > len(b) {
+	if !hmac.Equal(b[1:cursorHead], c.mac(nil, actor, b[cursorHead:])) {
 		return unknown
 	}
-	end := body + macLen(body)
-	if !hmac.Equal(b[body:end], sum(mac, "place", b[:body])[:end-body]) {
-		return unknown
+	v := varints{b: b[cursorHead:]}
+	parsed := &cursor{part: change{log: noLog}}
+	for range v.byte() {
+		parsed.rooms = append(parsed.rooms, v.room())
 	}
-	parsed := &cursor{}
-	if parsed.positions, ok = readPositions(b[:body]); !ok {
-		return unknown
-	}
-	rest := b[end:]
-	if len(rest) == 0 {
-		return parsed
-	}
-	if len(rest) < cursorMACBytes {
-		return unknown
-	}
-	list, tail := rest[:len(rest)-cursorMACBytes], rest[len(rest)-cursorMACBytes:]
-	if !hmac.Equal(tail, sum(mac, actorKind(actor), list)[:cursorMACBytes]) {
-		return unknown
-	}
-	for r := bytes.NewBuffer(list); r.Len() > 0; {
-		n, _ := r.ReadByte()
-		if n == 1 {
-			u, err := uuid.FromBytes(r.Next(16))
-			if err != nil {
-				return unknown
-			}
-			parsed.rooms = append(parsed.rooms, rooms.Order(u.String()))
-			continue
-		}
-		room := string(r.Next(int(n)))
-		if !rooms.Valid(room) {
+	parsed.base = v.next()
+	log := -1
+	for range v.upTo(int64(maxLogs)) {
+		log += 1 + int(v.upTo(int64(maxLogs)))
+		if parsed.changes = append(parsed.changes, change{log, v.signed()}); v.bad {
 			return unknown
 		}
-		parsed.rooms = append(parsed.rooms, room)
+	}
+	if len(v.b) > 0 && !v.bad {
+		parsed.part = change{int(v.upTo(int64(maxLogs))), v.signed()}
+		parsed.sent = int(v.upTo(1 << 30))
+	}
+	if v.bad || len(v.b) > 0 {
+		return unknown
 	}
 	return parsed
 }
 
-// varints reads the numbers of the first part, from behind its version.
+// at returns the place that the cursor means, relative to its base. ok is false if the
+// base is not the one that it was made with.
+func (c *cursor) at(b *base) (p place, ok bool) {
+	p = newPlace(b)
+	absolute := func(x change) (change, bool) {
+		if x.log >= len(b.done) || b.done[x.log]+x.offset < -1 {
+			return x, false
+		}
+		return change{x.log, b.done[x.log] + x.offset}, true
+	}
+	for _, x := range c.changes {
+		if x, ok = absolute(x); !ok {
+			return p, false
+		}
+		p.changes = append(p.changes, x)
+	}
+	if c.part.log != noLog {
+		if p.part, ok = absolute(c.part); !ok {
+			return p, false
+		}
+		p.sent = c.sent
+	}
+	return p, true
+}
+
+// varints reads what append has written.
 type varints struct {
 	b   []byte
-	at  int
 	bad bool
 }
 
-func (v *varints) next() int64 {
-	n, size := binary.Uvarint(v.b[v.at:])
-	if size <= 0 || n > 1<<62 {
+func (v *varints) byte() (n int) {
+	if len(v.b) == 0 {
 		v.bad = true
 		return 0
 	}
-	v.at += size
+	n, v.b = int(v.b[0]), v.b[1:]
+	return n
+}
+
+func (v *varints) next() int64 {
+	n, size := binary.Uvarint(v.b)
+	if size <= 0 || n > 1<<62 {
+		v.bad, v.b = true, nil
+		return 0
+	}
+	v.b = v.b[size:]
 	return int64(n)
 }
 
-// positionsLen returns how many bytes the positions at the beginning of b take.
-func positionsLen(b []byte) (int, bool) {
-	v := varints{b: b, at: 1}
-	partitions := v.next()
-	if partitions < 1 || partitions > maxPartitions {
-		return 0, false
+func (v *varints) signed() int64 {
+	n, size := binary.Varint(v.b)
+	if size <= 0 || n > 1<<62 || n < -1<<62 {
+		v.bad, v.b = true, nil
+		return 0
 	}
-	for range len(cursorTopics) * (1 + int(partitions)) {
-		if v.next(); v.bad {
-			return 0, false
-		}
-	}
-	if v.next() > 0 { // a record that is done in part
-		v.next()
-		v.next()
-	}
-	return v.at, !v.bad
+	v.b = v.b[size:]
+	return n
 }
 
-// readPositions reads what positionsLen has measured.
-func readPositions(b []byte) (p positions, ok bool) {
-	v := varints{b: b, at: 1}
-	p = newPositions(int(v.next()))
-	for t := range cursorTopics {
-		least := v.next() - 1
-		for i := range p.partitions {
-			p.done[t*p.partitions+i] = least + v.next()
-		}
+// upTo reads a number below limit.
+func (v *varints) upTo(limit int64) int64 {
+	n := v.next()
+	if n >= limit {
+		v.bad, v.b = true, nil
+		return 0
 	}
-	if l := v.next() - 1; l != noLog {
-		if l >= int64(len(p.done)) {
-			return p, false
-		}
-		p.partial = int(l)
-		p.offset = p.done[l] + v.next()
-		p.messages = int(v.next())
+	return n
+}
+
+func (v *varints) room() string {
+	n := v.byte()
+	size := n
+	if n == 1 {
+		size = 16
 	}
-	return p, !v.bad
+	if size > len(v.b) {
+		v.bad, v.b = true, nil
+		return ""
+	}
+	text := v.b[:size]
+	v.b = v.b[size:]
+	if n == 1 {
+		return rooms.Order(uuid.UUID(text).String())
+	}
+	if !rooms.Valid(string(text)) {
+		v.bad = true
+	}
+	return string(text)
 }

@@ -5,9 +5,11 @@
 // queues it to the connections that have joined one of its rooms. Its files in
 // reading order: feed.go (the endpoints and the websocket), sse.go, rooms.go (who
 // may join what), hub.go, subscriber.go (one connection's queue and what a slow
-// one gets), connect.go (joining without a gap), cursor.go (positions as opaque
-// text), catchup.go (what was missed is read from the log again), rights.go (who
-// sees which message of an order), cork.go, metrics.go and asyncapi.go.
+// one gets), waiters.go (who waits for what), connect.go (joining without a gap),
+// positions.go and place.go (how far a client is), cursor.go (its place as opaque
+// text), index.go (which rooms have messages of which records), recent.go (the last
+// messages), replay.go (what was missed is sent), history.go (and read from the log),
+// rights.go (who sees which message of an order), cork.go, metrics.go and asyncapi.go.
 package feed
 
 import (
@@ -59,8 +61,6 @@ type Feed struct {
 	Hub            *Hub
 	Auth           *httpapi.Authenticator
 	Orders         Orders
-	LogID          eventlog.LogID   // of the logs that the tokens of clients are for
-	CatchUp        CatchUp          // nil: clients resume from the window alone
 	Locations      LocationReporter // nil: refused as not_configured
 	AllowedOrigins []string         // beside the server's own: https://app.example, *.example, or * for any
 	Log            *slog.Logger     // nil: slog.Default()
@@ -82,7 +82,7 @@ const (
 	maxQueryRooms   = 64
 
 	tokenWait  = 5 * time.Second         // for a Consistency-Token
-	cursorWait = 5 * time.Second         // for the hub to reach a cursor of an instance that is ahead, and one that is behind its window
+	cursorWait = 5 * time.Second         // for the hub to reach a cursor of an instance that is ahead, and for its index to reach back to one
 	partyWait  = 1500 * time.Millisecond // for the read model to have a fresh order
 	partyEvery = 100 * time.Millisecond
 	opTimeout  = 5 * time.Second
@@ -100,7 +100,7 @@ func (f *Feed) Routes(api *httpapi.API) {
 			query("cursor", "The cursor of the last message that was received: the first message is feed:resumed, then what was missed, or feed:reset."),
 			{Name: "room", In: "query", Description: "Rooms to join beside those of the token.", Explode: &explode, Schema: &huma.Schema{Type: huma.TypeArray, MaxItems: &most,
 				Items: &huma.Schema{Type: huma.TypeString, Pattern: rooms.Pattern}}},
-			{Name: "Consistency-Token", In: "header", Description: "The feed waits until it has passed it.", Schema: &huma.Schema{Type: huma.TypeString}},
+			{Name: "Consistency-Token", In: "header", Description: "The feed waits until it has passed it. Without a cursor, the feed begins after it, in the logs that it names.", Schema: &huma.Schema{Type: huma.TypeString}},
 		}
 	}
 	errs := []int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusUnprocessableEntity, http.StatusServiceUnavailable}
@@ -141,7 +141,7 @@ func (f *Feed) session(r *http.Request, actor domain.Actor, expires time.Time, c
 	if err != nil {
 		return nil, httpapi.Invalid(httpapi.FieldError{Location: "header.Consistency-Token", Message: err.Error()})
 	}
-	after, err := sent.For(f.LogID)
+	after, err := sent.For(f.Hub.cfg.LogID)
 	if err != nil {
 		return nil, httpapi.UnknownToken()
 	}
@@ -154,13 +154,20 @@ func (f *Feed) session(r *http.Request, actor domain.Actor, expires time.Time, c
 			return nil, httpapi.Unavailable("consistency_token_not_ready", "The feed has not reached the Consistency-Token in time.", time.Second)
 		}
 	}
-	c := connecting{actor: actor, rooms: asked, orders: map[string]int64{}}
+	c := connecting{actor: actor, rooms: asked, after: after, orders: map[string]int64{}}
 	for _, room := range asked {
 		version, p := f.mayJoin(r.Context(), actor, room)
 		if p != nil {
 			return nil, p
 		}
 		c.orders[room] = version
+	}
+	if after != nil && cursor == "" {
+		ctx, cancel := context.WithTimeout(r.Context(), tokenWait)
+		defer cancel()
+		if !f.Hub.coveredAfter(ctx, after) {
+			return nil, httpapi.Unavailable("unavailable", "The feed is still reading its history back to the Consistency-Token.", time.Second)
+		}
 	}
 	if cursor != "" {
 		c.cursor = f.Hub.cursors.parse(cursor, actor)
@@ -235,6 +242,21 @@ func handshakeProblem(status int) *httpapi.Problem {
 // pump moves messages from the queue to the connection until the connection ends.
 // It returns why the server ends it, or nil where the client or ctx ended it.
 func (f *Feed) pump(ctx context.Context, s *session, write func([]item) error, ping func()) *closing {
+	if s.replay != nil {
+		err := f.Hub.replay(ctx, s.subscriber, func(items []item) error {
+			if ctx.Err() == nil && time.Now().After(s.expires) {
+				s.close(&closeExpired)
+			}
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			return write(items)
+		})
+		s.replay = nil
+		if err != nil {
+			return nil
+		}
+	}
 	pings := time.NewTicker(cmp.Or(f.PingEvery, 25*time.Second))
 	defer pings.Stop()
 	expiry := time.NewTimer(time.Until(s.expires))
@@ -269,7 +291,7 @@ func (f *Feed) writeWebsocket(ctx context.Context, conn *websocket.Conn, cork *c
 	end := f.pump(ctx, s, func(items []item) error {
 		cork.cork()
 		for i := range items {
-			buf = items[i].appendJSON(buf[:0])
+			buf = items[i].appendJSON(buf[:0], s.text(&items[i]))
 			if err := conn.Write(ctx, websocket.MessageText, buf); err != nil {
 				return err
 			}
@@ -342,12 +364,18 @@ func (f *Feed) do(ctx context.Context, s *session, o op, locations *rate.Limiter
 			return invalid("room is not the name of a room.")
 		}
 		if o.Op == "leave" {
+			if !s.waitUntilLive(ctx) {
+				return nil
+			}
 			f.Hub.leaveRoom(s.subscriber, o.Room)
 			return nil
 		}
 		version, p := f.mayJoin(ctx, s.actor, o.Room)
 		if p != nil {
 			return p
+		}
+		if !s.waitUntilLive(ctx) {
+			return nil
 		}
 		switch err := f.Hub.join(s.subscriber, o.Room, version); {
 		case errors.Is(err, errNotTheirs):

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"strconv"
 	"sync"
@@ -22,29 +23,40 @@ type HubConfig struct {
 	// It is derived from a secret and the LogID, so that cursors of other logs are
 	// unknown here.
 	Key []byte
+	// LogID is that of the logs, for tokens.
+	LogID eventlog.LogID
 	// Ends finds out that a token or cursor is beyond the ends of the logs, which
 	// ends the wait for it. nil: the wait lasts as long as its context.
 	Ends *eventlog.Ends
+	// History reads what clients have missed and is no longer in memory. nil: they must
+	// reload.
+	History History
 	// QueueBytes is how much may wait for one connection. A connection with more
-	// is closed, and its client resumes with its cursor. It also bounds what a
-	// resuming client may have missed. Default: 1 MiB.
+	// is closed, and its client resumes with its cursor. Default: 1 MiB.
 	QueueBytes int
-	// WindowBytes is how much of the past messages is kept for resuming clients.
-	// Default: 64 MiB.
-	WindowBytes int
+	// RecentBytes is how much of the last messages is kept in memory, so that clients which
+	// were away for a moment need not wait for the log. Default: 64 MiB.
+	RecentBytes int
+	// IndexBytes bounds the index of what the log has for each room. Default: 256 MiB.
+	IndexBytes int
+	// IndexAge is how far back the index goes. Default: 24 hours.
+	IndexAge time.Duration
 	// MaxConnections may be open at once. Default: 50,000.
 	MaxConnections int
 	// MaxRooms is how many rooms a connection may join beside those of its token.
-	// They are in its cursors. Default: 64.
+	// They are in its cursors. Default: 64; at most 255.
 	MaxRooms int
 	Registry prometheus.Registerer // nil: no metrics
+	Log      *slog.Logger          // nil: slog.Default()
 }
 
 func (c *HubConfig) defaults() {
 	c.QueueBytes = cmp.Or(c.QueueBytes, 1<<20)
-	c.WindowBytes = cmp.Or(c.WindowBytes, 64<<20)
+	c.RecentBytes = cmp.Or(c.RecentBytes, 64<<20)
+	c.IndexBytes = cmp.Or(c.IndexBytes, 256<<20)
+	c.IndexAge = cmp.Or(c.IndexAge, 24*time.Hour)
 	c.MaxConnections = cmp.Or(c.MaxConnections, 50_000)
-	c.MaxRooms = cmp.Or(c.MaxRooms, 64)
+	c.MaxRooms = min(cmp.Or(c.MaxRooms, 64), maxCursorRooms)
 }
 
 // Hub hands feed messages to the connections that have joined their rooms.
@@ -53,74 +65,51 @@ func (c *HubConfig) defaults() {
 // ready, until the projector has caught up (no connection is taken); open; and
 // draining, until every connection is gone.
 //
-// One mutex orders everything. A message that was published before a join is in
-// the window, and one that is published after it is in the connection's queue.
-// So everything that is appended after a join arrives, and a resuming client gets
-// what it missed, in order and once. Nothing blocks while the mutex is held.
+// One mutex orders everything. A record that was published before a connection went live
+// is in the index, and one that is published after it is in the connection's queue. So
+// everything that is appended after a join arrives, and a resuming client gets what it
+// missed, in order and once. Nothing blocks while the mutex is held.
 //
-// Nothing here is authoritative. The window holds messages of the recent past and
-// is bounded in bytes. After a restart it is narrow; catchUp widens it down to the
-// cursors with which clients return. A client that was disconnected for longer, or
-// that has a cursor of other logs, is sent feed:reset and reloads over REST. When
-// the projector begins anew, all connections are closed and reconnect.
+// Nothing here is authoritative, and the history is not here: it is the log. The hub has an
+// index that says which records have messages for which rooms (index.go), and the messages
+// of the last records. What a client missed is found in the index and, if it is not in
+// memory, read from the log again (replay.go, history.go). After a restart the projector
+// reads the log back, the newest part first, and the index grows backwards (Older). A client
+// is sent feed:reset and reloads over REST only if the log, or the history that is
+// configured, does not reach back to its cursor, or if the cursor is of other logs. When the
+// projector begins anew, all connections are closed and reconnect.
 //
 // The message rider:location is an exception: for each order only the last
 // position is kept, and only since the start of this instance.
 type Hub struct {
 	cfg     HubConfig
 	metrics *hubMetrics
+	cursors *cursors
+	reader  *reader
 
 	mu       sync.Mutex // guards all below, and the fields of a subscriber that name it
 	ready    bool
+	opened   chan struct{} // closed when ready
 	draining bool
 	subs     map[*subscriber]struct{}
 	rooms    map[string]map[*subscriber]struct{}
-	serial   uint64 // of the last message published
-	least    uint64 // of the oldest message ever in the window
-	epoch    int    // counts Begin
-	cursors  *cursors
+	serial   uint64    // of the last message published
+	epoch    int       // counts Begin
 	at       positions // of what has been published
-	text     []byte    // at as the text of a cursor; nil: not written yet
-	floor    []int64
-	window   []*entry // oldest first, from windowAt on
-	windowAt int
-	bytes    int
-	byRoom   map[string][]*entry // of the window, oldest first
-	latest   map[string]*entry   // room → its last Latest message; not in the window
-	waiters  map[*waiter]struct{}
-	behind   []*waitingClient // clients that wait for the window to be widened
-	catching bool             // runCatchUp runs
-	gone     chan struct{}    // closed when draining and the last is gone
+	base     *base     // the last one; at has reached it
+	index    *index
+	recent   *recent            // the messages of the last records
+	latest   map[string]*latest // by room
+	waiters  waiters
+	noOlder  bool          // the index does not grow backwards any more
+	grown    chan struct{} // closed when it has, or will not any more
+	gone     chan struct{} // closed when draining and the last is gone
 }
 
-// entry is a message of the past.
-type entry struct {
-	number uint64 // of the message, in the order of publishing
-	log    int
-	offset int64
-	i, n   int // the i-th of the n messages of its record
-	rooms.Message
-	// queuedFor is only set while resume collects what a client has missed: the
-	// message is collected already, so a second room of the client does not add it
-	// again.
-	queuedFor *subscriber
-
-	// Only set while catchUp brings the message into the window.
-	tp       eventlog.TopicPartition
-	appended time.Time
-}
-
-func (e *entry) size() int {
-	n := 256 + len(e.Payload)
-	for _, r := range e.Rooms {
-		n += 2*len(r) + 48
-	}
-	return n
-}
-
-type waiter struct {
-	ok func() bool // under Hub.mu
-	ch chan struct{}
+// latest is the last message with Latest of a room. It is not in the index.
+type latest struct {
+	*rooms.Message
+	sent step
 }
 
 // NewHub makes a hub that is not ready.
@@ -133,34 +122,52 @@ func NewHub(cfg HubConfig) (*Hub, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Hub{cfg: cfg, metrics: m, subs: map[*subscriber]struct{}{}, rooms: map[string]map[*subscriber]struct{}{},
-		cursors: newCursors(cfg.Key), waiters: map[*waiter]struct{}{}, gone: make(chan struct{})}, nil
+	h := &Hub{cfg: cfg, metrics: m, subs: map[*subscriber]struct{}{}, rooms: map[string]map[*subscriber]struct{}{},
+		cursors: newCursors(cfg.Key), reader: newReader(), opened: make(chan struct{}), grown: make(chan struct{}), gone: make(chan struct{})}
+	h.reader.history = cfg.History
+	return h, nil
 }
 
-// Begin is told where the projector begins. The hub forgets what it knew, and
-// closes all connections, whose clients reconnect.
-func (h *Hub) Begin(passed map[eventlog.TopicPartition]int64) {
-	partitions := int32(1)
-	for tp := range passed {
-		partitions = max(partitions, tp.Partition+1)
+// ReadHistory sets the history before the first Begin.
+func (h *Hub) ReadHistory(history History) { h.reader.history = history }
+
+func (h *Hub) log() *slog.Logger {
+	if h.cfg.Log != nil {
+		return h.cfg.Log
 	}
+	return slog.Default()
+}
+
+// Begin is told where the projector begins, which is also what the base with this id says.
+// The hub forgets what it knew, and closes all connections, whose clients reconnect.
+func (h *Hub) Begin(id int64, passed map[eventlog.TopicPartition]int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.ready = false
-	h.epoch++
-	h.serial, h.least = 1<<40, 1<<40+1
-	h.at, h.text = newPositions(int(partitions)), nil
-	for tp, o := range passed {
-		if l := h.at.log(tp); l != noLog {
-			h.at.done[l] = o
-		}
+	if h.ready {
+		h.ready, h.opened = false, make(chan struct{})
 	}
-	h.floor = slices.Clone(h.at.done)
-	h.window, h.windowAt, h.bytes = nil, 0, 0
-	h.byRoom, h.latest = map[string][]*entry{}, map[string]*entry{}
+	h.epoch++
+	h.serial = 1
+	h.base = &base{id, positionsOf(passed)}
+	h.reader.keep(h.base)
+	h.at = h.base.clone()
+	h.index = newIndex(&h.at, h.cfg.IndexBytes, h.cfg.IndexAge)
+	h.recent, h.latest = newRecent(h.cfg.RecentBytes), map[string]*latest{}
+	h.noOlder = false
 	for s := range h.subs {
 		s.lastSent = 0
 		s.close(&closeRestart)
+	}
+}
+
+// Base is told of a later base.
+func (h *Hub) Base(id int64, passed map[eventlog.TopicPartition]int64) {
+	b := &base{id, positionsOf(passed)}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if b.partitions == h.at.partitions && h.at.reached(&b.positions) {
+		h.base = b
+		h.reader.keep(b)
 	}
 }
 
@@ -168,8 +175,10 @@ func (h *Hub) Begin(passed map[eventlog.TopicPartition]int64) {
 func (h *Hub) Ready() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.ready = true
-	h.wakeWaiters()
+	if !h.ready {
+		h.ready = true
+		close(h.opened)
+	}
 }
 
 // Publish takes a record with the messages that it means. One goroutine calls it,
@@ -184,64 +193,54 @@ func (h *Hub) Publish(tp eventlog.TopicPartition, offset int64, appended time.Ti
 	if h.ready {
 		h.metrics.lag.Observe(time.Since(appended).Seconds())
 	}
+	h.at.done[log] = offset
+	kept := false
 	for i := range all {
-		if i == len(all)-1 {
-			h.at.partial, h.at.done[log] = noLog, offset
-		} else {
-			h.at.partial, h.at.offset, h.at.messages = log, offset, i+1
-		}
-		h.text = nil
 		h.serial++
-		e := &entry{number: h.serial, log: log, offset: offset, i: i, n: len(all), Message: all[i]}
-		h.keep(e)
-		h.send(e)
+		sent := step{log, offset, i, len(all)}
+		h.note(&all[i], sent)
+		h.send(&all[i], sent)
+		kept = kept || !all[i].Latest
 	}
-	if len(all) == 0 {
-		h.at.done[log], h.text = offset, nil
+	if kept {
+		r := newRecord(log, offset)
+		h.index.head.add(r, appended, h.index.hashes(nil, all))
+		h.index.grow(&h.at)
+		h.recent.add(r, all)
+		h.metrics.indexed.Set(float64(h.index.bytes))
 	}
-	if len(h.waiters) > 0 {
-		h.wakeWaiters()
-	}
+	h.waiters.published(log, offset)
 }
 
-// keep puts a message into the window and evicts what no longer fits.
-func (h *Hub) keep(e *entry) {
-	if e.Final {
-		for _, r := range e.Rooms {
+// note keeps the last message of those that replace one another.
+func (h *Hub) note(m *rooms.Message, sent step) {
+	for _, r := range m.Rooms {
+		if m.Final {
 			delete(h.latest, r)
 		}
-	}
-	if e.Latest {
-		for _, r := range e.Rooms {
-			h.latest[r] = e
+		if m.Latest {
+			h.latest[r] = &latest{m, sent}
 		}
-		return
 	}
-	h.window = append(h.window, e)
-	h.bytes += e.size()
-	for _, r := range e.Rooms {
-		h.byRoom[r] = append(h.byRoom[r], e)
-	}
-	h.evict()
 }
 
 // send queues a message to everybody who has joined one of its rooms, once each.
-func (h *Hub) send(e *entry) {
-	for _, room := range e.Rooms {
+func (h *Hub) send(m *rooms.Message, sent step) {
+	for _, room := range m.Rooms {
 		subs := h.rooms[room]
 		if len(subs) == 0 {
 			continue
 		}
 		var it item
 		for s := range subs {
-			if s.lastSent == e.number || !e.VisibleTo(s.actor, room) {
+			if s.lastSent == h.serial || !m.VisibleTo(s.actor, room) {
 				continue
 			}
-			s.lastSent = e.number
+			s.lastSent = h.serial
 			if it.head == nil {
-				it = item{head: e.head(room), cursor: h.cursor()}
-				if e.Latest {
-					it.latest = e.Event + " " + room
+				it = item{head: messageHead(m, room), cursor: true, base: h.base, sent: sent}
+				if m.Latest {
+					it.latest = m.Event + " " + room
 				}
 			}
 			it.rooms = s.suffix
@@ -249,32 +248,24 @@ func (h *Hub) send(e *entry) {
 			h.metrics.messages.Inc()
 		}
 	}
-	if e.Unassigned {
-		h.expel(e)
+	if m.Unassigned {
+		h.expel(m)
 	}
 }
 
-// head returns the message's JSON up to its cursor. Names of events and rooms
+// messageHead returns the message's JSON up to its cursor. Names of events and rooms
 // contain nothing that JSON would escape.
-func (e *entry) head(room string) []byte {
-	b := make([]byte, 0, len(e.Payload)+len(e.Event)+len(room)+96)
+func messageHead(m *rooms.Message, room string) []byte {
+	b := make([]byte, 0, len(m.Payload)+len(m.Event)+len(room)+96)
 	b = append(b, `{"event":`...)
-	b = strconv.AppendQuote(b, e.Event)
+	b = strconv.AppendQuote(b, m.Event)
 	b = append(b, `,"room":`...)
 	b = strconv.AppendQuote(b, room)
 	b = append(b, `,"payload":`...)
-	b = append(b, e.Payload...)
+	b = append(b, m.Payload...)
 	b = append(b, `,"timestamp":"`...)
-	b = e.Timestamp.UTC().AppendFormat(b, time.RFC3339Nano)
-	return append(b, `","cursor":"`...)
-}
-
-// cursor returns the present positions as text.
-func (h *Hub) cursor() []byte {
-	if h.text == nil {
-		h.text = h.cursors.positions(&h.at)
-	}
-	return h.text
+	b = m.Timestamp.UTC().AppendFormat(b, time.RFC3339Nano)
+	return append(b, '"')
 }
 
 var (
@@ -326,9 +317,9 @@ func (h *Hub) join(s *subscriber, room string, version int64) error {
 	if err := h.addRoom(s, room); err != nil {
 		return err
 	}
-	s.suffix = h.cursors.rooms(s.actor, s.joined)
+	s.suffix = roomsPart(s.joined)
 	h.addMember(s, room)
-	h.tell(s, "feed:joined", room)
+	h.tell(s, h.appendToken(own("feed:joined", room), room), h.changes(room))
 	return nil
 }
 
@@ -339,26 +330,52 @@ func (h *Hub) leaveRoom(s *subscriber, room string) {
 	defer h.mu.Unlock()
 	is := func(r string) bool { return r == room }
 	s.own = slices.DeleteFunc(slices.Clone(s.own), is)
-	s.joined = slices.DeleteFunc(s.joined, is)
-	s.suffix = h.cursors.rooms(s.actor, s.joined)
+	s.joined = slices.DeleteFunc(slices.Clone(s.joined), is)
+	s.suffix = roomsPart(s.joined)
 	h.removeMember(s, room)
-	h.tell(s, "feed:left", room)
+	h.tell(s, own("feed:left", room), nil)
 }
 
-// tell queues one of the feed's own messages with the present cursor.
-func (h *Hub) tell(s *subscriber, event, room string) {
+// own returns the head of one of the feed's own messages.
+func own(event, room string) []byte {
 	b := append([]byte(`{"event":`), strconv.Quote(event)...)
 	if room != "" {
 		b = append(append(b, `,"room":`...), strconv.Quote(room)...)
 	}
-	s.push(item{head: append(b, `,"cursor":"`...), cursor: h.cursor(), rooms: s.suffix})
+	return b
+}
+
+// tell queues one of the feed's own messages with the present cursor. joined is what there
+// was since the base in a room that was joined.
+func (h *Hub) tell(s *subscriber, head []byte, joined []change) {
+	s.push(item{head: head, cursor: true, base: h.base, joined: joined, rooms: s.suffix})
+}
+
+// appendToken appends the token of what has been published: a query that has passed it
+// answers everything that the feed has sent, or will not send. A room of an order needs
+// the logs of the order only.
+func (h *Hub) appendToken(b []byte, room string) []byte {
+	id, ofOrder := rooms.OrderID(room)
+	partition := eventlog.PartitionFor(id, int32(h.at.partitions))
+	var at []eventlog.Position
+	for l, o := range h.at.done {
+		tp := h.at.tp(l)
+		if o >= 0 && eventlog.IsAggregate(tp.Topic) && (!ofOrder || tp.Partition == partition) {
+			at = append(at, eventlog.Position{TopicPartition: tp, Offset: o})
+		}
+	}
+	if len(at) == 0 {
+		return b
+	}
+	b = append(b, `,"consistencyToken":"`...)
+	return append(append(b, h.cfg.LogID.Format(eventlog.TokenString(at))...), '"')
 }
 
 // ping queues the present cursor, so that a client of quiet rooms has a recent one.
 func (h *Hub) ping(s *subscriber) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.tell(s, "feed:ping", "")
+	h.tell(s, own("feed:ping", ""), nil)
 }
 
 // disconnect removes a connection.
@@ -389,7 +406,11 @@ func (h *Hub) Drain(ctx context.Context) error {
 	for s := range h.subs {
 		s.close(&closeDrain)
 	}
-	h.wakeWaiters()
+	h.waiters.wakeAll()
+	if !h.ready {
+		h.ready = true // nobody has to wait for that any more
+		close(h.opened)
+	}
 	h.mu.Unlock()
 	if none {
 		return nil
@@ -407,66 +428,4 @@ func (h *Hub) IsReady() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.ready && !h.draining
-}
-
-// passed waits until everything that the token names has been published. It
-// ignores positions in topics that feeds do not read. The error is ctx's cause, or
-// eventlog.ErrUnknownToken.
-func (h *Hub) passed(ctx context.Context, t eventlog.Token) error {
-	need := eventlog.Token{}
-	for tp, o := range t {
-		if slices.Contains(cursorTopics[:], tp.Topic) {
-			need[tp] = o
-		}
-	}
-	return h.wait(ctx, need, func() bool {
-		if !h.ready {
-			return false
-		}
-		for tp, o := range need {
-			if l := h.at.log(tp); l == noLog || h.at.done[l] < o {
-				return false
-			}
-		}
-		return true
-	})
-}
-
-// reachedCursor waits until this hub has published everything that the cursor names.
-// Another instance, which was ahead, may have made the cursor. The error is ctx's
-// cause, or eventlog.ErrUnknownToken if the cursor is beyond the end of a log.
-func (h *Hub) reachedCursor(ctx context.Context, c *cursor) error {
-	return h.wait(ctx, c.token(), func() bool { return h.ready && (c.partitions != h.at.partitions || h.at.reached(&c.positions)) })
-}
-
-// wait waits until ok returns true, which it does once need has been published.
-func (h *Hub) wait(ctx context.Context, need eventlog.Token, ok func() bool) error {
-	h.mu.Lock()
-	if ok() {
-		h.mu.Unlock()
-		return nil
-	}
-	w := &waiter{ok: ok, ch: make(chan struct{})}
-	h.waiters[w] = struct{}{}
-	h.mu.Unlock()
-	ctx, stop := h.cfg.Ends.Watch(ctx, need)
-	defer stop()
-	select {
-	case <-w.ch:
-		return nil
-	case <-ctx.Done():
-		h.mu.Lock()
-		delete(h.waiters, w)
-		h.mu.Unlock()
-		return context.Cause(ctx)
-	}
-}
-
-func (h *Hub) wakeWaiters() {
-	for w := range h.waiters {
-		if h.draining || w.ok() {
-			close(w.ch)
-			delete(h.waiters, w)
-		}
-	}
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
@@ -43,25 +42,83 @@ func newHub(t interface{ Fatal(...any) }, cfg HubConfig) *Hub {
 	return h
 }
 
-// open connects a client who may join the rooms; of those in its cursor the
-// hub's window alone decides.
+// open connects a client who may join the rooms; of those in its cursor what the hub has
+// in memory alone decides. A client that has to read the log reads it here.
 func (h *Hub) open(actor domain.Actor, rooms []string, cursor string) (*subscriber, string, error) {
 	c := connecting{actor: actor, rooms: rooms, orders: map[string]int64{}}
 	for _, r := range rooms {
 		c.orders[r] = 0
 	}
 	if cursor != "" {
-		c.cursor = h.cursors.parse(cursor, actor)
+		c.cursor = h.parse(cursor, actor)
 	}
-	return h.connect(c)
+	return h.connectAndReplay(c)
+}
+
+// parse reads a cursor whose base this hub knows or reads.
+func (h *Hub) parse(text string, actor domain.Actor) *cursor {
+	c := h.cursors.parse(text, actor)
+	if c.fault == "" {
+		if _, err := h.reader.base(context.Background(), c.base); err != nil {
+			c.fault = resetExpired
+		}
+	}
+	return c
+}
+
+// connectAndReplay connects, and puts what a replay sends before what is in the queue.
+func (h *Hub) connectAndReplay(c connecting) (*subscriber, string, error) {
+	if c.cursor != nil && c.cursor.fault == "" {
+		c.base, _ = h.reader.base(context.Background(), c.cursor.base)
+	}
+	s, at, err := h.connect(c)
+	if err != nil || s.replay == nil {
+		return s, at, err
+	}
+	var replayed []item
+	err = h.replay(context.Background(), s, func(items []item) error {
+		replayed = append(replayed, items...)
+		return nil
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.items = append(replayed, s.items...)
+	s.first -= len(replayed)
+	for i := range replayed {
+		s.count(replayed[i].len())
+	}
+	s.signal()
+	return s, at, err
 }
 
 // openHub is a hub that is ready, of so many partitions.
 func openHub(t interface{ Fatal(...any) }, cfg HubConfig, partitions int32) *Hub {
 	h := newHub(t, cfg)
-	h.Begin(none(partitions))
+	h.Begin(1, none(partitions))
 	h.Ready()
+	h.NoOlder()
 	return h
+}
+
+// positionsOf returns the positions that a cursor means.
+func (h *Hub) positionsOf(t interface{ Fatal(...any) }, text string, actor domain.Actor) positions {
+	c := h.parse(text, actor)
+	if c.fault != "" {
+		t.Fatal(text, c.fault)
+	}
+	b, _ := h.reader.base(context.Background(), c.base)
+	p, ok := c.at(b)
+	if !ok {
+		t.Fatal("not of the base")
+	}
+	return p.positions()
+}
+
+// cursorAt returns a cursor whose place is relative to a base.
+func cursorAt(key []byte, b *base, actor domain.Actor, joined []string, changes ...change) string {
+	p := newPlace(b)
+	p.changes = changes
+	return string(newCursors(key).append(nil, &p, actor, roomsPart(joined)))
 }
 
 func none(partitions int32) map[eventlog.TopicPartition]int64 {
@@ -77,15 +134,18 @@ func none(partitions int32) map[eventlog.TopicPartition]int64 {
 // got is a message as a client reads it.
 type got struct {
 	Event, Room, Cursor, Code, Reason string
+	ConsistencyToken                  string
+	Count                             int
 	Payload                           json.RawMessage
 }
 
 func (g got) String() string { return g.Event + " " + g.Room + " " + string(g.Payload) }
 
-func decodeItem(t interface{ Fatal(...any) }, it item) got {
+func decodeItem(t interface{ Fatal(...any) }, s *subscriber, it item) got {
 	var g got
-	if err := json.Unmarshal(it.appendJSON(nil), &g); err != nil {
-		t.Fatal(string(it.appendJSON(nil)), err)
+	text := it.appendJSON(nil, s.text(&it))
+	if err := json.Unmarshal(text, &g); err != nil {
+		t.Fatal(string(text), err)
 	}
 	return g
 }
@@ -99,7 +159,7 @@ func received(t interface{ Fatal(...any) }, s *subscriber) []got {
 			return all
 		}
 		for _, it := range items {
-			all = append(all, decodeItem(t, it))
+			all = append(all, decodeItem(t, s, it))
 		}
 	}
 }
@@ -139,10 +199,21 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 				logs[l] = append(logs[l], r)
 			}
 		}
-		// Instances read the same logs, each interleaved in its own way.
-		hubs := []*Hub{openHub(t, HubConfig{}, partitions), openHub(t, HubConfig{}, partitions)}
-		reader := logReader(logs[:])
+		// Instances read the same logs, each interleaved in its own way. What they have in
+		// memory and in their indexes is little or much.
+		log := newTestLog(logs[:])
+		cfg := HubConfig{RecentBytes: rapid.SampledFrom([]int{1, 2000, 1 << 20}).Draw(t, "recent")}
+		hubs := []*Hub{newHub(t, cfg), newHub(t, cfg)}
 		next := [2][len(logs)]int{}
+		begin := func(h int) {
+			hubs[h].ReadHistory(log)
+			at := log.passed(next[h][:], partitions)
+			hubs[h].Begin(log.base(at), at)
+			hubs[h].Ready()
+			log.readBack(t, hubs[h], at, rapid.IntRange(0, 3).Draw(t, "parts"))
+		}
+		begin(0)
+		begin(1)
 		publish := func(h int) bool {
 			var open []int
 			for l := range logs {
@@ -157,6 +228,10 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 			r := logs[l][next[h][l]]
 			next[h][l]++
 			hubs[h].Publish(r.tp, r.offset, time.Time{}, r.all)
+			if rapid.IntRange(0, 4).Draw(t, "base") == 0 {
+				at := log.passed(next[h][:], partitions)
+				hubs[h].Base(log.base(at), at)
+			}
 			return true
 		}
 		actor := customer("u1")
@@ -181,19 +256,12 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 			case 3: // take a few
 				items, _ := s.take(nil, rapid.IntRange(1, 1000).Draw(t, "bytes"))
 				for _, it := range items {
-					g := decodeItem(t, it)
+					g := decodeItem(t, s, it)
 					seen = append(seen, g)
 					cursor = g.Cursor
 				}
-			case 5: // an instance the client is not on is restarted where it was: its window is empty
-				at := none(partitions)
-				for l := range logs {
-					if n := next[1-h][l]; n > 0 {
-						at[logs[l][0].tp] = logs[l][n-1].offset
-					}
-				}
-				hubs[1-h].Begin(at)
-				hubs[1-h].Ready()
+			case 5: // an instance the client is not on is restarted where it was
+				begin(1 - h)
 			case 4: // cut off; what was queued is lost; come back anywhere
 				hubs[h].disconnect(s)
 				h = rapid.IntRange(0, 1).Draw(t, "hub")
@@ -202,12 +270,11 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 						t.Fatal("the cursor is ahead of all logs")
 					}
 				}
-				hubs[h].catchUp(context.Background(), reader, slog.New(slog.DiscardHandler), hubs[h].cursors.parse(cursor, actor))
 				if s, _, err = hubs[h].open(actor, nil, cursor); err != nil {
 					t.Fatal(err)
 				}
 				items, _ := s.take(nil, 1)
-				if g := decodeItem(t, items[0]); g.Event != "feed:resumed" {
+				if g := decodeItem(t, s, items[0]); g.Event != "feed:resumed" {
 					t.Fatal("not resumed", g)
 				}
 			}
@@ -218,13 +285,7 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 		if s, _, err = hubs[h].open(actor, nil, cursor); err != nil {
 			t.Fatal(err)
 		}
-		s.take(nil, 1) // feed:resumed, or what a restart left: the same by now
-		hubs[h].disconnect(s)
-		hubs[h].catchUp(context.Background(), reader, slog.New(slog.DiscardHandler), hubs[h].cursors.parse(cursor, actor))
-		if s, _, err = hubs[h].open(actor, nil, cursor); err != nil {
-			t.Fatal(err)
-		}
-		if items, _ := s.take(nil, 1); decodeItem(t, items[0]).Event != "feed:resumed" {
+		if items, _ := s.take(nil, 1); decodeItem(t, s, items[0]).Event != "feed:resumed" {
 			t.Fatal("not resumed in the end")
 		}
 		seen = append(seen, received(t, s)...)
@@ -262,49 +323,49 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 	})
 }
 
-// logReader is a CatchUp of simulated logs.
-type logReader [][]logged
-
-func (logs logReader) CatchUp(_ context.Context, from, to map[eventlog.TopicPartition]int64, fn func(eventlog.TopicPartition, int64, time.Time, []rooms.Message)) error {
-	for _, log := range logs {
-		for _, r := range log {
-			if f, ok := from[r.tp]; ok && r.offset > f && r.offset <= to[r.tp] {
-				fn(r.tp, r.offset, time.Unix(r.offset%3, 0), r.all)
-			}
-		}
-	}
-	return nil
-}
-
 func reached(h *Hub, cursor string, actor domain.Actor) bool {
-	c := h.cursors.parse(cursor, actor)
-	return c.fault == "" && h.at.reached(&c.positions)
+	c := h.parse(cursor, actor)
+	if c.fault != "" {
+		return false
+	}
+	b, _ := h.reader.base(context.Background(), c.base)
+	p, ok := c.at(b)
+	at := p.positions()
+	return ok && h.at.reached(&at)
 }
 
 func TestCursorsReadBackAndNothingElse(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		c := newCursors(testKey)
-		p := newPositions(rapid.IntRange(1, 16).Draw(t, "partitions"))
-		for i := range p.done {
-			p.done[i] = rapid.Int64Range(-1, 1<<40).Draw(t, "offset")
+		b := &base{rapid.Int64Range(0, 1<<40).Draw(t, "base"), newPositions(rapid.IntRange(1, 16).Draw(t, "partitions"))}
+		for i := range b.done {
+			b.done[i] = rapid.Int64Range(-1, 1<<40).Draw(t, "offset")
+		}
+		p := newPlace(b)
+		for l := range b.done {
+			if rapid.Bool().Draw(t, "changed") {
+				p.set(l, rapid.Int64Range(-1, 1<<40).Draw(t, "offset"))
+			}
 		}
 		if rapid.Bool().Draw(t, "partial") {
-			p.partial = rapid.IntRange(0, len(p.done)-1).Draw(t, "log")
-			p.offset = p.done[p.partial] + rapid.Int64Range(1, 5).Draw(t, "ahead")
-			p.messages = rapid.IntRange(1, 60).Draw(t, "messages")
+			l := rapid.IntRange(0, len(b.done)-1).Draw(t, "log")
+			p.part = change{l, p.done(l) + rapid.Int64Range(1, 5).Draw(t, "ahead")}
+			p.sent = rapid.IntRange(1, 60).Draw(t, "messages")
 		}
 		var rooms []string
 		for range rapid.IntRange(0, 3).Draw(t, "rooms") {
 			rooms = append(rooms, rapid.SampledFrom([]string{"ops", "order:" + uuid.Must(uuid.NewV7()).String(), "order:x", "restaurant:" + strings.Repeat("r", 64)}).Draw(t, "room"))
 		}
 		actor := customer("u1")
-		text := string(c.positions(&p)) + string(c.rooms(actor, rooms))
+		text := string(c.append(nil, &p, actor, roomsPart(rooms)))
 		if strings.Trim(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-") != "" {
 			t.Fatal(text)
 		}
 		back := c.parse(text, actor)
-		if back.fault != "" || !slices.Equal(back.done, p.done) || back.partial != p.partial || p.partial != noLog && (back.offset != p.offset || back.messages != p.messages) || !slices.Equal(back.rooms, rooms) {
+		q, ok := back.at(b)
+		was, is := p.positions(), q.positions()
+		if back.fault != "" || !ok || back.base != b.id || !slices.Equal(is.done, was.done) || is.partial != was.partial || was.partial != noLog && (is.offset != was.offset || is.messages != was.messages) || !slices.Equal(back.rooms, rooms) {
 			t.Fatalf("%+v %v came back as %+v", p, rooms, back)
 		}
 		if newCursors([]byte("another key 1234")).parse(text, actor).fault == "" {
@@ -313,25 +374,14 @@ func TestCursorsReadBackAndNothingElse(t *testing.T) {
 		if c.parse(text, customer("u2")).fault == "" && len(rooms) > 0 {
 			t.Fatal("another actor gets the rooms")
 		}
-		b := []byte(text)
-		i := rapid.IntRange(0, len(b)-1).Draw(t, "at")
-		b[i] = rapid.SampledFrom([]byte("ABCxyz019-_")).Draw(t, "char")
-		if q := c.parse(string(b), actor); q.fault == "" && string(b) != text && !(slices.Equal(q.done, p.done) && slices.Equal(q.rooms, rooms)) {
+		changed := []byte(text)
+		i := rapid.IntRange(0, len(changed)-1).Draw(t, "at")
+		changed[i] = rapid.SampledFrom([]byte("ABCxyz019-_")).Draw(t, "char")
+		if string(changed) != text && c.parse(string(changed), actor).fault == "" {
 			t.Fatal("a changed cursor was taken")
 		}
 		c.parse(rapid.String().Draw(t, "noise"), actor)
 	})
-}
-
-func TestCursorsAreShort(t *testing.T) {
-	t.Parallel()
-	p := newPositions(12)
-	for i := range p.done {
-		p.done[i] = 1_000_000 + int64(i*7919)%20_000
-	}
-	if n := len(newCursors(testKey).positions(&p)); n > 300 {
-		t.Errorf("%d characters for 48 logs of a million records", n)
-	}
 }
 
 func msg(names ...string) []rooms.Message {
@@ -394,9 +444,9 @@ func TestPositionsAreConflated(t *testing.T) {
 	h.Publish(location(1))
 	h.Publish(location(2))
 	items, _ := s.take(nil, 1)
-	if g := decodeItem(t, items[0]); string(g.Payload) != "2" {
+	if g := decodeItem(t, s, items[0]); string(g.Payload) != "2" {
 		t.Fatalf("first came %v", g)
-	} else if p := h.cursors.parse(g.Cursor, ops); p.done[0] != -1 {
+	} else if p := h.positionsOf(t, g.Cursor, ops); p.done[0] != -1 {
 		t.Error("its cursor is past the message behind it")
 	}
 	h.Publish(location(3)) // the slot is taken: a new one
@@ -432,7 +482,7 @@ func TestResumingGivesTheLatestPositionOfARiderUnderWay(t *testing.T) {
 
 func TestWhatIsNoLongerHeldIsReset(t *testing.T) {
 	t.Parallel()
-	h := openHub(t, HubConfig{WindowBytes: 3000}, 1)
+	h := openHub(t, HubConfig{RecentBytes: 3000}, 1) // and no history
 	s, early, _ := h.open(customer("u1"), nil, "")
 	for o := range int64(100) {
 		h.Publish(orders0, o, time.Time{}, msg("user:u1"))
@@ -447,20 +497,23 @@ func TestWhatIsNoLongerHeldIsReset(t *testing.T) {
 		defer h.disconnect(s)
 		r := received(t, s)
 		if r[0].Event == "feed:reset" {
-			if len(r) != 1 || r[0].Cursor == "" {
+			if len(r) != 1 || r[0].Cursor == "" || r[0].ConsistencyToken == "" {
 				t.Errorf("after feed:reset: %v", r)
 			}
 		}
-		return r[0].Event
+		return strings.TrimSpace(r[0].Event + " " + r[0].Reason)
 	}
+	two := newPositions(2)
 	for name, c := range map[string]struct{ cursor, want string }{
 		"recent":                {last, "feed:resumed"},
-		"too old":               {early, "feed:reset"},
-		"garbage":               {"garbage", "feed:reset"},
-		"of a longer log":       {string(newCursors(testKey).positions(&positions{partitions: 1, done: []int64{200, -1, -1, -1}, partial: noLog})), "feed:reset"},
-		"of more partitions":    {string(newCursors(testKey).positions(func() *positions { p := newPositions(2); return &p }())), "feed:reset"},
-		"longer than any is":    {strings.Repeat("A", maxCursorChars+1), "feed:reset"},
-		"with a foreign suffix": {last + string(newCursors(testKey).rooms(customer("u2"), []string{"order:o1"})), "feed:reset"},
+		"too old":               {early, "feed:reset expired"},
+		"garbage":               {"garbage", "feed:reset unknown_cursor"},
+		"of an older version":   {"AQEAAAAAAAAAAAAA" + strings.Repeat("A", 64), "feed:reset unknown_cursor"},
+		"of a longer log":       {cursorAt(testKey, h.base, customer("u1"), nil, change{0, 200}), "feed:reset expired"},
+		"of more partitions":    {cursorAt(testKey, &base{1, two}, customer("u1"), nil, change{7, 3}), "feed:reset unknown_cursor"},
+		"of a base that went":   {cursorAt(testKey, &base{77, newPositions(1)}, customer("u1"), nil), "feed:reset expired"},
+		"longer than any is":    {strings.Repeat("A", maxCursorChars+1), "feed:reset unknown_cursor"},
+		"with a foreign suffix": {cursorAt(testKey, h.base, customer("u2"), []string{"order:o1"}), "feed:reset unknown_cursor"},
 	} {
 		if got := first(customer("u1"), c.cursor); got != c.want {
 			t.Errorf("%s: %s", name, got)
@@ -540,7 +593,7 @@ func TestAHubTakesNobodyUnlessItIsOpen(t *testing.T) {
 		}
 	}
 	refused(errNotReady)
-	h.Begin(none(1))
+	h.Begin(1, none(1))
 	refused(errNotReady)
 	h.Ready()
 	s, _, err := h.open(ops, nil, "")
@@ -548,7 +601,7 @@ func TestAHubTakesNobodyUnlessItIsOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused(errConnections)
-	h.Begin(none(1)) // the projector began anew
+	h.Begin(1, none(1)) // the projector began anew
 	if _, end := s.take(nil, 1); end != &closeRestart {
 		t.Errorf("closed with %v", end)
 	}
@@ -591,7 +644,7 @@ func TestWaitingForATokenEndsWhenItIsPassed(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
 	token.Add(eventlog.Orders, 0, 4)
-	if err := h.passed(ctx, token); err == nil || len(h.waiters) != 0 {
+	if err := h.passed(ctx, token); err == nil || h.waiters.total != h.waiters.gone {
 		t.Error("it waited for ever:", err)
 	}
 }

@@ -7,10 +7,10 @@ import (
 )
 
 type hubMetrics struct {
-	connections, queued prometheus.Gauge
-	messages            prometheus.Counter
-	closes, resumes     *prometheus.CounterVec
-	lag                 prometheus.Histogram
+	connections, queued, indexed prometheus.Gauge
+	messages, replayed           prometheus.Counter
+	closes, resumes              *prometheus.CounterVec
+	lag                          prometheus.Histogram
 }
 
 func newHubMetrics(reg prometheus.Registerer) (*hubMetrics, error) {
@@ -18,6 +18,8 @@ func newHubMetrics(reg prometheus.Registerer) (*hubMetrics, error) {
 		connections: prometheus.NewGauge(prometheus.GaugeOpts{Name: "tomato_feed_connections", Help: "Feed connections that are open."}),
 		queued:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "tomato_feed_queued_bytes", Help: "Bytes that wait in the queues of all connections."}),
 		messages:    prometheus.NewCounter(prometheus.CounterOpts{Name: "tomato_feed_messages_total", Help: "Messages queued to connections, one per receiver."}),
+		indexed:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "tomato_feed_index_bytes", Help: "Size of the index of which rooms have messages of which records."}),
+		replayed:    prometheus.NewCounter(prometheus.CounterOpts{Name: "tomato_feed_replayed_records_total", Help: "Records that were read again for clients which returned, one per client."}),
 		closes:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_feed_closes_total", Help: "Connections that the server ended, by reason."}, []string{"reason"}),
 		resumes:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_feed_resumes_total", Help: "Connections with a cursor: resumed, or reset."}, []string{"result"}),
 		lag: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "tomato_feed_lag_seconds", Help: "Time from a record's timestamp until its messages are queued.",
@@ -27,7 +29,7 @@ func newHubMetrics(reg prometheus.Registerer) (*hubMetrics, error) {
 		return m, nil
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{m.connections, m.queued, m.messages, m.closes, m.resumes, m.lag} {
+	for _, c := range []prometheus.Collector{m.connections, m.queued, m.indexed, m.messages, m.replayed, m.closes, m.resumes, m.lag} {
 		errs = append(errs, reg.Register(c))
 	}
 	return m, errors.Join(errs...)

@@ -3,7 +3,6 @@ package feed
 import (
 	"io"
 	"net/http"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,18 +23,18 @@ func TestWhatIsOfAnotherLogIsNotWaitedFor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := serve(t, func(f *Feed, c *HubConfig) { f.LogID, c.Ends = id, eventlog.NewEnds(client) })
-	ahead := func(change func(*positions)) string {
-		p := newPositions(1)
+	s := serve(t, func(f *Feed, c *HubConfig) { c.LogID, c.Ends = id, eventlog.NewEnds(client) })
+	ahead := func(key []byte, change func(*place)) string {
+		p := newPlace(s.Hub.base)
 		change(&p)
-		return string(newCursors(testKey).positions(&p))
+		return string(newCursors(key).append(nil, &p, customer("u1"), nil))
 	}
 	for name, c := range map[string]struct{ cursor, want string }{
-		"its own":             {ahead(func(*positions) {}), ""},
-		"beyond the end":      {ahead(func(p *positions) { p.done[0] = 41 }), "unknown_cursor"},
-		"of a feed's record":  {ahead(func(p *positions) { p.done[3] = 0 }), "unknown_cursor"},
-		"half way beyond it":  {ahead(func(p *positions) { p.partial, p.offset, p.messages = 1, 7, 1 }), "unknown_cursor"},
-		"made with other key": {string(newCursors([]byte("another key 1234")).positions(&s.Hub.at)), "unknown_cursor"},
+		"its own":             {ahead(testKey, func(*place) {}), ""},
+		"beyond the end":      {ahead(testKey, func(p *place) { p.set(0, 41) }), "unknown_cursor"},
+		"of a feed's record":  {ahead(testKey, func(p *place) { p.set(3, 0) }), "unknown_cursor"},
+		"half way beyond it":  {ahead(testKey, func(p *place) { p.part, p.sent = change{1, 7}, 1 }), "unknown_cursor"},
+		"made with other key": {ahead([]byte("another key 1234"), func(*place) {}), "unknown_cursor"},
 	} {
 		conn := s.dial(t, customer("u1"), "?cursor="+c.cursor)
 		g, err := conn.next()
@@ -72,19 +71,20 @@ func TestWhatIsOfAnotherLogIsNotWaitedFor(t *testing.T) {
 // FuzzCursor: whatever a client sends is a cursor of this feed or unknown.
 func FuzzCursor(f *testing.F) {
 	c := newCursors(testKey)
-	p := newPositions(3)
-	p.done[2], p.partial, p.offset, p.messages = 1<<40, 5, 9, 2
-	valid := string(c.positions(&p)) + string(c.rooms(customer("u1"), []string{"ops", "order:x", "order:01980000-0000-7000-8000-000000000001"}))
-	f.Add(valid)
-	f.Add(string(c.positions(&p)))
+	b := &base{300, newPositions(3)}
+	p := newPlace(b)
+	p.set(2, 1<<40)
+	p.part, p.sent = change{5, 9}, 2
+	f.Add(string(c.append(nil, &p, customer("u1"), roomsPart([]string{"ops", "order:x", "order:01980000-0000-7000-8000-000000000001"}))))
+	f.Add(string(c.append(nil, &p, customer("u1"), nil)))
 	f.Add("AQH_____fw")
-	f.Add("AQEAAAAAAAAAAAAA")
+	f.Add("AgEAAAAAAAAAAAAA")
 	f.Fuzz(func(t *testing.T, s string) {
 		got := newCursors(testKey).parse(s, customer("u1"))
 		if got.fault == resetUnknown {
 			return
 		}
-		if got.fault != "" || got.partitions < 1 || len(got.done) != got.partitions*len(cursorTopics) || got.partial >= len(got.done) {
+		if got.fault != "" || got.base < 0 {
 			t.Fatalf("%+v", got)
 		}
 		for _, r := range got.rooms {
@@ -92,9 +92,12 @@ func FuzzCursor(f *testing.F) {
 				t.Fatal(r)
 			}
 		}
-		again := newCursors(testKey).parse(string(c.positions(&got.positions))+string(c.rooms(customer("u1"), got.rooms)), customer("u1"))
-		if again.fault != "" || !slices.Equal(again.done, got.done) || !slices.Equal(again.rooms, got.rooms) {
-			t.Fatalf("%+v came back as %+v", got, again)
+		back, ok := got.at(b)
+		if !ok {
+			return
+		}
+		if again := string(c.append(nil, &back, customer("u1"), roomsPart(got.rooms))); again != s {
+			t.Fatalf("%s came back as %s", s, again)
 		}
 	})
 }

@@ -17,22 +17,25 @@ import (
 // while they asked.
 var errNotTheirs = httpapi.NewProblem(403, "forbidden", "The order is not this rider's.")
 
-// lastStatement returns the last message in the window that says who the order's
-// parties are and which version the order has, or nil if the window has none. It is
-// called with mu held.
-func (h *Hub) lastStatement(orderID string) *rooms.Message {
-	for _, e := range slices.Backward(h.byRoom[rooms.Order(orderID)]) {
-		if e.Version > 0 {
-			return &e.Message
+// lastStatement returns the last message in memory that says who the order's parties are
+// and which version the order has, or nil if there is none. It is called with mu held.
+func (h *Hub) lastStatement(orderID string) (last *rooms.Message) {
+	room := rooms.Order(orderID)
+	h.index.last(room, func(r record) bool {
+		all, ok := h.recent.get(r)
+		for i := range slices.Backward(all) {
+			if all[i].Version > 0 && slices.Contains(all[i].Rooms, room) {
+				last = &all[i]
+			}
 		}
-	}
-	return nil
+		return ok && last == nil
+	})
+	return last
 }
 
 // follows reports whether actor may be in the order's room according to the last
 // message about the order in the window, and as of which version of the order. The
-// version is 0 where the window has none. The window is mostly ahead of the read
-// models.
+// version is 0 where there is none. The hub is mostly ahead of the read models.
 func (h *Hub) follows(actor domain.Actor, orderID string) (is bool, version int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -49,7 +52,7 @@ func mayFollow(actor domain.Actor, m *rooms.Message) bool {
 
 // stillTheirs reports whether a rider may be in the order's room. version is the
 // version of the order as of which the caller found that they may; noOrder: the
-// caller found that they may not. A later version in the window decides instead.
+// caller found that they may not. A later version in memory decides instead.
 // It is called with mu held.
 func (h *Hub) stillTheirs(actor domain.Actor, orderID string, version int64) bool {
 	if m := h.lastStatement(orderID); m != nil && m.Version > version {
@@ -61,14 +64,14 @@ func (h *Hub) stillTheirs(actor domain.Actor, orderID string, version int64) boo
 const noOrder int64 = -1
 
 // expel takes a rider out of the room of an order that is no longer theirs as of
-// the version of e, and tells their connections.
-func (h *Hub) expel(e *entry) {
-	for _, room := range e.Rooms {
+// the version of m, and tells their connections.
+func (h *Hub) expel(m *rooms.Message) {
+	for _, room := range m.Rooms {
 		if _, is := rooms.OrderID(room); !is {
 			continue
 		}
 		for s := range h.rooms[room] {
-			if s.actor.Role == domain.Rider && s.actor.Sub == e.Rider && s.orders[room] < e.Version {
+			if s.actor.Role == domain.Rider && s.actor.Sub == m.Rider && s.orders[room] < m.Version {
 				h.removeMember(s, room)
 				h.withdraw(s, room)
 			}
@@ -78,9 +81,9 @@ func (h *Hub) expel(e *entry) {
 
 // withdraw takes a room out of the connection's cursors and tells the connection.
 func (h *Hub) withdraw(s *subscriber, room string) {
-	s.joined = slices.DeleteFunc(s.joined, func(r string) bool { return r == room })
+	s.joined = slices.DeleteFunc(slices.Clone(s.joined), func(r string) bool { return r == room })
 	delete(s.orders, room)
-	s.suffix = h.cursors.rooms(s.actor, s.joined)
+	s.suffix = roomsPart(s.joined)
 	s.fail(room, httpapi.NewProblem(403, "not_allowed", "The order is no longer this rider's, and the connection has left its room."))
 }
 
@@ -101,32 +104,16 @@ func (s *subscriber) fail(room string, p *httpapi.Problem) {
 // room of an order. It knows at each message whether the order was theirs: what
 // was emitted to the room at other times is not for them.
 type presence struct {
-	rider string // "": not a rider, or not the room of an order; always present
+	rider string
 	has   bool
-}
-
-// presence begins at the positions from. theirs is whether the order is the rider's
-// now.
-func (h *Hub) presence(s *subscriber, room string, from *positions, theirs bool) presence {
-	if _, is := rooms.OrderID(room); !is || s.actor.Role != domain.Rider {
-		return presence{has: true}
-	}
-	p := presence{s.actor.Sub, theirs}
-	for _, e := range h.byRoom[room] {
-		if e.Version > 0 && !from.has(e.log, e.offset, e.i) {
-			p.has = e.Rider == p.rider && !e.Assigned
-			break
-		}
-	}
-	return p
 }
 
 // hears reports whether the message is for the rider, and notes what it says about
 // who has the order.
-func (p *presence) hears(e *entry, from *positions) bool {
-	hears := p.has || e.OfParties() // whose rights are those of the event
-	if p.rider != "" && e.Version > 0 && !from.has(e.log, e.offset, e.i) {
-		p.has = e.RiderHas(p.rider)
+func (p *presence) hears(m *rooms.Message) bool {
+	hears := p.has || m.OfParties() // whose rights are those of the event
+	if m.Version > 0 {
+		p.has = m.RiderHas(p.rider)
 	}
 	return hears
 }

@@ -24,13 +24,22 @@ func (f *Feed) prepareReturn(ctx context.Context, c *connecting) error {
 	}
 	waiting, cancel := context.WithTimeout(ctx, cursorWait)
 	defer cancel()
-	// Where these do not come in time, connect says feed:reset.
-	if errors.Is(f.Hub.reachedCursor(waiting, c.cursor), eventlog.ErrUnknownToken) {
+	var err error
+	c.base, err = f.Hub.reader.base(waiting, c.cursor.base)
+	if err != nil {
+		return f.cannotReturn(c, err)
+	}
+	from, ok := c.cursor.at(c.base)
+	if !ok {
 		c.cursor.fault = resetUnknown
 		return nil
 	}
-	if f.CatchUp != nil {
-		f.Hub.catchUp(waiting, f.CatchUp, f.log(), c.cursor)
+	at := from.positions()
+	if err := f.Hub.reachedPlace(waiting, &at); err != nil {
+		return f.cannotReturn(c, err)
+	}
+	if !f.Hub.covered(waiting, &at) {
+		return httpapi.Unavailable("unavailable", "The feed is still reading its history back to the cursor. Repeat with the same cursor.", time.Second)
 	}
 	if c.actor.Role != domain.Rider {
 		return nil
@@ -45,6 +54,20 @@ func (f *Feed) prepareReturn(ctx context.Context, c *connecting) error {
 				c.orders[room] = x.version
 			}
 		}
+	}
+	return nil
+}
+
+// cannotReturn decides what becomes of a client whose place cannot be found.
+func (f *Feed) cannotReturn(c *connecting, err error) error {
+	switch {
+	case errors.Is(err, eventlog.ErrUnknownToken):
+		c.cursor.fault = resetUnknown
+	case gone(err):
+		c.cursor.fault = resetExpired
+	default:
+		f.log().Warn("A client cannot be sent what it missed now.", "err", err)
+		return httpapi.Unavailable("unavailable", "What was missed cannot be read now. Repeat with the same cursor.", time.Second)
 	}
 	return nil
 }

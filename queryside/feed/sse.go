@@ -43,7 +43,7 @@ func (f *Feed) sse(w http.ResponseWriter, r *http.Request) {
 	end := f.pump(r.Context(), s, func(items []item) error {
 		buf = buf[:0]
 		for i := range items {
-			buf = items[i].appendSSE(buf)
+			buf = items[i].appendSSE(buf, s.text(&items[i]))
 		}
 		if err := c.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
 			return err
@@ -60,12 +60,10 @@ func (f *Feed) sse(w http.ResponseWriter, r *http.Request) {
 
 // appendSSE appends the message as a server-sent event. A message without a cursor
 // has no id, so the client keeps the last one.
-func (it *item) appendSSE(b []byte) []byte {
-	if it.cursor != nil {
-		b = append(b, "id: "...)
-		b = append(append(b, it.cursor...), it.rooms...)
-		b = append(b, '\n')
+func (it *item) appendSSE(b, cursor []byte) []byte {
+	if it.cursor {
+		b = append(append(append(b, "id: "...), cursor...), '\n')
 	}
 	b = append(b, "data: "...)
-	return append(it.appendJSON(b), "\n\n"...)
+	return append(it.appendJSON(b, cursor), "\n\n"...)
 }

@@ -1,6 +1,7 @@
 package feed
 
 import (
+	"context"
 	"slices"
 	"sync"
 
@@ -31,46 +32,83 @@ type closing struct {
 var (
 	closeDrain   = closing{1001, "shutting down, reconnect with the cursor", "drain"}
 	closeSlow    = closing{4000, "too slow, reconnect with the cursor", "slow"}
+	closeHistory = closing{4002, "what was missed cannot be read now, reconnect with the cursor", "history"}
 	closeRestart = closing{4001, "the feed began anew, reconnect with the cursor", "restart"}
 	closeExpired = closing{4500, "the token has expired, reconnect with a new one and the cursor", "token_expired"}
 	closeFlood   = closing{4501, "too many operations", "flood"}
 	closeText    = closing{1003, "text messages only", "unsupported_data"}
 )
 
-// item is one message to one connection. As text it is head, cursor and rooms,
-// followed by `"}`. A message without a cursor is its head alone.
+// item is one message to one connection. As text it is head, followed by the cursor and
+// `"}`. A message without a cursor is its head alone.
 type item struct {
-	head   []byte // shared among connections, never changed
-	cursor []byte // shared too
-	rooms  []byte // the connection's part of the cursor
-	latest string // "" or what a later one replaces
+	head   []byte   // shared among connections, never changed
+	cursor bool     // the message has a cursor, for which the connection's place is moved on:
+	base   *base    // by a later base, if it is not nil,
+	joined []change // by what there was in a room that was joined,
+	sent   step     // and by the message that this is; n is 0 if it is one of the feed's own
+	rooms  []byte   // the rooms part of the cursor
+	latest string   // "" or what a later one replaces
 }
 
-func (it *item) len() int { return len(it.head) + len(it.cursor) + len(it.rooms) + 2 }
+// cursorGuess stands for the bytes of a cursor in what is queued.
+const cursorGuess = 64
 
-// appendJSON appends the message as it goes out.
-func (it *item) appendJSON(b []byte) []byte {
+func (it *item) len() int { return len(it.head) + len(it.rooms) + cursorGuess }
+
+// move moves the place on by the message.
+func (p *place) move(it *item) {
+	p.rebase(it.base)
+	for _, c := range it.joined {
+		p.raise(c.log, c.offset)
+	}
+	if it.sent.n > 0 {
+		p.advance(it.sent)
+	}
+}
+
+// text moves the connection on by the message, and returns the text of its cursor, or nil.
+// It is called for each message once, in their order, by the connection's writer alone. The
+// text is valid until the next call.
+func (s *subscriber) text(it *item) []byte {
+	if !it.cursor {
+		return nil
+	}
+	s.place.move(it)
+	s.scratch = s.cursors.append(s.scratch[:0], &s.place, s.actor, it.rooms)
+	return s.scratch
+}
+
+// appendJSON appends the message with its cursor as it goes out.
+func (it *item) appendJSON(b, cursor []byte) []byte {
 	b = append(b, it.head...)
-	if it.cursor == nil {
+	if !it.cursor {
 		return b
 	}
-	b = append(append(b, it.cursor...), it.rooms...)
-	return append(b, '"', '}')
+	return append(append(append(b, `,"cursor":"`...), cursor...), '"', '}')
 }
 
 // A subscriber is the hub's side of one connection: a bounded queue of messages.
 // The hub puts messages in while it holds Hub.mu, and the connection's writer takes
 // them out.
 type subscriber struct {
-	actor domain.Actor
-	wake  chan struct{} // holds one: there is something to take
-	limit int           // bytes
-	total prometheus.Gauge
+	actor   domain.Actor
+	wake    chan struct{} // holds one: there is something to take
+	limit   int           // bytes
+	total   prometheus.Gauge
+	cursors *cursors
+
+	// These are the writer's, once the connection is made.
+	place   place   // up to where the client was sent the messages
+	replay  *replay // nil: it is live from the beginning
+	scratch []byte  // of the cursor's text
+
+	live chan struct{} // closed when the replay is done; nil: there is none
 
 	// Guarded by Hub.mu.
 	own      []string // rooms of the token
 	joined   []string // rooms beside those
-	suffix   []byte   // joined, as the second part of its cursors
+	suffix   []byte   // joined, as the rooms part of its cursors. Neither is changed, only replaced or appended to
 	lastSent uint64   // the number of the last message that was queued for it
 	// orders are the joined rooms of a rider's orders, each with the version of
 	// the order as of which it was the rider's. nil for others.
@@ -150,6 +188,27 @@ func (s *subscriber) close(c *closing) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.end(c, false)
+}
+
+// ended reports whether the connection is to be ended.
+func (s *subscriber) ended() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed != nil
+}
+
+// waitUntilLive waits until the connection is in its rooms. It returns false if ctx ends
+// before.
+func (s *subscriber) waitUntilLive(ctx context.Context) bool {
+	if s.live == nil {
+		return true
+	}
+	select {
+	case <-s.live:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // discard empties the queue of a connection that has ended.

@@ -43,6 +43,8 @@ type Config struct {
 	OfferLimit   int               `name:"offer-limit" env:"TOMATO_OFFER_LIMIT" default:"50" help:"Riders in one wave."`
 	PositionAge  settings.Duration `name:"position-max-age" env:"TOMATO_POSITION_MAX_AGE" default:"5m" help:"Riders with an older position get no offers."`
 	SearchWait   settings.Duration `name:"search-wait" env:"TOMATO_SEARCH_WAIT" default:"500ms" help:"A search for riders waits at most this long for the read models, then searches what is there; at most 10s."`
+	FeedHistory  settings.Duration `name:"feed-history" env:"TOMATO_FEED_HISTORY" default:"24h" help:"A feed client that was away for this long is sent what it missed; 1m to 168h."`
+	FeedBytes    int               `name:"feed-history-bytes" env:"TOMATO_FEED_HISTORY_BYTES" default:"268435456" help:"Memory for the index of what the logs have for each room; at least 1048576."`
 	ArchiveAfter settings.Duration `name:"archive-after" env:"TOMATO_ARCHIVE_AFTER" default:"720h" help:"Closed orders leave the write side after this; at least 24h."`
 	EventEpoch   int               `name:"event-epoch" env:"TOMATO_EVENT_EPOCH" default:"0" help:"Write events up to this event-schema epoch, whatever other instances can read. 0: the lowest epoch of all owners of shards."`
 	Origins      []string          `name:"allowed-origins" env:"TOMATO_ALLOWED_ORIGINS" help:"For CORS and websockets."`
@@ -70,6 +72,10 @@ func (c Config) Check() error {
 		return settings.Usage("TOMATO_ARCHIVE_AFTER must be at least 24h: closed orders answer for a day")
 	case len(c.OfferRadii) == 0 || slices.Min(c.OfferRadii) < 1 || slices.Max(c.OfferRadii) > 50_000 || !slices.IsSorted(c.OfferRadii):
 		return settings.Usage("TOMATO_OFFER_RADII must be 1 to 50000 meters, each at least the one before")
+	case time.Duration(c.FeedHistory) < time.Minute || time.Duration(c.FeedHistory) > 168*time.Hour:
+		return settings.Usage("TOMATO_FEED_HISTORY must be 1m to 168h")
+	case c.FeedBytes < 1<<20:
+		return settings.Usage("TOMATO_FEED_HISTORY_BYTES must be at least 1048576")
 	case c.OfferLimit < 1 || c.OfferLimit > 1000:
 		return settings.Usage("TOMATO_OFFER_LIMIT must be 1 to 1000")
 	case time.Duration(c.SearchWait) > 10*time.Second:

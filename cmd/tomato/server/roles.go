@@ -153,14 +153,15 @@ func (s *Server) startFeed(context.Context) error {
 	mac := hmac.New(sha256.New, []byte(s.config.ClusterKey))
 	mac.Write([]byte("feed cursor"))
 	mac.Write(s.logID[:])
-	hub, err := feed.NewHub(feed.HubConfig{Key: mac.Sum(nil), Ends: s.ends, Registry: s.registry})
+	hub, err := feed.NewHub(feed.HubConfig{Key: mac.Sum(nil), LogID: s.logID, Ends: s.ends,
+		IndexBytes: s.config.FeedBytes, IndexAge: time.Duration(s.config.FeedHistory), Registry: s.registry, Log: s.log})
 	if err != nil {
 		return err
 	}
-	feed := &feed.Feed{Hub: hub, Auth: s.auth, Orders: s.models, LogID: s.logID, Locations: s.side, AllowedOrigins: s.config.Origins, Log: s.log}
+	feed := &feed.Feed{Hub: hub, Auth: s.auth, Orders: s.models, Locations: s.side, AllowedOrigins: s.config.Origins, Log: s.log}
 	feed.Routes(s.api)
-	projector := &realtime.Projector{Kafka: s.kafka, Runtime: s.runtime, Loader: s.models, Sink: hub, Keys: s.keys, Registry: s.registry, Log: s.log}
-	feed.CatchUp = projector
+	projector := &realtime.Projector{Kafka: s.kafka, Runtime: s.runtime, Loader: s.models, Sink: hub, Keys: s.keys, History: time.Duration(s.config.FeedHistory), Registry: s.registry, Log: s.log}
+	hub.ReadHistory(projector)
 	stop := s.background("feed", func(ctx context.Context) error {
 		for { // after an error the feed begins anew and its clients reconnect; other parts keep running
 			err := projector.Run(ctx)

@@ -1,0 +1,366 @@
+package feed
+
+import (
+	"context"
+	"slices"
+	"strconv"
+
+	"tomato/domain"
+	"tomato/domain/rooms"
+)
+
+// A replay brings a client that has returned up to the present: it is sent what its rooms
+// were sent while it was away. What is recent is queued at once when it connects (goLive).
+// Otherwise its connection's writer reads what was missed from the log, batch by batch, as
+// fast as the client takes it (replay), and goes live when the rest is recent. Until then
+// nothing is queued for it, so what it missed is bounded by nothing but the history.
+type replay struct {
+	from    positions            // everything for its rooms up to here was sent
+	rooms   []string             // the connection's, in the order of joining
+	hashes  []uint32             // of rooms
+	present map[string]*presence // for a rider, by room of an order
+	orders  map[string]int64     // see connecting
+	silent  bool                 // the client began at a token: there is no feed:resumed
+	told    bool                 // feed:resumed was sent
+	begun   bool                 // present is known
+}
+
+func (h *Hub) newReplay(s *subscriber, from positions, orders map[string]int64) *replay {
+	r := &replay{from: from, rooms: slices.Concat(s.own, s.joined), orders: orders}
+	for _, room := range r.rooms {
+		r.hashes = append(r.hashes, h.index.hash(room))
+	}
+	return r
+}
+
+// missed are the records that a client has not been sent, with their messages.
+type missed struct {
+	records  []record
+	messages [][]rooms.Message
+}
+
+// begin sets what the rider was to each order at the beginning. first returns the first
+// message about an order that the client has missed, or nil; lost are the rooms that are
+// not theirs now.
+func (r *replay) begin(s *subscriber, lost []string, first func(room string) *rooms.Message) {
+	if r.begun {
+		return
+	}
+	r.begun = true
+	if s.actor.Role != domain.Rider {
+		return
+	}
+	r.present = map[string]*presence{}
+	for _, room := range r.rooms {
+		if _, is := rooms.OrderID(room); !is {
+			continue
+		}
+		p := &presence{s.actor.Sub, !slices.Contains(lost, room)}
+		if m := first(room); m != nil {
+			p.has = m.Rider == p.rider && !m.Assigned
+		}
+		r.present[room] = p
+	}
+}
+
+// statement returns the first message about the order that the client has not been sent.
+func (r *replay) statement(room string, all missed) *rooms.Message {
+	for n, rec := range all.records {
+		for i := range all.messages[n] {
+			if m := &all.messages[n][i]; m.Version > 0 && slices.Contains(m.Rooms, room) && !r.from.has(rec.log(), rec.offset(), i) {
+				return m
+			}
+		}
+	}
+	return nil
+}
+
+// take returns the messages for the client, and moves on behind them.
+func (r *replay) take(s *subscriber, all missed) (items []item) {
+	for n, rec := range all.records {
+		messages := all.messages[n]
+		for i := range messages {
+			st := step{rec.log(), rec.offset(), i, len(messages)}
+			if r.from.has(st.log, st.offset, i) {
+				continue
+			}
+			if room := r.room(s, &messages[i]); room != "" {
+				items = append(items, item{head: messageHead(&messages[i], room), cursor: true, sent: st, rooms: s.suffix})
+			}
+		}
+		r.from.advance(step{rec.log(), rec.offset(), 0, 1})
+	}
+	return items
+}
+
+// room returns the room in which the client is sent the message, or "". It notes what the
+// message says about who has the order.
+func (r *replay) room(s *subscriber, m *rooms.Message) (room string) {
+	for _, name := range m.Rooms {
+		if !slices.Contains(r.rooms, name) {
+			continue
+		}
+		hears := true
+		if p := r.present[name]; p != nil {
+			hears = p.hears(m)
+		}
+		if hears && room == "" && m.VisibleTo(s.actor, name) {
+			room = name
+		}
+	}
+	return room
+}
+
+// goLive queues what the client has still missed and puts it into its rooms: from then on
+// everything that is published there is in its queue. It does nothing and returns false
+// if that is not in memory or is more than may be queued. It is called with mu held.
+func (h *Hub) goLive(s *subscriber, r *replay) bool {
+	all, ok := h.recentlyMissed(r, s.limit/2)
+	if !ok {
+		return false
+	}
+	lost := h.notTheirs(s, r.orders)
+	r.begin(s, lost, func(room string) *rooms.Message { return r.statement(room, all) })
+	items := r.take(s, all)
+	for _, room := range r.rooms {
+		e := h.latest[room]
+		if e == nil || r.from.has(e.sent.log, e.sent.offset, e.sent.i) || r.room(s, e.Message) != room {
+			continue
+		}
+		items = append(items, item{head: messageHead(e.Message, room), cursor: true, sent: e.sent, rooms: s.suffix, latest: e.Event + " " + room})
+	}
+	if !r.told && !r.silent {
+		s.push(h.resumed(len(items)))
+	}
+	for _, it := range items {
+		s.push(it)
+		h.metrics.messages.Inc()
+	}
+	h.enter(s, lost)
+	return true
+}
+
+func (h *Hub) resumed(count int) item {
+	b := append([]byte(`{"event":"feed:resumed","count":`), strconv.Itoa(count)...)
+	return item{head: append(h.appendToken(b, ""), '}')}
+}
+
+// enter puts a connection into its rooms, but not into those that it has lost, and tells
+// it of these.
+func (h *Hub) enter(s *subscriber, lost []string) {
+	for _, room := range lost {
+		h.withdraw(s, room)
+	}
+	for _, room := range slices.Concat(s.own, s.joined) {
+		h.addMember(s, room)
+	}
+	if s.live != nil {
+		close(s.live)
+	}
+}
+
+// recentlyMissed returns what the client has missed, if all of it is in memory and it is
+// not more than so many bytes.
+func (h *Hub) recentlyMissed(r *replay, most int) (all missed, ok bool) {
+	records := h.index.head.find(r.hashes, &r.from)
+	if !within(h.index.head.begin, r.from.done) {
+		parts := partsAfter(h.index.parts, &r.from)
+		if len(parts) > recentParts {
+			return all, false
+		}
+		older, through := find(parts, r.hashes, &r.from, batchRecords)
+		if through != nil {
+			return all, false
+		}
+		records = append(older, records...)
+	}
+	if len(records) > batchRecords {
+		return all, false
+	}
+	for _, rec := range partialFirst(records, &r.from) {
+		messages, ok := h.recent.get(rec)
+		if most -= messagesSize(messages); !ok || most < 0 {
+			return all, false
+		}
+		all.records, all.messages = append(all.records, rec), append(all.messages, messages)
+	}
+	return all, true
+}
+
+// recentParts is how many parts of the index are searched while the hub is locked.
+const recentParts = 8
+
+// older returns records that the client has missed, the oldest first. Everything up to
+// through is among them. all says that everything until now is. covered is false if the
+// history does not reach back to the client.
+func (h *Hub) older(r *replay) (records []record, through []int64, all, covered bool) {
+	h.mu.Lock()
+	parts, covered, now := h.index.parts, h.index.covers(&r.from), h.index.head.begin
+	head := h.index.head.find(r.hashes, &r.from)
+	h.mu.Unlock()
+	if !covered {
+		return nil, nil, false, false
+	}
+	if r.from.partial != noLog { // first, because the cursors of what follows say that all of it was sent
+		return []record{newRecord(r.from.partial, r.from.offset)}, nil, false, true
+	}
+	if records, through = find(parts, r.hashes, &r.from, batchRecords); through == nil {
+		records, through, all = append(records, head...), now, true
+	}
+	return records, through, all, true
+}
+
+// read returns the messages of records, from memory or from the log.
+func (h *Hub) read(ctx context.Context, records []record) (all missed, err error) {
+	all = missed{records, make([][]rooms.Message, len(records))}
+	var lacking []record
+	var where []int
+	h.mu.Lock()
+	at := positions{partitions: h.at.partitions}
+	for i, rec := range records {
+		messages, ok := h.recent.get(rec)
+		if all.messages[i] = messages; !ok {
+			lacking, where = append(lacking, rec), append(where, i)
+		}
+	}
+	h.mu.Unlock()
+	for len(lacking) > 0 {
+		n := min(len(lacking), batchRecords)
+		read, err := h.reader.messages(ctx, lacking[:n], &at)
+		if err != nil {
+			return all, err
+		}
+		for i, messages := range read {
+			all.messages[where[i]] = messages
+		}
+		h.metrics.replayed.Add(float64(n))
+		lacking, where = lacking[n:], where[n:]
+	}
+	return all, nil
+}
+
+// replay sends a client what it has missed, until it is live or its connection ends. write
+// sends messages and returns when the connection has taken them. The error is that of
+// write.
+func (h *Hub) replay(ctx context.Context, s *subscriber, write func([]item) error) error {
+	r := s.replay
+	for !s.ended() {
+		records, through, all, covered := h.older(r)
+		if !covered {
+			h.startOver(s, resetExpired)
+			return nil
+		}
+		if err := h.beginReplay(ctx, s, r); err != nil {
+			return h.replayFailed(ctx, s, err)
+		}
+		if !r.told && !r.silent && (through != nil && !all || len(records) > batchRecords) {
+			// There is too much to look at all of it first.
+			if err := write([]item{h.announce(r)}); err != nil {
+				return err
+			}
+			r.told = true
+		}
+		for len(records) > 0 && !s.ended() {
+			n := min(len(records), batchRecords)
+			read, err := h.read(ctx, records[:n])
+			if err != nil {
+				return h.replayFailed(ctx, s, err)
+			}
+			items := r.take(s, read)
+			if !r.told && !r.silent {
+				h.mu.Lock()
+				first := h.resumed(len(items))
+				h.mu.Unlock()
+				items = slices.Insert(items, 0, first)
+				r.told = true
+			}
+			h.metrics.messages.Add(float64(len(items)))
+			if err := write(items); err != nil {
+				return err
+			}
+			records = records[n:]
+		}
+		if len(records) > 0 {
+			break
+		}
+		r.from.raise(through)
+		if !all {
+			continue
+		}
+		h.mu.Lock()
+		live := !s.ended() && h.goLive(s, r)
+		h.mu.Unlock()
+		if live {
+			return nil
+		}
+	}
+	return nil
+}
+
+// announce returns feed:resumed for a client that has missed much: count is then the
+// number of records.
+func (h *Hub) announce(r *replay) item {
+	h.mu.Lock()
+	parts := h.index.parts
+	count := len(h.index.head.find(r.hashes, &r.from))
+	h.mu.Unlock()
+	found, _ := find(parts, r.hashes, &r.from, 1<<62)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.resumed(count + len(found))
+}
+
+// beginReplay finds out what a rider was to each order of its rooms.
+func (h *Hub) beginReplay(ctx context.Context, s *subscriber, r *replay) (failed error) {
+	if r.begun {
+		return nil
+	}
+	h.mu.Lock()
+	lost := h.notTheirs(s, r.orders)
+	parts := h.index.parts
+	h.mu.Unlock()
+	r.begin(s, lost, func(room string) *rooms.Message {
+		hashes := []uint32{h.index.hash(room)}
+		records, _ := find(parts, hashes, &r.from, 1<<62)
+		h.mu.Lock()
+		records = append(records, h.index.head.find(hashes, &r.from)...)
+		h.mu.Unlock()
+		records = slices.DeleteFunc(records, func(rec record) bool { return rec.log() >= r.from.partitions }) // only topic orders says who has the order
+		for len(records) > 0 && failed == nil {
+			n := min(len(records), 8)
+			all, err := h.read(ctx, records[:n])
+			if failed = err; err == nil {
+				if m := r.statement(room, all); m != nil {
+					return m
+				}
+			}
+			records = records[n:]
+		}
+		return nil
+	})
+	r.begun = failed == nil
+	return failed
+}
+
+// replayFailed ends a replay that cannot read the log.
+func (h *Hub) replayFailed(ctx context.Context, s *subscriber, err error) error {
+	switch {
+	case gone(err):
+		h.startOver(s, resetExpired)
+	case ctx.Err() == nil:
+		h.log().Warn("A client cannot be sent what it missed now; it is told to reconnect.", "err", err)
+		s.close(&closeHistory)
+	}
+	return nil
+}
+
+// startOver tells a client that it must reload, and goes on from the present.
+func (h *Hub) startOver(s *subscriber, why string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !s.ended() {
+		lost := h.notTheirs(s, s.replay.orders)
+		h.reset(s, why)
+		h.enter(s, lost)
+	}
+}
