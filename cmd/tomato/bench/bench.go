@@ -5,7 +5,7 @@
 // rounds. The first round is a warm-up and is left out.
 //
 // Everything runs on this machine. This process contains the callers and the server;
-// the benches feed, takeover and town start a server in a process of its own. The broker and
+// the benches feed, takeover, rebuild-live and town start a server in a process of its own. The broker and
 // the database are private ones in a temporary directory, unless others are
 // configured.
 //
@@ -18,12 +18,16 @@
 //	orders_ready.go  the bench orders-ready
 //	town_setup.go    sets up the towns of orders-ready and town
 //	sealed.go        seals what is personal in what benches hand to shards
-//	live.go          writes live orders into the logs, for takeover and shards
+//	live.go          writes orders into the logs, for takeover, shards and rebuilds
 //	takeover.go      the bench takeover
 //	shards.go        the bench shards
 //	log.go           the bench consume; a log of orders for consumers
 //	poison.go        the part of consume that measures poison events
-//	project.go       the benches project and rebuild
+//	project.go       the bench project
+//	interleaved.go   writes a history of orders that go on side by side, for rebuilds
+//	rebuild.go       the bench rebuild
+//	rebuild_live.go  the bench rebuild-live
+//	live_traffic.go  the commands and queries that go on meanwhile
 //	riders.go        the bench riders
 //	riders_load.go   the part of riders in which positions and searches come at once
 //	feed.go          the bench feed
@@ -61,13 +65,13 @@ import (
 type Cmd struct {
 	settings.Kafka
 	settings.Database
-	Name        string        `arg:"" enum:"commands,orders-ready,takeover,shards,consume,project,rebuild,riders,feed,town" help:"commands, orders-ready, takeover, shards, consume, project, rebuild, riders, feed or town."`
+	Name        string        `arg:"" enum:"commands,orders-ready,takeover,shards,consume,project,rebuild,rebuild-live,riders,feed,town" help:"commands, orders-ready, takeover, shards, consume, project, rebuild, rebuild-live, riders, feed or town."`
 	JSON        bool          `name:"json" help:"The rows as one JSON object. A ratio is value / limit."`
 	Broker      string        `enum:"embedded,kafka," default:"" help:"Which broker to start where KAFKA_BROKERS is unset: embedded (default), or kafka: Apache Kafka, which needs Java."`
 	Rounds      int           `default:"5" help:"How often each figure is taken, after one warm-up; the median is reported. 1 to 50."`
 	Duration    time.Duration `default:"2s" help:"How long one round goes on where it is not a count. 10ms to 5m."`
 	Load        time.Duration `default:"20s" help:"How long positions and searches come at the same time (riders). 0: as long as one round. Up to 1h."`
-	Count       int           `aliases:"orders" help:"Also --orders. Orders (orders-ready: in a burst; town: from placing to delivery; takeover, shards: live ones, with their payments; project, rebuild, consume: in the log, with 6 events each), riders (riders) or connections (feed). Default: that of the bench. 1 to 1,000,000."`
+	Count       int           `aliases:"orders" help:"Also --orders. Orders (orders-ready: in a burst; town: from placing to delivery; takeover, shards: live ones, with their payments; project, rebuild, rebuild-live, consume: in the log, with 6 events each), riders (riders) or connections (feed). Default: that of the bench. 1 to 1,000,000."`
 	Existing    int           `help:"Orders that the read model has already (project). 0 to 10,000,000."`
 	Concurrency int           `default:"32" help:"Orders that are under way at the same time (town). 1 to 100."`
 	CPUProfile  string        `name:"cpuprofile" placeholder:"FILE" help:"Write a CPU profile of what is measured. The limit's part has the label part=limit (go tool pprof -tagignore limit)."`
@@ -134,7 +138,7 @@ func (c Cmd) Run(ctx context.Context) (err error) {
 	}
 	measure := map[string]func(context.Context) error{
 		"commands": b.commands, "orders-ready": b.ordersReady, "takeover": b.takeover, "shards": b.shards, "consume": b.consume,
-		"project": b.project, "rebuild": b.rebuild, "riders": b.riders, "feed": b.feed, "town": b.town,
+		"project": b.project, "rebuild": b.rebuild, "rebuild-live": b.rebuildLive, "riders": b.riders, "feed": b.feed, "town": b.town,
 	}[c.Name]
 	if err := measure(ctx); err != nil {
 		return fmt.Errorf("bench %s: %w", c.Name, err)

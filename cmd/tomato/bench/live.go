@@ -35,6 +35,21 @@ const liveRestaurants = 200
 // owner would have written: claims, and events with terms and seqs that the domain
 // has decided. It does not use the shards, because they would be slower.
 func (b *run) writeLive(ctx context.Context, orders int) error {
+	b.tell("%d live orders are written, with %d events each", orders, liveEvents)
+	return b.writeLogs(ctx, orders, liveEvents, func(w *liveWriter, n int) error {
+		for i := range n {
+			if err := w.order(ctx, i); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// writeLogs fills empty logs by one writer per partition, each of which begins with the
+// claims and the restaurants of its partition. write then writes the n orders of its
+// partition, with this number of events each.
+func (b *run) writeLogs(ctx context.Context, orders, events int, write func(w *liveWriter, n int) error) error {
 	client, err := b.kafka.NewClient(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ProducerLinger(5*time.Millisecond), kgo.MaxBufferedRecords(50_000), kgo.ProducerBatchCompression(kgo.NoCompression()))
 	if err != nil {
@@ -54,7 +69,6 @@ func (b *run) writeLive(ctx context.Context, orders int) error {
 			return settings.Usage("%s/%d has records: this bench writes its logs from their beginning, so it needs brokers of its own", tp.Topic, tp.Partition)
 		}
 	}
-	b.tell("%d live orders are written, with %d events each", orders, liveEvents)
 	start := time.Now()
 	var failed atomic.Pointer[error]
 	var g errgroup.Group // without a context of its own, because records are still sent after a writer has returned
@@ -65,8 +79,11 @@ func (b *run) writeLive(ctx context.Context, orders int) error {
 			n++
 		}
 		g.Go(func() error {
-			w := &liveWriter{client: client, partition: p, failed: &failed, now: domain.Time(time.Now()), terms: map[string]eventlog.Rule{}, versions: map[string]int64{}}
-			return w.write(ctx, n, b.Partitions)
+			w := &liveWriter{client: client, partition: p, partitions: b.Partitions, failed: &failed, now: domain.Time(time.Now()), terms: map[string]eventlog.Rule{}}
+			if err := w.begin(ctx); err != nil {
+				return err
+			}
+			return write(w, n)
 		})
 	}
 	if err := g.Wait(); err != nil {
@@ -78,33 +95,40 @@ func (b *run) writeLive(ctx context.Context, orders int) error {
 	if err := failed.Load(); err != nil {
 		return *err
 	}
-	b.tell("they are written: %d events/s", int(float64(orders*liveEvents)/time.Since(start).Seconds()))
+	b.tell("they are written: %d events/s", int(float64(orders*events)/time.Since(start).Seconds()))
 	return nil
 }
 
-// liveWriter writes one partition of the aggregate topics.
-type liveWriter struct {
-	client    *kgo.Client
-	partition int32
-	failed    *atomic.Pointer[error]
-	now       time.Time
-	terms     map[string]eventlog.Rule // by topic: term and seq of the last record
-	versions  map[string]int64         // by topic: version of the aggregate that is being written
+// livePlace returns the position of restaurant n. The positions differ, because the
+// statistics of a column in which all points are equal take PostGIS seconds.
+func livePlace(n int) domain.Point {
+	return domain.Point{Lng: 77.59 + 0.002*float64(n%20), Lat: 12.97 + 0.002*float64(n/20)}
 }
 
-func (w *liveWriter) write(ctx context.Context, orders int, partitions int32) error {
+// liveWriter writes one partition of the aggregate topics. Not for concurrent use.
+type liveWriter struct {
+	client     *kgo.Client
+	partition  int32
+	partitions int32 // of each topic
+	failed     *atomic.Pointer[error]
+	now        time.Time                // of the next event
+	terms      map[string]eventlog.Rule // by topic: term and seq of the last record
+}
+
+// begin writes the claims, and the restaurants of the partition.
+func (w *liveWriter) begin(ctx context.Context) error {
 	for _, topic := range eventlog.AggregateTopics {
 		w.terms[topic] = eventlog.Rule{Term: 1}
 		w.produce(ctx, topic, &eventlog.Event{Type: eventlog.ShardClaimed, Term: 1, Data: []byte(`{"term":1,"owner":"bench"}`)})
 	}
 	for n := range liveRestaurants {
 		id := fmt.Sprint("bench-restaurant-", n)
-		if eventlog.PartitionFor(id, partitions) != w.partition {
+		if eventlog.PartitionFor(id, w.partitions) != w.partition {
 			continue
 		}
-		s := restaurant.State{}
+		s, version := restaurant.State{}, int64(0)
 		for _, c := range []domain.Command{
-			restaurant.Put{RestaurantID: id, Name: fmt.Sprint("Dosa Corner ", n), Location: domain.Point{Lng: 77.59, Lat: 12.97}, Address: "80 Feet Road, Koramangala, Bengaluru"},
+			restaurant.Put{RestaurantID: id, Name: fmt.Sprint("Dosa Corner ", n), Location: livePlace(n), Address: "80 Feet Road, Koramangala, Bengaluru"},
 			restaurant.SetMenuItem{Item: restaurant.MenuItem{ItemID: "dosa", Name: "Masala Dosa", Price: domain.Money{Amount: 12000, Currency: "INR"}, Available: true}},
 			restaurant.SetMenuItem{Item: restaurant.MenuItem{ItemID: "lassi", Name: "Sweet Lassi", Price: domain.Money{Amount: 6000, Currency: "INR"}, Available: true}},
 			restaurant.Open{},
@@ -114,66 +138,108 @@ func (w *liveWriter) write(ctx context.Context, orders int, partitions int32) er
 				return err
 			}
 			s = restaurant.Evolve(s, ev, w.now)
-			if err := w.append(ctx, eventlog.Restaurants, id, ev, ""); err != nil {
+			version++
+			if err := w.append(ctx, eventlog.Restaurants, id, version, ev, ""); err != nil {
 				return err
 			}
 		}
-		clear(w.versions)
 	}
-	for n := range orders {
-		if err := w.order(ctx, n, partitions); err != nil {
+	return nil
+}
+
+// newOrderID returns the id of an order of the partition.
+func (w *liveWriter) newOrderID() string {
+	for {
+		if id := uuid.Must(uuid.NewV7()).String(); eventlog.PartitionFor(id, w.partitions) == w.partition {
+			return id
+		}
+	}
+}
+
+// order writes one order and its payment, up to the moment at which the kitchen
+// prepares the order.
+func (w *liveWriter) order(ctx context.Context, n int) error {
+	o := &writtenOrder{id: w.newOrderID(), n: n}
+	for range liveEvents {
+		if err := w.next(ctx, o); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// order writes one order and its payment, up to the moment at which the kitchen
-// prepares the order.
-func (w *liveWriter) order(ctx context.Context, n int, partitions int32) error {
-	id := ""
-	for id == "" || eventlog.PartitionFor(id, partitions) != w.partition {
-		id = uuid.Must(uuid.NewV7()).String()
+// writtenOrder is an order whose events are being written, with its payment.
+type writtenOrder struct {
+	id      string
+	n       int // its number in the partition
+	written int // events
+	order   order.State
+	payment payment.State
+
+	orderVersion, paymentVersion int64
+}
+
+// wholeEvents is the number of events of an order that is cancelled when it is ready,
+// with the payment that is given back: lifeSteps of the order, and wholePayment of its
+// payment.
+const (
+	wholeEvents  = lifeSteps + wholePayment
+	wholePayment = 4
+)
+
+// next writes the next of the order's wholeEvents events. The first liveEvents of them
+// are those of a live order.
+func (w *liveWriter) next(ctx context.Context, o *writtenOrder) error {
+	gatewayOrder, paid := "order_"+o.id[24:], "pay_"+o.id[24:]
+	k := o.n % liveRestaurants
+	n := o.written
+	o.written++
+	switch n {
+	case 0:
+		return w.onOrder(ctx, o, order.Place{OrderID: o.id, CustomerID: fmt.Sprint("customer-", o.n%10_000), RestaurantID: fmt.Sprint("bench-restaurant-", k), Currency: "INR",
+			Items:     []order.Item{{ItemID: "dosa", Name: "Masala Dosa", UnitPrice: 12000, Quantity: 2}, {ItemID: "lassi", Name: "Sweet Lassi", UnitPrice: 6000, Quantity: 1}},
+			PickUp:    order.PickUp{Name: fmt.Sprint("Dosa Corner ", k), Location: livePlace(k), Address: "80 Feet Road, Koramangala, Bengaluru"},
+			DeliverTo: sealedAddress(domain.Point{Lng: 77.6, Lat: 12.97}, fmt.Sprint(o.n%400, " Church Street, Bengaluru")), PaymentTTL: 12 * time.Hour}, idempotencyKey(201))
+	case 1:
+		return w.onPayment(ctx, o, payment.RequestPayment{OrderID: o.id, Provider: "simulated", GatewayOrderID: gatewayOrder}, idempotencyKey(200))
+	case 2:
+		return w.onPayment(ctx, o, payment.RecordCaptured{PaymentID: paid, GatewayOrderID: gatewayOrder, Amount: o.order.Amount, Currency: o.order.Currency}, "")
+	case 3:
+		return w.onOrder(ctx, o, order.MarkPaid{PaymentID: paid, AcceptTTL: 12 * time.Hour}, "")
+	case 4:
+		return w.onOrder(ctx, o, order.AcceptOrder{PrepMinutes: 20}, "")
+	case 5:
+		return w.onOrder(ctx, o, order.Prepare{}, "")
+	case 6:
+		return w.onOrder(ctx, o, order.Ready{}, "")
+	case 7:
+		return w.onOrder(ctx, o, order.Cancel{By: benchOps, Reason: "measured"}, "")
+	case 8:
+		return w.onPayment(ctx, o, payment.RequestRefund{RefundID: o.id, Reason: "measured"}, "")
+	default:
+		return w.onPayment(ctx, o, payment.RecordRefund{RefundID: o.id, Succeeded: true}, "")
 	}
-	clear(w.versions)
-	o, p := order.State{}, payment.State{}
-	onOrder := func(c domain.Command, key string) error {
-		ev, err := order.Decide(&o, c, w.now)
-		if err != nil {
-			return err
-		}
-		o = order.Evolve(o, ev, w.now)
-		return w.append(ctx, eventlog.Orders, id, ev, key)
-	}
-	onPayment := func(c domain.Command, key string) error {
-		ev, err := payment.Decide(&p, payment.WithOrder(c, payment.OrderFacts{Payable: o.Payable(), Status: string(o.Status),
-			Amount: o.Amount, Currency: o.Currency, CustomerID: o.CustomerID, RestaurantID: o.RestaurantID}), w.now)
-		if err != nil {
-			return err
-		}
-		p = payment.Evolve(p, ev, w.now)
-		return w.append(ctx, eventlog.Payments, id, ev, key)
-	}
-	k := n % liveRestaurants
-	gatewayOrder, paid := "order_"+id[24:], "pay_"+id[24:]
-	if err := onOrder(order.Place{OrderID: id, CustomerID: fmt.Sprint("customer-", n%10_000), RestaurantID: fmt.Sprint("bench-restaurant-", k), Currency: "INR",
-		Items:     []order.Item{{ItemID: "dosa", Name: "Masala Dosa", UnitPrice: 12000, Quantity: 2}, {ItemID: "lassi", Name: "Sweet Lassi", UnitPrice: 6000, Quantity: 1}},
-		PickUp:    order.PickUp{Name: fmt.Sprint("Dosa Corner ", k), Location: domain.Point{Lng: 77.59, Lat: 12.97}, Address: "80 Feet Road, Koramangala, Bengaluru"},
-		DeliverTo: sealedAddress(domain.Point{Lng: 77.6, Lat: 12.97}, fmt.Sprint(n%400, " Church Street, Bengaluru")), PaymentTTL: 12 * time.Hour}, idempotencyKey(201)); err != nil {
+}
+
+func (w *liveWriter) onOrder(ctx context.Context, o *writtenOrder, c domain.Command, key string) error {
+	ev, err := order.Decide(&o.order, c, w.now)
+	if err != nil {
 		return err
 	}
-	if err := onPayment(payment.RequestPayment{OrderID: id, Provider: "simulated", GatewayOrderID: gatewayOrder}, idempotencyKey(200)); err != nil {
+	o.order = order.Evolve(o.order, ev, w.now)
+	o.orderVersion++
+	return w.append(ctx, eventlog.Orders, o.id, o.orderVersion, ev, key)
+}
+
+func (w *liveWriter) onPayment(ctx context.Context, o *writtenOrder, c domain.Command, key string) error {
+	ev, err := payment.Decide(&o.payment, payment.WithOrder(c, payment.OrderFacts{Payable: o.order.Payable(), Ended: o.order.Status.Closed(), Status: string(o.order.Status),
+		Amount: o.order.Amount, Currency: o.order.Currency, CustomerID: o.order.CustomerID, RestaurantID: o.order.RestaurantID}), w.now)
+	if err != nil {
 		return err
 	}
-	if err := onPayment(payment.RecordCaptured{PaymentID: paid, GatewayOrderID: gatewayOrder, Amount: o.Amount, Currency: o.Currency}, ""); err != nil {
-		return err
-	}
-	for _, c := range []domain.Command{order.MarkPaid{PaymentID: paid, AcceptTTL: 12 * time.Hour}, order.AcceptOrder{PrepMinutes: 20}, order.Prepare{}} {
-		if err := onOrder(c, ""); err != nil {
-			return err
-		}
-	}
-	return nil
+	o.payment = payment.Evolve(o.payment, ev, w.now)
+	o.paymentVersion++
+	return w.append(ctx, eventlog.Payments, o.id, o.paymentVersion, ev, key)
 }
 
 // idempotencyKey returns the value of the header that an event gets if its command has
@@ -184,8 +250,8 @@ func idempotencyKey(status int) string {
 	return fmt.Sprintf("%s.%s.%d", hex.EncodeToString(b[:16]), hex.EncodeToString(b[16:]), status)
 }
 
-// append writes the next event of the aggregate.
-func (w *liveWriter) append(ctx context.Context, topic, id string, ev domain.Event, key string) error {
+// append writes an event that makes this version of the aggregate.
+func (w *liveWriter) append(ctx context.Context, topic, id string, version int64, ev domain.Event, key string) error {
 	data, err := json.Marshal(ev)
 	if err != nil {
 		return err
@@ -193,8 +259,7 @@ func (w *liveWriter) append(ctx context.Context, topic, id string, ev domain.Eve
 	rule := w.terms[topic]
 	rule.Seq++
 	w.terms[topic] = rule
-	w.versions[topic]++
-	w.produce(ctx, topic, &eventlog.Event{Type: ev.EventType(), Subject: id, Version: w.versions[topic], Term: rule.Term, Seq: rule.Seq, Data: data, Idempotency: key})
+	w.produce(ctx, topic, &eventlog.Event{Type: ev.EventType(), Subject: id, Version: version, Term: rule.Term, Seq: rule.Seq, Data: data, Idempotency: key})
 	if err := w.failed.Load(); err != nil {
 		return *err
 	}

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // closedLoop lets this number of callers call for the duration d. Each caller calls
@@ -57,6 +59,46 @@ func closedLoop(ctx context.Context, callers int, d time.Duration, call func(ctx
 	m := latencies(flat)
 	m["per_s"] = float64(len(flat)) / elapsed.Seconds()
 	return m, nil
+}
+
+// openLoop makes perSecond calls per second with this number of callers, until over says
+// so of the number of the next call. If all callers are busy when a call is due, it is
+// made as soon as one is free. It returns how many calls it began, and the first error,
+// which ends it.
+func openLoop(ctx context.Context, callers int, perSecond float64, over func(i int) bool, call func(ctx context.Context, caller, i int, due time.Time) error) (int, error) {
+	var mu sync.Mutex // guards next
+	next := 0
+	start := time.Now()
+	eg, ctx := errgroup.WithContext(ctx)
+	for n := range callers {
+		eg.Go(func() error {
+			for {
+				mu.Lock()
+				i := next
+				end := over(i)
+				if !end {
+					next++
+				}
+				mu.Unlock()
+				if end {
+					return nil
+				}
+				due := start.Add(time.Duration(float64(i) / perSecond * float64(time.Second)))
+				timer := time.NewTimer(time.Until(due))
+				select {
+				case <-timer.C:
+				case <-ctx.Done():
+					timer.Stop()
+					return ctx.Err()
+				}
+				if err := call(ctx, n, i, due); err != nil {
+					return err
+				}
+			}
+		})
+	}
+	err := eg.Wait()
+	return next, err
 }
 
 // latencies returns the percentiles p50_ms and p99_ms. It sorts took.

@@ -253,10 +253,7 @@ func (b *run) startChildWith(ctx context.Context, flags []string, roles ...strin
 	}
 	cmd := exec.Command(self, append([]string{"serve", "--role", strings.Join(roles, ","), "--data-dir", c.DataDir, "--http-addr", c.HTTPAddr, "--log-level", "error",
 		"--partitions", fmt.Sprint(b.Partitions), "--replication", fmt.Sprint(b.Replication)}, flags...)...)
-	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool {
-		return strings.HasPrefix(v, "TOMATO_") && !strings.HasPrefix(v, "TOMATO_BENCH_")
-	}), "KAFKA_BROKERS="+strings.Join(b.Brokers, ","), "DATABASE_URL="+b.DatabaseURL,
-		"TOMATO_JWT_SECRET="+benchSecret, "TOMATO_CLUSTER_KEY="+benchClusterKey, "TOMATO_INTERNAL_KEY="+benchSecret, "TOMATO_RAZORPAY_WEBHOOK_SECRETS="+benchSecret)
+	cmd.Env = b.childEnv()
 	cmd.Stderr = b.progressOut
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -288,6 +285,15 @@ func (b *run) startChildWith(ctx context.Context, flags []string, roles ...strin
 		return nil, err
 	}
 	return ch, nil
+}
+
+// childEnv returns the environment of processes that work with the bench's broker and
+// database.
+func (b *run) childEnv() []string {
+	return append(slices.DeleteFunc(os.Environ(), func(v string) bool {
+		return strings.HasPrefix(v, "TOMATO_") && !strings.HasPrefix(v, "TOMATO_BENCH_")
+	}), "KAFKA_BROKERS="+strings.Join(b.Brokers, ","), "DATABASE_URL="+b.DatabaseURL,
+		"TOMATO_JWT_SECRET="+benchSecret, "TOMATO_CLUSTER_KEY="+benchClusterKey, "TOMATO_INTERNAL_KEY="+benchSecret, "TOMATO_RAZORPAY_WEBHOOK_SECRETS="+benchSecret)
 }
 
 // kill ends the process if it has not ended, and waits until it has.

@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"strconv"
@@ -252,110 +251,4 @@ func (b *run) visible(ctx context.Context, s *server.Server, upsert func(context
 	b.add("visible_p50_ms", "ms", value["p50_ms"], limit["p50_ms"])
 	b.add("visible_p99_ms", "ms", value["p99_ms"], limit["p99_ms"])
 	return nil
-}
-
-// rebuild measures a rebuild of the orders read model, until the new generation
-// serves. The limit reads the same topic, and copies the same rows into tables with
-// the same indexes. It does not make the rows from the events.
-func (b *run) rebuild(ctx context.Context) error {
-	s, h, err := b.serveHistory(ctx)
-	if err != nil {
-		return err
-	}
-	tables, err := copyOut(ctx, s)
-	if err != nil {
-		return err
-	}
-	if err := b.profile(); err != nil {
-		return err
-	}
-	limit, value, err := b.alternating(ctx, "rebuild",
-		func(ctx context.Context) (map[string]float64, error) { return b.readAndCopy(ctx, s, h, tables) },
-		func(ctx context.Context) (map[string]float64, error) {
-			var m map[string]float64
-			start := time.Now()
-			_, err := s.ReadModels().Rebuild(ctx, projections.Orders, projections.RebuildOptions{Runtime: s.Runtime(), DropOld: true, Progress: func(p projections.Progress) {
-				if p.Phase == projections.PhaseSwitched {
-					m = map[string]float64{"per_s": float64(h.events) / time.Since(start).Seconds()}
-				}
-			}})
-			return m, err
-		})
-	if err != nil {
-		return err
-	}
-	b.add("events_per_s", "events/s", value["per_s"], limit["per_s"])
-	return nil
-}
-
-// copiedTable is a table of the read model with its rows in COPY's binary format.
-type copiedTable struct {
-	schema, name string
-	rows         []byte
-}
-
-// copyOut reads the tables of the orders read model, and makes an empty table with the
-// same columns and indexes for each of them.
-func copyOut(ctx context.Context, s *server.Server) ([]copiedTable, error) {
-	g, err := s.ReadModels().Serving(ctx, projections.Orders)
-	if err != nil {
-		return nil, err
-	}
-	rows, err := s.ReadModels().DB.Query(ctx, `SELECT tablename FROM pg_tables WHERE schemaname = $1 AND tablename NOT LIKE 'schema_migrations%' ORDER BY 1`, g.Schema())
-	if err != nil {
-		return nil, err
-	}
-	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return nil, err
-	}
-	conn, err := s.ReadModels().DB.Acquire(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Release()
-	var all []copiedTable
-	for _, name := range names {
-		var buf bytes.Buffer
-		if _, err := conn.Conn().PgConn().CopyTo(ctx, &buf, `COPY `+pgx.Identifier{g.Schema(), name}.Sanitize()+` TO STDOUT (FORMAT binary)`); err != nil {
-			return nil, err
-		}
-		// The limit's tables must be made before a rebuild drops this generation.
-		if _, err := conn.Exec(ctx, `CREATE TABLE `+pgx.Identifier{"public", "bench_" + name}.Sanitize()+` (LIKE `+pgx.Identifier{g.Schema(), name}.Sanitize()+` INCLUDING ALL)`); err != nil {
-			return nil, err
-		}
-		all = append(all, copiedTable{"public", "bench_" + name, buf.Bytes()})
-	}
-	return all, nil
-}
-
-// readAndCopy is the limit of rebuild.
-func (b *run) readAndCopy(ctx context.Context, s *server.Server, h history, tables []copiedTable) (map[string]float64, error) {
-	conn, err := s.ReadModels().DB.Acquire(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Release()
-	for _, t := range tables {
-		if _, err := conn.Exec(ctx, `TRUNCATE `+pgx.Identifier{t.schema, t.name}.Sanitize()); err != nil {
-			return nil, err
-		}
-	}
-	start := time.Now()
-	var size atomic.Int64
-	err = b.bareRead(ctx, h, func(_ context.Context, records []*kgo.Record) error {
-		for _, r := range records {
-			size.Add(int64(len(r.Value)))
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	for _, t := range tables {
-		if _, err := conn.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(t.rows), `COPY `+pgx.Identifier{t.schema, t.name}.Sanitize()+` FROM STDIN (FORMAT binary)`); err != nil {
-			return nil, err
-		}
-	}
-	return map[string]float64{"per_s": float64(h.events) / time.Since(start).Seconds()}, nil
 }

@@ -3,7 +3,6 @@ package bench
 import (
 	"cmp"
 	"context"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -129,41 +128,13 @@ func sizeOf(ctx context.Context, s *server.Server, g projections.Generation) (si
 // is not begun after d is left out. It returns how long the calls took, each from the
 // time at which it was due, in the order of these times. It fails with the first error.
 func paced(ctx context.Context, callers int, perSecond float64, d time.Duration, call func(ctx context.Context, caller int) error) ([]time.Duration, error) {
-	var mu sync.Mutex // guards took and next
 	took := make([]time.Duration, int(perSecond*d.Seconds())+1)
-	next := 0
 	start := time.Now()
-	eg, ctx := errgroup.WithContext(ctx)
-	for n := range callers {
-		eg.Go(func() error {
-			for {
-				mu.Lock()
-				i := next
-				due := start.Add(time.Duration(float64(i) / perSecond * float64(time.Second)))
-				over := i == len(took) || time.Since(start) > d && i > 0
-				if !over {
-					next++
-				}
-				mu.Unlock()
-				if over {
-					return nil
-				}
-				timer := time.NewTimer(time.Until(due))
-				select {
-				case <-timer.C:
-				case <-ctx.Done():
-					timer.Stop()
-					return ctx.Err()
-				}
-				if err := call(ctx, n); err != nil {
-					return err
-				}
-				mu.Lock()
-				took[i] = time.Since(due)
-				mu.Unlock()
-			}
-		})
-	}
-	err := eg.Wait()
-	return took[:next], err
+	over := func(i int) bool { return i == len(took) || time.Since(start) > d && i > 0 }
+	begun, err := openLoop(ctx, callers, perSecond, over, func(ctx context.Context, caller, i int, due time.Time) error {
+		err := call(ctx, caller)
+		took[i] = time.Since(due)
+		return err
+	})
+	return took[:begun], err
 }
