@@ -74,6 +74,7 @@ type Cmd struct {
 	Count       int           `aliases:"orders" help:"Also --orders. Orders (orders-ready: in a burst; town: from placing to delivery; takeover, shards: live ones, with their payments; project, rebuild, rebuild-live, consume: in the log, with 6 events each), riders (riders) or connections (feed). Default: that of the bench. 1 to 1,000,000."`
 	Existing    int           `help:"Orders that the read model has already (project). 0 to 10,000,000."`
 	Concurrency int           `default:"32" help:"Orders that are under way at the same time (town). 1 to 100."`
+	Queries     int           `default:"500" help:"Queries a second (rebuild-live); there are two commands for five queries. 5 to 10,000."`
 	CPUProfile  string        `name:"cpuprofile" placeholder:"FILE" help:"Write a CPU profile of what is measured. The limit's part has the label part=limit (go tool pprof -tagignore limit)."`
 	MemProfile  string        `name:"memprofile" placeholder:"FILE" help:"Write a heap profile of what the shards hold (shards)."`
 	DataDir     string        `name:"data-dir" hidden:"" help:"Where to put the temporary directory."`
@@ -112,6 +113,8 @@ func (c Cmd) validate() error {
 		return settings.Usage("--existing must be 0 to 10,000,000")
 	case c.Name == "town" && (c.Concurrency < 1 || c.Concurrency > maxTownConcurrency):
 		return settings.Usage("--concurrency must be 1 to %d", maxTownConcurrency)
+	case c.Name == "rebuild-live" && (c.Queries < 5 || c.Queries > 10_000):
+		return settings.Usage("--queries must be 5 to 10,000")
 	case c.Partitions < 1 || c.Partitions > 1024:
 		return settings.Usage("--partitions must be 1 to 1024")
 	case len(c.Brokers) > 0 && c.Broker == "embedded":

@@ -135,7 +135,7 @@ func TestBenchesHaveTheirRows(t *testing.T) {
 			defer cancel()
 			var out bytes.Buffer
 			var progress lockedText
-			c := Cmd{Name: name, JSON: true, Rounds: 1, Duration: 50 * time.Millisecond, Count: count, DataDir: t.TempDir(), out: &out, progressOut: &progress}
+			c := Cmd{Name: name, JSON: true, Rounds: 1, Duration: 50 * time.Millisecond, Count: count, Queries: 50, DataDir: t.TempDir(), out: &out, progressOut: &progress}
 			c.Partitions, c.DatabaseURL = 4, postgrestest.URL(t)
 			if name == "town" { // it measures a Postgres that it starts itself
 				c.Concurrency, c.DatabaseURL = 4, ""

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -15,18 +16,17 @@ import (
 	"tomato/domain"
 )
 
-const (
-	trafficCommands = 200 // a second
-	trafficQueries  = 500 // a second; half of them with a fresh Consistency-Token
-	trafficCallers  = 64  // for commands; twice as many for queries
-)
+// trafficCallers is how many commands are under way at the same time, at most; queries are
+// twice as many.
+const trafficCallers = 64
 
 // traffic is commands and queries that come to a server at fixed rates until it is
 // stopped. Safe for concurrent use.
 type traffic struct {
-	url string
-	ops string   // an operator's access token
-	old []string // ids of orders that are over
+	url       string
+	perSecond float64  // queries; there are two commands for five queries
+	ops       string   // an operator's access token
+	old       []string // ids of orders that are over
 
 	mu       sync.Mutex // guards what follows
 	fresh    answered   // of the last command
@@ -50,36 +50,36 @@ type timedQuery struct {
 	took time.Duration
 }
 
-// start lets the traffic come. stop ends it, and returns the first error of a command; a
-// query that fails is counted and ends nothing.
+// start lets the traffic come. stop ends it when all that was due is answered, and returns
+// the first error of a command; a query that fails is counted and ends nothing.
 func (t *traffic) start(ctx context.Context) (stop func() error) {
-	ended := make(chan struct{})
-	over := func(int) bool {
-		select {
-		case <-ended:
-			return true
-		default:
-			return false
+	var ended atomic.Pointer[time.Duration] // since the beginning; nil before the end
+	begun := time.Now()
+	over := func(perSecond float64) func(i int) bool {
+		return func(i int) bool {
+			end := ended.Load()
+			return end != nil && float64(i) > perSecond*end.Seconds()
 		}
 	}
 	commands, queries := newHTTPConns(t.url, trafficCallers), newHTTPConns(t.url, 2*trafficCallers)
 	open := make([]answered, trafficCallers) // the order that each caller has placed and not cancelled
 	var eg errgroup.Group
 	eg.Go(func() error {
-		_, err := openLoop(ctx, len(commands), trafficCommands, over, func(_ context.Context, caller, _ int, _ time.Time) error {
+		_, err := openLoop(ctx, len(commands), t.perSecond*2/5, over(t.perSecond*2/5), func(_ context.Context, caller, _ int, _ time.Time) error {
 			return t.command(commands[caller], caller, &open[caller])
 		})
 		return err
 	})
 	eg.Go(func() error {
-		_, err := openLoop(ctx, len(queries), trafficQueries, over, func(_ context.Context, caller, i int, due time.Time) error {
+		_, err := openLoop(ctx, len(queries), t.perSecond, over(t.perSecond), func(_ context.Context, caller, i int, due time.Time) error {
 			t.query(queries[caller], i, due)
 			return nil
 		})
 		return err
 	})
 	return func() error {
-		close(ended)
+		end := time.Since(begun)
+		ended.Store(&end)
 		err := eg.Wait()
 		closeAll(commands)
 		closeAll(queries)

@@ -54,7 +54,7 @@ func (b *run) rebuildLive(ctx context.Context) error {
 	if err := passed(ctx, models, h.token(), projections.Orders, projections.Payments); err != nil {
 		return err
 	}
-	t := &traffic{url: ch.url}
+	t := &traffic{url: ch.url, perSecond: float64(b.Queries)}
 	if t.ops, err = (tokens{}).of(benchOps); err != nil {
 		return err
 	}
