@@ -44,6 +44,12 @@ func (w *worker) handlerTx(ctx context.Context, fn func(tx pgx.Tx) error) error 
 	ctx, cancel := context.WithTimeout(ctx, handlerTimeout)
 	defer cancel()
 	begin := "begin; set local idle_in_transaction_session_timeout = " + strconv.Itoa(int(w.g.r.state.idleTx.Milliseconds()))
+	if w.g.c.Rows != nil {
+		// Handlers of rows find them by key. Postgres keeps the plan of a statement that
+		// it made while the table was small, and would scan the whole table, however large
+		// it has become, until the table is analysed.
+		begin += "; set local enable_seqscan = off"
+	}
 	tx, err := w.g.db().BeginTx(ctx, pgx.TxOptions{BeginQuery: begin})
 	if err != nil {
 		return ownError(err)

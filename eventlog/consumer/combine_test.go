@@ -119,3 +119,22 @@ func TestATransactionThatHangsDoesNotHoldUpTheOthers(t *testing.T) {
 	close(gate)
 	eventually(t, "the one that hung is done", func() bool { return slices.Equal(l.of("hangs"), upTo(1)) })
 }
+
+// A handler of rows is given a transaction in which Postgres does not scan tables where
+// an index will do.
+func TestHandlersOfRowsUseIndexes(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, eventlogtest.Embedded(t), eventlog.Subscription{Name: "indexed", Topics: []string{eventlog.Orders}})
+	b.generation("indexed", 1)
+	said := make(chan string, 10)
+	start(t, b.runtime(), consumer.Consumer{Name: "indexed", Generation: 1, Topics: []string{eventlog.Orders}, Rows: func(ctx context.Context, tx pgx.Tx, _ []eventlog.Event) error {
+		var scans string
+		err := tx.QueryRow(ctx, `SHOW enable_seqscan`).Scan(&scans)
+		said <- scans
+		return err
+	}})
+	b.produceOne("a")
+	if got := <-said; got != "off" {
+		t.Errorf("enable_seqscan is %s", got)
+	}
+}
