@@ -60,6 +60,7 @@ var parts = map[string][]string{
 	"domain":      {},
 	"eventlog":    {"domain"},
 	"httpapi":     {"domain"},
+	"feedclient":  {"domain"},
 	"migrations":  {"eventlog"},
 	"commandside": {"domain", "eventlog", "httpapi"},
 	"projections": {"domain", "eventlog", "migrations"},
@@ -96,6 +97,7 @@ var imports = map[string]string{
 	"eventlog/kafkaprocess":    "eventlog/childprocess eventlog/filelock",
 	"eventlog/pgerr":           "eventlog",
 	"eventlog/subjectkeys":     "domain domain/order domain/rider eventlog",
+	"feedclient":               "domain domain/order",
 	"httpapi":                  "domain domain/order domain/restaurant",
 	"migrations":               "eventlog/pgerr",
 	"migrations/cluster":       "eventlog/childprocess eventlog/filelock",
@@ -192,6 +194,7 @@ var readClock = map[string]string{
 	"projections/riders_upkeep.go":        "takes riders whose location is too old out of the index of searches, which no rebuild compares",
 	"projections/search.go":               "leaves out riders whose location is too old",
 	"projections/status.go":               "shows how far a read model is behind",
+	"projections/realtime/history.go":     "waits before it reads the log back again",
 	"projections/realtime/realtime.go":    "begins with the locations of the last minutes",
 }
 
