@@ -194,6 +194,7 @@ var readClock = map[string]string{
 	"projections/riders_upkeep.go":        "takes riders whose location is too old out of the index of searches, which no rebuild compares",
 	"projections/search.go":               "leaves out riders whose location is too old",
 	"projections/status.go":               "shows how far a read model is behind",
+	"projections/realtime/base.go":        "notes when it recorded how far the feed is; no message has it",
 	"projections/realtime/history.go":     "waits before it reads the log back again",
 	"projections/realtime/realtime.go":    "begins with the locations of the last minutes",
 }
