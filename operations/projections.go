@@ -34,6 +34,16 @@ type generationInput struct {
 	Body generationBody
 }
 
+type switchBody struct {
+	generationBody
+	Force bool `json:"force,omitempty" doc:"Switch although the generation is behind the one that serves, so that queries show old rows."`
+}
+
+type switchInput struct {
+	readModelInput
+	Body switchBody
+}
+
 type verifyBody struct {
 	Generation int `json:"generation,omitempty" minimum:"0" maximum:"1000000000" doc:"The one to compare the rows with; 0, the default: the newest one that is kept up to date beside the one that serves."`
 }
@@ -151,8 +161,8 @@ func (o *Operations) listSkipped(ctx context.Context, in *skippedInput) (*skippe
 	return out, nil
 }
 
-func (o *Operations) switchProjection(ctx context.Context, in *generationInput) (*projectionsOutput, error) {
-	if err := o.operator(ctx).Switch(ctx, projections.Generation{Model: in.Model, Number: in.Body.Generation}); err != nil {
+func (o *Operations) switchProjection(ctx context.Context, in *switchInput) (*projectionsOutput, error) {
+	if err := o.operator(ctx).Switch(ctx, projections.Generation{Model: in.Model, Number: in.Body.Generation}, in.Body.Force); err != nil {
 		return nil, projectionProblem(err)
 	}
 	return o.getProjections(ctx, nil)

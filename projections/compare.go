@@ -117,14 +117,12 @@ func (m *ReadModels) bothAt(ctx context.Context, fn func(first, second pgx.Tx) e
 // snapshot runs fn in a transaction that sees the database as of one moment. It has a
 // connection of its own.
 func (m *ReadModels) snapshot(ctx context.Context, fn func(tx pgx.Tx) error) error {
-	conn, err := pgx.ConnectConfig(ctx, m.DB.Config().ConnConfig)
+	conn, err := m.connect(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	// The transaction waits while the other generation catches up, so it may be idle.
-	options := pgx.TxOptions{BeginQuery: `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 0`}
-	return pgx.BeginTxFunc(ctx, conn, options, fn)
+	return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, fn)
 }
 
 // compare compares the folded tables of a and b.

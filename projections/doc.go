@@ -91,6 +91,7 @@
 //	reading.go          queries, and their wait for a token
 //	lock.go             the lock of a read model
 //	switch.go           switch and drop
+//	sweep.go            removes what dropped generations have left
 //	operator.go         what operators do to read models, which is recorded; the comparison with the standby
 //	skip.go             an event is skipped in all generations
 //	history.go          old history is removed

@@ -183,7 +183,7 @@ func TestAnOlderStandbyGoesWithAllThatBelongsToIt(t *testing.T) {
 		if err := b.m.Drop(t.Context(), three); err == nil {
 			t.Error("the serving generation was dropped")
 		}
-		if err := b.m.Switch(t.Context(), two); err != nil {
+		if err := b.m.Switch(t.Context(), two, false); err != nil {
 			t.Fatal(err)
 		}
 		if states := b.states(projections.Restaurants); states[2] != projections.StateServing || states[3] != projections.StateStandby {
@@ -192,7 +192,7 @@ func TestAnOlderStandbyGoesWithAllThatBelongsToIt(t *testing.T) {
 		if err := b.m.Drop(t.Context(), three); err != nil {
 			t.Error(err)
 		}
-		if err := b.m.Switch(t.Context(), three); err == nil {
+		if err := b.m.Switch(t.Context(), three, false); err == nil {
 			t.Error("switched to a generation that is not there")
 		}
 		if states := b.states(projections.Restaurants); len(states) != 1 {

@@ -5,11 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/twmb/franz-go/pkg/kadm"
+
 	"tomato/domain/order"
 	"tomato/eventlog"
+	"tomato/eventlog/eventlogtest"
 	"tomato/projections"
 )
 
@@ -200,4 +205,209 @@ func TestWhatCannotBeComparedIsNotSwitchedTo(t *testing.T) {
 	if result, err = b.rebuild(ctx, b.models(), projections.RebuildOptions{Resume: true, AcceptDifferences: true}); err != nil || !result.Switched || result.Comparison.Skipped == "" {
 		t.Errorf("%+v, %v", result, err)
 	}
+}
+
+// While a rebuild with --throttle catches up with many events, Postgres must not have to
+// keep old versions of rows.
+func TestNoTransactionIsOpenWhileAThrottledRebuildCatchesUp(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.project(b.m)
+	token := b.w.Append(eventlog.Orders, orderID(0), life(0)...)
+	b.passed(projections.Orders, token)
+	more, oldest := false, 0
+	result, err := b.rebuild(t.Context(), b.models(), projections.RebuildOptions{EventsPerSecond: 200, Progress: func(p projections.Progress) {
+		switch {
+		case p.Phase == projections.PhaseIndexing && !more:
+			more = true
+			for n := 1; n < 100; n++ {
+				token.Merge(b.w.Append(eventlog.Orders, orderID(n), life(n)...))
+			}
+			b.passed(projections.Orders, token)
+		case p.Phase == projections.PhaseCatchingUp && p.Share < 0.7:
+			oldest = max(oldest, b.number(`SELECT coalesce(max(extract(epoch FROM now() - xact_start)), 0)::int FROM pg_stat_activity
+				WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid() AND datname = current_database() AND state LIKE 'idle in%'`))
+		}
+	}})
+	if err != nil || !result.Switched || !result.Comparison.Equal() || result.Comparison.Rows != 1000 {
+		t.Errorf("%+v, %v", result, err)
+	}
+	if oldest > 0 {
+		t.Errorf("a transaction was open for %d s", oldest)
+	}
+}
+
+// Only the standby can be switched to, no rebuild may be unfinished, and a standby that is
+// behind serves only by force.
+func TestASwitchMustBeSound(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	stop := b.project(b.m)
+	b.passed(projections.Orders, b.w.Append(eventlog.Orders, orderID(1), life(1)...))
+	b.rebuilt()
+	stop()
+	b.exec(`UPDATE tomato.checkpoints SET next_offset = next_offset - 2 WHERE consumer = 'orders' AND generation = 1 AND next_offset > 2`)
+	var state *projections.StateError
+	if err := b.m.Switch(t.Context(), generation(1), false); !errors.As(err, &state) || !strings.Contains(err.Error(), "2 events behind") || !strings.Contains(err.Error(), "--force") {
+		t.Errorf("switched to a generation that is behind: %v", err)
+	}
+	b.interrupt(projections.RebuildOptions{}, projections.PhaseHandingOver, 0)
+	var unfinished *projections.UnfinishedError
+	for n := range 3 {
+		if err := b.m.Switch(t.Context(), generation(n+1), true); !errors.As(err, &unfinished) {
+			t.Errorf("switched to %d beside an unfinished rebuild: %v", n+1, err)
+		}
+	}
+	if _, err := b.m.CancelRebuild(t.Context(), projections.Orders); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.m.Switch(t.Context(), generation(1), true); err != nil || b.states(projections.Orders)[1] != projections.StateServing {
+		t.Errorf("%v, states %v", err, b.states(projections.Orders))
+	}
+}
+
+// A database may end idle sessions and long statements. A rebuild has both.
+func TestARebuildHasNoLimitsOfTime(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.project(b.m)
+	token := eventlog.Token{}
+	for n := range 20 {
+		token.Merge(b.w.Append(eventlog.Orders, orderID(n), life(n)...))
+	}
+	b.passed(projections.Orders, token)
+	b.exec(`CREATE FUNCTION slow_index() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+		IF EXISTS (SELECT FROM pg_event_trigger_ddl_commands() WHERE object_identity = 'orders_g2.orders_by_closed') THEN PERFORM pg_sleep(3); END IF; END $$`)
+	b.exec(`CREATE EVENT TRIGGER slow_index ON ddl_command_end WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION slow_index()`)
+	b.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET idle_session_timeout = ''400ms''', current_database()); END $$`)
+	config := b.db.Config().Copy()
+	config.ConnConfig.RuntimeParams["statement_timeout"] = "2s"
+	db, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	m := b.models()
+	m.DB = db
+	holder := func() int {
+		return b.number(`SELECT coalesce(max(pid), 0) FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+			AND (classid::bigint << 32 | objid::bigint) = hashtextextended('tomato read model orders', 0)`)
+	}
+	first := 0
+	result, err := b.rebuild(t.Context(), m, projections.RebuildOptions{EventsPerSecond: 100, Progress: func(p projections.Progress) {
+		switch pid := holder(); {
+		case first == 0:
+			first = pid
+		case pid != first && p.Phase != projections.PhaseSwitched:
+			t.Errorf("in %s session %d has the lock, and at first %d had it", p.Phase, pid, first)
+		}
+	}})
+	if err != nil || !result.Switched || first == 0 {
+		t.Errorf("%+v, %v, lock of %d", result, err, first)
+	}
+}
+
+// A statement that was canceled is no outage that passes when one waits.
+func TestACanceledStatementEndsARebuildAtOnce(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.project(b.m)
+	b.passed(projections.Orders, b.w.Append(eventlog.Orders, orderID(1), life(1)...))
+	b.exec(`CREATE FUNCTION canceled() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'canceling statement' USING ERRCODE = '57014'; END $$`)
+	b.exec(`CREATE TRIGGER canceled BEFORE UPDATE ON tomato.checkpoints FOR EACH ROW WHEN (NEW.generation = 2 AND NEW.next_offset > OLD.next_offset) EXECUTE FUNCTION canceled()`)
+	begun := time.Now()
+	if _, err := b.rebuild(t.Context(), b.models(), projections.RebuildOptions{}); err == nil || time.Since(begun) > time.Minute {
+		t.Errorf("after %v: %v", time.Since(begun), err)
+	}
+}
+
+// The session with the lock ends, and another process takes the lock. The rebuild stops.
+func TestARebuildThatLosesItsLockStops(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.project(b.m)
+	token := eventlog.Token{}
+	for n := range 60 {
+		token.Merge(b.w.Append(eventlog.Orders, orderID(n), life(n)...))
+	}
+	b.passed(projections.Orders, token)
+	const lock = `hashtextextended('tomato read model orders', 0)`
+	conn, err := b.db.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	var taking sync.WaitGroup
+	begun := false
+	_, err = b.rebuild(t.Context(), b.models(), projections.RebuildOptions{EventsPerSecond: 4, Progress: func(projections.Progress) {
+		if begun {
+			return
+		}
+		begun = true
+		taking.Go(func() {
+			_, _ = conn.Exec(t.Context(), `SELECT pg_advisory_lock(`+lock+`)`)
+		})
+		b.eventually("somebody waits for the lock", func() bool {
+			return b.number(`SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) == 1
+		})
+		b.exec(`SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+			AND (classid::bigint << 32 | objid::bigint) = ` + lock)
+	}})
+	taking.Wait()
+	if !errors.Is(err, projections.ErrRunning) || !strings.Contains(err.Error(), "the connection with the lock of the read model was lost") {
+		t.Errorf("%v", err)
+	}
+	if _, err := conn.Exec(t.Context(), `SELECT pg_advisory_unlock_all()`); err != nil {
+		t.Error(err)
+	}
+}
+
+// Something holds a lock on a table of a generation that has gone, such as a dump. Nobody
+// waits for it for ever, and what is left is removed by the next process that projects.
+func TestADropIsBoundedAndIsFinishedByTheNextProcess(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	stop := b.project(b.m)
+	b.passed(projections.Orders, b.w.Append(eventlog.Orders, orderID(1), life(1)...))
+	dump, err := b.db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dump.Exec(t.Context(), `LOCK TABLE orders_g1.orders IN ACCESS SHARE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	if result, err := b.rebuild(t.Context(), b.models(), projections.RebuildOptions{DropOld: true}); err != nil || !result.Switched || time.Since(begun) > time.Minute {
+		t.Errorf("%+v, %v, after %v", result, err, time.Since(begun))
+	}
+	if s := b.states(projections.Orders); s[1] != projections.StateGone || s[2] != projections.StateServing {
+		t.Errorf("states %v", s)
+	}
+	if err := dump.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	adm := kadm.NewClient(eventlogtest.Client(t, b.cfg))
+	group := func() bool {
+		groups, err := adm.ListGroups(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, is := groups["tomato.orders.g1"]
+		return is
+	}
+	if err := b.m.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.exec(`DROP SCHEMA orders_g1 CASCADE`) // as if that process had ended after it had removed all but the group
+	b.exec(`DELETE FROM tomato.generations WHERE model = 'orders' AND generation = 1`)
+	// Another one was left with its tables.
+	if _, err := b.rebuild(t.Context(), b.models(), projections.RebuildOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	b.exec(`UPDATE tomato.generations SET state = 'gone' WHERE model = 'orders' AND generation = 2`)
+	b.project(b.models())
+	b.eventually("everything is removed", func() bool {
+		return len(b.states(projections.Orders)) == 1 && !group() && b.number(`SELECT count(*) FROM pg_namespace WHERE nspname IN ('orders_g1', 'orders_g2')`) == 0
+	})
 }

@@ -31,7 +31,7 @@ func (m *ReadModels) lock(ctx context.Context, model string, wait bool) (*lock, 
 func (l *lock) take(ctx context.Context, wait bool) error {
 	// The lock has a connection of its own. If it took one of the pool, a rebuild
 	// would hold that one while its own workers wait for connections.
-	conn, err := pgx.ConnectConfig(ctx, l.m.DB.Config().ConnConfig)
+	conn, err := l.m.connect(ctx)
 	if err != nil {
 		return err
 	}
@@ -49,6 +49,35 @@ func (l *lock) take(ctx context.Context, wait bool) error {
 		l.unlock()
 	}
 	return err
+}
+
+// unboundedSQL lifts the limits of time that a database or a role may set for all its
+// sessions, for the present transaction or, if its argument is false, for the session. A
+// rebuild has statements that take long, and sessions that wait for others.
+const unboundedSQL = `SELECT set_config(name, '0', $1) FROM pg_settings
+	WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_session_timeout', 'idle_in_transaction_session_timeout')`
+
+// connect opens a connection of its own, which has no limits of time.
+func (m *ReadModels) connect(ctx context.Context) (*pgx.Conn, error) {
+	conn, err := pgx.ConnectConfig(ctx, m.DB.Config().ConnConfig)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.Exec(ctx, unboundedSQL, false); err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx))
+		return nil, err
+	}
+	return conn, nil
+}
+
+// unbounded runs fn in a transaction that has no limits of time.
+func (m *ReadModels) unbounded(ctx context.Context, fn func(tx pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, m.DB, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, unboundedSQL, true); err != nil {
+			return err
+		}
+		return fn(tx)
+	})
 }
 
 // hold takes the lock again if its session has ended, as when the database was

@@ -34,24 +34,15 @@ func (e *StateError) Error() string {
 	return fmt.Sprintf("%s %s. `tomato projections list` shows the generations and their states", e.Generation, e.Problem)
 }
 
-// Switch makes a generation serve, as ReadModels.Switch does. It fails with *StateError if
-// the generation is behind the one that serves and does not catch up within seconds: no
-// process brings it up to date then, and queries would show old rows.
-func (o Operator) Switch(ctx context.Context, g Generation) error {
+// Switch makes the standby serve.
+func (o Operator) Switch(ctx context.Context, g Generation, force bool) error {
 	if err := o.known(g.Model); err != nil {
 		return err
 	}
-	behind, err := o.Models.behind(ctx, g)
-	if err != nil {
+	if err := o.Models.Switch(ctx, g, force); err != nil {
 		return err
 	}
-	if behind > 0 {
-		return &StateError{g, fmt.Sprintf("is %d events behind the generation that serves, and does not catch up. Start `tomato serve` with the role project in the version that made it, and switch then", behind)}
-	}
-	if err := o.Models.Switch(ctx, g); err != nil {
-		return err
-	}
-	return o.record(ctx, "switch", g.Model, map[string]any{"generation": g.Number})
+	return o.record(ctx, "switch", g.Model, map[string]any{"generation": g.Number, "force": force})
 }
 
 // Drop removes a generation.

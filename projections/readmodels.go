@@ -2,7 +2,6 @@ package projections
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -64,8 +63,7 @@ func (m *ReadModels) log() *slog.Logger {
 
 // Ensure makes the first generation of each read model that has none. It does not change
 // the tables of those that exist: another fold needs a rebuild. The schema tomato must
-// exist. Several processes may call it at once. It also removes what dropped generations
-// have left, unless a rebuild is running. It fails with *eventlog.LostBeginning if a
+// exist. Several processes may call it at once. It fails with *eventlog.LostBeginning if a
 // generation would begin to read a log whose first records have been deleted, because
 // the rows would be made of half a history.
 func (m *ReadModels) Ensure(ctx context.Context) error {
@@ -108,20 +106,6 @@ func (m *ReadModels) ensure(ctx context.Context, client *kgo.Client, known *gene
 				return err
 			}
 		}
-	}
-	if m.NoDDL || !known.hasGone(model) {
-		return nil
-	}
-	l, err := m.lock(ctx, model, false)
-	if errors.Is(err, ErrRunning) {
-		return nil // who has the lock removes what is gone
-	}
-	if err != nil {
-		return err
-	}
-	defer l.unlock()
-	if err := m.removeGone(ctx, model); err != nil {
-		m.log().Warn("a dropped generation is not removed yet; the next rebuild of the read model removes it", "model", model, "err", err)
 	}
 	return nil
 }
@@ -207,7 +191,8 @@ func (g Generation) Consumer() consumer.Consumer {
 // Project keeps generations up to date until ctx ends: those of this process's folds that
 // serve, that a rebuild has verified, and that served before. It starts a consumer when a
 // generation becomes one of these, and stops it when the generation is dropped. It does
-// not write to generations of other folds; see RebuildDue. Follow must be running. It
+// not write to generations of other folds; see RebuildDue. It also removes what is left of
+// generations that have gone. Follow must be running. It
 // returns nil when ctx ends, or the first error of a consumer.
 func (m *ReadModels) Project(ctx context.Context, runtime *consumer.Runtime) error {
 	running := map[Generation]func(){}
@@ -218,6 +203,9 @@ func (m *ReadModels) Project(ctx context.Context, runtime *consumer.Runtime) err
 	defer cancel()
 	if err := m.Refresh(ctx); err != nil {
 		return err
+	}
+	if !m.NoDDL {
+		all.Go(func() { m.sweep(ctx) })
 	}
 	for {
 		now, changed, err := m.changed(ctx)

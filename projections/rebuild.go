@@ -99,6 +99,7 @@ type rebuild struct {
 	targets map[eventlog.TopicPartition]int64
 	indexes []string // the statements of missing indexes; nil before they are dropped
 	folds   map[eventlog.TopicPartition]*partitionFold
+	hurry   atomic.Bool // limiter does not count
 	leaving atomic.Bool // this process removes the generation itself
 }
 
@@ -156,13 +157,15 @@ func (m *ReadModels) Rebuild(ctx context.Context, model string, o RebuildOptions
 	result := RebuildResult{Generation: r.g, Before: r.before}
 	watched, stop := r.watch(ctx)
 	err = r.run(watched, &result)
-	canceled := errors.Is(context.Cause(watched), ErrCanceled)
+	cause := context.Cause(watched)
 	stop()
 	switch {
 	case err == nil:
 		return result, nil
-	case canceled:
+	case errors.Is(cause, ErrCanceled):
 		return result, ErrCanceled
+	case errors.Is(cause, ErrRunning):
+		err = errLockLost
 	case result.Switched:
 		return result, fmt.Errorf("%s serves, but not everything is done: %w", r.g, err)
 	case o.DryRun && errors.As(err, new(*DifferencesError)): // the generation is removed
@@ -327,7 +330,8 @@ func (r *rebuild) fillTables(ctx context.Context) error {
 			return fmt.Errorf("preparing the tables: %w", err)
 		}
 	}
-	if err := r.foldTo(ctx, PhaseFilling, r.targets, true); err != nil {
+	r.meter.begin(PhaseFilling, r.targets)
+	if err := r.foldTo(ctx, r.targets, true); err != nil {
 		return fmt.Errorf("filling the tables: %w", err)
 	}
 	if err := r.makeIndexes(ctx); err != nil {
@@ -337,11 +341,17 @@ func (r *rebuild) fillTables(ctx context.Context) error {
 		if err := r.copyUnfolded(ctx); err != nil {
 			return err
 		}
-		for _, name := range foldedNames(r.g.Model) {
-			// Without statistics, Postgres plans as for empty tables and scans them whole.
-			if _, err := r.m.DB.Exec(ctx, `ANALYZE `+r.g.Schema()+`.`+name); err != nil {
-				return err
+		err := r.m.unbounded(ctx, func(tx pgx.Tx) error {
+			for _, name := range foldedNames(r.g.Model) {
+				// Without statistics, Postgres plans as for empty tables and scans them whole.
+				if _, err := tx.Exec(ctx, `ANALYZE `+r.g.Schema()+`.`+name); err != nil {
+					return err
+				}
 			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 		return r.setState(ctx, StateCatchingUp)
 	})
@@ -380,8 +390,12 @@ func (r *rebuild) setState(ctx context.Context, to State) error {
 	return err
 }
 
+// errLockLost means that the session with the lock has ended, and another process has
+// taken the lock.
+var errLockLost = fmt.Errorf("the connection with the lock of the read model was lost, and then: %w", ErrRunning)
+
 // watch returns a context that ends with the cause ErrCanceled when another process has
-// canceled the rebuild.
+// canceled the rebuild, and with ErrRunning when another process has taken the lock.
 func (r *rebuild) watch(ctx context.Context) (watched context.Context, stop func()) {
 	watched, cancel := context.WithCancelCause(ctx)
 	done := make(chan struct{})
@@ -392,6 +406,9 @@ func (r *rebuild) watch(ctx context.Context) (watched context.Context, stop func
 			err := r.m.DB.QueryRow(watched, `SELECT state FROM tomato.generations WHERE model = $1 AND generation = $2`, r.g.Model, r.g.Number).Scan(&state)
 			if !r.leaving.Load() && (errors.Is(err, pgx.ErrNoRows) || err == nil && state == StateGone) {
 				cancel(ErrCanceled)
+			}
+			if err := r.holdLock(watched); err != nil {
+				cancel(err)
 			}
 		}
 	}()

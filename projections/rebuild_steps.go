@@ -28,9 +28,14 @@ const outageLimit = 2 * time.Minute
 // diskFull is what Postgres answers when it has no more room.
 const diskFull = "53100"
 
-// foldTo folds every partition up to its target, foldWorkers at a time.
-func (r *rebuild) foldTo(ctx context.Context, phase Phase, targets map[eventlog.TopicPartition]int64, bulk bool) error {
-	r.meter.begin(phase, targets)
+// bounds are the answers that do not change when one waits: no more room, a statement
+// that was canceled because of a limit of time or by hand, more temporary files than a
+// session may have.
+var bounds = []string{diskFull, "57014", "53400"}
+
+// foldTo folds every partition up to its target, foldWorkers at a time. The caller has
+// begun the phase.
+func (r *rebuild) foldTo(ctx context.Context, targets map[eventlog.TopicPartition]int64, bulk bool) error {
 	eg, ctx := errgroup.WithContext(ctx)
 	eg.SetLimit(foldWorkers)
 	for _, tp := range slices.SortedFunc(maps.Keys(targets), func(a, b eventlog.TopicPartition) int { return int(a.Partition - b.Partition) }) {
@@ -43,7 +48,7 @@ func (r *rebuild) foldTo(ctx context.Context, phase Phase, targets map[eventlog.
 
 // throttle waits until the next record may be read.
 func (r *rebuild) throttle(ctx context.Context) error {
-	if r.limiter == nil {
+	if r.limiter == nil || r.hurry.Load() {
 		return nil
 	}
 	return r.limiter.Wait(ctx)
@@ -80,9 +85,9 @@ func (r *rebuild) again(ctx context.Context, step func(ctx context.Context) erro
 }
 
 // outage reports whether a step failed because something did not answer, so that it may
-// succeed later. A full disk is none, because waiting does not help.
+// succeed later.
 func outage(err error) bool {
-	if pgerr.Code(err) == diskFull || errors.Is(err, eventlog.ErrPoison) {
+	if slices.Contains(bounds, pgerr.Code(err)) || errors.Is(err, eventlog.ErrPoison) {
 		return false
 	}
 	return pgerr.Unavailable(err) || pgerr.Conflict(err) || pgerr.Code(err) == "" && (errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF))
@@ -148,12 +153,12 @@ func (r *rebuild) makeIndexes(ctx context.Context) error {
 		}
 	})
 	defer stop()
-	eg, ctx := errgroup.WithContext(ctx)
+	eg, building := errgroup.WithContext(ctx) // not ctx, which the meter reads meanwhile
 	eg.SetLimit(2)
 	for _, sql := range r.indexes {
 		eg.Go(func() error {
-			err := r.again(ctx, func(ctx context.Context) error {
-				return pgx.BeginFunc(ctx, r.m.DB, func(tx pgx.Tx) error {
+			err := r.again(building, func(ctx context.Context) error {
+				return r.m.unbounded(ctx, func(tx pgx.Tx) error {
 					var missing bool // it is there if the answer of the commit was lost
 					err := tx.QueryRow(ctx, `SELECT $3 = ANY (indexes) FROM tomato.generations WHERE model = $1 AND generation = $2`, r.g.Model, r.g.Number, sql).Scan(&missing)
 					if err != nil || !missing {

@@ -114,7 +114,7 @@ func (m *ReadModels) Unskip(ctx context.Context, model string, at eventlog.Posit
 }
 
 // exclusive takes the lock of the read model, and makes sure that no rebuild of it is
-// unfinished: a rebuild reads the skipped events when it begins.
+// unfinished: a rebuild reads the skipped events when it begins, and ends with a switch.
 func (m *ReadModels) exclusive(ctx context.Context, model string) (unlock func(), err error) {
 	l, err := m.lock(ctx, model, false)
 	if err != nil {

@@ -450,7 +450,7 @@ func TestAGenerationThatIsBehindNeitherServesNorIsCompared(t *testing.T) {
 	<-ended
 	operator := projections.Operator{Models: b.m, Who: "anna"}
 	var state *projections.StateError
-	if err := operator.Switch(t.Context(), generation(1)); !errors.As(err, &state) || !strings.Contains(err.Error(), "is 5 events behind") {
+	if err := operator.Switch(t.Context(), generation(1), false); !errors.As(err, &state) || !strings.Contains(err.Error(), "is 5 events behind") {
 		t.Errorf("switched: %v", err)
 	}
 	if _, err := b.m.Verify(t.Context(), projections.Orders, 1); !errors.As(err, &state) || !strings.Contains(err.Error(), "at no moment") {
@@ -464,7 +464,7 @@ func TestAGenerationThatIsBehindNeitherServesNorIsCompared(t *testing.T) {
 	}
 	b.project(b.models())
 	b.passes(generation(1), token)
-	if err := operator.Switch(t.Context(), generation(1)); err != nil {
+	if err := operator.Switch(t.Context(), generation(1), false); err != nil {
 		t.Error(err)
 	}
 	if n := b.number(`SELECT count(*) FROM tomato.read_model_actions WHERE who = 'anna' AND action = 'switch' AND model = 'orders'`); n != 1 {

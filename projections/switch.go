@@ -14,16 +14,28 @@ import (
 	"tomato/eventlog/pgerr"
 )
 
-// Switch makes a generation the one that serves: one that a rebuild has verified, or the
-// standby, to go back to it. The generation that served before becomes the standby, and
-// an older standby goes. It fails if g is in another state, and with ErrRunning if a
-// rebuild of the read model is running.
-func (m *ReadModels) Switch(ctx context.Context, g Generation) error {
-	l, err := m.lock(ctx, g.Model, false)
+// Switch makes the standby the generation that serves, and the one that served before the
+// standby. It fails with *StateError if g is not the standby, or if it is behind the one
+// that serves and does not catch up within seconds: nobody brings it up to date then, and
+// queries would show old rows. With force, it switches although g is behind. It fails with
+// *UnfinishedError while a rebuild of the read model is unfinished, and with ErrRunning
+// while one is running.
+func (m *ReadModels) Switch(ctx context.Context, g Generation, force bool) error {
+	unlock, err := m.exclusive(ctx, g.Model)
 	if err != nil {
 		return err
 	}
-	defer l.unlock()
+	defer unlock()
+	if !force {
+		behind, err := m.behind(ctx, g)
+		if err != nil {
+			return err
+		}
+		if behind > 0 {
+			return &StateError{g, fmt.Sprintf("is %d events behind the generation that serves, and does not catch up. Start `tomato serve` with the role project in the version that made it, and switch then. "+
+				"With --force it serves all the same, with old rows, and a position of a rider who was erased more than a day after it stopped stays in it", behind)}
+		}
+	}
 	if err := m.switchTo(ctx, g); err != nil {
 		return err
 	}
@@ -114,7 +126,12 @@ func (m *ReadModels) removeGone(ctx context.Context, model string) error {
 		return err
 	}
 	for _, n := range numbers {
-		if err := m.remove(ctx, Generation{model, n}); err != nil {
+		err := m.remove(ctx, Generation{model, n})
+		if pgerr.Conflict(err) {
+			m.log().Warn("a generation that has gone is not removed yet, because something else uses its tables; `tomato serve` tries again", "generation", Generation{model, n}.String(), "err", err)
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("removing %s: %w", Generation{model, n}, err)
 		}
 	}
@@ -132,19 +149,25 @@ func (m *ReadModels) removeGone(ctx context.Context, model string) error {
 // which has some of the locks and waits for others goes on.
 const dropLockTimeout = 200 * time.Millisecond
 
+// dropLimit is how long the removal is tried while something else uses the tables, such as
+// a dump of the database.
+const dropLimit = 10 * time.Second
+
 // remove removes the generation's schema and its row. The checkpoints and the parked
-// events go with the row (a foreign key), and cannot come back.
+// events go with the row (a foreign key), and cannot come back. It fails with a conflict
+// if the tables are in use for dropLimit.
 func (m *ReadModels) remove(ctx context.Context, g Generation) error {
-	for {
+	for until := time.Now().Add(dropLimit); ; {
 		err := pgx.BeginFunc(ctx, m.DB, func(tx pgx.Tx) error {
 			batch := &pgx.Batch{}
+			batch.Queue(unboundedSQL, true)
 			batch.Queue(fmt.Sprintf(`SET LOCAL lock_timeout = %d`, dropLockTimeout.Milliseconds()))
 			batch.Queue(`DROP SCHEMA IF EXISTS ` + g.Schema() + ` CASCADE`)
 			batch.Queue(`SET LOCAL lock_timeout = 0`)
 			batch.Queue(`DELETE FROM tomato.generations WHERE model = $1 AND generation = $2 AND state = 'gone'`, g.Model, g.Number)
 			return tx.SendBatch(ctx, batch).Close()
 		})
-		if !pgerr.Conflict(err) {
+		if !pgerr.Conflict(err) || time.Now().After(until) {
 			return err
 		}
 		if err := pause(ctx, dropLockTimeout/2); err != nil {

@@ -17,12 +17,58 @@ const verifyPause = time.Second
 // verifyTries is how often it is looked at, at most.
 const verifyTries = 30
 
+// fewEvents are so few that they are folded at once while a transaction sees the serving
+// rows as of one moment.
+const fewEvents = 200
+
+// catchUp folds up to where the serving generation is, again and again until few events
+// are left, or until it comes no nearer. Postgres keeps all old versions of rows while a
+// transaction sees them, so the bulk of the events is folded before that begins.
+func (r *rebuild) catchUp(ctx context.Context) error {
+	for last := int64(-1); ; {
+		to, left := map[eventlog.TopicPartition]int64{}, int64(0)
+		if err := r.again(ctx, func(ctx context.Context) error {
+			serving, err := checkpointsOf(ctx, r.m.DB, r.before)
+			if err != nil {
+				return err
+			}
+			passed, err := checkpointsOf(ctx, r.m.DB, r.g)
+			if err != nil {
+				return err
+			}
+			left = 0
+			for tp := range r.targets {
+				to[tp] = serving[tp]
+				left += max(0, serving[tp]-passed[tp])
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		if last < 0 { // only once: the targets of a phase do not change
+			r.meter.begin(PhaseCatchingUp, to)
+		}
+		if left <= fewEvents || last >= 0 && left > last/2 {
+			return nil
+		}
+		last = left
+		if err := r.foldTo(ctx, to, false); err != nil {
+			return fmt.Errorf("catching up: %w", err)
+		}
+	}
+}
+
 // verify compares the rows of the new generation with those that serve. Both must have
 // passed the same events: it reads the serving rows as of one moment, brings the new
 // generation to exactly the positions that the serving one had then, and compares. If the
 // serving one has passed nothing, nothing is compared. If it stays behind, verify fails,
 // unless differences are accepted.
 func (r *rebuild) verify(ctx context.Context) (c Comparison, err error) {
+	if err := r.catchUp(ctx); err != nil {
+		return c, err
+	}
+	r.hurry.Store(true)
+	defer r.hurry.Store(false)
 	for try := 1; ; try++ {
 		behind := false
 		err := r.again(ctx, func(ctx context.Context) error {
@@ -71,7 +117,7 @@ func (r *rebuild) verifyAt(ctx context.Context, serving pgx.Tx) (c Comparison, b
 	case behind:
 		return Comparison{}, true, nil
 	}
-	if err := r.foldTo(ctx, PhaseCatchingUp, to, false); err != nil {
+	if err := r.foldTo(ctx, to, false); err != nil {
 		return c, false, fmt.Errorf("catching up: %w", err)
 	}
 	err = r.m.snapshot(ctx, func(rebuilt pgx.Tx) error {

@@ -182,13 +182,14 @@ func (c projectionsVerifyCmd) Run(ctx context.Context) error {
 type projectionsSwitchCmd struct {
 	settings.Tool
 	Model      string `arg:"" enum:"${readModels}" help:"One of ${enum}."`
-	Generation int    `arg:"" help:"Its number: a generation in state verified or standby."`
+	Generation int    `arg:"" help:"Its number: the standby."`
+	Force      bool   `help:"Switch although it is behind the generation that serves, so that queries show old rows."`
 }
 
 func (c projectionsSwitchCmd) Run(ctx context.Context) error {
 	return withReadModels(ctx, c.Tool, func(o projections.Operator) error {
 		g := projections.Generation{Model: c.Model, Number: c.Generation}
-		if err := o.Switch(ctx, g); err != nil {
+		if err := o.Switch(ctx, g, c.Force); err != nil {
 			return usage(err)
 		}
 		fmt.Printf("%s serves\n", g)

@@ -178,7 +178,7 @@ func (b *run) rebuildUnder(ctx context.Context, t *traffic, models *projections.
 		if err := wait(2 * b.Duration); err != nil {
 			return f, err
 		}
-		if err := models.Switch(ctx, both[i%2]); err != nil {
+		if err := models.Switch(ctx, both[i%2], false); err != nil {
 			return f, err
 		}
 		f.switches = append(f.switches, time.Now())
