@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"tomato/eventlog"
@@ -63,6 +65,39 @@ func (m *ReadModels) read(ctx context.Context, models []string, query func(schem
 			return err
 		}
 	}
+}
+
+// Reached returns what the generations with these schemas have passed by now, or somewhat
+// less. Where two of them are made of the same log, it is the lesser one. A topic of which
+// they have not passed something in every partition is left out, so that who begins after
+// the token, as a feed does, misses nothing in the others. It fails with an error of the
+// database.
+func (m *ReadModels) Reached(_ context.Context, schemas []string) (eventlog.Token, error) {
+	all := eventlog.Token{}
+	for _, schema := range schemas {
+		model, number, _ := strings.Cut(schema, "_g")
+		n, err := strconv.Atoi(number)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no schema of a generation", schema)
+		}
+		token, err := m.Positions.Reached(model, n)
+		if err != nil {
+			return nil, err
+		}
+		logs := map[string]int32{}
+		for tp := range token {
+			logs[tp.Topic]++
+		}
+		for tp, o := range token {
+			if logs[tp.Topic] < m.Partitions {
+				continue
+			}
+			if old, ok := all[tp]; !ok || o < old {
+				all[tp] = o
+			}
+		}
+	}
+	return all, nil
 }
 
 // undefined reports whether Postgres says that a table or schema does not exist.

@@ -31,6 +31,7 @@ type ReadModels struct {
 	DatabaseURL string              // of the same database, for migrations, which open their own connections
 	Kafka       eventlog.Config     // for Ensure, Rebuild and Status
 	NoDDL       bool                // Ensure creates and drops nothing, and fails with migrations.ErrPending if tables are missing
+	Partitions  int32               // of every topic; 0: unknown, see Reached
 	Positions   *consumer.Positions // for waiting until a generation has passed a token
 	Log         *slog.Logger        // default slog.Default()
 	MaxWait     time.Duration       // how long a query waits for its token; default 5 s

@@ -106,6 +106,16 @@ func TestRebuildGivesEqualRowsWhileEventsKeepComing(t *testing.T) {
 		if err := positions.WaitFor(b.deadline(), projections.Orders, n, []string{eventlog.Orders}, last); err != nil {
 			t.Fatalf("generation %d: %v", n, err)
 		}
+		// Another process, which handles nothing of it, knows the same.
+		reached, err := consumer.NewPositions(b.db).Reached(projections.Orders, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for tp, o := range last {
+			if tp.Topic == eventlog.Orders && reached[tp] < o {
+				t.Errorf("generation %d has reached %d in %v, not %d", n, reached[tp], tp, o)
+			}
+		}
 	}
 	differences, err := b.m.Compare(t.Context(), projections.Generation{Model: projections.Orders, Number: 1}, g)
 	if err != nil || !differences.Equal() {

@@ -30,8 +30,9 @@ type orderInput struct {
 }
 
 type orderOutput struct {
-	ETag string `header:"ETag"`
-	Body order.View
+	ETag  string `header:"ETag"`
+	Token string `header:"Consistency-Token"`
+	Body  order.View
 }
 
 type listOrdersInput struct {
@@ -45,7 +46,8 @@ type listOrdersInput struct {
 }
 
 type listOrdersOutput struct {
-	Body struct {
+	Token string `header:"Consistency-Token"`
+	Body  struct {
 		Items      []order.View `json:"items"`
 		NextCursor string       `json:"nextCursor,omitempty"`
 	}
@@ -78,7 +80,8 @@ type eventActor struct {
 }
 
 type orderEventsOutput struct {
-	Body struct {
+	Token string `header:"Consistency-Token"`
+	Body  struct {
 		Items []orderEvent `json:"items"`
 	}
 }
@@ -118,7 +121,7 @@ func (s *Side) getOrder(ctx context.Context, in *orderInput) (*orderOutput, erro
 	var row orderRow
 	var lng, lat *float64
 	var recordedAt *time.Time
-	err := s.read(ctx, in.After, []string{orderModel, paymentModel, riderModel}, func(ctx context.Context, schemas []string) error {
+	token, err := s.read(ctx, in.After, []string{orderModel, paymentModel, riderModel}, func(ctx context.Context, schemas []string) error {
 		err := s.DB.QueryRow(ctx, `SELECT `+orderColumns+`, ST_X(l.location::geometry), ST_Y(l.location::geometry), l.recorded_at
 			FROM `+schemas[0]+`.orders o
 			LEFT JOIN `+schemas[1]+`.payments p ON p.id = o.id
@@ -146,7 +149,7 @@ func (s *Side) getOrder(ctx context.Context, in *orderInput) (*orderOutput, erro
 	if err := subjectkeys.OpenOrder(ctx, s.Keys, &view); err != nil {
 		return nil, Problem(err)
 	}
-	return &orderOutput{ETag: httpapi.ETag(view.Version), Body: view}, nil
+	return &orderOutput{ETag: httpapi.ETag(view.Version), Token: token, Body: view}, nil
 }
 
 // own restricts the list to the caller's own orders. It fails if the parameters ask
@@ -192,7 +195,7 @@ func (s *Side) listOrders(ctx context.Context, in *listOrdersInput) (*listOrders
 		return nil, err
 	}
 	var rows []orderRow
-	err = s.read(ctx, in.After, []string{orderModel, paymentModel}, func(ctx context.Context, schemas []string) error {
+	token, err := s.read(ctx, in.After, []string{orderModel, paymentModel}, func(ctx context.Context, schemas []string) error {
 		sql, args := in.statement(schemas[0], schemas[1], start)
 		found, err := s.DB.Query(ctx, sql, args...)
 		if err != nil {
@@ -225,6 +228,7 @@ func (s *Side) listOrders(ctx context.Context, in *listOrdersInput) (*listOrders
 	if ends, next := cut(ends, in.Limit, func(e *pageEnd) pageEnd { return *e }); next != "" {
 		out.Body.Items, out.Body.NextCursor = out.Body.Items[:len(ends)], next
 	}
+	out.Token = token
 	return out, nil
 }
 
@@ -294,7 +298,7 @@ func closedValues(statuses []orderStatus) []string {
 func (s *Side) getOrderEvents(ctx context.Context, in *orderInput) (*orderEventsOutput, error) {
 	actor := httpapi.Actor(ctx)
 	out := &orderEventsOutput{}
-	err := s.read(ctx, in.After, []string{orderModel}, func(ctx context.Context, schemas []string) error {
+	token, err := s.read(ctx, in.After, []string{orderModel}, func(ctx context.Context, schemas []string) error {
 		// One statement reads the order and its events, so both are as of the same
 		// moment. The state comes with the first event only.
 		rows, err := s.DB.Query(ctx, `SELECT coalesce(e.type, ''), coalesce(e.version, 0), coalesce(e.data_version, 1), coalesce(e.at, o.created_at), coalesce(e.actor, ''), coalesce(e.data, ''),
@@ -350,6 +354,7 @@ func (s *Side) getOrderEvents(ctx context.Context, in *orderInput) (*orderEvents
 	if err != nil {
 		return nil, err
 	}
+	out.Token = token
 	return out, nil
 }
 

@@ -21,8 +21,9 @@ type paymentInput struct {
 }
 
 type paymentOutput struct {
-	ETag string `header:"ETag"`
-	Body payment.View
+	ETag  string `header:"ETag"`
+	Token string `header:"Consistency-Token"`
+	Body  payment.View
 }
 
 type opsPaymentsInput struct {
@@ -32,7 +33,8 @@ type opsPaymentsInput struct {
 }
 
 type opsPaymentsOutput struct {
-	Body struct {
+	Token string `header:"Consistency-Token"`
+	Body  struct {
 		Items      []payment.View `json:"items"`
 		NextCursor string         `json:"nextCursor,omitempty"`
 	}
@@ -60,7 +62,7 @@ func paymentParty(s *payment.State, a domain.Actor) bool {
 
 func (s *Side) getPayment(ctx context.Context, in *paymentInput) (*paymentOutput, error) {
 	var text []byte
-	err := s.read(ctx, in.After, []string{paymentModel}, func(ctx context.Context, schemas []string) error {
+	token, err := s.read(ctx, in.After, []string{paymentModel}, func(ctx context.Context, schemas []string) error {
 		err := s.DB.QueryRow(ctx, `SELECT state FROM `+schemas[0]+`.payments WHERE id = $1`, string(in.ID)).Scan(&text)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return notFound("payment")
@@ -77,7 +79,7 @@ func (s *Side) getPayment(ctx context.Context, in *paymentInput) (*paymentOutput
 	if !paymentParty(state, httpapi.Actor(ctx)) {
 		return nil, notFound("payment")
 	}
-	return &paymentOutput{ETag: httpapi.ETag(state.Version), Body: payment.NewView(state)}, nil
+	return &paymentOutput{ETag: httpapi.ETag(state.Version), Token: token, Body: payment.NewView(state)}, nil
 }
 
 func (s *Side) listOpsPayments(ctx context.Context, in *opsPaymentsInput) (*opsPaymentsOutput, error) {
@@ -91,7 +93,7 @@ func (s *Side) listOpsPayments(ctx context.Context, in *opsPaymentsInput) (*opsP
 		state []byte
 	}
 	var rows []row
-	err = s.read(ctx, in.After, []string{paymentModel}, func(ctx context.Context, schemas []string) error {
+	token, err := s.read(ctx, in.After, []string{paymentModel}, func(ctx context.Context, schemas []string) error {
 		which := map[string]string{"unmatched": "has_unmatched", "refund_failed": "refund_failed", "": "(has_unmatched OR refund_failed)"}[in.State]
 		found, err := s.DB.Query(ctx, `SELECT id, created_at, state FROM `+schemas[0]+`.payments
 			WHERE `+which+` AND (created_at, id) < ($1::timestamptz, $2) ORDER BY created_at DESC, id DESC LIMIT $3`, start.at, start.id, in.Limit+1)
@@ -117,5 +119,6 @@ func (s *Side) listOpsPayments(ctx context.Context, in *opsPaymentsInput) (*opsP
 		}
 		out.Body.Items = append(out.Body.Items, payment.NewView(state))
 	}
+	out.Token = token
 	return out, nil
 }

@@ -42,6 +42,8 @@ type queries struct {
 	api   *httpapi.API
 	fails error // the error of the wait for the token
 	seen  eventlog.Token
+
+	passed eventlog.Token // what the read models have passed
 }
 
 // Read implements queryside.ReadModels.
@@ -56,6 +58,9 @@ func (q *queries) Read(_ context.Context, after eventlog.Token, models []string,
 	}
 	return query(schemas)
 }
+
+// Reached implements queryside.ReadModels.
+func (q *queries) Reached(context.Context, []string) (eventlog.Token, error) { return q.passed, nil }
 
 func newQueries(t *testing.T) *queries { return newTracedQueries(t, nil) }
 
@@ -618,6 +623,12 @@ func TestAReadModelBehindIs503AndAnAbsentDatabaseToo(t *testing.T) {
 	token := eventlog.Token{{Topic: eventlog.Orders, Partition: 2}: 17}
 	if a := q.get(ops, "/v1/orders", "Consistency-Token", eventlog.LogID{}.Format(token.String())); a.status != 200 || text(q.seen.String()) != text(token.String()) {
 		t.Errorf("%d, token %v", a.status, q.seen)
+	}
+	q.passed = eventlog.Token{{Topic: eventlog.Orders, Partition: 1}: 40}
+	for _, path := range []string{"/v1/orders", "/v1/riders/nearby?lat=1&lng=1", "/v1/restaurants/nearby?lat=1&lng=1", "/v1/ops/payments"} {
+		if a := q.get(ops, path); a.header.Get("Consistency-Token") != (eventlog.LogID{}).Format(q.passed.String()) {
+			t.Errorf("%s: %d, with the token %q", path, a.status, a.header.Get("Consistency-Token"))
+		}
 	}
 	for name, header := range map[string]string{"of other logs": eventlog.LogID{1}.Format(token.String()), "malformed": "x", "without its logs": token.String()} {
 		want := "validation_failed"

@@ -26,7 +26,8 @@ type nearbyRestaurant struct {
 }
 
 type nearbyRestaurantsOutput struct {
-	Body struct {
+	Token string `header:"Consistency-Token"`
+	Body  struct {
 		Items []nearbyRestaurant `json:"items"`
 	}
 }
@@ -37,8 +38,9 @@ type restaurantInput struct {
 }
 
 type restaurantOutput struct {
-	ETag string `header:"ETag"`
-	Body restaurant.View
+	ETag  string `header:"ETag"`
+	Token string `header:"Consistency-Token"`
+	Body  restaurant.View
 }
 
 func (s *Side) restaurantRoutes(api *httpapi.API) {
@@ -48,7 +50,7 @@ func (s *Side) restaurantRoutes(api *httpapi.API) {
 
 func (s *Side) nearbyRestaurants(ctx context.Context, in *nearbyRestaurantsInput) (*nearbyRestaurantsOutput, error) {
 	out := &nearbyRestaurantsOutput{}
-	err := s.read(ctx, in.After, []string{restaurantModel}, func(ctx context.Context, schemas []string) error {
+	token, err := s.read(ctx, in.After, []string{restaurantModel}, func(ctx context.Context, schemas []string) error {
 		return nearestFirst(func(walk string) error {
 			rows, err := s.DB.Query(ctx, `SELECT c.state, c.meters
 			FROM (
@@ -80,12 +82,13 @@ func (s *Side) nearbyRestaurants(ctx context.Context, in *nearbyRestaurantsInput
 	if err != nil {
 		return nil, err
 	}
+	out.Token = token
 	return out, nil
 }
 
 func (s *Side) getRestaurant(ctx context.Context, in *restaurantInput) (*restaurantOutput, error) {
 	var text []byte
-	err := s.read(ctx, in.After, []string{restaurantModel}, func(ctx context.Context, schemas []string) error {
+	token, err := s.read(ctx, in.After, []string{restaurantModel}, func(ctx context.Context, schemas []string) error {
 		err := s.DB.QueryRow(ctx, `SELECT state FROM `+schemas[0]+`.restaurants WHERE id = $1`, string(in.ID)).Scan(&text)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return notFound("restaurant")
@@ -99,5 +102,5 @@ func (s *Side) getRestaurant(ctx context.Context, in *restaurantInput) (*restaur
 	if err != nil {
 		return nil, err
 	}
-	return &restaurantOutput{ETag: httpapi.ETag(state.Version), Body: restaurant.NewView(state)}, nil
+	return &restaurantOutput{ETag: httpapi.ETag(state.Version), Token: token, Body: restaurant.NewView(state)}, nil
 }

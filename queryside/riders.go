@@ -33,7 +33,8 @@ type nearbyRider struct {
 }
 
 type nearbyRidersOutput struct {
-	Body struct {
+	Token string `header:"Consistency-Token"`
+	Body  struct {
 		Items []nearbyRider `json:"items"`
 	}
 }
@@ -44,12 +45,14 @@ type riderInput struct {
 }
 
 type riderOutput struct {
-	ETag string `header:"ETag"`
-	Body rider.View
+	ETag  string `header:"ETag"`
+	Token string `header:"Consistency-Token"`
+	Body  rider.View
 }
 
 type offersOutput struct {
-	Body struct {
+	Token string `header:"Consistency-Token"`
+	Body  struct {
 		Items []OfferedOrder `json:"items"`
 	}
 }
@@ -63,7 +66,7 @@ func (s *Side) riderRoutes(api *httpapi.API) {
 
 func (s *Side) nearbyRiders(ctx context.Context, in *nearbyRidersInput) (*nearbyRidersOutput, error) {
 	out := &nearbyRidersOutput{}
-	err := s.read(ctx, in.After, []string{riderModel}, func(ctx context.Context, schemas []string) error {
+	token, err := s.read(ctx, in.After, []string{riderModel}, func(ctx context.Context, schemas []string) error {
 		return nearestFirst(func(walk string) error {
 			// The inner query walks the index on location within the box around
 			// the circle, nearest first. The outer query leaves out what is
@@ -100,6 +103,7 @@ func (s *Side) nearbyRiders(ctx context.Context, in *nearbyRidersInput) (*nearby
 	if err != nil {
 		return nil, err
 	}
+	out.Token = token
 	return out, nil
 }
 
@@ -115,7 +119,7 @@ func selfOrOps(actor domain.Actor, riderID string) error {
 func (s *Side) getRider(ctx context.Context, in *riderInput) (*riderOutput, error) {
 	var text []byte
 	var lng, lat *float64
-	err := s.read(ctx, in.After, []string{riderModel}, func(ctx context.Context, schemas []string) error {
+	token, err := s.read(ctx, in.After, []string{riderModel}, func(ctx context.Context, schemas []string) error {
 		err := s.DB.QueryRow(ctx, `SELECT r.state, ST_X(p.location::geometry), ST_Y(p.location::geometry)
 			FROM `+schemas[0]+`.riders r LEFT JOIN `+schemas[0]+`.rider_positions p ON p.rider_id = r.id WHERE r.id = $1`,
 			string(in.ID)).Scan(&text, &lng, &lat)
@@ -141,13 +145,13 @@ func (s *Side) getRider(ctx context.Context, in *riderInput) (*riderOutput, erro
 	if lng != nil {
 		view.Location = &domain.Point{Lng: *lng, Lat: *lat}
 	}
-	return &riderOutput{ETag: httpapi.ETag(view.Version), Body: view}, nil
+	return &riderOutput{ETag: httpapi.ETag(view.Version), Token: token, Body: view}, nil
 }
 
 func (s *Side) riderOffers(ctx context.Context, in *riderInput) (*offersOutput, error) {
 	out := &offersOutput{}
 	id := string(in.ID)
-	err := s.read(ctx, in.After, []string{riderModel, orderModel}, func(ctx context.Context, schemas []string) error {
+	token, err := s.read(ctx, in.After, []string{riderModel, orderModel}, func(ctx context.Context, schemas []string) error {
 		// The column asked has more riders than those with open offers. The state
 		// tells which offers are open.
 		rows, err := s.DB.Query(ctx, `SELECT r.eligible, o.state FROM `+schemas[0]+`.riders r
@@ -191,5 +195,6 @@ func (s *Side) riderOffers(ctx context.Context, in *riderInput) (*offersOutput, 
 		return nil, err
 	}
 	slices.SortFunc(out.Body.Items, func(a, b OfferedOrder) int { return a.ExpiresAt.Compare(b.ExpiresAt) })
+	out.Token = token
 	return out, nil
 }

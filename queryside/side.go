@@ -39,6 +39,9 @@ type ReadModels interface {
 	// with their schemas, in the same order. It fails with eventlog.ErrBehind if the
 	// wait takes too long. It may call query twice.
 	Read(ctx context.Context, after eventlog.Token, models []string, query func(schemas []string) error) error
+	// Reached returns what the read models with these schemas have passed by now, or
+	// somewhat less, in the logs that they are made of.
+	Reached(ctx context.Context, schemas []string) (eventlog.Token, error)
 }
 
 // queryTimeout bounds a query, including its wait for a token.
@@ -88,15 +91,26 @@ func (consistencyToken) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeString, Extensions: map[string]any{"pattern": "^[A-Za-z0-9_-]*$"}}
 }
 
-// read runs a query within queryTimeout. Its errors are fit for the caller.
-func (s *Side) read(ctx context.Context, after consistencyToken, models []string, query func(ctx context.Context, schemas []string) error) error {
+// read runs a query within queryTimeout. It returns the Consistency-Token of the answer,
+// which the rows that were read have passed. Its errors are fit for the caller.
+func (s *Side) read(ctx context.Context, after consistencyToken, models []string, query func(ctx context.Context, schemas []string) error) (answer string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	token, err := after.For(s.LogID)
 	if err != nil {
-		return Problem(err)
+		return "", Problem(err)
 	}
-	return Problem(s.Models.Read(ctx, token, models, func(schemas []string) error { return query(ctx, schemas) }))
+	var passed eventlog.Token
+	err = s.Models.Read(ctx, token, models, func(schemas []string) (err error) {
+		if passed, err = s.Models.Reached(ctx, schemas); err != nil { // before the rows are read
+			return err
+		}
+		return query(ctx, schemas)
+	})
+	if err != nil {
+		return "", Problem(err)
+	}
+	return s.LogID.Format(passed.String()), nil
 }
 
 // Problem returns the error that a caller sees for an error of a query. The calls for

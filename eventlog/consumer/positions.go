@@ -35,6 +35,7 @@ type Positions struct {
 	known   map[reader]map[eventlog.TopicPartition]int64 // next offsets; they only grow
 	local   map[held]int                                 // how many workers of this process have the partition
 	waiters map[*positionWaiter]struct{}
+	readAt  map[reader]time.Time // when the checkpoints were last read for Reached
 	polling bool
 	hurry   chan struct{} // has something in it when a poll that waits for positionsPollLocal should not wait any longer
 }
@@ -59,7 +60,7 @@ type positionWaiter struct {
 // NewPositions returns Positions on db. It starts nothing.
 func NewPositions(db *pgxpool.Pool) *Positions {
 	return &Positions{db: db, known: map[reader]map[eventlog.TopicPartition]int64{}, local: map[held]int{},
-		waiters: map[*positionWaiter]struct{}{}, hurry: make(chan struct{}, 1)}
+		waiters: map[*positionWaiter]struct{}{}, readAt: map[reader]time.Time{}, hurry: make(chan struct{}, 1)}
 }
 
 // WaitFor waits until the consumer has passed the token's positions in the given
@@ -101,6 +102,36 @@ func (p *Positions) WaitFor(ctx context.Context, consumer string, generation int
 		p.mu.Unlock()
 		return context.Cause(ctx)
 	}
+}
+
+// Reached returns what the consumer has passed by now, or somewhat less: workers of this
+// process tell at once, and for those of other processes the checkpoints are read, a few
+// times in a second at most. It fails with an error of Postgres.
+func (p *Positions) Reached(consumer string, generation int) (eventlog.Token, error) {
+	if p == nil {
+		return nil, nil
+	}
+	r := reader{consumer, generation}
+	p.mu.Lock()
+	due := time.Since(p.readAt[r]) >= positionsPollLocal
+	if due {
+		p.readAt[r] = time.Now()
+	}
+	p.mu.Unlock()
+	if due {
+		if err := p.read([]string{consumer}, []int{generation}); err != nil {
+			return nil, err
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	token := make(eventlog.Token, len(p.known[r]))
+	for tp, next := range p.known[r] {
+		if next > 0 {
+			token[tp] = next - 1
+		}
+	}
+	return token, nil
 }
 
 // took notes that a worker of this process has the partition from now on, which has

@@ -34,23 +34,23 @@ const (
 // connect joins a new connection to its rooms: from then on everything published there is
 // sent to it. With a cursor, the first message is feed:resumed, followed by what it missed,
 // or feed:reset. If what it missed is not in memory, the connection has a replay, which
-// its writer must run. The cursor returned is that of the connection's beginning. The caller
-// must call disconnect when the connection has ended.
-func (h *Hub) connect(c connecting) (*subscriber, string, error) {
+// its writer must run. The cursor returned is that of the connection's beginning, and token is
+// what has been published. The caller must call disconnect when the connection has ended.
+func (h *Hub) connect(c connecting) (s *subscriber, cursor, token string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
 	case h.draining:
-		return nil, "", errDraining
+		return nil, "", "", errDraining
 	case !h.ready:
-		return nil, "", errNotReady
+		return nil, "", "", errNotReady
 	case len(h.subs) >= h.cfg.MaxConnections:
-		return nil, "", errConnections
+		return nil, "", "", errConnections
 	}
-	s := &subscriber{actor: c.actor, wake: make(chan struct{}, 1), limit: h.cfg.QueueBytes, total: h.metrics.queued, own: rooms.JoinedBy(c.actor), cursors: h.cursors}
+	s = &subscriber{actor: c.actor, wake: make(chan struct{}, 1), limit: h.cfg.QueueBytes, total: h.metrics.queued, own: rooms.JoinedBy(c.actor), cursors: h.cursors}
 	for _, r := range c.rooms {
 		if err := h.addRoom(s, r); err != nil {
-			return nil, "", err
+			return nil, "", "", err
 		}
 	}
 	var why string // feed:reset
@@ -90,7 +90,7 @@ func (h *Hub) connect(c connecting) (*subscriber, string, error) {
 	}
 	h.subs[s] = struct{}{}
 	h.metrics.connections.Inc()
-	return s, string(h.cursors.append(nil, &s.place, s.actor, s.suffix)), nil
+	return s, string(h.cursors.append(nil, &s.place, s.actor, s.suffix)), h.token(""), nil
 }
 
 // resume lets a connection go on from a place: at once, or with a replay. If it cannot, it

@@ -54,7 +54,8 @@ type LocationReporter interface {
 // leave them later.
 //
 // Every message but feed:error and feed:resumed carries a cursor, and so does the
-// header Feed-Cursor of the answer. feed:ping goes out every PingEvery. A cursor
+// header Feed-Cursor of the answer. The answer's Consistency-Token says what had been published
+// when the rooms were joined. feed:ping goes out every PingEvery. A cursor
 // contains the rooms that were joined beside those of the token, so a client that
 // resumes is in them again. The close codes are in subscriber.go (closing).
 type Feed struct {
@@ -100,7 +101,7 @@ func (f *Feed) Routes(api *httpapi.API) {
 			query("cursor", "The cursor of the last message that was received: the first message is feed:resumed, then what was missed, or feed:reset."),
 			{Name: "room", In: "query", Description: "Rooms to join beside those of the token.", Explode: &explode, Schema: &huma.Schema{Type: huma.TypeArray, MaxItems: &most,
 				Items: &huma.Schema{Type: huma.TypeString, Pattern: rooms.Pattern}}},
-			{Name: "Consistency-Token", In: "header", Description: "The feed waits until it has passed it. Without a cursor, the feed begins after it, in the logs that it names.", Schema: &huma.Schema{Type: huma.TypeString}},
+			{Name: "Consistency-Token", In: "header", Description: "The feed waits until it has passed it. Without a cursor, the feed begins with what is after it, in the logs that it names.", Schema: &huma.Schema{Type: huma.TypeString}},
 		}
 	}
 	errs := []int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusUnprocessableEntity, http.StatusServiceUnavailable}
@@ -121,6 +122,7 @@ func (f *Feed) Routes(api *httpapi.API) {
 type session struct {
 	*subscriber
 	cursor  string // at the joining
+	token   string // what has been published then
 	expires time.Time
 }
 
@@ -175,11 +177,19 @@ func (f *Feed) session(r *http.Request, actor domain.Actor, expires time.Time, c
 			return nil, err
 		}
 	}
-	s, at, err := f.Hub.connect(c)
+	s, at, token, err := f.Hub.connect(c)
 	if err != nil {
 		return nil, httpapi.Unavailable("unavailable", "No feed can be opened here now: "+err.Error()+".", time.Second)
 	}
-	return &session{subscriber: s, cursor: at, expires: expires}, nil
+	return &session{subscriber: s, cursor: at, token: token, expires: expires}, nil
+}
+
+// setHeaders sets the headers of the answer.
+func (s *session) setHeaders(h http.Header) {
+	h.Set("Feed-Cursor", s.cursor)
+	if s.token != "" {
+		h.Set("Consistency-Token", s.token)
+	}
 }
 
 // websocket serves GET /v1/feed.
@@ -196,7 +206,7 @@ func (f *Feed) websocket(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer f.Hub.disconnect(s.subscriber)
-	w.Header().Set("Feed-Cursor", s.cursor)
+	s.setHeaders(w.Header())
 	corked := &corkWriter{ResponseWriter: w, timeout: cmp.Or(f.WriteTimeout, 10*time.Second)}
 	opts := &websocket.AcceptOptions{OriginPatterns: f.AllowedOrigins}
 	if subprotocol != "" {
@@ -206,6 +216,7 @@ func (f *Feed) websocket(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		if corked.refused != 0 {
 			w.Header().Del("Feed-Cursor")
+			w.Header().Del("Consistency-Token")
 			httpapi.WriteProblem(w, handshakeProblem(corked.refused))
 			return
 		}

@@ -171,7 +171,7 @@ func (r *reader) base(ctx context.Context, id int64) (*base, error) {
 	if err != nil {
 		return nil, err
 	}
-	b = &base{id, positionsOf(passed)}
+	b = &base{id, 0, positionsOf(passed)}
 	r.keep(b)
 	return b, nil
 }

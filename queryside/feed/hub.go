@@ -148,7 +148,7 @@ func (h *Hub) Begin(id int64, passed map[eventlog.TopicPartition]int64) {
 	}
 	h.epoch++
 	h.serial = 1
-	h.base = &base{id, positionsOf(passed)}
+	h.base = &base{id, h.epoch, positionsOf(passed)}
 	h.reader.keep(h.base)
 	h.at = h.base.clone()
 	h.index = newIndex(&h.at, h.cfg.IndexBytes, h.cfg.IndexAge)
@@ -162,9 +162,10 @@ func (h *Hub) Begin(id int64, passed map[eventlog.TopicPartition]int64) {
 
 // Base is told of a later base.
 func (h *Hub) Base(id int64, passed map[eventlog.TopicPartition]int64) {
-	b := &base{id, positionsOf(passed)}
+	b := &base{id, 0, positionsOf(passed)}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	b.epoch = h.epoch
 	if b.partitions == h.at.partitions && h.at.reached(&b.positions) {
 		h.base = b
 		h.reader.keep(b)
@@ -351,10 +352,10 @@ func (h *Hub) tell(s *subscriber, head []byte, joined []change) {
 	s.push(item{head: head, cursor: true, base: h.base, joined: joined, rooms: s.suffix})
 }
 
-// appendToken appends the token of what has been published: a query that has passed it
-// answers everything that the feed has sent, or will not send. A room of an order needs
-// the logs of the order only.
-func (h *Hub) appendToken(b []byte, room string) []byte {
+// token returns the Consistency-Token of what has been published: a query that has passed
+// it answers everything that the feed has sent, or will not send. A room of an order needs
+// the logs of the order only. "": nothing has been published.
+func (h *Hub) token(room string) string {
 	id, ofOrder := rooms.OrderID(room)
 	partition := eventlog.PartitionFor(id, int32(h.at.partitions))
 	var at []eventlog.Position
@@ -364,11 +365,16 @@ func (h *Hub) appendToken(b []byte, room string) []byte {
 			at = append(at, eventlog.Position{TopicPartition: tp, Offset: o})
 		}
 	}
-	if len(at) == 0 {
+	return h.cfg.LogID.Format(eventlog.TokenString(at))
+}
+
+// appendToken appends the token to the head of one of the feed's own messages.
+func (h *Hub) appendToken(b []byte, room string) []byte {
+	token := h.token(room)
+	if token == "" {
 		return b
 	}
-	b = append(b, `,"consistencyToken":"`...)
-	return append(append(b, h.cfg.LogID.Format(eventlog.TokenString(at))...), '"')
+	return append(append(append(b, `,"consistencyToken":"`...), token...), '"')
 }
 
 // ping queues the present cursor, so that a client of quiet rooms has a recent one.

@@ -71,7 +71,7 @@ func (h *Hub) connectAndReplay(c connecting) (*subscriber, string, error) {
 	if c.cursor != nil && c.cursor.fault == "" {
 		c.base, _ = h.reader.base(context.Background(), c.cursor.base)
 	}
-	s, at, err := h.connect(c)
+	s, at, _, err := h.connect(c)
 	if err != nil || s.replay == nil {
 		return s, at, err
 	}
@@ -338,7 +338,7 @@ func TestCursorsReadBackAndNothingElse(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		c := newCursors(testKey)
-		b := &base{rapid.Int64Range(0, 1<<40).Draw(t, "base"), newPositions(rapid.IntRange(1, 16).Draw(t, "partitions"))}
+		b := &base{rapid.Int64Range(0, 1<<40).Draw(t, "base"), 0, newPositions(rapid.IntRange(1, 16).Draw(t, "partitions"))}
 		for i := range b.done {
 			b.done[i] = rapid.Int64Range(-1, 1<<40).Draw(t, "offset")
 		}
@@ -510,8 +510,8 @@ func TestWhatIsNoLongerHeldIsReset(t *testing.T) {
 		"garbage":               {"garbage", "feed:reset unknown_cursor"},
 		"of an older version":   {"AQEAAAAAAAAAAAAA" + strings.Repeat("A", 64), "feed:reset unknown_cursor"},
 		"of a longer log":       {cursorAt(testKey, h.base, customer("u1"), nil, change{0, 200}), "feed:reset expired"},
-		"of more partitions":    {cursorAt(testKey, &base{1, two}, customer("u1"), nil, change{7, 3}), "feed:reset unknown_cursor"},
-		"of a base that went":   {cursorAt(testKey, &base{77, newPositions(1)}, customer("u1"), nil), "feed:reset expired"},
+		"of more partitions":    {cursorAt(testKey, &base{1, 0, two}, customer("u1"), nil, change{7, 3}), "feed:reset unknown_cursor"},
+		"of a base that went":   {cursorAt(testKey, &base{77, 0, newPositions(1)}, customer("u1"), nil), "feed:reset expired"},
 		"longer than any is":    {strings.Repeat("A", maxCursorChars+1), "feed:reset unknown_cursor"},
 		"with a foreign suffix": {cursorAt(testKey, h.base, customer("u2"), []string{"order:o1"}), "feed:reset unknown_cursor"},
 	} {

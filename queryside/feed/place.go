@@ -8,7 +8,8 @@ import (
 // feed. Its id is the offset of this record, by which every instance can read it. It is
 // never changed.
 type base struct {
-	id int64
+	id    int64
+	epoch int // of the hub whose base it is: each one of an epoch is ahead of those before. 0: it is another instance's
 	positions
 }
 
@@ -78,6 +79,14 @@ func (p *place) advance(s step) {
 func (p *place) rebase(b *base) {
 	if b == nil || b == p.base {
 		return
+	}
+	if old := p.base; old.epoch == 0 || old.epoch != b.epoch {
+		// Another instance, which has read the logs in another order, may be ahead in some.
+		for l, o := range old.done {
+			if o > b.done[l] && p.done(l) == o {
+				p.set(l, o)
+			}
+		}
 	}
 	p.base = b
 	p.changes = slices.DeleteFunc(p.changes, func(c change) bool { return c.offset <= b.done[c.log] })

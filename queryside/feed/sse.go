@@ -29,7 +29,7 @@ func (f *Feed) sse(w http.ResponseWriter, r *http.Request) {
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Accel-Buffering", "no") // proxies: pass on at once
-	h.Set("Feed-Cursor", s.cursor)
+	s.setHeaders(h)
 	w.WriteHeader(http.StatusOK)
 	if r.Method == http.MethodHead {
 		return

@@ -20,6 +20,8 @@ type testLog struct {
 	mu    sync.Mutex
 	bases []map[eventlog.TopicPartition]int64 // by id
 	reads int                                 // records that were read
+	at    map[eventlog.Position][]rooms.Message
+	slow  time.Duration // of reading one record
 }
 
 func newTestLog(logs [][]logged) *testLog { return &testLog{logs: logs} }
@@ -52,23 +54,25 @@ func (l *testLog) Base(_ context.Context, id int64) (map[eventlog.TopicPartition
 }
 
 func (l *testLog) Read(_ context.Context, at map[eventlog.TopicPartition][]int64, fn func(eventlog.TopicPartition, int64, []rooms.Message)) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.at == nil {
+		l.at = map[eventlog.Position][]rooms.Message{}
+		for _, log := range l.logs {
+			for _, r := range log {
+				l.at[eventlog.Position{TopicPartition: r.tp, Offset: r.offset}] = r.all
+			}
+		}
+	}
 	for tp, offsets := range at {
 		for _, o := range offsets {
-			found := false
-			for _, log := range l.logs {
-				for _, r := range log {
-					if r.tp == tp && r.offset == o {
-						fn(tp, o, r.all)
-						found = true
-					}
-				}
-			}
-			if !found {
+			all, ok := l.at[eventlog.Position{TopicPartition: tp, Offset: o}]
+			if !ok {
 				return eventlog.ErrGone
 			}
-			l.mu.Lock()
+			fn(tp, o, all)
 			l.reads++
-			l.mu.Unlock()
+			time.Sleep(l.slow)
 		}
 	}
 	return nil

@@ -130,7 +130,7 @@ func (s *Server) identifyLogs(ctx context.Context) error {
 func (s *Server) followReadModels(ctx context.Context) error {
 	s.positions = consumer.NewPositions(s.db.shared)
 	s.positions.Ends = s.ends
-	s.models = &projections.ReadModels{DB: s.db.shared, SearchDB: s.db.policy, DatabaseURL: s.config.DatabaseURL, Kafka: s.kafka, Positions: s.positions, NoDDL: s.config.NoMigrate, Log: s.log}
+	s.models = &projections.ReadModels{DB: s.db.shared, SearchDB: s.db.policy, DatabaseURL: s.config.DatabaseURL, Kafka: s.kafka, Partitions: s.config.Partitions, Positions: s.positions, NoDDL: s.config.NoMigrate, Log: s.log}
 	if err := s.models.Ensure(ctx); err != nil {
 		return fmt.Errorf("read models: %w", err)
 	}
