@@ -118,7 +118,7 @@ func (m *Message) Data() (any, error) {
 	case DispatchExhausted:
 		data = new(Exhaustion)
 	default:
-		if m.ofFeed() {
+		if m.OfFeed() {
 			return nil, nil
 		}
 		return m.Payload, nil
@@ -129,8 +129,8 @@ func (m *Message) Data() (any, error) {
 	return data, nil
 }
 
-// ofFeed reports whether the message is one of the feed itself.
-func (m *Message) ofFeed() bool { return strings.HasPrefix(m.Event, "feed:") }
+// OfFeed reports whether the message is one of the feed itself.
+func (m *Message) OfFeed() bool { return strings.HasPrefix(m.Event, "feed:") }
 
 // op is an operation that a client sends.
 type op struct {

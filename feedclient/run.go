@@ -116,7 +116,7 @@ func (s *session) connection(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if m.ofFeed() {
+		if m.OfFeed() {
 			if err := c.noteAnswer(ctx, conn, &m); err != nil {
 				return err
 			}

@@ -72,10 +72,10 @@ var parts = map[string][]string{
 // no less. Packages for tests, whose names end in "test", are not listed.
 var imports = map[string]string{
 	"cmd/tomato":               "cmd/tomato/bench cmd/tomato/server cmd/tomato/settings cmd/tomato/simulate domain domain/order eventlog eventlog/consumer eventlog/consumer/parked eventlog/subjectkeys httpapi migrations operations projections",
-	"cmd/tomato/bench":         "cmd/tomato/server cmd/tomato/settings commandside/shard domain domain/nearby domain/order domain/payment domain/restaurant domain/rider eventlog eventlog/consumer eventlog/kafkaprocess eventlog/subjectkeys httpapi migrations migrations/cluster projections",
+	"cmd/tomato/bench":         "cmd/tomato/server cmd/tomato/settings commandside/shard domain domain/nearby domain/order domain/payment domain/restaurant domain/rider eventlog eventlog/consumer eventlog/kafkaprocess eventlog/subjectkeys feedclient httpapi migrations migrations/cluster projections",
 	"cmd/tomato/server":        "cmd/tomato/settings commandside commandside/gateway commandside/policies commandside/shard domain eventlog eventlog/consumer eventlog/consumer/parked eventlog/subjectkeys httpapi migrations migrations/cluster operations projections projections/realtime queryside queryside/feed",
 	"cmd/tomato/settings":      "eventlog eventlog/subjectkeys",
-	"cmd/tomato/simulate":      "domain domain/order",
+	"cmd/tomato/simulate":      "domain domain/order feedclient",
 	"commandside":              "commandside/gateway commandside/policies commandside/shard domain domain/order domain/payment domain/restaurant domain/rider domain/rooms eventlog eventlog/subjectkeys httpapi",
 	"commandside/gateway":      "commandside/lease eventlog eventlog/pgerr",
 	"commandside/lease":        "",

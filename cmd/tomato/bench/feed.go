@@ -18,6 +18,7 @@ import (
 
 	"tomato/cmd/tomato/server"
 	"tomato/domain"
+	"tomato/feedclient"
 	"tomato/httpapi"
 )
 
@@ -49,7 +50,7 @@ func (b *run) feed(ctx context.Context) error {
 	}
 	b.tell("%d connections", b.Count)
 	before := ch.residentKiB()
-	members, stop, err := gather(ctx, b.Count, func(ctx context.Context) (*websocket.Conn, error) { return dialFeed(ctx, ch.url, token) })
+	members, stop, err := gather(ctx, b.Count, func(ctx context.Context) (*feedclient.Conn, error) { return dialFeed(ctx, ch.url, token) })
 	if err != nil {
 		return err
 	}
@@ -126,7 +127,7 @@ type audience struct {
 }
 
 // gather opens n connections and reads from them until ctx ends or stop is called.
-func gather(ctx context.Context, n int, dial func(context.Context) (*websocket.Conn, error)) (_ *audience, stop func(), err error) {
+func gather(ctx context.Context, n int, dial func(context.Context) (*feedclient.Conn, error)) (_ *audience, stop func(), err error) {
 	a := &audience{size: n, failed: make(chan error, 1), received: make([]atomic.Int32, maxMessages), complete: make([]chan struct{}, maxMessages)}
 	ctx, cancel := context.WithCancel(ctx)
 	var all sync.WaitGroup
@@ -141,7 +142,7 @@ func gather(ctx context.Context, n int, dial func(context.Context) (*websocket.C
 				return err
 			}
 			all.Go(func() {
-				defer conn.CloseNow()
+				defer conn.Close()
 				if err := a.read(ctx, conn, &first); ctx.Err() == nil {
 					select {
 					case a.failed <- err:
@@ -170,9 +171,9 @@ func number(text []byte) (at, end int) {
 }
 
 // read reads until the connection or ctx ends. It always returns an error.
-func (a *audience) read(ctx context.Context, conn *websocket.Conn, first *sync.Once) error {
+func (a *audience) read(ctx context.Context, conn *feedclient.Conn, first *sync.Once) error {
 	for {
-		_, text, err := conn.Read(ctx)
+		text, err := conn.ReadText(ctx)
 		if err != nil {
 			return err
 		}
@@ -333,7 +334,7 @@ func startBareFeed(ctx context.Context, n int, sample []byte) (*bareFeed, func()
 	var all sync.WaitGroup
 	all.Go(func() { _ = httpServer.Serve(listener) }) // returns when the server is closed
 	stopServer := func() { cancel(); _ = httpServer.Close(); all.Wait() }
-	members, stopMembers, err := gather(ctx, n, func(ctx context.Context) (*websocket.Conn, error) {
+	members, stopMembers, err := gather(ctx, n, func(ctx context.Context) (*feedclient.Conn, error) {
 		return dialFeed(ctx, "http://"+listener.Addr().String(), "")
 	})
 	if err != nil {

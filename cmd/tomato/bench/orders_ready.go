@@ -2,21 +2,19 @@ package bench
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/coder/websocket"
 	"golang.org/x/sync/errgroup"
 
 	"tomato/cmd/tomato/server"
 	"tomato/domain"
 	"tomato/domain/order"
 	"tomato/eventlog"
+	"tomato/feedclient"
 	"tomato/httpapi"
 	"tomato/projections"
 )
@@ -126,40 +124,34 @@ func (o *offers) connect(ctx context.Context, url string) (stop func(), err erro
 			return nil, err
 		}
 		all.Go(func() {
-			defer conn.CloseNow()
+			defer conn.Close()
 			for {
-				_, text, err := conn.Read(ctx)
+				m, err := conn.Read(ctx)
 				at := time.Now()
 				if err != nil {
 					o.fail(ctx, err)
 					return
 				}
-				var m struct {
-					Event   string
-					Payload struct{ OrderID string }
+				if m.Event != feedclient.OrderAvailable {
+					continue
 				}
-				if err := json.Unmarshal(text, &m); err != nil {
+				data, err := m.Data()
+				if err != nil {
 					o.fail(ctx, err)
 					return
 				}
-				if m.Event == "order:available" {
-					o.take(m.Payload.OrderID, at)
-				}
+				o.take(data.(*feedclient.Offer).OrderID, at)
 			}
 		})
 	}
 	return stop, nil
 }
 
-func dialFeed(ctx context.Context, url, token string) (*websocket.Conn, error) {
-	dctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+// dialFeed opens a connection that is not opened again: a bench fails if one breaks.
+func dialFeed(ctx context.Context, url, token string) (*feedclient.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	conn, _, err := websocket.Dial(dctx, url+"/v1/feed", &websocket.DialOptions{HTTPHeader: http.Header{"Authorization": {"Bearer " + token}}})
-	if err != nil {
-		return nil, fmt.Errorf("feed: %w", err)
-	}
-	conn.SetReadLimit(1 << 20)
-	return conn, nil
+	return feedclient.Dial(ctx, url+"/v1/feed", &feedclient.DialOptions{Token: token})
 }
 
 func (o *offers) fail(ctx context.Context, err error) {

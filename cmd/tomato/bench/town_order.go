@@ -11,9 +11,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/coder/websocket"
-
 	"tomato/domain"
+	"tomato/domain/order"
+	"tomato/feedclient"
 )
 
 // townBlock is a part of the town: one restaurant, the riders near it, and one
@@ -76,7 +76,7 @@ func (k *townBlock) connect(ctx context.Context, readers *sync.WaitGroup) error 
 			return err
 		}
 		readers.Go(func() {
-			defer conn.CloseNow()
+			defer conn.Close()
 			if err := k.read(ctx, conn, rider); ctx.Err() == nil {
 				k.town.fail(fmt.Errorf("a feed broke: %w", err))
 			}
@@ -86,34 +86,38 @@ func (k *townBlock) connect(ctx context.Context, readers *sync.WaitGroup) error 
 }
 
 // read reads one feed until it breaks. Its error is never nil.
-func (k *townBlock) read(ctx context.Context, conn *websocket.Conn, rider int) error {
+func (k *townBlock) read(ctx context.Context, conn *feedclient.Conn, rider int) error {
+	expected := feedclient.OrderAvailable
+	switch rider {
+	case -2:
+		expected = feedclient.OrderNew
+	case -1:
+		expected = feedclient.OrderUpdate
+	}
 	for {
-		_, text, err := conn.Read(ctx)
+		m, err := conn.Read(ctx)
+		at := time.Now()
 		if err != nil {
 			return err
 		}
-		at := time.Now()
-		var m struct {
-			Event   string
-			Payload struct {
-				OrderID, Status, PaymentStatus string
-				Version                        int64
-			}
+		if m.Event != expected {
+			continue
 		}
-		if err := json.Unmarshal(text, &m); err != nil {
+		data, err := m.Data()
+		if err != nil {
 			return err
 		}
-		switch id := m.Payload.OrderID; {
-		case rider >= 0 && m.Event == "order:available":
-			k.seen.see(id, seenOffered, sighting{at, rider})
-		case rider == -2 && m.Event == "order:new":
-			k.seen.see(id, seenNew, sighting{at: at})
-		case rider == -1 && m.Event == "order:update" && m.Payload.Version > 0:
-			if m.Payload.PaymentStatus == "paid" {
-				k.seen.see(id, seenPaid, sighting{at: at})
+		switch data := data.(type) {
+		case *feedclient.Offer:
+			k.seen.see(data.OrderID, seenOffered, sighting{at, rider})
+		case *feedclient.Order:
+			k.seen.see(data.OrderID, seenNew, sighting{at: at})
+		case *feedclient.OrderChange:
+			if data.Version > 0 && data.PaymentStatus == order.PaymentPaid {
+				k.seen.see(data.OrderID, seenPaid, sighting{at: at})
 			}
-			if m.Payload.Status == "delivered" {
-				k.seen.see(id, seenDelivered, sighting{at: at})
+			if data.Version > 0 && data.Status == order.StatusDelivered {
+				k.seen.see(data.OrderID, seenDelivered, sighting{at: at})
 			}
 		}
 	}

@@ -12,10 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coder/websocket"
-
 	"tomato/cmd/tomato/servertest"
 	"tomato/domain"
+	"tomato/feedclient"
 )
 
 func (c *contract) webhook(t *testing.T, body string) *reply {
@@ -30,7 +29,7 @@ type listener struct{ *servertest.FeedClient }
 
 // listen opens a feed with the given query. If opts is nil, the token is sent in the
 // header. At the end of the test each message is checked with faultsOfAny.
-func (c *contract) listen(t *testing.T, a domain.Actor, query string, opts *websocket.DialOptions) *listener {
+func (c *contract) listen(t *testing.T, a domain.Actor, query string, opts *feedclient.DialOptions) *listener {
 	t.Helper()
 	if opts == nil {
 		opts = servertest.WithToken(servertest.Token(t, a))
@@ -97,8 +96,8 @@ func (l *listener) until(text string) map[string]any {
 func (c *contract) feeds(t *testing.T) {
 	s := c.newScene(t)
 	tok := servertest.Token(t, s.customer)
-	customer := c.listen(t, s.customer, "?token="+tok, &websocket.DialOptions{})
-	restaurant := c.listen(t, s.restaurant, "", &websocket.DialOptions{Subprotocols: []string{"bearer." + servertest.Token(t, s.restaurant)}})
+	customer := c.listen(t, s.customer, "?token="+tok, &feedclient.DialOptions{})
+	restaurant := c.listen(t, s.restaurant, "", &feedclient.DialOptions{Subprotocols: []string{"bearer." + servertest.Token(t, s.restaurant)}})
 	if got := restaurant.Subprotocol(); !strings.HasPrefix(got, "bearer.") {
 		t.Errorf("subprotocol %q", got)
 	}

@@ -3,23 +3,23 @@ package servertest
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/coder/websocket"
-
 	"tomato/domain"
+	"tomato/feedclient"
 )
 
-// FeedClient is a party at its websocket. It keeps what it is sent. Safe for
-// concurrent use, except for Next.
+// FeedClient is a party at one connection to its feed, which it does not open again. It
+// keeps what it is sent. Safe for concurrent use, except for Next.
 type FeedClient struct {
 	t    testing.TB
 	Who  domain.Actor
-	conn *websocket.Conn
+	conn *feedclient.Conn
 
 	mu       sync.Mutex
 	messages []Message
@@ -29,13 +29,7 @@ type FeedClient struct {
 }
 
 // Message is one message of a feed.
-type Message struct {
-	Event, Room, Cursor, Code string
-	Payload                   json.RawMessage
-	Timestamp                 time.Time
-
-	Raw []byte `json:"-"` // the message as it was sent
-}
+type Message struct{ feedclient.Message }
 
 // Value finds a value in the payload by a path such as order.status; nil: absent.
 func (m Message) Value(path string) any {
@@ -47,14 +41,14 @@ func (m Message) Value(path string) any {
 }
 
 // WithToken sends a token in the header Authorization.
-func WithToken(token string) *websocket.DialOptions {
-	return &websocket.DialOptions{HTTPHeader: http.Header{"Authorization": {"Bearer " + token}}}
+func WithToken(token string) *feedclient.DialOptions {
+	return &feedclient.DialOptions{Token: token}
 }
 
 // OpenFeed opens a websocket of the server at url. query begins with "?", or is "".
-func OpenFeed(t testing.TB, url, query string, options *websocket.DialOptions) *FeedClient {
+func OpenFeed(t testing.TB, url, query string, options *feedclient.DialOptions) *FeedClient {
 	t.Helper()
-	f, _, err := dial(t, url, query, options)
+	f, err := dial(t, url, query, options)
 	if err != nil {
 		t.Fatal("a feed cannot be opened:", err)
 	}
@@ -65,10 +59,10 @@ func OpenFeed(t testing.TB, url, query string, options *websocket.DialOptions) *
 func OpenFeedWhenReady(t testing.TB, url string, who domain.Actor, query string) (f *FeedClient) {
 	t.Helper()
 	Await(t, "the feed opens", func() error {
-		var resp *http.Response
 		var err error
-		f, resp, err = dial(t, url, query, WithToken(Token(t, who)))
-		if err != nil && (resp == nil || resp.StatusCode != http.StatusServiceUnavailable) {
+		f, err = dial(t, url, query, WithToken(Token(t, who)))
+		var refused *feedclient.RefusedError
+		if err != nil && (!errors.As(err, &refused) || refused.Status != http.StatusServiceUnavailable) {
 			t.Fatal("a feed cannot be opened:", err)
 		}
 		return err
@@ -77,12 +71,11 @@ func OpenFeedWhenReady(t testing.TB, url string, who domain.Actor, query string)
 	return f
 }
 
-func dial(t testing.TB, url, query string, options *websocket.DialOptions) (*FeedClient, *http.Response, error) {
-	conn, resp, err := websocket.Dial(t.Context(), url+"/v1/feed"+query, options)
+func dial(t testing.TB, url, query string, options *feedclient.DialOptions) (*FeedClient, error) {
+	conn, err := feedclient.Dial(t.Context(), url+"/v1/feed"+query, options)
 	if err != nil {
-		return nil, resp, err
+		return nil, err
 	}
-	conn.SetReadLimit(4 << 20)
 	f := &FeedClient{t: t, conn: conn, changed: make(chan struct{})}
 	done := make(chan struct{})
 	go f.read(done)
@@ -90,14 +83,14 @@ func dial(t testing.TB, url, query string, options *websocket.DialOptions) (*Fee
 		f.Close()
 		<-done
 	})
-	return f, resp, nil
+	return f, nil
 }
 
 // Subprotocol returns what the server chose of those that were offered.
 func (f *FeedClient) Subprotocol() string { return f.conn.Subprotocol() }
 
 // Close ends the connection without a word.
-func (f *FeedClient) Close() { _ = f.conn.CloseNow() }
+func (f *FeedClient) Close() { f.conn.Close() }
 
 // Feed opens a party's websocket and joins the rooms.
 func (a *Installation) Feed(who domain.Actor, rooms ...string) *FeedClient {
@@ -120,14 +113,13 @@ func (a *Installation) FeedFrom(who domain.Actor, cursor string, rooms ...string
 // Send sends an operation as JSON; a string is sent as it is.
 func (f *FeedClient) Send(op any) {
 	f.t.Helper()
-	b, err := json.Marshal(op)
+	var err error
 	if text, is := op.(string); is {
-		b = []byte(text)
+		err = f.conn.SendText(f.t.Context(), []byte(text))
+	} else {
+		err = f.conn.Send(f.t.Context(), op)
 	}
 	if err != nil {
-		f.t.Fatal(err)
-	}
-	if err := f.conn.Write(f.t.Context(), websocket.MessageText, b); err != nil {
 		f.t.Fatal(err)
 	}
 }
@@ -148,15 +140,10 @@ func (f *FeedClient) Next() Message {
 func (f *FeedClient) read(done chan struct{}) {
 	defer close(done)
 	for {
-		_, b, err := f.conn.Read(context.Background())
-		var m Message
-		if err == nil {
-			err = json.Unmarshal(b, &m)
-			m.Raw = b
-		}
+		m, err := f.conn.Read(context.Background())
 		f.mu.Lock()
 		if f.err = err; err == nil {
-			f.messages = append(f.messages, m)
+			f.messages = append(f.messages, Message{m})
 		}
 		close(f.changed)
 		f.changed = make(chan struct{})

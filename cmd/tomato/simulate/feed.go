@@ -3,24 +3,18 @@ package simulate
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/coder/websocket"
-
 	"tomato/domain"
+	"tomato/feedclient"
 )
 
 const (
-	maxMessageBytes = 1 << 20
-	feedWriteLimit  = 10 * time.Second
-	dialTimeout     = 15 * time.Second
+	feedMinWait = 100 * time.Millisecond
+	feedMaxWait = 4 * time.Second
 	// gapSlack widens a gap that the feed announced, on both sides, because messages
 	// that were under way when the connection broke are missing, too.
 	gapSlack = 5 * time.Second
@@ -31,62 +25,74 @@ type feedCounts struct {
 	messages, connects, reconnects, resumed, resets, locations atomic.Int64
 }
 
-// feed is one party's websocket. It reconnects with its last cursor until its
-// context ends. It checks that every message has what all messages must have. Only
-// run reads the socket. The methods that send may be called from any goroutine.
+// feed is one party's feed. Its client reconnects with the last cursor. The feed checks
+// that every message has what all messages must have.
 type feed struct {
 	sim        *simulation
 	party      *party
-	token      string
 	room       string // the room that its messages come from
-	mustJoin   bool   // the feed must ask to join room; otherwise the server joins it by itself
-	breakAfter int    // number of messages after which the feed breaks its connection; 0 means never
+	breakAfter int    // number of messages of one connection after which the feed breaks it; 0 means never
 
 	onMessage func(message)
 	onReset   func(ctx context.Context) // called when messages may be missing; may be nil
 
-	cursor string
-	mu     sync.Mutex
-	conn   *websocket.Conn
+	client *feedclient.Client
+	up     func() // called when the rooms are joined, at every connection
+
+	// Only the goroutine of run uses these.
+	connections int
+	resuming    bool      // the first message of a connection that resumes is expected
+	received    int       // messages of this connection
+	heard       time.Time // when the last message came
+	before      time.Time // when the last message of the connection before came
 }
 
-// run connects, calls up when the room is joined, and reads until ctx ends or the
-// server closes the feed for good. It calls up after each reconnect, too.
+// newFeed makes the feed of a party. join says that the client must ask for the room;
+// otherwise the server joins it by itself.
+func (s *simulation) newFeed(p *party, token, room string, join bool) (*feed, error) {
+	f := &feed{sim: s, party: p, room: room}
+	urls := make([]string, len(s.api.urls))
+	for i := range urls { // parties begin at different instances
+		urls[i] = s.api.urls[(i+int(p.number))%len(urls)]
+	}
+	o := feedclient.Options{
+		URLs: urls, Token: func(context.Context) (string, error) { return token, nil },
+		HTTPClient: &http.Client{Transport: handshakes{s.dialSlots, s.api.transport}},
+		MinWait:    feedMinWait, MaxWait: feedMaxWait, Connected: f.connected,
+	}
+	if join {
+		o.Rooms = []string{room}
+	}
+	var err error
+	f.client, err = feedclient.New(o)
+	return f, err
+}
+
+// handshakes bounds the handshakes that are under way at the same time.
+type handshakes struct {
+	slots     chan struct{}
+	transport http.RoundTripper
+}
+
+// RoundTrip implements http.RoundTripper.
+func (h handshakes) RoundTrip(r *http.Request) (*http.Response, error) {
+	select {
+	case h.slots <- struct{}{}:
+		defer func() { <-h.slots }()
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	}
+	return h.transport.RoundTrip(r)
+}
+
+// run follows the feed until ctx ends or the server closes it for good. It calls up when
+// the rooms are joined, after each reconnect, too.
 func (f *feed) run(ctx context.Context, up func()) {
-	var lastHeard time.Time
-	for attempt := 0; ctx.Err() == nil; attempt++ {
-		err := f.session(ctx, &lastHeard, func() { up(); attempt = 0 })
-		if ctx.Err() != nil {
-			return
-		}
-		if isPermanent(err) {
-			f.fault("", "the server closed the feed for good: %v", err)
-			return
-		}
-		select {
-		case <-time.After(min(50*time.Millisecond<<min(attempt, 6), 2*time.Second)):
-		case <-ctx.Done():
-		}
+	f.up = up
+	if err := f.client.Run(ctx, f.receive); ctx.Err() == nil {
+		f.fault("", "the server closed the feed for good: %v", err)
 	}
 }
-
-// isPermanent reports whether a client must not reconnect after this error. This is
-// so if the server refused the handshake with a status that a retry does not change,
-// or if it closed the connection with a code that forbids to reconnect.
-func isPermanent(err error) bool {
-	var refused *refusedError
-	if errors.As(err, &refused) {
-		return refused.status != http.StatusTooManyRequests && refused.status < 500
-	}
-	code := websocket.CloseStatus(err)
-	return code == websocket.StatusPolicyViolation || code >= 3500 && code < 4000 || code >= 4500 && code < 5000
-}
-
-type refusedError struct{ status int }
-
-func (e *refusedError) Error() string { return "the feed answered " + http.StatusText(e.status) }
-
-var errOwnDrop = errors.New("the client broke the connection itself")
 
 // fault enters a broken promise about this feed. order is the order's id, "" for
 // none.
@@ -94,89 +100,54 @@ func (f *feed) fault(order, format string, args ...any) {
 	f.sim.ledger.fault(faultFeedProtocol, order, "%s %s: %s", f.party.role, f.party.id, fmt.Sprintf(format, args...))
 }
 
-// session opens one connection and reads it until it ends. lastHeard is the time of
-// the last message of the server. It is zero before the first connection.
-func (f *feed) session(ctx context.Context, lastHeard *time.Time, up func()) error {
-	resuming := f.cursor != ""
-	before := *lastHeard
-	conn, err := f.dial(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.CloseNow()
-	conn.SetReadLimit(maxMessageBytes)
+// connected notes a new connection.
+func (f *feed) connected(resuming bool) {
 	f.sim.feeds.connects.Add(1)
-	reconnected := !before.IsZero()
-	if reconnected {
+	if f.connections++; f.connections > 1 {
 		f.sim.feeds.reconnects.Add(1)
 	}
-	if f.mustJoin {
-		if err := conn.Write(ctx, websocket.MessageText, []byte(`{"op":"join","room":"`+f.room+`"}`)); err != nil {
-			return err
-		}
-	} else {
-		up()
-	}
-	f.mu.Lock()
-	f.conn = conn
-	f.mu.Unlock()
-	*lastHeard = time.Now()
-	if reconnected && !resuming {
-		f.missed(ctx, before) // there is no cursor to resume from, because no message had come before the connection broke
-	}
-	for n := 1; ; n++ {
-		_, b, err := conn.Read(ctx)
-		if err != nil {
-			return err
-		}
-		f.sim.feeds.messages.Add(1)
-		var m message
-		if err := json.Unmarshal(b, &m); err != nil {
-			f.fault("", "a message is not JSON: %v", err)
-			continue
-		}
-		if resuming {
-			resuming = false
-			switch m.Event {
-			case "feed:resumed":
-				f.sim.feeds.resumed.Add(1)
-			case "feed:reset":
-			default:
-				f.fault("", "%s came first after a reconnect", m.Event)
-			}
-		}
-		if m.Event == "feed:reset" {
-			f.sim.feeds.resets.Add(1)
-			f.missed(ctx, before)
-		}
-		*lastHeard = time.Now()
-		if m.Cursor != "" {
-			f.cursor = m.Cursor
-		}
-		if strings.HasPrefix(m.Event, "feed:") {
-			switch m.Event {
-			case "feed:joined":
-				if f.mustJoin {
-					up()
-				}
-			case "feed:error":
-				f.fault("", "feed:error %s", m.Code)
-			}
-			continue
-		}
-		f.check(&m)
-		if f.breakAfter > 0 && n >= f.breakAfter && f.cursor != "" {
-			f.breakAfter *= 2
-			conn.CloseNow()
-			return errOwnDrop
-		}
-	}
+	f.resuming, f.received = resuming, 0
+	f.before, f.heard = f.heard, time.Now()
+	f.up()
 }
 
-// missed notes that messages since the time before may be missing, and lets the
-// party read by REST what it may have missed.
-func (f *feed) missed(ctx context.Context, before time.Time) {
-	f.party.addGap(feedGap{before.Add(-gapSlack), time.Now().Add(gapSlack)})
+// receive checks a message and passes it on.
+func (f *feed) receive(ctx context.Context, m feedclient.Message) error {
+	if m.Raw != nil { // else the client made it
+		f.sim.feeds.messages.Add(1)
+		f.received++
+	}
+	switch {
+	case m.Event == feedclient.Reset && m.Reason == feedclient.ReasonBegin:
+	case m.Event == feedclient.Reset:
+		if f.resuming {
+			f.sim.feeds.resets.Add(1)
+		}
+		f.missed(ctx)
+	case m.Event == feedclient.Resumed && f.resuming:
+		f.sim.feeds.resumed.Add(1)
+	case f.resuming:
+		f.fault("", "%s came first after a reconnect", m.Event)
+	case m.Event == feedclient.Error:
+		f.fault("", "feed:error %s", m.Code)
+	}
+	f.resuming = false
+	f.heard = time.Now()
+	if m.OfFeed() {
+		return nil
+	}
+	f.check(&message{Message: m})
+	if f.breakAfter > 0 && f.received >= f.breakAfter && m.Cursor != "" {
+		f.breakAfter *= 2
+		f.client.Reconnect()
+	}
+	return nil
+}
+
+// missed notes that messages may be missing since the end of the connection before, and
+// lets the party read by REST what it may have missed.
+func (f *feed) missed(ctx context.Context) {
+	f.party.addGap(feedGap{f.before.Add(-gapSlack), time.Now().Add(gapSlack)})
 	if f.onReset != nil {
 		f.onReset(ctx)
 	}
@@ -191,7 +162,7 @@ func (f *feed) check(m *message) {
 		f.fault("", "payload of %s: %v", m.Event, err)
 		return
 	}
-	if m.Event == "rider:location" {
+	if m.Event == feedclient.RiderMoved {
 		f.sim.feeds.locations.Add(1)
 		return
 	}
@@ -202,66 +173,11 @@ func (f *feed) check(m *message) {
 	f.onMessage(*m)
 }
 
-func (f *feed) dial(ctx context.Context) (*websocket.Conn, error) {
-	select {
-	case f.sim.dialSlots <- struct{}{}:
-		defer func() { <-f.sim.dialSlots }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	api := f.sim.api
-	base := api.urls[(int(api.next.Load())+int(f.party.number))%len(api.urls)]
-	u := base + "/v1/feed"
-	if f.cursor != "" {
-		u += "?cursor=" + url.QueryEscape(f.cursor)
-	}
-	conn, res, err := websocket.Dial(ctx, u, &websocket.DialOptions{
-		HTTPClient: api.http,
-		HTTPHeader: http.Header{"Authorization": {"Bearer " + f.token}},
-	})
-	if err != nil {
-		if res != nil && res.StatusCode != http.StatusSwitchingProtocols {
-			return nil, &refusedError{res.StatusCode}
-		}
-		if len(api.urls) > 1 {
-			api.next.Add(1)
-		}
-		return nil, err
-	}
-	if f.cursor == "" {
-		// The server may send the cursor at which the feed begins. With it, a
-		// connection that breaks before its first message can be resumed, too.
-		f.cursor = res.Header.Get("Feed-Cursor")
-	}
-	return conn, nil
-}
-
 // locate sends the rider's position. It sends nothing while there is no connection.
 // This does no harm, because a later position follows.
-func (f *feed) locate(ctx context.Context, at domain.Point) {
-	f.send(ctx, object{"op": "location", "location": at})
-}
+func (f *feed) locate(ctx context.Context, at domain.Point) { _ = f.client.Location(ctx, at) }
 
 // joinOrder joins the room of one order, which has the rider's positions.
 func (f *feed) joinOrder(ctx context.Context, orderID string) {
-	f.send(ctx, object{"op": "join", "room": "order:" + orderID})
-}
-
-// send sends a message to the server, if there is a connection.
-func (f *feed) send(ctx context.Context, m object) {
-	f.mu.Lock()
-	conn := f.conn
-	f.mu.Unlock()
-	if conn == nil {
-		return
-	}
-	b, err := json.Marshal(m)
-	if err != nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, feedWriteLimit)
-	defer cancel()
-	_ = conn.Write(ctx, websocket.MessageText, b) // session notices a broken connection
+	f.client.Join(ctx, "order:"+orderID)
 }

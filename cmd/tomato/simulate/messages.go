@@ -1,22 +1,16 @@
 package simulate
 
 import (
-	"encoding/json"
 	"fmt"
 	"time"
 
 	"tomato/domain"
+	"tomato/feedclient"
 )
 
 // message is a feed message. Its data has the fields of all kinds of payloads.
 type message struct {
-	Event     string          `json:"event"`
-	Room      string          `json:"room"`
-	Payload   json.RawMessage `json:"payload"`
-	Timestamp time.Time       `json:"timestamp"`
-	Cursor    string          `json:"cursor"`
-	Code      string          `json:"code"` // of feed:error
-
+	feedclient.Message
 	receiver *party  // whose feed it came over
 	data     payload // Payload, decoded
 }

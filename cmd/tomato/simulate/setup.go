@@ -76,7 +76,10 @@ func (s *simulation) registerRider(ctx context.Context, d *rider) bool {
 
 // connect opens the feed of every party and returns when all are connected.
 func (s *simulation) connect(ctx context.Context, feeds *sync.WaitGroup) error {
-	all := s.newFeeds(ctx)
+	all, err := s.newFeeds(ctx)
+	if err != nil {
+		return err
+	}
 	up := make(chan struct{}, len(all))
 	for _, f := range all {
 		once := sync.OnceFunc(func() { up <- struct{}{} })
@@ -98,12 +101,13 @@ func (s *simulation) connect(ctx context.Context, feeds *sync.WaitGroup) error {
 
 // newFeeds makes the feed of every party. One feed in 16 breaks its connection now
 // and then. The operator's feed never does.
-func (s *simulation) newFeeds(ctx context.Context) []*feed {
+func (s *simulation) newFeeds(ctx context.Context) (all []*feed, err error) {
 	rng := rand.New(rand.NewPCG(uint64(s.opt.Seed), 1<<33))
-	var all []*feed
 	add := func(p *party, token, room string, on func(message), reset func(context.Context)) *feed {
-		f := &feed{sim: s, party: p, token: token, room: room, onMessage: on, onReset: reset}
-		if rng.IntN(16) == 0 {
+		f, ferr := s.newFeed(p, token, room, p.role == domain.Ops)
+		err = errors.Join(err, ferr)
+		f.onMessage, f.onReset = on, reset
+		if rng.IntN(16) == 0 && p.role != domain.Ops {
 			f.breakAfter = 5 + rng.IntN(40)
 		}
 		all = append(all, f)
@@ -123,9 +127,8 @@ func (s *simulation) newFeeds(ctx context.Context) []*feed {
 		c.feed = add(c.party, c.token, "user:"+c.id, func(m message) { s.ledger.received(m) }, nil)
 	}
 	operator := s.ledger.addParty(domain.Ops, s.operatorID())
-	f := add(operator, s.town.operatorToken, "ops", func(m message) { s.operatorReceives(ctx, m) }, nil)
-	f.mustJoin, f.breakAfter = true, 0
-	return all
+	add(operator, s.town.operatorToken, "ops", func(m message) { s.operatorReceives(ctx, m) }, nil)
+	return all, err
 }
 
 // open sends the first positions. Then it opens the restaurants and sends the riders

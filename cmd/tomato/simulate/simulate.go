@@ -40,7 +40,7 @@
 //	operator.go          the operator, who asks for riders again
 //	caller.go            calls whose answers go into the ledger
 //	client.go            HTTP calls with retries
-//	feed.go              a party's websocket
+//	feed.go              a party's feed
 //	messages.go          the feed messages
 //	ledger.go            the simulator's own account of the run
 //	order_entry.go       what the ledger keeps about one order
