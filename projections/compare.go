@@ -2,10 +2,12 @@ package projections
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -64,11 +66,11 @@ type side struct {
 // and holds one row of each.
 type comparer struct {
 	a, b    side
-	order   querier // answers which of two keys comes first
 	count   func(n int64)
 	parked  map[string]bool // keys that are left out
 	out     *Comparison
-	listed  int // differences of the present table that are named
+	byBytes bool // the database sorts texts by their bytes
+	listed  int  // differences of the present table that are named
 	columns []comparedColumn
 	keys    []comparedColumn
 }
@@ -88,7 +90,7 @@ func (m *ReadModels) Compare(ctx context.Context, a, b Generation) (Comparison, 
 	}
 	var c Comparison
 	err := m.bothAt(ctx, func(first, second pgx.Tx) (err error) {
-		c, err = compare(ctx, side{a, first}, side{b, second}, m.DB, func(int64) {})
+		c, err = compare(ctx, side{a, first}, side{b, second}, func(int64) {})
 		return err
 	})
 	if err != nil {
@@ -126,16 +128,18 @@ func (m *ReadModels) snapshot(ctx context.Context, fn func(tx pgx.Tx) error) err
 }
 
 // compare compares the folded tables of a and b.
-func compare(ctx context.Context, a, b side, order querier, count func(n int64)) (Comparison, error) {
-	c := &comparer{a: a, b: b, order: order, count: count, parked: map[string]bool{}, out: &Comparison{Columns: map[string]int64{}}}
+func compare(ctx context.Context, a, b side, count func(n int64)) (Comparison, error) {
+	c := &comparer{a: a, b: b, count: count, parked: map[string]bool{}, out: &Comparison{Columns: map[string]int64{}}}
 	if err := c.leaveOutParked(ctx); err != nil {
 		return Comparison{}, err
 	}
-	names := foldedNames(a.Model)
-	slices.Sort(names)
-	for _, name := range names {
-		if err := c.table(ctx, name); err != nil {
-			return Comparison{}, fmt.Errorf("table %s: %w", name, err)
+	if err := a.tx.QueryRow(ctx, `SELECT datcollate IN ('C', 'POSIX', 'C.UTF-8', 'C.utf8') AND coalesce(to_jsonb(d)->>'datlocprovider', 'c') = 'c'
+		FROM pg_database d WHERE datname = current_database()`).Scan(&c.byBytes); err != nil {
+		return Comparison{}, err
+	}
+	for _, part := range foldedParts(a.Model) {
+		if err := c.table(ctx, part); err != nil {
+			return Comparison{}, fmt.Errorf("table %s: %w", part.table, err)
 		}
 	}
 	return *c.out, nil
@@ -159,7 +163,7 @@ func (c *comparer) leaveOutParked(ctx context.Context) error {
 				c.out.ParkedKeys++
 			default:
 				c.out.NewlyParked++
-				c.list(Difference{Table: topic, Key: string(key), Kind: "parked"})
+				c.list(topic, [][]byte{key}, "parked")
 			}
 			c.parked[string(key)] = true
 			return nil
@@ -170,14 +174,14 @@ func (c *comparer) leaveOutParked(ctx context.Context) error {
 	return nil
 }
 
-// shape reads the columns of a table; none if there is no such table.
-func (s side) shape(ctx context.Context, table string) ([]comparedColumn, error) {
+// shape reads the columns that are compared; none if there is no such table.
+func (s side) shape(ctx context.Context, part foldedRows) ([]comparedColumn, error) {
 	rows, err := s.tx.Query(ctx, `
 		SELECT a.attname, format_type(a.atttypid, a.atttypmod), coalesce(k.n, 0)::int
 		FROM pg_attribute a
 		LEFT JOIN (SELECT i.indrelid, u.attnum, u.n FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY u(attnum, n) WHERE i.indisprimary) k
 		       ON k.indrelid = a.attrelid AND k.attnum = a.attnum
-		WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum`, s.Schema()+"."+table)
+		WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND ($2::text[] IS NULL OR a.attname = ANY ($2)) ORDER BY a.attnum`, s.Schema()+"."+part.table, part.columns)
 	if err != nil {
 		return nil, err
 	}
@@ -187,13 +191,14 @@ func (s side) shape(ctx context.Context, table string) ([]comparedColumn, error)
 	})
 }
 
-// table compares one table.
-func (c *comparer) table(ctx context.Context, table string) error {
-	shapeA, err := c.a.shape(ctx, table)
+// table compares what is folded of one table.
+func (c *comparer) table(ctx context.Context, part foldedRows) error {
+	table := part.table
+	shapeA, err := c.a.shape(ctx, part)
 	if err != nil {
 		return err
 	}
-	shapeB, err := c.b.shape(ctx, table)
+	shapeB, err := c.b.shape(ctx, part)
 	if err != nil {
 		return err
 	}
@@ -225,7 +230,7 @@ func (c *comparer) table(ctx context.Context, table string) error {
 	case len(c.keys) == 0:
 		return errors.New("the two have no primary key in common")
 	}
-	return c.merge(ctx, table)
+	return c.merge(ctx, part)
 }
 
 // cursor reads the rows of one generation in the order of their keys.
@@ -234,15 +239,15 @@ type cursor struct {
 	row  [][]byte // the values as text, those of the key first; nil at the end
 }
 
-func (c *comparer) open(ctx context.Context, s side, table string) (*cursor, error) {
+func (c *comparer) open(ctx context.Context, s side, part foldedRows) (*cursor, error) {
 	var values, order []string
 	for _, k := range c.keys {
-		values, order = append(values, quoted(k.name)+`::text`), append(order, quoted(k.name))
+		values, order = append(values, quoted(k.name)+`::text`), append(order, k.orderBy(c.byBytes))
 	}
 	for _, col := range c.columns {
 		values = append(values, quoted(col.name)+`::text`)
 	}
-	rows, err := s.tx.Query(ctx, `SELECT `+strings.Join(values, ", ")+` FROM `+s.Schema()+`.`+table+` ORDER BY `+strings.Join(order, ", "),
+	rows, err := s.tx.Query(ctx, `SELECT `+strings.Join(values, ", ")+` FROM `+part.from(s.Generation)+` ORDER BY `+strings.Join(order, ", "),
 		pgx.QueryResultFormats{pgx.TextFormatCode})
 	if err != nil {
 		return nil, err
@@ -264,13 +269,14 @@ func (u *cursor) next(leaveOut map[string]bool) error {
 }
 
 // merge reads the table in both generations and compares row by row.
-func (c *comparer) merge(ctx context.Context, table string) error {
-	x, err := c.open(ctx, c.a, table)
+func (c *comparer) merge(ctx context.Context, part foldedRows) error {
+	table := part.table
+	x, err := c.open(ctx, c.a, part)
 	if err != nil {
 		return err
 	}
 	defer x.rows.Close()
-	y, err := c.open(ctx, c.b, table)
+	y, err := c.open(ctx, c.b, part)
 	if err != nil {
 		return err
 	}
@@ -279,17 +285,14 @@ func (c *comparer) merge(ctx context.Context, table string) error {
 		return err
 	}
 	for x.row != nil || y.row != nil {
-		order, err := c.compareKeys(ctx, x.row, y.row)
-		if err != nil {
-			return err
-		}
+		order := c.compareKeys(x.row, y.row)
 		switch {
 		case order < 0:
 			c.out.Missing++
-			c.list(Difference{Table: table, Key: c.key(x.row), Kind: "missing"})
+			c.list(table, x.row, "missing")
 		case order > 0:
 			c.out.Extra++
-			c.list(Difference{Table: table, Key: c.key(y.row), Kind: "extra"})
+			c.list(table, y.row, "extra")
 		default:
 			c.out.Rows++
 			c.values(table, x.row, y.row)
@@ -310,33 +313,47 @@ func (c *comparer) merge(ctx context.Context, table string) error {
 }
 
 // compareKeys returns the order of the keys of two rows, one of which may be nil, which
-// is behind all others. Only Postgres knows the order of different texts, so it is asked.
-func (c *comparer) compareKeys(ctx context.Context, x, y [][]byte) (int, error) {
+// is behind all others.
+func (c *comparer) compareKeys(x, y [][]byte) int {
 	switch {
 	case x == nil:
-		return 1, nil
+		return 1
 	case y == nil:
-		return -1, nil
+		return -1
 	}
-	if slices.EqualFunc(x[:len(c.keys)], y[:len(c.keys)], bytes.Equal) {
-		return 0, nil
-	}
-	var left, right []string
-	var args []any
 	for i, k := range c.keys {
-		left = append(left, fmt.Sprintf("$%d::text::%s", 2*i+1, k.sqlType))
-		right = append(right, fmt.Sprintf("$%d::text::%s", 2*i+2, k.sqlType))
-		args = append(args, string(x[i]), string(y[i]))
+		if order := k.compare(x[i], y[i]); order != 0 {
+			return order
+		}
 	}
-	rows, err := c.order.Query(ctx, `SELECT (`+strings.Join(left, ", ")+`) < (`+strings.Join(right, ", ")+`)`, args...)
-	if err != nil {
-		return 0, err
+	return 0
+}
+
+// numeric reports whether the values of a column are whole numbers.
+func (col comparedColumn) numeric() bool {
+	return col.sqlType == "bigint" || col.sqlType == "integer" || col.sqlType == "smallint"
+}
+
+// orderBy returns by what Postgres sorts the column, so that compare knows the order. If
+// the database sorts texts by their bytes anyway, an index is in this order.
+func (col comparedColumn) orderBy(byBytes bool) string {
+	switch {
+	case col.numeric() || col.sqlType == "text" && byBytes:
+		return quoted(col.name)
+	case col.sqlType == "text":
+		return quoted(col.name) + ` COLLATE "C"`
 	}
-	before, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[bool])
-	if before {
-		return -1, err
+	return quoted(col.name) + `::text COLLATE "C"`
+}
+
+// compare returns the order of two values, as text, of the column.
+func (col comparedColumn) compare(x, y []byte) int {
+	if col.numeric() {
+		a, _ := strconv.ParseInt(string(x), 10, 64) // Postgres has written it
+		b, _ := strconv.ParseInt(string(y), 10, 64)
+		return cmp.Compare(a, b)
 	}
-	return 1, err
+	return bytes.Compare(x, y)
 }
 
 // values compares the other columns of two rows with the same key.
@@ -351,19 +368,16 @@ func (c *comparer) values(table string, x, y [][]byte) {
 	}
 	if len(differ) > 0 {
 		c.out.Changed++
-		c.list(Difference{Table: table, Key: c.key(x), Kind: "changed", Columns: differ})
+		c.list(table, x, "changed", differ...)
 	}
 }
 
-// list names a difference, unless enough of this table are named.
-func (c *comparer) list(d Difference) {
-	if c.listed < maxDifferences/2 && len(c.out.Differences) < maxDifferences {
-		c.listed++
-		c.out.Differences = append(c.out.Differences, d)
+// list names the difference of a row, unless enough of this table are named.
+func (c *comparer) list(table string, row [][]byte, kind string, columns ...string) {
+	if c.listed >= maxDifferences/2 || len(c.out.Differences) >= maxDifferences {
+		return
 	}
-}
-
-// key returns the key of a row as text.
-func (c *comparer) key(row [][]byte) string {
-	return string(bytes.Join(row[:len(c.keys)], []byte("/")))
+	c.listed++
+	key := row[:max(1, len(c.keys))]
+	c.out.Differences = append(c.out.Differences, Difference{Table: table, Key: string(bytes.Join(key, []byte("/"))), Kind: kind, Columns: columns})
 }

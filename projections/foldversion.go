@@ -8,5 +8,5 @@ var foldVersions = map[string]string{
 	"orders":      "fece9fd25be663c3",
 	"payments":    "ca10dafec256cf3e",
 	"restaurants": "8aa1c98cc4aa7332",
-	"riders":      "bfc95d8377411fc3",
+	"riders":      "c74645edb299be51",
 }

@@ -216,6 +216,7 @@ func TestNoTransactionIsOpenWhileAThrottledRebuildCatchesUp(t *testing.T) {
 	token := b.w.Append(eventlog.Orders, orderID(0), life(0)...)
 	b.passed(projections.Orders, token)
 	more, oldest := false, 0
+	var began, ended time.Time
 	result, err := b.rebuild(t.Context(), b.models(), projections.RebuildOptions{EventsPerSecond: 200, Progress: func(p projections.Progress) {
 		switch {
 		case p.Phase == projections.PhaseIndexing && !more:
@@ -224,13 +225,21 @@ func TestNoTransactionIsOpenWhileAThrottledRebuildCatchesUp(t *testing.T) {
 				token.Merge(b.w.Append(eventlog.Orders, orderID(n), life(n)...))
 			}
 			b.passed(projections.Orders, token)
+		case p.Phase == projections.PhaseVerifying && ended.IsZero():
+			ended = time.Now()
 		case p.Phase == projections.PhaseCatchingUp && p.Share < 0.7:
+			if began.IsZero() {
+				began = time.Now()
+			}
 			oldest = max(oldest, b.number(`SELECT coalesce(max(extract(epoch FROM now() - xact_start)), 0)::int FROM pg_stat_activity
 				WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid() AND datname = current_database() AND state LIKE 'idle in%'`))
 		}
 	}})
 	if err != nil || !result.Switched || !result.Comparison.Equal() || result.Comparison.Rows != 1000 {
 		t.Errorf("%+v, %v", result, err)
+	}
+	if took := ended.Sub(began); took < 2*time.Second {
+		t.Errorf("200 events a second were asked for, and 891 took %v", took)
 	}
 	if oldest > 0 {
 		t.Errorf("a transaction was open for %d s", oldest)
@@ -410,4 +419,110 @@ func TestADropIsBoundedAndIsFinishedByTheNextProcess(t *testing.T) {
 	b.eventually("everything is removed", func() bool {
 		return len(b.states(projections.Orders)) == 1 && !group() && b.number(`SELECT count(*) FROM pg_namespace WHERE nspname IN ('orders_g1', 'orders_g2')`) == 0
 	})
+}
+
+// What the search knows of riders is a fold, too, so it is compared.
+func TestTheFoldedHalfOfPositionsIsCompared(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.project(b.m)
+	token := eventlog.Token{}
+	for n := range 5 {
+		id := fmt.Sprintf("rider%d", n)
+		token.Merge(b.w.Append(eventlog.Riders, id, ready(id)...))
+		token.Merge(b.position(id, near(centre, float64(n*100)), time.Now()))
+	}
+	token.Merge(b.position("nobody", centre, time.Now())) // who is no rider, so no fold has this row
+	b.passed(projections.Riders, token)
+	b.exec(`UPDATE riders_g1.rider_positions SET eligible = NOT eligible WHERE rider_id = 'rider3'`)
+	result, err := b.m.Rebuild(t.Context(), projections.Riders, projections.RebuildOptions{Runtime: b.runtime()})
+	var differ *projections.DifferencesError
+	if !errors.As(err, &differ) || fmt.Sprint(result.Comparison.Differences) != "[changed: rider_positions rider3 (eligible)]" || result.Comparison.Rows != 10 {
+		t.Errorf("%+v, %v", result, err)
+	}
+}
+
+// A copy of the positions that has stood still for hours may lack erasures, so positions
+// are copied again before the generation is kept up to date.
+func TestAnOldCopyOfPositionsIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	stop := b.project(b.m)
+	token := eventlog.Token{}
+	for n := range 3 {
+		id := fmt.Sprintf("rider%d", n)
+		token.Merge(b.w.Append(eventlog.Riders, id, ready(id)...))
+		token.Merge(b.position(id, near(centre, float64(n*100)), time.Now()))
+	}
+	b.passed(projections.Riders, token)
+	stop()
+	interrupt := func(phase projections.Phase, resume bool) {
+		t.Helper()
+		ctx, kill := context.WithCancel(t.Context())
+		defer kill()
+		if result, err := b.models().Rebuild(ctx, projections.Riders, projections.RebuildOptions{Runtime: b.runtime(), Resume: resume, Progress: func(p projections.Progress) {
+			if p.Phase == phase {
+				kill()
+			}
+		}}); err == nil || result.Switched {
+			t.Fatalf("%+v, %v", result, err)
+		}
+	}
+	aged := func(rider string) { // the tombstone of a rider was there and has vanished, and the generation has not read it
+		b.exec(`UPDATE riders_g1.rider_positions SET location = NULL, recorded_at = NULL WHERE rider_id = $1`, rider)
+		b.exec(`UPDATE tomato.checkpoints SET updated_at = now() - interval '7 hours' WHERE consumer = 'riders' AND generation = 2`)
+	}
+	located := func() int {
+		return b.number(`SELECT count(location) FROM riders_g2.rider_positions WHERE name IS NOT NULL`)
+	}
+	interrupt(projections.PhaseCatchingUp, false)
+	aged("rider0")
+	if n := located(); n != 3 {
+		t.Fatalf("%d positions are copied", n)
+	}
+	interrupt(projections.PhaseHandingOver, true)
+	if n := located(); n != 2 {
+		t.Errorf("%d positions after the comparison", n)
+	}
+	aged("rider1")
+	result, err := b.models().Rebuild(t.Context(), projections.Riders, projections.RebuildOptions{Runtime: b.runtime(), Resume: true})
+	if n := located(); err != nil || !result.Switched || n != 1 {
+		t.Errorf("%d positions after the switch: %+v, %v", n, result, err)
+	}
+	if n := b.number(`SELECT count(*) FROM riders_g2.rider_positions WHERE eligible`); n != 3 {
+		t.Errorf("%d riders are eligible", n)
+	}
+}
+
+// Two processes project. Both have joined the group of the new generation before the
+// switch, and with DropOld the old one is kept up to date until all have noticed.
+func TestAllProcessesHaveJoinedBeforeTheSwitch(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.project(b.m)
+	b.passed(projections.Orders, b.w.Append(eventlog.Orders, orderID(1), life(1)...))
+	late := b.models()
+	b.project(late)
+	adm := kadm.NewClient(eventlogtest.Client(t, b.cfg))
+	members := func(group string) int {
+		groups, err := adm.DescribeGroups(t.Context(), group)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if groups[group].State != "Stable" {
+			return 0
+		}
+		return len(groups[group].Members)
+	}
+	b.eventually("both project", func() bool { return members("tomato.orders.g1") == 2 })
+	joined, old := 0, projections.State("")
+	result, err := b.rebuild(t.Context(), b.models(), projections.RebuildOptions{DropOld: true, Progress: func(p projections.Progress) {
+		if p.Phase == projections.PhaseSwitched && joined == 0 {
+			joined, old = members("tomato.orders.g2"), b.states(projections.Orders)[1]
+		}
+	}})
+	if err != nil || !result.Switched || joined != 2 || old != projections.StateStandby {
+		t.Errorf("%d have joined, the old generation is %s: %+v, %v", joined, old, result, err)
+	}
+	b.nothingOf(1)
 }

@@ -44,6 +44,12 @@ func (r *rebuild) handOver(ctx context.Context) (alone bool, err error) {
 	var joined time.Time // when the first member was seen
 	for began := since; ; {
 		has, err := r.owners(ctx, adm, r.g, ends)
+		if has.members > 0 {
+			began = time.Now()
+			if joined.IsZero() {
+				joined = began
+			}
+		}
 		switch {
 		case err != nil:
 			r.m.log().Debug("the consumer group of a new generation cannot be read", "generation", r.g.String(), "err", err)
@@ -52,12 +58,6 @@ func (r *rebuild) handOver(ctx context.Context) (alone bool, err error) {
 		case has.all && (has.members >= expected || time.Since(joined) > joinWait):
 			if passed, err := r.passed(ctx, ends); err != nil || passed {
 				return false, err
-			}
-		}
-		if has.members > 0 {
-			began = time.Now()
-			if joined.IsZero() {
-				joined = began
 			}
 		}
 		if now := r.meter.moves.Load(); now != moves {

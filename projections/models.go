@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 )
@@ -22,10 +23,39 @@ type readModel struct {
 	name string
 	// tables has the table that the events of each topic write.
 	tables map[string]table
+	// halves are the folded columns of tables whose other columns are not folded.
+	halves []foldedRows
 	// copyUnfolded, if set, copies the tables that cannot be folded from the log
 	// again. A rebuild calls it after it has filled the generation to, and before
-	// that generation is live. from is the serving generation.
+	// that generation is kept up to date, once more if a copy is too old. from is the
+	// serving generation.
 	copyUnfolded func(ctx context.Context, db *pgxpool.Pool, from, to Generation) error
+}
+
+// foldedRows are rows of a table in the database that are a fold of the log. They are
+// equal in two generations that have passed the same events.
+type foldedRows struct {
+	table   string
+	columns []string // nil: all
+	where   string   // "": all rows
+}
+
+// from returns the table in a generation, with the condition, as it follows FROM.
+func (f foldedRows) from(g Generation) string {
+	if f.where == "" {
+		return g.Schema() + `.` + f.table
+	}
+	return g.Schema() + `.` + f.table + ` WHERE ` + f.where
+}
+
+// foldedParts returns everything in a read model that is a fold, sorted by table.
+func foldedParts(model string) []foldedRows {
+	parts := slices.Clone(registry[model].halves)
+	for _, name := range foldedNames(model) {
+		parts = append(parts, foldedRows{table: name})
+	}
+	slices.SortFunc(parts, func(a, b foldedRows) int { return strings.Compare(a.table, b.table) })
+	return parts
 }
 
 // registry has all read models by name. It is written while the package's

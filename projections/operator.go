@@ -218,7 +218,7 @@ func (m *ReadModels) compareIfEven(ctx context.Context, a, b Generation) (even b
 			}
 		}
 		even = true
-		c, err = compare(ctx, side{a, first}, side{b, second}, m.DB, func(int64) {})
+		c, err = compare(ctx, side{a, first}, side{b, second}, func(int64) {})
 		return err
 	})
 	if err != nil {

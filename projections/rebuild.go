@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -262,19 +261,28 @@ func (r *rebuild) run(ctx context.Context, result *RebuildResult) (err error) {
 			return err
 		}
 	}
-	if r.state == StateVerified && r.o.DryRun {
+	if r.state == StateVerified {
+		old, err := r.copyIsOld(ctx)
+		if err != nil {
+			return err
+		}
+		if !old && !r.o.DryRun {
+			return r.handOverAndSwitch(ctx, result)
+		}
 		if err := r.backToCatchingUp(ctx); err != nil {
 			return err
 		}
 	}
-	if r.state == StateCatchingUp {
-		if result.Comparison, err = r.verify(ctx); err != nil {
-			return err
-		}
-		if err := r.judge(ctx, result.Comparison); err != nil || r.o.DryRun {
-			return err
-		}
+	if result.Comparison, err = r.verify(ctx); err != nil {
+		return err
 	}
+	if err := r.judge(ctx, result.Comparison); err != nil || r.o.DryRun {
+		return err
+	}
+	return r.handOverAndSwitch(ctx, result)
+}
+
+func (r *rebuild) handOverAndSwitch(ctx context.Context, result *RebuildResult) (err error) {
 	if result.Alone, err = r.handOver(ctx); err != nil {
 		return err
 	}
@@ -317,7 +325,12 @@ func (r *rebuild) judge(ctx context.Context, c Comparison) error {
 	if differs != nil {
 		return differs
 	}
-	return r.setState(ctx, StateVerified)
+	return r.again(ctx, func(ctx context.Context) error {
+		if err := r.copyUnfolded(ctx); err != nil {
+			return err
+		}
+		return r.setState(ctx, StateVerified)
+	})
 }
 
 // fillTables makes the tables, fills them up to the targets, and creates their indexes.
@@ -357,24 +370,31 @@ func (r *rebuild) fillTables(ctx context.Context) error {
 	})
 }
 
-// copyUnfolded copies the tables that cannot be folded, unless that was done before: then
-// the generation has checkpoints of their topics.
+// copyMaxAge is the age from which a copy of what cannot be folded is too old. A tombstone
+// says that something was erased, and vanishes from the topic a day later, so whoever has
+// not read the topic for a day may miss it.
+const copyMaxAge = 6 * time.Hour
+
+// copyUnfolded copies the tables that cannot be folded, unless that was done not long ago.
 func (r *rebuild) copyUnfolded(ctx context.Context) error {
-	copyTables := registry[r.g.Model].copyUnfolded
-	if copyTables == nil {
-		return nil
-	}
-	passed, err := checkpointsOf(ctx, r.m.DB, r.g)
-	if err != nil {
+	old, err := r.copyIsOld(ctx)
+	if err != nil || !old {
 		return err
 	}
-	folded := foldedTopics(r.g.Model)
-	for tp := range passed {
-		if !slices.Contains(folded, tp.Topic) {
-			return nil
-		}
+	return registry[r.g.Model].copyUnfolded(ctx, r.m.DB, r.before, r.g)
+}
+
+// copyIsOld reports whether the tables that cannot be folded have to be copied: they have
+// no checkpoint, or one that has not moved for copyMaxAge.
+func (r *rebuild) copyIsOld(ctx context.Context) (old bool, err error) {
+	if registry[r.g.Model].copyUnfolded == nil {
+		return false, nil
 	}
-	return copyTables(ctx, r.m.DB, r.before, r.g)
+	err = r.again(ctx, func(ctx context.Context) error {
+		return r.m.DB.QueryRow(ctx, `SELECT coalesce(min(updated_at) < now() - $4::interval, true) FROM tomato.checkpoints WHERE consumer = $1 AND generation = $2 AND topic <> ALL ($3)`,
+			r.g.Model, r.g.Number, foldedTopics(r.g.Model), copyMaxAge).Scan(&old)
+	})
+	return old, err
 }
 
 // setState notes that the generation has reached the next state.

@@ -100,13 +100,18 @@ func keepFreeRiders(batch *pgx.Batch, schema string, ids []string) {
 // fold positions again, because the topic rider-locations is compacted.
 func copyPositions(ctx context.Context, db *pgxpool.Pool, from, to Generation) error {
 	err := pgx.BeginTxFunc(ctx, db, pgx.TxOptions{IsoLevel: pgx.RepeatableRead}, func(tx pgx.Tx) error {
-		// The fill may have written rows of some riders.
+		if _, err := tx.Exec(ctx, unboundedSQL, true); err != nil {
+			return err
+		}
+		// The fill may have written rows of some riders, or an older copy is there.
 		if _, err := tx.Exec(ctx, `DELETE FROM `+to.Schema()+`.rider_positions`); err != nil {
 			return err
 		}
 		_, err := tx.Exec(ctx, `INSERT INTO tomato.checkpoints (consumer, generation, topic, partition, next_offset, term, seq, event_time, since)
 			SELECT consumer, $3, topic, partition, next_offset, term, seq, event_time, since FROM tomato.checkpoints
-			WHERE consumer = $1 AND generation = $2 AND topic = $4`, from.Model, from.Number, to.Number, eventlog.RiderLocations)
+			WHERE consumer = $1 AND generation = $2 AND topic = $4
+			ON CONFLICT (consumer, generation, topic, partition) DO UPDATE SET next_offset = EXCLUDED.next_offset, term = EXCLUDED.term, seq = EXCLUDED.seq,
+				event_time = EXCLUDED.event_time, since = EXCLUDED.since, epoch = checkpoints.epoch + 1, updated_at = now()`, from.Model, from.Number, to.Number, eventlog.RiderLocations)
 		if err != nil {
 			return err
 		}

@@ -15,6 +15,7 @@ const Riders = "riders"
 var _ = register(readModel{
 	name:         Riders,
 	tables:       map[string]table{eventlog.Riders: riders, eventlog.RiderLocations: riderPositions{}},
+	halves:       []foldedRows{{table: "rider_positions", columns: []string{"rider_id", "name", "eligible"}, where: "name IS NOT NULL"}},
 	copyUnfolded: copyPositions,
 })
 

@@ -122,14 +122,14 @@ func (r *rebuild) verifyAt(ctx context.Context, serving pgx.Tx) (c Comparison, b
 	}
 	err = r.m.snapshot(ctx, func(rebuilt pgx.Tx) error {
 		var rows, n int64
-		for _, name := range foldedNames(r.g.Model) {
-			if err := rebuilt.QueryRow(ctx, `SELECT count(*) FROM `+r.g.Schema()+`.`+name).Scan(&n); err != nil {
+		for _, part := range foldedParts(r.g.Model) {
+			if err := rebuilt.QueryRow(ctx, `SELECT count(*) FROM `+part.from(r.g)).Scan(&n); err != nil {
 				return err
 			}
 			rows += n
 		}
 		r.meter.beginCount(PhaseVerifying, rows)
-		c, err = compare(ctx, side{r.before, serving}, side{r.g, rebuilt}, r.m.DB, r.meter.count)
+		c, err = compare(ctx, side{r.before, serving}, side{r.g, rebuilt}, r.meter.count)
 		return err
 	})
 	if err != nil {
