@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"net"
 	"net/http/httptest"
+	"sync"
 	"testing"
 	"time"
 
@@ -32,6 +34,30 @@ func (noModels) Order(context.Context, string) (*order.State, error) { return ni
 // startFeeds is an instance with feeds and nothing else.
 func startFeeds(t *testing.T, cfg eventlog.Config, start realtime.Start) (url string, stop func()) {
 	t.Helper()
+	f := newFeeds(t, cfg, start)
+	return f.URL, f.stop
+}
+
+// feeds is an instance with feeds and nothing else.
+type feeds struct {
+	*httptest.Server
+	stop func() // closes all connections as serve does, once
+
+	mu    sync.Mutex // guards conns
+	conns []net.Conn
+}
+
+// kill cuts all connections, as if the process were killed.
+func (f *feeds) kill() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range f.conns {
+		_ = c.Close()
+	}
+}
+
+func newFeeds(t *testing.T, cfg eventlog.Config, start realtime.Start) *feeds {
+	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: servertest.JWTSecret})
 	if err != nil {
@@ -45,16 +71,18 @@ func startFeeds(t *testing.T, cfg eventlog.Config, start realtime.Start) (url st
 	p := &realtime.Projector{Kafka: cfg, Runtime: &consumer.Runtime{Kafka: cfg}, Keys: &subjectkeystest.Keys{}, Loader: noModels{start}, Sink: hub, Log: log}
 	hub.ReadHistory(p)
 	(&feed.Feed{Hub: hub, Auth: auth, Orders: noModels{}, Log: log}).Routes(api)
-	srv := httptest.NewServer(api)
+	f := &feeds{Server: httptest.NewUnstartedServer(api)}
+	f.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.conns = append(f.conns, c)
+		return ctx
+	}
+	f.Start()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- p.Run(ctx) }()
-	stopped := false
-	stop = func() {
-		if stopped {
-			return
-		}
-		stopped = true
+	f.stop = sync.OnceFunc(func() {
 		drain, end := context.WithTimeout(context.Background(), 20*time.Second)
 		defer end()
 		if err := hub.Drain(drain); err != nil {
@@ -64,11 +92,11 @@ func startFeeds(t *testing.T, cfg eventlog.Config, start realtime.Start) (url st
 		if err := <-done; err != nil {
 			t.Error("projector:", err)
 		}
-		srv.Close()
+		f.Close()
 		auth.Close()
-	}
-	t.Cleanup(stop)
-	return srv.URL, stop
+	})
+	t.Cleanup(f.stop)
+	return f
 }
 
 func expectFeed(t *testing.T, c *servertest.FeedClient, event, room string) servertest.Message {

@@ -396,3 +396,35 @@ func TestAllComeBackAtOnce(t *testing.T) {
 	}
 	t.Logf("%d clients resumed in %v, %d records were read", clients, time.Since(began), l.reads)
 }
+
+// A client that comes from an instance which had read further in some logs is sent nothing
+// again, whatever base its place becomes relative to. It used to fall back to that base.
+func TestAPlaceNeverGoesBack(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(5, 6))
+	at := func(id int64, epoch int) *base {
+		b := &base{id, epoch, newPositions(4)}
+		for l := range b.done {
+			b.done[l] = random.Int64N(10) - 1
+		}
+		return b
+	}
+	for i := range int64(1000) {
+		p := newPlace(at(2*i, 0))
+		p.raise(random.IntN(16), random.Int64N(20))
+		if random.IntN(2) == 0 {
+			p.advance(step{random.IntN(16), 15, 0, 2})
+		}
+		b, was := at(2*i+1, 1), p.positions()
+		p.rebase(b)
+		is := p.positions()
+		for l := range is.done {
+			if is.done[l] != max(was.done[l], b.done[l]) {
+				t.Fatalf("in log %d it went from %d to %d, with a base at %d", l, was.done[l], is.done[l], b.done[l])
+			}
+		}
+		if is.partial != was.partial {
+			t.Fatal("it lost the record that was sent in part")
+		}
+	}
+}
