@@ -1,5 +1,5 @@
 # make run    installs what is missing, builds, serves in the foreground
-# make test   installs what is missing, then all tests, those on Apache Kafka included
+# make test   installs what is missing, then all tests, those on Apache Kafka and in Chromium included
 # make lint   gofmt, go vet, staticcheck (its policy: staticcheck.conf)
 # make schemathesis  holds a running serve against its own /openapi.json
 # make check  lint, and test-strict: all tests, which shows each one that was skipped,
@@ -29,7 +29,7 @@ test:
 	$(REQUIRE) go test $(TESTFLAGS) -count=1 ./...
 
 # What a test cannot do without, it fails without instead of being skipped.
-REQUIRE := TOMATO_REQUIRE_KAFKA=1 TOMATO_REQUIRE_POSTGIS=1 TOMATO_REQUIRE_MODEL=1
+REQUIRE := TOMATO_REQUIRE_KAFKA=1 TOMATO_REQUIRE_POSTGIS=1 TOMATO_REQUIRE_MODEL=1 TOMATO_REQUIRE_CHROMIUM=1
 
 check: lint test-strict
 

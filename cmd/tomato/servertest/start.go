@@ -2,9 +2,10 @@
 // broker, a Postgres, HTTP and websockets. Such tests read as given, when, then: a
 // status, the new events on the topics, what queries show and what feeds were sent.
 //
-// start.go starts and stops, client.go sends requests, feed.go reads feeds, waits.go
-// waits, chronicle.go reads the topics, process.go runs servers as processes of their
-// own, builds.go builds other programs for that, and given.go has what a test is given.
+// start.go starts and stops, client.go sends requests, feed.go reads feeds, browser.go
+// opens pages in Chromium, waits.go waits, chronicle.go reads the topics, process.go runs
+// servers as processes of their own, builds.go builds other programs for that, and given.go
+// has what a test is given.
 package servertest
 
 import (
