@@ -209,7 +209,7 @@ func (h *Hub) Older(from map[eventlog.TopicPartition]int64, read func(fn func(tp
 	if epoch != h.epoch {
 		return false, nil
 	}
-	more = h.index.prepend(parts)
+	more = h.index.prepend(past.begin, parts)
 	h.metrics.indexed.Set(float64(h.index.bytes))
 	h.wakeGrown()
 	return more, nil

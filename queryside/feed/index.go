@@ -35,6 +35,9 @@ type index struct {
 	parts []*part
 	head  *head
 	bytes int // of parts
+	// complete: the index takes no older parts any more, because it has dropped or refused
+	// one. It would have a hole otherwise.
+	complete bool
 }
 
 // part has some records in the order in which they were published, and for each room
@@ -148,14 +151,30 @@ func (x *index) grow(at *positions) {
 	x.evict()
 }
 
-// prepend adds older parts, and reports whether there is room for more.
-func (x *index) prepend(older []*part) (more bool) {
-	for _, p := range older {
-		x.bytes += p.size()
+// prepend adds older parts, the newest ones first and only as many as fit. They have all
+// records after begin. prepend reports whether there is room for more.
+func (x *index) prepend(begin []int64, older []*part) (more bool) {
+	if x.complete {
+		return false
 	}
-	x.parts = slices.Concat(older, x.parts)
+	first := len(older)
+	for first > 0 && x.bytes+older[first-1].size() <= x.limit {
+		first--
+		x.bytes += older[first].size()
+	}
+	x.complete = first > 0
+	switch {
+	case len(older) > 0:
+		x.parts = slices.Concat(older[first:], x.parts)
+	case len(x.parts) > 0: // there are no records, so the oldest part begins earlier
+		oldest := *x.parts[0]
+		oldest.begin = begin
+		x.parts = slices.Concat([]*part{&oldest}, x.parts[1:])
+	default:
+		x.head.begin = begin
+	}
 	x.evict()
-	return x.bytes < x.limit
+	return !x.complete && x.bytes < x.limit
 }
 
 // evict drops the oldest parts: those that do not fit, and those that are too old.
@@ -164,6 +183,7 @@ func (x *index) evict() {
 		x.bytes -= x.parts[0].size()
 		x.parts[0] = nil
 		x.parts = x.parts[1:]
+		x.complete = true
 	}
 }
 
@@ -173,7 +193,9 @@ func (x *index) evict() {
 // in the room.
 type past struct {
 	index   *index
+	begin   []int64
 	at      positions
+	head    *head // has what is not in a part yet
 	records []pastRecord
 	hashes  []uint32
 	latest  map[int]time.Time // by log
@@ -190,7 +212,8 @@ type pastRecord struct {
 const maxPast = 1 << 20
 
 func (x *index) newPast(from positions) *past {
-	return &past{index: x, at: from, latest: map[int]time.Time{}}
+	begin := indexed(from.done, from.partitions)
+	return &past{index: x, begin: begin, at: from, head: newHead(begin), latest: map[int]time.Time{}}
 }
 
 func (p *past) add(tp eventlog.TopicPartition, offset int64, appended time.Time, all []rooms.Message) {
@@ -215,26 +238,27 @@ func (p *past) sort() {
 		order[i] = i
 	}
 	slices.SortStableFunc(order, func(a, b int) int { return p.records[a].at.Compare(p.records[b].at) })
-	h := newHead(indexed(p.at.done, p.at.partitions))
 	for _, i := range order {
 		r, begin := p.records[i], 0
 		if i > 0 {
 			begin = p.records[i-1].ends
 		}
-		h.add(r.record, r.at, p.hashes[begin:r.ends])
+		p.head.add(r.record, r.at, p.hashes[begin:r.ends])
 		p.at.done[r.log()] = r.offset()
-		if h.full() {
-			p.made = append(p.made, h.seal())
-			h = newHead(indexed(p.at.done, p.at.partitions))
+		if p.head.full() {
+			p.made = append(p.made, p.head.seal())
+			p.head = newHead(indexed(p.at.done, p.at.partitions))
 		}
 	}
-	p.made = append(p.made, h.seal())
 	p.records, p.hashes = nil, nil
 }
 
-// parts returns the parts, the oldest first.
+// parts returns the parts, the oldest first. None is empty, so there may be none.
 func (p *past) parts() []*part {
 	p.sort()
+	if len(p.head.records) > 0 {
+		p.made = append(p.made, p.head.seal())
+	}
 	return p.made
 }
 
