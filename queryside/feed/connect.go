@@ -56,11 +56,10 @@ func (h *Hub) connect(c connecting) (s *subscriber, cursor, token string, err er
 	var why string // feed:reset
 	var from place
 	if c.cursor != nil {
-		if why = c.cursor.fault; why == "" {
-			for _, r := range c.cursor.rooms {
-				if h.addRoom(s, r) != nil {
-					why = resetUnknown
-				}
+		why = c.cursor.fault
+		for _, r := range c.cursor.rooms { // also after a feed:reset
+			if h.addRoom(s, r) != nil {
+				why = resetUnknown
 			}
 		}
 		if why == "" {

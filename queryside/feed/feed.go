@@ -21,6 +21,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/coder/websocket"
@@ -231,6 +232,7 @@ func (f *Feed) websocket(w http.ResponseWriter, r *http.Request) {
 	writerDone := make(chan struct{})
 	go func() {
 		defer close(writerDone)
+		defer cancel() // ends the reader too
 		f.writeWebsocket(ctx, conn, corked.conn, s)
 	}()
 	f.readOps(ctx, conn, s)
@@ -335,8 +337,20 @@ type op struct {
 	Location json.RawMessage `json:"location"`
 }
 
-// readOps reads the client's operations and executes them until the connection ends.
+// readOps reads the client's operations and executes them until the connection ends. On a
+// connection that is being sent what it missed, joins and leaves wait until that is done.
+// Reading goes on meanwhile, so that the end of the connection is seen.
 func (f *Feed) readOps(ctx context.Context, conn *websocket.Conn, s *session) {
+	ctx, cancel := context.WithCancel(ctx)
+	var waiting chan op
+	var executed sync.WaitGroup
+	defer func() {
+		cancel()
+		if waiting != nil {
+			close(waiting)
+		}
+		executed.Wait()
+	}()
 	ops, locations, flood := rate.NewLimiter(opsPerSecond, opsBurst), rate.NewLimiter(locationsPerSec, locationsBurst), 0
 	for {
 		kind, b, err := conn.Read(ctx)
@@ -359,7 +373,34 @@ func (f *Feed) readOps(ctx context.Context, conn *websocket.Conn, s *session) {
 			s.fail("", httpapi.NewProblem(http.StatusBadRequest, "malformed_json", "The operation is not a JSON object of op, room and location."))
 			continue
 		}
-		if p := f.do(ctx, s, o, locations); p != nil {
+		if s.live == nil || o.Op == "location" {
+			if p := f.do(ctx, s, o, locations); p != nil {
+				s.fail(o.Room, p)
+			}
+			continue
+		}
+		if waiting == nil {
+			waiting = make(chan op, opsBurst)
+			executed.Go(func() { f.doWhenLive(ctx, s, waiting) })
+		}
+		select {
+		case waiting <- o:
+		default:
+			s.fail(o.Room, httpapi.NewProblem(http.StatusTooManyRequests, "too_many_requests", "Too many operations wait until what was missed has been sent."))
+		}
+	}
+}
+
+// doWhenLive executes operations in their order once the connection is in its rooms.
+func (f *Feed) doWhenLive(ctx context.Context, s *session, waiting <-chan op) {
+	if !s.waitUntilLive(ctx) {
+		return
+	}
+	for o := range waiting {
+		if ctx.Err() != nil {
+			return
+		}
+		if p := f.do(ctx, s, o, nil); p != nil {
 			s.fail(o.Room, p)
 		}
 	}
@@ -375,18 +416,12 @@ func (f *Feed) do(ctx context.Context, s *session, o op, locations *rate.Limiter
 			return invalid("room is not the name of a room.")
 		}
 		if o.Op == "leave" {
-			if !s.waitUntilLive(ctx) {
-				return nil
-			}
 			f.Hub.leaveRoom(s.subscriber, o.Room)
 			return nil
 		}
 		version, p := f.mayJoin(ctx, s.actor, o.Room)
 		if p != nil {
 			return p
-		}
-		if !s.waitUntilLive(ctx) {
-			return nil
 		}
 		switch err := f.Hub.join(s.subscriber, o.Room, version); {
 		case errors.Is(err, errNotTheirs):

@@ -104,4 +104,3 @@ func TestAPartWithoutMessagesTakesNoMemory(t *testing.T) {
 		t.Error("the index begins at", x.floor()[0], "and has", len(x.parts), "parts with", x.bytes, "bytes")
 	}
 }
-

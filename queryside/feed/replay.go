@@ -55,7 +55,7 @@ func (r *replay) begin(s *subscriber, lost []string, first func(room string) *ro
 		if _, is := rooms.OrderID(room); !is {
 			continue
 		}
-		p := &presence{s.actor.Sub, !slices.Contains(lost, room)}
+		p := &presence{rider: s.actor.Sub, has: !slices.Contains(lost, room)}
 		if m := first(room); m != nil {
 			p.has = m.Rider == p.rider && !m.Assigned
 		}
@@ -111,6 +111,23 @@ func (r *replay) room(s *subscriber, m *rooms.Message) (room string) {
 	return room
 }
 
+// learn notes in orders what the messages so far have said about who has the orders, where
+// that is later than what was known when the rider connected.
+func (r *replay) learn() {
+	for room, p := range r.present {
+		version, theirs := r.orders[room]
+		switch {
+		case p.version == 0 || theirs && p.version <= version:
+		case !p.has:
+			delete(r.orders, room)
+		case r.orders == nil:
+			r.orders = map[string]int64{room: p.version}
+		default:
+			r.orders[room] = p.version
+		}
+	}
+}
+
 // goLive queues what the client has still missed and puts it into its rooms: from then on
 // everything that is published there is in its queue. It does nothing and returns false
 // if that is not in memory or is more than may be queued. It is called with mu held.
@@ -119,9 +136,10 @@ func (h *Hub) goLive(s *subscriber, r *replay) bool {
 	if !ok {
 		return false
 	}
-	lost := h.notTheirs(s, r.orders)
-	r.begin(s, lost, func(room string) *rooms.Message { return r.statement(room, all) })
+	r.begin(s, h.notTheirs(s, r.orders), func(room string) *rooms.Message { return r.statement(room, all) })
 	items := r.take(s, all)
+	r.learn()
+	lost := h.notTheirs(s, r.orders)
 	for _, room := range r.rooms {
 		e := h.latest[room]
 		if e == nil || r.from.has(e.sent.log, e.sent.offset, e.sent.i) || r.room(s, e.Message) != room {
@@ -317,14 +335,14 @@ func (h *Hub) beginReplay(ctx context.Context, s *subscriber, r *replay) (failed
 	}
 	h.mu.Lock()
 	lost := h.notTheirs(s, r.orders)
-	parts := h.index.parts
 	h.mu.Unlock()
 	r.begin(s, lost, func(room string) *rooms.Message {
-		hashes := []uint32{h.index.hash(room)}
-		records, _ := find(parts, hashes, &r.from, 1<<62)
 		h.mu.Lock()
-		records = append(records, h.index.head.find(hashes, &r.from)...)
+		hashes := []uint32{h.index.hash(room)}
+		parts, newest := h.index.parts, h.index.head.find(hashes, &r.from)
 		h.mu.Unlock()
+		records, _ := find(parts, hashes, &r.from, 1<<62)
+		records = append(records, newest...)
 		records = slices.DeleteFunc(records, func(rec record) bool { return rec.log() >= r.from.partitions }) // only topic orders says who has the order
 		for len(records) > 0 && failed == nil {
 			n := min(len(records), 8)
@@ -359,6 +377,7 @@ func (h *Hub) startOver(s *subscriber, why string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !s.ended() {
+		s.replay.learn()
 		lost := h.notTheirs(s, s.replay.orders)
 		h.reset(s, why)
 		h.enter(s, lost)

@@ -104,8 +104,9 @@ func (s *subscriber) fail(room string, p *httpapi.Problem) {
 // room of an order. It knows at each message whether the order was theirs: what
 // was emitted to the room at other times is not for them.
 type presence struct {
-	rider string
-	has   bool
+	rider   string
+	has     bool
+	version int64 // of the last message that said so; 0: none has
 }
 
 // hears reports whether the message is for the rider, and notes what it says about
@@ -113,7 +114,7 @@ type presence struct {
 func (p *presence) hears(m *rooms.Message) bool {
 	hears := p.has || m.OfParties() // whose rights are those of the event
 	if m.Version > 0 {
-		p.has = m.RiderHas(p.rider)
+		p.has, p.version = m.RiderHas(p.rider), m.Version
 	}
 	return hears
 }

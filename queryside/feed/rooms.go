@@ -19,9 +19,31 @@ import (
 // out which of the orders that a rider followed are still theirs. The error is a
 // *httpapi.Problem.
 func (f *Feed) prepareReturn(ctx context.Context, c *connecting) error {
-	if c.cursor.fault != "" {
+	if c.cursor.fault == "" {
+		if err := f.findPlace(ctx, c); err != nil {
+			return err
+		}
+	}
+	if c.actor.Role != domain.Rider {
 		return nil
 	}
+	for _, room := range c.cursor.rooms {
+		if id, is := rooms.OrderID(room); is {
+			x, err := f.relationTo(ctx, c.actor, id)
+			if err != nil {
+				return err
+			}
+			if x.follows {
+				c.orders[room] = x.version
+			}
+		}
+	}
+	return nil
+}
+
+// findPlace finds the base of the cursor, and waits until the hub has reached the place of
+// the cursor and its index reaches back to it.
+func (f *Feed) findPlace(ctx context.Context, c *connecting) error {
 	waiting, cancel := context.WithTimeout(ctx, cursorWait)
 	defer cancel()
 	var err error
@@ -40,20 +62,6 @@ func (f *Feed) prepareReturn(ctx context.Context, c *connecting) error {
 	}
 	if !f.Hub.covered(waiting, &at) {
 		return httpapi.Unavailable("unavailable", "The feed is still reading its history back to the cursor. Repeat with the same cursor.", time.Second)
-	}
-	if c.actor.Role != domain.Rider {
-		return nil
-	}
-	for _, room := range c.cursor.rooms {
-		if id, is := rooms.OrderID(room); is {
-			x, err := f.relationTo(ctx, c.actor, id)
-			if err != nil {
-				return err
-			}
-			if x.follows {
-				c.orders[room] = x.version
-			}
-		}
 	}
 	return nil
 }

@@ -1,0 +1,169 @@
+package feed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"tomato/domain"
+	"tomato/domain/order"
+	"tomato/domain/rooms"
+	"tomato/eventlog"
+)
+
+// toOps is a record with one message for operators.
+func toOps(event string) []rooms.Message {
+	return []rooms.Message{{Event: event, Rooms: []string{rooms.Ops}, Payload: []byte(`{}`)}}
+}
+
+// failingHistory is a history of which reading begins and fails when the test says so.
+type failingHistory struct {
+	*testLog
+	begun, fail chan struct{}
+}
+
+func (f failingHistory) Read(context.Context, map[eventlog.TopicPartition][]int64, func(eventlog.TopicPartition, int64, []rooms.Message)) error {
+	close(f.begun)
+	<-f.fail
+	return errors.New("the brokers are away")
+}
+
+// connections returns how many connections the hub has.
+func (h *Hub) connections() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.subs)
+}
+
+// replayingClient connects an operator whose replay waits for the history.
+func replayingClient(t *testing.T) (*server, failingHistory, *client) {
+	l := newTestLog(nil)
+	for range 2 {
+		l.base(none(1))
+	}
+	f := failingHistory{l, make(chan struct{}), make(chan struct{})}
+	s := serve(t, func(_ *Feed, c *HubConfig) { c.History, c.RecentBytes = f, 1 })
+	cursor := cursorAt(testKey, s.Hub.base, ops, []string{rooms.Ops})
+	s.Hub.Publish(ordersLog(0), 0, time.Now(), toOps("missed"))
+	c := s.dial(t, ops, "?cursor="+cursor)
+	<-f.begun
+	return s, f, c
+}
+
+func (s *server) wantNoConnections(t *testing.T) {
+	t.Helper()
+	for until := time.Now().Add(20 * time.Second); s.Hub.connections() > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatal("the connection has ended, and the hub still has it")
+		}
+	}
+}
+
+// A join that waits for the end of a replay does not outlive its connection, when the
+// replay fails.
+func TestAJoinDuringAReplayThatFailsEndsWithTheConnection(t *testing.T) {
+	t.Parallel()
+	s, f, c := replayingClient(t)
+	c.send(`{"op":"join","room":"restaurant:r"}`)
+	time.Sleep(100 * time.Millisecond) // the server reads them
+	close(f.fail)
+	c.closed(closeHistory.code)
+	s.wantNoConnections(t)
+}
+
+// A client that goes away during a replay, after it asked to join a room, is noticed at
+// once.
+func TestTheEndOfAConnectionIsSeenWhileAJoinWaits(t *testing.T) {
+	t.Parallel()
+	s, f, c := replayingClient(t)
+	defer close(f.fail)
+	c.send(`{"op":"join","room":"restaurant:r"}`)
+	time.Sleep(100 * time.Millisecond) // the server reads it
+	c.CloseNow()
+	s.wantNoConnections(t)
+}
+
+// A rider from whom an order is taken during their replay is not in its room afterwards,
+// also if the record that says so is not in memory any more.
+func TestAReplayTakesARiderOutOfTheRoomOfALostOrder(t *testing.T) {
+	t.Parallel()
+	room, rider := rooms.Order("x"), domain.Actor{Sub: "r", Role: domain.Rider}
+	statement := func(version int64, unassigned bool) []rooms.Message {
+		return []rooms.Message{{Event: "order:update", Rooms: []string{room, rooms.User("r")}, Payload: []byte(`{}`), Customer: "c", Restaurant: "q", Rider: "r", Version: version, Unassigned: unassigned}}
+	}
+	records := []logged{{ordersLog(0), 0, statement(3, false)}, {ordersLog(0), 1, statement(4, true)}}
+	l := newTestLog([][]logged{records})
+	l.base(none(1))
+	h := newHub(t, HubConfig{History: l, RecentBytes: 700})
+	h.Begin(0, none(1))
+	h.Ready()
+	h.NoOlder()
+	fill := func(n int64) { // so that memory has nothing else
+		for range 5 {
+			h.Publish(eventlog.TopicPartition{Topic: eventlog.Payments}, n, time.Now(), []rooms.Message{{Event: "f", Rooms: []string{rooms.User("z")}, Payload: []byte(`{}`)}})
+			n++
+		}
+	}
+	cursor := h.parse(cursorAt(testKey, h.base, rider, []string{room}), rider)
+	h.Publish(ordersLog(0), 0, time.Now(), records[0].all)
+	fill(0)
+	s, _, _, err := h.connect(connecting{actor: rider, cursor: cursor, base: h.base, orders: map[string]int64{room: 3}})
+	if err != nil || s.replay == nil {
+		t.Fatal("there is no replay", err)
+	}
+	once := false
+	if err := h.replay(t.Context(), s, func([]item) error {
+		if !once {
+			once = true
+			h.Publish(ordersLog(0), 1, time.Now(), records[1].all)
+			fill(5)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if len(h.rooms[room]) > 0 || len(s.joined) > 0 || s.orders[room] != 0 {
+		t.Error("the rider is still in the room", s.joined, s.orders)
+	}
+}
+
+// A rider who gets an order back during a replay is in its room afterwards, as of the
+// version that says so: an older event does not take it from them.
+func TestAReplayNotesTheVersionOfAnOrder(t *testing.T) {
+	t.Parallel()
+	r := &replay{orders: map[string]int64{"lost": 3, "newer": 9}, present: map[string]*presence{
+		"lost": {version: 4}, "back": {version: 6, has: true}, "newer": {version: 4}, "unknown": {has: true}}}
+	r.learn()
+	if fmt.Sprint(r.orders) != "map[back:6 newer:9]" {
+		t.Error(r.orders)
+	}
+}
+
+// A client whose cursor names a base that the log does not have any more must reload, and
+// stays in the rooms that it had joined.
+func TestAClientIsInItsRoomsAfterAReset(t *testing.T) {
+	t.Parallel()
+	s := serve(t, func(_ *Feed, c *HubConfig) { c.History = newTestLog(nil) })
+	gone := &base{id: 77, positions: positionsOf(none(1))}
+	c := s.dial(t, ops, "?cursor="+cursorAt(testKey, gone, ops, []string{"restaurant:r9"}))
+	if g := c.want("feed:reset"); g.Reason != resetExpired {
+		t.Error(g.Reason)
+	}
+	s.Hub.Publish(ordersLog(0), 0, time.Time{}, msg("restaurant:r9"))
+	c.want("e restaurant:r9 1")
+}
+
+// So does a rider in the rooms of the orders that are theirs.
+func TestARiderIsInTheRoomsOfTheirOrdersAfterAReset(t *testing.T) {
+	t.Parallel()
+	s := serve(t, func(_ *Feed, c *HubConfig) { c.History = newTestLog(nil) })
+	s.model.orders["o1"] = order.State{Version: 9, CustomerID: "u1", RestaurantID: "r7", RiderID: "k2"}
+	rider := domain.Actor{Sub: "k2", Role: domain.Rider}
+	gone := &base{id: 77, positions: positionsOf(none(1))}
+	c := s.dial(t, rider, "?cursor="+cursorAt(testKey, gone, rider, []string{"order:o1"}))
+	c.want("feed:reset")
+	s.Hub.Publish(ordersLog(0), 0, time.Time{}, msg("order:o1"))
+	c.want("e order:o1 1")
+}
