@@ -22,9 +22,28 @@ var ErrGone = errors.New("the record is not in the log any more")
 const (
 	readAtPartitionBytes = 64 << 10 // of one answer for one partition; a larger batch comes whole
 	readAtAnswerBytes    = 4 << 20  // of one answer of a broker
-	readAtTries          = 5        // in a row that bring nothing new, before a read fails
+	readAtTries          = 5        // of one log that bring nothing new, before reading it fails
 	readAtPause          = 100 * time.Millisecond
+	readAtWait           = 3 * time.Second // for one answer of a broker
 )
+
+// LogErrors says which logs could not be read, and why. All others were.
+type LogErrors map[TopicPartition]error
+
+// Error implements error. It names one of the logs.
+func (e LogErrors) Error() string {
+	logs := slices.SortedFunc(maps.Keys(e), CompareTopicPartitions)
+	switch len(logs) {
+	case 0:
+		return "no log failed"
+	case 1:
+		return e[logs[0]].Error()
+	}
+	return fmt.Sprintf("%v (and %d other logs)", e[logs[0]], len(logs)-1)
+}
+
+// Unwrap returns the error of each log.
+func (e LogErrors) Unwrap() []error { return slices.Collect(maps.Values(e)) }
 
 // ReadAt reads single records, anywhere in the logs. It sends one request to each broker
 // that leads a partition, however many positions are read, and again for what the answers
@@ -42,8 +61,8 @@ func NewReadAt(client *kgo.Client) *ReadAt { return &ReadAt{client: client} }
 
 // Records calls fn for the record at each offset. The offsets of a log must be sorted
 // and without duplicates. fn is called from one goroutine, for each log in the order of
-// the offsets. Records fails with ErrGone if a log does not have a record any more, or
-// with an error of ctx or of the brokers.
+// the offsets. The error is a LogErrors: the other logs are read. That of a log is ErrGone
+// if the log does not have a record any more, or an error of fn, of ctx or of the brokers.
 func (r *ReadAt) Records(ctx context.Context, at map[TopicPartition][]int64, fn func(*kgo.Record) error) error {
 	return r.read(ctx, at, func(wanted []int64, got []*kgo.Record) (rest []int64, err error) {
 		for _, rec := range got {
@@ -90,26 +109,32 @@ func (r *ReadAt) First(ctx context.Context, tp TopicPartition, from, to int64, f
 func (r *ReadAt) read(ctx context.Context, at map[TopicPartition][]int64, take func(wanted []int64, got []*kgo.Record) (rest []int64, err error)) error {
 	at = maps.Clone(at)
 	maps.DeleteFunc(at, func(_ TopicPartition, offsets []int64) bool { return len(offsets) == 0 })
-	var failed error
-	for tries := 0; len(at) > 0; {
-		if tries > 0 {
-			if tries >= readAtTries {
-				return failed
-			}
+	failed, tries := LogErrors{}, map[TopicPartition]int{}
+	fail := func(tp TopicPartition, err error) {
+		failed[tp] = err
+		delete(at, tp)
+	}
+	retry := func(tp TopicPartition, err error) {
+		if tries[tp]++; tries[tp] >= readAtTries {
+			fail(tp, err)
+		}
+	}
+	for again := false; len(at) > 0; {
+		if again {
 			select {
 			case <-time.After(readAtPause):
 			case <-ctx.Done():
-				return ctx.Err()
 			}
 		}
-		answers, err := r.fetch(ctx, at, tries > 0)
-		if err != nil {
-			failed = err
-			tries++
-			continue
+		if err := ctx.Err(); err != nil {
+			for tp := range at {
+				fail(tp, err)
+			}
+			break
 		}
-		tries++
-		failed = errors.New("the brokers answer without the records that were asked for")
+		answers := r.fetch(ctx, at, again)
+		again = false
+		progress := false
 		for _, p := range answers {
 			tp := TopicPartition{p.topic, p.Partition}
 			wanted := at[tp]
@@ -117,22 +142,35 @@ func (r *ReadAt) read(ctx context.Context, at map[TopicPartition][]int64, take f
 			case len(wanted) == 0:
 				continue
 			case errors.Is(p.Err, kerr.OffsetOutOfRange):
-				return fmt.Errorf("%s/%d@%d: %w", tp.Topic, tp.Partition, wanted[0], ErrGone)
+				fail(tp, fmt.Errorf("%s/%d@%d: %w", tp.Topic, tp.Partition, wanted[0], ErrGone))
+				continue
 			case p.Err != nil:
-				failed = fmt.Errorf("reading %s/%d: %w", tp.Topic, tp.Partition, p.Err)
+				again = true
+				retry(tp, fmt.Errorf("reading %s/%d: %w", tp.Topic, tp.Partition, p.Err))
 				continue
 			case len(p.Records) == 0:
 				continue
 			}
+			progress = true
 			rest, err := take(wanted, p.Records)
 			if err != nil {
-				return err
+				fail(tp, err)
+				continue
 			}
-			tries = 0
+			delete(tries, tp)
 			if at[tp] = rest; len(rest) == 0 {
 				delete(at, tp)
 			}
 		}
+		if !progress && !again {
+			again = true
+			for tp := range at {
+				retry(tp, errors.New("the brokers answer without the records that were asked for"))
+			}
+		}
+	}
+	if len(failed) > 0 {
+		return failed
 	}
 	return nil
 }
@@ -142,11 +180,17 @@ type readAtAnswer struct {
 	kgo.FetchPartition
 }
 
-// fetch sends one request to each broker that leads one of the logs.
-func (r *ReadAt) fetch(ctx context.Context, at map[TopicPartition][]int64, again bool) ([]readAtAnswer, error) {
+// fetch sends one request to each broker that leads one of the logs, to all at the same
+// time. If a broker cannot be asked, the answers of its logs have the error.
+func (r *ReadAt) fetch(ctx context.Context, at map[TopicPartition][]int64, again bool) (all []readAtAnswer) {
+	ctx, cancel := context.WithTimeout(ctx, readAtWait)
+	defer cancel()
 	topics, err := r.leaders(ctx, again)
 	if err != nil {
-		return nil, err
+		for tp := range at {
+			all = append(all, readAtError(tp, err))
+		}
+		return all
 	}
 	requests := map[int32]*kmsg.FetchRequest{}
 	names := map[[16]byte]string{}
@@ -170,31 +214,56 @@ func (r *ReadAt) fetch(ctx context.Context, at map[TopicPartition][]int64, again
 		t := &req.Topics[len(req.Topics)-1]
 		t.Partitions = append(t.Partitions, p)
 	}
-	var all []readAtAnswer
+	var mu sync.Mutex
+	var asked sync.WaitGroup
 	for leader, req := range requests {
-		resp, err := req.RequestWith(ctx, r.client.Broker(int(leader)))
-		if err != nil {
-			return nil, fmt.Errorf("reading from broker %d: %w", leader, err)
-		}
-		if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
-			return nil, fmt.Errorf("reading from broker %d: %w", leader, err)
-		}
-		for i := range resp.Topics {
-			t := &resp.Topics[i]
-			name := t.Topic
-			if name == "" {
-				name = names[t.TopicID]
-			}
-			for j := range t.Partitions {
-				p := &t.Partitions[j]
-				offsets := at[TopicPartition{name, p.Partition}]
-				if len(offsets) == 0 {
-					continue
+		asked.Go(func() {
+			answers, err := r.ask(ctx, leader, req, names, at)
+			if err != nil {
+				answers = nil
+				for i := range req.Topics {
+					for j := range req.Topics[i].Partitions {
+						answers = append(answers, readAtError(TopicPartition{req.Topics[i].Topic, req.Topics[i].Partitions[j].Partition}, err))
+					}
 				}
-				opts := kgo.ProcessFetchPartitionOpts{KeepControlRecords: true, Offset: offsets[0], Topic: name, Partition: p.Partition}
-				fp, _ := kgo.ProcessFetchPartition(opts, p, kgo.DefaultDecompressor(), nil)
-				all = append(all, readAtAnswer{name, fp})
 			}
+			mu.Lock()
+			defer mu.Unlock()
+			all = append(all, answers...)
+		})
+	}
+	asked.Wait()
+	return all
+}
+
+func readAtError(tp TopicPartition, err error) readAtAnswer {
+	return readAtAnswer{tp.Topic, kgo.FetchPartition{Partition: tp.Partition, Err: err}}
+}
+
+// ask sends one request. names are those of the topics by id.
+func (r *ReadAt) ask(ctx context.Context, leader int32, req *kmsg.FetchRequest, names map[[16]byte]string, at map[TopicPartition][]int64) (all []readAtAnswer, err error) {
+	resp, err := req.RequestWith(ctx, r.client.Broker(int(leader)))
+	if err != nil {
+		return nil, fmt.Errorf("reading from broker %d: %w", leader, err)
+	}
+	if err := kerr.ErrorForCode(resp.ErrorCode); err != nil {
+		return nil, fmt.Errorf("reading from broker %d: %w", leader, err)
+	}
+	for i := range resp.Topics {
+		t := &resp.Topics[i]
+		name := t.Topic
+		if name == "" {
+			name = names[t.TopicID]
+		}
+		for j := range t.Partitions {
+			p := &t.Partitions[j]
+			offsets := at[TopicPartition{name, p.Partition}]
+			if len(offsets) == 0 {
+				continue
+			}
+			opts := kgo.ProcessFetchPartitionOpts{KeepControlRecords: true, Offset: offsets[0], Topic: name, Partition: p.Partition}
+			fp, _ := kgo.ProcessFetchPartition(opts, p, kgo.DefaultDecompressor(), nil)
+			all = append(all, readAtAnswer{name, fp})
 		}
 	}
 	return all, nil

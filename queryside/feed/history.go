@@ -19,7 +19,8 @@ type History interface {
 	Base(ctx context.Context, id int64) (passed map[eventlog.TopicPartition]int64, err error)
 	// Read calls fn with the messages of the record at each offset, from one goroutine. The
 	// offsets of a log are sorted and without duplicates. It fails with eventlog.ErrGone if
-	// the log does not have a record any more.
+	// the log does not have a record any more. If the error is an eventlog.LogErrors, the
+	// other logs were read.
 	Read(ctx context.Context, at map[eventlog.TopicPartition][]int64, fn func(tp eventlog.TopicPartition, offset int64, messages []rooms.Message)) error
 }
 
@@ -48,6 +49,7 @@ type reader struct {
 }
 
 type readRequest struct {
+	ctx     context.Context // of who waits
 	records []record
 	tp      func(log int) eventlog.TopicPartition
 	all     [][]rooms.Message // as records; complete when done is closed
@@ -63,7 +65,7 @@ func newReader() *reader {
 // mean.
 func (r *reader) messages(ctx context.Context, records []record, at *positions) ([][]rooms.Message, error) {
 	tp := at.tp
-	req := &readRequest{records: records, tp: tp, all: make([][]rooms.Message, len(records)), done: make(chan struct{})}
+	req := &readRequest{ctx: ctx, records: records, tp: tp, all: make([][]rooms.Message, len(records)), done: make(chan struct{})}
 	r.mu.Lock()
 	if r.history == nil {
 		r.mu.Unlock()
@@ -87,6 +89,7 @@ func (r *reader) messages(ctx context.Context, records []record, at *positions) 
 func (r *reader) run() {
 	for {
 		r.mu.Lock()
+		r.waiting = slices.DeleteFunc(r.waiting, func(req *readRequest) bool { return req.ctx.Err() != nil })
 		n, total := 0, 0
 		for n < len(r.waiting) && (n == 0 || total+len(r.waiting[n].records) <= roundRecords) {
 			total += len(r.waiting[n].records)
@@ -99,22 +102,42 @@ func (r *reader) run() {
 		if n == 0 {
 			return
 		}
-		if err := r.round(round); err != nil && n > 1 {
-			for _, req := range round { // one of them asks for what cannot be read
-				req.err = r.round([]*readRequest{req})
-			}
-		} else if err != nil {
-			round[0].err = err
-		}
+		r.serve(round)
 		for _, req := range round {
 			close(req.done)
 		}
 	}
 }
 
-func (r *reader) round(round []*readRequest) error {
+// serve reads what the requests of a round ask for. A log that cannot be read fails only
+// the requests that ask for its records. All of it takes no longer than readTimeout.
+func (r *reader) serve(round []*readRequest) {
 	ctx, cancel := context.WithTimeout(context.Background(), readTimeout)
 	defer cancel()
+	err := r.round(ctx, round)
+	var logs eventlog.LogErrors
+	switch {
+	case errors.As(err, &logs):
+		for _, req := range round {
+			for _, rec := range req.records {
+				if err := logs[req.tp(rec.log())]; err != nil {
+					req.err = err
+					break
+				}
+			}
+		}
+	case err != nil && len(round) > 1: // the error does not say whose it is
+		for _, req := range round {
+			if req.err = req.ctx.Err(); req.err == nil {
+				req.err = r.round(ctx, []*readRequest{req})
+			}
+		}
+	case err != nil:
+		round[0].err = err
+	}
+}
+
+func (r *reader) round(ctx context.Context, round []*readRequest) (err error) {
 	found := map[record][]rooms.Message{}
 	at := map[eventlog.TopicPartition][]int64{}
 	logs := map[eventlog.TopicPartition]int{}
@@ -137,23 +160,20 @@ func (r *reader) round(round []*readRequest) error {
 		for tp := range at {
 			slices.Sort(at[tp])
 		}
-		err := r.history.Read(ctx, at, func(tp eventlog.TopicPartition, offset int64, all []rooms.Message) {
+		err = r.history.Read(ctx, at, func(tp eventlog.TopicPartition, offset int64, all []rooms.Message) {
 			rec := newRecord(logs[tp], offset)
 			found[rec] = all
 			r.mu.Lock()
 			r.cache.add(rec, all)
 			r.mu.Unlock()
 		})
-		if err != nil {
-			return err
-		}
 	}
 	for _, req := range round {
 		for i, rec := range req.records {
 			req.all[i] = found[rec]
 		}
 	}
-	return nil
+	return err
 }
 
 // base returns the base with this id, from memory or from the log.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -166,4 +168,60 @@ func TestARiderIsInTheRoomsOfTheirOrdersAfterAReset(t *testing.T) {
 	c.want("feed:reset")
 	s.Hub.Publish(ordersLog(0), 0, time.Time{}, msg("order:o1"))
 	c.want("e order:o1 1")
+}
+
+// brokenLog is a history of which one log cannot be read, which takes a while to find out.
+type brokenLog struct {
+	*testLog
+	broken eventlog.TopicPartition
+	whole  bool // the error does not say which log it is
+	reads  *atomic.Int32
+}
+
+func (l brokenLog) Read(ctx context.Context, at map[eventlog.TopicPartition][]int64, fn func(eventlog.TopicPartition, int64, []rooms.Message)) error {
+	l.reads.Add(1)
+	at = maps.Clone(at)
+	_, asked := at[l.broken]
+	if delete(at, l.broken); !asked {
+		return l.testLog.Read(ctx, at, fn)
+	}
+	time.Sleep(200 * time.Millisecond)
+	if err := errors.New("the broker is away"); l.whole {
+		return err
+	} else if other := l.testLog.Read(ctx, at, fn); other != nil {
+		return other
+	} else {
+		return eventlog.LogErrors{l.broken: err}
+	}
+}
+
+// A log that cannot be read fails those who need it. The others are served in the same
+// round, and nobody reads for those who have gone.
+func TestALogThatCannotBeReadFailsOnlyThoseWhoNeedIt(t *testing.T) {
+	t.Parallel()
+	for _, whole := range []bool{false, true} {
+		r := newReader()
+		var reads atomic.Int32
+		r.history = brokenLog{newTestLog([][]logged{{{ordersLog(1), 0, toOps("read")}}}), ordersLog(0), whole, &reads}
+		at := positions{partitions: 2}
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		ask := func(ctx context.Context, log int) *readRequest {
+			req := &readRequest{ctx: ctx, records: []record{newRecord(log, 0)}, tp: at.tp, all: make([][]rooms.Message, 1), done: make(chan struct{})}
+			r.waiting = append(r.waiting, req)
+			return req
+		}
+		for range 20 {
+			ask(gone, 0)
+		}
+		broken, healthy := ask(t.Context(), 0), ask(t.Context(), 1)
+		r.running = true
+		r.run()
+		if broken.err == nil || healthy.err != nil || len(healthy.all[0]) != 1 {
+			t.Error(whole, broken.err, healthy.err, healthy.all)
+		}
+		if want := map[bool]int32{false: 1, true: 3}[whole]; reads.Load() != want {
+			t.Error(whole, "the history was read", reads.Load(), "times")
+		}
+	}
 }
