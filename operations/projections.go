@@ -35,8 +35,8 @@ type generationInput struct {
 }
 
 type switchBody struct {
-	generationBody
-	Force bool `json:"force,omitempty" doc:"Switch although the generation is behind the one that serves, so that queries show old rows."`
+	Generation int  `json:"generation" minimum:"1" maximum:"1000000000"`
+	Force      bool `json:"force,omitempty" doc:"Switch although the generation is behind the one that serves, so that queries show old rows."`
 }
 
 type switchInput struct {

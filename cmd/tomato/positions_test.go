@@ -54,7 +54,7 @@ func TestAPartitionThatStandsStillDelaysNobodyElse(t *testing.T) {
 	for eventlog.PartitionFor(other, servertest.Partitions) == still {
 		other += "x"
 	}
-	release := standStill(a, still)
+	release := standStill(a, late)
 	a.AddRider(late, servertest.Lng, servertest.Lat+0.0005)
 	a.AddRider(other, servertest.Lng, servertest.Lat+0.001)
 	id := a.ReadyOrder("c1", "r1")
@@ -79,9 +79,9 @@ func TestAPartitionThatStandsStillDelaysNobodyElse(t *testing.T) {
 	})
 }
 
-// standStill makes the riders read model wait in one partition, by holding the
-// lock under which both of its lanes there write.
-func standStill(a *servertest.Installation, partition int32) (release func()) {
+// standStill makes the riders read model wait in the partition of a rider who is new, by
+// holding the row that it has to write.
+func standStill(a *servertest.Installation, riderID string) (release func()) {
 	a.T.Helper()
 	db, err := pgxpool.New(a.T.Context(), a.Config.DatabaseURL)
 	if err != nil {
@@ -93,7 +93,7 @@ func standStill(a *servertest.Installation, partition int32) (release func()) {
 		a.T.Fatal(err)
 	}
 	a.T.Cleanup(func() { _ = tx.Rollback(context.Background()) })
-	if _, err := tx.Exec(a.T.Context(), `SELECT pg_advisory_xact_lock(hashtext('"riders_g1"'), $1)`, partition); err != nil {
+	if _, err := tx.Exec(a.T.Context(), `INSERT INTO riders_g1.rider_positions (rider_id) VALUES ($1)`, riderID); err != nil {
 		a.T.Fatal(err)
 	}
 	return func() {

@@ -3,6 +3,7 @@ package shard
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http/httptest"
 	"slices"
 	"strings"
@@ -119,13 +120,14 @@ func TestAForgedRecordIsNotTakenForTheOwners(t *testing.T) {
 		} {
 			a := l.serve()
 			before := a.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", name)}).Rider
-			a.forge(eventlog.Riders, "x", "RIDER_UPDATED", before.Version+1, `{"riderId":"x","name":"forged","ctx":{}}`, change)
+			forged := subjectkeystest.Name("x", "forged")
+			a.forge(eventlog.Riders, "x", "RIDER_UPDATED", before.Version+1, fmt.Sprintf(`{"riderId":"x","name":%q,"ctx":{}}`, forged), change)
 			if res, err := a.do(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "own")}); !errors.Is(err, ErrUnavailable) {
 				t.Fatalf("%s: acknowledged %+v, %v", name, res, err)
 			}
 			a.endsWith(errBroken)
 			b := l.serve()
-			if res := b.must(eventlog.Riders, "x", "", Look{}); res.Rider.Name != "forged" {
+			if res := b.must(eventlog.Riders, "x", "", Look{}); res.Rider.Name != forged {
 				t.Errorf("%s: the log says forged, the next owner %s", name, res.Rider.Name)
 			}
 			b.must(eventlog.Riders, "x", "", rider.Put{RiderID: "x", Name: subjectkeystest.Name("x", "on it goes")})
