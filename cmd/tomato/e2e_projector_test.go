@@ -68,7 +68,7 @@ func TestRowsAreTheFoldThroughKills(t *testing.T) {
 			p.start()
 		}
 
-		w := &historyWriter{w: eventlogtest.NewWriter(t, kafka, int32(a.Config.Partitions)), rng: rng, positions: map[string]domain.Point{}, token: eventlog.Token{}}
+		w := &historyWriter{w: eventlogtest.NewWriter(t, kafka, int32(a.Config.Partitions)), rng: rand.New(rand.NewPCG(seed, 1)), positions: map[string]domain.Point{}, token: eventlog.Token{}}
 		written := make(chan struct{})
 		go func() {
 			defer close(written)
