@@ -238,18 +238,13 @@ func projectionProblem(err error) error {
 	var state *projections.StateError
 	var unfinished *projections.UnfinishedError
 	var unfoldable *projections.UnfoldableError
-	invalid := func(location string) error {
-		return httpapi.Invalid(httpapi.FieldError{Location: location, Message: err.Error()})
-	}
 	switch {
 	case errors.Is(err, projections.ErrNoModel):
 		return httpapi.FromError("read_model", domain.Refuse(domain.NotFound, "There is no such read model."))
 	case errors.Is(err, projections.ErrNoReason):
-		return invalid("body.reason")
-	case errors.Is(err, projections.ErrNoEvent), errors.Is(err, projections.ErrNoSkipped):
-		return invalid("body.offset")
-	case errors.Is(err, projections.ErrNoEvents):
-		return invalid("body.key")
+		return httpapi.Invalid(httpapi.FieldError{Location: "body.reason", Message: err.Error()})
+	case errors.Is(err, projections.ErrNoEvent), errors.Is(err, projections.ErrNoSkipped), errors.Is(err, projections.ErrNoEvents):
+		return httpapi.NewProblem(http.StatusNotFound, "not_found", err.Error()+".")
 	case errors.As(err, &state):
 		return httpapi.NewProblem(http.StatusConflict, "generation_state", state.Error()+".")
 	case errors.Is(err, projections.ErrNothingToVerify):
