@@ -69,8 +69,7 @@ type comparer struct {
 	count   func(n int64)
 	parked  map[string]bool // keys that are left out
 	out     *Comparison
-	byBytes bool // the database sorts texts by their bytes
-	listed  int  // differences of the present table that are named
+	listed  int // differences of the present table that are named
 	columns []comparedColumn
 	keys    []comparedColumn
 }
@@ -78,7 +77,8 @@ type comparer struct {
 // comparedColumn is a column of a table that is compared.
 type comparedColumn struct {
 	name, sqlType string
-	key           int // its place in the primary key, from 1 on; 0: none
+	key           int  // its place in the primary key, from 1 on; 0: none
+	byBytes       bool // its texts are sorted by their bytes
 }
 
 // Compare compares the rows of two generations as one moment has them. Rows differ of
@@ -133,10 +133,6 @@ func compare(ctx context.Context, a, b side, count func(n int64)) (Comparison, e
 	if err := c.leaveOutParked(ctx); err != nil {
 		return Comparison{}, err
 	}
-	if err := a.tx.QueryRow(ctx, `SELECT datcollate IN ('C', 'POSIX', 'C.UTF-8', 'C.utf8') AND coalesce(to_jsonb(d)->>'datlocprovider', 'c') = 'c'
-		FROM pg_database d WHERE datname = current_database()`).Scan(&c.byBytes); err != nil {
-		return Comparison{}, err
-	}
 	for _, part := range foldedParts(a.Model) {
 		if err := c.table(ctx, part); err != nil {
 			return Comparison{}, fmt.Errorf("table %s: %w", part.table, err)
@@ -177,8 +173,9 @@ func (c *comparer) leaveOutParked(ctx context.Context) error {
 // shape reads the columns that are compared; none if there is no such table.
 func (s side) shape(ctx context.Context, part foldedRows) ([]comparedColumn, error) {
 	rows, err := s.tx.Query(ctx, `
-		SELECT a.attname, format_type(a.atttypid, a.atttypmod), coalesce(k.n, 0)::int
-		FROM pg_attribute a
+		SELECT a.attname, format_type(a.atttypid, a.atttypmod), coalesce(k.n, 0)::int,
+		       a.attcollation = 'pg_catalog."default"'::regcollation AND d.datcollate IN ('C', 'POSIX', 'C.UTF-8', 'C.utf8') AND coalesce(to_jsonb(d)->>'datlocprovider', 'c') = 'c'
+		FROM pg_attribute a JOIN pg_database d ON d.datname = current_database()
 		LEFT JOIN (SELECT i.indrelid, u.attnum, u.n FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY u(attnum, n) WHERE i.indisprimary) k
 		       ON k.indrelid = a.attrelid AND k.attnum = a.attnum
 		WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND ($2::text[] IS NULL OR a.attname = ANY ($2)) ORDER BY a.attnum`, s.Schema()+"."+part.table, part.columns)
@@ -186,7 +183,7 @@ func (s side) shape(ctx context.Context, part foldedRows) ([]comparedColumn, err
 		return nil, err
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (c comparedColumn, err error) {
-		err = row.Scan(&c.name, &c.sqlType, &c.key)
+		err = row.Scan(&c.name, &c.sqlType, &c.key, &c.byBytes)
 		return c, err
 	})
 }
@@ -216,8 +213,10 @@ func (c *comparer) table(ctx context.Context, part foldedRows) error {
 	only(c.b, shapeB, shapeA)
 	c.keys, c.columns, c.listed = nil, nil, 0
 	for _, col := range shapeB {
-		switch shared := slices.ContainsFunc(shapeA, func(o comparedColumn) bool { return o.name == col.name }); {
+		same := slices.IndexFunc(shapeA, func(o comparedColumn) bool { return o.name == col.name })
+		switch shared := same >= 0; {
 		case col.key > 0 && shared:
+			col.byBytes = col.byBytes && shapeA[same].byBytes
 			c.keys = append(c.keys, col)
 		case shared:
 			c.columns = append(c.columns, col)
@@ -242,7 +241,7 @@ type cursor struct {
 func (c *comparer) open(ctx context.Context, s side, part foldedRows) (*cursor, error) {
 	var values, order []string
 	for _, k := range c.keys {
-		values, order = append(values, quoted(k.name)+`::text`), append(order, k.orderBy(c.byBytes))
+		values, order = append(values, quoted(k.name)+`::text`), append(order, k.orderBy())
 	}
 	for _, col := range c.columns {
 		values = append(values, quoted(col.name)+`::text`)
@@ -335,10 +334,10 @@ func (col comparedColumn) numeric() bool {
 }
 
 // orderBy returns by what Postgres sorts the column, so that compare knows the order. If
-// the database sorts texts by their bytes anyway, an index is in this order.
-func (col comparedColumn) orderBy(byBytes bool) string {
+// texts are sorted by their bytes anyway, an index is in this order.
+func (col comparedColumn) orderBy() string {
 	switch {
-	case col.numeric() || col.sqlType == "text" && byBytes:
+	case col.numeric() || col.sqlType == "text" && col.byBytes:
 		return quoted(col.name)
 	case col.sqlType == "text":
 		return quoted(col.name) + ` COLLATE "C"`
