@@ -1,10 +1,13 @@
 package commandside
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -21,7 +24,7 @@ import (
 type emitBody struct {
 	Event   string          `json:"event" minLength:"1" maxLength:"100" doc:"Letters, digits, _ . - and colons between. Names that begin with feed: are refused."`
 	Room    string          `json:"room" minLength:"3" maxLength:"80" doc:"user:<id>, restaurant:<id>, order:<id> or ops."`
-	Payload json.RawMessage `json:"payload" doc:"Any JSON but null."`
+	Payload json.RawMessage `json:"payload" doc:"Any JSON but null, of at most TOMATO_FEED_EMIT_BYTES (64 KiB) without white space; else 413."`
 	Role    string          `json:"role,omitempty" enum:"customer,rider" doc:"With a room user:<id>: only to the customer, or only to the rider, of this id. Default: to both."`
 }
 
@@ -73,7 +76,14 @@ func (s *Side) emit(ctx context.Context, b emitBody) error {
 	if len(faults) > 0 {
 		return httpapi.Invalid(faults...)
 	}
-	data, err := json.Marshal(rooms.Emit{Event: b.Event, Room: b.Room, Payload: b.Payload, Role: domain.Role(b.Role)}) // this also compacts the payload
+	var payload bytes.Buffer
+	if err := json.Compact(&payload, b.Payload); err != nil {
+		return err
+	}
+	if most := cmp.Or(s.EmitBytes, 64<<10); payload.Len() > most {
+		return httpapi.NewProblem(http.StatusRequestEntityTooLarge, "body_too_large", fmt.Sprintf("The payload has %d bytes without white space, and may have %d. Emit what it is about, and let clients load the rest over REST.", payload.Len(), most))
+	}
+	data, err := json.Marshal(rooms.Emit{Event: b.Event, Room: b.Room, Payload: payload.Bytes(), Role: domain.Role(b.Role)})
 	if err != nil {
 		return err
 	}

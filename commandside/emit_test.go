@@ -45,6 +45,7 @@ func TestEmitAnswersFaultsInOrder(t *testing.T) {
 		"an unknown field":   {"the key", `{"event":"x","room":"ops","payload":1,"to":"all"}`, 422, "body.to"},
 		"a role of no user":  {"the key", `{"event":"x","room":"user:u1","payload":1,"role":"ops"}`, 422, "body.role"},
 		"a role, no user":    {"the key", `{"event":"x","room":"order:o1","payload":1,"role":"rider"}`, 422, "body.role"},
+		"too large":          {"the key", `{"event":"x","room":"ops","payload":"` + strings.Repeat("x", 64<<10-1) + `"}`, 413, "body_too_large"},
 		"two faults at once": {"the key", `{"event":"feed:x","room":"nowhere","payload":1}`, 422, `body.room`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -62,7 +63,7 @@ func TestEmitIsOnTopicFeedWhenItAnswers(t *testing.T) {
 	eventlogtest.Topics(t, cfg, eventlog.Layout{Partitions: 3})
 	api := emitAPI(t, eventlogtest.Client(t, cfg, kgo.RecordPartitioner(kgo.ManualPartitioner())))
 	for _, payload := range []string{`{"a":[1,
- 2]}`, `"text"`, `0`, `false`, `[]`} {
+ 2]}`, `"text"`, `0`, `false`, `[` + strings.Repeat(" ", 64<<10) + `]`} {
 		if w := emit(t.Context(), api, "the key", `{"event":"promo:new","room":"user:u1","payload":`+payload+`}`); w.Code != 202 || w.Body.Len() != 0 {
 			t.Fatalf("%s: %d %s", payload, w.Code, w.Body)
 		}

@@ -36,6 +36,7 @@ import (
 type Config struct {
 	PaymentTTL      time.Duration // a placed order waits this long for its payment
 	InternalKey     string        // of POST /api/v1/internal/emit
+	EmitBytes       int           // of the payload of an emitted message, without white space; 0: 64 KiB
 	WebhookSecrets  []string      // newest first
 	CommandDeadline time.Duration // of one command
 }

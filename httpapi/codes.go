@@ -13,7 +13,7 @@ var descriptions = map[string]string{
 	"validation_failed":           "422. The body, path, query or a header breaks the schema in /openapi.json. errors lists every fault with its location, up to 100. Correct the request; a repeat as it is will fail again.",
 	"bad_request":                 "400. A call between instances whose body, deadline or command is not valid. It is answered to instances only.",
 	"malformed_json":              "400. The body is not one JSON value in UTF-8.",
-	"body_too_large":              "413. The body is larger than the operation takes: 1 MiB, or 256 KiB for a webhook.",
+	"body_too_large":              "413. The body is larger than the operation takes: 1 MiB, 256 KiB for a webhook, or TOMATO_FEED_EMIT_BYTES for the payload of an emitted message.",
 	"body_unreadable":             "400 or 408. The body ended early or came too slowly.",
 	"unsupported_media_type":      "415. A non-empty body needs Content-Type: application/json, UTF-8, not compressed.",
 	"unauthorized":                "401. A valid bearer token is needed: signed, not expired, with sub, role and, for restaurants, restaurantId.",
@@ -71,6 +71,7 @@ var descriptions = map[string]string{
 	"event_not_foldable":          "409. The read model cannot fold an event of the aggregate, so nothing was changed. The detail names the event. Mend the cause, or skip the event.",
 	"menu_full":                   "409. The menu has as many items as it may. Remove one first.",
 	"not_allowed":                 "403, as feed:error. The order is no longer this rider's, and the connection has left its room.",
+	"too_many_connections":        "429. The bearer of the token has as many feeds open at this instance as they may. Close one, or wait for the seconds in Retry-After.",
 	"too_many_rooms":              "429, as feed:error. The connection has joined as many rooms as it may. Leave one.",
 	"unknown_op":                  "400, as feed:error. A feed takes the operations join, leave and location.",
 }

@@ -3,7 +3,6 @@ package projections
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -70,21 +69,24 @@ func (m *ReadModels) FeedStart(ctx context.Context) (realtime.Start, error) {
 	return start, nil
 }
 
-// Order returns one order as the serving generation has it, or nil if it has no
-// such order.
-func (m *ReadModels) Order(ctx context.Context, orderID string) (s *order.State, err error) {
+// Orders returns those of the orders that the read model has, by id. It is for the feed.
+func (m *ReadModels) Orders(ctx context.Context, orderIDs []string) (all map[string]*order.State, err error) {
 	err = m.Read(ctx, nil, []string{Orders}, func(schemas []string) error {
+		all = make(map[string]*order.State, len(orderIDs))
+		rows, err := m.DB.Query(ctx, `SELECT state FROM `+schemas[0]+`.orders WHERE id = ANY($1)`, orderIDs)
+		if err != nil {
+			return err
+		}
 		var text []byte
-		err := m.DB.QueryRow(ctx, `SELECT state FROM `+schemas[0]+`.orders WHERE id = $1`, orderID).Scan(&text)
-		if errors.Is(err, pgx.ErrNoRows) {
-			s = nil
+		_, err = pgx.ForEachRow(rows, []any{&text}, func() error {
+			s := new(order.State)
+			if err := json.Unmarshal(text, s); err != nil {
+				return err
+			}
+			all[s.ID] = s
 			return nil
-		}
-		if err == nil {
-			s = new(order.State)
-			err = json.Unmarshal(text, s)
-		}
+		})
 		return err
 	})
-	return s, err
+	return all, err
 }

@@ -90,7 +90,7 @@ func TestTwoBuildsAnswerFromOneGenerationEach(t *testing.T) {
 	if n := b.number(`SELECT count(*) FROM tomato.checkpoints WHERE consumer = 'orders' AND epoch > 1`); n != 0 {
 		t.Errorf("the other build has taken %d partitions of a generation that it must not write to", n)
 	}
-	if s, err := newer.Order(t.Context(), orderID(1)); err != nil || s == nil || s.Version != 3 {
+	if s, err := newer.Orders(t.Context(), []string{orderID(1)}); err != nil || s[orderID(1)] == nil || s[orderID(1)].Version != 3 {
 		t.Errorf("the old row is %+v, %v", s, err)
 	}
 

@@ -137,7 +137,7 @@ func TestAVerifiedGenerationDoesNotAnswer(t *testing.T) {
 	if err := query.Read(t.Context(), later, []string{projections.Orders}, func([]string) error { return nil }); err != nil {
 		t.Error(err)
 	}
-	if s, err := query.Order(t.Context(), orderID(1)); err != nil || s == nil || s.Version != 4 {
+	if s, err := query.Orders(t.Context(), []string{orderID(1)}); err != nil || s[orderID(1)] == nil || s[orderID(1)].Version != 4 {
 		t.Errorf("%+v, %v", s, err)
 	}
 }

@@ -29,7 +29,7 @@ type noModels struct{ start realtime.Start }
 
 func (m noModels) FeedStart(context.Context) (realtime.Start, error) { return m.start, nil }
 
-func (noModels) Order(context.Context, string) (*order.State, error) { return nil, nil }
+func (noModels) Orders(context.Context, []string) (map[string]*order.State, error) { return nil, nil }
 
 // startFeeds is an instance with feeds and nothing else.
 func startFeeds(t *testing.T, cfg eventlog.Config, start realtime.Start) (url string, stop func()) {

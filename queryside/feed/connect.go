@@ -44,8 +44,9 @@ func (h *Hub) connect(c connecting) (s *subscriber, cursor, token string, err er
 		return nil, "", "", errDraining
 	case !h.ready:
 		return nil, "", "", errNotReady
-	case len(h.subs) >= h.cfg.MaxConnections:
-		return nil, "", "", errConnections
+	}
+	if err := h.full(c.actor); err != nil {
+		return nil, "", "", err
 	}
 	s = &subscriber{actor: c.actor, wake: make(chan struct{}, 1), limit: h.cfg.QueueBytes, total: h.metrics.queued, own: rooms.JoinedBy(c.actor), cursors: h.cursors}
 	for _, r := range c.rooms {
@@ -88,6 +89,7 @@ func (h *Hub) connect(c connecting) (s *subscriber, cursor, token string, err er
 		h.metrics.resume(why == "")
 	}
 	h.subs[s] = struct{}{}
+	h.users[user{s.actor.Role, s.actor.Sub}]++
 	h.metrics.connections.Inc()
 	return s, string(h.cursors.append(nil, &s.place, s.actor, s.suffix)), h.token(""), nil
 }

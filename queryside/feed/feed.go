@@ -4,7 +4,7 @@
 // The hub (hub.go) is told every message once, in the order of each log, and
 // queues it to the connections that have joined one of its rooms. Its files in
 // reading order: feed.go (the endpoints and the websocket), sse.go, rooms.go (who
-// may join what), hub.go, subscriber.go (one connection's queue and what a slow
+// may join what), locations.go (positions that riders send), hub.go, subscriber.go (one connection's queue and what a slow
 // one gets), waiters.go (who waits for what), connect.go (joining without a gap),
 // positions.go and place.go (how far a client is), cursor.go (its place as opaque
 // text), index.go (which rooms have messages of which records), recent.go (the last
@@ -37,8 +37,9 @@ import (
 
 // Orders is the orders read model.
 type Orders interface {
-	// Order returns the order, or nil if the read model does not have it.
-	Order(ctx context.Context, orderID string) (*order.State, error)
+	// Orders returns those of the orders that the read model has, by id. It is one query,
+	// however many orders it is asked for.
+	Orders(ctx context.Context, orderIDs []string) (map[string]*order.State, error)
 }
 
 // LocationReporter takes positions of riders, as PUT /v1/riders/{id}/location
@@ -81,13 +82,14 @@ const (
 	locationsBurst  = 20
 	floodAfter      = 1000 // refused operations
 	maxTakeBytes    = 64 << 10
-	maxQueryRooms   = 64
 
 	tokenWait  = 5 * time.Second         // for a Consistency-Token
 	cursorWait = 5 * time.Second         // for the hub to reach a cursor of an instance that is ahead, and for its index to reach back to one
 	partyWait  = 1500 * time.Millisecond // for the read model to have a fresh order
 	partyEvery = 100 * time.Millisecond
 	opTimeout  = 5 * time.Second
+
+	perUserRetry = 10 * time.Second // after too_many_connections
 )
 
 // Routes adds the endpoints.
@@ -95,7 +97,7 @@ func (f *Feed) Routes(api *httpapi.API) {
 	query := func(name, doc string) *huma.Param {
 		return &huma.Param{Name: name, In: "query", Description: doc, Schema: &huma.Schema{Type: huma.TypeString}}
 	}
-	explode, most := true, maxQueryRooms
+	explode, most := true, f.Hub.cfg.MaxRooms
 	params := func() []*huma.Param {
 		return []*huma.Param{
 			query("token", "The bearer token, where no header can be set."),
@@ -105,7 +107,7 @@ func (f *Feed) Routes(api *httpapi.API) {
 			{Name: "Consistency-Token", In: "header", Description: "The feed waits until it has passed it. Without a cursor, the feed begins with what is after it, in the logs that it names.", Schema: &huma.Schema{Type: huma.TypeString}},
 		}
 	}
-	errs := []int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusUnprocessableEntity, http.StatusServiceUnavailable}
+	errs := []int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusUnprocessableEntity, http.StatusTooManyRequests, http.StatusServiceUnavailable}
 	api.Handle(huma.Operation{Method: http.MethodGet, Path: "/v1/feed", OperationID: "feed", Tags: []string{"feed"},
 		Summary: "Realtime feed as websocket", Description: "Messages are described in /asyncapi.json. The token may also be the subprotocol bearer.<token>.",
 		Parameters: params(), Errors: append([]int{http.StatusUpgradeRequired}, errs...),
@@ -130,10 +132,13 @@ type session struct {
 // session does what both endpoints have in common, up to joining the rooms. The
 // actor's token is valid until expires. The error is a *httpapi.Problem.
 func (f *Feed) session(r *http.Request, actor domain.Actor, expires time.Time, cursor string) (*session, error) {
+	if err := f.Hub.refuses(actor); err != nil {
+		return nil, cannotOpen(err)
+	}
 	q := r.URL.Query()
 	asked := slices.Compact(q["room"])
-	if len(asked) > maxQueryRooms {
-		return nil, httpapi.Invalid(httpapi.FieldError{Location: "query.room", Message: "at most " + strconv.Itoa(maxQueryRooms) + " rooms"})
+	if most := f.Hub.cfg.MaxRooms; len(asked) > most {
+		return nil, httpapi.Invalid(httpapi.FieldError{Location: "query.room", Message: "at most " + strconv.Itoa(most) + " rooms"})
 	}
 	for _, room := range asked {
 		if !rooms.Valid(room) {
@@ -157,13 +162,10 @@ func (f *Feed) session(r *http.Request, actor domain.Actor, expires time.Time, c
 			return nil, httpapi.Unavailable("consistency_token_not_ready", "The feed has not reached the Consistency-Token in time.", time.Second)
 		}
 	}
-	c := connecting{actor: actor, rooms: asked, after: after, orders: map[string]int64{}}
-	for _, room := range asked {
-		version, p := f.mayJoin(r.Context(), actor, room)
-		if p != nil {
-			return nil, p
-		}
-		c.orders[room] = version
+	c := connecting{actor: actor, rooms: asked, after: after}
+	var refused *httpapi.Problem
+	if c.orders, refused = f.mayJoin(r.Context(), actor, asked); refused != nil {
+		return nil, refused
 	}
 	if after != nil && cursor == "" {
 		ctx, cancel := context.WithTimeout(r.Context(), tokenWait)
@@ -180,9 +182,22 @@ func (f *Feed) session(r *http.Request, actor domain.Actor, expires time.Time, c
 	}
 	s, at, token, err := f.Hub.connect(c)
 	if err != nil {
-		return nil, httpapi.Unavailable("unavailable", "No feed can be opened here now: "+err.Error()+".", time.Second)
+		return nil, cannotOpen(err)
 	}
 	return &session{subscriber: s, cursor: at, token: token, expires: expires}, nil
+}
+
+// cannotOpen returns the problem of a connection that the hub does not take.
+func cannotOpen(err error) *httpapi.Problem {
+	switch {
+	case errors.Is(err, errPerUser):
+		p := httpapi.NewProblem(http.StatusTooManyRequests, "too_many_connections", "The bearer of this token has as many feeds open at this instance as they may. Close one.")
+		p.RetryAfter = perUserRetry
+		return p
+	case errors.Is(err, errRooms):
+		return httpapi.Invalid(httpapi.FieldError{Location: "query.room", Message: "more rooms than a connection may join"})
+	}
+	return httpapi.Unavailable("unavailable", "No feed can be opened here now: "+err.Error()+".", time.Second)
 }
 
 // setHeaders sets the headers of the answer.
@@ -351,7 +366,8 @@ func (f *Feed) readOps(ctx context.Context, conn *websocket.Conn, s *session) {
 		}
 		executed.Wait()
 	}()
-	ops, locations, flood := rate.NewLimiter(opsPerSecond, opsBurst), rate.NewLimiter(locationsPerSec, locationsBurst), 0
+	locations := &locationSender{feed: f, session: s, limit: rate.NewLimiter(locationsPerSec, locationsBurst), running: &executed}
+	ops, flood := rate.NewLimiter(opsPerSecond, opsBurst), 0
 	for {
 		kind, b, err := conn.Read(ctx)
 		if err != nil {
@@ -373,8 +389,14 @@ func (f *Feed) readOps(ctx context.Context, conn *websocket.Conn, s *session) {
 			s.fail("", httpapi.NewProblem(http.StatusBadRequest, "malformed_json", "The operation is not a JSON object of op, room and location."))
 			continue
 		}
-		if s.live == nil || o.Op == "location" {
-			if p := f.do(ctx, s, o, locations); p != nil {
+		if o.Op == "location" {
+			if p := locations.take(ctx, o); p != nil {
+				s.fail("", p)
+			}
+			continue
+		}
+		if s.live == nil {
+			if p := f.do(ctx, s, o); p != nil {
 				s.fail(o.Room, p)
 			}
 			continue
@@ -400,63 +422,35 @@ func (f *Feed) doWhenLive(ctx context.Context, s *session, waiting <-chan op) {
 		if ctx.Err() != nil {
 			return
 		}
-		if p := f.do(ctx, s, o, nil); p != nil {
+		if p := f.do(ctx, s, o); p != nil {
 			s.fail(o.Room, p)
 		}
 	}
 }
 
-func (f *Feed) do(ctx context.Context, s *session, o op, locations *rate.Limiter) *httpapi.Problem {
-	invalid := func(why string) *httpapi.Problem {
-		return httpapi.NewProblem(http.StatusUnprocessableEntity, "validation_failed", why)
-	}
+func invalidOp(why string) *httpapi.Problem {
+	return httpapi.NewProblem(http.StatusUnprocessableEntity, "validation_failed", why)
+}
+
+func (f *Feed) do(ctx context.Context, s *session, o op) *httpapi.Problem {
 	switch o.Op {
 	case "join", "leave":
 		if !rooms.Valid(o.Room) {
-			return invalid("room is not the name of a room.")
+			return invalidOp("room is not the name of a room.")
 		}
 		if o.Op == "leave" {
 			f.Hub.leaveRoom(s.subscriber, o.Room)
 			return nil
 		}
-		version, p := f.mayJoin(ctx, s.actor, o.Room)
+		versions, p := f.mayJoin(ctx, s.actor, []string{o.Room})
 		if p != nil {
 			return p
 		}
-		switch err := f.Hub.join(s.subscriber, o.Room, version); {
+		switch err := f.Hub.join(s.subscriber, o.Room, versions[o.Room]); {
 		case errors.Is(err, errNotTheirs):
 			return errNotTheirs
 		case err != nil:
 			return httpapi.NewProblem(http.StatusTooManyRequests, "too_many_rooms", "The connection has joined as many rooms as it may; leave one.")
-		}
-		return nil
-	case "location":
-		if s.actor.Role != domain.Rider {
-			return httpapi.NewProblem(http.StatusForbidden, "forbidden", "Only riders report a location.")
-		}
-		if f.Locations == nil {
-			return httpapi.NewProblem(http.StatusNotFound, "not_configured", "This instance takes no locations.")
-		}
-		if !locations.Allow() {
-			return httpapi.NewProblem(http.StatusTooManyRequests, "too_many_requests", "Too many locations.")
-		}
-		var at domain.Point
-		if len(o.Location) == 0 {
-			return invalid("location is needed.")
-		}
-		if err := json.Unmarshal(o.Location, &at); err != nil {
-			return invalid("location is a GeoJSON Point: longitude -180 to 180, latitude -90 to 90.")
-		}
-		ctx, cancel := context.WithTimeout(ctx, opTimeout)
-		defer cancel()
-		if err := f.Locations.ReportLocation(ctx, s.actor.Sub, at, time.Time{}); errors.Is(err, eventlog.ErrUnavailable) {
-			return httpapi.Unavailable("unavailable", "The location cannot be taken now.", time.Second)
-		} else if err != nil {
-			p := httpapi.FromError("rider", err)
-			if p.Status == http.StatusInternalServerError {
-				f.log().Error("a location could not be taken", "err", err)
-			}
-			return p
 		}
 		return nil
 	}

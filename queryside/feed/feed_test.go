@@ -33,18 +33,35 @@ type readModel struct {
 	orders    map[string]order.State
 	err       error
 	locations []domain.Point
+	reported  chan struct{} // gets one for each position that was taken
+	blocked   chan struct{} // not nil: a report waits until it is closed
+	asked     int           // how often
 }
 
-func (m *readModel) Order(_ context.Context, orderID string) (*order.State, error) {
+func (m *readModel) Orders(_ context.Context, orderIDs []string) (map[string]*order.State, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if s, ok := m.orders[orderID]; ok {
-		return &s, m.err
+	m.asked++
+	all := map[string]*order.State{}
+	for _, id := range orderIDs {
+		if s, ok := m.orders[id]; ok {
+			all[id] = &s
+		}
 	}
-	return nil, m.err
+	return all, m.err
 }
 
-func (m *readModel) ReportLocation(_ context.Context, riderID string, at domain.Point, _ time.Time) error {
+func (m *readModel) ReportLocation(ctx context.Context, riderID string, at domain.Point, _ time.Time) error {
+	m.mu.Lock()
+	blocked := m.blocked
+	m.mu.Unlock()
+	if blocked != nil {
+		m.reported <- struct{}{}
+		<-blocked
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if riderID == "unknown" {
@@ -54,6 +71,7 @@ func (m *readModel) ReportLocation(_ context.Context, riderID string, at domain.
 		return m.err
 	}
 	m.locations = append(m.locations, at)
+	m.reported <- struct{}{}
 	return nil
 }
 
@@ -70,7 +88,7 @@ func serve(t *testing.T, change func(*Feed, *HubConfig)) *server {
 		t.Fatal(err)
 	}
 	t.Cleanup(auth.Close)
-	m := &readModel{orders: map[string]order.State{}}
+	m := &readModel{orders: map[string]order.State{}, reported: make(chan struct{}, 100)}
 	f := &Feed{Auth: auth, Orders: m, Locations: m, Log: slog.New(slog.DiscardHandler)}
 	cfg := HubConfig{}
 	if change != nil {
@@ -373,6 +391,7 @@ func TestRidersReportTheirLocation(t *testing.T) {
 	k.want("feed:error  validation_failed")
 	k.send(`{"op":"location"}`)
 	k.want("feed:error  validation_failed")
+	<-s.model.reported
 	s.model.mu.Lock()
 	if d := cmp.Diff([]domain.Point{{Lng: 77.5, Lat: 12.9}}, s.model.locations); d != "" {
 		t.Error(d)

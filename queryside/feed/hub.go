@@ -43,6 +43,9 @@ type HubConfig struct {
 	IndexAge time.Duration
 	// MaxConnections may be open at once. Default: 50,000.
 	MaxConnections int
+	// MaxPerUser is how many connections of one user may be open at once: of one role and
+	// sub. 0: no limit.
+	MaxPerUser int
 	// MaxRooms is how many rooms a connection may join beside those of its token.
 	// They are in its cursors. Default: 64; at most 255.
 	MaxRooms int
@@ -92,6 +95,7 @@ type Hub struct {
 	opened   chan struct{} // closed when ready
 	draining bool
 	subs     map[*subscriber]struct{}
+	users    map[user]int // connections of each
 	rooms    map[string]map[*subscriber]struct{}
 	serial   uint64    // of the last message published
 	epoch    int       // counts Begin
@@ -122,7 +126,7 @@ func NewHub(cfg HubConfig) (*Hub, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &Hub{cfg: cfg, metrics: m, subs: map[*subscriber]struct{}{}, rooms: map[string]map[*subscriber]struct{}{},
+	h := &Hub{cfg: cfg, metrics: m, subs: map[*subscriber]struct{}{}, users: map[user]int{}, rooms: map[string]map[*subscriber]struct{}{},
 		cursors: newCursors(cfg.Key), reader: newReader(), opened: make(chan struct{}), grown: make(chan struct{}), gone: make(chan struct{})}
 	h.reader.history = cfg.History
 	return h, nil
@@ -273,8 +277,34 @@ var (
 	errNotReady    = errors.New("the feed is starting")
 	errDraining    = errors.New("the feed is shutting down")
 	errConnections = errors.New("too many connections")
+	errPerUser     = errors.New("too many connections of this user")
 	errRooms       = errors.New("too many rooms")
 )
+
+// user is whose connections are counted together.
+type user struct {
+	role domain.Role
+	sub  string
+}
+
+// refuses returns why the hub takes no connection of the actor now, or nil.
+func (h *Hub) refuses(actor domain.Actor) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.full(actor)
+}
+
+// full returns errConnections or errPerUser if no further connection of the actor may be
+// open. It is called with mu held.
+func (h *Hub) full(actor domain.Actor) error {
+	switch {
+	case len(h.subs) >= h.cfg.MaxConnections:
+		return errConnections
+	case h.cfg.MaxPerUser > 0 && h.users[user{actor.Role, actor.Sub}] >= h.cfg.MaxPerUser:
+		return errPerUser
+	}
+	return nil
+}
 
 func (h *Hub) addRoom(s *subscriber, room string) error {
 	if slices.Contains(s.own, room) || slices.Contains(s.joined, room) {
@@ -393,6 +423,10 @@ func (h *Hub) disconnect(s *subscriber) {
 		return
 	}
 	delete(h.subs, s)
+	u := user{s.actor.Role, s.actor.Sub}
+	if h.users[u]--; h.users[u] == 0 {
+		delete(h.users, u)
+	}
 	for _, r := range slices.Concat(s.own, s.joined) {
 		h.removeMember(s, r)
 	}

@@ -27,15 +27,19 @@ func (f *Feed) prepareReturn(ctx context.Context, c *connecting) error {
 	if c.actor.Role != domain.Rider {
 		return nil
 	}
+	ids := map[string]string{} // of orders, by room
 	for _, room := range c.cursor.rooms {
 		if id, is := rooms.OrderID(room); is {
-			x, err := f.relationTo(ctx, c.actor, id)
-			if err != nil {
-				return err
-			}
-			if x.follows {
-				c.orders[room] = x.version
-			}
+			ids[room] = id
+		}
+	}
+	relations, err := f.relations(ctx, c.actor, ids)
+	if err != nil {
+		return err
+	}
+	for room, x := range relations {
+		if x.follows {
+			c.orders[room] = x.version
 		}
 	}
 	return nil
@@ -87,65 +91,95 @@ type relation struct {
 	version int64 // of the order as of which this holds; 0: neither hub nor read model has the order
 }
 
-// relationTo says what the actor is to the order. It asks the hub and the read
-// model; the one that has the later version of the order decides. The error is a
+// relations says what the actor is to the orders whose ids are given by room. It asks the
+// hub, and then the read model, with one query, about all that the hub does not decide; of
+// the two, the one that has the later version of an order decides. The error is a
 // *httpapi.Problem.
-func (f *Feed) relationTo(ctx context.Context, actor domain.Actor, orderID string) (x relation, err error) {
-	x.follows, x.version = f.Hub.follows(actor, orderID)
-	if x.follows || x.version > 0 && actor.Role != domain.Rider {
-		return x, nil // customer and restaurant never change; a rider may get or lose the order with a later event
+func (f *Feed) relations(ctx context.Context, actor domain.Actor, ids map[string]string) (map[string]relation, error) {
+	all := make(map[string]relation, len(ids))
+	var ask []string
+	for room, id := range ids {
+		var x relation
+		x.follows, x.version = f.Hub.follows(actor, id)
+		all[room] = x
+		if !x.follows && (x.version == 0 || actor.Role == domain.Rider) { // customer and restaurant never change; a rider may get or lose the order with a later event
+			ask = append(ask, id)
+		}
+	}
+	if len(ask) == 0 {
+		return all, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
-	s, err := f.Orders.Order(ctx, orderID)
+	states, err := f.Orders.Orders(ctx, ask)
 	if err != nil {
-		f.log().Warn("The feed cannot ask the read model for an order's parties.", "order", orderID, "err", err)
-		return x, httpapi.Unavailable("unavailable", "The order's parties cannot be looked up now.", time.Second)
+		f.log().Warn("The feed cannot ask the read model for the parties of orders.", "orders", len(ask), "err", err)
+		return nil, httpapi.Unavailable("unavailable", "The order's parties cannot be looked up now.", time.Second)
 	}
-	if s != nil {
-		x.party = s.Party(actor)
-		if s.Version > x.version {
-			x.follows, x.version = s.MayFollow(actor), s.Version
+	for room, id := range ids {
+		x := all[room]
+		if s := states[id]; s != nil && slices.Contains(ask, id) {
+			x.party = s.Party(actor)
+			if s.Version > x.version {
+				x.follows, x.version = s.MayFollow(actor), s.Version
+			}
+			all[room] = x
 		}
 	}
-	return x, nil
+	return all, nil
 }
 
-// mayJoin returns the problem of an actor who may not join the room. It returns nil
-// for one who may and, for the room of an order, the version of the order as of
-// which they may.
-func (f *Feed) mayJoin(ctx context.Context, actor domain.Actor, room string) (version int64, p *httpapi.Problem) {
-	if actor.Role == domain.Ops || slices.Contains(rooms.JoinedBy(actor), room) {
-		return 0, nil
-	}
-	id, ok := rooms.OrderID(room)
-	if !ok {
-		return 0, httpapi.NewProblem(http.StatusForbidden, "forbidden", "The room is not for this token.")
+// mayJoin returns the problem of an actor who may not join one of the rooms. For one who
+// may join all of them it returns, for each room of an order, the version of the order as
+// of which they may; 0 for other rooms.
+func (f *Feed) mayJoin(ctx context.Context, actor domain.Actor, asked []string) (versions map[string]int64, p *httpapi.Problem) {
+	versions, ids := make(map[string]int64, len(asked)), map[string]string{}
+	own := rooms.JoinedBy(actor)
+	for _, room := range asked {
+		if versions[room] = 0; actor.Role == domain.Ops || slices.Contains(own, room) {
+			continue
+		}
+		id, ok := rooms.OrderID(room)
+		if !ok {
+			return nil, httpapi.NewProblem(http.StatusForbidden, "forbidden", "The room is not for this token.")
+		}
+		ids[room] = id
 	}
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
 	tick := time.NewTicker(partyEvery)
 	defer tick.Stop()
-	for until := time.Now().Add(partyWait); ; {
-		x, err := f.relationTo(ctx, actor, id)
-		switch {
-		case err != nil:
-			return 0, httpapi.FromError("order", err)
-		case x.follows:
-			return x.version, nil
-		case time.Now().Before(until) && (actor.Role == domain.Rider || x.version == 0 && fresh(id)):
-			// The event that makes them a party may not have reached the read model or the hub.
-		case x.party:
-			return 0, httpapi.NewProblem(http.StatusForbidden, "forbidden", "The order is not this rider's.")
-		default:
-			return 0, httpapi.NewProblem(http.StatusNotFound, "order_not_found", "There is no such order, or the caller is no party to it.")
+	for until := time.Now().Add(partyWait); len(ids) > 0; {
+		relations, err := f.relations(ctx, actor, ids)
+		if err != nil {
+			return nil, httpapi.FromError("order", err)
+		}
+		for _, room := range asked {
+			id, undecided := ids[room]
+			x := relations[room]
+			switch {
+			case !undecided:
+			case x.follows:
+				versions[room] = x.version
+				delete(ids, room)
+			case time.Now().Before(until) && (actor.Role == domain.Rider || x.version == 0 && fresh(id)):
+				// The event that makes them a party may not have reached the read model or the hub.
+			case x.party:
+				return nil, httpapi.NewProblem(http.StatusForbidden, "forbidden", "The order is not this rider's.")
+			default:
+				return nil, httpapi.NewProblem(http.StatusNotFound, "order_not_found", "There is no such order, or the caller is no party to it.")
+			}
+		}
+		if len(ids) == 0 {
+			break
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return 0, httpapi.FromError("order", ctx.Err())
+			return nil, httpapi.FromError("order", ctx.Err())
 		}
 	}
+	return versions, nil
 }
 
 // fresh reports whether an order was placed so recently that the read model may

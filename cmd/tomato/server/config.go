@@ -45,6 +45,10 @@ type Config struct {
 	SearchWait   settings.Duration `name:"search-wait" env:"TOMATO_SEARCH_WAIT" default:"500ms" help:"A search for riders waits at most this long for the read models, then searches what is there; at most 10s."`
 	FeedHistory  settings.Duration `name:"feed-history" env:"TOMATO_FEED_HISTORY" default:"24h" help:"A feed client that was away for this long is sent what it missed; 1m to 168h."`
 	FeedBytes    int               `name:"feed-history-bytes" env:"TOMATO_FEED_HISTORY_BYTES" default:"268435456" help:"Memory for the index of what the logs have for each room; at least 1048576."`
+	FeedConns    int               `name:"feed-connections" env:"TOMATO_FEED_CONNECTIONS" default:"50000" help:"Feeds that may be open at this instance; over it 503."`
+	FeedPerUser  int               `name:"feed-connections-per-user" env:"TOMATO_FEED_CONNECTIONS_PER_USER" default:"20" help:"Feeds of one user that may be open at this instance; over it 429. 0: no limit."`
+	FeedRooms    int               `name:"feed-rooms" env:"TOMATO_FEED_ROOMS" default:"64" help:"Rooms that a feed may join beside those of its token; 1 to 255."`
+	FeedEmit     int               `name:"feed-emit-bytes" env:"TOMATO_FEED_EMIT_BYTES" default:"65536" help:"Payload of an emitted message; over it 413. 1 to 1048576."`
 	ArchiveAfter settings.Duration `name:"archive-after" env:"TOMATO_ARCHIVE_AFTER" default:"720h" help:"Closed orders leave the write side after this; at least 24h."`
 	EventEpoch   int               `name:"event-epoch" env:"TOMATO_EVENT_EPOCH" default:"0" help:"Write events up to this event-schema epoch, whatever other instances can read. 0: the lowest epoch of all owners of shards."`
 	Origins      []string          `name:"allowed-origins" env:"TOMATO_ALLOWED_ORIGINS" help:"For CORS and websockets."`
@@ -76,6 +80,14 @@ func (c Config) Check() error {
 		return settings.Usage("TOMATO_FEED_HISTORY must be 1m to 168h")
 	case c.FeedBytes < 1<<20:
 		return settings.Usage("TOMATO_FEED_HISTORY_BYTES must be at least 1048576")
+	case c.FeedConns < 1:
+		return settings.Usage("TOMATO_FEED_CONNECTIONS must be at least 1")
+	case c.FeedPerUser < 0:
+		return settings.Usage("TOMATO_FEED_CONNECTIONS_PER_USER must be 0, for no limit, or more")
+	case c.FeedRooms < 1 || c.FeedRooms > 255:
+		return settings.Usage("TOMATO_FEED_ROOMS must be 1 to 255: a cursor has no room for more")
+	case c.FeedEmit < 1 || c.FeedEmit > 1<<20:
+		return settings.Usage("TOMATO_FEED_EMIT_BYTES must be 1 to 1048576")
 	case c.OfferLimit < 1 || c.OfferLimit > 1000:
 		return settings.Usage("TOMATO_OFFER_LIMIT must be 1 to 1000")
 	case time.Duration(c.SearchWait) > 10*time.Second:

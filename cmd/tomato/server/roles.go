@@ -47,7 +47,7 @@ func (s *Server) startCommandSide(context.Context) error {
 	const commandDeadline = 5 * time.Second
 	orders := &policies.OrderFinder{ReadModel: s.models, Gateway: paymentGateway, Client: producer}
 	s.side = &commandside.Side{
-		Config: commandside.Config{PaymentTTL: time.Duration(c.PaymentTTL), InternalKey: c.InternalKey, WebhookSecrets: c.WebhookSecrets,
+		Config: commandside.Config{PaymentTTL: time.Duration(c.PaymentTTL), InternalKey: c.InternalKey, EmitBytes: c.FeedEmit, WebhookSecrets: c.WebhookSecrets,
 			CommandDeadline: commandDeadline},
 		Gateway: paymentGateway, Orders: orders, Producer: producer, Partitions: c.Partitions, Keys: s.keys, LogID: s.logID, Log: s.log,
 	}
@@ -154,7 +154,8 @@ func (s *Server) startFeed(context.Context) error {
 	mac.Write([]byte("feed cursor"))
 	mac.Write(s.logID[:])
 	hub, err := feed.NewHub(feed.HubConfig{Key: mac.Sum(nil), LogID: s.logID, Ends: s.ends,
-		IndexBytes: s.config.FeedBytes, IndexAge: time.Duration(s.config.FeedHistory), Registry: s.registry, Log: s.log})
+		IndexBytes: s.config.FeedBytes, IndexAge: time.Duration(s.config.FeedHistory),
+		MaxConnections: s.config.FeedConns, MaxPerUser: s.config.FeedPerUser, MaxRooms: s.config.FeedRooms, Registry: s.registry, Log: s.log})
 	if err != nil {
 		return err
 	}
