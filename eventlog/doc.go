@@ -16,6 +16,7 @@
 //	sizes.go      the bytes of logs, and of the records of each type
 //	beginning.go  logs whose first records have been deleted
 //	errors.go     how a handler marks the kind of a failure
+//	logsampler.go  one log entry for many events of the same kind
 //	config.go     how to connect to the brokers
 //	broker.go     the embedded broker
 //	broker_groups.go  ends rebalances that the embedded broker does not finish

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -66,11 +65,7 @@ func (p *Projector) Read(ctx context.Context, at map[eventlog.TopicPartition][]i
 	if err != nil {
 		return err
 	}
-	log := p.Log
-	if log == nil {
-		log = slog.Default()
-	}
-	m, err := newMetrics(p.Registry)
+	m, log, err := p.reporting()
 	if err != nil {
 		return err
 	}

@@ -110,6 +110,11 @@ type Projector struct {
 	Registry prometheus.Registerer // nil: no metrics
 	Log      *slog.Logger          // nil: slog.Default()
 
+	once       sync.Once // sets the next three
+	m          *metrics
+	log        *slog.Logger
+	metricsErr error
+
 	mu    sync.Mutex // guards bases
 	bases *bases     // of the present Run; nil: none
 }
@@ -119,14 +124,21 @@ const defaultHistory = 24 * time.Hour
 // keysPause is the pause between two tries to open what is personal in a message.
 const keysPause = 200 * time.Millisecond
 
+// reporting returns the metrics and the log, which are the same for every Run and Read.
+func (p *Projector) reporting() (*metrics, *slog.Logger, error) {
+	p.once.Do(func() {
+		if p.log = p.Log; p.log == nil {
+			p.log = slog.Default()
+		}
+		p.m, p.metricsErr = newMetrics(p.Registry)
+	})
+	return p.m, p.log, p.metricsErr
+}
+
 // Run reads until ctx ends, and then returns nil. It returns an error if it cannot
 // start, or if to go on could leave a message out. One Run at a time.
 func (p *Projector) Run(ctx context.Context) error {
-	log := p.Log
-	if log == nil {
-		log = slog.Default()
-	}
-	m, err := newMetrics(p.Registry)
+	m, log, err := p.reporting()
 	if err != nil {
 		return err
 	}
@@ -379,49 +391,28 @@ func (r *running) appendBases(ctx context.Context) {
 type metrics struct {
 	records, undecodable, lacking prometheus.Counter
 	invalid                       *prometheus.CounterVec
-
-	mu           sync.Mutex // guards the fields below
-	lackingSince int        // fields that lack a master key, since the last log entry
-	lackLoggedAt time.Time
+	lackLog                       eventlog.LogSampler
 }
 
 // lacks counts a field whose master key is missing. If it is time for a log entry, now is
 // true and n is how many there were since the last one.
 func (m *metrics) lacks() (n int, now bool) {
 	m.lacking.Inc()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.lackingSince++
-	if time.Since(m.lackLoggedAt) < lackLogEvery {
-		return 0, false
-	}
-	n, m.lackingSince, m.lackLoggedAt = m.lackingSince, 0, time.Now()
-	return n, true
+	return m.lackLog.Count()
 }
 
-// newMetrics registers the metrics, or returns those that an earlier Run has
-// registered.
+// newMetrics makes the metrics, and registers them unless reg is nil.
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
-	var errs [4]error
 	counter := func(name, help string) prometheus.CounterOpts { return prometheus.CounterOpts{Name: name, Help: help} }
-	var m metrics
-	m.records, errs[0] = registered(reg, prometheus.NewCounter(counter("tomato_feed_records_total", "Records that the feed's projector has taken in.")))
-	m.invalid, errs[1] = registered(reg, prometheus.NewCounterVec(counter("tomato_feed_void_records_total", "Invalid records that the feed has skipped, by reason."), []string{"topic", "reason"}))
-	m.undecodable, errs[2] = registered(reg, prometheus.NewCounter(counter("tomato_feed_undecodable_total", "Records that the feed has passed over because they could not be decoded.")))
-	m.lacking, errs[3] = registered(reg, prometheus.NewCounter(counter("tomato_feed_lacks_master_key_total", "Personal fields that the feed has shown as erased because this instance lacks a master key.")))
-	return &m, errors.Join(errs[:]...)
-}
-
-func registered[C prometheus.Collector](reg prometheus.Registerer, c C) (C, error) {
+	m := &metrics{
+		records:     prometheus.NewCounter(counter("tomato_feed_records_total", "Records that the feed's projector has taken in.")),
+		invalid:     prometheus.NewCounterVec(counter("tomato_feed_void_records_total", "Invalid records that the feed has skipped, by reason."), []string{"topic", "reason"}),
+		undecodable: prometheus.NewCounter(counter("tomato_feed_undecodable_total", "Records that the feed has passed over because they could not be decoded.")),
+		lacking:     prometheus.NewCounter(counter("tomato_feed_lacks_master_key_total", "Personal fields that the feed has shown as erased because this instance lacks a master key.")),
+		lackLog:     eventlog.LogSampler{Every: lackLogEvery},
+	}
 	if reg == nil {
-		return c, nil
+		return m, nil
 	}
-	err := reg.Register(c)
-	var old prometheus.AlreadyRegisteredError
-	if errors.As(err, &old) {
-		if existing, ok := old.ExistingCollector.(C); ok {
-			return existing, nil
-		}
-	}
-	return c, err
+	return m, errors.Join(reg.Register(m.records), reg.Register(m.invalid), reg.Register(m.undecodable), reg.Register(m.lacking))
 }
