@@ -96,7 +96,9 @@ func TestRowsAreTheFoldThroughKills(t *testing.T) {
 
 		db := a.DB()
 		for _, model := range projections.Models() {
-			w.await(t, model+" has passed all events", func() error {
+			// A group whose members were killed one after the other may need two rebalances of
+			// 15 s, and on the embedded broker another 40 s.
+			servertest.AwaitFor(t, 4*time.Minute, model+" has passed all events", func() error {
 				passed := eventlog.Token{}
 				rows, err := db.Query(ctx, `SELECT topic, partition, next_offset - 1 FROM tomato.checkpoints WHERE consumer = $1 AND generation = 1`, model)
 				if err != nil {
@@ -241,26 +243,6 @@ func (h *historyWriter) order(n int) []step {
 	add(eventlog.Orders, id, order.OrderDelivered{OrderID: id, RiderID: riderID, ClaimID: 4, Ctx: ctx})
 	add(eventlog.Riders, riderID, rider.RiderReleased{RiderID: riderID, ClaimID: 4, OrderID: id, Ctx: ctx})
 	return all
-}
-
-// await waits for longer than other tests do: a group whose members were killed one after
-// the other may need two rebalances of 15 s, and on the embedded broker another 40 s.
-func (h *historyWriter) await(t *testing.T, what string, now func() error) {
-	t.Helper()
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	end := time.After(4 * time.Minute)
-	for {
-		err := now()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-end:
-			t.Fatalf("never: %s: %v", what, err)
-		}
-	}
 }
 
 // checkPositions compares the positions of the read model with the last ones, and what the

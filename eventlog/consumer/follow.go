@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -55,7 +56,7 @@ func (r *Runtime) Follow(ctx context.Context, from map[eventlog.TopicPartition]i
 		return err
 	}
 	defer r.releaseTail()
-	f := &follower{client: client, tail: tail, log: log, most: cmp.Or(r.state.followedBytes, maxFollowedBytes), parts: map[eventlog.TopicPartition]*followedPart{}, wake: make(chan struct{}, 1)}
+	f := &follower{client: client, tail: tail, log: log, most: cmp.Or(r.state.followedBytes, maxFollowedBytes), parts: map[eventlog.TopicPartition]*followedPart{}, wake: make(chan struct{}, 1), space: make(chan struct{}, 1)}
 	consume := map[string]map[int32]kgo.Offset{}
 	for tp, next := range from {
 		f.parts[tp] = &followedPart{f: f, tp: tp, next: next}
@@ -76,6 +77,7 @@ type follower struct {
 	most   int // bytes in the queue
 	parts  map[eventlog.TopicPartition]*followedPart
 	wake   chan struct{} // has one element if there may be something to handle
+	space  chan struct{} // has one element if the queue may have become shorter
 
 	mu      sync.Mutex // guards all below, and the fields of parts. It may be held while tail.mu is taken, never the other way round
 	queue   []FollowedRecords
@@ -176,8 +178,6 @@ func (f *follower) read(ctx context.Context) error {
 
 // waitForSpace waits while the queue is full. Its error is that of ctx.
 func (f *follower) waitForSpace(ctx context.Context) error {
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
 	for {
 		f.mu.Lock()
 		full := f.bytes >= f.most
@@ -186,7 +186,7 @@ func (f *follower) waitForSpace(ctx context.Context) error {
 			return ctx.Err()
 		}
 		select {
-		case <-tick.C:
+		case <-f.space:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -296,6 +296,10 @@ func (f *follower) dequeue() (FollowedRecords, bool) {
 	for _, r := range first.Records {
 		f.bytes -= len(r.Value)
 	}
+	select {
+	case f.space <- struct{}{}:
+	default:
+	}
 	return first, true
 }
 
@@ -320,7 +324,9 @@ func (f *follower) watch(ctx context.Context) {
 		}
 		f.mu.Unlock()
 		for tp := range quiet {
-			topics = append(topics, tp.Topic)
+			if !slices.Contains(topics, tp.Topic) {
+				topics = append(topics, tp.Topic)
+			}
 		}
 		if len(quiet) == 0 {
 			continue

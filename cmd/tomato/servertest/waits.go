@@ -42,9 +42,15 @@ func RunMoreAtOnce() {
 // does.
 func Await(t testing.TB, what string, now func() error) {
 	t.Helper()
+	AwaitFor(t, Patience, what, now)
+}
+
+// AwaitFor is Await with a limit other than Patience.
+func AwaitFor(t testing.TB, limit time.Duration, what string, now func() error) {
+	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.After(Patience); ; {
+	for end := time.After(limit); ; {
 		err := now()
 		if err == nil {
 			return
