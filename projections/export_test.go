@@ -26,6 +26,9 @@ func (m *ReadModels) TendOnce(ctx context.Context, before time.Time) error {
 // passed the same events.
 func (m *ReadModels) SetVerifyWait(d time.Duration) { m.evenWait = d }
 
+// SetJoinWait sets how long a hand-over waits for the other processes after the first.
+func (m *ReadModels) SetJoinWait(d time.Duration) { m.othersWait = d }
+
 // RefreshLate does a Refresh that has read the generations before meanwhile runs, and stores
 // them afterwards.
 func (m *ReadModels) RefreshLate(ctx context.Context, meanwhile func()) error {

@@ -1,6 +1,7 @@
 package projections
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -55,7 +56,7 @@ func (r *rebuild) handOver(ctx context.Context) (alone bool, err error) {
 			r.m.log().Debug("the consumer group of a new generation cannot be read", "generation", r.g.String(), "err", err)
 		case has.members == 0 && (time.Since(began) > joinWait || known && expected == 0):
 			return true, r.bringUp(ctx, ends)
-		case has.all && (has.members >= expected || time.Since(joined) > joinWait):
+		case has.all && (has.members >= expected || time.Since(joined) > cmp.Or(r.m.othersWait, joinWait)):
 			if passed, err := r.passed(ctx, ends); err != nil || passed {
 				return false, err
 			}

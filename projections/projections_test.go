@@ -154,6 +154,18 @@ func life(n int) []domain.Event {
 	}
 }
 
+// lived appends the first events of the lives of so many orders, and waits until the orders
+// read model has passed them.
+func (b *bench) lived(orders, events int) (token eventlog.Token) {
+	b.t.Helper()
+	token = eventlog.Token{}
+	for n := range orders {
+		token.Merge(b.w.Append(eventlog.Orders, orderID(n), life(n)[:events]...))
+	}
+	b.passed(projections.Orders, token)
+	return token
+}
+
 func ready(id string) []domain.Event {
 	return []domain.Event{rider.RiderRegistered{RiderID: id, Name: subjectkeystest.Name(id, "Name of "+id)}, rider.RiderVerified{RiderID: id}, rider.RiderOnline{RiderID: id}}
 }

@@ -45,6 +45,7 @@ type ReadModels struct {
 	advised string        // the RebuildAdvice that was logged last
 
 	evenWait   time.Duration     // tests set it: verifyWait
+	othersWait time.Duration     // tests set it: joinWait, for those who join after the first
 	otherFolds map[string]string // tests set it: folds of another build, by read model
 }
 

@@ -48,11 +48,8 @@ func TestARebuildIsResumedAfterItsEndInEachPhase(t *testing.T) {
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
 		b := newBenchOn(t, cfg)
 		stop := b.project(b.m)
-		token := eventlog.Token{}
 		const before = 400
-		for n := range before {
-			token.Merge(b.w.Append(eventlog.Orders, orderID(n), life(n)[:8]...))
-		}
+		token := b.lived(before, 8)
 		token.Merge(b.w.AppendRaw(eventlog.Orders, orderID(3), "ORDER_TELEPORTED", []byte(`{}`)))
 		b.passed(projections.Orders, token)
 		more := before
@@ -199,11 +196,7 @@ func TestARunningRebuildIsCanceled(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.project(b.m)
-	token := eventlog.Token{}
-	for n := range 60 {
-		token.Merge(b.w.Append(eventlog.Orders, orderID(n), life(n)...))
-	}
-	b.passed(projections.Orders, token)
+	b.lived(60, 9)
 	var canceling sync.WaitGroup
 	begun := false
 	_, err := b.rebuild(t.Context(), b.models(), projections.RebuildOptions{EventsPerSecond: 4, Progress: func(p projections.Progress) {
@@ -236,11 +229,7 @@ func TestADryRunLeavesNothing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.project(b.m)
-	token := eventlog.Token{}
-	for n := range 30 {
-		token.Merge(b.w.Append(eventlog.Orders, orderID(n), life(n)...))
-	}
-	b.passed(projections.Orders, token)
+	b.lived(30, 9)
 	result, err := b.rebuild(t.Context(), b.models(), projections.RebuildOptions{DryRun: true})
 	if err != nil || result.Switched || result.Comparison.Rows != 300 {
 		t.Errorf("%+v, %v", result, err)
@@ -270,11 +259,7 @@ func TestDifferencesStopTheSwitch(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.project(b.m)
-	token := eventlog.Token{}
-	for n := range 30 {
-		token.Merge(b.w.Append(eventlog.Orders, orderID(n), life(n)...))
-	}
-	b.passed(projections.Orders, token)
+	b.lived(30, 9)
 	b.exec(`UPDATE orders_g1.orders SET status = 'placed', round = 7 WHERE id = $1`, orderID(3))
 	b.exec(`INSERT INTO orders_g1.orders SELECT 'too-many', version, status, closed, customer_id, restaurant_id, rider_id, exhausted, pick_up, round, wave, waiting, wave_open, asked, created_at, state
 		FROM orders_g1.orders WHERE id = $1`, orderID(4))
@@ -315,11 +300,7 @@ func TestAColumnOfOneFoldAloneIsNoDifference(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	stop := b.project(b.m)
-	token := eventlog.Token{}
-	for n := range 10 {
-		token.Merge(b.w.Append(eventlog.Orders, orderID(n), life(n)...))
-	}
-	b.passed(projections.Orders, token)
+	b.lived(10, 9)
 	stop()
 	b.exec(`ALTER TABLE orders_g1.orders ADD COLUMN colour text NOT NULL DEFAULT 'red'`)
 	result, err := b.rebuild(t.Context(), b.otherBuild(), projections.RebuildOptions{})
@@ -334,11 +315,7 @@ func TestTheServingGenerationMayBeFarBehind(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	stop := b.project(b.m)
-	token := eventlog.Token{}
-	for n := range 40 {
-		token.Merge(b.w.Append(eventlog.Orders, orderID(n), life(n)[:5]...))
-	}
-	b.passed(projections.Orders, token)
+	b.lived(40, 5)
 	stop()
 	for n := range 80 {
 		events := life(n)
@@ -363,11 +340,7 @@ func TestTheSwitchWaitsForTheProcessesThatProject(t *testing.T) {
 	eventlogtest.Each(t, func(t *testing.T, cfg eventlog.Config) {
 		b := newBenchOn(t, cfg)
 		b.project(b.m)
-		token := eventlog.Token{}
-		for n := range 20 {
-			token.Merge(b.w.Append(eventlog.Orders, orderID(n), life(n)...))
-		}
-		b.passed(projections.Orders, token)
+		b.lived(20, 9)
 		adm := kadm.NewClient(eventlogtest.Client(t, cfg))
 		checked := false
 		result, err := b.rebuild(t.Context(), b.models(), projections.RebuildOptions{Progress: func(p projections.Progress) {
@@ -402,11 +375,7 @@ func TestAFullDiskStopsARebuildThatIsResumed(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.project(b.m)
-	token := eventlog.Token{}
-	for n := range 20 {
-		token.Merge(b.w.Append(eventlog.Orders, orderID(n), life(n)...))
-	}
-	b.passed(projections.Orders, token)
+	b.lived(20, 9)
 	b.exec(`CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'No space left on device' USING ERRCODE = '53100'; END $$`)
 	b.exec(`CREATE TRIGGER full_disk BEFORE UPDATE ON tomato.checkpoints FOR EACH ROW WHEN (NEW.generation = 2 AND NEW.next_offset > OLD.next_offset) EXECUTE FUNCTION full_disk()`)
 	begun := time.Now()

@@ -42,6 +42,20 @@ func newHub(t interface{ Fatal(...any) }, cfg HubConfig) *Hub {
 	return h
 }
 
+// eventually waits until something is so, and fails the test if it never is.
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for end := time.After(time.Minute); !is(); {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatal("never:", what)
+		}
+	}
+}
+
 // open connects a client who may join the rooms; of those in its cursor what the hub has
 // in memory alone decides. A client that has to read the log reads it here.
 func (h *Hub) open(actor domain.Actor, rooms []string, cursor string) (*subscriber, string, error) {

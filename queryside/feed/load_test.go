@@ -152,17 +152,11 @@ func TestWaitingClientsCostNothingPerRecord(t *testing.T) {
 			}
 		})
 	}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+	eventually(t, "all wait", func() bool {
 		h.mu.Lock()
-		n := h.waiters.total
-		h.mu.Unlock()
-		if n == 2*clients {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("they do not wait:", n)
-		}
-	}
+		defer h.mu.Unlock()
+		return h.waiters.total == 2*clients
+	})
 	began := time.Now()
 	for o := range int64(records) {
 		h.Publish(eventlog.TopicPartition{Topic: eventlog.RiderLocations, Partition: 0}, o, began, nil)
@@ -325,9 +319,7 @@ func TestALongAbsenceHoldsUpNobody(t *testing.T) {
 			h.disconnect(s)
 		}
 	}()
-	for read.Load() == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, "the others read", func() bool { return read.Load() > 0 })
 	// Who missed a little comes back meanwhile.
 	a := customer("c7")
 	at := newPositions(12)
