@@ -10,6 +10,7 @@
 //	errors.go    the codes with which it refuses
 //	view.go      the aggregate as clients see it
 //	json.go      JSON that is written without reflection; package restaurant has none
+//	jsonread.go  the same JSON, read without reflection
 //
 // Package order also has view_events.go, which says who may see which event of an
 // order. Package rider also has position.go, which reads the positions of riders, and
@@ -17,15 +18,16 @@
 //
 // The files of this package, in reading order:
 //
-//	domain.go  Event, Command, and what every event carries
-//	actor.go   who issues a command
-//	errors.go  Refusal
-//	forms.go   versions of the data of events
-//	values.go  Money, ids and times
-//	point.go   positions on the earth
-//	json.go    writing JSON without reflection
-//	sealed.go  personal texts in encrypted form
-//	memory.go  sharing texts in memory
+//	domain.go    Event, Command, and what every event carries
+//	actor.go     who issues a command
+//	errors.go    Refusal
+//	forms.go     versions of the data of events
+//	values.go    Money, ids and times
+//	point.go     positions on the earth
+//	json.go      writing JSON without reflection
+//	jsonread.go  reading it
+//	sealed.go    personal texts in encrypted form
+//	memory.go    sharing texts in memory
 //
 // The domain is pure: it imports only a part of the standard library, does no I/O,
 // does not look at the clock and makes no ids. Times and ids come in with the

@@ -24,8 +24,9 @@ func TestJSON(t *testing.T) {
 	for _, w := range []domain.JSONWriter{
 		&domain.Point{}, &domain.Ctx{},
 		&order.DeliverTo{}, &order.View{}, &order.State{}, &order.OrderPlaced{}, &order.OrderPaid{}, &order.OrderAccepted{}, &order.OrderPreparing{}, &order.OrderReadyForRider{},
-		&order.OrderOffered{}, &order.RiderAssigned{}, &order.OrderPickedUp{}, &order.OrderDelivered{}, &order.OrderCancelled{},
-		&payment.PaymentRequested{}, &payment.PaymentSuccess{}, &rider.RiderClaimed{}, &rider.RiderReleased{},
+		&order.OrderOffered{}, &order.OfferDeclined{}, &order.OffersExpired{}, &order.RiderAssigned{}, &order.OrderPickedUp{}, &order.OrderDelivered{}, &order.OrderCancelled{},
+		&payment.PaymentRequested{}, &payment.PaymentSuccess{}, &payment.PaymentFailed{}, &payment.RefundRequested{}, &payment.RefundSuccess{}, &payment.State{},
+		&rider.RiderClaimed{}, &rider.RiderReleased{}, &rider.State{},
 	} {
 		typ := reflect.TypeOf(w).Elem()
 		t.Run(typ.String(), func(t *testing.T) {

@@ -2,12 +2,12 @@ package projections
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"tomato/domain"
 	"tomato/domain/order"
 	"tomato/eventlog"
 	"tomato/eventlog/consumer"
@@ -54,7 +54,7 @@ func (m *ReadModels) FeedStart(ctx context.Context) (realtime.Start, error) {
 		var text []byte
 		_, err = pgx.ForEachRow(rows, []any{&text}, func() error {
 			var s order.State
-			if err := json.Unmarshal(text, &s); err != nil {
+			if err := domain.DecodeJSON(text, &s); err != nil {
 				return err
 			}
 			start.Assigned = append(start.Assigned, realtime.Assignment{RiderID: s.RiderID, ClaimID: s.ClaimID, OrderID: s.ID,
@@ -80,7 +80,7 @@ func (m *ReadModels) Orders(ctx context.Context, orderIDs []string) (all map[str
 		var text []byte
 		_, err = pgx.ForEachRow(rows, []any{&text}, func() error {
 			s := new(order.State)
-			if err := json.Unmarshal(text, s); err != nil {
+			if err := domain.DecodeJSON(text, s); err != nil {
 				return err
 			}
 			all[s.ID] = s

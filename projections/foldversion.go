@@ -5,8 +5,8 @@ package projections
 // foldVersions are the versions of the folds by read model: hashes of the source that
 // the rows depend on, without its comments. See FoldVersion.
 var foldVersions = map[string]string{
-	"orders":      "fece9fd25be663c3",
-	"payments":    "ca10dafec256cf3e",
-	"restaurants": "8aa1c98cc4aa7332",
-	"riders":      "c74645edb299be51",
+	"orders":      "6fec93b51296883d",
+	"payments":    "a4022656791b1444",
+	"restaurants": "f047f16e606dfbef",
+	"riders":      "4c8a2e49b072744c",
 }

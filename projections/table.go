@@ -2,7 +2,6 @@ package projections
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"tomato/domain"
 	"tomato/eventlog"
 )
 
@@ -212,7 +212,7 @@ func (a *aggregates[S, E]) loaded(found pgx.Rows, schema string, rows map[string
 	_, err := pgx.ForEachRow(found, []any{&id, &version, (*pgtype.DriverBytes)(&state)}, func() error {
 		f := rows[id]
 		f.version, f.stored = version, true
-		if err := json.Unmarshal(state, &f.state); err != nil {
+		if err := domain.DecodeJSON(state, &f.state); err != nil {
 			return eventlog.Poison(fmt.Errorf("%s.%s %s has a state that cannot be read: %w", schema, a.table, id, err))
 		}
 		return nil

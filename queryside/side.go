@@ -18,7 +18,6 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"time"
@@ -219,6 +218,6 @@ func nearestFirst(query func(walk string) error) error {
 // readState reads the state that a row of a read model has as JSON.
 func readState[S any](text []byte) (*S, error) {
 	var s S
-	err := json.Unmarshal(text, &s)
+	err := domain.DecodeJSON(text, &s)
 	return &s, err
 }

@@ -5,8 +5,8 @@ package shard
 // The versions of the folds: hashes of the source that a state in memory depends on,
 // without its comments. See readFold.
 const (
-	orderFold      = "73e8f78e9efc41d2"
-	paymentFold    = "5d8af2c8d4ad0214"
-	restaurantFold = "ece1124e1b7a615c"
-	riderFold      = "70c9aaf2f913cdc1"
+	orderFold      = "0d3df48589c78e0f"
+	paymentFold    = "a02867839eea0b29"
+	restaurantFold = "e493d3fcb294c9d5"
+	riderFold      = "9c3e326e1eb2803c"
 )

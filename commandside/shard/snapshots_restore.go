@@ -12,6 +12,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"tomato/domain/restaurant"
+	"tomato/domain/rider"
 	"tomato/eventlog"
 )
 
@@ -95,9 +97,9 @@ func (a *aggregates) restoreOne(key recordKey, r *kgo.Record, h savedHeaders, ah
 	}
 	switch key.kind {
 	case riders:
-		err = json.Unmarshal(r.Value, &e.rider)
+		e.rider, err = readState[rider.State](r.Value)
 	case restaurants:
-		err = json.Unmarshal(r.Value, &e.restaurant)
+		e.restaurant, err = readState[restaurant.State](r.Value)
 	default:
 		if e.encoded == nil {
 			e.encoded = &encodedState{}

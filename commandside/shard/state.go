@@ -70,12 +70,12 @@ func (e *entry) load() error {
 	e.encoded = nil
 	var err error
 	if encoded.order != nil {
-		if err = json.Unmarshal(encoded.order, &e.order); err == nil && e.order != nil {
+		if e.order, err = readState[order.State](encoded.order); err == nil && e.order != nil {
 			e.order.Share()
 		}
 	}
 	if encoded.payment != nil && err == nil {
-		if err = json.Unmarshal(encoded.payment, &e.payment); err == nil && e.payment != nil {
+		if e.payment, err = readState[payment.State](encoded.payment); err == nil && e.payment != nil {
 			e.payment.Share()
 		}
 	}
@@ -83,6 +83,17 @@ func (e *entry) load() error {
 		return fmt.Errorf("%w: %s is not readable: %w", errForeignSnapshot, e.id, err)
 	}
 	return nil
+}
+
+// readState reads a state from JSON. It is nil if the JSON is null.
+func readState[S any](data []byte) (s *S, err error) {
+	s = new(S)
+	if r, ok := any(s).(domain.JSONReadable); ok && domain.ReadJSON(data, r) {
+		return s, nil
+	}
+	s = nil
+	err = json.Unmarshal(data, &s)
+	return s, err
 }
 
 // aggregates is the state of one shard. Only the loop uses it, and before that the

@@ -261,6 +261,7 @@ func TestFoldsDependOnTheirFilesOnly(t *testing.T) {
 var mayBeUsed = map[string]bool{
 	"order.View": true, "order.Dispatch": true, "order.RiderLocation": true, "order.PaymentStatus": true, // the JSON of the view is in json.go
 	"order.Expire": true, "order.CancelUnaccepted": true, "order.EndWave": true, // the commands of deadlines, which are named in state.go
+	"rider.Position":             true,                                                                                                                 // its JSON is read in jsonread.go
 	"rider.ctx":                  true,                                                                                                                 // of verify, which decides, and is beside its event
 	"restaurant.Open":            true,                                                                                                                 // the field of the state
 	"restaurant.CodeUnknownItem": true, "restaurant.CodeCurrencyMismatch": true, "restaurant.CodeClosed": true, "restaurant.CodeItemUnavailable": true, // of Price

@@ -34,7 +34,8 @@ var update = flag.Bool("update", false, "create missing golden files; existing o
 // event types: the constants Type…, the list types, the EventType methods, Decode, and
 // the golden files testdata/<TYPE>.v1.json. It fails if a version of a type has no golden
 // file, or a golden file no version. There must be one sample of each type, which must
-// encode to the golden file of the last version and decode from it. The golden file of an
+// encode to the golden file of the last version and decode from it; if it is written
+// without reflection, it must also be read so. The golden file of an
 // older version must decode, and be the same when the event is written in that version.
 func Golden[E domain.Event](t *testing.T, decode func(eventType string, version int, data []byte) (E, error), forms domain.Forms[E], types []string, samples ...E) {
 	t.Helper()
@@ -120,6 +121,12 @@ func golden[E domain.Event](t *testing.T, decode func(string, int, []byte) (E, e
 	if w, ok := any(e).(domain.JSONWriter); ok {
 		if by := domain.EncodeJSON(w); !bytes.Equal(by, want) {
 			t.Errorf("written by hand:\n%s\ngolden:\n%s", by, want)
+		}
+		back := reflect.New(reflect.TypeOf(e))
+		if r, ok := back.Interface().(domain.JSONReadable); !ok {
+			t.Errorf("%T has WriteJSON and no ReadJSON, so that it is written without reflection and read with it", e)
+		} else if !domain.ReadJSON(want, r) || !reflect.DeepEqual(back.Elem().Interface(), any(e)) {
+			t.Errorf("read by hand: %#v\nwant: %#v", back.Elem(), e)
 		}
 	}
 	if !bytes.Equal(got, want) {

@@ -238,10 +238,10 @@ func (e OrderReadyForRider) WriteJSON(j *domain.JSON) {
 }
 
 // WriteJSON implements domain.JSONWriter.
-func (r OfferedRider) WriteJSON(j *domain.JSON) {
+func (o OfferedRider) WriteJSON(j *domain.JSON) {
 	j.Open()
-	j.String("riderId", r.RiderID)
-	j.Int("distanceMeters", int64(r.DistanceMeters))
+	j.String("riderId", o.RiderID)
+	j.Int("distanceMeters", int64(o.DistanceMeters))
 	j.Close()
 }
 
@@ -255,6 +255,35 @@ func (e OrderOffered) WriteJSON(j *domain.JSON) {
 	j.Name("location")
 	e.Location.WriteJSON(j)
 	j.Time("expiresAt", e.ExpiresAt)
+	j.Name("ctx")
+	e.Ctx.WriteJSON(j)
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (e OfferDeclined) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("orderId", e.OrderID)
+	j.String("riderId", e.RiderID)
+	j.Int("round", int64(e.Round))
+	j.Int("wave", int64(e.Wave))
+	j.Bool("waveOver", e.WaveOver)
+	j.Name("location")
+	e.Location.WriteJSON(j)
+	j.Name("ctx")
+	e.Ctx.WriteJSON(j)
+	j.Close()
+}
+
+// WriteJSON implements domain.JSONWriter.
+func (e OffersExpired) WriteJSON(j *domain.JSON) {
+	j.Open()
+	j.String("orderId", e.OrderID)
+	j.Int("round", int64(e.Round))
+	j.Int("wave", int64(e.Wave))
+	j.Strings("riders", e.Riders)
+	j.Name("location")
+	e.Location.WriteJSON(j)
 	j.Name("ctx")
 	e.Ctx.WriteJSON(j)
 	j.Close()

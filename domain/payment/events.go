@@ -1,7 +1,6 @@
 package payment
 
 import (
-	"encoding/json"
 	"fmt"
 
 	"tomato/domain"
@@ -166,6 +165,6 @@ func Decode(eventType string, version int, data []byte) (Event, error) {
 
 func decode[E Event](data []byte) (Event, error) {
 	var e E
-	err := json.Unmarshal(data, &e)
+	err := domain.DecodeJSON(data, &e)
 	return e, err
 }

@@ -1,7 +1,6 @@
 package rider
 
 import (
-	"encoding/json"
 	"fmt"
 
 	"tomato/domain"
@@ -130,7 +129,7 @@ func Decode(eventType string, version int, data []byte) (Event, error) {
 
 func decode[E Event](data []byte) (Event, error) {
 	var e E
-	if err := json.Unmarshal(data, &e); err != nil {
+	if err := domain.DecodeJSON(data, &e); err != nil {
 		return e, err
 	}
 	switch e := any(e).(type) {

@@ -29,26 +29,31 @@ const MaxAhead = 2 * time.Minute
 // ReadPosition reads a record of topic rider-locations from its event type, its key and
 // its data. It fails if the record is not a valid position.
 func ReadPosition(eventType, key string, data []byte, now time.Time) (Position, error) {
-	var p struct {
-		RiderID    string        `json:"riderId"`
-		Location   *domain.Point `json:"location"`
-		RecordedAt time.Time     `json:"recordedAt"`
-	}
 	if eventType != PositionType {
 		return Position{}, fmt.Errorf("the type is %q", eventType)
 	}
-	if err := json.Unmarshal(data, &p); err != nil {
-		return Position{}, err
+	var p Position
+	if !domain.ReadJSON(data, &p) {
+		var other struct {
+			RiderID    string        `json:"riderId"`
+			Location   *domain.Point `json:"location"`
+			RecordedAt time.Time     `json:"recordedAt"`
+		}
+		if err := json.Unmarshal(data, &other); err != nil {
+			return Position{}, err
+		}
+		if other.Location == nil {
+			return Position{}, errors.New("location is missing")
+		}
+		p = Position{other.RiderID, *other.Location, other.RecordedAt}
 	}
 	switch {
 	case !domain.ValidID(p.RiderID) || p.RiderID != key:
 		return Position{}, errors.New("riderId must be the id that is the record's key")
-	case p.Location == nil:
-		return Position{}, errors.New("location is missing")
 	case p.RecordedAt.IsZero():
 		return Position{}, errors.New("recordedAt is missing")
 	case p.RecordedAt.After(now.Add(MaxAhead)):
 		return Position{}, fmt.Errorf("recordedAt %s lies in the future", p.RecordedAt.Format(time.RFC3339))
 	}
-	return Position{p.RiderID, *p.Location, p.RecordedAt}, nil
+	return p, nil
 }
