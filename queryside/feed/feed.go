@@ -4,7 +4,8 @@
 // The hub (hub.go) is told every message once, in the order of each log, and
 // queues it to the connections that have joined one of its rooms. Its files in
 // reading order: feed.go (the endpoints and the websocket), sse.go, rooms.go (who
-// may join what), locations.go (positions that riders send), hub.go, subscriber.go (one connection's queue and what a slow
+// may join what), locations.go (positions that riders send), hub.go, latest.go (positions
+// that are sent once a second), subscriber.go (one connection's queue and what a slow
 // one gets), waiters.go (who waits for what), connect.go (joining without a gap),
 // positions.go and place.go (how far a client is), cursor.go (its place as opaque
 // text), index.go (which rooms have messages of which records), recent.go (the last

@@ -49,8 +49,15 @@ type HubConfig struct {
 	// MaxRooms is how many rooms a connection may join beside those of its token.
 	// They are in its cursors. Default: 64; at most 255.
 	MaxRooms int
-	Registry prometheus.Registerer // nil: no metrics
-	Log      *slog.Logger          // nil: slog.Default()
+	// DrainSpread is the time over which clients are asked to come back whose connections
+	// the hub ends together: when it drains or begins anew. Each is advised another wait. 0:
+	// they are advised none.
+	DrainSpread time.Duration
+	// PositionEvery is the least time between two positions of an order's rider. Default:
+	// one second. Negative: none.
+	PositionEvery time.Duration
+	Registry      prometheus.Registerer // nil: no metrics
+	Log           *slog.Logger          // nil: slog.Default()
 }
 
 func (c *HubConfig) defaults() {
@@ -59,6 +66,7 @@ func (c *HubConfig) defaults() {
 	c.IndexBytes = cmp.Or(c.IndexBytes, 256<<20)
 	c.IndexAge = cmp.Or(c.IndexAge, 24*time.Hour)
 	c.MaxConnections = cmp.Or(c.MaxConnections, 50_000)
+	c.PositionEvery = cmp.Or(c.PositionEvery, time.Second)
 	c.MaxRooms = min(cmp.Or(c.MaxRooms, 64), maxCursorRooms)
 }
 
@@ -83,7 +91,8 @@ func (c *HubConfig) defaults() {
 // projector begins anew, all connections are closed and reconnect.
 //
 // The message rider:location is an exception: for each order only the last
-// position is kept, and only since the start of this instance.
+// position is kept, and only since the start of this instance, and it is sent once a second
+// at most (latest.go).
 type Hub struct {
 	cfg     HubConfig
 	metrics *hubMetrics
@@ -102,18 +111,14 @@ type Hub struct {
 	at       positions // of what has been published
 	base     *base     // the last one; at has reached it
 	index    *index
-	recent   *recent            // the messages of the last records
-	latest   map[string]*latest // by room
+	recent   *recent             // the messages of the last records
+	latest   map[string]*latest  // by room
+	waiting  map[int]*waitingLog // by log
+	held     *heldBase           // nil: none
 	waiters  waiters
 	noOlder  bool          // the index does not grow backwards any more
 	grown    chan struct{} // closed when it has, or will not any more
 	gone     chan struct{} // closed when draining and the last is gone
-}
-
-// latest is the last message with Latest of a room. It is not in the index.
-type latest struct {
-	*rooms.Message
-	sent step
 }
 
 // NewHub makes a hub that is not ready.
@@ -158,22 +163,11 @@ func (h *Hub) Begin(id int64, passed map[eventlog.TopicPartition]int64) {
 	h.index = newIndex(&h.at, h.cfg.IndexBytes, h.cfg.IndexAge)
 	h.recent, h.latest = newRecent(h.cfg.RecentBytes), map[string]*latest{}
 	h.noOlder = false
+	h.stopWaiting()
 	for s := range h.subs {
-		s.lastSent = 0
-		s.close(&closeRestart)
+		s.lastSent, s.ahead = 0, nil
 	}
-}
-
-// Base is told of a later base.
-func (h *Hub) Base(id int64, passed map[eventlog.TopicPartition]int64) {
-	b := &base{id, 0, positionsOf(passed)}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	b.epoch = h.epoch
-	if b.partitions == h.at.partitions && h.at.reached(&b.positions) {
-		h.base = b
-		h.reader.keep(b)
-	}
+	h.closeAll(&closeRestart)
 }
 
 // Ready opens the hub.
@@ -203,9 +197,17 @@ func (h *Hub) Publish(tp eventlog.TopicPartition, offset int64, appended time.Ti
 	for i := range all {
 		h.serial++
 		sent := step{log, offset, i, len(all)}
-		h.note(&all[i], sent)
+		if all[i].Latest {
+			h.position(&all[i], sent)
+			continue
+		}
+		if all[i].Final {
+			for _, room := range all[i].Rooms {
+				delete(h.latest, room)
+			}
+		}
 		h.send(&all[i], sent)
-		kept = kept || !all[i].Latest
+		kept = true
 	}
 	if kept {
 		r := newRecord(log, offset)
@@ -215,18 +217,6 @@ func (h *Hub) Publish(tp eventlog.TopicPartition, offset int64, appended time.Ti
 		h.metrics.indexed.Set(float64(h.index.bytes))
 	}
 	h.waiters.published(log, offset)
-}
-
-// note keeps the last message of those that replace one another.
-func (h *Hub) note(m *rooms.Message, sent step) {
-	for _, r := range m.Rooms {
-		if m.Final {
-			delete(h.latest, r)
-		}
-		if m.Latest {
-			h.latest[r] = &latest{m, sent}
-		}
-	}
 }
 
 // send queues a message to everybody who has joined one of its rooms, once each.
@@ -242,6 +232,11 @@ func (h *Hub) send(m *rooms.Message, sent step) {
 				continue
 			}
 			s.lastSent = h.serial
+			if ahead, ok := s.ahead[room]; ok && m.Latest {
+				if delete(s.ahead, room); ahead == sent {
+					continue
+				}
+			}
 			if it.head == nil {
 				it = item{head: messageHead(m, room), cursor: true, base: h.base, sent: sent}
 				if m.Latest {
@@ -436,6 +431,16 @@ func (h *Hub) disconnect(s *subscriber) {
 	}
 }
 
+// closeAll ends all connections. Their clients are advised to come back one after the other,
+// evenly over DrainSpread. It is called with mu held.
+func (h *Hub) closeAll(c *closing) {
+	n := 0
+	for s := range h.subs {
+		s.close(c.after(h.cfg.DrainSpread * time.Duration(n) / time.Duration(len(h.subs))))
+		n++
+	}
+}
+
 // Drain closes all connections, whose clients reconnect to another instance, and
 // waits until they are closed or ctx ends. New ones are refused from then on. It
 // may be called once.
@@ -443,9 +448,7 @@ func (h *Hub) Drain(ctx context.Context) error {
 	h.mu.Lock()
 	h.draining = true
 	none := len(h.subs) == 0
-	for s := range h.subs {
-		s.close(&closeDrain)
-	}
+	h.closeAll(&closeDrain)
 	h.waiters.wakeAll()
 	if !h.ready {
 		h.ready = true // nobody has to wait for that any more

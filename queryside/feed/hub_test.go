@@ -451,7 +451,7 @@ func location(offset int64) (eventlog.TopicPartition, int64, time.Time, []rooms.
 // between.
 func TestPositionsAreConflated(t *testing.T) {
 	t.Parallel()
-	h := openHub(t, HubConfig{}, 1)
+	h := openHub(t, HubConfig{PositionEvery: -1}, 1)
 	s, _, _ := h.open(ops, []string{"order:o1"}, "")
 	h.Publish(location(0))
 	h.Publish(orders0, 0, time.Time{}, msg("order:o1"))

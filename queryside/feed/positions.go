@@ -70,6 +70,11 @@ func (p *positions) tp(log int) eventlog.TopicPartition {
 	return eventlog.TopicPartition{Topic: cursorTopics[log/p.partitions], Partition: int32(log % p.partitions)}
 }
 
+// ofPositions reports whether the records of a log are positions of riders.
+func (p *positions) ofPositions(log int) bool {
+	return cursorTopics[log/p.partitions] == eventlog.RiderLocations
+}
+
 // has reports whether the i-th message of a record has been sent.
 func (p *positions) has(log int, offset int64, i int) bool {
 	return offset <= p.done[log] || log == p.partial && offset == p.offset && i < p.messages

@@ -2,6 +2,7 @@ package feed
 
 import (
 	"context"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 
@@ -16,6 +17,7 @@ import (
 // nothing is queued for it, so what it missed is bounded by nothing but the history.
 type replay struct {
 	from    positions            // everything for its rooms up to here was sent
+	came    positions            // what it had been sent when it came back
 	rooms   []string             // the connection's, in the order of joining
 	hashes  []uint32             // of rooms
 	present map[string]*presence // for a rider, by room of an order
@@ -26,7 +28,7 @@ type replay struct {
 }
 
 func (h *Hub) newReplay(s *subscriber, from positions, orders map[string]int64) *replay {
-	r := &replay{from: from, rooms: slices.Concat(s.own, s.joined), orders: orders}
+	r := &replay{from: from, came: from.clone(), rooms: slices.Concat(s.own, s.joined), orders: orders}
 	for _, room := range r.rooms {
 		r.hashes = append(r.hashes, h.index.hash(room))
 	}
@@ -140,13 +142,7 @@ func (h *Hub) goLive(s *subscriber, r *replay) bool {
 	items := r.take(s, all)
 	r.learn()
 	lost := h.notTheirs(s, r.orders)
-	for _, room := range r.rooms {
-		e := h.latest[room]
-		if e == nil || r.from.has(e.sent.log, e.sent.offset, e.sent.i) || r.room(s, e.Message) != room {
-			continue
-		}
-		items = append(items, item{head: messageHead(e.Message, room), cursor: true, sent: e.sent, rooms: s.suffix, latest: e.Event + " " + room})
-	}
+	items = append(items, h.newestFor(s, r)...)
 	if !r.told && !r.silent {
 		s.push(h.resumed(len(items)))
 	}
@@ -367,7 +363,7 @@ func (h *Hub) replayFailed(ctx context.Context, s *subscriber, err error) error 
 		h.startOver(s, resetExpired)
 	case ctx.Err() == nil:
 		h.log().Warn("A client cannot be sent what it missed now; it is told to reconnect.", "err", err)
-		s.close(&closeHistory)
+		s.close(closeHistory.after(rand.N(h.cfg.DrainSpread + 1)))
 	}
 	return nil
 }

@@ -2,6 +2,9 @@ package feed
 
 import (
 	"cmp"
+	"fmt"
+	"io"
+	"math/rand/v2"
 	"net/http"
 	"time"
 
@@ -11,7 +14,7 @@ import (
 // sse serves GET /v1/feed/sse. Every message is an event without a name, so that
 // EventSource.onmessage gets it. Its id is the cursor, which a browser sends back
 // as Last-Event-ID. When the server ends the stream, the browser reconnects by
-// itself; a 401 makes it stop.
+// itself, after the time that the last retry field says; a 401 makes it stop.
 func (f *Feed) sse(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	actor, expires, err := f.Auth.Authenticate(cmp.Or(httpapi.TokenFromRequest(r), q.Get("token")))
@@ -35,10 +38,11 @@ func (f *Feed) sse(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c := http.NewResponseController(w)
-	if c.Flush() != nil {
+	timeout := cmp.Or(f.WriteTimeout, 10*time.Second)
+	// Browsers wait so long if the stream breaks off. It differs, because many may break off together.
+	if writeRetry(w, c, timeout, retryFirst+rand.N(retryFirst)) != nil {
 		return
 	}
-	timeout := cmp.Or(f.WriteTimeout, 10*time.Second)
 	var buf []byte
 	end := f.pump(r.Context(), s, func(items []item) error {
 		buf = buf[:0]
@@ -55,7 +59,24 @@ func (f *Feed) sse(w http.ResponseWriter, r *http.Request) {
 	}, func() {})
 	if end != nil {
 		f.Hub.metrics.closes.WithLabelValues(end.label).Inc()
+		if end.wait > 0 {
+			_ = writeRetry(w, c, timeout, end.wait)
+		}
 	}
+}
+
+// retryFirst to twice this is how long a browser waits after a stream that broke off.
+const retryFirst = 1500 * time.Millisecond
+
+// writeRetry says how long the client waits before it reconnects.
+func writeRetry(w io.Writer, c *http.ResponseController, timeout, wait time.Duration) error {
+	if err := c.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(w, "retry: %d\n", wait.Milliseconds()); err != nil {
+		return err
+	}
+	return c.Flush()
 }
 
 // appendSSE appends the message as a server-sent event. A message without a cursor

@@ -3,7 +3,9 @@ package feed
 import (
 	"context"
 	"slices"
+	"strconv"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -13,7 +15,8 @@ import (
 // closing is why the hub ends a connection: a websocket close code and reason.
 //
 // The code tells a client what to do. After 1001 and after 4000 to 4499 the client
-// reconnects with its last cursor after a random wait. After 1003 and after 4500 to
+// reconnects with its last cursor after the wait that the reason advises ("retry after 1500
+// ms") and a random one. After 1003 and after 4500 to
 // 4999 it must first change what it sends, or get a new token; otherwise it would be
 // closed again.
 //
@@ -27,16 +30,30 @@ type closing struct {
 	code   int
 	reason string
 	label  string // of the metric
+
+	wait time.Duration // how long the client is advised to wait; 0: no advice
+}
+
+// after returns the closing with the advice to wait, which the reason says, too.
+func (c *closing) after(wait time.Duration) *closing {
+	ms := wait.Milliseconds()
+	if ms == 0 {
+		return c
+	}
+	advised := *c
+	advised.wait = wait
+	advised.reason += "; retry after " + strconv.FormatInt(ms, 10) + " ms"
+	return &advised
 }
 
 var (
-	closeDrain   = closing{1001, "shutting down, reconnect with the cursor", "drain"}
-	closeSlow    = closing{4000, "too slow, reconnect with the cursor", "slow"}
-	closeHistory = closing{4002, "what was missed cannot be read now, reconnect with the cursor", "history"}
-	closeRestart = closing{4001, "the feed began anew, reconnect with the cursor", "restart"}
-	closeExpired = closing{4500, "the token has expired, reconnect with a new one and the cursor", "token_expired"}
-	closeFlood   = closing{4501, "too many operations", "flood"}
-	closeText    = closing{1003, "text messages only", "unsupported_data"}
+	closeDrain   = closing{1001, "shutting down, reconnect with the cursor", "drain", 0}
+	closeSlow    = closing{4000, "too slow, reconnect with the cursor", "slow", 0}
+	closeHistory = closing{4002, "what was missed cannot be read now, reconnect with the cursor", "history", 0}
+	closeRestart = closing{4001, "the feed began anew, reconnect with the cursor", "restart", 0}
+	closeExpired = closing{4500, "the token has expired, reconnect with a new one and the cursor", "token_expired", 0}
+	closeFlood   = closing{4501, "too many operations", "flood", 0}
+	closeText    = closing{1003, "text messages only", "unsupported_data", 0}
 )
 
 // item is one message to one connection. As text it is head, followed by the cursor and
@@ -106,10 +123,11 @@ type subscriber struct {
 	live chan struct{} // closed when the replay is done; nil: there is none
 
 	// Guarded by Hub.mu.
-	own      []string // rooms of the token
-	joined   []string // rooms beside those
-	suffix   []byte   // joined, as the rooms part of its cursors. Neither is changed, only replaced or appended to
-	lastSent uint64   // the number of the last message that was queued for it
+	own      []string        // rooms of the token
+	joined   []string        // rooms beside those
+	suffix   []byte          // joined, as the rooms part of its cursors. Neither is changed, only replaced or appended to
+	lastSent uint64          // the number of the last message that was queued for it
+	ahead    map[string]step // by room, positions that it was sent when it came back, and that wait for others
 	// orders are the joined rooms of a rider's orders, each with the version of
 	// the order as of which it was the rider's. nil for others.
 	orders map[string]int64
@@ -122,8 +140,9 @@ type subscriber struct {
 	closed *closing
 }
 
-// push queues a message. A message that replaces a waiting one keeps the waiting
-// one's slot and cursor: a later cursor would skip the messages between the two.
+// push queues a message. A message that replaces a waiting one of the same log keeps that
+// one's slot, unless others of this log wait behind it: these move up, so that the messages
+// stay in the order of the log, and a cursor never passes over one.
 func (s *subscriber) push(it item) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -132,10 +151,20 @@ func (s *subscriber) push(it item) {
 	}
 	if it.latest != "" {
 		if n, ok := s.latest[it.latest]; ok && n >= s.first {
-			old := &s.items[n-s.first]
-			s.count(len(it.head) - len(old.head))
-			old.head = it.head
-			return
+			at := n - s.first
+			if s.items[at].sent.log == it.sent.log {
+				s.count(len(it.head) - len(s.items[at].head))
+				for i := at + 1; i < len(s.items); i++ {
+					if s.items[i].latest != "" && s.items[i].sent.log == it.sent.log {
+						s.items[at].take(&s.items[i])
+						s.latest[s.items[at].latest] = s.first + at
+						at = i
+					}
+				}
+				s.items[at].take(&it)
+				s.latest[it.latest] = s.first + at
+				return
+			}
 		}
 		if s.latest == nil {
 			s.latest = map[string]int{}
@@ -149,6 +178,11 @@ func (s *subscriber) push(it item) {
 	s.items = append(s.items, it)
 	s.count(it.len())
 	s.signal()
+}
+
+// take makes the item another message, in the same place of the queue.
+func (it *item) take(other *item) {
+	it.head, it.sent, it.latest = other.head, other.sent, other.latest
 }
 
 // take removes messages of up to max bytes from the queue, but at least one. Once
