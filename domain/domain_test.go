@@ -1,6 +1,7 @@
 package domain_test
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -79,5 +80,23 @@ func TestTime(t *testing.T) {
 	in := time.Date(2026, 1, 2, 3, 4, 5, 6_007_008, time.FixedZone("IST", 19800))
 	if got, want := domain.Time(in), time.Date(2026, 1, 1, 21, 34, 5, 6_000_000, time.UTC); got != want {
 		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// TestTheFormOfSealedTexts: a sealed text is s1. and base64url, and has a nonce and a tag.
+func TestTheFormOfSealedTexts(t *testing.T) {
+	t.Parallel()
+	sealed := "s1." + strings.Repeat("A", 48)
+	for c := range 256 {
+		text := sealed[:20] + string([]byte{byte(c)}) + sealed[20:]
+		_, err := base64.RawURLEncoding.DecodeString(strings.Repeat(string([]byte{byte(c)}), 4))
+		if want := err == nil && c != '\n' && c != '\r'; domain.Sealed(text).Valid() != want { // the decoder ignores line ends
+			t.Errorf("%q is valid: %v", text, !want)
+		}
+	}
+	for _, text := range []string{"", "s1.", sealed[1:], "s2" + sealed[2:], sealed[:40], "s1." + strings.Repeat("A", 16<<10)} {
+		if domain.Sealed(text).Valid() {
+			t.Errorf("%.60q is valid", text)
+		}
 	}
 }

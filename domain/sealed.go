@@ -26,13 +26,20 @@ func (s Sealed) Valid() bool {
 		return false
 	}
 	for i := range len(text) {
-		c := text[i]
-		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '_' && c != '-' {
+		if !base64url[text[i]] {
 			return false
 		}
 	}
 	return true
 }
+
+// base64url are the bytes of base64url.
+var base64url = func() (is [256]bool) {
+	for _, c := range "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-" {
+		is[c] = true
+	}
+	return is
+}()
 
 // Check returns an error if s is neither empty nor Valid: then the field of an event is in
 // plain text, as builds before the sealing have written it, and must not be taken for a

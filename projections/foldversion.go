@@ -5,8 +5,8 @@ package projections
 // foldVersions are the versions of the folds by read model: hashes of the source that
 // the rows depend on, without its comments. See FoldVersion.
 var foldVersions = map[string]string{
-	"orders":      "6fec93b51296883d",
-	"payments":    "a4022656791b1444",
-	"restaurants": "f047f16e606dfbef",
-	"riders":      "4c8a2e49b072744c",
+	"orders":      "1b0430e1f9756f10",
+	"payments":    "f37566ffd9a25b87",
+	"restaurants": "7f771a1ec2933e96",
+	"riders":      "45f00d9d8c3343c3",
 }

@@ -13,10 +13,13 @@ import (
 
 // This file writes values as text, for the arguments of statements and for COPY.
 
-// marshal returns a state as JSON. A state is a struct of plain values, which
-// always can be written. If one could not, the row must not be written either, so
-// marshal panics.
+// marshal returns a state, of which v is the address, as JSON; without reflection if it
+// is a domain.JSONWriter. A state is a struct of plain values, which always can be
+// written. If one could not, the row must not be written either, so marshal panics.
 func marshal(v any) string {
+	if w, ok := v.(domain.JSONWriter); ok {
+		return string(domain.EncodeJSON(w))
+	}
 	b, err := json.Marshal(v)
 	if err != nil {
 		panic(fmt.Sprintf("a state cannot be written as JSON: %v", err))

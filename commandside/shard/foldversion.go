@@ -5,8 +5,8 @@ package shard
 // The versions of the folds: hashes of the source that a state in memory depends on,
 // without its comments. See readFold.
 const (
-	orderFold      = "0d3df48589c78e0f"
-	paymentFold    = "a02867839eea0b29"
-	restaurantFold = "e493d3fcb294c9d5"
-	riderFold      = "9c3e326e1eb2803c"
+	orderFold      = "4b8dc143bd340c67"
+	paymentFold    = "8094d619702b698a"
+	restaurantFold = "890e45eb6406cf55"
+	riderFold      = "09321cf5d186debb"
 )
