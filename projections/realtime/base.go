@@ -20,9 +20,6 @@ import (
 // version, which then ignores those of before.
 const BaseType = "FEED_BASE"
 
-// baseKey is the key of all bases, so that they are in one partition.
-const baseKey = "feed-base"
-
 const (
 	baseVersion = 1
 	baseEvery   = 5 * time.Second // while records are published
@@ -40,7 +37,8 @@ type mark struct {
 
 // base is what a base record says: the mark of each log of Topics.
 type base struct {
-	id    int64 // the offset of the record
+	id    int64  // the offset of the record, or eventlog.NoFeedBase
+	key   string // the id of the event, which is random
 	marks map[eventlog.TopicPartition]mark
 }
 
@@ -51,6 +49,10 @@ func (b *base) passed() map[eventlog.TopicPartition]int64 {
 		passed[tp] = m.offset
 	}
 	return passed
+}
+
+func (b *base) public() eventlog.FeedBase {
+	return eventlog.FeedBase{ID: b.id, Key: b.key, Passed: b.passed()}
 }
 
 // baseData is the data of a base record. Logs are varints: for each topic of Topics and
@@ -107,7 +109,7 @@ func decodeBase(r *kgo.Record) (*base, error) {
 		rest = rest[size:]
 		return int64(n)
 	}
-	b := &base{r.Offset, make(map[eventlog.TopicPartition]mark, len(Topics)*d.Partitions)}
+	b := &base{r.Offset, e.ID, make(map[eventlog.TopicPartition]mark, len(Topics)*d.Partitions)}
 	for _, topic := range Topics {
 		least := next()
 		for p := range int32(d.Partitions) {
@@ -132,25 +134,25 @@ type bases struct {
 }
 
 func newBases(client *kgo.Client, partitions int32) *bases {
-	return &bases{client, eventlog.NewReadAt(client), eventlog.TopicPartition{Topic: eventlog.Feed, Partition: eventlog.PartitionFor(baseKey, partitions)}}
+	return &bases{client, eventlog.NewReadAt(client), eventlog.FeedBases(partitions)}
 }
 
-// append appends a base, and returns its id when the brokers have acknowledged it.
-func (b *bases) append(ctx context.Context, marks map[eventlog.TopicPartition]mark) (id int64, err error) {
+// append appends a base, and returns it when the brokers have acknowledged it.
+func (b *bases) append(ctx context.Context, marks map[eventlog.TopicPartition]mark) (*base, error) {
 	data, err := encodeBase(marks)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	unique, err := uuid.NewV7()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	e := eventlog.Event{ID: unique.String(), Source: "/tomato/projections/realtime", Type: BaseType, Time: time.Now().UTC().Truncate(time.Microsecond), Subject: baseKey, Data: data}
+	e := eventlog.Event{ID: unique.String(), Source: "/tomato/projections/realtime", Type: BaseType, Time: time.Now().UTC().Truncate(time.Microsecond), Subject: eventlog.FeedBaseKey, Data: data}
 	r := e.NewRecord(b.tp.Topic, b.tp.Partition)
 	if err := b.client.ProduceSync(ctx, r).FirstErr(); err != nil {
-		return 0, fmt.Errorf("recording how far the feed is: %w", err)
+		return nil, fmt.Errorf("recording how far the feed is: %w", err)
 	}
-	return r.Offset, nil
+	return &base{r.Offset, e.ID, marks}, nil
 }
 
 // at returns the base with this id. It fails with eventlog.ErrGone if the log does not
@@ -195,29 +197,40 @@ func (b *bases) after(ctx context.Context, t time.Time, before int64) (found *ba
 }
 
 // newest returns the newest base, or nil if there is none.
-func (b *bases) newest(ctx context.Context) (found *base, err error) {
+func (b *bases) newest(ctx context.Context) (*base, error) {
 	ends, err := eventlog.EndOffsets(ctx, b.client, b.tp.Topic)
 	if err != nil {
 		return nil, err
 	}
-	for _, age := range []time.Duration{2 * baseEvery, 20 * baseEvery, baseAtLeast + time.Minute, 50 * time.Hour} {
-		first, err := b.after(ctx, time.Now().Add(-age), ends[b.tp])
-		if err != nil {
-			return nil, err
-		}
-		if first == nil {
-			continue
-		}
-		found = first
-		err = b.read.First(ctx, b.tp, first.id+1, ends[b.tp], func(r *kgo.Record) bool {
+	return b.before(ctx, ends[b.tp])
+}
+
+// backRecords is how many records before looks at first.
+const backRecords = 64
+
+// before returns the newest base with an id below end, or nil if the log has none. It reads
+// the log backwards, in steps that grow, so it reads a few times as much as is behind that
+// base, however old it is.
+func (b *bases) before(ctx context.Context, end int64) (found *base, err error) {
+	starts, err := eventlog.StartOffsets(ctx, b.client, b.tp.Topic)
+	if err != nil {
+		return nil, err
+	}
+	first := starts[b.tp]
+	for step := int64(backRecords); end > first && found == nil; step *= 4 {
+		from := max(first, end-step)
+		err := b.read.First(ctx, b.tp, from, end, func(r *kgo.Record) bool {
 			if later, err := decodeBase(r); err == nil {
 				found = later
 			}
 			return true
 		})
-		return found, err
+		if err != nil {
+			return nil, err
+		}
+		end = from
 	}
-	return nil, nil
+	return found, nil
 }
 
 // sane reports whether the base is of logs that end at ends.

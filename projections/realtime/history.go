@@ -40,19 +40,35 @@ func (p *Projector) present() (*bases, error) {
 	return p.bases, nil
 }
 
-// Base returns what the base with this id says: for each log the offset of the last record
-// that had been published, or -1. It fails with eventlog.ErrGone if the log does not have
-// the base any more.
-func (p *Projector) Base(ctx context.Context, id int64) (passed map[eventlog.TopicPartition]int64, err error) {
+// Base returns the base with this id. It fails with eventlog.ErrGone if the log does not
+// have it any more, and with eventlog.ErrUnknownToken if it has not had it yet.
+func (p *Projector) Base(ctx context.Context, id int64) (b eventlog.FeedBase, err error) {
 	bases, err := p.present()
 	if err != nil {
-		return nil, err
+		return b, err
 	}
-	b, err := bases.at(ctx, id)
+	found, err := bases.at(ctx, id)
 	if err != nil {
-		return nil, err
+		return b, err
 	}
-	return b.passed(), nil
+	return found.public(), nil
+}
+
+// BaseUpTo returns the newest base with this id or a lower one. It fails with
+// eventlog.ErrGone if the log has none.
+func (p *Projector) BaseUpTo(ctx context.Context, id int64) (b eventlog.FeedBase, err error) {
+	bases, err := p.present()
+	if err != nil {
+		return b, err
+	}
+	found, err := bases.before(ctx, id+1)
+	if err != nil {
+		return b, err
+	}
+	if found == nil {
+		return b, fmt.Errorf("%w: there is no base up to %d", eventlog.ErrGone, id)
+	}
+	return found.public(), nil
 }
 
 // Read calls fn with the messages of the record at each offset. The records must be valid

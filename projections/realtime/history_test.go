@@ -51,7 +51,7 @@ func TestTheLogIsReadBackFromBaseToBase(t *testing.T) {
 		r := newRecorder()
 		p := &realtime.Projector{Kafka: cfg, Runtime: &consumer.Runtime{Kafka: cfg}, Keys: &subjectkeystest.Keys{}, Loader: loader{realtime.Start{Marks: marks}}, Sink: r, Log: slog.New(slog.DiscardHandler)}
 		run(t, p)
-		r.wait(t, "the end of the history", func() bool { return r.noOlder })
+		r.wait(t, "the end of the history, and what comes after the base", func() bool { return r.noOlder && r.ready })
 		first.mu.Lock()
 		defer first.mu.Unlock()
 		slices.Sort(first.published)
@@ -66,10 +66,10 @@ func TestTheLogIsReadBackFromBaseToBase(t *testing.T) {
 		}
 		r.mu.Unlock()
 
-		passed, err := p.Base(t.Context(), r.began)
+		base, err := p.Base(t.Context(), r.began)
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		if d := cmp.Diff(r.passed, passed); err != nil || d != "" {
+		if d := cmp.Diff(r.passed, base.Passed); err != nil || d != "" {
 			t.Errorf("the base says otherwise: %v %s", err, d)
 		}
 		if _, err := p.Base(t.Context(), r.began+1000); !errors.Is(err, eventlog.ErrUnknownToken) {

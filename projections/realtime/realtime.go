@@ -76,12 +76,11 @@ type Loader interface {
 // goroutine. It calls Base, Older and NoOlder between Begin and its end from others, while
 // it publishes.
 type Sink interface {
-	// Begin is called first. passed has, for each log, the offset of the last record
-	// that will not be published, or -1 if the log is read from its beginning. base is
-	// the id of the base that says the same.
-	Begin(base int64, passed map[eventlog.TopicPartition]int64)
+	// Begin is called first. base.Passed has, for each log, the offset of the last record
+	// that will not be published, or -1 if the log is read from its beginning.
+	Begin(base eventlog.FeedBase)
 	// Base is called with each later base of this Run. Everything in it has been published.
-	Base(base int64, passed map[eventlog.TopicPartition]int64)
+	Base(base eventlog.FeedBase)
 	// Publish is called for each record, with the messages that it means. There are none
 	// if it is invalid. Records of one log come in offset order. appended is the record's
 	// timestamp.
@@ -164,7 +163,7 @@ func (p *Projector) run(ctx context.Context, log *slog.Logger, m *metrics) error
 	if err != nil {
 		return fmt.Errorf("feed start: %w", err)
 	}
-	first, err := bases.append(ctx, marks)
+	began, err := bases.append(ctx, maps.Clone(marks))
 	if err != nil {
 		return fmt.Errorf("feed start: %w", err)
 	}
@@ -176,10 +175,9 @@ func (p *Projector) run(ctx context.Context, log *slog.Logger, m *metrics) error
 			behind[tp] = ends[tp]
 		}
 	}
-	began := &base{first, maps.Clone(marks)}
 	p.setBases(bases)
 	defer p.setBases(nil)
-	p.Sink.Begin(first, began.passed())
+	p.Sink.Begin(began.public())
 	ready := len(behind) == 0
 	if ready {
 		p.Sink.Ready()
@@ -373,7 +371,7 @@ func (r *running) appendBases(ctx context.Context) {
 		if !due {
 			continue
 		}
-		id, err := r.bases.append(ctx, marks)
+		b, err := r.bases.append(ctx, marks)
 		if err != nil {
 			if ctx.Err() == nil {
 				r.log.Warn("the feed could not record how far it is", "err", err)
@@ -384,7 +382,7 @@ func (r *running) appendBases(ctx context.Context) {
 		r.mu.Lock()
 		r.since -= since
 		r.mu.Unlock()
-		r.Sink.Base(id, (&base{id, marks}).passed())
+		r.Sink.Base(b.public())
 	}
 }
 

@@ -46,11 +46,11 @@ func newRecorder() *recorder {
 	return &recorder{at: map[eventlog.TopicPartition]int64{}, changed: make(chan struct{}, 1)}
 }
 
-func (r *recorder) Begin(id int64, passed map[eventlog.TopicPartition]int64) {
-	r.change(func() { r.began, r.passed = id, passed })
+func (r *recorder) Begin(b eventlog.FeedBase) {
+	r.change(func() { r.began, r.passed = b.ID, b.Passed })
 }
-func (r *recorder) Base(int64, map[eventlog.TopicPartition]int64) { r.change(func() { r.bases++ }) }
-func (r *recorder) NoOlder()                                      { r.change(func() { r.noOlder = true }) }
+func (r *recorder) Base(eventlog.FeedBase) { r.change(func() { r.bases++ }) }
+func (r *recorder) NoOlder()               { r.change(func() { r.noOlder = true }) }
 func (r *recorder) Older(_ map[eventlog.TopicPartition]int64, read func(func(eventlog.TopicPartition, int64, time.Time, []rooms.Message)) error) (bool, error) {
 	var part []string
 	err := read(func(tp eventlog.TopicPartition, offset int64, _ time.Time, all []rooms.Message) {

@@ -17,8 +17,8 @@ import (
 
 type published struct{ offsets []string }
 
-func (*published) Begin(int64, map[eventlog.TopicPartition]int64) {}
-func (*published) Base(int64, map[eventlog.TopicPartition]int64)  {}
+func (*published) Begin(eventlog.FeedBase) {}
+func (*published) Base(eventlog.FeedBase)  {}
 func (*published) Older(map[eventlog.TopicPartition]int64, func(func(eventlog.TopicPartition, int64, time.Time, []rooms.Message)) error) (bool, error) {
 	return false, nil
 }

@@ -65,7 +65,7 @@ func (h *Hub) connect(c connecting) (s *subscriber, cursor, token string, err er
 		}
 		if why == "" {
 			var ok bool
-			if from, ok = c.cursor.at(c.base); !ok || c.base.partitions != h.at.partitions {
+			if from, ok = h.cursors.place(c.cursor, c.actor, c.base); !ok || c.base.partitions != h.at.partitions {
 				why = resetUnknown
 			}
 		}

@@ -16,8 +16,9 @@ import (
 
 const (
 	cursorVersion  = 2 // 1 had the positions of all logs in it
-	cursorMACBytes = 8
-	cursorHead     = 1 + cursorMACBytes
+	cursorMACBytes = 5 // of the MAC of the text
+	baseMACBytes   = 3 // of the MAC that covers the base's key, too
+	cursorHead     = 1 + cursorMACBytes + baseMACBytes
 	maxCursorChars = 32 << 10
 	maxLogs        = len(cursorTopics) * maxPartitions
 	maxPartitions  = 1 << 14
@@ -27,12 +28,17 @@ const (
 // cursors writes and reads cursors: places as text for clients, opaque to them, of the
 // characters A-Z a-z 0-9 _ and -. Safe for concurrent use.
 //
-// A cursor is the base64url of the version, a truncated HMAC-SHA256 of all that follows,
+// A cursor is the base64url of the version, two truncated HMAC-SHA256 of all that follows,
 // and that: the number of the rooms which the connection has joined beside those of its
 // token, and these rooms; and as varints the id of the base, the number of logs in which
 // the client is elsewhere, these logs (each as the distance from the one before) with their
 // distance from the base, and the record that was sent in part. If there are rooms, the
-// MAC covers the actor too, so that nobody can resume in the rooms of another.
+// MACs cover the actor too, so that nobody can resume in the rooms of another.
+//
+// The first MAC says that the text was written with this key, so that nothing is read for
+// other texts. The second one covers the key of the base's record, too, which is not in the
+// text. After a restore another base may have the same id. Three bytes are enough for this
+// accident, and a forger needs both MACs.
 type cursors struct {
 	macs sync.Pool // of hash.Hash
 }
@@ -41,18 +47,19 @@ func newCursors(key []byte) *cursors {
 	return &cursors{macs: sync.Pool{New: func() any { return hmac.New(sha256.New, key) }}}
 }
 
-// mac appends the MAC of a cursor's body to b.
-func (c *cursors) mac(b []byte, actor domain.Actor, body []byte) []byte {
+// mac appends so many bytes of the MAC of a cursor's body to b. baseKey is "" for the first
+// MAC.
+func (c *cursors) mac(b []byte, n int, actor domain.Actor, baseKey string, body []byte) []byte {
 	h := c.macs.Get().(hash.Hash)
 	defer c.macs.Put(h)
 	h.Reset()
-	h.Write([]byte("cursor\x00"))
+	h.Write([]byte("cursor\x00" + baseKey + "\x00"))
 	if body[0] > 0 {
 		h.Write([]byte(string(actor.Role) + "\x00" + actor.Sub + "\x00" + actor.RestaurantID + "\x00"))
 	}
 	h.Write(body)
 	var sum [sha256.Size]byte
-	return append(b, h.Sum(sum[:0])[:cursorMACBytes]...)
+	return append(b, h.Sum(sum[:0])[:n]...)
 }
 
 // roomsPart returns the rooms as they stand in a cursor. nil: none.
@@ -94,7 +101,8 @@ func (c *cursors) append(text []byte, p *place, actor domain.Actor, roomsPart []
 		b = binary.AppendVarint(b, p.part.offset-p.base.done[p.part.log])
 		b = binary.AppendUvarint(b, uint64(p.sent))
 	}
-	c.mac(b[:1], actor, b[cursorHead:])
+	head := c.mac(b[:1], cursorMACBytes, actor, "", b[cursorHead:])
+	c.mac(head, baseMACBytes, actor, p.base.key, b[cursorHead:])
 	return base64.RawURLEncoding.AppendEncode(text, b)
 }
 
@@ -105,7 +113,9 @@ type cursor struct {
 	part    change   // the same
 	sent    int
 	rooms   []string // joined beside those of the token
-	fault   string   // "" or why it is of no use: a reason of feed:reset
+	body    []byte   // what the MACs cover
+	baseMAC []byte
+	fault   string // "" or why it is of no use: a reason of feed:reset
 }
 
 // parse reads a cursor. The fault is resetUnknown unless the text was written with this
@@ -120,11 +130,12 @@ func (c *cursors) parse(s string, actor domain.Actor) *cursor {
 	if err != nil || len(b) <= cursorHead || b[0] != cursorVersion {
 		return unknown
 	}
-	if !hmac.Equal(b[1:cursorHead], c.mac(nil, actor, b[cursorHead:])) {
+	body, head := b[cursorHead:], b[1:cursorHead]
+	if !hmac.Equal(head[:cursorMACBytes], c.mac(nil, cursorMACBytes, actor, "", body)) {
 		return unknown
 	}
-	v := varints{b: b[cursorHead:]}
-	parsed := &cursor{part: change{log: noLog}}
+	v := varints{b: body}
+	parsed := &cursor{part: change{log: noLog}, body: body, baseMAC: head[cursorMACBytes:]}
 	for range v.byte() {
 		parsed.rooms = append(parsed.rooms, v.room())
 	}
@@ -146,8 +157,16 @@ func (c *cursors) parse(s string, actor domain.Actor) *cursor {
 	return parsed
 }
 
-// at returns the place that the cursor means, relative to its base. ok is false if the
-// base is not the one that it was made with.
+// place returns the place that the cursor of this actor means, relative to its base. ok is
+// false if b is not the base that it was made with.
+func (c *cursors) place(parsed *cursor, actor domain.Actor, b *base) (p place, ok bool) {
+	if !hmac.Equal(parsed.baseMAC, c.mac(nil, baseMACBytes, actor, b.key, parsed.body)) {
+		return newPlace(b), false
+	}
+	return parsed.at(b)
+}
+
+// at returns the place relative to the base. ok is false if it is none.
 func (c *cursor) at(b *base) (p place, ok bool) {
 	p = newPlace(b)
 	absolute := func(x change) (change, bool) {

@@ -49,7 +49,7 @@ func TestClientsComeBackSpreadOverTheConfiguredTime(t *testing.T) {
 	want := []int64{0, 2000, 4000, 6000, 8000}
 	h := openHub(t, HubConfig{DrainSpread: 10 * time.Second}, 1)
 	all := connected(h)
-	h.Begin(2, none(1))
+	h.Begin(baseAt(2, none(1)))
 	if waits := advisedWaits(t, all); !slices.Equal(waits, want) {
 		t.Error("after a new beginning:", waits)
 	}

@@ -280,7 +280,7 @@ func TestPagesOfAllowedOriginsOpenFeeds(t *testing.T) {
 func TestAnInstanceThatIsNotReadyTakesNoFeeds(t *testing.T) {
 	t.Parallel()
 	s := serve(t, nil)
-	s.Hub.Begin(1, none(1))
+	s.Hub.Begin(baseAt(1, none(1)))
 	resp, err := http.Get(s.URL + "/v1/feed/sse?token=" + token(t, customer("u1"), time.Hour))
 	if err != nil {
 		t.Fatal(err)
@@ -462,7 +462,7 @@ func TestACursorGoesOutWithEachPing(t *testing.T) {
 	s.Hub.Publish(orders0, 0, time.Time{}, msg("user:somebody"))
 	at := none(1)
 	at[orders0] = 0
-	s.Hub.Base(7, at)
+	s.Hub.Base(baseAt(7, at))
 	for {
 		g := c.want("feed:ping")
 		if p := newCursors(testKey).parse(g.Cursor, customer("u1")); p.fault == "" && p.base == 7 {

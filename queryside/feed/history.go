@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/singleflight"
 
 	"tomato/domain/rooms"
 	"tomato/eventlog"
@@ -13,10 +16,12 @@ import (
 
 // History reads what was published before from the log. realtime.Projector has it.
 type History interface {
-	// Base returns what the base with this id says: for each log, the offset of the last
-	// record that had been published, or -1. It fails with eventlog.ErrGone if the log
-	// does not have it any more.
-	Base(ctx context.Context, id int64) (passed map[eventlog.TopicPartition]int64, err error)
+	// Base returns the base with this id. It fails with eventlog.ErrGone if the log does not
+	// have it any more, and with eventlog.ErrUnknownToken if it has not had it yet.
+	Base(ctx context.Context, id int64) (eventlog.FeedBase, error)
+	// BaseUpTo returns the newest base with this id or a lower one. It fails with
+	// eventlog.ErrGone if the log has none.
+	BaseUpTo(ctx context.Context, id int64) (eventlog.FeedBase, error)
 	// Read calls fn with the messages of the record at each offset, from one goroutine. The
 	// offsets of a log are sorted and without duplicates. It fails with eventlog.ErrGone if
 	// the log does not have a record any more. If the error is an eventlog.LogErrors, the
@@ -43,9 +48,11 @@ type reader struct {
 	mu      sync.Mutex // guards what follows
 	waiting []*readRequest
 	running bool
-	cache   *recent         // of the records read last
-	bases   map[int64]*base // that were read or appended last
-	oldest  []int64         // of bases, in the order in which they came
+	cache   *recent             // of the records read last
+	bases   map[int64]*base     // that were read or appended last, and current
+	oldest  []int64             // of bases, in the order in which they came
+	current *base               // the hub's own, which is never dropped
+	flights *singleflight.Group // reads of bases
 }
 
 type readRequest struct {
@@ -58,7 +65,7 @@ type readRequest struct {
 }
 
 func newReader() *reader {
-	return &reader{cache: newRecent(readCacheBytes), bases: map[int64]*base{}}
+	return &reader{cache: newRecent(readCacheBytes), bases: map[int64]*base{}, flights: &singleflight.Group{}}
 }
 
 // messages returns the messages of each record. at says which logs the records' numbers
@@ -179,33 +186,84 @@ func (r *reader) round(ctx context.Context, round []*readRequest) (err error) {
 // base returns the base with this id, from memory or from the log.
 func (r *reader) base(ctx context.Context, id int64) (*base, error) {
 	r.mu.Lock()
-	b, history := r.bases[id], r.history
+	b := r.bases[id]
 	r.mu.Unlock()
 	if b != nil {
 		return b, nil
 	}
+	return r.readBase(ctx, strconv.FormatInt(id, 10), func(ctx context.Context) (eventlog.FeedBase, error) { return r.history.Base(ctx, id) })
+}
+
+// readBase reads a base from the log. All who need the same one at the same time, which
+// the name tells, share one reading.
+func (r *reader) readBase(ctx context.Context, name string, read func(context.Context) (eventlog.FeedBase, error)) (*base, error) {
+	r.mu.Lock()
+	flights, history := r.flights, r.history
+	r.mu.Unlock()
 	if history == nil {
 		return nil, eventlog.ErrGone
 	}
-	passed, err := history.Base(ctx, id)
-	if err != nil {
-		return nil, err
+	answer := flights.DoChan(name, func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), readTimeout) // whoever of them goes away
+		defer cancel()
+		found, err := read(ctx)
+		if err != nil {
+			return nil, err
+		}
+		b := newBase(found)
+		r.mu.Lock()
+		same := r.flights == flights
+		r.mu.Unlock()
+		if same { // the hub has not begun anew
+			r.keep(b)
+		}
+		return b, nil
+	})
+	select {
+	case a := <-answer:
+		if a.Err != nil {
+			return nil, a.Err
+		}
+		return a.Val.(*base), nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
-	b = &base{id, 0, positionsOf(passed)}
-	r.keep(b)
-	return b, nil
 }
 
+// begin forgets all bases and keeps the first one of a new beginning: the logs may be other
+// ones now, and have other bases at the same offsets.
+func (r *reader) begin(b *base) {
+	r.mu.Lock()
+	r.bases, r.oldest, r.flights = map[int64]*base{}, nil, &singleflight.Group{}
+	r.mu.Unlock()
+	r.setCurrent(b)
+}
+
+// setCurrent keeps the base that is the hub's own from now on. It is in the cursors of all
+// clients, so it stays in memory whatever else is read.
+func (r *reader) setCurrent(b *base) {
+	r.mu.Lock()
+	r.current = b
+	r.mu.Unlock()
+	r.keep(b)
+}
+
+// keep keeps a base in memory, and drops the oldest one if there are too many.
 func (r *reader) keep(b *base) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.bases[b.id] != nil {
+	if b.id == eventlog.NoFeedBase || r.bases[b.id] != nil {
 		return
 	}
 	r.bases[b.id] = b
-	if r.oldest = append(r.oldest, b.id); len(r.oldest) > keptBases {
-		delete(r.bases, r.oldest[0])
-		r.oldest = slices.Delete(r.oldest, 0, 1)
+	r.oldest = append(r.oldest, b.id)
+	for i := 0; len(r.oldest) > keptBases; i++ {
+		if r.current != nil && r.oldest[i] == r.current.id {
+			continue
+		}
+		delete(r.bases, r.oldest[i])
+		r.oldest = slices.Delete(r.oldest, i, i+1)
+		break
 	}
 }
 

@@ -147,9 +147,9 @@ func (h *Hub) log() *slog.Logger {
 	return slog.Default()
 }
 
-// Begin is told where the projector begins, which is also what the base with this id says.
-// The hub forgets what it knew, and closes all connections, whose clients reconnect.
-func (h *Hub) Begin(id int64, passed map[eventlog.TopicPartition]int64) {
+// Begin is told where the projector begins, which is also what the base says. The hub
+// forgets what it knew, and closes all connections, whose clients reconnect.
+func (h *Hub) Begin(began eventlog.FeedBase) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.ready {
@@ -157,8 +157,9 @@ func (h *Hub) Begin(id int64, passed map[eventlog.TopicPartition]int64) {
 	}
 	h.epoch++
 	h.serial = 1
-	h.base = &base{id, h.epoch, positionsOf(passed)}
-	h.reader.keep(h.base)
+	h.base = newBase(began)
+	h.base.epoch = h.epoch
+	h.reader.begin(h.base)
 	h.at = h.base.clone()
 	h.index = newIndex(&h.at, h.cfg.IndexBytes, h.cfg.IndexAge)
 	h.recent, h.latest = newRecent(h.cfg.RecentBytes), map[string]*latest{}

@@ -108,7 +108,7 @@ func (h *Hub) connectAndReplay(c connecting) (*subscriber, string, error) {
 // openHub is a hub that is ready, of so many partitions.
 func openHub(t interface{ Fatal(...any) }, cfg HubConfig, partitions int32) *Hub {
 	h := newHub(t, cfg)
-	h.Begin(1, none(partitions))
+	h.Begin(baseAt(1, none(partitions)))
 	h.Ready()
 	h.NoOlder()
 	return h
@@ -121,7 +121,7 @@ func (h *Hub) positionsOf(t interface{ Fatal(...any) }, text string, actor domai
 		t.Fatal(text, c.fault)
 	}
 	b, _ := h.reader.base(context.Background(), c.base)
-	p, ok := c.at(b)
+	p, ok := h.cursors.place(c, actor, b)
 	if !ok {
 		t.Fatal("not of the base")
 	}
@@ -133,6 +133,11 @@ func cursorAt(key []byte, b *base, actor domain.Actor, joined []string, changes 
 	p := newPlace(b)
 	p.changes = changes
 	return string(newCursors(key).append(nil, &p, actor, roomsPart(joined)))
+}
+
+// baseAt returns a base with a key that follows from its id.
+func baseAt(id int64, passed map[eventlog.TopicPartition]int64) eventlog.FeedBase {
+	return eventlog.FeedBase{ID: id, Key: fmt.Sprint("base ", id), Passed: passed}
 }
 
 func none(partitions int32) map[eventlog.TopicPartition]int64 {
@@ -222,7 +227,7 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 		begin := func(h int) {
 			hubs[h].ReadHistory(log)
 			at := log.passed(next[h][:], partitions)
-			hubs[h].Begin(log.base(at), at)
+			hubs[h].Begin(log.base(at))
 			hubs[h].Ready()
 			log.readBack(t, hubs[h], at, rapid.IntRange(0, 3).Draw(t, "parts"))
 		}
@@ -244,7 +249,7 @@ func TestEveryMessageOnceAndInOrderAcrossReconnects(t *testing.T) {
 			hubs[h].Publish(r.tp, r.offset, time.Time{}, r.all)
 			if rapid.IntRange(0, 4).Draw(t, "base") == 0 {
 				at := log.passed(next[h][:], partitions)
-				hubs[h].Base(log.base(at), at)
+				hubs[h].Base(log.base(at))
 			}
 			return true
 		}
@@ -343,7 +348,7 @@ func reached(h *Hub, cursor string, actor domain.Actor) bool {
 		return false
 	}
 	b, _ := h.reader.base(context.Background(), c.base)
-	p, ok := c.at(b)
+	p, ok := h.cursors.place(c, actor, b)
 	at := p.positions()
 	return ok && h.at.reached(&at)
 }
@@ -352,7 +357,7 @@ func TestCursorsReadBackAndNothingElse(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		c := newCursors(testKey)
-		b := &base{rapid.Int64Range(0, 1<<40).Draw(t, "base"), 0, newPositions(rapid.IntRange(1, 16).Draw(t, "partitions"))}
+		b := &base{rapid.Int64Range(0, 1<<40).Draw(t, "base"), "a key", 0, newPositions(rapid.IntRange(1, 16).Draw(t, "partitions"))}
 		for i := range b.done {
 			b.done[i] = rapid.Int64Range(-1, 1<<40).Draw(t, "offset")
 		}
@@ -377,10 +382,16 @@ func TestCursorsReadBackAndNothingElse(t *testing.T) {
 			t.Fatal(text)
 		}
 		back := c.parse(text, actor)
-		q, ok := back.at(b)
+		q, ok := c.place(back, actor, b)
 		was, is := p.positions(), q.positions()
 		if back.fault != "" || !ok || back.base != b.id || !slices.Equal(is.done, was.done) || is.partial != was.partial || was.partial != noLog && (is.offset != was.offset || is.messages != was.messages) || !slices.Equal(back.rooms, rooms) {
 			t.Fatalf("%+v %v came back as %+v", p, rooms, back)
+		}
+		other := *b // after a restore, at the same offset
+		if other.key = "another key"; back.fault == "" {
+			if _, ok := c.place(back, actor, &other); ok {
+				t.Fatal("it means a place of another base with the same id")
+			}
 		}
 		if newCursors([]byte("another key 1234")).parse(text, actor).fault == "" {
 			t.Fatal("another key reads it")
@@ -391,8 +402,10 @@ func TestCursorsReadBackAndNothingElse(t *testing.T) {
 		changed := []byte(text)
 		i := rapid.IntRange(0, len(changed)-1).Draw(t, "at")
 		changed[i] = rapid.SampledFrom([]byte("ABCxyz019-_")).Draw(t, "char")
-		if string(changed) != text && c.parse(string(changed), actor).fault == "" {
-			t.Fatal("a changed cursor was taken")
+		if got := c.parse(string(changed), actor); string(changed) != text && got.fault == "" {
+			if _, ok := c.place(got, actor, b); ok {
+				t.Fatal("a changed cursor was taken")
+			}
 		}
 		c.parse(rapid.String().Draw(t, "noise"), actor)
 	})
@@ -524,8 +537,8 @@ func TestWhatIsNoLongerHeldIsReset(t *testing.T) {
 		"garbage":               {"garbage", "feed:reset unknown_cursor"},
 		"of an older version":   {"AQEAAAAAAAAAAAAA" + strings.Repeat("A", 64), "feed:reset unknown_cursor"},
 		"of a longer log":       {cursorAt(testKey, h.base, customer("u1"), nil, change{0, 200}), "feed:reset expired"},
-		"of more partitions":    {cursorAt(testKey, &base{1, 0, two}, customer("u1"), nil, change{7, 3}), "feed:reset unknown_cursor"},
-		"of a base that went":   {cursorAt(testKey, &base{77, 0, newPositions(1)}, customer("u1"), nil), "feed:reset expired"},
+		"of more partitions":    {cursorAt(testKey, &base{1, "base 1", 0, two}, customer("u1"), nil, change{7, 3}), "feed:reset unknown_cursor"},
+		"of a base that went":   {cursorAt(testKey, &base{77, "base 77", 0, newPositions(1)}, customer("u1"), nil), "feed:reset expired"},
 		"longer than any is":    {strings.Repeat("A", maxCursorChars+1), "feed:reset unknown_cursor"},
 		"with a foreign suffix": {cursorAt(testKey, h.base, customer("u2"), []string{"order:o1"}), "feed:reset unknown_cursor"},
 	} {
@@ -607,7 +620,7 @@ func TestAHubTakesNobodyUnlessItIsOpen(t *testing.T) {
 		}
 	}
 	refused(errNotReady)
-	h.Begin(1, none(1))
+	h.Begin(baseAt(1, none(1)))
 	refused(errNotReady)
 	h.Ready()
 	s, _, err := h.open(ops, nil, "")
@@ -615,7 +628,7 @@ func TestAHubTakesNobodyUnlessItIsOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused(errConnections)
-	h.Begin(1, none(1)) // the projector began anew
+	h.Begin(baseAt(1, none(1))) // the projector began anew
 	if _, end := s.take(nil, 1); end != &closeRestart {
 		t.Errorf("closed with %v", end)
 	}

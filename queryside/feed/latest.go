@@ -101,8 +101,8 @@ func (h *Hub) stopWaiting() {
 }
 
 // Base is told of a later base.
-func (h *Hub) Base(id int64, passed map[eventlog.TopicPartition]int64) {
-	b := &base{id, 0, positionsOf(passed)}
+func (h *Hub) Base(later eventlog.FeedBase) {
+	b := newBase(later)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	b.epoch = h.epoch
@@ -126,6 +126,7 @@ func (h *Hub) Base(id int64, passed map[eventlog.TopicPartition]int64) {
 func (h *Hub) adoptHeld() {
 	if len(h.held.logs) == 0 {
 		h.base, h.held = h.held.base, nil
+		h.reader.setCurrent(h.base)
 	}
 }
 

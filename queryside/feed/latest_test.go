@@ -106,7 +106,7 @@ func TestPositionsAreNeitherLostNorDoubledAcrossReconnects(t *testing.T) {
 					for tp, o := range p.passed {
 						passed[tp] = o
 					}
-					h.Base(100+base, passed)
+					h.Base(baseAt(100+base, passed))
 				case 1, 2:
 					read(received(t, s))
 				case 3, 4: // cut off in the middle of what is in the queue

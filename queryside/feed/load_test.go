@@ -21,7 +21,7 @@ import (
 // answered with feed:reset.
 func TestCursorsOfEarlierBuildsAreRead(t *testing.T) {
 	t.Parallel()
-	b := &base{id: 300, positions: newPositions(3)}
+	b := &base{id: 300, key: "0198a000-0000-7000-8000-000000000001", positions: newPositions(3)}
 	p := newPlace(b)
 	p.set(2, 1<<20)
 	p.set(7, 41)
@@ -36,7 +36,7 @@ func TestCursorsOfEarlierBuildsAreRead(t *testing.T) {
 		t.Errorf("written as %s, once as %s", text, golden)
 	}
 	c := newCursors(testKey).parse(string(golden), customer("u1"))
-	q, ok := c.at(b)
+	q, ok := newCursors(testKey).place(c, customer("u1"), b)
 	if at, was := q.positions(), p.positions(); c.fault != "" || !ok || c.base != 300 || !slices.Equal(at.done, was.done) || at.messages != 2 || !slices.Equal(c.rooms, joined) {
 		t.Errorf("read as %+v", c)
 	}
@@ -120,7 +120,7 @@ func TestCursorsAreShort(t *testing.T) {
 			for tp, o := range at {
 				copied[tp] = o
 			}
-			h.Base(int64(100+second), copied)
+			h.Base(baseAt(int64(100+second), copied))
 		}
 		for _, s := range all {
 			for _, g := range received(t, s) {
@@ -139,7 +139,7 @@ func TestCursorsAreShort(t *testing.T) {
 func TestWaitingClientsCostNothingPerRecord(t *testing.T) {
 	t.Parallel()
 	h := newHub(t, HubConfig{})
-	h.Begin(1, none(12))
+	h.Begin(baseAt(1, none(12)))
 	const clients, records = 10_000, 5_000 // five seconds at 1,000 positions/s
 	h.Ready()                              // so that all wait for positions
 	need := newPositions(12)
@@ -195,10 +195,10 @@ func absence(t *testing.T, orders int, cfg HubConfig) (h *Hub, l *testLog, curso
 	for p := range int32(partitions) {
 		l.logs = append(l.logs, byLog[eventlog.TopicPartition{Topic: eventlog.Orders, Partition: p}])
 	}
-	first := &base{id: l.base(none(partitions)), positions: newPositions(partitions)}
+	first := newBase(l.base(none(partitions)))
 	h = newHub(t, cfg)
 	h.ReadHistory(l)
-	h.Begin(l.base(at), at)
+	h.Begin(l.base(at))
 	h.Ready()
 	const parts = 30
 	for i := range parts { // the newest part first
@@ -395,7 +395,7 @@ func TestAPlaceNeverGoesBack(t *testing.T) {
 	t.Parallel()
 	random := rand.New(rand.NewPCG(5, 6))
 	at := func(id int64, epoch int) *base {
-		b := &base{id, epoch, newPositions(4)}
+		b := &base{id, "", epoch, newPositions(4)}
 		for l := range b.done {
 			b.done[l] = random.Int64N(10) - 1
 		}

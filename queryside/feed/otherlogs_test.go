@@ -71,7 +71,7 @@ func TestWhatIsOfAnotherLogIsNotWaitedFor(t *testing.T) {
 // FuzzCursor: whatever a client sends is a cursor of this feed or unknown.
 func FuzzCursor(f *testing.F) {
 	c := newCursors(testKey)
-	b := &base{300, 0, newPositions(3)}
+	b := &base{300, "a key", 0, newPositions(3)}
 	p := newPlace(b)
 	p.set(2, 1<<40)
 	p.part, p.sent = change{5, 9}, 2
@@ -92,7 +92,7 @@ func FuzzCursor(f *testing.F) {
 				t.Fatal(r)
 			}
 		}
-		back, ok := got.at(b)
+		back, ok := c.place(got, customer("u1"), b)
 		if !ok {
 			return
 		}

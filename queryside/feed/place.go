@@ -2,14 +2,17 @@ package feed
 
 import (
 	"slices"
+
+	"tomato/eventlog"
 )
 
 // A base is what an instance had published when it appended a record about it to topic
 // feed. Its id is the offset of this record, by which every instance can read it. It is
 // never changed.
 type base struct {
-	id    int64
-	epoch int // of the hub whose base it is: each one of an epoch is ahead of those before. 0: it is another instance's
+	id    int64  // eventlog.NoFeedBase: it could not be appended, and no cursor can name it
+	key   string // of this record alone, while after a restore another one may have its offset
+	epoch int    // of the hub whose base it is: each one of an epoch is ahead of those before. 0: it is another instance's
 	positions
 }
 
@@ -31,6 +34,11 @@ type place struct {
 type change struct {
 	log    int
 	offset int64
+}
+
+// newBase returns what the log says of a base. The caller sets the epoch.
+func newBase(b eventlog.FeedBase) *base {
+	return &base{id: b.ID, key: b.Key, positions: positionsOf(b.Passed)}
 }
 
 func newPlace(b *base) place { return place{base: b, part: change{log: noLog}} }

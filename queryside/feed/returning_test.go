@@ -115,7 +115,7 @@ func TestAReplayTakesARiderOutOfTheRoomOfALostOrder(t *testing.T) {
 	l := newTestLog([][]logged{records})
 	l.base(none(1))
 	h := newHub(t, HubConfig{History: l, RecentBytes: 700})
-	h.Begin(0, none(1))
+	h.Begin(baseAt(0, none(1)))
 	h.Ready()
 	h.NoOlder()
 	fill := func(n int64) { // so that memory has nothing else

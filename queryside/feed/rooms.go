@@ -55,7 +55,7 @@ func (f *Feed) findPlace(ctx context.Context, c *connecting) error {
 	if err != nil {
 		return f.cannotReturn(c, err)
 	}
-	from, ok := c.cursor.at(c.base)
+	from, ok := f.Hub.cursors.place(c.cursor, c.actor, c.base)
 	if !ok {
 		c.cursor.fault = resetUnknown
 		return nil

@@ -26,11 +26,11 @@ type testLog struct {
 
 func newTestLog(logs [][]logged) *testLog { return &testLog{logs: logs} }
 
-func (l *testLog) base(passed map[eventlog.TopicPartition]int64) (id int64) {
+func (l *testLog) base(passed map[eventlog.TopicPartition]int64) eventlog.FeedBase {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.bases = append(l.bases, passed)
-	return int64(len(l.bases) - 1)
+	return baseAt(int64(len(l.bases)-1), passed)
 }
 
 // passed says how far an instance is that has published so many records of each log.
@@ -44,13 +44,21 @@ func (l *testLog) passed(next []int, partitions int32) map[eventlog.TopicPartiti
 	return at
 }
 
-func (l *testLog) Base(_ context.Context, id int64) (map[eventlog.TopicPartition]int64, error) {
+// BaseUpTo returns the last base up to the id: there are no others between.
+func (l *testLog) BaseUpTo(ctx context.Context, id int64) (eventlog.FeedBase, error) {
+	l.mu.Lock()
+	id = min(id, int64(len(l.bases)-1))
+	l.mu.Unlock()
+	return l.Base(ctx, id)
+}
+
+func (l *testLog) Base(_ context.Context, id int64) (eventlog.FeedBase, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if id < 0 || id >= int64(len(l.bases)) {
-		return nil, eventlog.ErrGone
+		return eventlog.FeedBase{}, eventlog.ErrGone
 	}
-	return l.bases[id], nil
+	return baseAt(id, l.bases[id]), nil
 }
 
 func (l *testLog) Read(_ context.Context, at map[eventlog.TopicPartition][]int64, fn func(eventlog.TopicPartition, int64, []rooms.Message)) error {
