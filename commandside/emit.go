@@ -83,7 +83,19 @@ func (s *Side) emit(ctx context.Context, b emitBody) error {
 	if most := cmp.Or(s.EmitBytes, 64<<10); payload.Len() > most {
 		return httpapi.NewProblem(http.StatusRequestEntityTooLarge, "body_too_large", fmt.Sprintf("The payload has %d bytes without white space, and may have %d. Emit what it is about, and let clients load the rest over REST.", payload.Len(), most))
 	}
-	data, err := json.Marshal(rooms.Emit{Event: b.Event, Room: b.Room, Payload: payload.Bytes(), Role: domain.Role(b.Role)})
+	ctx, cancel := context.WithTimeout(ctx, s.CommandDeadline)
+	defer cancel()
+	err := s.send(ctx, rooms.Emit{Event: b.Event, Room: b.Room, Payload: payload.Bytes(), Role: domain.Role(b.Role)}, domain.Time(time.Now()))
+	if err != nil {
+		s.Log.Warn("an emitted message is not on Kafka in time", "err", err)
+		return httpapi.Unavailable("unavailable", "The message could not be kept in time; it may still be sent.", time.Second)
+	}
+	return nil
+}
+
+// send appends a message to a room, of time at, to topic feed.
+func (s *Side) send(ctx context.Context, message rooms.Emit, at time.Time) error {
+	data, err := json.Marshal(message)
 	if err != nil {
 		return err
 	}
@@ -91,15 +103,8 @@ func (s *Side) emit(ctx context.Context, b emitBody) error {
 	if err != nil {
 		return err
 	}
-	e := eventlog.Event{ID: id.String(), Source: "/tomato/commandside/emit", Type: rooms.Emitted, Time: domain.Time(time.Now()), Subject: b.Room, Data: data}
-	ctx, cancel := context.WithTimeout(ctx, s.CommandDeadline)
-	defer cancel()
-	err = s.produce(ctx, e.NewRecord(eventlog.Feed, eventlog.PartitionFor(b.Room, s.Partitions)))
-	if err != nil {
-		s.Log.Warn("an emitted message is not on Kafka in time", "err", err)
-		return httpapi.Unavailable("unavailable", "The message could not be kept in time; it may still be sent.", time.Second)
-	}
-	return nil
+	e := eventlog.Event{ID: id.String(), Source: "/tomato/commandside/emit", Type: rooms.Emitted, Time: at, Subject: message.Room, Data: data}
+	return s.produce(ctx, e.NewRecord(eventlog.Feed, eventlog.PartitionFor(message.Room, s.Partitions)))
 }
 
 // internalKey refuses a request without the internal key.

@@ -16,6 +16,7 @@
 //	location.go    positions of riders
 //	restaurant.go  the commands on restaurants and menus
 //	emit.go        messages to rooms, for other services
+//	seen.go        which riders have seen an offer
 //	produce.go     appends records to topics that are not aggregate topics
 package commandside
 
@@ -23,6 +24,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/commandside/gateway"
@@ -48,7 +50,8 @@ type Side struct {
 	Commands   shard.Executor
 	Gateway    gateway.Gateway
 	Orders     *policies.OrderFinder
-	Producer   *kgo.Client // appends to the topics of the inbox, the positions and the feed
+	Producer   *kgo.Client   // appends to the topics of the inbox, the positions and the feed
+	DB         *pgxpool.Pool // notes who has seen an offer
 	Partitions int32
 	Keys       subjectkeys.Keys // seals what is personal before it goes to a shard, and opens it for answers
 	LogID      eventlog.LogID   // identifies the logs that the consistency tokens of clients belong to

@@ -36,6 +36,7 @@ const (
 	RiderAssigned     = "order:rider_assigned" // Assignment
 	RiderMoved        = "rider:location"       // RiderLocation
 	DispatchExhausted = "dispatch:exhausted"   // Exhaustion
+	OfferSeen         = "order:offer_seen"     // OfferView
 )
 
 // The messages of the feed itself. They have no payload.
@@ -97,6 +98,13 @@ type Exhaustion struct {
 	Waves   int64  `json:"waves"`
 }
 
+// OfferView is the payload of order:offer_seen: a rider has seen the order's offer.
+type OfferView struct {
+	OrderID string    `json:"orderId"`
+	RiderID string    `json:"riderId"`
+	SeenAt  time.Time `json:"seenAt"`
+}
+
 // Data decodes the payload. It returns a pointer to the type that belongs to the event. For
 // events that this package does not know it returns Payload, and for the feed's own
 // messages nil. Fields that are unknown are ignored. The error names the event.
@@ -117,6 +125,8 @@ func (m *Message) Data() (any, error) {
 		data = new(RiderLocation)
 	case DispatchExhausted:
 		data = new(Exhaustion)
+	case OfferSeen:
+		data = new(OfferView)
 	default:
 		if m.OfFeed() {
 			return nil, nil

@@ -94,6 +94,7 @@ func TestData(t *testing.T) {
 		"order:rider_assigned": {`{"orderId":"o1","riderId":"k1","riderName":"Una"}`, "&{o1 k1 Una}"},
 		"rider:location":       {`{"riderId":"k1","location":{"type":"Point","coordinates":[1.5,2.5]},"recordedAt":"2026-01-02T03:04:05Z"}`, "&{k1 {1.5 2.5} 2026-01-02 03:04:05 +0000 UTC}"},
 		"dispatch:exhausted":   {`{"orderId":"o1","waves":3,"later":"more"}`, "&{o1 3}"},
+		"order:offer_seen":     {`{"orderId":"o1","riderId":"k1","seenAt":"2026-01-02T03:04:05Z"}`, "&{o1 k1 2026-01-02 03:04:05 +0000 UTC}"},
 		"promo:new":            {`[1]`, "[91 49 93]"},
 		"feed:ping":            {``, "<nil>"},
 	} {

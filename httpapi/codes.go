@@ -73,7 +73,7 @@ var descriptions = map[string]string{
 	"not_allowed":                 "403, as feed:error. The order is no longer this rider's, and the connection has left its room.",
 	"too_many_connections":        "429. The bearer of the token has as many feeds open at this instance as they may. Close one, or wait for the seconds in Retry-After.",
 	"too_many_rooms":              "429, as feed:error. The connection has joined as many rooms as it may. Leave one.",
-	"unknown_op":                  "400, as feed:error. A feed takes the operations join, leave and location.",
+	"unknown_op":                  "400, as feed:error. A feed takes the operations join, leave, location and seen.",
 }
 
 const notFoundText = "404. There is none with this id, or the caller is no party to it."

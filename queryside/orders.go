@@ -90,6 +90,73 @@ func (s *Side) orderRoutes(api *httpapi.API) {
 	httpapi.Register(api, operation("/v1/orders/{id}", "getOrder", "One order", 404), everyone, s.getOrder)
 	httpapi.Register(api, operation("/v1/orders", "listOrders", "Orders, newest first"), everyone, s.listOrders)
 	httpapi.Register(api, operation("/v1/orders/{id}/events", "getOrderEvents", "Everything that happened to an order, oldest first", 404, 410), everyone, s.getOrderEvents)
+	httpapi.Register(api, operation("/v1/orders/{id}/offers", "getOrderOffers", "To which riders an order is offered, and who has seen the offer", 404), []domain.Role{domain.Ops, domain.Restaurant}, s.getOrderOffers)
+}
+
+// orderOffer is what one rider was offered in the present round of an order, or the last one.
+type orderOffer struct {
+	RiderID        string           `json:"riderId"`
+	Wave           int              `json:"wave" doc:"The last in which it was offered."`
+	DistanceMeters int              `json:"distanceMeters"`
+	State          order.OfferState `json:"state"`
+	SeenAt         *time.Time       `json:"seenAt,omitempty" doc:"When the rider's device said first that the rider sees the offer of this wave. Kept for a week."`
+}
+
+type orderOffersOutput struct {
+	Token string `header:"Consistency-Token"`
+	Body  struct {
+		Round int          `json:"round" doc:"Of dispatch; 0: no rider was searched for yet."`
+		Items []orderOffer `json:"items"`
+	}
+}
+
+// getOrderOffers answers to whom the order is offered, and who has seen the offer.
+func (s *Side) getOrderOffers(ctx context.Context, in *orderInput) (*orderOffersOutput, error) {
+	out := &orderOffersOutput{}
+	token, err := s.read(ctx, in.After, []string{orderModel}, func(ctx context.Context, schemas []string) error {
+		rows, err := s.DB.Query(ctx, `SELECT o.state, coalesce(n.round, 0), coalesce(n.wave, 0), coalesce(n.rider_id, ''), n.seen_at
+			FROM `+schemas[0]+`.orders o LEFT JOIN tomato.seen_offers n ON n.order_id = o.id WHERE o.id = $1`, string(in.ID))
+		if err != nil {
+			return err
+		}
+		type offer struct {
+			round, wave int
+			rider       string
+		}
+		var text []byte
+		var at offer
+		var seenAt *time.Time
+		seen := map[offer]*time.Time{}
+		var state *order.State
+		_, err = pgx.ForEachRow(rows, []any{&text, &at.round, &at.wave, &at.rider, &seenAt}, func() error {
+			if state == nil {
+				if state, err = readState[order.State](text); err != nil {
+					return err
+				}
+			}
+			if seenAt != nil {
+				utc := seenAt.UTC()
+				seen[at] = &utc
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if state == nil || !state.Party(httpapi.Actor(ctx)) {
+			return notFound("order")
+		}
+		out.Body.Round, out.Body.Items = state.Round, make([]orderOffer, len(state.Offers))
+		for i, o := range state.Offers {
+			out.Body.Items[i] = orderOffer{o.RiderID, o.Wave, o.DistanceMeters, o.State, seen[offer{state.Round, o.Wave, o.RiderID}]}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	out.Token = token
+	return out, nil
 }
 
 // orderRow is an order, with the facts from which its payment status is derived.

@@ -270,6 +270,8 @@ func TestWhoMaySeeWhat(t *testing.T) {
 		{"/v1/orders/" + orderID(1) + "/events", "200 404 200 404 200 200 200 404 200"},
 		{"/v1/orders/" + orderID(2), "404 404 404 404 404 404 404 404 404"},
 		{"/v1/orders/" + orderID(2) + "/events", "404 404 404 404 404 404 404 404 404"},
+		{"/v1/orders/" + orderID(1) + "/offers", "403 403 200 404 403 403 403 403 200"},
+		{"/v1/orders/" + orderID(2) + "/offers", "403 403 404 404 403 403 403 403 404"},
 		{"/v1/orders/nonsense", "422 422 422 422 422 422 422 422 422"},
 		{"/v1/orders", "200 200 200 200 200 200 200 200 200"},
 		{"/v1/orders?customerId=c1", "200 403 403 403 403 403 403 403 200"},
@@ -681,7 +683,7 @@ func TestTheDocumentDescribesTheQueries(t *testing.T) {
 	q := newQueries(t)
 	a := q.get(ops, "/openapi.json")
 	paths, _ := a.body["paths"].(map[string]any)
-	for _, p := range []string{"/v1/orders", "/v1/orders/{id}", "/v1/orders/{id}/events", "/v1/payments/{orderId}", "/v1/ops/payments", "/v1/riders/nearby",
+	for _, p := range []string{"/v1/orders", "/v1/orders/{id}", "/v1/orders/{id}/events", "/v1/orders/{id}/offers", "/v1/payments/{orderId}", "/v1/ops/payments", "/v1/riders/nearby",
 		"/v1/riders/{id}", "/v1/riders/{id}/offers", "/v1/restaurants/nearby", "/v1/restaurants/{id}"} {
 		if paths[p] == nil {
 			t.Errorf("%s is not described", p)

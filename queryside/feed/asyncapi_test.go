@@ -166,7 +166,7 @@ func TestAsyncAPIHasEveryFeedMessage(t *testing.T) {
 			t.Errorf("the feed's channel does not list %s", name)
 		}
 	}
-	for _, name := range []string{"feed_resumed", "feed_reset", "feed_joined", "feed_left", "feed_error", "feed_ping", "emitted", "join", "leave", "location"} {
+	for _, name := range []string{"feed_resumed", "feed_reset", "feed_joined", "feed_left", "feed_error", "feed_ping", "emitted", "join", "leave", "location", "seen", "order_offer_seen"} {
 		if channel.Messages[name] == nil {
 			t.Errorf("the feed's channel does not list %s", name)
 		}

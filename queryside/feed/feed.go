@@ -4,7 +4,7 @@
 // The hub (hub.go) is told every message once, in the order of each log, and
 // queues it to the connections that have joined one of its rooms. Its files in
 // reading order: feed.go (the endpoints and the websocket), sse.go, rooms.go (who
-// may join what), locations.go (positions that riders send), hub.go, latest.go (positions
+// may join what), locations.go and seen.go (what riders send), hub.go, latest.go (positions
 // that are sent once a second), subscriber.go (one connection's queue and what a slow
 // one gets), waiters.go (who waits for what), connect.go (joining without a gap),
 // positions.go and place.go (how far a client is), cursor.go (its place as opaque
@@ -66,6 +66,7 @@ type Feed struct {
 	Auth           *httpapi.Authenticator
 	Orders         Orders
 	Locations      LocationReporter // nil: refused as not_configured
+	Offers         OfferWatcher     // nil: the operation seen is refused as not_configured
 	AllowedOrigins []string         // beside the server's own: https://app.example, *.example, or * for any
 	Log            *slog.Logger     // nil: slog.Default()
 
@@ -350,6 +351,7 @@ func (f *Feed) writeWebsocket(ctx context.Context, conn *websocket.Conn, cork *c
 type op struct {
 	Op       string          `json:"op"`
 	Room     string          `json:"room"`
+	OrderID  string          `json:"orderId"`
 	Location json.RawMessage `json:"location"`
 }
 
@@ -368,6 +370,7 @@ func (f *Feed) readOps(ctx context.Context, conn *websocket.Conn, s *session) {
 		executed.Wait()
 	}()
 	locations := &locationSender{feed: f, session: s, limit: rate.NewLimiter(locationsPerSec, locationsBurst), running: &executed}
+	seen := &seenSender{feed: f, session: s, running: &executed}
 	ops, flood := rate.NewLimiter(opsPerSecond, opsBurst), 0
 	for {
 		kind, b, err := conn.Read(ctx)
@@ -387,11 +390,17 @@ func (f *Feed) readOps(ctx context.Context, conn *websocket.Conn, s *session) {
 		}
 		var o op
 		if err := json.Unmarshal(b, &o); err != nil {
-			s.fail("", httpapi.NewProblem(http.StatusBadRequest, "malformed_json", "The operation is not a JSON object of op, room and location."))
+			s.fail("", httpapi.NewProblem(http.StatusBadRequest, "malformed_json", "The operation is not a JSON object of op, room, location and orderId."))
 			continue
 		}
 		if o.Op == "location" {
 			if p := locations.take(ctx, o); p != nil {
+				s.fail("", p)
+			}
+			continue
+		}
+		if o.Op == "seen" {
+			if p := seen.take(ctx, o); p != nil {
 				s.fail("", p)
 			}
 			continue
@@ -455,7 +464,7 @@ func (f *Feed) do(ctx context.Context, s *session, o op) *httpapi.Problem {
 		}
 		return nil
 	}
-	return httpapi.NewProblem(http.StatusBadRequest, "unknown_op", "op is join, leave or location.")
+	return httpapi.NewProblem(http.StatusBadRequest, "unknown_op", "op is join, leave, location or seen.")
 }
 
 func (f *Feed) log() *slog.Logger {

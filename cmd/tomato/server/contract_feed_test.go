@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -92,6 +93,43 @@ func (l *listener) until(text string) map[string]any {
 	}, text))
 }
 
+// offersSeen lets a rider see their offer. The restaurant is told so once, and it and ops
+// find it among the order's offers.
+func (c *contract) offersSeen(t *testing.T, s *scene, rider, restaurant *listener) {
+	t.Helper()
+	began := time.Now().Add(-time.Second)
+	for range 2 {
+		rider.Send(`{"op":"seen","orderId":"` + s.order + `"}`)
+	}
+	rider.Send(`{"op":"seen","orderId":"` + noOrder + `"}`)
+	rider.until("feed:error order:" + noOrder + " order_not_found") // by now the two before are handled
+	prefix := "order:offer_seen restaurant:" + s.rest + ` {"orderId":"` + s.order + `","riderId":"` + s.loser + `","seenAt":"`
+	restaurant.until(prefix)
+	for _, a := range []domain.Actor{s.restaurant, anOps} {
+		seen := 0
+		for _, item := range c.do(t, a, "GET", "/v1/orders/"+s.order+"/offers", nil).want(t, 200).items() {
+			offer := item.(map[string]any)
+			at, err := time.Parse(time.RFC3339, fmt.Sprint(offer["seenAt"]))
+			if is := offer["riderId"] == s.loser; is != (err == nil) || is && at.Before(began) || offer["state"] != "open" || offer["wave"] != 1.0 {
+				t.Errorf("%s finds the offer %v", a.Role, offer)
+			}
+			seen++
+		}
+		if seen != 3 {
+			t.Errorf("%s finds %d offers", a.Role, seen)
+		}
+	}
+	count := 0
+	for _, line := range restaurant.lines() {
+		if strings.HasPrefix(line, "order:offer_seen") {
+			count++
+		}
+	}
+	if count != 1 {
+		t.Errorf("the restaurant was told %d times", count)
+	}
+}
+
 // feeds plays an order to its end and checks the feeds of all parties.
 func (c *contract) feeds(t *testing.T) {
 	s := c.newScene(t)
@@ -115,6 +153,7 @@ func (c *contract) feeds(t *testing.T) {
 	s.must(t, s.restaurant, "preparing")
 	s.must(t, s.restaurant, "ready")
 	s.untilOffered(t, s.winner, s.loser, s.decliner)
+	c.offersSeen(t, s, loser, restaurant)
 	s.must(t, s.won, "accept")
 	for _, l := range []*listener{winner, loser} {
 		l.until("order:available")
@@ -203,6 +242,9 @@ func (c *contract) feeds(t *testing.T) {
 		{loser, `{"op":"join","room":"nowhere"}`, "validation_failed"},
 		{restaurant, `{"op":"join","room":"order:` + noOrder + `"}`, "order_not_found"},
 		{loser, `{"op":"dance"}`, "unknown_op"},
+		{loser, `{"op":"seen"}`, "validation_failed"},
+		{loser, `{"op":"seen","orderId":"` + s.order + `"}`, "offer_expired"},
+		{customer, `{"op":"seen","orderId":"` + s.order + `"}`, "forbidden"},
 		{loser, `{"op":`, "malformed_json"},
 		{loser, `{"op":"location","location":{"type":"Point","coordinates":[12.9,97]}}`, "validation_failed"},
 		{loser, `{"op":"location"}`, "validation_failed"},

@@ -60,6 +60,7 @@ var contractRows = []contractRow{
 	{"GET", "/v1/orders/" + noOrder, "customer restaurant rider ops", "", nil, "order_not_found", "qi"},
 	{"GET", "/v1/orders", "customer restaurant rider ops", "", nil, "", "qp"},
 	{"GET", "/v1/orders/" + noOrder + "/events", "customer restaurant rider ops", "", nil, "order_not_found", "qi"},
+	{"GET", "/v1/orders/" + noOrder + "/offers", "restaurant ops", "", nil, "order_not_found", "qi"},
 	{"GET", "/v1/riders/nearby?lat=1&lng=1", "ops restaurant", "", nil, "", "q"},
 	{"GET", "/v1/riders/none", "ops rider", "", nil, "rider_not_found", "qi"},
 	{"GET", "/v1/riders/none/offers", "ops rider", "", nil, "rider_not_found", "qi"},

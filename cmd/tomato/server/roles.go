@@ -49,7 +49,7 @@ func (s *Server) startCommandSide(context.Context) error {
 	s.side = &commandside.Side{
 		Config: commandside.Config{PaymentTTL: time.Duration(c.PaymentTTL), InternalKey: c.InternalKey, EmitBytes: c.FeedEmit, WebhookSecrets: c.WebhookSecrets,
 			CommandDeadline: commandDeadline},
-		Gateway: paymentGateway, Orders: orders, Producer: producer, Partitions: c.Partitions, Keys: s.keys, LogID: s.logID, Log: s.log,
+		Gateway: paymentGateway, Orders: orders, Producer: producer, DB: s.db.shared, Partitions: c.Partitions, Keys: s.keys, LogID: s.logID, Log: s.log,
 	}
 	s.policies = &policies.Policies{
 		Config: policies.Config{
@@ -159,7 +159,7 @@ func (s *Server) startFeed(context.Context) error {
 	if err != nil {
 		return err
 	}
-	feed := &feed.Feed{Hub: hub, Auth: s.auth, Orders: s.models, Locations: s.side, AllowedOrigins: s.config.Origins, Log: s.log}
+	feed := &feed.Feed{Hub: hub, Auth: s.auth, Orders: s.models, Locations: s.side, Offers: s.side, AllowedOrigins: s.config.Origins, Log: s.log}
 	feed.Routes(s.api)
 	projector := &realtime.Projector{Kafka: s.kafka, Runtime: s.runtime, Loader: s.models, Sink: hub, Keys: s.keys, History: time.Duration(s.config.FeedHistory), Registry: s.registry, Log: s.log}
 	hub.ReadHistory(projector)
