@@ -92,35 +92,25 @@ type Execer interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
-// moveSQL moves one checkpoint. It changes no row if the checkpoint was taken over.
-const moveSQL = `
-	UPDATE tomato.checkpoints SET next_offset = $7, term = $8, seq = $9, event_time = $10, updated_at = now()
-	WHERE consumer = $1 AND generation = $2 AND topic = $3 AND partition = $4 AND epoch = $5 AND next_offset = $6`
-
-func (c *Checkpoint) moveArgs(m Mark) []any {
-	return []any{c.Consumer, c.Generation, c.Topic, c.Partition, c.Epoch, c.Next, m.Next, m.Rule.Term, m.Rule.Seq, nullTime(m.Time)}
-}
-
-func (c *Checkpoint) moved(tag pgconn.CommandTag) error {
+// Move moves the checkpoint in the database to m, or fails with ErrFenced. It does not
+// change c: the caller assigns m to c.Mark when the transaction has committed.
+func (c *Checkpoint) Move(ctx context.Context, db Execer, m Mark) error {
+	tag, err := db.Exec(ctx, `
+		UPDATE tomato.checkpoints SET next_offset = $7, term = $8, seq = $9, event_time = $10, updated_at = now()
+		WHERE consumer = $1 AND generation = $2 AND topic = $3 AND partition = $4 AND epoch = $5 AND next_offset = $6`,
+		c.Consumer, c.Generation, c.Topic, c.Partition, c.Epoch, c.Next, m.Next, m.Rule.Term, m.Rule.Seq, nullTime(m.Time))
+	if err != nil {
+		return fmt.Errorf("move checkpoint: %w", err)
+	}
 	if tag.RowsAffected() != 1 {
-		return fmt.Errorf("%s, generation %d, %s/%d@%d: %w", c.Consumer, c.Generation, c.Topic, c.Partition, c.Next, ErrFenced)
+		return c.fenced()
 	}
 	return nil
 }
 
-// Move moves the checkpoint in the database to m, or fails with ErrFenced. It does not
-// change c: the caller assigns m to c.Mark when the transaction has committed.
-func (c *Checkpoint) Move(ctx context.Context, db Execer, m Mark) error {
-	tag, err := db.Exec(ctx, moveSQL, c.moveArgs(m)...)
-	if err != nil {
-		return fmt.Errorf("move checkpoint: %w", err)
-	}
-	return c.moved(tag)
-}
-
-// queueMove is Move as a part of a batch, whose Close fails with ErrFenced.
-func (c *Checkpoint) queueMove(batch *pgx.Batch, m Mark) {
-	batch.Queue(moveSQL, c.moveArgs(m)...).Exec(c.moved)
+// fenced is ErrFenced with the place of the checkpoint.
+func (c *Checkpoint) fenced() error {
+	return fmt.Errorf("%s, generation %d, %s/%d@%d: %w", c.Consumer, c.Generation, c.Topic, c.Partition, c.Next, ErrFenced)
 }
 
 // lock locks the checkpoint, so that nobody else can take it before tx ends. It fails
@@ -139,9 +129,20 @@ func (c *Checkpoint) lock(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
-// moveAll moves many checkpoints of one consumer in one statement, and returns those
-// that it moved. The others are fenced.
-func moveAll(ctx context.Context, db *pgxpool.Pool, consumer string, generation int, cps []*Checkpoint, to []Mark) (map[eventlog.TopicPartition]bool, error) {
+// querier runs a query: a pool or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// moveAll is Move for many checkpoints of one consumer and generation, in one statement,
+// the i-th to to[i]. If it fails with ErrFenced, it has moved those that are not fenced: a
+// caller whose moves belong together rolls back.
+//
+// It locks the rows in the order in which everybody locks several of them (see
+// TakeCheckpoints), so it takes part in no deadlock. An UPDATE alone would lock them in
+// the order of its plan. A row that was changed while the statement waited for its lock is
+// compared again as it is then.
+func moveAll(ctx context.Context, db querier, cps []*Checkpoint, to []Mark) error {
 	n := len(cps)
 	topics, partitions, epochs, olds := make([]string, n), make([]int32, n), make([]int64, n), make([]int64, n)
 	nexts, terms, seqs, times := make([]int64, n), make([]int64, n), make([]int64, n), make([]*time.Time, n)
@@ -150,15 +151,18 @@ func moveAll(ctx context.Context, db *pgxpool.Pool, consumer string, generation 
 		nexts[i], terms[i], seqs[i], times[i] = to[i].Next, to[i].Rule.Term, to[i].Rule.Seq, nullTime(to[i].Time)
 	}
 	rows, err := db.Query(ctx, `
-		UPDATE tomato.checkpoints AS c SET next_offset = u.next, term = u.term, seq = u.seq, event_time = u.time, updated_at = now()
-		FROM unnest($3::text[], $4::int[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::timestamptz[])
-		     AS u(topic, partition, epoch, old, next, term, seq, time)
-		WHERE c.consumer = $1 AND c.generation = $2 AND c.topic = u.topic AND c.partition = u.partition
-		  AND c.epoch = u.epoch AND c.next_offset = u.old
+		WITH mine AS MATERIALIZED (
+			SELECT u.* FROM unnest($3::text[], $4::int[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::timestamptz[])
+				AS u(topic, partition, epoch, old, next, term, seq, time)
+			JOIN tomato.checkpoints c ON c.consumer = $1 AND c.generation = $2 AND c.topic = u.topic AND c.partition = u.partition
+				AND c.epoch = u.epoch AND c.next_offset = u.old
+			ORDER BY c.topic, c.partition FOR UPDATE OF c)
+		UPDATE tomato.checkpoints c SET next_offset = m.next, term = m.term, seq = m.seq, event_time = m.time, updated_at = now()
+		FROM mine m WHERE c.consumer = $1 AND c.generation = $2 AND c.topic = m.topic AND c.partition = m.partition
 		RETURNING c.topic, c.partition`,
-		consumer, generation, topics, partitions, epochs, olds, nexts, terms, seqs, times)
+		cps[0].Consumer, cps[0].Generation, topics, partitions, epochs, olds, nexts, terms, seqs, times)
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("move checkpoints: %w", err)
 	}
 	moved := make(map[eventlog.TopicPartition]bool, n)
 	var tp eventlog.TopicPartition
@@ -166,7 +170,15 @@ func moveAll(ctx context.Context, db *pgxpool.Pool, consumer string, generation 
 		moved[tp] = true
 		return nil
 	})
-	return moved, err
+	if err != nil {
+		return fmt.Errorf("move checkpoints: %w", err)
+	}
+	for _, c := range cps {
+		if !moved[c.TopicPartition] {
+			return c.fenced()
+		}
+	}
+	return nil
 }
 
 func nullTime(t time.Time) *time.Time {

@@ -152,19 +152,18 @@ func (g *group) commitTogether(members []*rowsCommit) error {
 	for _, m := range members[1:] {
 		defer context.AfterFunc(m.w.ctx, cancel)()
 	}
-	// Everybody who locks several checkpoints locks them in the same order.
-	ordered := slices.Clone(members)
+	ordered := slices.Clone(members) // the handler is given the events of one topic after the other
 	slices.SortFunc(ordered, func(a, b *rowsCommit) int {
 		return eventlog.CompareTopicPartitions(a.w.cp.TopicPartition, b.w.cp.TopicPartition)
 	})
+	var cps []*Checkpoint
+	var ends []Mark
+	var events []eventlog.Event
+	for _, m := range ordered {
+		cps, ends, events = append(cps, m.w.cp), append(ends, m.end), append(events, m.events...)
+	}
 	return lead.handlerTx(ctx, func(tx pgx.Tx) error {
-		moves := &pgx.Batch{}
-		var events []eventlog.Event
-		for _, m := range ordered {
-			m.w.cp.queueMove(moves, m.end)
-			events = append(events, m.events...)
-		}
-		if err := tx.SendBatch(ctx, moves).Close(); err != nil {
+		if err := moveAll(ctx, tx, cps, ends); err != nil {
 			return err
 		}
 		return g.c.Rows(ctx, tx, events)

@@ -1,10 +1,12 @@
 package consumer
 
 import (
+	"context"
 	"maps"
 	"slices"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"tomato/eventlog"
@@ -74,6 +76,11 @@ func (r *Runtime) TailReaders() (n int) {
 
 // FollowedBytes sets how much waits for the handler of Follow at most.
 func (r *Runtime) FollowedBytes(n int) { r.state.followedBytes = n }
+
+// MoveAll moves checkpoints of one consumer in one statement.
+func MoveAll(ctx context.Context, tx pgx.Tx, cps []*Checkpoint, to []Mark) error {
+	return moveAll(ctx, tx, cps, to)
+}
 
 func (r *Runtime) groupsNow() []*group {
 	r.state.mu.Lock()

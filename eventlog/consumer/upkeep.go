@@ -3,7 +3,6 @@ package consumer
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -104,14 +103,10 @@ func (g *group) flush(ctx context.Context, ws []*worker, now time.Time) error {
 	// not be written. So the statement has a timeout of its own.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readTimeout)
 	defer cancel()
-	moved, err := moveAll(ctx, g.db(), g.c.Name, g.c.Generation, cps, to)
-	if err != nil {
+	if err := moveAll(ctx, g.db(), cps, to); err != nil {
 		return err
 	}
 	for i, w := range locked {
-		if !moved[w.cp.TopicPartition] {
-			return fmt.Errorf("%s/%d: %w", w.cp.Topic, w.cp.Partition, ErrFenced)
-		}
 		w.checkpointMoved(to[i])
 	}
 	return nil
