@@ -186,8 +186,7 @@ func (m *ReadModels) makeTables(ctx context.Context, g Generation) error {
 
 // Consumer returns the consumer that keeps a generation up to date.
 func (g Generation) Consumer() consumer.Consumer {
-	w := &rowWriter{model: g.Model, tables: registry[g.Model].tables, g: g}
-	return consumer.Consumer{Name: g.Model, Generation: g.Number, Topics: Topics(g.Model), Rows: w.write}
+	return consumer.Consumer{Name: g.Model, Generation: g.Number, Topics: Topics(g.Model), Rows: newRowWriter(g).write}
 }
 
 // Project keeps generations up to date until ctx ends: those of this process's folds that
