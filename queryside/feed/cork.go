@@ -2,6 +2,8 @@ package feed
 
 import (
 	"bufio"
+	"bytes"
+	"io"
 	"net"
 	"net/http"
 	"sync"
@@ -43,7 +45,34 @@ func (w *corkWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	w.conn = &corkConn{Conn: conn, timeout: w.timeout}
-	return w.conn, bufio.NewReadWriter(rw.Reader, bufio.NewWriter(w.conn)), nil
+	// What the server has read already is read first. Its own reader and writer are not
+	// used any more: they are large, and the reader keeps the whole request in memory.
+	n := rw.Reader.Buffered()
+	ahead, _ := rw.Reader.Peek(n)
+	reader := bufio.NewReaderSize(io.MultiReader(bytes.NewReader(bytes.Clone(ahead)), w.conn), max(n, socketReaderBytes))
+	_, _ = reader.Peek(n) // the library takes over what is buffered only
+	return w.conn, bufio.NewReadWriter(reader, bufio.NewWriterSize(w.conn, socketWriterBytes)), nil
+}
+
+// Sizes of a websocket's buffers. Operations are short. What is written is collected by
+// corkConn, so the writer need not be large.
+const (
+	socketReaderBytes = 512
+	socketWriterBytes = 128
+)
+
+// buffers are for messages on their way to a connection. A connection holds one only while
+// it writes.
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
+
+func borrow() *[]byte { return buffers.Get().(*[]byte) }
+
+// giveBack returns a buffer to the pool, unless it has grown large.
+func giveBack(b *[]byte) {
+	if cap(*b) <= 2*maxTakeBytes {
+		*b = (*b)[:0]
+		buffers.Put(b)
+	}
 }
 
 type corkConn struct {
@@ -51,15 +80,14 @@ type corkConn struct {
 	timeout time.Duration // of a write
 
 	mu     sync.Mutex // also keeps the reader's pong frames from landing inside another frame
-	corked bool
-	buf    []byte
+	corked *[]byte    // what is held back; nil: writes go out at once
 }
 
 func (c *corkConn) Write(b []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.corked {
-		c.buf = append(c.buf, b...)
+	if c.corked != nil {
+		*c.corked = append(*c.corked, b...)
 		return len(b), nil
 	}
 	return c.write(b)
@@ -76,19 +104,18 @@ func (c *corkConn) write(b []byte) (int, error) {
 func (c *corkConn) cork() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.corked = true
+	c.corked = borrow()
 }
 
 func (c *corkConn) flush() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.corked = false
-	if len(c.buf) == 0 {
+	buf := c.corked
+	c.corked = nil
+	defer giveBack(buf)
+	if len(*buf) == 0 {
 		return nil
 	}
-	_, err := c.write(c.buf)
-	if c.buf = c.buf[:0]; cap(c.buf) > maxTakeBytes {
-		c.buf = nil // idle connections hold little
-	}
+	_, err := c.write(*buf)
 	return err
 }

@@ -223,7 +223,6 @@ func (f *Feed) websocket(w http.ResponseWriter, r *http.Request) {
 		httpapi.WriteProblem(w, httpapi.FromError("feed", err))
 		return
 	}
-	defer f.Hub.disconnect(s.subscriber)
 	s.setHeaders(w.Header())
 	corked := &corkWriter{ResponseWriter: w, timeout: cmp.Or(f.WriteTimeout, 10*time.Second)}
 	opts := &websocket.AcceptOptions{OriginPatterns: f.AllowedOrigins}
@@ -232,6 +231,7 @@ func (f *Feed) websocket(w http.ResponseWriter, r *http.Request) {
 	}
 	conn, err := websocket.Accept(corked, r, opts)
 	if err != nil {
+		f.Hub.disconnect(s.subscriber)
 		if corked.refused != 0 {
 			w.Header().Del("Feed-Cursor")
 			w.Header().Del("Consistency-Token")
@@ -241,16 +241,22 @@ func (f *Feed) websocket(w http.ResponseWriter, r *http.Request) {
 		f.log().Warn("a feed could not be upgraded", "err", err)
 		return
 	}
+	// The request ends here, and with it everything that the HTTP server keeps for one.
+	go f.serveWebsocket(conn, corked.conn, s)
+}
+
+// serveWebsocket reads and writes until the connection ends.
+func (f *Feed) serveWebsocket(conn *websocket.Conn, cork *corkConn, s *session) {
+	defer f.Hub.disconnect(s.subscriber)
 	defer conn.CloseNow()
 	conn.SetReadLimit(maxOpBytes)
-	// The request's context is not used: when it ends is unspecified once the
-	// connection has been hijacked.
-	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
+	s.cursor, s.token = "", "" // they were sent
+	ctx, cancel := context.WithCancel(context.Background())
 	writerDone := make(chan struct{})
 	go func() {
 		defer close(writerDone)
 		defer cancel() // ends the reader too
-		f.writeWebsocket(ctx, conn, corked.conn, s)
+		f.writeWebsocket(ctx, conn, cork, s)
 	}()
 	f.readOps(ctx, conn, s)
 	cancel()
@@ -308,7 +314,9 @@ func (f *Feed) pump(ctx context.Context, s *session, write func([]item) error, p
 				if write(items) != nil {
 					return nil
 				}
-				clear(items)
+				if clear(items); cap(items) > 32 {
+					items = nil
+				}
 			} else if end != nil {
 				return end
 			}
@@ -317,17 +325,15 @@ func (f *Feed) pump(ctx context.Context, s *session, write func([]item) error, p
 }
 
 func (f *Feed) writeWebsocket(ctx context.Context, conn *websocket.Conn, cork *corkConn, s *session) {
-	var buf []byte
 	end := f.pump(ctx, s, func(items []item) error {
 		cork.cork()
+		buf := borrow()
+		defer giveBack(buf)
 		for i := range items {
-			buf = items[i].appendJSON(buf[:0], s.text(&items[i]))
-			if err := conn.Write(ctx, websocket.MessageText, buf); err != nil {
+			*buf = items[i].appendJSON((*buf)[:0], s.text(&items[i]))
+			if err := conn.Write(ctx, websocket.MessageText, *buf); err != nil {
 				return err
 			}
-		}
-		if cap(buf) > maxTakeBytes {
-			buf = nil
 		}
 		return cork.flush()
 	}, func() {

@@ -43,16 +43,16 @@ func (f *Feed) sse(w http.ResponseWriter, r *http.Request) {
 	if writeRetry(w, c, timeout, retryFirst+rand.N(retryFirst)) != nil {
 		return
 	}
-	var buf []byte
 	end := f.pump(r.Context(), s, func(items []item) error {
-		buf = buf[:0]
+		buf := borrow()
+		defer giveBack(buf)
 		for i := range items {
-			buf = items[i].appendSSE(buf, s.text(&items[i]))
+			*buf = items[i].appendSSE(*buf, s.text(&items[i]))
 		}
 		if err := c.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
 			return err
 		}
-		if _, err := w.Write(buf); err != nil {
+		if _, err := w.Write(*buf); err != nil {
 			return err
 		}
 		return c.Flush()
