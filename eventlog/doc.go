@@ -9,6 +9,7 @@
 //	topics.go     the table of topics, and how they are created and verified
 //	token.go      positions and consistency tokens
 //	feedbase.go    how far the feeds had published the logs
+//	feedend.go     where the log of these bases ends
 //	logid.go      which logs a client's token is for
 //	ends.go       whether the positions of a token exist
 //	endreader.go  the ends of topics, for many callers at a time

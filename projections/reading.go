@@ -68,10 +68,8 @@ func (m *ReadModels) read(ctx context.Context, models []string, query func(schem
 }
 
 // Reached returns what the generations with these schemas have passed by now, or somewhat
-// less. Where two of them are made of the same log, it is the lesser one. A topic of which
-// they have not passed something in every partition is left out, so that who begins after
-// the token, as a feed does, misses nothing in the others. It fails with an error of the
-// database.
+// less. Where two of them are made of the same log, it is the lesser one. Logs of which
+// they have passed nothing are left out. It fails with an error of the database.
 func (m *ReadModels) Reached(_ context.Context, schemas []string) (eventlog.Token, error) {
 	all := eventlog.Token{}
 	for _, schema := range schemas {
@@ -84,14 +82,7 @@ func (m *ReadModels) Reached(_ context.Context, schemas []string) (eventlog.Toke
 		if err != nil {
 			return nil, err
 		}
-		logs := map[string]int32{}
-		for tp := range token {
-			logs[tp.Topic]++
-		}
 		for tp, o := range token {
-			if logs[tp.Topic] < m.Partitions {
-				continue
-			}
 			if old, ok := all[tp]; !ok || o < old {
 				all[tp] = o
 			}

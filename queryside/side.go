@@ -54,6 +54,7 @@ type Side struct {
 	Models         ReadModels
 	Keys           subjectkeys.Opener // open what is personal in answers
 	LogID          eventlog.LogID     // of the logs that the read models are made of
+	FeedEnd        *eventlog.FeedEnd  // nil: tokens of answers say nothing of what they do not name
 	PositionMaxAge time.Duration      // a rider whose position is older is not found nearby
 }
 
@@ -101,6 +102,12 @@ func (s *Side) read(ctx context.Context, after consistencyToken, models []string
 	}
 	var passed eventlog.Token
 	err = s.Models.Read(ctx, token, models, func(schemas []string) (err error) {
+		feed, known := s.FeedEnd.Last() // before the rows are read, too
+		defer func() {
+			if known && passed != nil {
+				passed.Add(feed.Topic, feed.Partition, feed.Offset)
+			}
+		}()
 		if passed, err = s.Models.Reached(ctx, schemas); err != nil { // before the rows are read
 			return err
 		}

@@ -3,10 +3,12 @@ package feed
 import (
 	"context"
 	"slices"
+	"time"
 
 	"tomato/domain"
 	"tomato/domain/rooms"
 	"tomato/eventlog"
+	"tomato/httpapi"
 )
 
 // connecting is a client that asks to be connected.
@@ -15,10 +17,13 @@ type connecting struct {
 	rooms []string // to join beside those of the token; the actor is allowed to
 	// cursor is what the client came back with; nil: it is new.
 	cursor *cursor
-	// base is that of the cursor, if the cursor is without fault.
+	// base is that of the cursor, if the cursor is without fault, or that of after, if after
+	// names one.
 	base *base
 	// after is the token after which a new client begins; nil: it begins at the present.
 	after eventlog.Token
+	// expired: the log does not have the base of after any more.
+	expired bool
 	// orders are the rooms of orders, those of the cursor included, that a rider
 	// may join because the order is theirs. The value is the version of the order
 	// as of which it is.
@@ -75,7 +80,7 @@ func (h *Hub) connect(c connecting) (s *subscriber, cursor, token string, err er
 	case c.cursor != nil && why == "":
 		why = h.resume(s, c, from, false)
 	case c.cursor == nil && c.after != nil:
-		why = h.resume(s, c, h.placeAfter(s, c.after), true)
+		why = h.beginAfter(s, c)
 	case c.cursor == nil:
 		s.place = h.place(s)
 		h.enter(s, h.notTheirs(s, c.orders))
@@ -126,48 +131,119 @@ func (h *Hub) place(s *subscriber) place {
 	return p
 }
 
-// placeAfter returns the place of a client that has seen what the token names: in the logs
-// that it names this is the token, and in all others the present.
-func (h *Hub) placeAfter(s *subscriber, after eventlog.Token) place {
-	p := h.place(s)
-	for tp, o := range after {
-		if l := h.at.log(tp); l != noLog && o < h.at.done[l] {
-			p.set(l, o)
+// findAfter finds the base that a token names for the logs that it leaves out, and waits
+// until the hub has reached it and its index reaches back to where the client begins. The
+// error is a *httpapi.Problem.
+func (f *Feed) findAfter(ctx context.Context, c *connecting) error {
+	ctx, cancel := context.WithTimeout(ctx, tokenWait)
+	defer cancel()
+	id, ok := f.Hub.baseOf(c.after)
+	var err error
+	if ok {
+		if c.base, err = f.Hub.reader.baseUpTo(ctx, id); err == nil {
+			err = f.Hub.reachedPlace(ctx, &c.base.positions)
 		}
 	}
-	return p
+	switch {
+	case gone(err):
+		c.expired = true
+		return nil
+	case err != nil:
+		f.log().Warn("A client cannot be sent what was appended after its Consistency-Token now.", "err", err)
+	case f.Hub.coveredAfter(ctx, c):
+		return nil
+	}
+	return httpapi.Unavailable("unavailable", "The feed cannot read its history back to the Consistency-Token now, or has not yet.", time.Second)
+}
+
+// baseOf returns the position that a token names in the log of the bases.
+func (h *Hub) baseOf(after eventlog.Token) (id int64, ok bool) {
+	h.mu.Lock()
+	partitions := h.at.partitions
+	h.mu.Unlock()
+	if partitions == 0 {
+		return 0, false
+	}
+	id, ok = after[eventlog.FeedBases(int32(partitions))]
+	return id, ok
+}
+
+// beginning returns where a client begins that has seen what its token names: in each log
+// that it names there, and in all others where its base was. Without a base it is the
+// present in these. It is called with mu held.
+func (h *Hub) beginning(c *connecting) positions {
+	at := h.at.clone()
+	if c.base != nil {
+		at = c.base.clone()
+	}
+	for tp, o := range c.after {
+		if l := at.log(tp); l != noLog {
+			at.done[l] = min(o, h.at.done[l])
+		}
+	}
+	return at
+}
+
+// beginAfter lets a connection begin after its token. If it cannot, it returns the reason of
+// the feed:reset.
+func (h *Hub) beginAfter(s *subscriber, c connecting) (why string) {
+	if c.expired || c.base != nil && c.base.partitions != h.at.partitions {
+		return resetExpired
+	}
+	relative := h.base
+	if c.base != nil {
+		relative = c.base
+	}
+	at := h.beginning(&c)
+	first := at.clone() // in each log, the earlier one of the two
+	for l, o := range relative.done {
+		first.done[l] = min(first.done[l], o)
+	}
+	if !h.index.covers(&at) {
+		return resetExpired
+	}
+	// Where its rooms have no records between the two, the base stands for the client's place.
+	p := newPlace(relative)
+	for _, r := range h.find(&first, slices.Concat(s.own, s.joined)...) {
+		l := r.log()
+		if at.done[l] != relative.done[l] && r.offset() <= max(at.done[l], relative.done[l]) {
+			p.set(l, at.done[l])
+		}
+	}
+	return h.resume(s, c, p, true)
 }
 
 // coveredAfter is covered for a client that begins at a token.
-func (h *Hub) coveredAfter(ctx context.Context, after eventlog.Token) bool {
+func (h *Hub) coveredAfter(ctx context.Context, c *connecting) bool {
 	h.mu.Lock()
-	if !h.ready || h.draining {
+	if !h.ready || h.draining || c.base != nil && c.base.partitions != h.at.partitions {
 		h.mu.Unlock()
 		return true
 	}
-	at := h.at.clone()
+	at := h.beginning(c)
 	h.mu.Unlock()
-	for tp, o := range after {
-		if l := at.log(tp); l != noLog {
-			at.done[l] = min(at.done[l], o)
-		}
-	}
 	return h.covered(ctx, &at)
+}
+
+// find returns the records after from that the rooms have, as far as the index reaches. It
+// is called with mu held.
+func (h *Hub) find(from *positions, names ...string) []record {
+	var hashes []uint32
+	for _, room := range names {
+		hashes = append(hashes, h.index.hash(room))
+	}
+	records := h.index.head.find(hashes, from)
+	if !within(h.index.head.begin, from.done) {
+		older, _ := find(h.index.parts, hashes, from, 1<<62)
+		records = append(older, records...)
+	}
+	return records
 }
 
 // changes returns the logs in which the rooms have had messages since the base, with the
 // offset of the last record.
 func (h *Hub) changes(names ...string) []change {
-	from := h.base.positions
-	var hashes []uint32
-	for _, room := range names {
-		hashes = append(hashes, h.index.hash(room))
-	}
-	records := h.index.head.find(hashes, &from)
-	if !within(h.index.head.begin, from.done) {
-		older, _ := find(h.index.parts, hashes, &from, 1<<62)
-		records = append(older, records...)
-	}
+	records := h.find(&h.base.positions, names...)
 	last := map[int]int64{}
 	for _, r := range records {
 		last[r.log()] = max(last[r.log()], r.offset())

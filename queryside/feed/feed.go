@@ -106,7 +106,7 @@ func (f *Feed) Routes(api *httpapi.API) {
 			query("cursor", "The cursor of the last message that was received: the first message is feed:resumed, then what was missed, or feed:reset."),
 			{Name: "room", In: "query", Description: "Rooms to join beside those of the token.", Explode: &explode, Schema: &huma.Schema{Type: huma.TypeArray, MaxItems: &most,
 				Items: &huma.Schema{Type: huma.TypeString, Pattern: rooms.Pattern}}},
-			{Name: "Consistency-Token", In: "header", Description: "The feed waits until it has passed it. Without a cursor, the feed begins with what is after it, in the logs that it names.", Schema: &huma.Schema{Type: huma.TypeString}},
+			{Name: "Consistency-Token", In: "header", Description: "The feed waits until it has passed it. Without a cursor, the feed begins with what is after it. The token of a command names the logs of its aggregate only; in all others the feed begins at the present.", Schema: &huma.Schema{Type: huma.TypeString}},
 		}
 	}
 	errs := []int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusUnprocessableEntity, http.StatusTooManyRequests, http.StatusServiceUnavailable}
@@ -170,10 +170,8 @@ func (f *Feed) session(r *http.Request, actor domain.Actor, expires time.Time, c
 		return nil, refused
 	}
 	if after != nil && cursor == "" {
-		ctx, cancel := context.WithTimeout(r.Context(), tokenWait)
-		defer cancel()
-		if !f.Hub.coveredAfter(ctx, after) {
-			return nil, httpapi.Unavailable("unavailable", "The feed is still reading its history back to the Consistency-Token.", time.Second)
+		if err := f.findAfter(r.Context(), &c); err != nil {
+			return nil, err
 		}
 	}
 	if cursor != "" {

@@ -194,6 +194,26 @@ func (r *reader) base(ctx context.Context, id int64) (*base, error) {
 	return r.readBase(ctx, strconv.FormatInt(id, 10), func(ctx context.Context) (eventlog.FeedBase, error) { return r.history.Base(ctx, id) })
 }
 
+// baseUpTo returns the newest base with this id or a lower one. Of an id that is not below
+// the hub's own base, that base is as good: what an older one has, was published before.
+func (r *reader) baseUpTo(ctx context.Context, id int64) (*base, error) {
+	r.mu.Lock()
+	found := r.bases[id]
+	if r.current != nil && r.current.id != eventlog.NoFeedBase && r.current.id <= id {
+		found = r.current
+	}
+	for _, b := range r.bases { // the hub's own bases follow one another closely
+		if b.epoch > 0 && b.id <= id && (found == nil || found.id < b.id) {
+			found = b
+		}
+	}
+	r.mu.Unlock()
+	if found != nil {
+		return found, nil
+	}
+	return r.readBase(ctx, "up to "+strconv.FormatInt(id, 10), func(ctx context.Context) (eventlog.FeedBase, error) { return r.history.BaseUpTo(ctx, id) })
+}
+
 // readBase reads a base from the log. All who need the same one at the same time, which
 // the name tells, share one reading.
 func (r *reader) readBase(ctx context.Context, name string, read func(context.Context) (eventlog.FeedBase, error)) (*base, error) {

@@ -380,7 +380,8 @@ func (h *Hub) tell(s *subscriber, head []byte, joined []change) {
 
 // token returns the Consistency-Token of what has been published: a query that has passed
 // it answers everything that the feed has sent, or will not send. A room of an order needs
-// the logs of the order only. "": nothing has been published.
+// the logs of the order only. The base stands for all logs that the token leaves out, if a
+// feed begins after it (eventlog.FeedBases).
 func (h *Hub) token(room string) string {
 	id, ofOrder := rooms.OrderID(room)
 	partition := eventlog.PartitionFor(id, int32(h.at.partitions))
@@ -390,6 +391,9 @@ func (h *Hub) token(room string) string {
 		if o >= 0 && eventlog.IsAggregate(tp.Topic) && (!ofOrder || tp.Partition == partition) {
 			at = append(at, eventlog.Position{TopicPartition: tp, Offset: o})
 		}
+	}
+	if h.base.id != eventlog.NoFeedBase {
+		at = append(at, eventlog.Position{TopicPartition: eventlog.FeedBases(int32(h.at.partitions)), Offset: h.base.id})
 	}
 	return h.cfg.LogID.Format(eventlog.TokenString(at))
 }

@@ -17,6 +17,7 @@ import (
 	"tomato/commandside/gateway"
 	"tomato/commandside/policies"
 	"tomato/commandside/shard"
+	"tomato/eventlog"
 	"tomato/eventlog/consumer"
 	"tomato/eventlog/consumer/parked"
 	"tomato/projections/realtime"
@@ -132,7 +133,12 @@ func (s *Server) startQueries(context.Context) error {
 	}
 	s.onStop(func(context.Context) error { client.Close(); return nil })
 	adm := kadm.NewClient(client)
-	q := &queryside.Side{DB: s.db.query, Models: s.models, Keys: s.keys, LogID: s.logID, PositionMaxAge: time.Duration(s.config.PositionAge)}
+	feedEnd := eventlog.NewFeedEnd(int32(s.config.Partitions))
+	s.background("end of the feed's bases", func(ctx context.Context) error {
+		feedEnd.Follow(ctx, client)
+		return nil
+	})
+	q := &queryside.Side{DB: s.db.query, Models: s.models, Keys: s.keys, LogID: s.logID, FeedEnd: feedEnd, PositionMaxAge: time.Duration(s.config.PositionAge)}
 	q.Routes(s.api)
 	s.operations.DeadLetters = &parked.DeadLetters{DB: s.db.query, Kafka: s.kafka, Skip: s.models.SkipLetter}
 	s.operations.ReadModels, s.operations.Projections = s.models, s.models
