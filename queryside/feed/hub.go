@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
 
 	"tomato/domain"
 	"tomato/domain/rooms"
@@ -49,6 +50,11 @@ type HubConfig struct {
 	// MaxRooms is how many rooms a connection may join beside those of its token.
 	// They are in its cursors. Default: 64; at most 255.
 	MaxRooms int
+	// ReplayBytes is how many bytes of messages the replays of all clients may hold together,
+	// and how many may wait in all queues before a client that comes back has to be sent what
+	// it missed by a replay. Clients take turns in the order in which they came. Default: 64
+	// MiB.
+	ReplayBytes int
 	// DrainSpread is the time over which clients are asked to come back whose connections
 	// the hub ends together: when it drains or begins anew. Each is advised another wait. 0:
 	// they are advised none.
@@ -66,6 +72,7 @@ func (c *HubConfig) defaults() {
 	c.IndexBytes = cmp.Or(c.IndexBytes, 256<<20)
 	c.IndexAge = cmp.Or(c.IndexAge, 24*time.Hour)
 	c.MaxConnections = cmp.Or(c.MaxConnections, 50_000)
+	c.ReplayBytes = cmp.Or(c.ReplayBytes, 64<<20)
 	c.PositionEvery = cmp.Or(c.PositionEvery, time.Second)
 	c.MaxRooms = min(cmp.Or(c.MaxRooms, 64), maxCursorRooms)
 }
@@ -98,6 +105,7 @@ type Hub struct {
 	metrics *hubMetrics
 	cursors *cursors
 	reader  *reader
+	replays *semaphore.Weighted // of ReplayBytes; it serves in the order of requests
 
 	mu       sync.Mutex // guards all below, and the fields of a subscriber that name it
 	ready    bool
@@ -134,6 +142,7 @@ func NewHub(cfg HubConfig) (*Hub, error) {
 	h := &Hub{cfg: cfg, metrics: m, subs: map[*subscriber]struct{}{}, users: map[user]int{}, rooms: map[string]map[*subscriber]struct{}{},
 		cursors: newCursors(cfg.Key), reader: newReader(), opened: make(chan struct{}), grown: make(chan struct{}), gone: make(chan struct{})}
 	h.reader.history = cfg.History
+	h.replays = semaphore.NewWeighted(int64(cfg.ReplayBytes))
 	return h, nil
 }
 

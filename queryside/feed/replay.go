@@ -23,12 +23,13 @@ type replay struct {
 	present map[string]*presence // for a rider, by room of an order
 	orders  map[string]int64     // see connecting
 	silent  bool                 // the client began at a token: there is no feed:resumed
+	batch   int                  // how many records are read at a time
 	told    bool                 // feed:resumed was sent
 	begun   bool                 // present is known
 }
 
 func (h *Hub) newReplay(s *subscriber, from positions, orders map[string]int64) *replay {
-	r := &replay{from: from, came: from.clone(), rooms: slices.Concat(s.own, s.joined), orders: orders}
+	r := &replay{from: from, came: from.clone(), batch: batchRecords, rooms: slices.Concat(s.own, s.joined), orders: orders}
 	for _, room := range r.rooms {
 		r.hashes = append(r.hashes, h.index.hash(room))
 	}
@@ -130,11 +131,32 @@ func (r *replay) learn() {
 	}
 }
 
+// alwaysQueued is how many bytes of what a client missed are queued at once, however many
+// wait in all queues.
+const alwaysQueued = 16 << 10
+
+// share is how many bytes of the messages of a replay a client may hold at a time.
+func (h *Hub) share() int { return min(1<<20, h.cfg.ReplayBytes/2) }
+
+// fitting returns the first of the records, and as many more as fit into the share, with the
+// bytes that their messages take.
+func (h *Hub) fitting(all missed) (fit missed, size int) {
+	n := 0
+	for ; n < len(all.records); n++ {
+		more := messagesSize(all.messages[n])
+		if n > 0 && size+more > h.share() {
+			break
+		}
+		size += more
+	}
+	return missed{all.records[:n], slices.Clone(all.messages[:n])}, size
+}
+
 // goLive queues what the client has still missed and puts it into its rooms: from then on
 // everything that is published there is in its queue. It does nothing and returns false
 // if that is not in memory or is more than may be queued. It is called with mu held.
 func (h *Hub) goLive(s *subscriber, r *replay) bool {
-	all, ok := h.recentlyMissed(r, s.limit/2)
+	all, ok := h.recentlyMissed(r, min(s.limit/2, max(alwaysQueued, h.cfg.ReplayBytes-int(h.metrics.queued.Load()))))
 	if !ok {
 		return false
 	}
@@ -275,24 +297,14 @@ func (h *Hub) replay(ctx context.Context, s *subscriber, write func([]item) erro
 			r.told = true
 		}
 		for len(records) > 0 && !s.ended() {
-			n := min(len(records), batchRecords)
-			read, err := h.read(ctx, records[:n])
-			if err != nil {
-				return h.replayFailed(ctx, s, err)
-			}
-			items := r.take(s, read)
-			if !r.told && !r.silent {
-				h.mu.Lock()
-				first := h.resumed(len(items))
-				h.mu.Unlock()
-				items = slices.Insert(items, 0, first)
-				r.told = true
-			}
-			h.metrics.messages.Add(float64(len(items)))
-			if err := write(items); err != nil {
+			sent, failed, err := h.replayBatch(ctx, s, records[:min(len(records), r.batch)], write)
+			switch {
+			case failed != nil:
+				return h.replayFailed(ctx, s, failed)
+			case err != nil:
 				return err
 			}
-			records = records[n:]
+			records = records[sent:]
 		}
 		if len(records) > 0 {
 			break
@@ -309,6 +321,43 @@ func (h *Hub) replay(ctx context.Context, s *subscriber, write func([]item) erro
 		}
 	}
 	return nil
+}
+
+// replayBatch sends a client the messages of the first of these records, as many as fit into
+// its share of the bytes of all replays. It waits for the share in the order of the
+// requests, and holds it while it reads and writes: a client that takes long to read holds
+// up others by one write at most. failed is an error of reading, err one of write or ctx.
+func (h *Hub) replayBatch(ctx context.Context, s *subscriber, records []record, write func([]item) error) (sent int, failed, err error) {
+	r, held := s.replay, int64(h.share())
+	if err := h.replays.Acquire(ctx, held); err != nil {
+		return 0, nil, err
+	}
+	defer func() { h.replays.Release(held) }()
+	if s.ended() {
+		return 0, nil, nil
+	}
+	read, failed := h.read(ctx, records)
+	if failed != nil {
+		return 0, failed, nil
+	}
+	read, size := h.fitting(read)
+	if r.batch = len(read.records); len(read.records) == len(records) {
+		r.batch = min(2*max(r.batch, 1), batchRecords)
+	}
+	if unused := held - int64(size); unused > 0 {
+		h.replays.Release(unused)
+		held -= unused
+	}
+	items := r.take(s, read)
+	if !r.told && !r.silent {
+		h.mu.Lock()
+		first := h.resumed(len(items))
+		h.mu.Unlock()
+		items = slices.Insert(items, 0, first)
+		r.told = true
+	}
+	h.metrics.messages.Add(float64(len(items)))
+	return len(read.records), nil, write(items)
 }
 
 // announce returns feed:resumed for a client that has missed much: count is then the

@@ -175,6 +175,65 @@ func TestAResumingRiderHearsAnOrdersRoomWhileTheOrderWasTheirs(t *testing.T) {
 	}
 }
 
+// The same where what was missed is no longer in memory and is read from the log: each
+// message, also one that was emitted to the room, is for the rider if the order was theirs
+// at that time. Who has lost the order is out of the room, and does not come back into it
+// with any cursor.
+func TestAReplayFromTheLogHasTheRightsOfEachMessage(t *testing.T) {
+	t.Parallel()
+	emit := func(name string) logged { return logged{tp: feed0, all: emitted(name)} }
+	on := func(version int64, rider string, change func(*rooms.Message)) logged {
+		return logged{tp: orders0, all: ofOrder(version, rider, change)}
+	}
+	for name, c := range map[string]struct {
+		steps  []logged
+		orders map[string]int64 // what the read model says
+		want   string
+		in     bool // the room, afterwards
+	}{
+		"still theirs":        {[]logged{emit("a")}, map[string]int64{"order:o1": 7}, "feed:resumed a", true},
+		"dropped":             {[]logged{emit("a"), on(8, "k1", unassigned), emit("b")}, nil, "feed:resumed a order:update feed:error:not_allowed", false},
+		"dropped and others'": {[]logged{emit("a"), on(8, "k1", unassigned), emit("b"), on(9, "k2", assigned), emit("c")}, nil, "feed:resumed a order:update feed:error:not_allowed", false},
+		"dropped and theirs":  {[]logged{emit("a"), on(8, "k1", unassigned), emit("b"), on(9, "k1", assigned), emit("c")}, map[string]int64{"order:o1": 9}, "feed:resumed a order:update order:update c", true},
+		"delivered":           {[]logged{emit("a"), on(8, "k1", nil), emit("b")}, map[string]int64{"order:o1": 8}, "feed:resumed a order:update b", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			next := map[eventlog.TopicPartition]int64{}
+			for i := range c.steps {
+				c.steps[i].offset = next[c.steps[i].tp]
+				next[c.steps[i].tp]++
+			}
+			l := newTestLog([][]logged{c.steps})
+			h := openHub(t, HubConfig{RecentBytes: 1, History: l}, 1)
+			_, before, _ := h.open(k1, []string{"order:o1"}, "")
+			for _, s := range c.steps {
+				h.Publish(s.tp, s.offset, time.Now(), s.all)
+			}
+			s, _, err := h.connectAndReplay(connecting{actor: k1, cursor: h.parse(before, k1), orders: c.orders})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := names(t, s); got != c.want || l.reads == 0 {
+				t.Errorf("was told %s, after %d reads of the log", got, l.reads)
+			}
+			h.ping(s)
+			after := received(t, s)[0].Cursor
+			again, _, err := h.connectAndReplay(connecting{actor: k1, cursor: h.parse(after, k1), orders: c.orders})
+			if err != nil {
+				t.Fatal(err)
+			}
+			names(t, again)
+			h.Publish(feed0, next[feed0], time.Now(), emitted("later"))
+			for _, s := range []*subscriber{s, again} {
+				if got := names(t, s); (got == "later") != c.in {
+					t.Errorf("is in the room: %q", got)
+				}
+			}
+		})
+	}
+}
+
 // A client that must reload is in no room that it may not be in, either.
 func TestAResetLeavesARiderOutOfOthersRooms(t *testing.T) {
 	t.Parallel()

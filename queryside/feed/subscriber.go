@@ -5,9 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"tomato/domain"
 )
@@ -112,7 +111,7 @@ type subscriber struct {
 	actor   domain.Actor
 	wake    chan struct{} // holds one: there is something to take
 	limit   int           // bytes
-	total   prometheus.Gauge
+	total   *atomic.Int64 // bytes that wait for all connections
 	cursors *cursors
 
 	// These are the writer's, once the connection is made.
@@ -266,7 +265,7 @@ func (s *subscriber) end(c *closing, drop bool) {
 
 func (s *subscriber) count(n int) {
 	s.bytes += n
-	s.total.Add(float64(n))
+	s.total.Add(int64(n))
 }
 
 func (s *subscriber) signal() {
