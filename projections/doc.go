@@ -81,9 +81,7 @@
 //	orders.go           a read model; also payments.go, restaurants.go, riders.go
 //	rider_positions.go  what the riders have beside a fold: positions and free riders
 //	riders_upkeep.go    keeps searches for riders fast: old positions, dead rows
-//	apply.go            how a batch of events becomes rows
-//	cache.go            the rows that were written last, so that they need not be read
-//	table.go            the rows of aggregates, and the statements that read and write them
+//	table.go            how a batch of events becomes rows
 //	skipped.go          which events are skipped
 //	text.go             values as text, for statements and COPY
 //	foldversion.go      generated: the versions of the folds that make the rows

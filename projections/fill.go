@@ -89,16 +89,16 @@ func (f *aggregateFiller[S, E]) flush(ctx context.Context, tx pgx.Tx) error {
 			return err
 		}
 	}
-	// Rows that the table has already are updated. All others are written by COPY.
+	// Rows that the table has already are upserted. All others are written by COPY.
 	batch := &pgx.Batch{}
 	stored := map[string]*folded[S]{}
 	maps.Copy(stored, f.rows)
-	maps.DeleteFunc(stored, func(_ string, r *folded[S]) bool { return r.row == 0 })
-	f.queueRows(batch, f.schema, stored)
+	maps.DeleteFunc(stored, func(_ string, r *folded[S]) bool { return !r.stored })
+	f.queueUpsert(batch, f.schema, stored)
 	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
 		return err
 	}
-	maps.DeleteFunc(f.rows, func(_ string, r *folded[S]) bool { return r.row > 0 })
+	maps.DeleteFunc(f.rows, func(_ string, r *folded[S]) bool { return r.stored })
 	var lines bytes.Buffer
 	cells := make([]string, 3+len(f.columns))
 	for _, r := range sorted(f.rows) {

@@ -5,8 +5,8 @@ package projections
 // foldVersions are the versions of the folds by read model: hashes of the source that
 // the rows depend on, without its comments. See FoldVersion.
 var foldVersions = map[string]string{
-	"orders":      "6c487d7c05ddc827",
-	"payments":    "e43f66fd79f7570b",
-	"restaurants": "013f3e9b265ed085",
-	"riders":      "b9cb8c916622206a",
+	"orders":      "1b0430e1f9756f10",
+	"payments":    "f37566ffd9a25b87",
+	"restaurants": "7f771a1ec2933e96",
+	"riders":      "45f00d9d8c3343c3",
 }

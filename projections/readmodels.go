@@ -186,7 +186,8 @@ func (m *ReadModels) makeTables(ctx context.Context, g Generation) error {
 
 // Consumer returns the consumer that keeps a generation up to date.
 func (g Generation) Consumer() consumer.Consumer {
-	return consumer.Consumer{Name: g.Model, Generation: g.Number, Topics: Topics(g.Model), Rows: newRowWriter(g).write}
+	w := &rowWriter{model: g.Model, tables: registry[g.Model].tables, g: g}
+	return consumer.Consumer{Name: g.Model, Generation: g.Number, Topics: Topics(g.Model), Rows: w.write}
 }
 
 // Project keeps generations up to date until ctx ends: those of this process's folds that

@@ -35,12 +35,8 @@ import (
 // when a rider is erased. A record that is not a valid position is skipped and counted.
 type riderPositions struct{}
 
-func (riderPositions) writer(g Generation) writer { return positionsWriter{schema: g.Schema()} }
-
-// positionsWriter writes positions to rider_positions.
-type positionsWriter struct{ schema string }
-
-func (w positionsWriter) apply(ctx context.Context, tx pgx.Tx, events []eventlog.Event) error {
+func (riderPositions) apply(ctx context.Context, tx pgx.Tx, g Generation, events []eventlog.Event) error {
+	schema := g.Schema()
 	latest, now := make(map[string]rider.Position, len(events)), time.Now()
 	var gone []string // riders with a tombstone; latest has what came after it
 	for i := range events {
@@ -77,10 +73,10 @@ func (w positionsWriter) apply(ctx context.Context, tx pgx.Tx, events []eventlog
 			lngs[i], lats[i], times[i] = &p.Location.Lng, &p.Location.Lat, &p.RecordedAt
 		}
 	}
-	_, err := tx.Exec(ctx, `INSERT INTO `+w.schema+`.rider_positions AS p (rider_id, location, recorded_at)
+	_, err := tx.Exec(ctx, `INSERT INTO `+schema+`.rider_positions AS p (rider_id, location, recorded_at)
 		SELECT u.id, ST_MakePoint(u.lng, u.lat)::geography, u.at
 		FROM unnest($1::text[], $2::float8[], $3::float8[], $4::timestamptz[]) AS u(id, lng, lat, at)
-		WHERE u.at IS NOT NULL OR EXISTS (SELECT FROM `+w.schema+`.rider_positions old WHERE old.rider_id = u.id OFFSET 0)
+		WHERE u.at IS NOT NULL OR EXISTS (SELECT FROM `+schema+`.rider_positions old WHERE old.rider_id = u.id)
 		ON CONFLICT (rider_id) DO UPDATE SET location = EXCLUDED.location, recorded_at = EXCLUDED.recorded_at, stale = false
 		WHERE p.recorded_at IS NULL OR p.recorded_at <= EXCLUDED.recorded_at OR p.recorded_at > $5 OR p.rider_id = ANY ($6)`,
 		ids, lngs, lats, times, now.Add(rider.MaxAhead), gone)
@@ -89,13 +85,12 @@ func (w positionsWriter) apply(ctx context.Context, tx pgx.Tx, events []eventlog
 
 // keepFreeRiders is the hook after of the table riders. It copies into rider_positions
 // who is eligible, of the riders whose rows have been written. A rider whose row has gone
-// is not eligible any more; that happens if the rider's first event is skipped. OFFSET 0
-// means the same as in updateSQL.
+// is not eligible any more; that happens if the rider's first event is skipped.
 func keepFreeRiders(batch *pgx.Batch, schema string, ids []string) {
 	batch.Queue(`INSERT INTO `+schema+`.rider_positions AS p (rider_id, name, eligible)
 		SELECT u.id, r.name, coalesce(r.eligible, false)
-		FROM unnest($1::text[]) WITH ORDINALITY AS u(id, n) LEFT JOIN LATERAL (SELECT id, name, eligible FROM `+schema+`.riders WHERE id = u.id OFFSET 0) r ON true
-		WHERE r.id IS NOT NULL OR EXISTS (SELECT FROM `+schema+`.rider_positions old WHERE old.rider_id = u.id OFFSET 0) ORDER BY u.n
+		FROM unnest($1::text[]) WITH ORDINALITY AS u(id, n) LEFT JOIN `+schema+`.riders r ON r.id = u.id
+		WHERE r.id IS NOT NULL OR EXISTS (SELECT FROM `+schema+`.rider_positions old WHERE old.rider_id = u.id) ORDER BY u.n
 		ON CONFLICT (rider_id) DO UPDATE SET name = EXCLUDED.name, eligible = EXCLUDED.eligible
 		WHERE (p.name, p.eligible) IS DISTINCT FROM (EXCLUDED.name, EXCLUDED.eligible)`, ids)
 }

@@ -12,29 +12,51 @@ import (
 
 	"tomato/domain"
 	"tomato/eventlog"
-	"tomato/eventlog/consumer"
 )
 
-// A table is what the events of one topic are written to. It is safe for concurrent use.
-type table interface {
-	// writer returns what writes events to the generation g.
-	writer(g Generation) writer
+// A rowWriter is the handler of the consumer of one generation. It is safe for
+// concurrent use.
+type rowWriter struct {
+	model  string
+	tables map[string]table // by topic
+	g      Generation
 }
 
-// A writer writes the events of one topic to the rows of one generation. It is safe for
-// concurrent use.
-type writer interface {
-	// apply writes events, those of each partition in offset order, within tx.
-	apply(ctx context.Context, tx pgx.Tx, events []eventlog.Event) error
+// write writes events, those of each partition in offset order, to the generation's
+// tables within tx. It fails with eventlog.ErrUnavailable if the generation was dropped and
+// its consumer has not noticed yet: nothing is wrong with the events then.
+func (w *rowWriter) write(ctx context.Context, tx pgx.Tx, events []eventlog.Event) error {
+	for len(events) > 0 {
+		n := 1
+		for n < len(events) && events[n].Topic == events[0].Topic {
+			n++
+		}
+		t := w.tables[events[0].Topic]
+		if t == nil {
+			return eventlog.Poison(fmt.Errorf("%s is no topic of %s", events[0].Topic, w.model))
+		}
+		if err := t.apply(ctx, tx, w.g, events[:n]); err != nil {
+			if undefined(err) {
+				return eventlog.Unavailable(err)
+			}
+			return err
+		}
+		events = events[n:]
+	}
+	return nil
+}
+
+// A table writes the events of one topic to rows. It is safe for concurrent use.
+type table interface {
+	// apply writes events, those of each partition in offset order, to the generation g
+	// within tx.
+	apply(ctx context.Context, tx pgx.Tx, g Generation, events []eventlog.Event) error
 }
 
 // A foldedTable is a table whose rows can be folded from the log again. A rebuild
 // fills it. The other tables are copied, see readModel.copyUnfolded.
 type foldedTable interface {
 	table
-	// apply writes events, those of each partition in offset order, to the generation g
-	// within tx. It reads all rows.
-	apply(ctx context.Context, tx pgx.Tx, g Generation, events []eventlog.Event) error
 	// filler begins the fold of one partition for a rebuild, or goes on with one that
 	// has begun: then the table may have rows of the partition. skipped are the skipped
 	// events of the read model. Aggregates before historyFrom get no history.
@@ -86,11 +108,8 @@ type folded[S any] struct {
 	id      string
 	version int64
 	state   S
-	row     int64  // the version of its row in the database; 0: there is none
-	xmin    uint32 // of that row: the transaction that has written it
-	cached  bool   // it was taken from a cache, so the database may have another row
-	dirty   bool   // it has changed since it was loaded
-	text    string // the state as it was written last
+	stored  bool // the database has a row of it
+	dirty   bool // it has changed since it was loaded
 }
 
 // step folds one event into f. It fails with eventlog.ErrPoison if the event does
@@ -134,6 +153,39 @@ func (a *aggregates[S, E]) take(f *folded[S], e *eventlog.Event, skipped *skips)
 // maxIndexed is how many bytes of text an index of the tables takes at most.
 const maxIndexed = 2000
 
+func (a *aggregates[S, E]) apply(ctx context.Context, tx pgx.Tx, g Generation, events []eventlog.Event) error {
+	schema := g.Schema()
+	rows := make(map[string]*folded[S], len(events))
+	ids := make([]string, 0, len(events))
+	for i := range events {
+		id := events[i].Subject
+		if _, ok := rows[id]; !ok {
+			rows[id] = nil
+			ids = append(ids, id)
+		}
+	}
+	var skipped skips
+	load := &pgx.Batch{}
+	load.Queue(a.loadSQL(schema), ids).Query(func(found pgx.Rows) error { return a.loaded(found, schema, rows, ids...) })
+	load.Queue(skipsSQL, g.Model, ids).Query(func(found pgx.Rows) error { return skipped.loaded(found) })
+	if err := tx.SendBatch(ctx, load).Close(); err != nil {
+		return err
+	}
+	for i := range events {
+		if _, err := a.take(rows[events[i].Subject], &events[i], &skipped); err != nil {
+			return err
+		}
+	}
+	batch := &pgx.Batch{}
+	a.queueUpsert(batch, schema, rows)
+	if a.after != nil {
+		slices.Sort(ids)
+		a.after(batch, schema, ids)
+	}
+	a.queueHistory(batch, g, skipped.without(events))
+	return tx.SendBatch(ctx, batch).Close()
+}
+
 // load puts the aggregates of ids into rows. An aggregate that has no row in the
 // table begins at version 0.
 func (a *aggregates[S, E]) load(ctx context.Context, db querier, schema string, rows map[string]*folded[S], ids ...string) error {
@@ -146,7 +198,7 @@ func (a *aggregates[S, E]) load(ctx context.Context, db querier, schema string, 
 
 // loadSQL returns the statement whose rows loaded takes. Its argument are the ids.
 func (a *aggregates[S, E]) loadSQL(schema string) string {
-	return `SELECT id, version, state, xmin FROM ` + schema + `.` + a.table + ` WHERE id = ANY($1)`
+	return `SELECT id, version, state FROM ` + schema + `.` + a.table + ` WHERE id = ANY($1)`
 }
 
 // loaded is load with the rows that were found.
@@ -157,10 +209,9 @@ func (a *aggregates[S, E]) loaded(found pgx.Rows, schema string, rows map[string
 	var id string
 	var version int64
 	var state []byte
-	var xmin uint32
-	_, err := pgx.ForEachRow(found, []any{&id, &version, (*pgtype.DriverBytes)(&state), &xmin}, func() error {
+	_, err := pgx.ForEachRow(found, []any{&id, &version, (*pgtype.DriverBytes)(&state)}, func() error {
 		f := rows[id]
-		f.version, f.row, f.xmin = version, version, xmin
+		f.version, f.stored = version, true
 		if err := domain.DecodeJSON(state, &f.state); err != nil {
 			return eventlog.Poison(fmt.Errorf("%s.%s %s has a state that cannot be read: %w", schema, a.table, id, err))
 		}
@@ -187,115 +238,48 @@ func sorted[S any](rows map[string]*folded[S]) []*folded[S] {
 	return dirty
 }
 
-// insertSQL returns the statement that inserts rows which the database does not have. Its
-// arguments are arrays of the ids, the versions and the states, and one array of text per
-// column. It returns a line for each row that it has inserted.
-func (a *aggregates[S, E]) insertSQL(schema string) string {
-	var names, values strings.Builder
+// upsertSQL returns the statement that writes rows. Its arguments are arrays of
+// the ids, the versions and the states, and one array of text per column.
+func (a *aggregates[S, E]) upsertSQL(schema string) string {
+	var names, values, sets strings.Builder
 	for i, c := range a.columns {
 		fmt.Fprintf(&names, ", %s", c.name)
 		fmt.Fprintf(&values, ", u.c%d::%s", i, c.cast)
+		fmt.Fprintf(&sets, ", %s = EXCLUDED.%s", c.name, c.name)
+	}
+	var from, as strings.Builder
+	for i := range a.columns {
+		fmt.Fprintf(&from, ", $%d::text[]", i+4)
+		fmt.Fprintf(&as, ", c%d", i)
 	}
 	return `INSERT INTO ` + schema + `.` + a.table + ` (id, version, state` + names.String() + `)
-		SELECT u.id, u.version, u.state` + values.String() + ` FROM ` + a.unnest() + `
-		ON CONFLICT (id) DO NOTHING RETURNING xmin`
+		SELECT u.id, u.version, u.state` + values.String() + `
+		FROM unnest($1::text[], $2::bigint[], $3::text[]` + from.String() + `) AS u(id, version, state` + as.String() + `)
+		ON CONFLICT (id) DO UPDATE SET version = EXCLUDED.version, state = EXCLUDED.state` + sets.String()
 }
 
-// updateSQL returns the statement that updates rows. Its arguments are those of insertSQL,
-// and arrays of the versions and of the xmins that the rows have. It returns a line for
-// each row that it has updated, and leaves the others as they are.
-//
-// OFFSET 0 keeps the search for one row by its key a part of its own, so that Postgres has
-// no other plan for it, however few rows the table has when the plan is made. The row is
-// then updated where it was found. If it was changed since, it is somewhere else.
-func (a *aggregates[S, E]) updateSQL(schema string) string {
-	var sets strings.Builder
-	for i, c := range a.columns {
-		fmt.Fprintf(&sets, ", %s = u.c%d::%s", c.name, i, c.cast)
+// queueUpsert queues the statement that writes the changed rows, if there are any.
+func (a *aggregates[S, E]) queueUpsert(batch *pgx.Batch, schema string, rows map[string]*folded[S]) {
+	dirty := sorted(rows)
+	if len(dirty) == 0 {
+		return
 	}
-	return `UPDATE ` + schema + `.` + a.table + ` t SET version = u.version, state = u.state` + sets.String() + `
-		FROM ` + a.unnest("bigint", "xid") + `
-		CROSS JOIN LATERAL (SELECT f.ctid AS place FROM ` + schema + `.` + a.table + ` f WHERE f.id = u.id AND f.version = u.p0 AND f.xmin = u.p1 OFFSET 0) found
-		WHERE t.ctid = found.place RETURNING t.xmin`
-}
-
-// unnest returns the arguments of insertSQL, and further arrays of these types, as rows of
-// a table u. The further columns are p0, p1 and so on.
-func (a *aggregates[S, E]) unnest(further ...string) string {
-	arrays, names := []string{"$1::text[]", "$2::bigint[]", "$3::text[]"}, []string{"id", "version", "state"}
-	add := func(name, kind string) {
-		names, arrays = append(names, name), append(arrays, fmt.Sprintf("$%d::%s[]", len(arrays)+1, kind))
+	ids, versions, states := make([]string, len(dirty)), make([]int64, len(dirty)), make([]string, len(dirty))
+	columns := make([][]string, len(a.columns))
+	for i := range columns {
+		columns[i] = make([]string, len(dirty))
 	}
-	for i := range a.columns {
-		add(fmt.Sprintf("c%d", i), "text")
-	}
-	for i, kind := range further {
-		add(fmt.Sprintf("p%d", i), kind)
-	}
-	return `unnest(` + strings.Join(arrays, ", ") + `) AS u(` + strings.Join(names, ", ") + `)`
-}
-
-// queueRows queues the statements that write the changed rows, if there are any. The batch
-// fails with consumer.ErrOutdated if the database has other rows than these were folded
-// from: a row that is written has the version and the xmin that it had when it was read or
-// written last, or it is new. Otherwise the rows have their new versions and xmins once
-// the batch is done.
-func (a *aggregates[S, E]) queueRows(batch *pgx.Batch, schema string, rows map[string]*folded[S]) {
-	var old, fresh []*folded[S]
-	for _, f := range sorted(rows) {
-		if f.row > 0 {
-			old = append(old, f)
-		} else {
-			fresh = append(fresh, f)
+	for i, f := range dirty {
+		ids[i], versions[i], states[i] = f.id, f.version, marshal(&f.state)
+		for j := range a.columns {
+			columns[j][i] = a.columns[j].value(&f.state)
 		}
 	}
-	if len(old) > 0 {
-		were, xmins := make([]int64, len(old)), make([]uint32, len(old))
-		for i, f := range old {
-			were[i], xmins[i] = f.row, f.xmin
-		}
-		batch.Queue(a.updateSQL(schema), append(a.values(old), were, xmins)...).Query(a.written(old))
-	}
-	if len(fresh) > 0 {
-		batch.Queue(a.insertSQL(schema), a.values(fresh)...).Query(a.written(fresh))
-	}
-}
-
-// values returns the arguments of insertSQL.
-func (a *aggregates[S, E]) values(rows []*folded[S]) []any {
-	ids, versions, states := make([]string, len(rows)), make([]int64, len(rows)), make([]string, len(rows))
 	args := []any{ids, versions, states}
-	for i, f := range rows {
-		f.text = marshal(&f.state)
-		ids[i], versions[i], states[i] = f.id, f.version, f.text
+	for _, c := range columns {
+		args = append(args, c)
 	}
-	for _, c := range a.columns {
-		texts := make([]string, len(rows))
-		for i, f := range rows {
-			texts[i] = c.value(&f.state)
-		}
-		args = append(args, texts)
-	}
-	return args
-}
-
-// written checks that a statement has written all of the rows. They have all been written
-// by the same transaction.
-func (a *aggregates[S, E]) written(rows []*folded[S]) func(pgx.Rows) error {
-	return func(lines pgx.Rows) error {
-		var xmin uint32
-		n := 0
-		if _, err := pgx.ForEachRow(lines, []any{&xmin}, func() error { n++; return nil }); err != nil {
-			return err
-		}
-		if n != len(rows) {
-			return fmt.Errorf("%d of %d rows of %s: %w", len(rows)-n, len(rows), a.table, consumer.ErrOutdated)
-		}
-		for _, f := range rows {
-			f.row, f.xmin, f.dirty = f.version, xmin, false
-		}
-		return nil
-	}
+	batch.Queue(a.upsertSQL(schema), args...)
 }
 
 // queueHistory queues the statement that adds events to the history, if the table

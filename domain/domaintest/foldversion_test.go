@@ -44,7 +44,7 @@ var readModels = map[string]struct{ packages, files []string }{
 
 // sharedByReadModels are the files of package projections that make the rows of all
 // read models.
-var sharedByReadModels = []string{"table.go", "apply.go", "fill.go", "text.go"}
+var sharedByReadModels = []string{"table.go", "fill.go", "text.go"}
 
 // TestFoldVersions fails if a fold has changed and the generated constants have not.
 func TestFoldVersions(t *testing.T) {

@@ -37,44 +37,18 @@ func (w *worker) ownTx(fn func(tx pgx.Tx) error) error {
 	return ownError(w.handlerTx(w.ctx, fn))
 }
 
-// ErrOutdated says that a handler of rows has written what it still knew of rows, and that
-// the database has other rows now. Its transaction is rolled back, and made once more: the
-// handler then goes by what the database has.
-var ErrOutdated = errors.New("the database has other rows than those that were written last")
-
-// CountCache counts rows that a handler knew (hits) and rows that it had to read (misses).
-// The handler calls it with its context. Outside of a handler that a Runtime calls,
-// CountCache does nothing.
-func CountCache(ctx context.Context, hits, misses int) {
-	if w, ok := ctx.Value(workerKey{}).(*worker); ok {
-		w.g.r.state.metrics.cached(w.g.c.Name, "hit", hits)
-		w.g.r.state.metrics.cached(w.g.c.Name, "miss", misses)
-	}
-}
-
-// handlerTx runs fn, which may call a handler, in a transaction, and once more in another
-// one if the handler fails with ErrOutdated. Postgres ends the transaction by itself if
-// this process is stopped. Errors of fn are returned as they are, except that a broken
-// connection is an unavailable Postgres.
+// handlerTx runs fn, which may call a handler, in a transaction. Postgres ends the
+// transaction by itself if this process is stopped. Errors of fn are returned as
+// they are, except that a broken connection is an unavailable Postgres.
 func (w *worker) handlerTx(ctx context.Context, fn func(tx pgx.Tx) error) error {
-	err := w.oneTx(ctx, fn)
-	if errors.Is(err, ErrOutdated) {
-		w.g.r.state.metrics.cached(w.g.c.Name, "outdated", 1)
-		err = w.oneTx(ctx, fn)
-	}
-	return err
-}
-
-func (w *worker) oneTx(ctx context.Context, fn func(tx pgx.Tx) error) error {
 	ctx, cancel := context.WithTimeout(ctx, handlerTimeout)
 	defer cancel()
 	begin := "begin; set local idle_in_transaction_session_timeout = " + strconv.Itoa(int(w.g.r.state.idleTx.Milliseconds()))
 	if w.g.c.Rows != nil {
 		// Handlers of rows find them by key. Postgres keeps the plan of a statement that
 		// it made while the table was small, and would scan the whole table, however large
-		// it has become, until the table is analysed. And to plan a statement for the
-		// very keys of each transaction takes as long as to run it, and finds no other plan.
-		begin += "; set local enable_seqscan = off; set local plan_cache_mode = force_generic_plan"
+		// it has become, until the table is analysed.
+		begin += "; set local enable_seqscan = off"
 	}
 	tx, err := w.g.db().BeginTx(ctx, pgx.TxOptions{BeginQuery: begin})
 	if err != nil {

@@ -152,13 +152,13 @@ func moveAll(ctx context.Context, db querier, cps []*Checkpoint, to []Mark) erro
 	}
 	rows, err := db.Query(ctx, `
 		WITH mine AS MATERIALIZED (
-			SELECT c.ctid AS place, u.* FROM unnest($3::text[], $4::int[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::timestamptz[])
+			SELECT u.* FROM unnest($3::text[], $4::int[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::timestamptz[])
 				AS u(topic, partition, epoch, old, next, term, seq, time)
 			JOIN tomato.checkpoints c ON c.consumer = $1 AND c.generation = $2 AND c.topic = u.topic AND c.partition = u.partition
 				AND c.epoch = u.epoch AND c.next_offset = u.old
 			ORDER BY c.topic, c.partition FOR UPDATE OF c)
 		UPDATE tomato.checkpoints c SET next_offset = m.next, term = m.term, seq = m.seq, event_time = m.time, updated_at = now()
-		FROM mine m WHERE c.ctid = m.place
+		FROM mine m WHERE c.consumer = $1 AND c.generation = $2 AND c.topic = m.topic AND c.partition = m.partition
 		RETURNING c.topic, c.partition`,
 		cps[0].Consumer, cps[0].Generation, topics, partitions, epochs, olds, nexts, terms, seqs, times)
 	if err != nil {

@@ -37,7 +37,6 @@ type Consumer struct {
 	// transaction that also moves the checkpoints. The events of each partition
 	// are in offset order. It only writes rows. If the consumer has a generation, Rows is
 	// also given an event that an operator has discarded, by itself, and must pass over it.
-	// If it fails with ErrOutdated, it is called once more, in another transaction.
 	Rows func(ctx context.Context, tx pgx.Tx, events []eventlog.Event) error
 
 	// InPlaceTries is how often a failing event is tried, with pauses of some

@@ -13,7 +13,7 @@ import (
 type runtimeMetrics struct {
 	r                             *Runtime
 	invalid, retries, deadLetters *prometheus.CounterVec
-	handledTotal, skipped, cache  *prometheus.CounterVec
+	handledTotal, skipped         *prometheus.CounterVec
 	breakers                      *prometheus.GaugeVec
 	lagRecords, lagSeconds        *prometheus.Desc
 	inRetry, waiting, dead        *prometheus.Desc
@@ -32,8 +32,6 @@ func newRuntimeMetrics(r *Runtime) *runtimeMetrics {
 		deadLetters:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_consumer_dead_letters_total", Help: "Records that became dead letters."}, []string{"consumer", "class"}),
 		handledTotal: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_consumer_events_total", Help: "Events that have taken effect on their first attempt."}, []string{"consumer"}),
 		skipped:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_consumer_skipped_total", Help: "Records of telemetry topics that could not be read, or whose handler failed, and were passed over."}, []string{"consumer", "topic"}),
-		cache: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "tomato_read_model_cache_total",
-			Help: "By read model and result: rows that a process still knew from its last write (hit), rows that it had to read (miss), and transactions that it made once more because the database had other rows (outdated)."}, []string{"consumer", "result"}),
 		breakers: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tomato_breaker_state",
 			Help: "Of what consumers depend on: 0 it answers, 1 one call finds out whether it answers again, 2 it is unavailable."}, []string{"dependency"}),
 		lagRecords: desc("tomato_consumer_lag_records", "Records of the partition that are neither done nor parked."),
@@ -49,7 +47,6 @@ func newRuntimeMetrics(r *Runtime) *runtimeMetrics {
 		m.invalid, m.retries = register(r.Registry, m.invalid), register(r.Registry, m.retries)
 		m.breakers, m.skipped = register(r.Registry, m.breakers), register(r.Registry, m.skipped)
 		m.deadLetters, m.handledTotal = register(r.Registry, m.deadLetters), register(r.Registry, m.handledTotal)
-		m.cache = register(r.Registry, m.cache)
 		_ = register(r.Registry, prometheus.Collector(m))
 	}
 	return m
@@ -76,12 +73,6 @@ func (m *runtimeMetrics) deadLetter(consumer, class string) {
 }
 func (m *runtimeMetrics) handled(consumer string, n int) {
 	m.handledTotal.WithLabelValues(consumer).Add(float64(n))
-}
-
-func (m *runtimeMetrics) cached(consumer, result string, n int) {
-	if n > 0 {
-		m.cache.WithLabelValues(consumer, result).Add(float64(n))
-	}
 }
 
 // Describe implements prometheus.Collector.
