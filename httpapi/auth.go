@@ -168,14 +168,14 @@ func (a *Authenticator) Authenticate(token string) (domain.Actor, time.Time, err
 	}
 	actor := domain.Actor{Sub: c.Subject, Role: c.Role}
 	switch c.Role {
-	case domain.Customer, domain.Rider, domain.Ops:
+	case domain.Customer, domain.Rider, domain.Ops, domain.Support:
 	case domain.Restaurant:
 		if !domain.ValidID(c.RestaurantID) {
 			return domain.Actor{}, time.Time{}, unauthorized("invalid_token", "A token of role restaurant needs a valid restaurantId.")
 		}
 		actor.RestaurantID = c.RestaurantID
 	default:
-		return domain.Actor{}, time.Time{}, unauthorized("invalid_token", "The token's role is none of customer, restaurant, rider, ops.")
+		return domain.Actor{}, time.Time{}, unauthorized("invalid_token", "The token's role is none of customer, restaurant, rider, ops, support.")
 	}
 	if !domain.ValidID(c.Subject) {
 		return domain.Actor{}, time.Time{}, unauthorized("invalid_token", "The token's sub is missing or no valid id.")

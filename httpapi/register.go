@@ -107,6 +107,9 @@ func (a *API) handle(op huma.Operation, roles []domain.Role, next func(http.Resp
 	if len(roles) > 0 && a.auth == nil {
 		panic("httpapi: " + op.Path + " has roles, but there is no Authenticator")
 	}
+	if op.Method != http.MethodGet && slices.Contains(roles, domain.Support) {
+		panic("httpapi: " + op.Method + " " + op.Path + " is for role support, which only reads")
+	}
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var actor domain.Actor
 		if len(roles) > 0 {

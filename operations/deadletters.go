@@ -7,6 +7,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"tomato/domain"
 	"tomato/eventlog/consumer/parked"
 	"tomato/httpapi"
 )
@@ -81,8 +82,8 @@ func (in *replayInput) Faults() []httpapi.FieldError {
 type replayOutput struct{ Body parked.ReplayResult }
 
 func (o *Operations) deadLetterRoutes(api *httpapi.API) {
-	httpapi.Register(api, operation("/v1/ops/dead-letters", "listDeadLetters", "Records that consumers could not handle, oldest first"), operators, o.listDeadLetters)
-	httpapi.Register(api, operation("/v1/ops/dead-letters/{id}", "getDeadLetter", "One of them, with its record", 404), operators, o.getDeadLetter)
+	httpapi.Register(api, operation("/v1/ops/dead-letters", "listDeadLetters", "Records that consumers could not handle, oldest first"), readers, o.listDeadLetters)
+	httpapi.Register(api, operation("/v1/ops/dead-letters/{id}", "getDeadLetter", "One of them, with its record", 404), readers, o.getDeadLetter)
 
 	discard := operation("/v1/ops/dead-letters/{id}/discard", "discardDeadLetter", "Give a record up for good", 404, 409)
 	discard.Method = http.MethodPost
@@ -100,6 +101,9 @@ func (o *Operations) listDeadLetters(ctx context.Context, in *deadLettersInput) 
 	if err != nil {
 		return nil, letterProblem(err)
 	}
+	for i := range items {
+		hidePayload(ctx, &items[i])
+	}
 	out := &deadLettersOutput{}
 	out.Body.Items, out.Body.NextCursor = append([]parked.ParkedRecord{}, items...), next
 	return out, nil
@@ -112,7 +116,16 @@ func (o *Operations) getDeadLetter(ctx context.Context, in *deadLetterInput) (*d
 	if err != nil {
 		return nil, letterProblem(err)
 	}
+	hidePayload(ctx, &letter)
 	return &deadLetterOutput{letter}, nil
+}
+
+// hidePayload removes what support may not see: the record's value and headers, and the
+// error, which may quote them.
+func hidePayload(ctx context.Context, letter *parked.ParkedRecord) {
+	if httpapi.Actor(ctx).Role == domain.Support {
+		letter.Headers, letter.Data, letter.Error = nil, nil, ""
+	}
 }
 
 func (o *Operations) discardDeadLetter(ctx context.Context, in *discardInput) (*deadLetterOutput, error) {

@@ -92,7 +92,7 @@ func (o *Operations) erasureRoutes(api *httpapi.API) {
 	erase.Method = http.MethodPost
 	erase.Description = "Destroys the keys under which the person's address or name is sealed, in every event, row and backup. It cannot be undone. A repeat destroys what there is by then."
 	httpapi.Register(api, erase, operators, o.erase)
-	httpapi.Register(api, operation("/v1/ops/erasures", "listErasures", "Who was erased or is being erased, newest first"), operators, o.listErasures)
+	httpapi.Register(api, operation("/v1/ops/erasures", "listErasures", "Who was erased or is being erased, newest first"), readers, o.listErasures)
 }
 
 func (o *Operations) erase(ctx context.Context, in *eraseInput) (*erasureOutput, error) {

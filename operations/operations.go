@@ -42,21 +42,25 @@ type Operations struct {
 	Consumers func(context.Context) ([]consumer.ConsumerStatus, error)
 }
 
-var operators = []domain.Role{domain.Ops}
+// operators may change something, and readers may look.
+var (
+	operators = []domain.Role{domain.Ops}
+	readers   = []domain.Role{domain.Ops, domain.Support}
+)
 
 // Routes registers the calls.
 func (o *Operations) Routes(api *httpapi.API) {
 	if o.Shards != nil {
-		httpapi.Register(api, operation("/v1/ops/shards", "getShards", "Who owns which shard, and how it is doing"), operators, o.getShards)
+		httpapi.Register(api, operation("/v1/ops/shards", "getShards", "Who owns which shard, and how it is doing"), readers, o.getShards)
 	}
 	if o.ReadModels != nil {
-		httpapi.Register(api, operation("/v1/ops/projections", "getProjections", "How the read models are doing"), operators, o.getProjections)
+		httpapi.Register(api, operation("/v1/ops/projections", "getProjections", "How the read models are doing"), readers, o.getProjections)
 	}
 	if o.Projections != nil {
 		o.projectionRoutes(api)
 	}
 	if o.Consumers != nil {
-		httpapi.Register(api, operation("/v1/ops/consumers", "getConsumers", "How every consumer is doing, by partition"), operators, o.getConsumers)
+		httpapi.Register(api, operation("/v1/ops/consumers", "getConsumers", "How every consumer is doing, by partition"), readers, o.getConsumers)
 	}
 	if o.DeadLetters != nil {
 		o.deadLetterRoutes(api)

@@ -130,7 +130,7 @@ type verifyOutput struct {
 }
 
 func (o *Operations) projectionRoutes(api *httpapi.API) {
-	httpapi.Register(api, operation("/v1/ops/skipped-events", "listSkippedEvents", "Events that must never take effect in a read model"), operators, o.listSkipped)
+	httpapi.Register(api, operation("/v1/ops/skipped-events", "listSkippedEvents", "Events that must never take effect in a read model"), readers, o.listSkipped)
 	post := func(action, id, summary string) huma.Operation {
 		op := operation("/v1/ops/projections/{readModel}/"+action, id, summary, 404, 409)
 		op.Method = http.MethodPost

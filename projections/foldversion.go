@@ -5,8 +5,8 @@ package projections
 // foldVersions are the versions of the folds by read model: hashes of the source that
 // the rows depend on, without its comments. See FoldVersion.
 var foldVersions = map[string]string{
-	"orders":      "1b0430e1f9756f10",
-	"payments":    "f37566ffd9a25b87",
-	"restaurants": "7f771a1ec2933e96",
-	"riders":      "45f00d9d8c3343c3",
+	"orders":      "31d9d9ac973c6f91",
+	"payments":    "9c901244c8294bd6",
+	"restaurants": "9f8122c986e0b9a1",
+	"riders":      "e7ea222bc4b271fb",
 }

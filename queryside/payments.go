@@ -42,15 +42,15 @@ type opsPaymentsOutput struct {
 
 func (s *Side) paymentRoutes(api *httpapi.API) {
 	httpapi.Register(api, operation("/v1/payments/{orderId}", "getPayment", "The payment of an order", 404),
-		[]domain.Role{domain.Customer, domain.Restaurant, domain.Ops}, s.getPayment)
+		[]domain.Role{domain.Customer, domain.Restaurant, domain.Ops, domain.Support}, s.getPayment)
 	httpapi.Register(api, operation("/v1/ops/payments", "listOpsPayments", "Payments that wait for an operator, newest first"),
-		[]domain.Role{domain.Ops}, s.listOpsPayments)
+		[]domain.Role{domain.Ops, domain.Support}, s.listOpsPayments)
 }
 
 // paymentParty reports whether the caller may see the payment.
 func paymentParty(s *payment.State, a domain.Actor) bool {
 	switch a.Role {
-	case domain.Ops:
+	case domain.Ops, domain.Support:
 		return true
 	case domain.Customer:
 		return a.Sub == s.CustomerID

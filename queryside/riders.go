@@ -25,11 +25,11 @@ type nearbyRidersInput struct {
 }
 
 type nearbyRider struct {
-	RiderID        string       `json:"riderId"`
-	Name           string       `json:"name"`
-	Location       domain.Point `json:"location"`
-	DistanceMeters int          `json:"distanceMeters"`
-	UpdatedAt      time.Time    `json:"updatedAt" doc:"When the position was recorded."`
+	RiderID        string        `json:"riderId"`
+	Name           string        `json:"name,omitempty" doc:"Absent for support."`
+	Location       *domain.Point `json:"location,omitempty" doc:"Absent for support."`
+	DistanceMeters int           `json:"distanceMeters"`
+	UpdatedAt      time.Time     `json:"updatedAt" doc:"When the position was recorded."`
 }
 
 type nearbyRidersOutput struct {
@@ -59,13 +59,14 @@ type offersOutput struct {
 
 func (s *Side) riderRoutes(api *httpapi.API) {
 	httpapi.Register(api, operation("/v1/riders/nearby", "getNearbyRiders", "Free, verified riders with a fresh position, nearest first"),
-		[]domain.Role{domain.Ops, domain.Restaurant}, s.nearbyRiders)
-	httpapi.Register(api, operation("/v1/riders/{id}", "getRider", "One rider", 404), []domain.Role{domain.Ops, domain.Rider}, s.getRider)
-	httpapi.Register(api, operation("/v1/riders/{id}/offers", "getRiderOffers", "Offers to a rider that are still open", 404), []domain.Role{domain.Ops, domain.Rider}, s.riderOffers)
+		[]domain.Role{domain.Ops, domain.Support, domain.Restaurant}, s.nearbyRiders)
+	httpapi.Register(api, operation("/v1/riders/{id}", "getRider", "One rider", 404), []domain.Role{domain.Ops, domain.Support, domain.Rider}, s.getRider)
+	httpapi.Register(api, operation("/v1/riders/{id}/offers", "getRiderOffers", "Offers to a rider that are still open", 404), []domain.Role{domain.Ops, domain.Support, domain.Rider}, s.riderOffers)
 }
 
 func (s *Side) nearbyRiders(ctx context.Context, in *nearbyRidersInput) (*nearbyRidersOutput, error) {
 	out := &nearbyRidersOutput{}
+	support := httpapi.Actor(ctx).Role == domain.Support
 	token, err := s.read(ctx, in.After, []string{riderModel}, func(ctx context.Context, schemas []string) error {
 		return nearestFirst(func(walk string) error {
 			// The inner query walks the index on location within the box around
@@ -88,9 +89,15 @@ func (s *Side) nearbyRiders(ctx context.Context, in *nearbyRidersInput) (*nearby
 			out.Body.Items = []nearbyRider{}
 			var r nearbyRider
 			var name domain.Sealed
+			var at domain.Point
 			var meters float64
-			_, err = pgx.ForEachRow(rows, []any{&r.RiderID, &name, &r.Location.Lng, &r.Location.Lat, &meters, &r.UpdatedAt}, func() error {
+			_, err = pgx.ForEachRow(rows, []any{&r.RiderID, &name, &at.Lng, &at.Lat, &meters, &r.UpdatedAt}, func() error {
 				r.DistanceMeters, r.UpdatedAt = int(math.Round(meters)), r.UpdatedAt.UTC()
+				if support {
+					out.Body.Items = append(out.Body.Items, r)
+					return nil
+				}
+				r.Location = &domain.Point{Lng: at.Lng, Lat: at.Lat}
 				if r.Name, err = subjectkeys.OpenName(ctx, s.Keys, r.RiderID, name); err != nil {
 					return err
 				}
@@ -139,6 +146,9 @@ func (s *Side) getRider(ctx context.Context, in *riderInput) (*riderOutput, erro
 		return nil, err
 	}
 	view := rider.NewView(state)
+	if httpapi.Actor(ctx).Role == domain.Support { // neither name nor position
+		return &riderOutput{ETag: httpapi.ETag(view.Version), Token: token, Body: view}, nil
+	}
 	if err := subjectkeys.OpenRider(ctx, s.Keys, &view); err != nil {
 		return nil, Problem(err)
 	}

@@ -66,7 +66,7 @@ func (s *Side) Routes(api *httpapi.API) {
 	s.paymentRoutes(api)
 }
 
-var everyone = []domain.Role{domain.Customer, domain.Restaurant, domain.Rider, domain.Ops}
+var everyone = []domain.Role{domain.Customer, domain.Restaurant, domain.Rider, domain.Ops, domain.Support}
 
 func operation(path, id, summary string, errors ...int) huma.Operation {
 	return huma.Operation{Method: http.MethodGet, Path: path, OperationID: id, Summary: summary, Errors: errors}

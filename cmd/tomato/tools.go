@@ -32,7 +32,7 @@ type tokenCmd struct {
 	JWTSecret  string        `env:"TOMATO_JWT_SECRET" help:"Unset: the development secret in the data directory."`
 	Issuer     string        `env:"TOMATO_JWT_ISSUER" help:"iss of the token."`
 	Audience   string        `env:"TOMATO_JWT_AUDIENCE" help:"aud of the token."`
-	Role       string        `required:"" enum:"customer,restaurant,rider,ops" help:"customer, restaurant, rider or ops."`
+	Role       string        `required:"" enum:"customer,restaurant,rider,ops,support" help:"customer, restaurant, rider, ops or support."`
 	Sub        string        `required:"" help:"Who: the customer's or rider's id."`
 	Restaurant string        `help:"The restaurant's id, for role restaurant."`
 	TTL        time.Duration `default:"24h" help:"How long it is valid."`

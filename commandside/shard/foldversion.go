@@ -5,8 +5,8 @@ package shard
 // The versions of the folds: hashes of the source that a state in memory depends on,
 // without its comments. See readFold.
 const (
-	orderFold      = "4b8dc143bd340c67"
-	paymentFold    = "8094d619702b698a"
-	restaurantFold = "890e45eb6406cf55"
-	riderFold      = "09321cf5d186debb"
+	orderFold      = "20d249b4e408ee40"
+	paymentFold    = "e918060fb6e01f61"
+	restaurantFold = "a41bc4ec9945aae3"
+	riderFold      = "cc3515043e11e693"
 )

@@ -231,10 +231,10 @@ func (s *State) Unavailable() (riders []string) {
 
 // Party reports whether the actor is a party of the order: its customer, its
 // restaurant, its rider, a rider who was offered it in the current round or who
-// dropped it, ops, or the system. For anyone else the order does not exist.
+// dropped it, ops, support, or the system. For anyone else the order does not exist.
 func (s *State) Party(a domain.Actor) bool {
 	switch a.Role {
-	case domain.Ops, domain.System:
+	case domain.Ops, domain.Support, domain.System:
 		return true
 	case domain.Customer:
 		return a.Sub == s.CustomerID

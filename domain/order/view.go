@@ -42,7 +42,7 @@ func PaymentStatusOf(s *State, p PaymentFacts) PaymentStatus {
 	return PaymentPending
 }
 
-// Dispatch is how far the search for a rider is. Restaurant and ops see it.
+// Dispatch is how far the search for a rider is. Restaurant, ops and support see it.
 type Dispatch struct {
 	Round     int  `json:"round"`
 	Wave      int  `json:"wave"`
@@ -131,11 +131,13 @@ func (e OrderPaid) View(version int64, at time.Time) View {
 }
 
 // For returns the view as this party of the order may see it. The restaurant and ops see
-// everything. The customer and the rider who has the order see everything except
-// dispatch. Other riders, to whom the order is offered or who declined, dropped or lost
+// everything. Support sees everything except what is personal. The customer and the rider
+// who has the order see everything except dispatch. Other riders, to whom the order is offered or who declined, dropped or lost
 // it, see neither personal data nor the rider who has it.
 func (v View) For(a domain.Actor) View {
 	switch {
+	case a.Role == domain.Support:
+		return v.withoutTexts()
 	case seesRiders(a.Role):
 		return v
 	case a.Role == domain.Customer, a.Role == domain.Rider && a.Sub == v.RiderID:
@@ -145,6 +147,17 @@ func (v View) For(a domain.Actor) View {
 		v.Sealed.RiderName = ""
 	}
 	v.Dispatch = nil
+	return v
+}
+
+// withoutTexts returns the view without addresses, names, positions, and reasons that a
+// customer or a rider gave. The ids of the parties stay.
+func (v View) withoutTexts() View {
+	v.DeliverTo, v.RiderName, v.RiderLocation = nil, "", nil
+	v.Sealed.DeliverTo, v.Sealed.RiderName = "", ""
+	if v.By == domain.Customer || v.By == domain.Rider {
+		v.Reason = ""
+	}
 	return v
 }
 

@@ -11,21 +11,24 @@ import (
 
 // seesRiders reports whether the role sees all riders of an order, and its dispatch.
 func seesRiders(r domain.Role) bool {
-	return r == domain.Restaurant || r == domain.Ops || r == domain.System
+	return r == domain.Restaurant || r == domain.Ops || r == domain.Support || r == domain.System
 }
 
 // viewer says what a party of an order may see in its events.
 type viewer struct {
 	personal bool   // the customer, the items, the address and the reference
+	texts    bool   // addresses, names, positions, and reasons that a customer or a rider gave
 	riders   bool   // all riders
 	riderID  string // the only rider, if riders is false; "" is none
 }
 
 // The fields of events that not everybody may see. If an object's riderId is hidden, the
-// other riderFields in that object are hidden too.
+// other riderFields in that object are hidden too. textFields are hidden from support, and
+// so is the reason if by is a customer or a rider.
 var (
 	personalFields = []string{"customerId", "items", "deliverTo", "externalReference"}
 	riderFields    = []string{"riderId", "riderName", "claimId", "distanceMeters", "riderLocation"}
+	textFields     = []string{"deliverTo", "riderName", "riderLocation"}
 )
 
 // EventData returns the data of one event of the order as this party may see it. Hidden
@@ -40,7 +43,7 @@ var (
 // object.
 func (s *State) EventData(eventType string, version int, data []byte, a domain.Actor) ([]byte, error) {
 	v := s.viewer(a)
-	if v.riders {
+	if v.riders && v.texts {
 		return data, nil
 	}
 	if !slices.Contains(Types, eventType) || !Forms.Knows(eventType, version) {
@@ -58,7 +61,7 @@ func (s *State) EventData(eventType string, version int, data []byte, a domain.A
 
 // viewer returns what this party may see in the order's events.
 func (s *State) viewer(a domain.Actor) viewer {
-	v := viewer{personal: true, riders: seesRiders(a.Role)}
+	v := viewer{personal: true, texts: a.Role != domain.Support, riders: seesRiders(a.Role)}
 	switch {
 	case v.riders:
 	case a.Role == domain.Customer:
@@ -82,7 +85,7 @@ func (s *State) EventActor(made string, a domain.Actor) (by domain.Actor, ok boo
 	v := s.viewer(a)
 	switch by.Role {
 	case domain.Rider:
-		if !v.riders && !v.sees(sub) {
+		if !v.sees(sub) {
 			by.Sub = ""
 		}
 	case domain.Customer:
@@ -102,6 +105,14 @@ func (v *viewer) object(o map[string]any) {
 	if !v.personal {
 		for _, name := range personalFields {
 			delete(o, name)
+		}
+	}
+	if !v.texts {
+		for _, name := range textFields {
+			delete(o, name)
+		}
+		if by := o["by"]; by == string(domain.Customer) || by == string(domain.Rider) {
+			delete(o, "reason")
 		}
 	}
 	if id, _ := o["riderId"].(string); !v.sees(id) {
@@ -143,4 +154,7 @@ func (v *viewer) object(o map[string]any) {
 	}
 }
 
-func (v *viewer) sees(riderID string) bool { return riderID != "" && riderID == v.riderID }
+// sees reports whether the viewer may see the rider.
+func (v *viewer) sees(riderID string) bool {
+	return v.riders || riderID != "" && riderID == v.riderID
+}

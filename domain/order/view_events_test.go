@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -123,6 +124,58 @@ func TestWhoSeesWhat(t *testing.T) {
 	}
 }
 
+// Support is shown no address, no name, no position, and no reason of a customer or a rider,
+// and everything else.
+func TestSupportIsShownNoPersonalTexts(t *testing.T) {
+	t.Parallel()
+	support := domain.Actor{Role: domain.Support, Sub: "s1"}
+	files, err := filepath.Glob("testdata/*.json")
+	if err != nil || len(files) < len(order.Types) {
+		t.Fatal(files, err)
+	}
+	var s order.State
+	removed := 0
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventType, _, _ := strings.Cut(filepath.Base(f), ".")
+		shown, err := s.EventData(eventType, 1, data, support)
+		if err != nil {
+			t.Fatal(f, err)
+		}
+		if strings.Contains(string(shown), `"s1.`) {
+			t.Errorf("%s: %s", f, shown)
+		}
+		var before, after map[string]any
+		if json.Unmarshal(data, &before) != nil || json.Unmarshal(shown, &after) != nil {
+			t.Fatal(f)
+		}
+		for name := range before {
+			if _, has := after[name]; !has {
+				removed++
+				if name != "deliverTo" && name != "riderName" && name != "reason" {
+					t.Errorf("%s lacks %s: %s", f, name, shown)
+				}
+			}
+		}
+	}
+	if removed < 4 {
+		t.Errorf("%d fields were removed", removed)
+	}
+	full := order.View{By: domain.Customer, Reason: "moved away", RiderName: "Una Rao", DeliverTo: &order.DeliverTo{Address: "4 Church Street"},
+		RiderLocation: &order.RiderLocation{RiderID: "r1"}, Sealed: order.SealedFields{DeliverTo: "a", RiderName: "b", CustomerID: "c1", RiderID: "r1"}, CustomerID: "c1", RiderID: "r1"}
+	want := order.View{By: domain.Customer, CustomerID: "c1", RiderID: "r1", Sealed: order.SealedFields{CustomerID: "c1", RiderID: "r1"}}
+	if got := full.For(support); !reflect.DeepEqual(got, want) {
+		t.Errorf("the view is %+v", got)
+	}
+	full.By = domain.Restaurant
+	if got := full.For(support); got.Reason != full.Reason {
+		t.Errorf("the reason of a restaurant is %q", got.Reason)
+	}
+}
+
 // Whoever made an event is shown as the rest of it: riders and customers by the
 // rules for riders and for what is personal.
 func TestWhoMadeAnEventIsShownByTheSameRule(t *testing.T) {
@@ -157,7 +210,7 @@ func TestNothingIsShownOfEventsThatThisBuildDoesNotKnow(t *testing.T) {
 		version   int
 		shown     bool
 	}{{"ORDER_PAID", 1, true}, {"ORDER_PAID", 2, false}, {"ORDER_FLOWN", 1, false}} {
-		for role, all := range map[domain.Role]bool{domain.Customer: false, domain.Rider: false, domain.Restaurant: true, domain.Ops: true} {
+		for role, all := range map[domain.Role]bool{domain.Customer: false, domain.Rider: false, domain.Restaurant: true, domain.Ops: true, domain.Support: false} {
 			want := `{}`
 			if c.shown || all {
 				want = data

@@ -6,12 +6,12 @@ import "tomato/domain"
 type View struct {
 	RiderID      string        `json:"riderId"`
 	Version      int64         `json:"version"`
-	Name         string        `json:"name"`
+	Name         string        `json:"name,omitempty"` // not for support
 	Vehicle      string        `json:"vehicle,omitempty"`
 	Verification Verification  `json:"verification"`
 	Status       Status        `json:"status"`
 	OrderID      string        `json:"orderId,omitempty"`
-	Location     *domain.Point `json:"location,omitempty"` // the latest, in queries only
+	Location     *domain.Point `json:"location,omitempty"` // the latest, in queries only, and not for support
 
 	Sealed domain.Sealed `json:"-"` // what Name is made of; whoever makes an answer opens it
 }

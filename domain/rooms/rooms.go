@@ -39,7 +39,7 @@ type Message struct {
 	Timestamp time.Time
 
 	// Customer, Restaurant and Rider are the order's parties as of this event. If one
-	// of them is set, only they and ops see the message in the room order:<id>, even if
+	// of them is set, only they, ops and support see the message in the room order:<id>, even if
 	// others have joined it, such as a rider who dropped the order.
 	Customer   string
 	Restaurant string
@@ -59,12 +59,19 @@ type Message struct {
 	Final bool
 }
 
+// supportSees are the events whose messages have ids, times and states, but no address, no
+// name and no position of a person.
+var supportSees = []string{"order:update", "order:available", "order:taken", "dispatch:exhausted"}
+
 // VisibleTo reports whether actor, who has joined room, may see m there. Ops see every
-// message in the rooms that they have joined.
+// message in the rooms that they have joined. Support sees those of supportSees, and none
+// that internal/emit has made, because nobody knows what is in them.
 func (m *Message) VisibleTo(actor domain.Actor, room string) bool {
 	switch {
 	case actor.Role == domain.Ops:
 		return true
+	case actor.Role == domain.Support:
+		return m.OfParties() && slices.Contains(supportSees, m.Event)
 	case strings.HasPrefix(room, userPrefix):
 		i := slices.Index(m.Rooms, room)
 		return i < 0 || i >= len(m.Roles) || m.Roles[i] == "" || m.Roles[i] == actor.Role

@@ -129,6 +129,12 @@ func (f *Feed) relations(ctx context.Context, actor domain.Actor, ids map[string
 	return all, nil
 }
 
+// anyRoom reports whether the actor may join all rooms. What support sees there is decided
+// for each message (rooms.Message.VisibleTo).
+func anyRoom(actor domain.Actor) bool {
+	return actor.Role == domain.Ops || actor.Role == domain.Support
+}
+
 // mayJoin returns the problem of an actor who may not join one of the rooms. For one who
 // may join all of them it returns, for each room of an order, the version of the order as
 // of which they may; 0 for other rooms.
@@ -136,7 +142,7 @@ func (f *Feed) mayJoin(ctx context.Context, actor domain.Actor, asked []string) 
 	versions, ids := make(map[string]int64, len(asked)), map[string]string{}
 	own := rooms.JoinedBy(actor)
 	for _, room := range asked {
-		if versions[room] = 0; actor.Role == domain.Ops || slices.Contains(own, room) {
+		if versions[room] = 0; anyRoom(actor) || slices.Contains(own, room) {
 			continue
 		}
 		id, ok := rooms.OrderID(room)

@@ -57,25 +57,25 @@ var contractRows = []contractRow{
 	{"POST", "/v1/payments/" + freshOrder + "/refund", "ops", aReason, []string{"reason"}, "payment_not_found", "ci"},
 	{"POST", "/v1/ops/payments/none/resolve", "ops", aReason, []string{"reason"}, "payment_not_found", "ci"},
 	{"POST", "/v1/simulated-gateway/orders/none/pay", "customer ops", `{"outcome":"captured"}`, []string{"outcome"}, "gateway_order_not_found", "i"},
-	{"GET", "/v1/orders/" + noOrder, "customer restaurant rider ops", "", nil, "order_not_found", "qi"},
-	{"GET", "/v1/orders", "customer restaurant rider ops", "", nil, "", "qp"},
-	{"GET", "/v1/orders/" + noOrder + "/events", "customer restaurant rider ops", "", nil, "order_not_found", "qi"},
-	{"GET", "/v1/orders/" + noOrder + "/offers", "restaurant ops", "", nil, "order_not_found", "qi"},
-	{"GET", "/v1/riders/nearby?lat=1&lng=1", "ops restaurant", "", nil, "", "q"},
-	{"GET", "/v1/riders/none", "ops rider", "", nil, "rider_not_found", "qi"},
-	{"GET", "/v1/riders/none/offers", "ops rider", "", nil, "rider_not_found", "qi"},
-	{"GET", "/v1/restaurants/nearby?lat=1&lng=1", "customer restaurant rider ops", "", nil, "", "q"},
-	{"GET", "/v1/restaurants/none", "customer restaurant rider ops", "", nil, "restaurant_not_found", "qi"},
-	{"GET", "/v1/payments/" + noOrder, "customer restaurant ops", "", nil, "payment_not_found", "qi"},
-	{"GET", "/v1/ops/payments", "ops", "", nil, "", "qp"},
-	{"GET", "/v1/ops/projections", "ops", "", nil, "", ""},
-	{"GET", "/v1/ops/shards", "ops", "", nil, "", ""},
-	{"GET", "/v1/ops/consumers", "ops", "", nil, "", ""},
-	{"GET", "/v1/ops/dead-letters", "ops", "", nil, "", "p"},
-	{"GET", "/v1/ops/dead-letters/999999", "ops", "", nil, "dead_letter_not_found", ""},
+	{"GET", "/v1/orders/" + noOrder, "customer restaurant rider ops support", "", nil, "order_not_found", "qi"},
+	{"GET", "/v1/orders", "customer restaurant rider ops support", "", nil, "", "qp"},
+	{"GET", "/v1/orders/" + noOrder + "/events", "customer restaurant rider ops support", "", nil, "order_not_found", "qi"},
+	{"GET", "/v1/orders/" + noOrder + "/offers", "restaurant ops support", "", nil, "order_not_found", "qi"},
+	{"GET", "/v1/riders/nearby?lat=1&lng=1", "ops restaurant support", "", nil, "", "q"},
+	{"GET", "/v1/riders/none", "ops rider support", "", nil, "rider_not_found", "qi"},
+	{"GET", "/v1/riders/none/offers", "ops rider support", "", nil, "rider_not_found", "qi"},
+	{"GET", "/v1/restaurants/nearby?lat=1&lng=1", "customer restaurant rider ops support", "", nil, "", "q"},
+	{"GET", "/v1/restaurants/none", "customer restaurant rider ops support", "", nil, "restaurant_not_found", "qi"},
+	{"GET", "/v1/payments/" + noOrder, "customer restaurant ops support", "", nil, "payment_not_found", "qi"},
+	{"GET", "/v1/ops/payments", "ops support", "", nil, "", "qp"},
+	{"GET", "/v1/ops/projections", "ops support", "", nil, "", ""},
+	{"GET", "/v1/ops/shards", "ops support", "", nil, "", ""},
+	{"GET", "/v1/ops/consumers", "ops support", "", nil, "", ""},
+	{"GET", "/v1/ops/dead-letters", "ops support", "", nil, "", "p"},
+	{"GET", "/v1/ops/dead-letters/999999", "ops support", "", nil, "dead_letter_not_found", ""},
 	{"POST", "/v1/ops/dead-letters/999999/replay", "ops", "", nil, "dead_letter_not_found", ""},
 	{"POST", "/v1/ops/dead-letters/999999/discard", "ops", aReason, []string{"reason"}, "dead_letter_not_found", ""},
-	{"GET", "/v1/ops/erasures", "ops", "", nil, "", "p"},
+	{"GET", "/v1/ops/erasures", "ops support", "", nil, "", "p"},
 	{"POST", "/v1/ops/erasures", "ops", `{"customerId":"nobody","reason":"asked by letter"}`, []string{"reason"}, "", ""},
 	{"POST", "/v1/ops/dead-letters/replay", "ops", `{"consumer":"orders","all":true,"dryRun":true}`, []string{"consumer"}, "", ""},
 }
@@ -88,6 +88,8 @@ func someActor(role string) domain.Actor {
 		return restaurantActor("some-restaurant")
 	case "rider":
 		return riderActor("some-rider")
+	case "support":
+		return aSupport
 	}
 	return anOps
 }
@@ -112,7 +114,7 @@ func (c *contract) refusedRequests(t *testing.T) {
 				}
 			}
 			c.send(t, e.method, e.path, body, "Authorization", "Basic b3BzOm9wcw==").want(t, 401, "unauthorized")
-			for _, role := range []string{"customer", "restaurant", "rider", "ops"} {
+			for _, role := range []string{"customer", "restaurant", "rider", "ops", "support"} {
 				if !slices.Contains(roles, role) {
 					c.do(t, someActor(role), e.method, e.path, "{").want(t, 403, "forbidden") // the role is checked before the body
 				}

@@ -21,6 +21,7 @@ import (
 	"tomato/domain"
 	"tomato/eventlog"
 	"tomato/eventlog/eventlogtest"
+	"tomato/httpapi"
 	"tomato/projections/realtime"
 )
 
@@ -33,13 +34,15 @@ import (
 type contract struct {
 	*servertest.Installation
 	spec  map[string]any
+	api   *httpapi.API
 	names atomic.Int64
 	logID eventlog.LogID
 }
 
 var (
-	anOps   = domain.Actor{Sub: "ops-1", Role: domain.Ops}
-	noActor = domain.Actor{}
+	anOps    = domain.Actor{Sub: "ops-1", Role: domain.Ops}
+	aSupport = domain.Actor{Sub: "support-1", Role: domain.Support}
+	noActor  = domain.Actor{}
 )
 
 func customerActor(id string) domain.Actor { return domain.Actor{Sub: id, Role: domain.Customer} }
@@ -56,6 +59,7 @@ func restaurantActor(id string) domain.Actor {
 func startContract(t *testing.T, change func(*server.Config)) *contract {
 	t.Helper()
 	c := &contract{Installation: servertest.New(t, eventlogtest.Embedded(t), "--partitions", "3", "--offer-ttl", "10m")}
+	c.Options.ExtraRoutes = func(api *httpapi.API) { c.api = api }
 	c.Config.WebhookSecrets = append(c.Config.WebhookSecrets, "an old one")
 	if change != nil {
 		change(&c.Config)
@@ -314,7 +318,7 @@ func TestContract(t *testing.T) {
 			t.Run("order "+state, func(t *testing.T) { t.Parallel(); c.orderTable(t, column) })
 		}
 	}
-	for name, test := range map[string]func(*testing.T){"riders": c.riderTable, "placing": c.placing, "places": c.places, "payments": c.payments, "feeds": c.feeds, "privacy": c.privacy} {
+	for name, test := range map[string]func(*testing.T){"riders": c.riderTable, "placing": c.placing, "places": c.places, "payments": c.payments, "feeds": c.feeds, "privacy": c.privacy, "rights": c.rights, "support": c.support} {
 		t.Run(name, func(t *testing.T) { t.Parallel(); test(t) })
 	}
 }
