@@ -8,5 +8,5 @@ var foldVersions = map[string]string{
 	"orders":      "31d9d9ac973c6f91",
 	"payments":    "9c901244c8294bd6",
 	"restaurants": "9f8122c986e0b9a1",
-	"riders":      "e7ea222bc4b271fb",
+	"riders":      "c1fc7aa6c17a5b6b",
 }

@@ -86,10 +86,13 @@ func (riderPositions) apply(ctx context.Context, tx pgx.Tx, g Generation, events
 // keepFreeRiders is the hook after of the table riders. It copies into rider_positions
 // who is eligible, of the riders whose rows have been written. A rider whose row has gone
 // is not eligible any more; that happens if the rider's first event is skipped.
+//
+// OFFSET 0 makes the search for one rider a part of its own. Otherwise Postgres keeps a
+// plan that reads all riders, which it has made while they were few.
 func keepFreeRiders(batch *pgx.Batch, schema string, ids []string) {
 	batch.Queue(`INSERT INTO `+schema+`.rider_positions AS p (rider_id, name, eligible)
 		SELECT u.id, r.name, coalesce(r.eligible, false)
-		FROM unnest($1::text[]) WITH ORDINALITY AS u(id, n) LEFT JOIN `+schema+`.riders r ON r.id = u.id
+		FROM unnest($1::text[]) WITH ORDINALITY AS u(id, n) LEFT JOIN LATERAL (SELECT id, name, eligible FROM `+schema+`.riders WHERE id = u.id OFFSET 0) r ON true
 		WHERE r.id IS NOT NULL OR EXISTS (SELECT FROM `+schema+`.rider_positions old WHERE old.rider_id = u.id) ORDER BY u.n
 		ON CONFLICT (rider_id) DO UPDATE SET name = EXCLUDED.name, eligible = EXCLUDED.eligible
 		WHERE (p.name, p.eligible) IS DISTINCT FROM (EXCLUDED.name, EXCLUDED.eligible)`, ids)
