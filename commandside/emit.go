@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -107,12 +108,18 @@ func (s *Side) send(ctx context.Context, message rooms.Emit, at time.Time) error
 	return s.produce(ctx, e.NewRecord(eventlog.Feed, eventlog.PartitionFor(message.Room, s.Partitions)))
 }
 
-// internalKey refuses a request without the internal key.
+// internalKey refuses a request without one of the internal keys.
 func (s *Side) internalKey(next http.Handler) http.Handler {
-	want := sha256.Sum256([]byte(s.InternalKey))
+	var want [][sha256.Size]byte
+	for _, key := range s.InternalKeys {
+		if key == "" {
+			continue
+		}
+		want = append(want, sha256.Sum256([]byte(key)))
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		got := sha256.Sum256([]byte(r.Header.Get("x-internal-key")))
-		if s.InternalKey == "" || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
+		if !slices.ContainsFunc(want, func(w [sha256.Size]byte) bool { return subtle.ConstantTimeCompare(got[:], w[:]) == 1 }) {
 			w.Header().Set("WWW-Authenticate", `Internal-Key realm="tomato"`)
 			httpapi.Refuse(w, r, httpapi.NewProblem(http.StatusUnauthorized, "unauthorized", "The header x-internal-key is missing or wrong."))
 			return

@@ -20,7 +20,7 @@ import (
 
 func emitAPI(t *testing.T, producer *kgo.Client) *httpapi.API {
 	t.Helper()
-	s := &Side{Config: Config{InternalKey: "the key", CommandDeadline: 5 * time.Second}, Producer: producer, Partitions: 3, Log: slog.New(slog.DiscardHandler)}
+	s := &Side{Config: Config{InternalKeys: []string{"the key", "the old key", ""}, CommandDeadline: 5 * time.Second}, Producer: producer, Partitions: 3, Log: slog.New(slog.DiscardHandler)}
 	api := httpapi.New(httpapi.Options{Log: s.Log})
 	s.emitRoutes(api)
 	return api
@@ -36,6 +36,7 @@ func TestEmitAnswersFaultsInOrder(t *testing.T) {
 	}{
 		"no key":             {"", `{`, 401, "unauthorized"},
 		"wrong key":          {"a key", `{}`, 401, "unauthorized"},
+		"the old key":        {"the old key", `{}`, 422, "body.payload"},
 		"malformed":          {"the key", `{`, 400, "malformed_json"},
 		"nothing":            {"the key", `{}`, 422, "body.payload"},
 		"the feed's own":     {"the key", `{"event":"feed:reset","room":"ops","payload":1}`, 422, "body.event"},

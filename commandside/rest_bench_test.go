@@ -24,7 +24,7 @@ func (a answers) Execute(context.Context, shard.Request) (shard.Result, error) {
 // checking the token, reading and checking the request, and writing the answer.
 func BenchmarkHTTPCommand(b *testing.B) {
 	const secret = "a secret of this benchmark's alone"
-	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: secret})
+	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secrets: []string{secret}})
 	if err != nil {
 		b.Fatal(err)
 	}

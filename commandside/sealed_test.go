@@ -31,7 +31,7 @@ func (a *asked) Execute(_ context.Context, r shard.Request) (shard.Result, error
 func TestNothingPersonalReachesAShard(t *testing.T) {
 	t.Parallel()
 	const secret = "a secret of this test, 32 bytes."
-	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: secret})
+	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secrets: []string{secret}})
 	if err != nil {
 		t.Fatal(err)
 	}

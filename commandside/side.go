@@ -37,7 +37,7 @@ import (
 // Config are the limits and secrets of the REST commands.
 type Config struct {
 	PaymentTTL      time.Duration // a placed order waits this long for its payment
-	InternalKey     string        // of POST /api/v1/internal/emit
+	InternalKeys    []string      // of POST /api/v1/internal/emit, each of which opens it
 	EmitBytes       int           // of the payload of an emitted message, without white space; 0: 64 KiB
 	WebhookSecrets  []string      // newest first
 	CommandDeadline time.Duration // of one command

@@ -22,12 +22,12 @@ func (u untouchable) Read([]byte) (int, error) {
 // signature.
 func TestNoBodyIsReadOfACallerWhoIsNotKnown(t *testing.T) {
 	t.Parallel()
-	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: "the JWT secret of this test"})
+	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secrets: []string{"the JWT secret of this test"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(auth.Close)
-	s := &Side{Config: Config{InternalKey: "the key", WebhookSecrets: []string{"the webhook secret of this test"}}, Log: slog.New(slog.DiscardHandler)}
+	s := &Side{Config: Config{InternalKeys: []string{"the key"}, WebhookSecrets: []string{"the webhook secret of this test"}}, Log: slog.New(slog.DiscardHandler)}
 	api := httpapi.New(httpapi.Options{Auth: auth, Log: s.Log})
 	s.Routes(api)
 	asked := 0

@@ -5,29 +5,38 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/MicahParks/keyfunc/v3"
 	"github.com/golang-jwt/jwt/v5"
-	"golang.org/x/time/rate"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"tomato/domain"
 )
 
-// AuthConfig says which tokens are accepted. Secret or JWKSURL must be set. If both
+// AuthConfig says which tokens are accepted. Secrets or JWKSURL must be set. If both
 // are set, the token's algorithm decides which one is used.
 type AuthConfig struct {
-	Secret   string       // the key of HS256; empty: no HS256
-	JWKSURL  string       // where the keys of RS256 and ES256 are read; empty: neither
-	Issuer   string       // if set, iss must be this
-	Audience string       // if set, aud must contain this
-	Log      *slog.Logger // nil: slog.Default()
+	Secrets  []string      // the keys of HS256: the first one signs, each of them verifies; none: no HS256
+	JWKSURL  string        // where the keys of RS256 and ES256 are read; empty: neither
+	Issuer   string        // if set, iss must be this
+	Audience string        // if set, aud must contain this
+	MaxTTL   time.Duration // tokens whose exp is further away are refused; 0: no limit
+
+	Revocations Revocations           // nil: no token is revoked
+	Registry    prometheus.Registerer // nil: no metrics
+	Log         *slog.Logger          // nil: slog.Default()
+}
+
+// Revocations says whose tokens were revoked. It must be safe for concurrent use, and is
+// asked for every request.
+type Revocations interface {
+	// RevokedUpTo returns the time up to which tokens of the subject were issued that are
+	// refused, in whole seconds. ok is false if none are.
+	RevokedUpTo(sub string) (upTo time.Time, ok bool)
 }
 
 const (
@@ -36,40 +45,45 @@ const (
 	// A token is accepted for at most this long after its key was removed from the
 	// key set.
 	maxCachedFor = 5 * time.Minute
-	jwksRefresh  = 5 * time.Minute
-	jwksTimeout  = 5 * time.Second
 )
+
+// Token is what a verified token says.
+type Token struct {
+	Actor    domain.Actor
+	Expires  time.Time
+	IssuedAt time.Time // in whole seconds; zero if the token does not say
+}
 
 // An Authenticator turns tokens into actors. It is safe for concurrent use.
 //
 // It caches verified tokens by their SHA-256, each for maxCachedFor at the longest and
 // not beyond its exp. Whether a token is valid depends only on its bytes, its exp and
-// the keys. So the only change that the cache hides for a while is the removal of a
-// key from the key set. It holds maxCachedTokens at most. Refused tokens are not
-// cached.
+// the keys, and on the revocations, which are asked each time. So the only change that the
+// cache hides for a while is the removal of a key from the key set. It holds
+// maxCachedTokens at most. Refused tokens are not cached.
 type Authenticator struct {
-	parser *jwt.Parser
-	secret []byte
-	jwks   keyfunc.Keyfunc
-	stop   context.CancelFunc
+	parser  *jwt.Parser
+	secrets jwt.VerificationKeySet
+	jwks    *keySet // nil: no RS256 and no ES256
+	maxTTL  time.Duration
+	revoked Revocations
 
 	mu    sync.RWMutex // guards cache
 	cache map[[sha256.Size]byte]cachedToken
 }
 
 type cachedToken struct {
-	actor domain.Actor
-	exp   time.Time
+	Token
 	until time.Time // the entry is used before this time; it is exp or earlier
 }
 
 // NewAuthenticator returns an Authenticator, and reads the key set if JWKSURL is set.
 // If the key set cannot be read, that is not an error: it is read again later, and
-// tokens that need it are refused until then. Close ends the reading. It fails if c
-// has neither Secret nor JWKSURL, or if JWKSURL is not a URL.
+// tokens that need it are answered with 503 until then. Close ends the reading. It fails if
+// c has neither Secrets nor JWKSURL, or if CheckKeySetURL refuses JWKSURL.
 func NewAuthenticator(c AuthConfig) (*Authenticator, error) {
 	var algs []string
-	if c.Secret != "" {
+	if len(c.Secrets) > 0 {
 		algs = append(algs, "HS256")
 	}
 	if c.JWKSURL != "" {
@@ -89,44 +103,35 @@ func NewAuthenticator(c AuthConfig) (*Authenticator, error) {
 	if log == nil {
 		log = slog.Default()
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	a := &Authenticator{parser: jwt.NewParser(opts...), secret: []byte(c.Secret), stop: stop, cache: make(map[[sha256.Size]byte]cachedToken)}
+	a := &Authenticator{parser: jwt.NewParser(opts...), maxTTL: c.MaxTTL, revoked: c.Revocations, cache: make(map[[sha256.Size]byte]cachedToken)}
+	for _, secret := range c.Secrets {
+		a.secrets.Keys = append(a.secrets.Keys, []byte(secret))
+	}
 	if c.JWKSURL != "" {
-		k, err := keyfunc.NewDefaultOverrideCtx(ctx, []string{c.JWKSURL}, keyfunc.Override{
-			Client:          &http.Client{Timeout: jwksTimeout},
-			HTTPTimeout:     jwksTimeout,
-			RefreshInterval: jwksRefresh,
-			// For a token with an unknown key id the key set is read again, but
-			// not more often than this. A request waits for that no longer than
-			// RateLimitWaitMax. Otherwise anybody could make requests wait.
-			RefreshUnknownKID: rate.NewLimiter(rate.Every(30*time.Second), 1),
-			RateLimitWaitMax:  2 * time.Second,
-			RefreshErrorHandlerFunc: func(address string) func(context.Context, error) {
-				return func(_ context.Context, err error) {
-					log.Error("the JWT key set could not be read", "url", withoutPassword(address), "err", err)
-				}
-			},
-		})
-		if err != nil {
-			stop()
-			return nil, fmt.Errorf("JWKS URL: %w", err)
+		if err := CheckKeySetURL(c.JWKSURL); err != nil {
+			return nil, err
 		}
-		a.jwks = k
+		a.jwks = newKeySet(c.JWKSURL, c.Registry, log)
 	}
 	return a, nil
 }
 
-// withoutPassword returns the URL in a form that a log may show.
-func withoutPassword(address string) string {
-	u, err := url.Parse(address)
-	if err != nil {
-		return "not a URL"
+// KeySetRead returns when the key set was last read, and the error of the last attempt. The
+// time is zero if it was never read. Without JWKSURL there is nothing to read, and the error
+// is nil.
+func (a *Authenticator) KeySetRead() (at time.Time, err error) {
+	if a.jwks == nil {
+		return time.Now(), nil
 	}
-	return u.Redacted()
+	return a.jwks.status()
 }
 
 // Close stops reading the key set.
-func (a *Authenticator) Close() { a.stop() }
+func (a *Authenticator) Close() {
+	if a.jwks != nil {
+		a.jwks.close()
+	}
+}
 
 type claims struct {
 	Role         domain.Role `json:"role"`
@@ -139,19 +144,41 @@ type claims struct {
 // public key as the secret of HS256.
 func (a *Authenticator) key(t *jwt.Token) (any, error) {
 	if t.Method == jwt.SigningMethodHS256 {
-		return a.secret, nil
+		return a.secrets, nil
 	}
-	return a.jwks.Keyfunc(t)
+	return a.jwks.key(t)
 }
 
-// Authenticate verifies the token and returns the actor and when the token expires.
-// Its error is a *Problem with status 401.
-func (a *Authenticator) Authenticate(token string) (domain.Actor, time.Time, error) {
+// Authenticate verifies the token and returns what it says. Its error is a *Problem with
+// status 401, or 503 if the key set cannot be read.
+func (a *Authenticator) Authenticate(token string) (Token, error) {
+	t, err := a.authenticate(token)
+	if err == nil {
+		err = a.Revoked(t)
+	}
+	if err != nil {
+		return Token{}, err
+	}
+	return t, nil
+}
+
+// Revoked returns a *Problem with status 401 if the token was revoked after it was issued.
+func (a *Authenticator) Revoked(t Token) error {
+	if a.revoked == nil {
+		return nil
+	}
+	if upTo, ok := a.revoked.RevokedUpTo(t.Actor.Sub); ok && !t.IssuedAt.After(upTo) {
+		return unauthorized("invalid_token", "The token was revoked. A new one is needed.")
+	}
+	return nil
+}
+
+func (a *Authenticator) authenticate(token string) (Token, error) {
 	if token == "" {
-		return domain.Actor{}, time.Time{}, unauthorized("", "A bearer token is needed.")
+		return Token{}, unauthorized("", "A bearer token is needed.")
 	}
 	if len(token) > maxTokenBytes {
-		return domain.Actor{}, time.Time{}, unauthorized("invalid_token", "The token is too long.")
+		return Token{}, unauthorized("invalid_token", "The token is too long.")
 	}
 	var array [1 << 10]byte // most tokens fit, so there is no allocation
 	sum := sha256.Sum256(append(array[:0], token...))
@@ -160,33 +187,43 @@ func (a *Authenticator) Authenticate(token string) (domain.Actor, time.Time, err
 	hit, ok := a.cache[sum]
 	a.mu.RUnlock()
 	if ok && now.Before(hit.until) {
-		return hit.actor, hit.exp, nil
+		return hit.Token, nil
 	}
 	var c claims
 	if _, err := a.parser.ParseWithClaims(token, &c, a.key); err != nil {
-		return domain.Actor{}, time.Time{}, unauthorized("invalid_token", whyInvalid(err))
+		if errors.Is(err, errKeysUnread) {
+			return Token{}, Unavailable("unavailable", "The keys of tokens cannot be read now.", keySetRetryAfter)
+		}
+		return Token{}, unauthorized("invalid_token", whyInvalid(err))
 	}
 	actor := domain.Actor{Sub: c.Subject, Role: c.Role}
 	switch c.Role {
 	case domain.Customer, domain.Rider, domain.Ops, domain.Support:
 	case domain.Restaurant:
 		if !domain.ValidID(c.RestaurantID) {
-			return domain.Actor{}, time.Time{}, unauthorized("invalid_token", "A token of role restaurant needs a valid restaurantId.")
+			return Token{}, unauthorized("invalid_token", "A token of role restaurant needs a valid restaurantId.")
 		}
 		actor.RestaurantID = c.RestaurantID
 	default:
-		return domain.Actor{}, time.Time{}, unauthorized("invalid_token", "The token's role is none of customer, restaurant, rider, ops, support.")
+		return Token{}, unauthorized("invalid_token", "The token's role is none of customer, restaurant, rider, ops, support.")
 	}
 	if !domain.ValidID(c.Subject) {
-		return domain.Actor{}, time.Time{}, unauthorized("invalid_token", "The token's sub is missing or no valid id.")
+		return Token{}, unauthorized("invalid_token", "The token's sub is missing or no valid id.")
 	}
 	exp := c.ExpiresAt.Time
+	if a.maxTTL > 0 && exp.Sub(now) > a.maxTTL {
+		return Token{}, unauthorized("invalid_token", "The token is valid for too long. At most "+a.maxTTL.String()+" are accepted.")
+	}
+	t := Token{Actor: actor, Expires: exp}
+	if c.IssuedAt != nil {
+		t.IssuedAt = c.IssuedAt.Time
+	}
 	until := now.Add(maxCachedFor)
 	if exp.Before(until) {
 		until = exp
 	}
-	a.remember(sum, cachedToken{actor, exp, until}, now)
-	return actor, exp, nil
+	a.remember(sum, cachedToken{t, until}, now)
+	return t, nil
 }
 
 // remember puts a verified token into the cache. If the cache is full, another token is
@@ -267,13 +304,14 @@ func StreamToken(r *http.Request) (token, subprotocol string) {
 // MintToken returns a token for the actor, signed with HS256, that expires after ttl.
 // It fails if secret is empty.
 func MintToken(secret string, actor domain.Actor, ttl time.Duration) (string, error) {
-	return AuthConfig{Secret: secret}.MintToken(actor, ttl)
+	return AuthConfig{Secrets: []string{secret}}.MintToken(actor, ttl)
 }
 
-// MintToken returns a token for the actor, signed with HS256, that expires after ttl. An
-// Authenticator with this config accepts it. It fails if Secret is empty.
+// MintToken returns a token for the actor, signed with the first of Secrets and HS256, that
+// expires after ttl. An Authenticator with this config accepts it, unless ttl is more than
+// MaxTTL. It fails without a secret.
 func (c AuthConfig) MintToken(actor domain.Actor, ttl time.Duration) (string, error) {
-	if c.Secret == "" {
+	if len(c.Secrets) == 0 || c.Secrets[0] == "" {
 		return "", errors.New("minting a token needs the JWT secret")
 	}
 	now := time.Now()
@@ -290,7 +328,7 @@ func (c AuthConfig) MintToken(actor domain.Actor, ttl time.Duration) (string, er
 	if c.Audience != "" {
 		t.Audience = jwt.ClaimStrings{c.Audience}
 	}
-	return jwt.NewWithClaims(jwt.SigningMethodHS256, t).SignedString([]byte(c.Secret))
+	return jwt.NewWithClaims(jwt.SigningMethodHS256, t).SignedString([]byte(c.Secrets[0]))
 }
 
 type actorKey struct{}

@@ -87,10 +87,10 @@ func TestAuthenticate(t *testing.T) {
 		t.Cleanup(a.Close)
 		return a
 	}
-	bySecret := authenticator(AuthConfig{Secret: secret})
+	bySecret := authenticator(AuthConfig{Secrets: []string{secret}})
 	byKeys := authenticator(AuthConfig{JWKSURL: keys.URL})
-	both := authenticator(AuthConfig{Secret: secret, JWKSURL: keys.URL})
-	strict := authenticator(AuthConfig{Secret: secret, Issuer: "us", Audience: "tomato"})
+	both := authenticator(AuthConfig{Secrets: []string{secret}, JWKSURL: keys.URL})
+	strict := authenticator(AuthConfig{Secrets: []string{secret}, Issuer: "us", Audience: "tomato"})
 
 	der, err := x509.MarshalPKIXPublicKey(&rsaKey.PublicKey)
 	if err != nil {
@@ -154,7 +154,8 @@ func TestAuthenticate(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for range 2 { // the second answer may come from the cache
-				got, exp, err := c.by.Authenticate(c.token)
+				token, err := c.by.Authenticate(c.token)
+				got, exp := token.Actor, token.Expires
 				if got != c.want || (err == nil) != (c.want != nobody) {
 					t.Fatalf("%+v %v", got, err)
 				}
@@ -173,13 +174,13 @@ func TestAuthenticate(t *testing.T) {
 // A cached token is refused after its exp.
 func TestRememberedTokenExpires(t *testing.T) {
 	t.Parallel()
-	a, err := NewAuthenticator(AuthConfig{Secret: secret})
+	a, err := NewAuthenticator(AuthConfig{Secrets: []string{secret}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer a.Close()
 	token := sign(t, jwt.SigningMethodHS256, "", []byte(secret), good("exp", time.Now().Add(2*time.Second).Unix()))
-	if _, _, err := a.Authenticate(token); err != nil {
+	if _, err := a.Authenticate(token); err != nil {
 		t.Fatal(err)
 	}
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -188,7 +189,7 @@ func TestRememberedTokenExpires(t *testing.T) {
 	for {
 		select {
 		case <-tick.C:
-			if _, _, err := a.Authenticate(token); err != nil {
+			if _, err := a.Authenticate(token); err != nil {
 				return
 			}
 		case <-deadline:
@@ -199,14 +200,14 @@ func TestRememberedTokenExpires(t *testing.T) {
 
 func TestRememberedTokensAreBounded(t *testing.T) {
 	t.Parallel()
-	a, err := NewAuthenticator(AuthConfig{Secret: secret})
+	a, err := NewAuthenticator(AuthConfig{Secrets: []string{secret}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer a.Close()
 	for i := range maxCachedTokens + 100 {
 		token := mint(t, domain.Actor{Sub: "c" + strconv.Itoa(i), Role: domain.Customer})
-		if _, _, err := a.Authenticate(token); err != nil {
+		if _, err := a.Authenticate(token); err != nil {
 			t.Fatal(err)
 		}
 	}

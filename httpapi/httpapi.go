@@ -36,6 +36,7 @@
 //	codes.go        the texts of /problems/<name>
 //	openapi.go      the OpenAPI document
 //	auth.go         tokens and actors
+//	jwks.go         the key set of tokens that others sign
 //	refusals.go     the log lines of requests that are refused with 401 or 403
 package httpapi
 

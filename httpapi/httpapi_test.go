@@ -82,7 +82,7 @@ type listResponse struct {
 
 func testAPI(t *testing.T, log io.Writer) *API {
 	t.Helper()
-	auth, err := NewAuthenticator(AuthConfig{Secret: secret})
+	auth, err := NewAuthenticator(AuthConfig{Secrets: []string{secret}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -580,7 +580,7 @@ func TestMetrics(t *testing.T) {
 }
 
 func BenchmarkEmptyAuthenticated(b *testing.B) {
-	auth, err := NewAuthenticator(AuthConfig{Secret: secret})
+	auth, err := NewAuthenticator(AuthConfig{Secrets: []string{secret}})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -45,9 +45,9 @@ func (a *API) logRefusal(r *http.Request, status int) {
 	}
 	attributes := []any{"status", status, "method", method(r), "route", route(r), "remote", r.RemoteAddr, "notLogged", s.skipped.Swap(0)}
 	if status == http.StatusForbidden && a.auth != nil {
-		token, _ := StreamToken(r) // of any request: others have it in the header Authorization
-		if actor, _, err := a.auth.Authenticate(token); err == nil {
-			attributes = append(attributes, "role", actor.Role, "sub", actor.Sub)
+		text, _ := StreamToken(r) // of any request: others have it in the header Authorization
+		if token, err := a.auth.Authenticate(text); err == nil {
+			attributes = append(attributes, "role", token.Actor.Role, "sub", token.Actor.Sub)
 		}
 	}
 	a.log.Warn("a request was refused", attributes...)

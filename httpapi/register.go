@@ -113,11 +113,12 @@ func (a *API) handle(op huma.Operation, roles []domain.Role, next func(http.Resp
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var actor domain.Actor
 		if len(roles) > 0 {
-			var err error
-			if actor, _, err = a.auth.Authenticate(TokenFromRequest(r)); err != nil {
+			token, err := a.auth.Authenticate(TokenFromRequest(r))
+			if err != nil {
 				Refuse(w, r, FromError("", err))
 				return
 			}
+			actor = token.Actor
 			if !slices.Contains(roles, actor.Role) {
 				Refuse(w, r, NewProblem(http.StatusForbidden, "forbidden", "The role "+string(actor.Role)+" may not do this."))
 				return

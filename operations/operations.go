@@ -1,7 +1,7 @@
 // Package operations is what operators see and do: who owns which shard, how the
 // read models and the consumers are doing, the generations of read models, which are
 // switched, dropped, compared and mended here, the dead letters, which are listed, replayed
-// and discarded here, and people, who are erased here.
+// and discarded here, people, who are erased here, and tokens, which are revoked here.
 //
 // It stands above the three sides, because operators look into all of them. The
 // payments that wait for an operator are not here: listing them is a query like
@@ -38,6 +38,7 @@ type Operations struct {
 	}
 	Projections *projections.ReadModels // for what changes read models
 	Keys        Keys                    // nil as well in a process without keys
+	Revocations *Revocations
 	// Consumers returns how every consumer is doing, by partition.
 	Consumers func(context.Context) ([]consumer.ConsumerStatus, error)
 }
@@ -67,6 +68,9 @@ func (o *Operations) Routes(api *httpapi.API) {
 	}
 	if o.Keys != nil {
 		o.erasureRoutes(api)
+	}
+	if o.Revocations != nil {
+		o.revocationRoutes(api)
 	}
 }
 

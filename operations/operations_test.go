@@ -59,7 +59,7 @@ func newCalls(t *testing.T) *calls {
 		t.Fatal(err)
 	}
 	t.Cleanup(db.Close)
-	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: secret})
+	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secrets: []string{secret}})
 	if err != nil {
 		t.Fatal(err)
 	}

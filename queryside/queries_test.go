@@ -86,7 +86,7 @@ func newTracedQueries(t *testing.T, tracer pgx.QueryTracer) *queries {
 		t.Fatal(err)
 	}
 	t.Cleanup(db.Close)
-	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: secret})
+	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secrets: []string{secret}})
 	if err != nil {
 		t.Fatal(err)
 	}

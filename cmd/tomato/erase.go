@@ -101,15 +101,9 @@ type keysCmd struct {
 	Open   keysOpenCmd   `cmd:"" help:"Open one sealed text, which is read from stdin."`
 }
 
-// masterFlags are the flags of the tools that need the master keys.
-type masterFlags struct {
-	MasterKey  []string `env:"TOMATO_MASTER_KEY" help:"As of serve."`
-	ClusterKey string   `env:"TOMATO_CLUSTER_KEY" help:"As of serve. The master key is derived from it if none is set."`
-}
-
 type keysRewrapCmd struct {
 	settings.Tool
-	masterFlags
+	settings.MasterFlags
 	Yes  bool `help:"Go on even if no key was ever wrapped under the newest master key."`
 	JSON bool `name:"json" help:"As JSON."`
 }
@@ -137,7 +131,7 @@ func (c keysRewrapCmd) confirm(plan subjectkeys.RewrapPlan, answer io.Reader) er
 }
 
 func (c keysRewrapCmd) Run(ctx context.Context) error {
-	masters, err := settings.MastersOf(c.MasterKey, c.ClusterKey, c.DataDir)
+	masters, err := c.Masters(c.DataDir)
 	if err != nil {
 		return err
 	}
@@ -179,7 +173,7 @@ func (c keysRewrapCmd) Run(ctx context.Context) error {
 
 type keysOpenCmd struct {
 	settings.Tool
-	masterFlags
+	settings.MasterFlags
 	Subject string `required:"" placeholder:"KIND/ID" help:"Whose text it is: customer/<id>, rider/<id> or webhooks/<YYYY-MM>."`
 	Field   string `required:"" enum:"deliverTo,name,reason,body" help:"deliverTo, name, reason or body."`
 }
@@ -189,7 +183,7 @@ func (c keysOpenCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return settings.UsageError{Err: err}
 	}
-	masters, err := settings.MastersOf(c.MasterKey, c.ClusterKey, c.DataDir)
+	masters, err := c.Masters(c.DataDir)
 	if err != nil {
 		return err
 	}

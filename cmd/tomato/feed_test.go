@@ -59,11 +59,11 @@ func (f *feeds) kill() {
 func newFeeds(t *testing.T, cfg eventlog.Config, start realtime.Start) *feeds {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: servertest.JWTSecret})
+	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secrets: []string{servertest.JWTSecret}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	hub, err := feed.NewHub(feed.HubConfig{Key: []byte("0123456789abcdef")})
+	hub, err := feed.NewHub(feed.HubConfig{Keys: [][]byte{[]byte("0123456789abcdef")}})
 	if err != nil {
 		t.Fatal(err)
 	}

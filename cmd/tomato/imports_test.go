@@ -74,7 +74,7 @@ var imports = map[string]string{
 	"cmd/tomato":               "cmd/tomato/bench cmd/tomato/server cmd/tomato/settings cmd/tomato/simulate domain domain/order eventlog eventlog/consumer eventlog/consumer/parked eventlog/subjectkeys httpapi migrations operations projections",
 	"cmd/tomato/bench":         "cmd/tomato/server cmd/tomato/settings commandside/shard domain domain/nearby domain/order domain/payment domain/restaurant domain/rider eventlog eventlog/consumer eventlog/kafkaprocess eventlog/subjectkeys feedclient httpapi migrations migrations/cluster projections",
 	"cmd/tomato/server":        "cmd/tomato/settings commandside commandside/gateway commandside/policies commandside/shard domain eventlog eventlog/consumer eventlog/consumer/parked eventlog/subjectkeys httpapi migrations migrations/cluster operations projections projections/realtime queryside queryside/feed",
-	"cmd/tomato/settings":      "eventlog eventlog/subjectkeys",
+	"cmd/tomato/settings":      "eventlog eventlog/subjectkeys httpapi",
 	"cmd/tomato/simulate":      "domain domain/order feedclient",
 	"commandside":              "commandside/gateway commandside/policies commandside/shard domain domain/order domain/payment domain/restaurant domain/rider domain/rooms eventlog eventlog/subjectkeys httpapi",
 	"commandside/gateway":      "commandside/lease eventlog eventlog/pgerr",

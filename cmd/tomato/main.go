@@ -36,6 +36,7 @@ type cli struct {
 	Keys        keysCmd        `cmd:"" help:"Look after the keys of what is personal."`
 	Topics      topicsCmd      `cmd:"" help:"Create and verify the topics."`
 	Token       tokenCmd       `cmd:"" help:"Print a token for development."`
+	Tokens      tokensCmd      `cmd:"" help:"Revoke the tokens of somebody."`
 	Bench       bench.Cmd      `cmd:"" help:"Measure, beside the physical limit of the same run."`
 	Migrate     migrateCmd     `cmd:"" help:"Bring the database up to date, and show whether it is."`
 	Version     versionCmd     `cmd:"" help:"Print the version."`
@@ -72,8 +73,12 @@ func tuneMemory() {
 func run(ctx context.Context, args []string) int {
 	var c cli
 	parser, err := kong.New(&c, kong.Name("tomato"), kong.Description("Event-sourced food delivery on Kafka and PostGIS."),
-		kong.UsageOnError(), kong.BindTo(ctx, (*context.Context)(nil)), helpVars)
+		kong.UsageOnError(), kong.BindTo(ctx, (*context.Context)(nil)), settings.SecretFiles(), helpVars)
 	if err != nil {
+		fmt.Fprintln(os.Stderr, "tomato:", err)
+		return exitFailed
+	}
+	if err := settings.HideSecrets(parser.Model.Node, args); err != nil {
 		fmt.Fprintln(os.Stderr, "tomato:", err)
 		return exitFailed
 	}

@@ -12,21 +12,19 @@ import (
 
 type simulateCmd struct {
 	settings.Dir
-	Orders    int           `help:"How many; default 100, with a dataset all of it."`
-	Riders    int           `help:"How many; default 50, with a dataset those in it."`
-	Rate      float64       `help:"Orders placed per second at most; 0: as fast as the system follows."`
-	Dataset   string        `type:"existingfile" help:"Replay these deliveries (CSV)."`
-	URL       string        `help:"Of a running serve; several separated by commas. Default: the one with this data directory."`
-	Seed      int64         `default:"1" help:"Same seed, same plans."`
-	Timeout   time.Duration `default:"2m" help:"Longest time without progress."`
-	JSON      bool          `name:"json" help:"The report as JSON."`
-	JWTSecret string        `env:"TOMATO_JWT_SECRET" help:"Unset: the development secret in the data directory."`
-	Issuer    string        `env:"TOMATO_JWT_ISSUER" help:"iss of the tokens."`
-	Audience  string        `env:"TOMATO_JWT_AUDIENCE" help:"aud of the tokens."`
+	settings.Signing
+	Orders  int           `help:"How many; default 100, with a dataset all of it."`
+	Riders  int           `help:"How many; default 50, with a dataset those in it."`
+	Rate    float64       `help:"Orders placed per second at most; 0: as fast as the system follows."`
+	Dataset string        `type:"existingfile" help:"Replay these deliveries (CSV)."`
+	URL     string        `help:"Of a running serve; several separated by commas. Default: the one with this data directory."`
+	Seed    int64         `default:"1" help:"Same seed, same plans."`
+	Timeout time.Duration `default:"2m" help:"Longest time without progress."`
+	JSON    bool          `name:"json" help:"The report as JSON."`
 }
 
 func (c simulateCmd) Run(ctx context.Context) error {
-	secret, err := settings.TokenSecret(c.JWTSecret, c.DataDir)
+	secret, err := c.Secret(c.DataDir)
 	if err != nil {
 		return err
 	}

@@ -29,9 +29,7 @@ func (c brokerCmd) Run(ctx context.Context) error {
 
 type tokenCmd struct {
 	settings.Dir
-	JWTSecret  string        `env:"TOMATO_JWT_SECRET" help:"Unset: the development secret in the data directory."`
-	Issuer     string        `env:"TOMATO_JWT_ISSUER" help:"iss of the token."`
-	Audience   string        `env:"TOMATO_JWT_AUDIENCE" help:"aud of the token."`
+	settings.Signing
 	Role       string        `required:"" enum:"customer,restaurant,rider,ops,support" help:"customer, restaurant, rider, ops or support."`
 	Sub        string        `required:"" help:"Who: the customer's or rider's id."`
 	Restaurant string        `help:"The restaurant's id, for role restaurant."`
@@ -49,11 +47,11 @@ func (c tokenCmd) Run() error {
 	case c.TTL < time.Second:
 		return settings.Usage("--ttl must be at least 1s")
 	}
-	secret, err := settings.TokenSecret(c.JWTSecret, c.DataDir)
+	secret, err := c.Secret(c.DataDir)
 	if err != nil {
 		return err
 	}
-	token, err := httpapi.AuthConfig{Secret: secret, Issuer: c.Issuer, Audience: c.Audience}.MintToken(
+	token, err := httpapi.AuthConfig{Secrets: []string{secret}, Issuer: c.Issuer, Audience: c.Audience}.MintToken(
 		domain.Actor{Sub: c.Sub, Role: domain.Role(c.Role), RestaurantID: c.Restaurant}, c.TTL)
 	if err != nil {
 		return settings.UsageError{Err: err}

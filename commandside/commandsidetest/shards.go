@@ -37,7 +37,7 @@ func startShards(t *testing.T, cfg eventlog.Config, read *PaymentsReadModel) *Sh
 	menus.Ends = eventlog.NewEnds(eventlogtest.Client(t, cfg))
 	s, err := shard.NewShards(shard.Config{Kafka: cfg, Partitions: Partitions, Menus: menus, PaymentGrace: time.Hour, ArchiveAfter: archiveAfter,
 		InboxPassed: func(context.Context, string) (bool, error) { return true, nil },
-		ClusterKey:  "of the command side's tests, 32 bytes", Registry: prometheus.NewRegistry(), Log: log})
+		ClusterKeys: []string{"of the command side's tests, 32 bytes"}, Registry: prometheus.NewRegistry(), Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

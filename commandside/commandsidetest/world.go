@@ -91,7 +91,7 @@ func New(t *testing.T) *World {
 	t.Cleanup(db.Close)
 	cfg, cluster := eventlogtest.Faulty(t)
 	eventlogtest.Topics(t, cfg, eventlog.Layout{Partitions: Partitions})
-	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: jwtSecret})
+	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secrets: []string{jwtSecret}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,7 @@ import (
 // wait for the acknowledgement.
 func (s *Shards) announce(sh *shard) {
 	p := sh.partition
-	n := Owner{Shard: p, Term: sh.term, Claim: sh.claimedAt, Owner: s.Instance, URL: s.URL, Epoch: epochOnWire(s.epoch)}.signed(s.ClusterKey)
+	n := Owner{Shard: p, Term: sh.term, Claim: sh.claimedAt, Owner: s.Instance, URL: s.URL, Epoch: epochOnWire(s.epoch)}.signed(s.ClusterKeys[0])
 	s.owners.learn(n)
 	s.owners.consider(n) // if the same or a higher term is known: its claim is looked up again, because the log may have lost it
 	b, err := json.Marshal(n)

@@ -84,7 +84,7 @@ func TestOtherShardsServeBesideOneWhoseLogIsNotWhole(t *testing.T) {
 
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError + 1}))
 	menus := NewMenus()
-	s, err := NewShards(Config{Kafka: cfg, Partitions: partitions, Menus: menus, ClusterKey: testClusterKey, PaymentGrace: time.Hour, ArchiveAfter: 720 * time.Hour,
+	s, err := NewShards(Config{Kafka: cfg, Partitions: partitions, Menus: menus, ClusterKeys: []string{testClusterKey}, PaymentGrace: time.Hour, ArchiveAfter: 720 * time.Hour,
 		InboxPassed: func(context.Context, string) (bool, error) { return true, nil }, Registry: prometheus.NewRegistry(), Log: log})
 	if err != nil {
 		t.Fatal(err)

@@ -75,7 +75,7 @@ func TestTheLowestEpochOfAllOwners(t *testing.T) {
 		"the others are of builds before epochs": {[]Owner{at(0, 5, 3), at(1, 5, 1), at(2, 5, 1)}, nil, false, 1, []string{"instance of epoch 1 has epoch 1"}},
 		"all have the same":                      {[]Owner{at(0, 5, 3), at(1, 5, 3), at(2, 5, 3)}, nil, false, 3, nil},
 	} {
-		o := newOwners(eventlog.Config{}, 3, testClusterKey, slog.New(slog.DiscardHandler))
+		o := newOwners(eventlog.Config{}, 3, []string{testClusterKey}, slog.New(slog.DiscardHandler))
 		o.complete = !c.unread
 		for _, n := range c.candidates {
 			o.candidates[n.Shard] = append(o.candidates[n.Shard], n)
@@ -142,7 +142,7 @@ func TestAnEpochIsBelievedAsTheClaimHasIt(t *testing.T) {
 // The setting takes the place of what the owners say.
 func TestTheEpochCanBeSet(t *testing.T) {
 	t.Parallel()
-	cfg := Config{Kafka: eventlog.Config{Brokers: []string{"127.0.0.1:1"}}, Partitions: 2, Menus: NewMenus(), ClusterKey: testClusterKey,
+	cfg := Config{Kafka: eventlog.Config{Brokers: []string{"127.0.0.1:1"}}, Partitions: 2, Menus: NewMenus(), ClusterKeys: []string{testClusterKey},
 		Registry: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler), EventEpoch: BuildEpoch + 1}
 	if s, err := NewShards(cfg); err == nil {
 		s.closeProducer()
@@ -229,7 +229,7 @@ func forwardTo(t *testing.T, answer func(w http.ResponseWriter)) (Result, error)
 		answer(w)
 	}))
 	t.Cleanup(server.Close)
-	s, err := NewShards(Config{Kafka: eventlog.Config{Brokers: []string{"127.0.0.1:1"}}, Partitions: 1, Menus: NewMenus(), ClusterKey: testClusterKey,
+	s, err := NewShards(Config{Kafka: eventlog.Config{Brokers: []string{"127.0.0.1:1"}}, Partitions: 1, Menus: NewMenus(), ClusterKeys: []string{testClusterKey},
 		Registry: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)

@@ -41,7 +41,7 @@ func (s *Shards) Execute(ctx context.Context, r Request) (Result, error) {
 			switch {
 			case errors.As(err, &m):
 				tried = owner.Term
-				if n, reason := readOwner(m.record, p, s.ClusterKey); reason == "" {
+				if n, reason := readOwner(m.record, p, s.ClusterKeys...); reason == "" {
 					s.owners.consider(n)
 				}
 				continue

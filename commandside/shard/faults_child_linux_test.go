@@ -149,7 +149,7 @@ func runInstance() error {
 	}
 	at := &steps{die: cfg.Die}
 	menus, registry := NewMenus(), prometheus.NewRegistry()
-	s, err := NewShards(Config{Kafka: kafka, Partitions: cfg.Partitions, Instance: cfg.Name, URL: "http://" + listener.Addr().String(), ClusterKey: testClusterKey,
+	s, err := NewShards(Config{Kafka: kafka, Partitions: cfg.Partitions, Instance: cfg.Name, URL: "http://" + listener.Addr().String(), ClusterKeys: []string{testClusterKey},
 		PaymentGrace: time.Hour, ArchiveAfter: 720 * time.Hour, Menus: menus, SessionTimeout: cfg.Session, SnapshotEvery: 1500 * time.Millisecond, Probe: at.reached,
 		InboxPassed: func(context.Context, string) (bool, error) { return true, nil },
 		Registry:    registry, Log: log})

@@ -3,6 +3,7 @@ package shard
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"io"
 	"log/slog"
 	"net/http"
@@ -258,7 +259,7 @@ func startForwarding(t *testing.T) forwarding {
 	cfg := eventlogtest.Embedded(t)
 	eventlogtest.Topics(t, cfg, eventlog.Layout{Partitions: 2})
 	menus, registry := NewMenus(), prometheus.NewRegistry()
-	s, err := NewShards(Config{Kafka: cfg, Partitions: 2, Menus: menus, ClusterKey: testClusterKey, PaymentGrace: time.Hour, ArchiveAfter: 720 * time.Hour,
+	s, err := NewShards(Config{Kafka: cfg, Partitions: 2, Menus: menus, ClusterKeys: []string{testClusterKey}, PaymentGrace: time.Hour, ArchiveAfter: 720 * time.Hour,
 		InboxPassed: func(context.Context, string) (bool, error) { return true, nil }, Registry: registry, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
@@ -329,7 +330,7 @@ func (f forwarding) call(t *testing.T, key string, body []byte, change func(*htt
 	if err != nil {
 		t.Fatal(err)
 	}
-	(&Shards{Config: Config{ClusterKey: key}}).signRequest(req.Header, body, 10*time.Second)
+	(&Shards{Config: Config{ClusterKeys: []string{key}}}).signRequest(req.Header, body, 10*time.Second)
 	if change != nil {
 		change(req)
 	}
@@ -423,10 +424,45 @@ func TestOnlyInstancesMayForward(t *testing.T) {
 	}
 }
 
+// While the cluster key is changed, instances have both keys and sign with the one or the
+// other: each takes the calls and owner records of the other. A key that was taken off the
+// list is worth nothing.
+func TestTheClusterKeyIsChanged(t *testing.T) {
+	t.Parallel()
+	const older, newer = testClusterKey, "the next cluster key, of 32 bytes or more"
+	for _, c := range []struct {
+		signs, has []string
+		good       bool
+	}{
+		{[]string{older}, []string{older, newer}, true},
+		{[]string{older, newer}, []string{newer, older}, true},
+		{[]string{newer, older}, []string{older, newer}, true},
+		{[]string{newer, older}, []string{newer}, true},
+		{[]string{newer}, []string{older}, false},
+		{[]string{older, newer}, []string{newer}, false},
+	} {
+		from := &Shards{Config: Config{ClusterKeys: c.signs}}
+		to := &Shards{Config: Config{ClusterKeys: c.has, Log: slog.New(slog.DiscardHandler)},
+			metrics: &metrics{refusedCalls: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "x"}, []string{"reason"})}}
+		r := httptest.NewRequest(http.MethodPost, CommandsPath, strings.NewReader("body"))
+		from.signRequest(r.Header, []byte("body"), time.Second)
+		if body, _, ok := to.verifyCall(httptest.NewRecorder(), r); ok != c.good || ok && string(body) != "body" {
+			t.Errorf("a call signed by one with %q, to one with %q: %v", c.signs, c.has, ok)
+		}
+		b, err := json.Marshal(Owner{Shard: 1, Term: 7, Claim: 9, Owner: "a", URL: "https://host:8080"}.signed(c.signs[0]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, reason := readOwner(b, 1, c.has...); (reason == "") != c.good {
+			t.Errorf("a record signed by one with %q, read by one with %q: %q", c.signs, c.has, reason)
+		}
+	}
+}
+
 // The body of a call that is not signed is not read.
 func TestTheBodyOfAnUnsignedCallIsNotRead(t *testing.T) {
 	t.Parallel()
-	s := &Shards{Config: Config{ClusterKey: testClusterKey, Log: slog.New(slog.DiscardHandler)},
+	s := &Shards{Config: Config{ClusterKeys: []string{testClusterKey}, Log: slog.New(slog.DiscardHandler)},
 		metrics: &metrics{refusedCalls: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "x"}, []string{"reason"})}}
 	w := httptest.NewRecorder()
 	s.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodPost, CommandsPath, unread{t}))

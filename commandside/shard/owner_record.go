@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -60,15 +61,15 @@ const (
 )
 
 // readOwner parses a record about the owner of this shard and checks its fields and its
-// signature, but not its claim. reason is "" if the record is valid, and otherwise one
+// signature, which may be with any of the keys, but not its claim. reason is "" if the record is valid, and otherwise one
 // of the reasons above.
-func readOwner(b []byte, shard int32, key string) (o Owner, reason string) {
+func readOwner(b []byte, shard int32, keys ...string) (o Owner, reason string) {
 	// Unknown fields are accepted, because a newer build may write more. The signature
 	// covers the fields that are read here.
 	if len(b) > maxOwnerRecord || json.Unmarshal(b, &o) != nil || o.Shard != shard || o.Term < 1 || o.Claim < 0 || o.Epoch < 0 || !visible(o.Owner, maxCause) || checkInstanceURL(o.URL) != nil {
 		return Owner{}, ignoredMalformed
 	}
-	if !same(o.Signature, o.signed(key).Signature) {
+	if !slices.ContainsFunc(keys, func(key string) bool { return same(o.Signature, o.signed(key).Signature) }) {
 		return Owner{}, ignoredSignature
 	}
 	return o, ""

@@ -23,7 +23,7 @@ import (
 // log. Safe for concurrent use.
 type owners struct {
 	cfg        eventlog.Config
-	key        string // cluster key
+	keys       []string // cluster keys, of which each verifies
 	log        *slog.Logger
 	ignored    *prometheus.CounterVec // records that are ignored, by reason
 	logged     logLimit               // of ignored records and failed look-ups
@@ -55,9 +55,9 @@ const (
 	claimPause     = 200 * time.Millisecond // after the first failed look-up; later ones are longer
 )
 
-func newOwners(cfg eventlog.Config, partitions int32, key string, log *slog.Logger) *owners {
+func newOwners(cfg eventlog.Config, partitions int32, keys []string, log *slog.Logger) *owners {
 	running, stop := context.WithCancel(context.Background())
-	o := &owners{cfg: cfg, partitions: partitions, running: running, stop: stop, key: key, log: log, lookups: make(chan struct{}, claimsAtOnce), known: map[int32]Owner{}, changed: make(chan struct{}),
+	o := &owners{cfg: cfg, partitions: partitions, running: running, stop: stop, keys: keys, log: log, lookups: make(chan struct{}, claimsAtOnce), known: map[int32]Owner{}, changed: make(chan struct{}),
 		candidates: map[int32][]Owner{}, last: map[int32]Owner{}, next: map[int32]int64{}}
 	o.lowest.Store(1)
 	return o
@@ -282,7 +282,7 @@ func (o *owners) passed(r *kgo.Record) {
 // takeRecord handles one record of the topic.
 func (o *owners) takeRecord(r *kgo.Record) {
 	defer o.passed(r) // after it is a candidate, so that an older epoch is not missed
-	n, reason := readOwner(r.Value, r.Partition, o.key)
+	n, reason := readOwner(r.Value, r.Partition, o.keys...)
 	keyed := string(r.Key) == strconv.Itoa(int(r.Partition))
 	if reason == "" && !keyed {
 		n, reason = Owner{}, ignoredMalformed

@@ -111,7 +111,7 @@ func TestRecordsThatAreNoOwner(t *testing.T) {
 // startFollower starts an instance that serves no shards.
 func (f forwarding) startFollower(t *testing.T) *Shards {
 	t.Helper()
-	s, err := NewShards(Config{Kafka: f.cfg, Partitions: f.Partitions, Menus: NewMenus(), ClusterKey: testClusterKey, Registry: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
+	s, err := NewShards(Config{Kafka: f.cfg, Partitions: f.Partitions, Menus: NewMenus(), ClusterKeys: []string{testClusterKey}, Registry: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -315,7 +315,7 @@ func TestAnOwnerWhoseClaimIsLostIsForgotten(t *testing.T) {
 // A shard is unreachable if its owner is an earlier process at this instance's address.
 func TestAPredecessorAtTheSameAddressServesNothing(t *testing.T) {
 	t.Parallel()
-	s, err := NewShards(Config{Kafka: eventlog.Config{Brokers: []string{"127.0.0.1:1"}}, Partitions: 2, URL: "http://127.0.0.1:2", Menus: NewMenus(), ClusterKey: testClusterKey,
+	s, err := NewShards(Config{Kafka: eventlog.Config{Brokers: []string{"127.0.0.1:1"}}, Partitions: 2, URL: "http://127.0.0.1:2", Menus: NewMenus(), ClusterKeys: []string{testClusterKey},
 		Registry: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
@@ -352,7 +352,7 @@ func TestARedirectIsNotFollowed(t *testing.T) {
 		http.Redirect(w, r, target.URL+r.URL.Path, http.StatusTemporaryRedirect)
 	}))
 	t.Cleanup(owner.Close)
-	s, err := NewShards(Config{Kafka: eventlog.Config{Brokers: []string{"127.0.0.1:1"}}, Partitions: 1, Menus: NewMenus(), ClusterKey: testClusterKey,
+	s, err := NewShards(Config{Kafka: eventlog.Config{Brokers: []string{"127.0.0.1:1"}}, Partitions: 1, Menus: NewMenus(), ClusterKeys: []string{testClusterKey},
 		Registry: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)

@@ -62,7 +62,7 @@ func startProbed(t testing.TB, cfg eventlog.Config, probe func(shard.Step, int32
 	menus.Ends = eventlog.NewEnds(eventlogtest.Client(t, cfg))
 	s, err := shard.NewShards(shard.Config{Kafka: cfg, Partitions: partitions, Menus: menus, PaymentGrace: time.Hour, ArchiveAfter: 720 * time.Hour,
 		InboxPassed: func(context.Context, string) (bool, error) { return true, nil },
-		ClusterKey:  "of the tests of the shards, 32 bytes", Probe: probe, Registry: prometheus.NewRegistry(), Log: log})
+		ClusterKeys: []string{"of the tests of the shards, 32 bytes"}, Probe: probe, Registry: prometheus.NewRegistry(), Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

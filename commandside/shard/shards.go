@@ -31,7 +31,7 @@ type Config struct {
 	LogID        eventlog.LogID // of the logs; it names the installation in the records
 	Instance     string         // unique name of this process; if empty, a random one is used
 	URL          string         // at which other instances reach this one
-	ClusterKey   string         // shared by all instances; signs the calls between them and the owner records
+	ClusterKeys  []string       // shared by all instances: the first one signs the calls between them and the owner records, each of them verifies
 	Build        string         // of this binary; written into claims, and into marks of unreadable events
 	PaymentGrace time.Duration  // how long after its deadline an order may wait for InboxPassed before it expires
 	ArchiveAfter time.Duration  // time after which closed orders are evicted; commands on unknown ids that are older are refused as archived
@@ -139,14 +139,19 @@ type metrics struct {
 	refusedCalls           *prometheus.CounterVec
 }
 
-// minClusterKey is the least length of Config.ClusterKey, in bytes.
+// minClusterKey is the least length of each of Config.ClusterKeys, in bytes.
 const minClusterKey = 32
 
 // NewShards returns the shards of one instance. Run makes them serve. The error says
 // what is wrong with the configuration.
 func NewShards(cfg Config) (*Shards, error) {
-	if len(cfg.ClusterKey) < minClusterKey {
-		return nil, fmt.Errorf("the cluster key has %d bytes: at least %d are needed", len(cfg.ClusterKey), minClusterKey)
+	if len(cfg.ClusterKeys) == 0 {
+		return nil, errors.New("a cluster key is needed")
+	}
+	for _, key := range cfg.ClusterKeys {
+		if len(key) < minClusterKey {
+			return nil, fmt.Errorf("a cluster key has %d bytes: at least %d are needed", len(key), minClusterKey)
+		}
 	}
 	if cfg.Instance == "" {
 		cfg.Instance = uuid.NewString()
@@ -169,7 +174,7 @@ func NewShards(cfg Config) (*Shards, error) {
 	}
 	s := &Shards{
 		Config: cfg, epoch: BuildEpoch, source: "/tomato/" + cfg.LogID.String() + "/shards",
-		owners: newOwners(cfg.Kafka, cfg.Partitions, cfg.ClusterKey, cfg.Log),
+		owners: newOwners(cfg.Kafka, cfg.Partitions, cfg.ClusterKeys, cfg.Log),
 		http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 512, IdleConnTimeout: time.Minute, DialContext: (&net.Dialer{Timeout: time.Second}).DialContext},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}, // a redirect is not followed: the body is for the owner alone
 		serving: map[int32]*shard{}, assigned: map[int32]*assignment{}, again: map[int32]bool{}, changed: make(chan struct{}),

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -34,7 +35,7 @@ const clockWindow = 30 * time.Second
 const maxForwarded = 4 << 20
 
 // signCall returns the signature of a call between instances, in lower-case hex: the
-// HMAC-SHA256, with the cluster key, of the following text. Every line ends with \n,
+// HMAC-SHA256, with a cluster key, of the following text. Every line ends with \n,
 // and the values are those of the request line and of the headers:
 //
 //	tomato call v1
@@ -79,7 +80,7 @@ func (s *Shards) signRequest(h http.Header, body []byte, timeout time.Duration) 
 	h.Set(hdrTime, now)
 	h.Set(hdrTimeout, left)
 	h.Set(hdrBodyHash, hash)
-	h.Set(hdrSignature, signCall(s.ClusterKey, http.MethodPost, CommandsPath, now, left, hash))
+	h.Set(hdrSignature, signCall(s.ClusterKeys[0], http.MethodPost, CommandsPath, now, left, hash))
 }
 
 // Reasons for which a call of another instance is refused.
@@ -95,9 +96,11 @@ const (
 // of a call that is not signed.
 func (s *Shards) verifyCall(w http.ResponseWriter, r *http.Request) (body []byte, limit time.Duration, ok bool) {
 	at, timeout, hash := r.Header.Get(hdrTime), r.Header.Get(hdrTimeout), r.Header.Get(hdrBodyHash)
-	if !same(r.Header.Get(hdrSignature), signCall(s.ClusterKey, r.Method, r.URL.EscapedPath(), at, timeout, hash)) {
+	if !slices.ContainsFunc(s.ClusterKeys, func(key string) bool {
+		return same(r.Header.Get(hdrSignature), signCall(key, r.Method, r.URL.EscapedPath(), at, timeout, hash))
+	}) {
 		s.refuseCall(w, r, refusedSignature, httpapi.Unauthorized(`Tomato-Cluster realm="tomato"`,
-			"The call is not signed with the cluster key of this instance. Every instance needs the same TOMATO_CLUSTER_KEY."))
+			"The call is not signed with a cluster key of this instance. Every instance needs the same TOMATO_CLUSTER_KEY, or must have the other one's in TOMATO_CLUSTER_KEYS."))
 		return nil, 0, false
 	}
 	millis, err := strconv.ParseInt(at, 10, 64)

@@ -38,7 +38,7 @@ type lone struct {
 func newLone(t testing.TB, cfg eventlog.Config) *lone {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError + 1}))
-	s, err := NewShards(Config{Kafka: cfg, Partitions: 1, Menus: NewMenus(), ClusterKey: testClusterKey, PaymentGrace: time.Hour, ArchiveAfter: 720 * time.Hour, SnapshotEvery: time.Hour,
+	s, err := NewShards(Config{Kafka: cfg, Partitions: 1, Menus: NewMenus(), ClusterKeys: []string{testClusterKey}, PaymentGrace: time.Hour, ArchiveAfter: 720 * time.Hour, SnapshotEvery: time.Hour,
 		InboxPassed: func(context.Context, string) (bool, error) { return true, nil }, Registry: prometheus.NewRegistry(), Log: log})
 	if err != nil {
 		t.Fatal(err)

@@ -13,8 +13,9 @@ import (
 
 // connecting is a client that asks to be connected.
 type connecting struct {
-	actor domain.Actor
-	rooms []string // to join beside those of the token; the actor is allowed to
+	actor  domain.Actor
+	issued time.Time // when the token was issued; zero if the token does not say
+	rooms  []string  // to join beside those of the token; the actor is allowed to
 	// cursor is what the client came back with; nil: it is new.
 	cursor *cursor
 	// base is that of the cursor, if the cursor is without fault, or that of after, if after
@@ -53,7 +54,7 @@ func (h *Hub) connect(c connecting) (s *subscriber, cursor, token string, err er
 	if err := h.full(c.actor); err != nil {
 		return nil, "", "", err
 	}
-	s = &subscriber{actor: c.actor, wake: make(chan struct{}, 1), limit: h.cfg.QueueBytes, total: h.metrics.queued, own: rooms.JoinedBy(c.actor), cursors: h.cursors}
+	s = &subscriber{actor: c.actor, issued: c.issued, wake: make(chan struct{}, 1), limit: h.cfg.QueueBytes, total: h.metrics.queued, own: rooms.JoinedBy(c.actor), cursors: h.cursors}
 	for _, r := range c.rooms {
 		if err := h.addRoom(s, r); err != nil {
 			return nil, "", "", err

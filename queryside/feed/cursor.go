@@ -39,19 +39,31 @@ const (
 // other texts. The second one covers the key of the base's record, too, which is not in the
 // text. After a restore another base may have the same id. Three bytes are enough for this
 // accident, and a forger needs both MACs.
+//
+// The first key writes cursors, and each of them reads them, so that cursors survive a
+// change of the key.
 type cursors struct {
+	keys []*cursorKey
+}
+
+// cursorKey makes MACs with one key.
+type cursorKey struct {
 	macs sync.Pool // of hash.Hash
 }
 
-func newCursors(key []byte) *cursors {
-	return &cursors{macs: sync.Pool{New: func() any { return hmac.New(sha256.New, key) }}}
+func newCursors(keys ...[]byte) *cursors {
+	c := &cursors{}
+	for _, key := range keys {
+		c.keys = append(c.keys, &cursorKey{macs: sync.Pool{New: func() any { return hmac.New(sha256.New, key) }}})
+	}
+	return c
 }
 
 // mac appends so many bytes of the MAC of a cursor's body to b. baseKey is "" for the first
 // MAC.
-func (c *cursors) mac(b []byte, n int, actor domain.Actor, baseKey string, body []byte) []byte {
-	h := c.macs.Get().(hash.Hash)
-	defer c.macs.Put(h)
+func (k *cursorKey) mac(b []byte, n int, actor domain.Actor, baseKey string, body []byte) []byte {
+	h := k.macs.Get().(hash.Hash)
+	defer k.macs.Put(h)
 	h.Reset()
 	h.Write([]byte("cursor\x00" + baseKey + "\x00"))
 	if body[0] > 0 {
@@ -101,8 +113,8 @@ func (c *cursors) append(text []byte, p *place, actor domain.Actor, roomsPart []
 		b = binary.AppendVarint(b, p.part.offset-p.base.done[p.part.log])
 		b = binary.AppendUvarint(b, uint64(p.sent))
 	}
-	head := c.mac(b[:1], cursorMACBytes, actor, "", b[cursorHead:])
-	c.mac(head, baseMACBytes, actor, p.base.key, b[cursorHead:])
+	head := c.keys[0].mac(b[:1], cursorMACBytes, actor, "", b[cursorHead:])
+	c.keys[0].mac(head, baseMACBytes, actor, p.base.key, b[cursorHead:])
 	return base64.RawURLEncoding.AppendEncode(text, b)
 }
 
@@ -115,11 +127,12 @@ type cursor struct {
 	rooms   []string // joined beside those of the token
 	body    []byte   // what the MACs cover
 	baseMAC []byte
-	fault   string // "" or why it is of no use: a reason of feed:reset
+	key     *cursorKey // that it was written with
+	fault   string     // "" or why it is of no use: a reason of feed:reset
 }
 
-// parse reads a cursor. The fault is resetUnknown unless the text was written with this
-// key, which is of these logs, and for this actor. Nothing is read before the MAC is known
+// parse reads a cursor. The fault is resetUnknown unless the text was written with one of
+// the keys, which are of these logs, and for this actor. Nothing is read before the MAC is known
 // to be right.
 func (c *cursors) parse(s string, actor domain.Actor) *cursor {
 	unknown := &cursor{fault: resetUnknown}
@@ -131,11 +144,18 @@ func (c *cursors) parse(s string, actor domain.Actor) *cursor {
 		return unknown
 	}
 	body, head := b[cursorHead:], b[1:cursorHead]
-	if !hmac.Equal(head[:cursorMACBytes], c.mac(nil, cursorMACBytes, actor, "", body)) {
+	var key *cursorKey
+	for _, k := range c.keys {
+		if hmac.Equal(head[:cursorMACBytes], k.mac(nil, cursorMACBytes, actor, "", body)) {
+			key = k
+			break
+		}
+	}
+	if key == nil {
 		return unknown
 	}
 	v := varints{b: body}
-	parsed := &cursor{part: change{log: noLog}, body: body, baseMAC: head[cursorMACBytes:]}
+	parsed := &cursor{part: change{log: noLog}, body: body, baseMAC: head[cursorMACBytes:], key: key}
 	for range v.byte() {
 		parsed.rooms = append(parsed.rooms, v.room())
 	}
@@ -159,8 +179,8 @@ func (c *cursors) parse(s string, actor domain.Actor) *cursor {
 
 // place returns the place that the cursor of this actor means, relative to its base. ok is
 // false if b is not the base that it was made with.
-func (c *cursors) place(parsed *cursor, actor domain.Actor, b *base) (p place, ok bool) {
-	if !hmac.Equal(parsed.baseMAC, c.mac(nil, baseMACBytes, actor, b.key, parsed.body)) {
+func (*cursors) place(parsed *cursor, actor domain.Actor, b *base) (p place, ok bool) {
+	if !hmac.Equal(parsed.baseMAC, parsed.key.mac(nil, baseMACBytes, actor, b.key, parsed.body)) {
 		return newPlace(b), false
 	}
 	return parsed.at(b)

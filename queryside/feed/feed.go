@@ -131,9 +131,10 @@ type session struct {
 	expires time.Time
 }
 
-// session does what both endpoints have in common, up to joining the rooms. The
-// actor's token is valid until expires. The error is a *httpapi.Problem.
-func (f *Feed) session(r *http.Request, actor domain.Actor, expires time.Time, cursor string) (*session, error) {
+// session does what both endpoints have in common, up to joining the rooms. The error is a
+// *httpapi.Problem.
+func (f *Feed) session(r *http.Request, token httpapi.Token, cursor string) (*session, error) {
+	actor := token.Actor
 	if err := f.Hub.refuses(actor); err != nil {
 		return nil, cannotOpen(err)
 	}
@@ -164,7 +165,7 @@ func (f *Feed) session(r *http.Request, actor domain.Actor, expires time.Time, c
 			return nil, httpapi.Unavailable("consistency_token_not_ready", "The feed has not reached the Consistency-Token in time.", time.Second)
 		}
 	}
-	c := connecting{actor: actor, rooms: asked, after: after}
+	c := connecting{actor: actor, issued: token.IssuedAt, rooms: asked, after: after}
 	var refused *httpapi.Problem
 	if c.orders, refused = f.mayJoin(r.Context(), actor, asked); refused != nil {
 		return nil, refused
@@ -180,11 +181,17 @@ func (f *Feed) session(r *http.Request, actor domain.Actor, expires time.Time, c
 			return nil, err
 		}
 	}
-	s, at, token, err := f.Hub.connect(c)
+	s, at, published, err := f.Hub.connect(c)
 	if err != nil {
 		return nil, cannotOpen(err)
 	}
-	return &session{subscriber: s, cursor: at, token: token, expires: expires}, nil
+	// A revocation is known before Hub.Revoke is called. So it ends this connection, or it
+	// is known by now.
+	if err := f.Auth.Revoked(token); err != nil {
+		f.Hub.disconnect(s)
+		return nil, err
+	}
+	return &session{subscriber: s, cursor: at, token: published, expires: token.Expires}, nil
 }
 
 // cannotOpen returns the problem of a connection that the hub does not take.
@@ -210,13 +217,13 @@ func (s *session) setHeaders(h http.Header) {
 
 // websocket serves GET /v1/feed.
 func (f *Feed) websocket(w http.ResponseWriter, r *http.Request) {
-	token, subprotocol := httpapi.StreamToken(r)
-	actor, expires, err := f.Auth.Authenticate(token)
+	text, subprotocol := httpapi.StreamToken(r)
+	token, err := f.Auth.Authenticate(text)
 	if err != nil {
 		httpapi.WriteProblem(w, httpapi.FromError("feed", err))
 		return
 	}
-	s, err := f.session(r, actor, expires, cmp.Or(r.URL.Query().Get("cursor"), r.Header.Get("Last-Event-ID")))
+	s, err := f.session(r, token, cmp.Or(r.URL.Query().Get("cursor"), r.Header.Get("Last-Event-ID")))
 	if err != nil {
 		httpapi.WriteProblem(w, httpapi.FromError("feed", err))
 		return

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -83,7 +84,7 @@ type server struct {
 
 func serve(t *testing.T, change func(*Feed, *HubConfig)) *server {
 	t.Helper()
-	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: secret})
+	auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secrets: []string{secret}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -477,6 +478,89 @@ func TestATokensEndIsTheConnections(t *testing.T) {
 	// exp is in whole seconds.
 	c := s.dialWith(t, "?token="+token(t, customer("u1"), 2*time.Second), nil)
 	c.closed(closeExpired.code)
+}
+
+// revocations are those of one subject.
+type revocations struct {
+	mu   sync.Mutex
+	upTo map[string]time.Time
+}
+
+func (r *revocations) RevokedUpTo(sub string) (time.Time, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	upTo, ok := r.upTo[sub]
+	return upTo, ok
+}
+
+// A revocation ends the connections of the subject's earlier tokens and no others, and their
+// clients do not get in again with the same token.
+func TestARevocationEndsConnections(t *testing.T) {
+	t.Parallel()
+	known := &revocations{upTo: map[string]time.Time{}}
+	s := serve(t, func(f *Feed, _ *HubConfig) {
+		auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secrets: []string{secret}, Revocations: known})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(auth.Close)
+		f.Auth = auth
+	})
+	mine, other := s.dial(t, customer("u1"), ""), s.dial(t, customer("u2"), "")
+	stream, err := http.Get(s.URL + "/v1/feed/sse?token=" + token(t, customer("u1"), time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Body.Close()
+	now := time.Now()
+	s.Hub.Revoke("u1", now.Add(-time.Hour)) // of an hour ago: the tokens are newer
+	s.Hub.Publish(orders0, 0, time.Time{}, msg("user:u1", "user:u2"))
+	mine.want("e user:u1 1")
+	known.mu.Lock()
+	known.upTo["u1"] = now
+	known.mu.Unlock()
+	s.Hub.Revoke("u1", now)
+	mine.closed(closeRevoked.code)
+	if _, err := io.Copy(io.Discard, stream.Body); err != nil { // it ends
+		t.Error(err)
+	}
+	again, err := http.Get(s.URL + "/v1/feed/sse?token=" + token(t, customer("u1"), time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Body.Close()
+	if again.StatusCode != http.StatusUnauthorized {
+		t.Errorf("the token opens another one: %s", again.Status)
+	}
+	other.want("e user:u2 1")
+	s.Hub.Publish(orders0, 1, time.Time{}, msg("user:u2"))
+	other.want("e user:u2 1")
+}
+
+// late are revocations that become known while a connection is being made, after its token
+// was verified.
+type late struct{ asked atomic.Int32 }
+
+func (l *late) RevokedUpTo(string) (time.Time, bool) { return time.Now(), l.asked.Add(1) > 1 }
+
+func TestARevocationDuringTheConnectingIsNotMissed(t *testing.T) {
+	t.Parallel()
+	s := serve(t, func(f *Feed, _ *HubConfig) {
+		auth, err := httpapi.NewAuthenticator(httpapi.AuthConfig{Secrets: []string{secret}, Revocations: &late{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(auth.Close)
+		f.Auth = auth
+	})
+	resp, err := http.Get(s.URL + "/v1/feed/sse?token=" + token(t, customer("u1"), time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusUnauthorized {
+		t.Errorf("%s", resp.Status)
+	}
 }
 
 func TestDrainingSendsClientsAwayWithAllTheyWereDue(t *testing.T) {

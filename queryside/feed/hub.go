@@ -20,10 +20,11 @@ import (
 
 // HubConfig has the limits of a hub. A zero value stands for the default.
 type HubConfig struct {
-	// Key is that of the cursors' MAC. It is needed and the same on all instances.
-	// It is derived from a secret and the LogID, so that cursors of other logs are
-	// unknown here.
-	Key []byte
+	// Keys are those of the cursors' MACs, each of 16 bytes or more. At least one is
+	// needed. The first one writes cursors, and each of them reads them. They are derived
+	// from secrets that all instances share, and from the LogID, so that cursors of other
+	// logs are unknown here.
+	Keys [][]byte
 	// LogID is that of the logs, for tokens.
 	LogID eventlog.LogID
 	// Ends finds out that a token or cursor is beyond the ends of the logs, which
@@ -131,8 +132,8 @@ type Hub struct {
 
 // NewHub makes a hub that is not ready.
 func NewHub(cfg HubConfig) (*Hub, error) {
-	if len(cfg.Key) < 16 {
-		return nil, errors.New("the feed needs a cursor key of 16 bytes or more")
+	if len(cfg.Keys) == 0 || slices.ContainsFunc(cfg.Keys, func(key []byte) bool { return len(key) < 16 }) {
+		return nil, errors.New("the feed needs cursor keys of 16 bytes or more")
 	}
 	cfg.defaults()
 	m, err := newHubMetrics(cfg.Registry)
@@ -140,7 +141,7 @@ func NewHub(cfg HubConfig) (*Hub, error) {
 		return nil, err
 	}
 	h := &Hub{cfg: cfg, metrics: m, subs: map[*subscriber]struct{}{}, users: map[user]int{}, rooms: map[string]map[*subscriber]struct{}{},
-		cursors: newCursors(cfg.Key), reader: newReader(), opened: make(chan struct{}), grown: make(chan struct{}), gone: make(chan struct{})}
+		cursors: newCursors(cfg.Keys...), reader: newReader(), opened: make(chan struct{}), grown: make(chan struct{}), gone: make(chan struct{})}
 	h.reader.history = cfg.History
 	h.replays = semaphore.NewWeighted(int64(cfg.ReplayBytes))
 	return h, nil

@@ -34,7 +34,7 @@ var (
 func customer(id string) domain.Actor { return domain.Actor{Sub: id, Role: domain.Customer} }
 
 func newHub(t interface{ Fatal(...any) }, cfg HubConfig) *Hub {
-	cfg.Key = testKey
+	cfg.Keys = [][]byte{testKey}
 	h, err := NewHub(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -395,6 +395,13 @@ func TestCursorsReadBackAndNothingElse(t *testing.T) {
 		}
 		if newCursors([]byte("another key 1234")).parse(text, actor).fault == "" {
 			t.Fatal("another key reads it")
+		}
+		// After a change of the key the old one is second in the list.
+		changing := newCursors([]byte("another key 1234"), testKey)
+		if old := changing.parse(text, actor); (old.fault == "") != (back.fault == "") {
+			t.Fatalf("with the key second in the list it is %q", old.fault)
+		} else if at, ok := changing.place(old, actor, b); old.fault == "" && (!ok || !slices.Equal(at.positions().done, was.done)) {
+			t.Fatal("with the key second in the list it means another place")
 		}
 		if c.parse(text, customer("u2")).fault == "" && len(rooms) > 0 {
 			t.Fatal("another actor gets the rooms")

@@ -3,6 +3,7 @@ package feed
 import (
 	"encoding/json"
 	"slices"
+	"time"
 
 	"tomato/domain"
 	"tomato/domain/rooms"
@@ -117,4 +118,16 @@ func (p *presence) hears(m *rooms.Message) bool {
 		p.has, p.version = m.RiderHas(p.rider), m.Version
 	}
 	return hears
+}
+
+// Revoke ends the connections of a subject whose tokens were issued up to this time. They
+// are sent nothing more.
+func (h *Hub) Revoke(sub string, upTo time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for s := range h.subs {
+		if s.actor.Sub == sub && !s.issued.After(upTo) {
+			s.endNow(&closeRevoked)
+		}
+	}
 }

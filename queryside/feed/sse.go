@@ -17,12 +17,12 @@ import (
 // itself, after the time that the last retry field says; a 401 makes it stop.
 func (f *Feed) sse(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
-	actor, expires, err := f.Auth.Authenticate(cmp.Or(httpapi.TokenFromRequest(r), q.Get("token")))
+	token, err := f.Auth.Authenticate(cmp.Or(httpapi.TokenFromRequest(r), q.Get("token")))
 	if err != nil {
 		httpapi.WriteProblem(w, httpapi.FromError("feed", err))
 		return
 	}
-	s, err := f.session(r, actor, expires, cmp.Or(r.Header.Get("Last-Event-ID"), q.Get("cursor")))
+	s, err := f.session(r, token, cmp.Or(r.Header.Get("Last-Event-ID"), q.Get("cursor")))
 	if err != nil {
 		httpapi.WriteProblem(w, httpapi.FromError("feed", err))
 		return

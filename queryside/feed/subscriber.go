@@ -51,6 +51,7 @@ var (
 	closeHistory = closing{4002, "what was missed cannot be read now, reconnect with the cursor", "history", 0}
 	closeRestart = closing{4001, "the feed began anew, reconnect with the cursor", "restart", 0}
 	closeExpired = closing{4500, "the token has expired, reconnect with a new one and the cursor", "token_expired", 0}
+	closeRevoked = closing{closeExpired.code, "the token was revoked, reconnect with a new one and the cursor", "token_revoked", 0}
 	closeFlood   = closing{4501, "too many operations", "flood", 0}
 	closeText    = closing{1003, "text messages only", "unsupported_data", 0}
 )
@@ -109,6 +110,7 @@ func (it *item) appendJSON(b, cursor []byte) []byte {
 // them out.
 type subscriber struct {
 	actor   domain.Actor
+	issued  time.Time     // when the token was issued; zero if the token does not say
 	wake    chan struct{} // holds one: there is something to take
 	limit   int           // bytes
 	total   *atomic.Int64 // bytes that wait for all connections
@@ -221,6 +223,13 @@ func (s *subscriber) close(c *closing) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.end(c, false)
+}
+
+// endNow ends the connection without what is in its queue.
+func (s *subscriber) endNow(c *closing) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.end(c, true)
 }
 
 // ended reports whether the connection is to be ended.

@@ -90,7 +90,7 @@ const saveLimit = 3 * time.Minute
 // is not never, it waits for the snapshots before it stops the instance.
 func (b *run) openAll(ctx context.Context, menus *shard.Menus, snapshotEvery time.Duration) (o opened, err error) {
 	registry := prometheus.NewRegistry()
-	shards, err := shard.NewShards(shard.Config{Kafka: b.kafka, Partitions: b.Partitions, Build: settings.Build(), Menus: menus, SnapshotEvery: snapshotEvery, ClusterKey: benchClusterKey,
+	shards, err := shard.NewShards(shard.Config{Kafka: b.kafka, Partitions: b.Partitions, Build: settings.Build(), Menus: menus, SnapshotEvery: snapshotEvery, ClusterKeys: []string{benchClusterKey},
 		PaymentGrace: time.Hour, ArchiveAfter: 720 * time.Hour, InboxPassed: func(context.Context, string) (bool, error) { return true, nil }, Registry: registry, Log: b.log})
 	if err != nil {
 		return o, err

@@ -32,9 +32,10 @@ type Config struct {
 	HTTPAddr     string            `name:"http-addr" env:"TOMATO_HTTP_ADDR" default:"127.0.0.1:8080" help:"Where to listen."`
 	Advertised   string            `name:"advertised-url" env:"TOMATO_ADVERTISED_URL" help:"Where other instances reach this one. Default: the listening address, if it is no wildcard."`
 	JWTIssuer    string            `name:"jwt-issuer" env:"TOMATO_JWT_ISSUER" help:"Tokens must have this iss."`
+	JWTMaxTTL    time.Duration     `name:"jwt-max-ttl" env:"TOMATO_JWT_MAX_TTL" default:"0" help:"Tokens that are valid for longer than this are refused. 0: no limit."`
 	JWTAudience  string            `name:"jwt-audience" env:"TOMATO_JWT_AUDIENCE" help:"Tokens must have this aud."`
 	KeyID        string            `name:"razorpay-key-id" env:"TOMATO_RAZORPAY_KEY_ID" help:"Of Razorpay. Unset: a simulated gateway."`
-	KeySecret    string            `name:"razorpay-key-secret" env:"TOMATO_RAZORPAY_KEY_SECRET" help:"Of Razorpay."`
+	KeySecret    string            `name:"razorpay-key-secret" env:"TOMATO_RAZORPAY_KEY_SECRET" secret:"" help:"Of Razorpay."`
 	PaymentTTL   settings.Duration `name:"payment-ttl" env:"TOMATO_PAYMENT_TTL" default:"15m" help:"An unpaid order expires after this."`
 	PaymentGrace settings.Duration `name:"payment-grace" env:"TOMATO_PAYMENT_GRACE" default:"1h" help:"It waits at most this much longer for webhooks that are not recorded yet."`
 	AcceptTTL    settings.Duration `name:"accept-ttl" env:"TOMATO_ACCEPT_TTL" default:"10m" help:"A paid order that is not accepted is cancelled after this."`
@@ -60,7 +61,7 @@ type Config struct {
 // not set there, from the defaults. ParseConfig does not check what Start checks.
 func ParseConfig(flags ...string) (Config, error) {
 	var c Config
-	parser, err := kong.New(&c, kong.Name("serve"))
+	parser, err := kong.New(&c, kong.Name("serve"), settings.SecretFiles())
 	if err != nil {
 		return Config{}, err
 	}
@@ -97,6 +98,8 @@ func (c Config) Check() error {
 		return settings.Usage("TOMATO_SEARCH_WAIT must be at most 10s: orders wait for their riders meanwhile")
 	case c.EventEpoch < 0 || c.EventEpoch > shard.BuildEpoch:
 		return settings.Usage("TOMATO_EVENT_EPOCH must be 0 to %d, which is the epoch of this build", shard.BuildEpoch)
+	case c.JWTMaxTTL < 0:
+		return settings.Usage("TOMATO_JWT_MAX_TTL must be 0, for no limit, or more")
 	case c.Partitions < 1 || c.Partitions > 1024:
 		return settings.Usage("--partitions must be 1 to 1024")
 	case c.NoMigrate && c.DatabaseURL == "":

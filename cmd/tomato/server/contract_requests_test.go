@@ -76,6 +76,7 @@ var contractRows = []contractRow{
 	{"POST", "/v1/ops/dead-letters/999999/replay", "ops", "", nil, "dead_letter_not_found", ""},
 	{"POST", "/v1/ops/dead-letters/999999/discard", "ops", aReason, []string{"reason"}, "dead_letter_not_found", ""},
 	{"GET", "/v1/ops/erasures", "ops support", "", nil, "", "p"},
+	{"POST", "/v1/ops/revocations", "ops", `{"sub":"nobody","reason":"a lost phone"}`, []string{"sub", "reason"}, "", ""},
 	{"POST", "/v1/ops/erasures", "ops", `{"customerId":"nobody","reason":"asked by letter"}`, []string{"reason"}, "", ""},
 	{"POST", "/v1/ops/dead-letters/replay", "ops", `{"consumer":"orders","all":true,"dryRun":true}`, []string{"consumer"}, "", ""},
 }

@@ -31,6 +31,7 @@ var rightBodies = map[string]string{
 	"POST /v1/ops/projections/{readModel}/unskip":            `{"topic":"orders","partition":0,"offset":999999999}`,
 	"POST /v1/ops/dead-letters/{id}/discard":                 aReason,
 	"POST /v1/ops/dead-letters/replay":                       `{"consumer":"orders","all":true,"dryRun":true}`,
+	"POST /v1/ops/revocations":                               `{"sub":"nobody","reason":"asked by letter"}`,
 	"POST /v1/ops/erasures":                                  `{"customerId":"nobody","reason":"asked by letter"}`,
 }
 

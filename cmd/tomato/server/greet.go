@@ -25,7 +25,7 @@ func (s *Server) Greet(out io.Writer) {
 	fmt.Fprintln(out, "development tokens, valid for 24 hours:")
 	for _, a := range []domain.Actor{{Sub: "ops1", Role: domain.Ops}, {Sub: "staff1", Role: domain.Restaurant, RestaurantID: "rest1"},
 		{Sub: "rider1", Role: domain.Rider}, {Sub: "cust1", Role: domain.Customer}} {
-		token, err := httpapi.AuthConfig{Secret: s.config.JWTSecret, Issuer: s.config.JWTIssuer, Audience: s.config.JWTAudience}.MintToken(a, 24*time.Hour)
+		token, err := httpapi.AuthConfig{Secrets: s.config.JWT(), Issuer: s.config.JWTIssuer, Audience: s.config.JWTAudience}.MintToken(a, 24*time.Hour)
 		if err != nil {
 			return
 		}

@@ -22,9 +22,10 @@ const (
 	degraded = "degraded"
 	notReady = "not_ready"
 
-	checkTimeout = 2 * time.Second // of all checks together, because they run at the same time
-	healthCached = time.Second
-	sayAgain     = time.Minute // how long a failing check logs no new text after its last one
+	checkTimeout   = 2 * time.Second // of all checks together, because they run at the same time
+	healthCached   = time.Second
+	revocationsOld = 15 * time.Second // after that, revocations of other instances may be missing here
+	sayAgain       = time.Minute      // how long a failing check logs no new text after its last one
 )
 
 // check is one thing that may be wrong with this process. While a serving check fails,
@@ -234,6 +235,24 @@ func (s *Server) newHealth() *health {
 			return nil
 		})
 	}
+	if s.config.JWKSURL != "" {
+		add("token-keys", command || query || s.hub != nil, "The keys of tokens were never read.", func(context.Context) error {
+			if at, err := s.auth.KeySetRead(); at.IsZero() {
+				return err
+			}
+			return nil
+		})
+		add("token-keys-refresh", false, "The keys of tokens cannot be read again.", func(context.Context) error {
+			_, err := s.auth.KeySetRead()
+			return err
+		})
+	}
+	add("revocations", false, "Revoked tokens cannot be looked up.", func(context.Context) error {
+		if old := time.Since(s.revocations.Read()); old > revocationsOld {
+			return fmt.Errorf("the last look was %v ago", old.Round(time.Second))
+		}
+		return nil
+	})
 	add("consumers", false, "Read models or policies stand still.", func(context.Context) error {
 		if stopped := s.runtime.Stopped(); len(stopped) > 0 {
 			return errors.New(strings.Join(stopped, ", "))

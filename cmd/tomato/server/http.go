@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"sync"
@@ -12,6 +13,7 @@ import (
 
 	"tomato/cmd/tomato/settings"
 	"tomato/httpapi"
+	"tomato/operations"
 	"tomato/queryside/feed"
 )
 
@@ -39,11 +41,30 @@ func (s *Server) listen(context.Context) (err error) {
 	return nil
 }
 
+// readRevocations reads whose tokens were revoked, so that no request is served before they
+// are known.
+func (s *Server) readRevocations(ctx context.Context) (err error) {
+	if s.revocations, err = operations.NewRevocations(ctx, s.db.shared, s.registry, s.log); err != nil {
+		return fmt.Errorf("revoked tokens: %w", err)
+	}
+	return nil
+}
+
+// followRevocations follows later revocations. They end the feeds of their subjects.
+func (s *Server) followRevocations(context.Context) error {
+	if s.hub != nil {
+		s.revocations.Tell(s.hub.Revoke)
+	}
+	s.background("revocations", func(ctx context.Context) error { s.revocations.Follow(ctx); return nil })
+	return nil
+}
+
 // newAPI makes the authenticator, which checks tokens, and the API, to which the roles
 // add their routes.
 func (s *Server) newAPI(context.Context) (err error) {
 	c := &s.config
-	s.auth, err = httpapi.NewAuthenticator(httpapi.AuthConfig{Secret: c.JWTSecret, JWKSURL: c.JWKSURL, Issuer: c.JWTIssuer, Audience: c.JWTAudience, Log: s.log})
+	s.auth, err = httpapi.NewAuthenticator(httpapi.AuthConfig{Secrets: c.JWT(), JWKSURL: c.JWKSURL, Issuer: c.JWTIssuer, Audience: c.JWTAudience, MaxTTL: c.JWTMaxTTL,
+		Revocations: s.revocations, Registry: s.registry, Log: s.log})
 	if err != nil {
 		return settings.UsageError{Err: err}
 	}

@@ -109,6 +109,7 @@ var rights = []right{
 	{"POST /v1/ops/dead-letters/{id}/discard", "          no  no    no  no      no  no  no  yes no", ""},
 	{"POST /v1/ops/dead-letters/replay", "                no  no    no  no      no  no  no  yes no", ""},
 	{"POST /v1/ops/erasures", "                           no  no    no  no      no  no  no  yes no", ""},
+	{"POST /v1/ops/revocations", "                        no  no    no  no      no  no  no  yes no", ""},
 	{"GET /v1/ops/erasures", "                            no  no    no  no      no  no  no  yes yes", ""},
 
 	// Feeds, and what may be done in an open one.

@@ -48,7 +48,7 @@ func (s *Server) startCommandSide(context.Context) error {
 	const commandDeadline = 5 * time.Second
 	orders := &policies.OrderFinder{ReadModel: s.models, Gateway: paymentGateway, Client: producer}
 	s.side = &commandside.Side{
-		Config: commandside.Config{PaymentTTL: time.Duration(c.PaymentTTL), InternalKey: c.InternalKey, EmitBytes: c.FeedEmit, WebhookSecrets: c.WebhookSecrets,
+		Config: commandside.Config{PaymentTTL: time.Duration(c.PaymentTTL), InternalKeys: c.Internal(), EmitBytes: c.FeedEmit, WebhookSecrets: c.WebhookSecrets,
 			CommandDeadline: commandDeadline},
 		Gateway: paymentGateway, Orders: orders, Producer: producer, DB: s.db.shared, Partitions: c.Partitions, Keys: s.keys, LogID: s.logID, Log: s.log,
 	}
@@ -67,7 +67,7 @@ func (s *Server) startCommandSide(context.Context) error {
 	s.menus = shard.NewMenus()
 	s.menus.Ends = s.ends
 	s.shards, err = shard.NewShards(shard.Config{Kafka: s.kafka, LogID: s.logID, Partitions: c.Partitions, Build: settings.Build(), Menus: s.menus,
-		URL: c.Advertised, ClusterKey: c.ClusterKey,
+		URL: c.Advertised, ClusterKeys: c.Cluster(),
 		PaymentGrace: time.Duration(c.PaymentGrace), ArchiveAfter: time.Duration(c.ArchiveAfter), EventEpoch: c.EventEpoch, InboxPassed: s.policies.InboxPassed, Registry: s.registry, Log: s.log})
 	if err != nil {
 		return err
@@ -143,6 +143,7 @@ func (s *Server) startQueries(context.Context) error {
 	s.operations.DeadLetters = &parked.DeadLetters{DB: s.db.query, Kafka: s.kafka, Skip: s.models.SkipLetter}
 	s.operations.ReadModels, s.operations.Projections = s.models, s.models
 	s.operations.Keys = s.keys
+	s.operations.Revocations = s.revocations
 	s.operations.Consumers = func(ctx context.Context) ([]consumer.ConsumerStatus, error) {
 		return consumer.ReadConsumers(ctx, s.db.query, adm)
 	}
@@ -154,12 +155,16 @@ func (s *Server) startFeed(context.Context) error {
 	if !s.config.has(RoleFeed) {
 		return nil
 	}
-	// The key that signs cursors is derived from the cluster key. The internal key would
+	// The keys that sign cursors are derived from the cluster keys. The internal key would
 	// not do, because other services have it, and a cursor names rooms.
-	mac := hmac.New(sha256.New, []byte(s.config.ClusterKey))
-	mac.Write([]byte("feed cursor"))
-	mac.Write(s.logID[:])
-	hub, err := feed.NewHub(feed.HubConfig{Key: mac.Sum(nil), LogID: s.logID, Ends: s.ends,
+	var keys [][]byte
+	for _, key := range s.config.Cluster() {
+		mac := hmac.New(sha256.New, []byte(key))
+		mac.Write([]byte("feed cursor"))
+		mac.Write(s.logID[:])
+		keys = append(keys, mac.Sum(nil))
+	}
+	hub, err := feed.NewHub(feed.HubConfig{Keys: keys, LogID: s.logID, Ends: s.ends,
 		IndexBytes: s.config.FeedBytes, IndexAge: time.Duration(s.config.FeedHistory),
 		MaxConnections: s.config.FeedConns, MaxPerUser: s.config.FeedPerUser, MaxRooms: s.config.FeedRooms, DrainSpread: time.Duration(s.config.FeedSpread), Registry: s.registry, Log: s.log})
 	if err != nil {

@@ -75,21 +75,22 @@ type Server struct {
 
 	// What the roles share. side, shards and menus are nil if no role issues commands.
 	// hub is nil without the role feed.
-	db         pools
-	logID      eventlog.LogID
-	ends       *eventlog.Ends
-	positions  *consumer.Positions
-	models     *projections.ReadModels
-	keys       *subjectkeys.Keyring // nil in a process that has the role project alone
-	runtime    *consumer.Runtime
-	auth       *httpapi.Authenticator
-	api        *httpapi.API
-	side       *commandside.Side
-	policies   *policies.Policies
-	shards     *shard.Shards
-	menus      *shard.Menus
-	hub        *feed.Hub
-	operations operations.Operations
+	db          pools
+	logID       eventlog.LogID
+	ends        *eventlog.Ends
+	positions   *consumer.Positions
+	models      *projections.ReadModels
+	keys        *subjectkeys.Keyring // nil in a process that has the role project alone
+	runtime     *consumer.Runtime
+	auth        *httpapi.Authenticator
+	revocations *operations.Revocations
+	api         *httpapi.API
+	side        *commandside.Side
+	policies    *policies.Policies
+	shards      *shard.Shards
+	menus       *shard.Menus
+	hub         *feed.Hub
+	operations  operations.Operations
 }
 
 // StopLimit is how long Close may take.
@@ -121,6 +122,7 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 		s.ensureTopics,
 		s.migrate,
 		s.listen, // requests are not answered before serveHTTP
+		s.readRevocations,
 		s.newAPI,
 		s.identifyLogs,
 		s.followReadModels,
@@ -131,6 +133,7 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 		s.startPolicies,
 		s.startQueries,
 		s.startFeed,
+		s.followRevocations,
 		s.addCommonRoutes,
 		s.serveHTTP,
 

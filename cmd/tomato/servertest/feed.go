@@ -222,8 +222,9 @@ func Said(messages []Message) []string {
 	return all
 }
 
-// Ended waits until the connection is gone.
-func (f *FeedClient) Ended() {
+// Ended waits until the connection is gone, and returns why: a *feedclient.ClosedError if
+// the server has ended it.
+func (f *FeedClient) Ended() error {
 	f.t.Helper()
 	end := time.After(Patience)
 	for {
@@ -231,7 +232,7 @@ func (f *FeedClient) Ended() {
 		err, changed := f.err, f.changed
 		f.mu.Unlock()
 		if err != nil {
-			return
+			return err
 		}
 		select {
 		case <-changed:

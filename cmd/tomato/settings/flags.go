@@ -7,6 +7,8 @@
 //	flags.go     groups of flags: data directory, Kafka, database
 //	pools.go     the pools of connections to the database
 //	secrets.go   the flags of secrets, and development secrets
+//	files.go     secrets that are read from files
+//	hide.go      secrets among the arguments, which ps would show
 //	master.go    the master keys
 //	address.go   the addresses at which an instance listens and is reached
 //	running.go   what a running serve tells the tools beside it
@@ -51,7 +53,7 @@ type Kafka struct {
 	TLS           bool     `name:"kafka-tls" env:"KAFKA_TLS" help:"Talk TLS to the brokers."`
 	SASLMechanism string   `name:"kafka-sasl-mechanism" env:"KAFKA_SASL_MECHANISM" help:"PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."`
 	SASLUsername  string   `name:"kafka-sasl-username" env:"KAFKA_SASL_USERNAME" help:"For SASL."`
-	SASLPassword  string   `name:"kafka-sasl-password" env:"KAFKA_SASL_PASSWORD" help:"For SASL."`
+	SASLPassword  string   `name:"kafka-sasl-password" env:"KAFKA_SASL_PASSWORD" secret:"" help:"For SASL."`
 	Partitions    int32    `name:"partitions" env:"TOMATO_PARTITIONS" default:"12" help:"Of every topic. Chosen once, when the topics are created."`
 	Replication   int16    `name:"replication" env:"TOMATO_REPLICATION" default:"0" help:"Copies of every partition, when the topics are created. 0: three, or as many as there are brokers."`
 }
@@ -65,7 +67,7 @@ func (f Kafka) Config(clientID string) eventlog.Config {
 
 // Database says how to reach Postgres.
 type Database struct {
-	DatabaseURL string `name:"database-url" env:"DATABASE_URL" placeholder:"postgres://…" help:"Postgres with PostGIS. Unset: a private cluster under the data directory."`
+	DatabaseURL string `name:"database-url" env:"DATABASE_URL" secret:"" placeholder:"postgres://…" help:"Postgres with PostGIS. Unset: a private cluster under the data directory."`
 }
 
 // Check returns a UsageError if the address cannot be read. The error does not quote

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"tomato/eventlog/subjectkeys"
@@ -19,27 +18,32 @@ func (f *Secrets) HasMaster() bool {
 // derivedWord stands in the list for the master key that is derived from the cluster key.
 const derivedWord = "derived"
 
-// Masters returns the master keys, newest first: those that are set, and then the one
-// that is derived from the cluster key. The derived one is the only one as long as none is
-// set, and afterwards it unwraps the keys that were wrapped before. The word derived in
-// the list gives it another place, so that an installation can change to a key of its own
-// one instance after the other. The error is a UsageError that quotes no key.
+// Masters returns the master keys, newest first: those that are set, and then those that are
+// derived from the cluster keys, one from each. The derived ones are the only ones as long
+// as none is set, and afterwards they unwrap the keys that were wrapped before. The word
+// derived in the list gives them another place, so that an installation can change to a key
+// of its own one instance after the other. The error is a UsageError that quotes no key.
 func (f *Secrets) Masters() (masters []*subjectkeys.Master, err error) {
 	if !f.HasMaster() {
-		f = &Secrets{ClusterKey: f.ClusterKey}
+		f = &Secrets{ClusterKey: f.ClusterKey, ClusterKeys: f.ClusterKeys}
 	}
-	var derived *subjectkeys.Master
-	if f.ClusterKey != "" {
-		if derived, err = subjectkeys.DeriveMaster(f.ClusterKey); err != nil {
+	var derived []*subjectkeys.Master
+	for _, key := range f.Cluster() {
+		m, err := subjectkeys.DeriveMaster(key)
+		if err != nil {
 			return nil, fmt.Errorf("the master key derived from TOMATO_CLUSTER_KEY: %w", err)
 		}
+		derived = append(derived, m)
 	}
+	placed := false
 	for i, text := range f.MasterKeys {
 		if strings.TrimSpace(text) == derivedWord {
-			if derived == nil {
+			if len(derived) == 0 {
 				return nil, Usage("TOMATO_MASTER_KEY: key %d of %d is the word %s, and there is no key to derive it from: set TOMATO_CLUSTER_KEY", i+1, len(f.MasterKeys), derivedWord)
 			}
-			masters = append(masters, derived)
+			if !placed {
+				masters, placed = append(masters, derived...), true
+			}
 			continue
 		}
 		key, err := decodeKey(strings.TrimSpace(text))
@@ -52,8 +56,8 @@ func (f *Secrets) Masters() (masters []*subjectkeys.Master, err error) {
 		}
 		masters = append(masters, m)
 	}
-	if derived != nil && !slices.Contains(masters, derived) {
-		masters = append(masters, derived)
+	if !placed {
+		masters = append(masters, derived...)
 	}
 	return masters, nil
 }
@@ -71,13 +75,23 @@ func decodeKey(text string) ([]byte, error) {
 	return b, nil
 }
 
-// MastersOf returns the master keys for a tool that works beside a running serve: those of
+// MasterFlags has the flags of the tools that need the master keys.
+type MasterFlags struct {
+	MasterKey   []string `env:"TOMATO_MASTER_KEY" secret:"" help:"As of serve."`
+	ClusterKey  string   `env:"TOMATO_CLUSTER_KEY" secret:"" help:"As of serve. The master key is derived from it if none is set."`
+	ClusterKeys []string `name:"cluster-keys" env:"TOMATO_CLUSTER_KEYS" secret:"" help:"As of serve."`
+}
+
+// Masters returns the master keys for a tool that works beside a running serve: those of
 // the flags and the environment, and what is missing there from the development secrets in
 // dir. It returns a UsageError if there is none.
-func MastersOf(masterKeys []string, clusterKey, dir string) ([]*subjectkeys.Master, error) {
-	f := Secrets{MasterKeys: masterKeys, ClusterKey: clusterKey}
+func (m *MasterFlags) Masters(dir string) ([]*subjectkeys.Master, error) {
+	f := Secrets{MasterKeys: m.MasterKey, ClusterKey: m.ClusterKey, ClusterKeys: m.ClusterKeys}
+	if err := checkList("TOMATO_CLUSTER_KEY", f.ClusterKey, f.ClusterKeys); err != nil {
+		return nil, err
+	}
 	if s, err := readSecrets(dir); err == nil {
-		if f.ClusterKey == "" { // as in Develop
+		if len(f.Cluster()) == 0 { // as in Develop
 			f.ClusterKey = s.ClusterKey
 			if !f.HasMaster() && s.MasterKey != "" {
 				f.MasterKeys = []string{s.MasterKey}

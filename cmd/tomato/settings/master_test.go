@@ -76,10 +76,10 @@ func TestMasterKeys(t *testing.T) {
 func TestToolsHaveTheMasterKeysOfServe(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	if _, err := MastersOf(nil, "", dir); err == nil {
+	if _, err := new(MasterFlags).Masters(dir); err == nil {
 		t.Error("master keys without any secret")
 	}
-	for name, chosen := range map[string]Secrets{"nothing chosen": {}, "a cluster key": {ClusterKey: strings.Repeat("k", 32)}, "a master key": {MasterKeys: []string{strings.Repeat("cd", 32)}}} {
+	for name, chosen := range map[string]Secrets{"nothing chosen": {}, "a cluster key": {ClusterKey: strings.Repeat("k", 32)}, "two cluster keys": {ClusterKeys: []string{strings.Repeat("k", 32), strings.Repeat("l", 32)}}, "a master key": {MasterKeys: []string{strings.Repeat("cd", 32)}}} {
 		serve := chosen
 		if _, err := serve.Develop(dir, true); err != nil {
 			t.Fatal(err)
@@ -88,7 +88,7 @@ func TestToolsHaveTheMasterKeysOfServe(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := MastersOf(chosen.MasterKeys, chosen.ClusterKey, dir)
+		got, err := (&MasterFlags{MasterKey: chosen.MasterKeys, ClusterKey: chosen.ClusterKey, ClusterKeys: chosen.ClusterKeys}).Masters(dir)
 		if err != nil || len(got) != len(want) || got[0].Fingerprint() != want[0].Fingerprint() {
 			t.Errorf("%s: the tool has %d master keys, serve %d, %v", name, len(got), len(want), err)
 		}

@@ -9,18 +9,53 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
+
+	"tomato/httpapi"
 )
 
-// Secrets has the secrets that every instance shares.
+// Secrets has the secrets that every instance shares. A secret that can be changed without
+// an outage is a list: the first one signs, and all of them verify. The same secret may be
+// set by its single name instead, and then may have commas in it. A flag with the tag
+// secret can be read from a file (files.go), and is hidden from ps (hide.go).
 type Secrets struct {
-	JWTSecret      string   `env:"TOMATO_JWT_SECRET" help:"HS256 secret of the tokens, at least 32 bytes."`
-	JWKSURL        string   `name:"jwks-url" env:"TOMATO_JWKS_URL" help:"Keys of RS256 or ES256 tokens, instead of a secret."`
-	ClusterKey     string   `env:"TOMATO_CLUSTER_KEY" help:"Signs the calls between instances, at least 32 bytes. For instances alone."`
-	MasterKeys     []string `name:"master-key" env:"TOMATO_MASTER_KEY" help:"Wraps the keys of customers and riders, at least 32 bytes in hex or base64. A list, newest first; the others still unwrap. The word derived stands for the key that is derived from TOMATO_CLUSTER_KEY, which is used if none is set."`
-	InternalKey    string   `env:"TOMATO_INTERNAL_KEY" help:"Of POST /api/v1/internal/emit, at least 32 bytes. For services that push messages into rooms."`
-	WebhookSecrets []string `name:"razorpay-webhook-secrets" env:"TOMATO_RAZORPAY_WEBHOOK_SECRETS" help:"Newest first; older ones stay valid while the gateway retries."`
+	JWTSecret      string   `env:"TOMATO_JWT_SECRET" secret:"" help:"HS256 secret of the tokens, at least 32 bytes."`
+	JWTSecrets     []string `name:"jwt-secrets" env:"TOMATO_JWT_SECRETS" secret:"" help:"The same as a list, to change it: newest first. All of them verify tokens."`
+	JWKSURL        string   `name:"jwks-url" env:"TOMATO_JWKS_URL" help:"Keys of RS256 or ES256 tokens, instead of a secret. https, or an address of this machine."`
+	ClusterKey     string   `env:"TOMATO_CLUSTER_KEY" secret:"" help:"Signs the calls between instances, at least 32 bytes. For instances alone."`
+	ClusterKeys    []string `name:"cluster-keys" env:"TOMATO_CLUSTER_KEYS" secret:"" help:"The same as a list, to change it: the first one signs, and all of them verify."`
+	MasterKeys     []string `name:"master-key" env:"TOMATO_MASTER_KEY" secret:"" help:"Wraps the keys of customers and riders, at least 32 bytes in hex or base64. A list, newest first; the others still unwrap. The word derived stands for the key that is derived from TOMATO_CLUSTER_KEY, which is used if none is set."`
+	InternalKey    string   `env:"TOMATO_INTERNAL_KEY" secret:"" help:"Of POST /api/v1/internal/emit, at least 32 bytes. For services that push messages into rooms."`
+	InternalKeys   []string `name:"internal-keys" env:"TOMATO_INTERNAL_KEYS" secret:"" help:"The same as a list, to change it: each of them opens emit."`
+	WebhookSecrets []string `name:"razorpay-webhook-secrets" env:"TOMATO_RAZORPAY_WEBHOOK_SECRETS" secret:"" help:"Newest first; older ones stay valid while the gateway retries."`
+}
+
+// JWT returns the secrets of tokens. The first one signs, and all of them verify. It is empty
+// if none is set.
+func (f *Secrets) JWT() []string { return oneOrList(f.JWTSecret, f.JWTSecrets) }
+
+// Cluster returns the keys of calls between instances, in the same way.
+func (f *Secrets) Cluster() []string { return oneOrList(f.ClusterKey, f.ClusterKeys) }
+
+// Internal returns the keys of internal/emit, in the same way.
+func (f *Secrets) Internal() []string { return oneOrList(f.InternalKey, f.InternalKeys) }
+
+// oneOrList returns the secret of a single name, or else those of the list without white
+// space around them. An empty variable sets nothing.
+func oneOrList(one string, list []string) []string {
+	if one != "" {
+		return []string{one}
+	}
+	if len(list) == 1 && strings.TrimSpace(list[0]) == "" {
+		return nil
+	}
+	trimmed := make([]string, len(list))
+	for i, s := range list {
+		trimmed[i] = strings.TrimSpace(s)
+	}
+	return trimmed
 }
 
 // minSecretBytes is the minimum length of a secret that signs. It is the length of the
@@ -39,20 +74,28 @@ func checkSecret(name, secret string) error {
 // Check returns a UsageError if a secret that is set is not good enough. It ignores
 // secrets that are not set.
 func (f *Secrets) Check() error {
-	for _, s := range []struct{ name, value string }{
-		{"TOMATO_JWT_SECRET", f.JWTSecret}, {"TOMATO_CLUSTER_KEY", f.ClusterKey}, {"TOMATO_INTERNAL_KEY", f.InternalKey},
+	for _, s := range []struct {
+		name string
+		one  string
+		list []string
+	}{
+		{"TOMATO_JWT_SECRET", f.JWTSecret, f.JWTSecrets}, {"TOMATO_CLUSTER_KEY", f.ClusterKey, f.ClusterKeys}, {"TOMATO_INTERNAL_KEY", f.InternalKey, f.InternalKeys},
 	} {
-		if s.value == "" {
-			continue
-		}
-		if err := checkSecret(s.name, s.value); err != nil {
+		if err := checkList(s.name, s.one, s.list); err != nil {
 			return err
 		}
 	}
 	// Somebody who knows one of the other two secrets must not be able to act as an
 	// instance.
-	if f.ClusterKey != "" && (f.ClusterKey == f.InternalKey || f.ClusterKey == f.JWTSecret) {
-		return Usage("TOMATO_CLUSTER_KEY must differ from TOMATO_INTERNAL_KEY and TOMATO_JWT_SECRET: it is for the instances alone. Make one with `openssl rand -hex 32`")
+	for _, key := range f.Cluster() {
+		if slices.Contains(f.Internal(), key) || slices.Contains(f.JWT(), key) {
+			return Usage("TOMATO_CLUSTER_KEY must differ from TOMATO_INTERNAL_KEY and TOMATO_JWT_SECRET: it is for the instances alone. Make one with `openssl rand -hex 32`")
+		}
+	}
+	if f.JWKSURL != "" {
+		if err := httpapi.CheckKeySetURL(f.JWKSURL); err != nil {
+			return Usage("TOMATO_JWKS_URL: %v", err)
+		}
 	}
 	if _, err := f.Masters(); err != nil {
 		return err
@@ -60,6 +103,26 @@ func (f *Secrets) Check() error {
 	for i, s := range f.WebhookSecrets {
 		if strings.TrimSpace(s) == "" {
 			return Usage("TOMATO_RAZORPAY_WEBHOOK_SECRETS: secret %d of %d is empty, and anybody could sign with it. Separate the secrets with single commas", i+1, len(f.WebhookSecrets))
+		}
+	}
+	return nil
+}
+
+// checkList checks a secret that is set by its single name or as a list, whose name has an s
+// behind it. The error is a UsageError that quotes no secret.
+func checkList(name, one string, list []string) error {
+	all := oneOrList(one, list)
+	switch {
+	case one == "" && len(all) == 0:
+		return nil
+	case one != "" && len(oneOrList("", list)) > 0:
+		return Usage("%s and %sS are both set: put the secret into the list, and unset %s", name, name, name)
+	case one != "":
+		return checkSecret(name, one)
+	}
+	for i, s := range all {
+		if err := checkSecret(fmt.Sprintf("%sS: secret %d of %d", name, i+1, len(all)), s); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -130,14 +193,14 @@ type MadeUp struct {
 // must be false for a real installation, because development secrets do not belong
 // there.
 func (f *Secrets) Develop(dir string, allowed bool) (made MadeUp, err error) {
-	jwt := f.JWTSecret != "" || f.JWKSURL != ""
+	jwt := len(f.JWT()) > 0 || f.JWKSURL != ""
 	var missing []string
 	for _, s := range []struct {
 		name string
 		set  bool
 	}{
-		{"TOMATO_JWT_SECRET (or TOMATO_JWKS_URL)", jwt}, {"TOMATO_CLUSTER_KEY", f.ClusterKey != ""},
-		{"TOMATO_INTERNAL_KEY", f.InternalKey != ""}, {"TOMATO_RAZORPAY_WEBHOOK_SECRETS", len(f.WebhookSecrets) > 0},
+		{"TOMATO_JWT_SECRET (or TOMATO_JWKS_URL)", jwt}, {"TOMATO_CLUSTER_KEY", len(f.Cluster()) > 0},
+		{"TOMATO_INTERNAL_KEY", len(f.Internal()) > 0}, {"TOMATO_RAZORPAY_WEBHOOK_SECRETS", len(f.WebhookSecrets) > 0},
 	} {
 		if !s.set {
 			missing = append(missing, s.name)
@@ -156,13 +219,13 @@ func (f *Secrets) Develop(dir string, allowed bool) (made MadeUp, err error) {
 	if !jwt {
 		f.JWTSecret = s.JWTSecret
 	}
-	if f.ClusterKey == "" {
+	if len(f.Cluster()) == 0 {
 		f.ClusterKey = s.ClusterKey
 		if !f.HasMaster() { // with a chosen cluster key, other instances derive theirs from it
 			f.MasterKeys = []string{s.MasterKey}
 		}
 	}
-	if f.InternalKey == "" {
+	if len(f.Internal()) == 0 {
 		f.InternalKey = s.InternalKey
 	}
 	if len(f.WebhookSecrets) == 0 {
@@ -174,11 +237,19 @@ func (f *Secrets) Develop(dir string, allowed bool) (made MadeUp, err error) {
 	return MadeUp{Any: true, JWT: !jwt}, nil
 }
 
-// TokenSecret returns the secret that signs tokens. It is the chosen one. If none was
-// chosen, it is the development secret in dir.
-func TokenSecret(chosen, dir string) (string, error) {
-	if chosen != "" {
-		return chosen, checkSecret("TOMATO_JWT_SECRET", chosen)
+// Signing has the flags of the tools that make tokens.
+type Signing struct {
+	JWTSecret  string   `env:"TOMATO_JWT_SECRET" secret:"" help:"Unset: the development secret in the data directory."`
+	JWTSecrets []string `name:"jwt-secrets" env:"TOMATO_JWT_SECRETS" secret:"" help:"The same as a list. The first one signs."`
+	Issuer     string   `env:"TOMATO_JWT_ISSUER" help:"iss of the tokens."`
+	Audience   string   `env:"TOMATO_JWT_AUDIENCE" help:"aud of the tokens."`
+}
+
+// Secret returns the secret that signs tokens. It is the chosen one. If none was chosen, it
+// is the development secret in dir.
+func (f *Signing) Secret(dir string) (string, error) {
+	if chosen := oneOrList(f.JWTSecret, f.JWTSecrets); len(chosen) > 0 {
+		return chosen[0], checkList("TOMATO_JWT_SECRET", f.JWTSecret, f.JWTSecrets)
 	}
 	s, err := readSecrets(dir)
 	if errors.Is(err, fs.ErrNotExist) {
