@@ -168,9 +168,21 @@ func (s *Server) stopReadersAtStop(context.Context) error {
 const readersLimit = 4 * time.Second
 
 // notReadyAtStop registers that /readyz answers, when the server stops, that it is not
-// ready.
+// ready. Nothing else stops before TOMATO_SHUTDOWN_DELAY has passed, because load balancers
+// send requests until they have asked /readyz again.
 func (s *Server) notReadyAtStop(context.Context) error {
-	s.onStop(func(context.Context) error { s.stopping.Store(true); return nil })
+	s.onStop(func(ctx context.Context) error {
+		s.stopping.Store(true)
+		if s.config.StopDelay == 0 {
+			return nil
+		}
+		s.log.Info("the server stops; it takes requests until load balancers have noticed", "delay", s.config.StopDelay)
+		select {
+		case <-time.After(s.config.StopDelay):
+		case <-ctx.Done():
+		}
+		return nil
+	})
 	return nil
 }
 

@@ -93,7 +93,7 @@ type Server struct {
 	operations  operations.Operations
 }
 
-// StopLimit is how long Close may take.
+// StopLimit is how long Close may take, beside TOMATO_SHUTDOWN_DELAY.
 const StopLimit = 18 * time.Second
 
 // Start starts every part and returns when the server listens. /readyz says when the
@@ -139,9 +139,10 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 
 		// These steps only register what happens first when the server stops, in the
 		// reverse order of this list. The server removes running.json. Then it answers
-		// that it is not ready. Then it stops what reads the logs, if other instances take
-		// that over. Then it hands its shards over while other instances can still reach it.
-		// Then it ends the feeds' streams, because the HTTP server would wait for them.
+		// that it is not ready, and still takes requests until load balancers have noticed
+		// that. Then it stops what reads the logs, if other instances take that over. Then it
+		// hands its shards over while other instances can still reach it. Then it ends the
+		// feeds' streams, because the HTTP server would wait for them.
 		s.drainFeedsAtStop,
 		s.handOverAtStop,
 		s.stopReadersAtStop,
@@ -165,10 +166,11 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	return errors.Join(err, s.Close())
 }
 
-// Close hands the shards over to other instances, lets requests under way end, and
-// stops every part. It takes at most StopLimit.
+// Close answers that the server is not ready, waits for TOMATO_SHUTDOWN_DELAY, hands the
+// shards over to other instances, lets requests under way end, and stops every part. It
+// takes at most StopLimit beside the delay.
 func (s *Server) Close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), StopLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), s.config.StopDelay+StopLimit)
 	defer cancel()
 	var errs []error
 	for _, stop := range slices.Backward(s.stops) {
