@@ -50,7 +50,7 @@ type Config struct {
 	FeedPerUser  int               `name:"feed-connections-per-user" env:"TOMATO_FEED_CONNECTIONS_PER_USER" default:"20" help:"Feeds of one user that may be open at this instance; over it 429. 0: no limit."`
 	FeedRooms    int               `name:"feed-rooms" env:"TOMATO_FEED_ROOMS" default:"64" help:"Rooms that a feed may join beside those of its token; 1 to 255."`
 	FeedEmit     int               `name:"feed-emit-bytes" env:"TOMATO_FEED_EMIT_BYTES" default:"65536" help:"Payload of an emitted message; over it 413. 1 to 1048576."`
-	FeedSpread   settings.Duration `name:"feed-drain-spread" env:"TOMATO_FEED_DRAIN_SPREAD" default:"5s" help:"Feed clients whose connections are ended together are asked to come back over this time; at most 5m."`
+	FeedSpread   time.Duration     `name:"feed-drain-spread" env:"TOMATO_FEED_DRAIN_SPREAD" default:"5s" help:"Feed clients whose connections are ended together are asked to come back over this time; at most 5m."`
 	StopDelay    time.Duration     `name:"shutdown-delay" env:"TOMATO_SHUTDOWN_DELAY" default:"0s" help:"A serve that stops still takes requests for this long after /readyz became 503, so that load balancers notice; at most 5m."`
 	ArchiveAfter settings.Duration `name:"archive-after" env:"TOMATO_ARCHIVE_AFTER" default:"720h" help:"Closed orders leave the write side after this; at least 24h."`
 	EventEpoch   int               `name:"event-epoch" env:"TOMATO_EVENT_EPOCH" default:"0" help:"Write events up to this event-schema epoch, whatever other instances can read. 0: the lowest epoch of all owners of shards."`
@@ -85,7 +85,7 @@ func (c Config) Check() error {
 		return settings.Usage("TOMATO_FEED_HISTORY must be 1m to 168h")
 	case c.FeedBytes < 1<<20:
 		return settings.Usage("TOMATO_FEED_HISTORY_BYTES must be at least 1048576")
-	case time.Duration(c.FeedSpread) < 0 || time.Duration(c.FeedSpread) > 5*time.Minute:
+	case c.FeedSpread < 0 || c.FeedSpread > 5*time.Minute:
 		return settings.Usage("TOMATO_FEED_DRAIN_SPREAD must be 0s to 5m")
 	case c.StopDelay < 0 || c.StopDelay > maxStopDelay:
 		return settings.Usage("TOMATO_SHUTDOWN_DELAY must be 0s to 5m")

@@ -166,7 +166,7 @@ func (s *Server) startFeed(context.Context) error {
 	}
 	hub, err := feed.NewHub(feed.HubConfig{Keys: keys, LogID: s.logID, Ends: s.ends,
 		IndexBytes: s.config.FeedBytes, IndexAge: time.Duration(s.config.FeedHistory),
-		MaxConnections: s.config.FeedConns, MaxPerUser: s.config.FeedPerUser, MaxRooms: s.config.FeedRooms, DrainSpread: time.Duration(s.config.FeedSpread), Registry: s.registry, Log: s.log})
+		MaxConnections: s.config.FeedConns, MaxPerUser: s.config.FeedPerUser, MaxRooms: s.config.FeedRooms, DrainSpread: s.config.FeedSpread, Registry: s.registry, Log: s.log})
 	if err != nil {
 		return err
 	}
