@@ -30,6 +30,8 @@ const (
 	// answer to the second one. The same happens if a client gets no answer and sends
 	// the batch again under a new epoch.
 	Twice Tamper = "twice"
+	// Refused ends the connection instead of passing the request on, so nothing is stored.
+	Refused Tamper = "refused"
 	// GroupCut loses the client's requests to join the group, to stay in it and to
 	// leave it, so the client has no connection to its group coordinator. A
 	// connection that has carried such a request loses everything from then on.
@@ -183,6 +185,10 @@ func (c *wireConn) request(frame []byte) ([][]byte, error) {
 		}
 		if req.TransactionID != nil {
 			break
+		}
+		if c.wire.due(Refused) {
+			c.Conn.Close()
+			return nil, net.ErrClosed
 		}
 		a := asked{version: version, outOfOrder: c.wire.due(OutOfOrder)}
 		a.lost = !a.outOfOrder && c.wire.due(LostAnswer)

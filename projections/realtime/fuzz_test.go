@@ -35,10 +35,11 @@ func FuzzFeedOfEmitted(f *testing.F) {
 // sink checks that clients can be sent what a projector publishes.
 type sink struct{ t *testing.T }
 
-func (sink) Begin(eventlog.FeedBase) {}
-func (sink) Base(eventlog.FeedBase)  {}
-func (sink) Ready()                  {}
-func (sink) NoOlder()                {}
+func (sink) Begin(eventlog.FeedBase)                   {}
+func (sink) Base(eventlog.FeedBase)                    {}
+func (sink) Ready()                                    {}
+func (sink) Reaches(map[eventlog.TopicPartition]int64) {}
+func (sink) NoOlder()                                  {}
 func (sink) Older(map[eventlog.TopicPartition]int64, func(func(eventlog.TopicPartition, int64, time.Time, []rooms.Message)) error) (bool, error) {
 	return false, nil
 }

@@ -111,6 +111,14 @@ func (r *running) readBack(ctx context.Context, start *base) {
 		history = defaultHistory
 	}
 	began, upper, length := time.Now(), start, firstPart
+	switch oldest, err := r.bases.after(ctx, began.Add(-history), start.id); {
+	case err != nil:
+		r.log.Warn("the feed cannot find out how far back its history reaches; clients from before it wait until it is read back", "err", err)
+	case oldest == nil:
+		r.Sink.Reaches(start.passed())
+	case len(oldest.marks) == len(start.marks):
+		r.Sink.Reaches(oldest.passed())
+	}
 	for age := firstPart; ; {
 		last := age >= history
 		if last {

@@ -64,6 +64,9 @@ func TestTheLogIsReadBackFromBaseToBase(t *testing.T) {
 		if len(r.older) == 0 {
 			t.Error("nothing was read back")
 		}
+		if d := cmp.Diff(first.passed, r.reaches); d != "" {
+			t.Error("the history is said to reach back to somewhere else than the oldest base:", d)
+		}
 		r.mu.Unlock()
 
 		base, err := p.Base(t.Context(), r.began)

@@ -19,7 +19,8 @@
 // base, the newest part first, so that the sink can index which room has which records.
 //
 // Failure: while the brokers are unavailable, a Projector waits, and the feeds are
-// silent. A personal field whose master key this instance lacks is shown as erased, which
+// silent. While topic feed cannot be written, a Run begins at the newest base that is there,
+// and appends one as soon as it can (Unrecorded). A personal field whose master key this instance lacks is shown as erased, which
 // is counted and logged, and holds up nobody. A Projector logs, counts and skips a record that cannot be decoded, because a feed
 // may not wait for an operator. Run ends with an error if to go on could leave a
 // message out, for example if a log is shorter than before. The next Run begins
@@ -73,7 +74,7 @@ type Loader interface {
 }
 
 // Sink receives what a Projector makes. A Run calls Begin, Publish and Ready from one
-// goroutine. It calls Base, Older and NoOlder between Begin and its end from others, while
+// goroutine. It calls Base, Reaches, Older and NoOlder between Begin and its end from others, while
 // it publishes.
 type Sink interface {
 	// Begin is called first. base.Passed has, for each log, the offset of the last record
@@ -88,6 +89,9 @@ type Sink interface {
 	// Ready is called once, when the logs have been read up to the ends that they had
 	// at the start.
 	Ready()
+	// Reaches is called before Older, unless the brokers cannot be asked: no part will have
+	// anything up to from.
+	Reaches(from map[eventlog.TopicPartition]int64)
 	// Older is called with parts of the logs from before the start, the newest part first.
 	// A part has the records after from, up to where the later part begins. read calls its
 	// argument as a Run calls Publish, for records that mean messages, without the
@@ -114,8 +118,9 @@ type Projector struct {
 	log        *slog.Logger
 	metricsErr error
 
-	mu    sync.Mutex // guards bases
-	bases *bases     // of the present Run; nil: none
+	mu         sync.Mutex // guards the fields below
+	bases      *bases     // of the present Run; nil: none
+	unrecorded error      // why the last base could not be appended; nil: it was
 }
 
 const defaultHistory = 24 * time.Hour
@@ -153,20 +158,27 @@ func (p *Projector) run(ctx context.Context, log *slog.Logger, m *metrics) error
 	if err != nil {
 		return fmt.Errorf("feed start: %w", err)
 	}
-	client, err := p.Kafka.NewClient(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0), kgo.RecordDeliveryTimeout(appendTimeout),
+	// A base that is stored twice does no harm. An idempotent producer would wait without end
+	// for the outcome of a request whose answer was lost.
+	client, err := p.Kafka.NewClient(kgo.DisableIdempotentWrite(), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0), kgo.RecordDeliveryTimeout(appendTimeout),
 		kgo.ProducerBatchCompression(kgo.ZstdCompression(), kgo.NoCompression()))
 	if err != nil {
 		return fmt.Errorf("feed: %w", err)
 	}
 	defer client.Close()
-	bases, marks, ends, err := p.start(ctx, client, start)
+	at, err := p.start(ctx, client, start)
 	if err != nil {
 		return fmt.Errorf("feed start: %w", err)
 	}
-	began, err := bases.append(ctx, maps.Clone(marks))
+	began, err := at.bases.append(ctx, maps.Clone(at.marks))
+	p.recorded(log, err)
 	if err != nil {
-		return fmt.Errorf("feed start: %w", err)
+		if ctx.Err() != nil {
+			return err
+		}
+		began = at.withoutBase()
 	}
+	bases, marks, ends := at.bases, at.marks, at.ends
 	r := newRunning(p, log, m)
 	r.bases, r.marks, r.riders = bases, marks, newAssignments(start.Assigned)
 	next, behind := map[eventlog.TopicPartition]int64{}, map[eventlog.TopicPartition]int64{} // the ends up to which logs must be read before Ready
@@ -178,6 +190,11 @@ func (p *Projector) run(ctx context.Context, log *slog.Logger, m *metrics) error
 	p.setBases(bases)
 	defer p.setBases(nil)
 	p.Sink.Begin(began.public())
+	for tp, m := range marks {
+		if m.offset > began.marks[tp].offset { // nothing is published of what lies between
+			p.Sink.Publish(tp, m.offset, time.Now(), nil)
+		}
+	}
 	ready := len(behind) == 0
 	if ready {
 		p.Sink.Ready()
@@ -293,24 +310,31 @@ func (r *running) messages(ctx context.Context, e *eventlog.Event) ([]rooms.Mess
 	return append(all, more...), err
 }
 
-// start returns how far each log counts as published at the start, and its present end.
-// In the logs of orders and payments this is the newest base or the mark of the read
+// starting is what a Run begins with.
+type starting struct {
+	bases  *bases
+	newest *base // the newest base, if it is of these logs
+	marks  map[eventlog.TopicPartition]mark
+	ends   map[eventlog.TopicPartition]int64
+}
+
+// start returns how far each log counts as published at the start, and its present end. In
+// the logs of orders and payments this is the newest base or the mark of the read
 // models, whichever is later; what is emitted is read from the newest base on, and rider
 // positions from the end on.
-func (p *Projector) start(ctx context.Context, client *kgo.Client, start Start) (b *bases, marks map[eventlog.TopicPartition]mark, ends map[eventlog.TopicPartition]int64, err error) {
-	fail := func(err error) (*bases, map[eventlog.TopicPartition]mark, map[eventlog.TopicPartition]int64, error) {
-		return nil, nil, nil, err
-	}
+func (p *Projector) start(ctx context.Context, client *kgo.Client, start Start) (*starting, error) {
+	fail := func(err error) (*starting, error) { return nil, err }
 	all, err := eventlog.EndOffsets(ctx, client, eventlog.Feed)
 	if err != nil {
 		return fail(err)
 	}
-	b = newBases(client, int32(len(all)))
+	b := newBases(client, int32(len(all)))
 	newest, err := b.newest(ctx)
 	if err != nil {
 		return fail(err)
 	}
-	if ends, err = eventlog.EndOffsets(ctx, client, Topics...); err != nil {
+	ends, err := eventlog.EndOffsets(ctx, client, Topics...)
+	if err != nil {
 		return fail(err)
 	}
 	if newest != nil && !newest.sane(ends) {
@@ -346,7 +370,46 @@ func (p *Projector) start(ctx context.Context, client *kgo.Client, start Start) 
 	for tp, first := range starts { // the topic keeps records for a limited time
 		marks[tp] = mark{offset: max(marks[tp].offset, first-1)}
 	}
-	return b, marks, ends, nil
+	return &starting{b, newest, marks, ends}, nil
+}
+
+// withoutBase returns the base with which a Run begins that cannot append one: the newest
+// one that is in the log. What it does not have of orders, payments and the feed's own
+// topic is published again, so that cursors of this base have a meaning. Without any base
+// there are no cursors that can be used until one can be appended: whoever comes back with
+// one must reload.
+func (s *starting) withoutBase() *base {
+	if s.newest == nil {
+		return &base{eventlog.NoFeedBase, "", maps.Clone(s.marks)}
+	}
+	for tp, known := range s.newest.marks {
+		if eventlog.IsAggregate(tp.Topic) {
+			s.marks[tp] = known
+		}
+	}
+	return s.newest
+}
+
+// recorded notes whether a base could be appended, and logs it when that changes.
+func (p *Projector) recorded(log *slog.Logger, err error) {
+	p.mu.Lock()
+	before := p.unrecorded
+	p.unrecorded = err
+	p.mu.Unlock()
+	switch {
+	case err != nil && before == nil:
+		log.Warn("the feed cannot record how far it is on topic feed; it goes on and tries again, and clients that come back meanwhile may have to reload", "err", err)
+	case err == nil && before != nil:
+		log.Info("the feed can record again how far it is")
+	}
+}
+
+// Unrecorded returns why the last base could not be appended to topic feed, or nil. The
+// feed goes on meanwhile.
+func (p *Projector) Unrecorded() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.unrecorded
 }
 
 // appendTimeout bounds the wait for the acknowledgement of a base.
@@ -365,17 +428,17 @@ func (r *running) appendBases(ctx context.Context) {
 			return
 		}
 		r.mu.Lock()
-		due := r.since > 0 || time.Since(last) >= baseAtLeast
+		due := r.since > 0 || time.Since(last) >= baseAtLeast || r.Unrecorded() != nil
 		marks, since := maps.Clone(r.marks), r.since
 		r.mu.Unlock()
 		if !due {
 			continue
 		}
 		b, err := r.bases.append(ctx, marks)
-		if err != nil {
-			if ctx.Err() == nil {
-				r.log.Warn("the feed could not record how far it is", "err", err)
-			}
+		if ctx.Err() != nil {
+			return
+		}
+		if r.recorded(r.log, err); err != nil {
 			continue
 		}
 		last = time.Now()

@@ -39,6 +39,7 @@ type recorder struct {
 	older     []string // what was read back: partition, offset, event and rooms
 	published []string // the same, of what was published
 	noOlder   bool
+	reaches   map[eventlog.TopicPartition]int64 // from Reaches
 	changed   chan struct{}
 }
 
@@ -50,7 +51,10 @@ func (r *recorder) Begin(b eventlog.FeedBase) {
 	r.change(func() { r.began, r.passed = b.ID, b.Passed })
 }
 func (r *recorder) Base(eventlog.FeedBase) { r.change(func() { r.bases++ }) }
-func (r *recorder) NoOlder()               { r.change(func() { r.noOlder = true }) }
+func (r *recorder) Reaches(from map[eventlog.TopicPartition]int64) {
+	r.change(func() { r.reaches = from })
+}
+func (r *recorder) NoOlder() { r.change(func() { r.noOlder = true }) }
 func (r *recorder) Older(_ map[eventlog.TopicPartition]int64, read func(func(eventlog.TopicPartition, int64, time.Time, []rooms.Message)) error) (bool, error) {
 	var part []string
 	err := read(func(tp eventlog.TopicPartition, offset int64, _ time.Time, all []rooms.Message) {

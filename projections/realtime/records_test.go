@@ -17,8 +17,9 @@ import (
 
 type published struct{ offsets []string }
 
-func (*published) Begin(eventlog.FeedBase) {}
-func (*published) Base(eventlog.FeedBase)  {}
+func (*published) Begin(eventlog.FeedBase)                   {}
+func (*published) Reaches(map[eventlog.TopicPartition]int64) {}
+func (*published) Base(eventlog.FeedBase)                    {}
 func (*published) Older(map[eventlog.TopicPartition]int64, func(func(eventlog.TopicPartition, int64, time.Time, []rooms.Message)) error) (bool, error) {
 	return false, nil
 }

@@ -92,6 +92,44 @@ func TestTheCurrentBaseStaysInMemory(t *testing.T) {
 	}
 }
 
+// While the history is read back, who is from before all that will be read must reload at
+// once, and only the others wait. All of them were answered with 503 until it was read.
+func TestWhoIsOlderThanTheHistoryNeedNotWaitForIt(t *testing.T) {
+	t.Parallel()
+	l := newTestLog(nil)
+	at := func(o int64) eventlog.FeedBase {
+		passed := none(1)
+		passed[orders0] = o
+		return l.base(passed)
+	}
+	old, within, began := at(9), at(50), at(100)
+	s := serve(t, func(_ *Feed, c *HubConfig) { c.History = l })
+	s.Hub.Begin(began)
+	s.Hub.Ready()
+	waits := func(b eventlog.FeedBase) bool {
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		p := positionsOf(b.Passed)
+		return !s.Hub.covered(ended, &p)
+	}
+	if !waits(old) || !waits(within) {
+		t.Error("somebody is sent away before it is known how far the history will reach")
+	}
+	s.Hub.Reaches(within.Passed)
+	if waits(old) || !waits(within) {
+		t.Error("the wrong ones wait:", waits(old), waits(within))
+	}
+	c := s.dial(t, ops, "?cursor="+cursorAt(testKey, newBase(old), ops, nil))
+	if g := c.want("feed:reset"); g.Reason != resetExpired {
+		t.Error(g.Reason)
+	}
+	s.Hub.Begin(began)
+	s.Hub.Ready()
+	if !waits(old) {
+		t.Error("after a new beginning it is not known how far the history will reach")
+	}
+}
+
 // After a restore the offset of a base may be that of another one. Its cursors are then
 // unknown, and do not mean a place somewhere else. Only the offset was compared once.
 func TestACursorOfAnotherBaseAtTheSameOffsetIsUnknown(t *testing.T) {
@@ -109,4 +147,30 @@ func TestACursorOfAnotherBaseAtTheSameOffsetIsUnknown(t *testing.T) {
 			t.Error(g, err)
 		}
 	}
+}
+
+// A hub that begins without a base gives cursors with which a client must reload, and tokens
+// that name none. From the first base on, both are as always.
+func TestAHubBeginsWithoutABase(t *testing.T) {
+	t.Parallel()
+	s := serve(t, func(_ *Feed, c *HubConfig) { c.History = newTestLog(nil) })
+	s.Hub.Begin(eventlog.FeedBase{ID: eventlog.NoFeedBase, Passed: none(1)})
+	s.Hub.Ready()
+	s.Hub.NoOlder()
+	c := s.dial(t, ops, "?room=ops")
+	s.Hub.Publish(orders0, 0, time.Time{}, toOps("first"))
+	first := c.want("first ops {}")
+	again := s.dial(t, ops, "?cursor="+first.Cursor)
+	if g := again.want("feed:reset"); g.Reason != resetUnknown || len(tokenOf(t, g.ConsistencyToken)) != 1 {
+		t.Error(g.Reason, g.ConsistencyToken)
+	}
+	at := none(1)
+	at[orders0] = 0
+	s.Hub.Base(baseAt(4, at))
+	s.Hub.Publish(orders0, 1, time.Time{}, toOps("second"))
+	second := c.want("second ops {}")
+	s.Hub.Publish(orders0, 2, time.Time{}, toOps("third"))
+	again = s.dial(t, ops, "?cursor="+second.Cursor)
+	again.want("feed:resumed")
+	again.want("third ops {}")
 }

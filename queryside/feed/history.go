@@ -313,6 +313,18 @@ func (h *Hub) Older(from map[eventlog.TopicPartition]int64, read func(fn func(tp
 	return more, nil
 }
 
+// Reaches is told that no part of the logs from before the start will have anything up to
+// from. So a client from before that must reload, and need not wait until the rest is read.
+func (h *Hub) Reaches(from map[eventlog.TopicPartition]int64) {
+	p := positionsOf(from)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if p.partitions == h.at.partitions {
+		h.reach = indexed(p.done, p.partitions)
+		h.wakeGrown()
+	}
+}
+
 // NoOlder is told that there are no older parts.
 func (h *Hub) NoOlder() {
 	h.mu.Lock()

@@ -126,6 +126,7 @@ type Hub struct {
 	held     *heldBase           // nil: none
 	waiters  waiters
 	noOlder  bool          // the index does not grow backwards any more
+	reach    []int64       // in each log, up to where the index will never reach back; nil: not known
 	grown    chan struct{} // closed when it has, or will not any more
 	gone     chan struct{} // closed when draining and the last is gone
 }
@@ -173,7 +174,7 @@ func (h *Hub) Begin(began eventlog.FeedBase) {
 	h.at = h.base.clone()
 	h.index = newIndex(&h.at, h.cfg.IndexBytes, h.cfg.IndexAge)
 	h.recent, h.latest = newRecent(h.cfg.RecentBytes), map[string]*latest{}
-	h.noOlder = false
+	h.noOlder, h.reach = false, nil
 	h.stopWaiting()
 	for s := range h.subs {
 		s.lastSent, s.ahead = 0, nil

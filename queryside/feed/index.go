@@ -263,11 +263,14 @@ func (p *past) parts() []*part {
 }
 
 // floor returns the offset of each log after which all records are in the index.
-func (x *index) floor() []int64 {
-	if len(x.parts) > 0 {
-		return x.parts[0].begin
+func (x *index) floor() []int64 { return floorOf(x.parts, x.head.begin) }
+
+// floorOf is floor of these parts and a head that begins there.
+func floorOf(parts []*part, head []int64) []int64 {
+	if len(parts) > 0 {
+		return parts[0].begin
 	}
-	return x.head.begin
+	return head
 }
 
 // covers reports whether the index has all records after from.

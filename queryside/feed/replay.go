@@ -2,6 +2,7 @@ package feed
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -16,6 +17,7 @@ import (
 // fast as the client takes it (replay), and goes live when the rest is recent. Until then
 // nothing is queued for it, so what it missed is bounded by nothing but the history.
 type replay struct {
+	index   *index               // the hub's when the client connected; when the hub has another one, it has begun anew
 	from    positions            // everything for its rooms up to here was sent
 	came    positions            // what it had been sent when it came back
 	rooms   []string             // the connection's, in the order of joining
@@ -29,7 +31,7 @@ type replay struct {
 }
 
 func (h *Hub) newReplay(s *subscriber, from positions, orders map[string]int64) *replay {
-	r := &replay{from: from, came: from.clone(), batch: batchRecords, rooms: slices.Concat(s.own, s.joined), orders: orders}
+	r := &replay{index: h.index, from: from, came: from.clone(), batch: batchRecords, rooms: slices.Concat(s.own, s.joined), orders: orders}
 	for _, room := range r.rooms {
 		r.hashes = append(r.hashes, h.index.hash(room))
 	}
@@ -230,11 +232,8 @@ const recentParts = 8
 // through is among them. all says that everything until now is. covered is false if the
 // history does not reach back to the client.
 func (h *Hub) older(r *replay) (records []record, through []int64, all, covered bool) {
-	h.mu.Lock()
-	parts, covered, now := h.index.parts, h.index.covers(&r.from), h.index.head.begin
-	head := h.index.head.find(r.hashes, &r.from)
-	h.mu.Unlock()
-	if !covered {
+	parts, head, now, same := h.lookUp(r, r.hashes)
+	if !same || !within(floorOf(parts, now), r.from.done) {
 		return nil, nil, false, false
 	}
 	if r.from.partial != noLog { // first, because the cursors of what follows say that all of it was sent
@@ -246,13 +245,33 @@ func (h *Hub) older(r *replay) (records []record, through []int64, all, covered 
 	return records, through, all, true
 }
 
-// read returns the messages of records, from memory or from the log.
-func (h *Hub) read(ctx context.Context, records []record) (all missed, err error) {
+// lookUp returns the parts of the index, the records of the head that may be for the rooms,
+// and where the head begins. same is false if the hub has begun anew since the client
+// connected: its logs and their numbers, and the hashes, may be others then, and the
+// connection is being closed.
+func (h *Hub) lookUp(r *replay, hashes []uint32) (parts []*part, head []record, begin []int64, same bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.index != r.index {
+		return nil, nil, nil, false
+	}
+	return h.index.parts, h.index.head.find(hashes, &r.from), h.index.head.begin, true
+}
+
+var errAnew = errors.New("the feed began anew")
+
+// read returns the messages of records, from memory or from the log. It fails with errAnew
+// if the hub has begun anew.
+func (h *Hub) read(ctx context.Context, r *replay, records []record) (all missed, err error) {
 	all = missed{records, make([][]rooms.Message, len(records))}
 	var lacking []record
 	var where []int
+	at := positions{partitions: r.from.partitions}
 	h.mu.Lock()
-	at := positions{partitions: h.at.partitions}
+	if h.index != r.index {
+		h.mu.Unlock()
+		return all, errAnew
+	}
 	for i, rec := range records {
 		messages, ok := h.recent.get(rec)
 		if all.messages[i] = messages; !ok {
@@ -336,7 +355,7 @@ func (h *Hub) replayBatch(ctx context.Context, s *subscriber, records []record, 
 	if s.ended() {
 		return 0, nil, nil
 	}
-	read, failed := h.read(ctx, records)
+	read, failed := h.read(ctx, r, records)
 	if failed != nil {
 		return 0, failed, nil
 	}
@@ -363,14 +382,11 @@ func (h *Hub) replayBatch(ctx context.Context, s *subscriber, records []record, 
 // announce returns feed:resumed for a client that has missed much: count is then the
 // number of records.
 func (h *Hub) announce(r *replay) item {
-	h.mu.Lock()
-	parts := h.index.parts
-	count := len(h.index.head.find(r.hashes, &r.from))
-	h.mu.Unlock()
+	parts, head, _, _ := h.lookUp(r, r.hashes)
 	found, _ := find(parts, r.hashes, &r.from, 1<<62)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.resumed(count + len(found))
+	return h.resumed(len(head) + len(found))
 }
 
 // beginReplay finds out what a rider was to each order of its rooms.
@@ -382,16 +398,18 @@ func (h *Hub) beginReplay(ctx context.Context, s *subscriber, r *replay) (failed
 	lost := h.notTheirs(s, r.orders)
 	h.mu.Unlock()
 	r.begin(s, lost, func(room string) *rooms.Message {
-		h.mu.Lock()
-		hashes := []uint32{h.index.hash(room)}
-		parts, newest := h.index.parts, h.index.head.find(hashes, &r.from)
-		h.mu.Unlock()
+		hashes := []uint32{r.index.hash(room)}
+		parts, newest, _, same := h.lookUp(r, hashes)
+		if !same {
+			failed = errAnew
+			return nil
+		}
 		records, _ := find(parts, hashes, &r.from, 1<<62)
 		records = append(records, newest...)
 		records = slices.DeleteFunc(records, func(rec record) bool { return rec.log() >= r.from.partitions }) // only topic orders says who has the order
 		for len(records) > 0 && failed == nil {
 			n := min(len(records), 8)
-			all, err := h.read(ctx, records[:n])
+			all, err := h.read(ctx, r, records[:n])
 			if failed = err; err == nil {
 				if m := r.statement(room, all); m != nil {
 					return m
@@ -408,6 +426,7 @@ func (h *Hub) beginReplay(ctx context.Context, s *subscriber, r *replay) (failed
 // replayFailed ends a replay that cannot read the log.
 func (h *Hub) replayFailed(ctx context.Context, s *subscriber, err error) error {
 	switch {
+	case errors.Is(err, errAnew): // the connection is being closed
 	case gone(err):
 		h.startOver(s, resetExpired)
 	case ctx.Err() == nil:

@@ -147,6 +147,40 @@ func TestAReplayTakesARiderOutOfTheRoomOfALostOrder(t *testing.T) {
 	}
 }
 
+// The feed begins anew with more partitions while a replay is under way. What the replay
+// knows is of other logs then: it ends, and neither compares positions of different logs,
+// which was a panic, nor reads records of one log as those of another.
+func TestAReplayEndsWhenTheFeedBeginsAnewWithOtherLogs(t *testing.T) {
+	t.Parallel()
+	l := newTestLog([][]logged{{{ordersLog(0), 0, toOps("missed")}}})
+	for range 2 {
+		l.base(none(1))
+	}
+	h := openHub(t, HubConfig{History: l, RecentBytes: 1}, 1)
+	cursor := h.parse(cursorAt(testKey, h.base, ops, []string{rooms.Ops}), ops)
+	h.Publish(ordersLog(0), 0, time.Now(), toOps("missed"))
+	s, _, _, err := h.connect(connecting{actor: ops, cursor: cursor, base: h.base})
+	if err != nil || s.replay == nil {
+		t.Fatal("there is no replay", err)
+	}
+	records, _, _, covered := h.older(s.replay)
+	if !covered || len(records) != 1 {
+		t.Fatal("nothing was missed", covered, records)
+	}
+	h.Begin(baseAt(2, none(3)))
+	h.Ready()
+	if _, _, _, covered := h.older(s.replay); covered {
+		t.Error("the new index covers the old logs")
+	}
+	if _, err := h.read(t.Context(), s.replay, records); !errors.Is(err, errAnew) {
+		t.Error("records of the old logs are read:", err)
+	}
+	h.announce(s.replay)
+	if err := h.replay(t.Context(), s, func([]item) error { t.Error("it sends something"); return nil }); err != nil || !s.ended() {
+		t.Error("the connection is not closed", err)
+	}
+}
+
 // A rider who gets an order back during a replay is in its room afterwards, as of the
 // version that says so: an older event does not take it from them.
 func TestAReplayNotesTheVersionOfAnOrder(t *testing.T) {

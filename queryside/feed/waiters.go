@@ -198,7 +198,7 @@ func (h *Hub) wait(ctx context.Context, need func() eventlog.Token) error {
 func (h *Hub) covered(ctx context.Context, p *positions) bool {
 	for {
 		h.mu.Lock()
-		is := !h.ready || h.noOlder || h.draining || p.partitions != h.at.partitions || h.index.covers(p)
+		is := !h.ready || h.noOlder || h.draining || p.partitions != h.at.partitions || h.index.covers(p) || h.reach != nil && !within(h.reach, p.done)
 		grown := h.grown
 		h.mu.Unlock()
 		if is {

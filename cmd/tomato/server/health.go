@@ -253,6 +253,9 @@ func (s *Server) newHealth() *health {
 		}
 		return nil
 	})
+	if s.projector != nil {
+		add("feed-bases", false, "The feed cannot record how far it is.", func(context.Context) error { return s.projector.Unrecorded() })
+	}
 	add("consumers", false, "Read models or policies stand still.", func(context.Context) error {
 		if stopped := s.runtime.Stopped(); len(stopped) > 0 {
 			return errors.New(strings.Join(stopped, ", "))

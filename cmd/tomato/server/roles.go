@@ -189,6 +189,6 @@ func (s *Server) startFeed(context.Context) error {
 		}
 	})
 	s.readers = append(s.readers, hub.Drain, stop) // the streams end first
-	s.hub = hub
+	s.hub, s.projector = hub, projector
 	return nil
 }

@@ -39,6 +39,7 @@ import (
 	"tomato/httpapi"
 	"tomato/operations"
 	"tomato/projections"
+	"tomato/projections/realtime"
 	"tomato/queryside/feed"
 )
 
@@ -74,7 +75,7 @@ type Server struct {
 	privateDatabaseURL string // "" if a database is configured
 
 	// What the roles share. side, shards and menus are nil if no role issues commands.
-	// hub is nil without the role feed.
+	// hub and projector are nil without the role feed.
 	db          pools
 	logID       eventlog.LogID
 	ends        *eventlog.Ends
@@ -90,6 +91,7 @@ type Server struct {
 	shards      *shard.Shards
 	menus       *shard.Menus
 	hub         *feed.Hub
+	projector   *realtime.Projector
 	operations  operations.Operations
 }
 

@@ -2,8 +2,12 @@ package main_test
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
+	"strings"
 	"testing"
+
+	"github.com/twmb/franz-go/pkg/kadm"
 
 	"tomato/cmd/tomato/servertest"
 	"tomato/domain"
@@ -47,4 +51,44 @@ func TestAFeedAfterATokenOfAListMissesNothing(t *testing.T) {
 		f.Expect("order:update", servertest.About(id))
 		f.Expect("promo:new", func(m servertest.Message) bool { return m.Room == "restaurant:r1" })
 	})
+}
+
+// Topic feed cannot be written. The instance is degraded and says why, its feeds go on, and
+// it is ready again when the topic can be written.
+func TestAnInstanceThatCannotRecordHowFarItsFeedIsIsDegraded(t *testing.T) {
+	t.Parallel()
+	kafka := eventlogtest.Kafka(t)
+	a := servertest.New(t, kafka).Start()
+	a.AddRestaurant("r1", servertest.Lng, servertest.Lat)
+	adm := kadm.NewClient(eventlogtest.Client(t, kafka))
+	limit := func(bytes string) {
+		t.Helper()
+		answers, err := adm.AlterTopicConfigs(t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &bytes}}, eventlog.Feed)
+		if err == nil && len(answers) == 1 {
+			err = answers[0].Err
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	readyz := func(degraded bool) func() error {
+		return func() error {
+			x := a.Do(domain.Actor{}, "GET /readyz", nil)
+			if x.Status != http.StatusOK || strings.Contains(string(x.Body), `"feed-bases":"The feed cannot record how far it is."`) != degraded {
+				return fmt.Errorf("%d %s", x.Status, x.Body)
+			}
+			return nil
+		}
+	}
+	f := a.Feed(servertest.Staff("r1"))
+	limit("10")
+	first := a.Place("c1", "r1")
+	a.Await("the instance is degraded", readyz(true))
+	if n := a.Metric("tomato_degraded", `check="feed-bases"`); n != 1 {
+		t.Error("the metric is", n)
+	}
+	f.Expect("order:update", servertest.About(first))
+	f.Expect("order:update", servertest.About(a.Place("c2", "r1")))
+	limit("1048588")
+	a.Await("the instance is ready again", readyz(false))
 }
