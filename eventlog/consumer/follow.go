@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -50,7 +51,7 @@ func (r *Runtime) Follow(ctx context.Context, from map[eventlog.TopicPartition]i
 	if err != nil {
 		return err
 	}
-	defer client.Close()
+	defer func() { closeReading(client, slices.Collect(maps.Keys(from))) }()
 	tail, err := r.useTail(clientLogger{log})
 	if err != nil {
 		return err

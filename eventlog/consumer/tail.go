@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -79,7 +80,19 @@ func newTail(cfg eventlog.Config, log clientLogger) (*tail, error) {
 func (t *tail) close() {
 	t.stop()
 	<-t.done
-	t.client.Close()
+	closeReading(t.client, slices.Collect(maps.Keys(t.followed)))
+}
+
+// closeReading closes a client that reads these partitions and perhaps others. It takes them
+// out before: the client would otherwise assign a partition that was added a moment ago
+// during Close, and the first fetch would race with the end of the client's fetch session.
+func closeReading(client *kgo.Client, all []eventlog.TopicPartition) {
+	partitions := map[string][]int32{}
+	for _, tp := range all {
+		partitions[tp.Topic] = append(partitions[tp.Topic], tp.Partition)
+	}
+	client.RemoveConsumePartitions(partitions)
+	client.Close()
 }
 
 // useTail returns the runtime's tail for one call of Run or Follow, which must call
